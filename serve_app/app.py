@@ -1,0 +1,36 @@
+"""The application: `serve_app.app:build`, the only place that binds deployments together."""
+
+# No `from __future__ import annotations` here: Ray turns `args` into `AppConfig` only when the
+# annotation of `build` is the class itself.
+from ray import serve
+from ray.serve import Application
+
+from serve_app.config import AppConfig
+from serve_app.deployments.cache_lookup import CacheLookup
+from serve_app.deployments.embedder import Embedder
+from serve_app.deployments.ingress import Ingress
+from serve_app.models import resolve
+
+# Ray's own limit per replica must never be what holds requests back: a full replica is tried again
+# after a pause, and that pause is latency. Load is refused earlier, in the client's dialect: by the
+# Ingress' `max_concurrent_requests` and the Embedder's `max_queued_tokens`.
+_ONGOING = 8192
+
+_light = serve.deployment(max_ongoing_requests=_ONGOING, ray_actor_options={"num_cpus": 0})
+_heavy = serve.deployment(
+    max_ongoing_requests=_ONGOING, health_check_period_s=5, health_check_timeout_s=10
+)
+
+
+def build(args: AppConfig) -> Application:
+    """Binds Ingress -> CacheLookup -> Embedder.
+
+    The space of the vectors is decided here, once; every replica holds to it or doesn't start.
+
+    Raises:
+        ModelSourceError: the model's files are missing or not the ones that were asked for.
+    """
+    spec = resolve(args.model)
+    embedder = _heavy(Embedder).bind(args, spec)
+    lookup = _light(CacheLookup).bind(spec, embedder)
+    return _light(Ingress).bind(spec, lookup)

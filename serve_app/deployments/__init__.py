@@ -1,0 +1,1 @@
+"""Ray Serve around the plain classes: nothing here decides what a vector is."""

@@ -1,0 +1,114 @@
+"""The deployment that runs the model: one replica, one engine, its own CPUs or its own GPU."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.schema import ReplicaRank
+
+from serve_app.config import AppConfig, EmbedderSettings
+from serve_app.engine.affinity import available_cpus, choose_cpus, move_threads, pin_thread
+from serve_app.engine.base import Engine
+from serve_app.engine.scheduler import Reply, Scheduler
+from serve_app.errors import ConfigurationError, EmbedServeError, SpaceMismatch
+from serve_app.models import ModelSpec, resolve
+from serve_app.types import EngineInfo, Vectors
+
+#: Requests that one call of the collector may gather; it waits for none.
+_COLLECT = 256
+
+
+class Embedder:
+    """Computes vectors of texts, prompts already in front."""
+
+    def __init__(self, config: AppConfig, spec: ModelSpec) -> None:
+        local = resolve(config.model)
+        if local.space_id != spec.space_id:
+            raise SpaceMismatch(
+                f"This replica's files give space {local.space_id}, the application promises "
+                f"{spec.space_id}: the model on this node differs from the one the application was "
+                "built with."
+            )
+        self._threads = max(1, int(_resources().get("CPU", 1)))
+        self._all_cpus = available_cpus()
+        self._cpus = self._my_cpus(serve.get_replica_context().rank.local_rank)
+        # Each thread pins itself as it starts, and what torch starts from it inherits that. The
+        # event loop stays free to run wherever there is room.
+        engine_thread = ThreadPoolExecutor(1, "engine", pin_thread, (self._cpus,))
+        tokenizer_thread = ThreadPoolExecutor(1, "tokenizer", pin_thread, (self._cpus,))
+        device = _device(config)
+        engine = engine_thread.submit(self._load, config, spec, device).result()
+        self._info = engine.info
+        self._scheduler = Scheduler(
+            engine,
+            EmbedderSettings(),
+            engine_thread=engine_thread,
+            tokenizer_thread=tokenizer_thread,
+        )
+
+    def _my_cpus(self, local_rank: int) -> frozenset[int]:
+        return choose_cpus(self._all_cpus, self._threads, local_rank)
+
+    def _load(self, config: AppConfig, spec: ModelSpec, device: str) -> Engine:
+        from serve_app.engine.torch_engine import TorchEngine
+
+        engine = TorchEngine(config.model, spec, device=device, threads=self._threads)
+        engine.embed(engine.tokenize(["The first run pays for lazy start-up."]))
+        return engine
+
+    async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
+        """Takes new settings and, when Ray numbers the replicas anew, other CPUs.
+
+        Ray calls it before the first request and at each change.
+        """
+        self._scheduler.start()
+        self._scheduler.settings = EmbedderSettings.model_validate(user_config or {})
+        cpus = self._my_cpus(rank.local_rank)
+        if cpus != self._cpus:
+            move_threads(self._cpus, cpus)
+            self._cpus = cpus
+
+    async def embed(self, texts: tuple[str, ...]) -> Vectors | EmbedServeError:
+        """Vectors of texts, or the error that stands for them."""
+        reply = await self._collect(texts)
+        return await reply
+
+    @serve.batch(max_batch_size=_COLLECT, batch_wait_timeout_s=0, max_concurrent_batches=64)
+    async def _collect(self, groups: list[tuple[str, ...]]) -> list[Reply]:
+        # Collects what arrives together for one run of the tokenizer. It answers with futures, not
+        # vectors, so that a short request never waits for a long one it was collected with.
+        return await self._scheduler.submit(groups)
+
+    async def describe(self) -> EngineInfo:
+        """What runs the model here."""
+        return self._info
+
+    async def check_health(self) -> None:
+        """Ray replaces the replica when this raises."""
+        self._scheduler.check()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `autoscale.TokenPolicy` decides by."""
+        return dataclasses.asdict(self._scheduler.load.read())
+
+
+def _device(config: AppConfig) -> str:
+    """`cuda` or `cpu`.
+
+    Raises:
+        ConfigurationError: a GPU is asked for and Ray gave the replica none.
+    """
+    given = bool(ray.get_gpu_ids())
+    if config.device == "cuda" and not given:
+        raise ConfigurationError(
+            "`device: cuda` needs a GPU: set `num_gpus` in the Embedder's `ray_actor_options`."
+        )
+    return "cuda" if given and config.device != "cpu" else "cpu"
+
+
+def _resources() -> dict[str, float]:
+    context = ray.get_runtime_context()
+    resources: dict[str, float] = context.get_assigned_resources()  # type: ignore[no-untyped-call]
+    return resources

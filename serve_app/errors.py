@@ -1,0 +1,137 @@
+"""Every error the service raises on purpose, each with its HTTP status and a stable code.
+
+The tree:
+
+* EmbedServeError
+  x InvalidRequest            400   the request can't be answered as it stands
+    + ModelNotFound           404
+    + RouteNotFound           404
+    + MethodNotAllowed        405
+    + BodyTimeout             408
+    + BodyTooLarge            413
+    + UnsupportedMediaType    415
+  x Overloaded                429   more work than fits; carries `retry_after_s`
+  x EngineFailed              500   the model ran and did not give a usable vector
+  x Unavailable               503   no replica can answer now
+  x DeadlineExceeded          504   the answer did not come in time
+  x ConfigurationError        500   the service can't start as it is configured
+    + ModelSourceError
+    + SpaceMismatch
+
+Errors cross process boundaries by pickle, so every constructor takes positional arguments
+and hands all of them to `Exception.__init__`. Messages reach the client: they say what is
+wrong and how to mend it, and never hold a path or a secret of the server.
+"""
+
+from http import HTTPStatus
+
+
+class EmbedServeError(Exception):
+    """Base of every error raised on purpose."""
+
+    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
+    code: str = "internal_error"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.message = message
+        #: The field of the job the error is about (`texts`, `dimensions`, …), if there is one.
+        self.param = param
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidRequest(EmbedServeError):
+    """The request can't be answered as it stands; trying again unchanged won't help."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_value"
+
+
+class ModelNotFound(InvalidRequest):
+    """The named model isn't served here."""
+
+    status = HTTPStatus.NOT_FOUND
+    code = "model_not_found"
+
+
+class RouteNotFound(InvalidRequest):
+    """Nothing is served under the path."""
+
+    status = HTTPStatus.NOT_FOUND
+    code = "unknown_url"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The path exists, the method doesn't."""
+
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    code = "method_not_allowed"
+
+
+class BodyTimeout(InvalidRequest):
+    """The client did not finish sending its body in time."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    code = "body_timeout"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is over the configured limit."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body isn't declared as JSON."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    code = "unsupported_media_type"
+
+
+class Overloaded(EmbedServeError):
+    """More work than fits; nothing of the request was taken on."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        EmbedServeError.__init__(self, message)
+        self.args = (message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class EngineFailed(EmbedServeError):
+    """The model ran and did not give a usable vector."""
+
+    code = "engine_failed"
+
+
+class Unavailable(EmbedServeError):
+    """No replica can answer now; another try may succeed."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "unavailable"
+
+
+class DeadlineExceeded(EmbedServeError):
+    """The answer did not come inside the request's time limit."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    code = "deadline_exceeded"
+
+
+class ConfigurationError(EmbedServeError):
+    """The service can't start as it is configured."""
+
+    code = "configuration_error"
+
+
+class ModelSourceError(ConfigurationError):
+    """The model's files are missing, incomplete, or not the ones that were asked for."""
+
+
+class SpaceMismatch(ConfigurationError):
+    """This replica would compute vectors of another space than the application promised."""

@@ -1,0 +1,216 @@
+"""What a model is: where its files lie, what it takes and gives, and the space its vectors are in.
+
+`resolve` reads the files of a sentence-transformers folder, never runs the model and imports
+neither torch nor transformers, so it is cheap enough to run wherever the answer must be
+certain: when the application is built, and again in every replica that loads the model.
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve_app.config import ModelConfig
+from serve_app.errors import InvalidRequest, ModelSourceError
+
+#: Keys of `config.json` that say how the file was written, not what the model computes.
+_INERT_KEYS = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model as the service promises it, the same in every replica."""
+
+    name: str
+    aliases: tuple[str, ...]
+    dim: int
+    max_tokens: int
+    prompts: Mapping[str, str]
+    default_prompt: str | None
+    weights_sha256: str
+    space_id: str  #: `<family>-<precision>`; see `family`
+    created_s: int  #: Unix time of the weights file
+
+    def accepts(self, name: str | None) -> bool:
+        """Whether a client that asks for `name` (None: any) is answered by this model."""
+        return name is None or name == self.name or name in self.aliases
+
+    def prompt(self, input_type: str | None) -> str:
+        """The text put before each input of this type.
+
+        Raises:
+            InvalidRequest: the model has no prompt of that name.
+        """
+        name = self.default_prompt if input_type is None else input_type
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(sorted(self.prompts)) or "none"
+            raise InvalidRequest(
+                f"The model has no input type {name!r}. Known ones: {known}.", "input_type"
+            )
+        return self.prompts[name]
+
+
+def folder(config: ModelConfig) -> Path:
+    """The folder that holds the model's files on this machine; a hub model is fetched first.
+
+    Raises:
+        ModelSourceError: there is no such package, folder or pinned revision.
+    """
+    kind, _, place = config.source.partition(":")
+    if kind == "package":
+        found = importlib.util.find_spec(place)
+        if found is None or not found.submodule_search_locations:
+            raise ModelSourceError(
+                f"The package {place!r} that holds the model isn't installed. Run `pip install "
+                f"{place.replace('_', '-')}`, or set `model.source` to a folder: `path:<folder>`."
+            )
+        path = Path(found.submodule_search_locations[0]) / "model"
+    elif kind == "path":
+        path = Path(place).expanduser()
+    else:
+        path = _download(place, config.revision)
+    if not (path / "modules.json").is_file():
+        raise ModelSourceError(
+            f"{config.source} isn't a sentence-transformers model: it has no `modules.json`."
+        )
+    return path
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if revision is None:
+        raise ModelSourceError(
+            f"`model.source: hub:{repo}` needs `model.revision`, the full commit to pin: a branch "
+            "can move, and every vector would change with it."
+        )
+    try:
+        return Path(snapshot_download(repo, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelSourceError(
+            f"Could not fetch {repo} at {revision[:12]} from the hub ({type(error).__name__}). "
+            "Check the name and the network, or fetch it elsewhere and use `path:<folder>`."
+        ) from error
+
+
+def resolve(config: ModelConfig, precision: str = "fp32") -> ModelSpec:
+    """Reads a model's files into its spec.
+
+    Raises:
+        ModelSourceError: files are missing or unreadable, or the weights aren't the ones
+            `sha256` asks for.
+    """
+    path = folder(config)
+    try:
+        return _read(path, config, precision)
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ModelSourceError(f"Could not read the model {config.source}: {error!r}") from error
+
+
+def _read(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
+    modules = _modules(path)
+    weights = _weight_files(path)
+    digests = {str(file.relative_to(path)): _sha256(file) for file in weights}
+    main = next(iter(digests.values()))
+    if config.sha256 is not None and main != config.sha256:
+        raise ModelSourceError(
+            f"The weights of {config.name} are not the ones that were asked for: SHA-256 {main}, "
+            f"wanted {config.sha256}. Install the model again, or mend `model.sha256`."
+        )
+    max_tokens = config.max_tokens or _max_tokens(path)
+    settings = _json(path / "config_sentence_transformers.json", missing={})
+    prompts = settings.get("prompts") or {"query": "", "document": ""}
+    return ModelSpec(
+        name=config.name,
+        aliases=config.aliases,
+        dim=_dim(modules, path),
+        max_tokens=max_tokens,
+        prompts=prompts,
+        default_prompt=settings.get("default_prompt_name"),
+        weights_sha256=main,
+        space_id=f"{family(path, modules, digests, max_tokens, prompts)}-{precision}",
+        created_s=int(weights[0].stat().st_mtime),
+    )
+
+
+def family(
+    path: Path,
+    modules: list[tuple[str, dict[str, Any]]],
+    digests: Mapping[str, str],
+    max_tokens: int,
+    prompts: Mapping[str, str],
+) -> str:
+    """Hash of everything but the precision that decides a vector's values, 16 hex digits.
+
+    Weights, architecture, tokenizer, the modules behind the transformer (pooling, dense,
+    normalise) with their settings, the names of the prompts, and where texts are cut.
+    """
+    tokenizer = [path / name for name in ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model")]
+    architecture = _json(path / "config.json")
+    parts = {
+        "weights": dict(digests),
+        "architecture": {k: v for k, v in architecture.items() if k not in _INERT_KEYS},
+        "tokenizer": {file.name: _sha256(file) for file in tokenizer if file.is_file()},
+        "modules": modules,
+        "prompts": sorted(prompts),
+        "max_tokens": max_tokens,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _modules(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The pipeline behind `modules.json`: class name and settings of each step."""
+    listed = sorted(_json(path / "modules.json"), key=lambda module: module["idx"])
+    return [
+        (
+            module["type"].rpartition(".")[2],
+            _json(path / module["path"] / "config.json", missing={}) if module["path"] else {},
+        )
+        for module in listed
+    ]
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """Weights of the transformer first, then those of the modules behind it."""
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        found = sorted(path.glob(pattern))
+        if found:
+            return found + sorted(path.glob(f"*/{pattern}"))
+    raise ModelSourceError(f"{path.name} has no weights (`*.safetensors` or `pytorch_model*.bin`).")
+
+
+def _dim(modules: list[tuple[str, dict[str, Any]]], path: Path) -> int:
+    for _, settings in reversed(modules):
+        if "out_features" in settings:
+            return int(settings["out_features"])
+        width = settings.get("word_embedding_dimension") or settings.get("embedding_dimension")
+        if width:
+            modes = sum(1 for key, on in settings.items() if key.startswith("pooling_mode_") and on)
+            return int(width) * max(1, modes)
+    return int(_json(path / "config.json")["hidden_size"])
+
+
+def _max_tokens(path: Path) -> int:
+    limit = _json(path / "sentence_bert_config.json", missing={}).get("max_seq_length")
+    if limit:
+        return int(limit)
+    tokenizer = _json(path / "tokenizer_config.json", missing={})
+    positions = _json(path / "config.json").get("max_position_embeddings", 512)
+    return int(min(tokenizer.get("model_max_length") or positions, positions))
+
+
+def _json(path: Path, missing: Any = None) -> Any:
+    if missing is not None and not path.is_file():
+        return missing
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

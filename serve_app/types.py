@@ -1,0 +1,65 @@
+"""What travels between the rooms: jobs down, vectors up.
+
+Everything here is small, frozen and picklable; it crosses Ray handles as it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedJob:
+    """What a client asks for, in no dialect's words."""
+
+    texts: tuple[str, ...]
+    model: str | None = None  #: None: the served model
+    input_type: str | None = None  #: name of one of the model's prompts; None: its default
+    dimensions: int | None = None  #: None: all of the model's
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """A finished job, in the order of its texts."""
+
+    model: str
+    vectors: Float32  #: shape (n, dimensions)
+    tokens: Int32  #: shape (n,); the model's own count, special tokens included, after truncation
+    truncated: Bool  #: shape (n,); True where the text was longer than the model takes
+
+
+@dataclass(frozen=True, slots=True)
+class TextGroup:
+    """Distinct texts of one job, on their way to the cache."""
+
+    texts: tuple[str, ...]
+    prompt: str = ""  #: put before each text; part of the cache key
+    use_cache: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Full-size vectors of a group of texts, in the group's order."""
+
+    values: Float32  #: shape (n, dim)
+    tokens: Int32  #: shape (n,)
+    truncated: Bool  #: shape (n,)
+    computed: int  #: how many of the n came from the engine rather than from a cache
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What runs the model in one replica."""
+
+    engine: str
+    device: str
+    precision: str
+    threads: int
+    space_id: str
+    versions: Mapping[str, str] = field(default_factory=dict)

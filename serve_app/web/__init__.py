@@ -1,0 +1,1 @@
+"""HTTP: the Starlette application, its limits, and the dialects it speaks. Knows no Ray."""
