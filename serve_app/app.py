@@ -16,9 +16,19 @@ from serve_app.models import resolve
 # Ingress' `max_concurrent_requests` and the Embedder's `max_queued_tokens`.
 _ONGOING = 8192
 
-_light = serve.deployment(max_ongoing_requests=_ONGOING, ray_actor_options={"num_cpus": 0})
+# A stopping replica looks for unfinished requests this often, one tier after the other.
+_SHUTDOWN_LOOK_S = 0.2
+
+_light = serve.deployment(
+    max_ongoing_requests=_ONGOING,
+    graceful_shutdown_wait_loop_s=_SHUTDOWN_LOOK_S,
+    ray_actor_options={"num_cpus": 0},
+)
 _heavy = serve.deployment(
-    max_ongoing_requests=_ONGOING, health_check_period_s=5, health_check_timeout_s=10
+    max_ongoing_requests=_ONGOING,
+    graceful_shutdown_wait_loop_s=_SHUTDOWN_LOOK_S,
+    health_check_period_s=5,
+    health_check_timeout_s=10,
 )
 
 

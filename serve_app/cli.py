@@ -1,0 +1,170 @@
+"""The command `embedserve`. Thin: each command calls what does the work."""
+
+import argparse
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from serve_app import __version__
+from serve_app.config import AppConfig, settings_markdown
+from serve_app.errors import ConfigurationError
+from serve_app.models import ModelSpec, resolve
+
+_EXAMPLES = """\
+examples:
+  embedserve serve                         serve what serve_config.yaml says, until Ctrl-C
+  embedserve serve configs/gpu.yaml        serve another configuration
+  embedserve serve --port 8001             a second service on this machine
+  embedserve prepare                       find and check the model's files, e.g. for an image build
+  embedserve settings                      every setting, its default and what it does
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 good, 1 failed, 2 wrongly called."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except ConfigurationError as error:
+        return _fail(str(error))
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="embedserve",
+        description="An autoscaling text-embedding service on Ray Serve.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"embedserve {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="start the service and wait for Ctrl-C")
+    _add_config(serve)
+    serve.add_argument("--port", type=int, help="listen here instead of where the file says")
+    serve.add_argument("--verbose", action="store_true", help="show all that Ray prints")
+    serve.set_defaults(run=_serve)
+
+    prepare = commands.add_parser("prepare", help="find the model's files and check them")
+    _add_config(prepare)
+    prepare.set_defaults(run=_prepare)
+
+    settings = commands.add_parser("settings", help="print all settings as Markdown tables")
+    settings.set_defaults(run=_settings)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config",
+        nargs="?",
+        type=Path,
+        default=Path("serve_config.yaml"),
+        help="a Ray Serve configuration file (default: serve_config.yaml)",
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from serve_app.launch import Launch, LaunchFailed, beside, port_is_free
+
+    config, application = _read(arguments.config)
+    _show_model(resolve(application.model))
+    http = config.get("http_options", {})
+    with tempfile.TemporaryDirectory(prefix="embedserve-") as scratch:
+        if arguments.port is not None:
+            config = beside(config, arguments.port, Path(scratch))
+            http = config["http_options"]
+        host, port = http.get("host", "0.0.0.0"), http.get("port", 8000)
+        if not port_is_free(host, port):
+            return _fail(
+                f"Port {port} is in use. Stop what listens there, or choose another: "
+                f"`embedserve serve --port {port + 1}`."
+            )
+        _catch_signals()
+        launch = Launch(config, verbose=arguments.verbose)
+        try:
+            launch.start()
+            for doing in launch.wait_until_ready():
+                _say("starting", doing)
+            _show_ready(launch.url)
+            return launch.wait()
+        except LaunchFailed as error:
+            return _fail(f"{error}\nRay's logs: /tmp/ray/session_latest/logs/serve")
+        except KeyboardInterrupt:
+            _say("stopping", "…")
+            return 0
+        finally:
+            launch.stop()
+            _say("stopped", "nothing is left running")
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    _, application = _read(arguments.config)
+    _show_model(resolve(application.model))
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> int:
+    print(settings_markdown(), end="")
+    return 0
+
+
+def _read(path: Path) -> tuple[dict[str, Any], AppConfig]:
+    """A configuration file and the `args` of its application, both checked."""
+    from pydantic import ValidationError
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        schema = ServeDeploySchema.model_validate(config)
+        return config, AppConfig.model_validate(schema.applications[0].args)
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"There is no file {path}. Run this in the project's folder, or name a file."
+        ) from None
+    except (yaml.YAMLError, ValidationError, IndexError) as error:
+        raise ConfigurationError(f"{path} is not a valid configuration: {error}") from None
+
+
+def _catch_signals() -> None:
+    """Makes Ctrl-C and `kill` end the service alike, even where SIGINT came in ignored."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _show_model(spec: ModelSpec) -> None:
+    _say("model", f"{spec.name}, {spec.dim} dimensions, {spec.max_tokens} tokens")
+    _say("weights", f"SHA-256 {spec.weights_sha256[:16]}…")
+    _say("space", spec.space_id)
+
+
+def _show_ready(url: str) -> None:
+    _say("ready", f"{url}   (Ctrl-C stops it)")
+    print(
+        f"\n  curl {url}/v1/embeddings -H 'Content-Type: application/json' \\\n"
+        """       -d '{"input": "Hello, world"}'\n""",
+        flush=True,
+    )
+
+
+def _say(what: str, text: str) -> None:
+    print(f"{what:>9}  {text}", flush=True)
+
+
+def _fail(message: str) -> int:
+    print(f"embedserve: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

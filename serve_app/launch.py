@@ -1,0 +1,236 @@
+"""Runs `serve run` for a person: says what is going on, when it is ready, and cleans up.
+
+Ray's own command starts everything and then is silent, in success as in failure. This puts
+a parent process around it that watches the service come up, passes on what went wrong, and
+makes sure that nothing stays behind when it ends.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_MARK = "EMBEDSERVE_LAUNCH_ID"
+_POLL_S = 0.3
+_STOP_S = 40.0
+_DASHBOARD = re.compile(r"View the dashboard at \S*?(http://[\d.:]+)")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class LaunchFailed(Exception):
+    """The service did not come up; the message says why."""
+
+
+def free_port() -> int:
+    """A port on which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def beside(config: Mapping[str, Any], port: int, scratch: Path) -> dict[str, Any]:
+    """The same configuration for one more service on this machine.
+
+    Moves the HTTP port, and out of each other's way what HAProxy opens beside it: its
+    statistics port, its admin socket and its files, which go into `scratch`.
+    """
+    moved: dict[str, Any] = json.loads(json.dumps(config))
+    moved.setdefault("http_options", {})["port"] = port
+    env = moved.get("controller_options", {}).get("runtime_env", {}).get("env_vars", {})
+    if env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        env["RAY_SERVE_HAPROXY_STATS_PORT"] = str(free_port())
+        env["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(free_port())
+        env["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(free_port())
+        env["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"] = str(scratch / "haproxy.cfg")
+        env["RAY_SERVE_HAPROXY_SOCKET_PATH"] = str(scratch / "admin.sock")
+        env["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = str(scratch)
+        env["RAY_SERVE_HAPROXY_SERVER_STATE_FILE"] = str(scratch / "server-state")
+    return moved
+
+
+class Launch:
+    """One service, from start to end."""
+
+    def __init__(self, config: Mapping[str, Any], *, verbose: bool = False) -> None:
+        http = config.get("http_options", {})
+        self.url = f"http://{_reachable(http.get('host', '0.0.0.0'))}:{http.get('port', 8000)}"
+        self.mark = uuid.uuid4().hex
+        self._config = config
+        self._verbose = verbose
+        self._tail: deque[str] = deque(maxlen=60)
+        self._dashboard: str | None = None
+        self._child: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._scratch = tempfile.TemporaryDirectory(prefix="embedserve-")
+
+    def start(self) -> None:
+        """Starts `serve run` and returns at once."""
+        file = Path(self._scratch.name) / "serve_config.yaml"
+        file.write_text(yaml.safe_dump(dict(self._config), sort_keys=False), encoding="utf-8")
+        env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"} | os.environ
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "ray.serve.scripts", "run", str(file)],
+            env={**env, _MARK: self.mark},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C in a terminal reaches the parent only
+        )
+        self._reader = threading.Thread(target=self._read_output, args=(self._child,), daemon=True)
+        self._reader.start()
+
+    def wait_until_ready(self, timeout_s: float = 600.0) -> Iterator[str]:
+        """Yields what is going on, once for each change, until the service answers.
+
+        Raises:
+            LaunchFailed: it ended, failed to deploy, or is not ready in time.
+        """
+        begin = time.monotonic()
+        said = ""
+        while not self._healthy():
+            if self._child is None or self._child.poll() is not None:
+                raise LaunchFailed("Ray ended before the service was up:\n" + "".join(self._tail))
+            if time.monotonic() - begin > timeout_s:
+                raise LaunchFailed(f"The service was not ready after {timeout_s:.0f} s: {said}.")
+            doing = self._doing()
+            if doing != said:
+                said = doing
+                yield f"{doing} ({time.monotonic() - begin:.0f} s)"
+            time.sleep(_POLL_S)
+
+    def wait(self) -> int:
+        """Waits until the service ends by itself; its exit status."""
+        assert self._child is not None, "Start it first. This is a bug."
+        self._verbose = True
+        return self._child.wait()
+
+    def stop(self) -> None:
+        """Ends the service and everything it started; safe to call twice."""
+        self._verbose = False  # what Ray says while it is being torn down helps nobody
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(signal.SIGINT)
+            try:
+                self._child.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for _ in range(20):
+                left = list(marked_processes(self.mark))
+                if not left:
+                    break
+                for pid in left:
+                    _send(pid, number)
+                time.sleep(0.1)
+        if self._reader is not None:
+            self._reader.join()
+        self._scratch.cleanup()
+
+    def _read_output(self, child: subprocess.Popen[str]) -> None:
+        assert child.stdout is not None, "The child was started with a pipe. This is a bug."
+        for line in child.stdout:
+            plain = _COLOURS.sub("", line)
+            self._tail.append(plain)
+            if found := _DASHBOARD.search(plain):
+                self._dashboard = found.group(1)
+            if self._verbose:
+                sys.stderr.write(line)
+                sys.stderr.flush()
+        child.stdout.close()
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=10) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
+
+    def _doing(self) -> str:
+        if self._dashboard is None:
+            return "Ray"
+        application = self._application()
+        if application is None:
+            return "the application"
+        if application.get("status") == "DEPLOY_FAILED":
+            raise LaunchFailed(str(application.get("message")).strip())
+        replicas = _replica_states(application)
+        if not replicas:
+            return "the application"
+        return "replicas: " + ", ".join(
+            f"{name} {states.count('RUNNING')}/{max(1, len(states))}"
+            for name, states in replicas.items()
+        )
+
+    def replica_states(self) -> dict[str, list[str]]:
+        """The states of the replicas, as Ray names them (`RUNNING`, …), by deployment."""
+        return _replica_states(self._application() or {})
+
+    def _application(self) -> dict[str, Any] | None:
+        """What Ray's dashboard knows of the application; None when it knows or tells nothing."""
+        token = Path.home() / ".ray" / "auth_token"
+        request = urllib.request.Request(f"{self._dashboard}/api/serve/applications/")
+        if token.is_file():
+            request.add_header("Authorization", f"Bearer {token.read_text().strip()}")
+        try:
+            with urllib.request.urlopen(request, timeout=5) as reply:
+                applications = json.load(reply).get("applications", {})
+        except (OSError, ValueError):
+            return None
+        found: dict[str, Any] | None = next(iter(applications.values()), None)
+        return found
+
+
+def marked_processes(mark: str) -> Iterator[int]:
+    """Processes of this user, other than this one, that a launch with this mark started."""
+    entry = f"{_MARK}={mark}".encode()
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        pid = int(environ.parent.name)
+        try:
+            if pid != os.getpid() and entry in environ.read_bytes().split(b"\0"):
+                yield pid
+        except OSError:
+            continue  # it ended meanwhile, or is another user's
+
+
+def _replica_states(application: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {
+        name: [replica["state"] for replica in deployment.get("replicas", [])]
+        for name, deployment in application.get("deployments", {}).items()
+    }
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host

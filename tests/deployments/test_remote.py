@@ -1,0 +1,79 @@
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve.exceptions import BackPressureError
+
+from serve_app.deployments import remote
+from serve_app.deployments.remote import RemoteMethod
+from serve_app.errors import EngineFailed, Overloaded, Unavailable
+
+
+class FakeHandle:
+    """Plays what a Serve handle gives back, one thing for each call."""
+
+    def __init__(self, *plays: object) -> None:
+        self.plays = list(plays)
+        self.options_given: dict[str, Any] = {}
+        self.arguments: list[object] = []
+
+    def options(self, **options: Any) -> "FakeHandle":
+        self.options_given = options
+        return self
+
+    async def remote(self, *arguments: object) -> object:
+        self.arguments.append(arguments)
+        play = self.plays.pop(0)
+        if isinstance(play, Exception) and not isinstance(play, EngineFailed):
+            raise play
+        return play
+
+
+def died() -> Exception:
+    return ActorDiedError()
+
+
+def gone() -> Exception:
+    return ActorUnavailableError("Actor is unavailable.", b"\0" * 16)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_BACKOFF_S", 0)
+
+
+def method(handle: FakeHandle) -> RemoteMethod:
+    return RemoteMethod(handle, "fetch")  # type: ignore[arg-type]
+
+
+async def test_a_reply_is_handed_on() -> None:
+    handle = FakeHandle("reply")
+    assert await method(handle)("argument") == "reply"
+    assert handle.arguments == [("argument",)]
+    assert handle.options_given["method_name"] == "fetch"
+
+
+@pytest.mark.parametrize("death", [died, gone], ids=["died", "unavailable"])
+async def test_a_call_whose_replica_dies_goes_to_another(death: Any) -> None:
+    handle = FakeHandle(death(), death(), "reply")
+    assert await method(handle)("argument") == "reply"
+    assert handle.arguments == [("argument",)] * 3
+
+
+async def test_a_request_that_kills_its_replicas_does_not_kill_them_all() -> None:
+    handle = FakeHandle(*[died() for _ in range(10)])
+    with pytest.raises(Unavailable):
+        await method(handle)("argument")
+    assert len(handle.arguments) == 3
+
+
+async def test_an_error_of_the_service_is_a_value_on_the_way_and_raised_here() -> None:
+    handle = FakeHandle(EngineFailed("no"))
+    with pytest.raises(EngineFailed, match="no"):
+        await method(handle)("argument")
+    assert len(handle.arguments) == 1
+
+
+async def test_a_full_queue_is_overload() -> None:
+    with pytest.raises(Overloaded):
+        await method(FakeHandle(BackPressureError(10, 10)))("argument")

@@ -1,0 +1,217 @@
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve_app.config import EmbedderSettings
+from serve_app.engine.scheduler import Scheduler
+from serve_app.errors import EngineFailed, Overloaded, Unavailable
+from serve_app.types import Vectors
+from tests.fakes import SPEC, FakeEngine, fake_vector
+
+Running = Callable[..., AbstractAsyncContextManager[Scheduler]]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def running(engine: FakeEngine) -> Running:
+    @asynccontextmanager
+    async def run(**changes: Any) -> AsyncIterator[Scheduler]:
+        with ThreadPoolExecutor(1) as engine_thread, ThreadPoolExecutor(1) as tokenizer_thread:
+            scheduler = Scheduler(
+                engine,
+                EmbedderSettings(**changes),
+                engine_thread=engine_thread,
+                tokenizer_thread=tokenizer_thread,
+            )
+            scheduler.start()
+            yield scheduler
+            engine.release()
+            await scheduler.stop()
+
+    return run
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+async def embed(scheduler: Scheduler, *texts: str) -> Vectors:
+    (reply,) = await scheduler.submit([texts])
+    result = await reply
+    assert isinstance(result, Vectors)
+    return result
+
+
+async def test_a_lone_text_runs_at_once(engine: FakeEngine, running: Running) -> None:
+    async with running() as scheduler:
+        vectors = await embed(scheduler, "hello")
+    assert np.array_equal(vectors.values, fake_vector("hello")[None])
+    assert (vectors.tokens.tolist(), vectors.truncated.tolist()) == ([5], [False])
+
+
+async def test_what_arrives_while_the_engine_is_busy_leaves_together(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running() as scheduler:
+        engine.hold()
+        first = asyncio.create_task(embed(scheduler, "a"))
+        await until(lambda: engine.batches)
+        later = [asyncio.create_task(embed(scheduler, text)) for text in "bcdef"]
+        await until(lambda: scheduler.load.queued_tokens == 6)
+        engine.release()
+        await asyncio.gather(first, *later)
+    assert engine.batches == [["a"], list("bcdef")]
+
+
+async def test_texts_of_similar_length_share_a_batch(engine: FakeEngine, running: Running) -> None:
+    short, long = [c * 2 for c in "abcdefgh"], [c * 16 for c in "abcd"]
+    mixed = [text for pair in zip(short[:4], long, strict=True) for text in pair] + short[4:]
+    async with running(budget_tokens=64) as scheduler:
+        vectors = await embed(scheduler, *mixed)
+    assert np.array_equal(vectors.values, np.stack([fake_vector(text) for text in mixed]))
+    padding = [sum(max(map(len, b)) - len(text) for text in b) for b in engine.batches]
+    assert sum(padding) == 0
+    assert engine.batches == [short, long]
+
+
+@pytest.mark.parametrize("speed", [None, 10.0])
+async def test_what_does_not_fit_is_refused_whole_and_at_once(
+    engine: FakeEngine, running: Running, speed: float | None
+) -> None:
+    async with running(max_queued_tokens=64) as scheduler:
+        if speed:
+            scheduler.load.computed(100, 100 / speed)
+        engine.hold()
+        taken = (await scheduler.submit([["x" * 10] * 6]))[0]
+        (refused,) = await scheduler.submit([["y", "z" * 10]])
+        error = await refused
+        assert isinstance(error, Overloaded)
+        assert error.retry_after_s == (6 if speed else 1)  # 60 tokens at 10 a second
+        (fits,) = await scheduler.submit([["y"]])
+        engine.release()
+        assert isinstance(await taken, Vectors)
+        assert isinstance(await fits, Vectors)
+        assert not any("z" in text for batch in engine.batches for text in batch)
+
+
+async def test_a_group_larger_than_the_queue_is_taken_when_nothing_else_waits(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running(max_queued_tokens=64) as scheduler:
+        vectors = await embed(scheduler, *["x" * 16] * 100)
+    assert len(vectors.values) == 100
+
+
+async def test_a_caller_that_has_gone_costs_nothing(engine: FakeEngine, running: Running) -> None:
+    async with running() as scheduler:
+        engine.hold()
+        (first,) = await scheduler.submit([["first"]])
+        await until(lambda: engine.batches)
+        (gone,) = await scheduler.submit([["gone"] * 50])
+        (stays,) = await scheduler.submit([["stays"]])
+        gone.cancel()
+        engine.release()
+        await asyncio.gather(first, stays)
+        assert scheduler.load.queued_tokens == 0
+    assert engine.batches == [["first"], ["stays"]]
+
+
+async def test_a_failing_batch_fails_its_callers_and_nobody_after(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running() as scheduler:
+        (failed,) = await scheduler.submit([["boom"]])
+        assert isinstance(await failed, EngineFailed)
+        assert (await embed(scheduler, "fine")).values.shape == (1, 8)
+        assert scheduler.load.queued_tokens == 0
+
+
+async def test_a_vector_that_is_not_finite_is_never_handed_out(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running() as scheduler:
+        bad, good = await scheduler.submit([["nan"], ["fine"]])
+        error = await bad
+        assert isinstance(error, EngineFailed)
+        assert "isn't finite" in str(error)
+        assert isinstance(await good, Vectors)
+
+
+async def test_a_broken_tokenizer_is_an_error_not_a_hang(
+    engine: FakeEngine, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running() as scheduler:
+        monkeypatch.setattr(engine, "tokenize", lambda texts: 1 / 0)
+        (reply,) = await scheduler.submit([["a"]])
+        assert isinstance(await reply, EngineFailed)
+
+
+async def test_a_stalled_engine_is_told(engine: FakeEngine, running: Running) -> None:
+    async with running(stall_timeout_s=0.02) as scheduler:
+        scheduler.check()
+        engine.hold()
+        (reply,) = await scheduler.submit([["a"]])
+        await until(lambda: engine.batches)
+        await asyncio.sleep(0.03)
+        with pytest.raises(EngineFailed, match="has been running"):
+            scheduler.check()
+        engine.release()
+        await reply
+        scheduler.check()
+
+
+async def test_stopping_answers_whoever_waits(engine: FakeEngine, running: Running) -> None:
+    async with running() as scheduler:
+        engine.hold()
+        (_,) = await scheduler.submit([["running"]])
+        await until(lambda: engine.batches)
+        (waiting,) = await scheduler.submit([["waiting"]])
+        await scheduler.stop()
+        assert isinstance(await waiting, Unavailable)
+
+
+async def test_new_settings_reach_the_next_batch(engine: FakeEngine, running: Running) -> None:
+    async with running() as scheduler:
+        scheduler.settings = EmbedderSettings(max_batch_texts=2)
+        await embed(scheduler, *"abcd")
+    assert [len(batch) for batch in engine.batches] == [2, 2]
+
+
+texts = st.text(alphabet="abcxyz", min_size=1, max_size=SPEC.max_tokens)
+groups = st.lists(st.lists(texts, min_size=1, max_size=12), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(groups, st.integers(64, 200), st.integers(1, 9), st.integers(1, 40))
+async def test_no_text_is_lost_or_doubled_and_budgets_hold(
+    groups: list[list[str]], budget: int, most: int, lookahead: int
+) -> None:
+    engine = FakeEngine()
+    limits = EmbedderSettings(budget_tokens=budget, max_batch_texts=most, lookahead_texts=lookahead)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
+        scheduler = Scheduler(engine, limits, engine_thread=one, tokenizer_thread=two)
+        scheduler.start()
+        results = await asyncio.gather(*await scheduler.submit(groups))
+        await scheduler.stop()
+    for group, result in zip(groups, results, strict=True):
+        assert isinstance(result, Vectors)
+        assert np.array_equal(result.values, np.stack([fake_vector(text) for text in group]))
+    computed = sorted(text for batch in engine.batches for text in batch)
+    assert computed == sorted(text for group in groups for text in group)
+    for batch in engine.batches:
+        assert len(batch) <= most
+        assert len(batch) == 1 or max(map(len, batch)) * len(batch) <= budget
+    assert scheduler.load.queued_tokens == 0

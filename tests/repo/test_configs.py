@@ -1,0 +1,65 @@
+"""Every configuration that we ship is one that Ray and the service accept."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.config import (
+    AppConfig,
+    CacheLookupSettings,
+    EmbedderSettings,
+    IngressSettings,
+)
+
+ROOT = Path(__file__).parents[2]
+FILES = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
+SETTINGS: dict[str, type[BaseModel]] = {
+    "Ingress": IngressSettings,
+    "CacheLookup": CacheLookupSettings,
+    "Embedder": EmbedderSettings,
+}
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.name)
+def config(request: pytest.FixtureRequest) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(request.param.read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_it_validates(config: dict[str, Any]) -> None:
+    schema = ServeDeploySchema.model_validate(config)
+    (application,) = schema.applications
+    assert (application.name, application.import_path) == ("embedserve", "serve_app.app:build")
+    AppConfig.model_validate(application.args)
+    assert [deployment.name for deployment in application.deployments] == list(SETTINGS)
+    for deployment in config["applications"][0]["deployments"]:
+        SETTINGS[deployment["name"]].model_validate(deployment.get("user_config", {}))
+
+
+def test_it_is_reachable_from_this_machine_only(config: dict[str, Any]) -> None:
+    assert config["http_options"]["host"] == "127.0.0.1"
+
+
+def test_it_scales_by_tokens_and_never_to_zero(config: dict[str, Any]) -> None:
+    embedder = config["applications"][0]["deployments"][2]
+    scaling = embedder["autoscaling_config"]
+    assert scaling["min_replicas"] == 1
+    assert scaling["policy"]["policy_function"] == "serve_app.autoscale:TokenPolicy"
+    assert scaling["metrics_interval_s"] == 1
+    assert scaling["upscale_delay_s"] < scaling["downscale_delay_s"]
+
+
+def test_the_ingress_is_never_scaled_while_haproxy_would_reload(config: dict[str, Any]) -> None:
+    ingress = config["applications"][0]["deployments"][0]
+    assert "autoscaling_config" not in ingress
+
+
+def test_the_default_needs_no_environment_variable() -> None:
+    config = yaml.safe_load(FILES[0].read_text(encoding="utf-8"))
+    switches = config["controller_options"]["runtime_env"]["env_vars"]
+    assert switches["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert switches["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"

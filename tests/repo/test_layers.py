@@ -1,0 +1,114 @@
+"""Imports go down the layers only; Ray, torch and Starlette stay in their rooms."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "serve_app").rglob("*.py"))
+
+#: From the bottom up. A module may import from its own layer and from those below.
+LAYERS = [
+    ["types", "errors"],
+    ["config"],
+    ["models"],
+    ["cache", "engine", "autoscale"],
+    ["health", "service"],
+    ["web"],
+    ["deployments"],
+    ["app", "launch"],
+    ["cli"],
+]
+#: Modules of one layer that stand side by side and know nothing of each other.
+APART = {"cache", "engine", "autoscale"}
+
+#: Who may import what.
+ROOMS = {
+    "ray": ("app", "deployments", "autoscale", "cli"),
+    "torch": ("engine.torch_engine",),
+    "sentence_transformers": ("engine.torch_engine",),
+    "transformers": (),
+    "starlette": ("web", "deployments.ingress"),
+    "huggingface_hub": ("models",),
+}
+
+
+def name(file: Path) -> str:
+    parts = file.relative_to(ROOT / "serve_app").with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Every module that is imported, also inside functions."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "Imports are absolute."
+            assert node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(module: str) -> int:
+    room = module.split(".")[0]
+    return next(i for i, rooms in enumerate(LAYERS) if room in rooms)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_imports_go_down(file: Path) -> None:
+    module = name(file)
+    if not module:
+        return
+    for imported in imports(file):
+        if not imported.startswith("serve_app."):
+            continue
+        target = imported.removeprefix("serve_app.")
+        if target == "__version__":
+            continue
+        assert layer(target) <= layer(module), f"{module} imports {target}, which is above it"
+        rooms = {target.split(".")[0], module.split(".")[0]}
+        assert len(rooms & APART) <= 1, f"{module} and {target} should not know each other"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_libraries_stay_in_their_rooms(file: Path) -> None:
+    module = name(file)
+    for imported in imports(file):
+        rooms = ROOMS.get(imported.split(".")[0])
+        if rooms is not None:
+            allowed = any(module == room or module.startswith(f"{room}.") for room in rooms)
+            assert allowed, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("serve_app", {"ray", "torch", "starlette", "numpy"}),
+        ("serve_app.models", {"ray", "torch", "transformers", "starlette"}),
+        ("serve_app.web.app", {"ray", "torch", "transformers"}),
+        ("serve_app.cache.lookup", {"ray", "torch", "starlette"}),
+        ("serve_app.engine.scheduler", {"ray", "torch", "starlette"}),
+        ("serve_app.autoscale", {"ray", "torch", "numpy"}),
+        ("serve_app.cli", {"ray", "torch", "starlette"}),
+    ],
+)
+def test_importing_a_room_loads_nothing_heavy(module: str, unwanted: set[str]) -> None:
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert unwanted.isdisjoint(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_files_and_functions_stay_small(file: Path) -> None:
+    source = file.read_text(encoding="utf-8")
+    assert source.count("\n") <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno
+            assert node.end_lineno - node.lineno < 60, node.name

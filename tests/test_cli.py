@@ -1,0 +1,77 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve_app import __version__
+from serve_app.cli import main
+from serve_app.config import MINILM, settings_markdown
+from serve_app.launch import free_port
+
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "serve_config.yaml")
+
+
+def test_prepare_shows_what_will_be_served(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", CONFIG]) == 0
+    shown = capsys.readouterr().out
+    assert f"{MINILM.name}, 384 dimensions, 256 tokens" in shown
+    assert str(MINILM.sha256)[:16] in shown
+
+
+def test_prepare_refuses_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    text = Path(CONFIG).read_text(encoding="utf-8")
+    file.write_text(text.replace(str(MINILM.sha256), "0" * 64), encoding="utf-8")
+    assert main(["prepare", str(file)]) == 1
+    assert "not the ones that were asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "There is no file"),
+        ("a: [", "not a valid configuration"),
+        ("nonsense: 1", "nonsense"),
+        ("applications: []", "not a valid configuration"),
+        (
+            "applications: [{name: e, import_path: 'a:b', args: {modell: 1}}]",
+            "modell",
+        ),
+    ],
+    ids=["missing", "not YAML", "unknown key", "no application", "unknown setting"],
+)
+def test_a_bad_configuration_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, words: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    assert main(["serve", str(file)]) == 1
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert "Traceback" not in shown
+
+
+def test_a_port_in_use_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port()))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", CONFIG, "--port", str(port)]) == 1
+    assert f"Port {port} is in use" in capsys.readouterr().err
+
+
+def test_settings_are_the_trees_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings"]) == 0
+    assert capsys.readouterr().out == settings_markdown()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"]])
+def test_the_installed_command_explains_itself(arguments: list[str]) -> None:
+    command = Path(sys.executable).parent / "embedserve"
+    shown = subprocess.run([command, *arguments], capture_output=True, text=True, check=True)
+    assert __version__ in shown.stdout or "usage: embedserve" in shown.stdout

