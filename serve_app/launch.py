@@ -77,11 +77,25 @@ def beside(config: Mapping[str, Any], port: int, scratch: Path) -> dict[str, Any
 class Launch:
     """One service, from start to end."""
 
-    def __init__(self, config: Mapping[str, Any], *, verbose: bool = False) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        env: Mapping[str, str] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """A launch of `config`, the content of a configuration file.
+
+        Args:
+            config: what `serve run` is given.
+            env: variables for the service beside those of this process.
+            verbose: pass on all that Ray prints.
+        """
         http = config.get("http_options", {})
         self.url = f"http://{_reachable(http.get('host', '0.0.0.0'))}:{http.get('port', 8000)}"
         self.mark = uuid.uuid4().hex
         self._config = config
+        self._env = dict(env or {})
         self._verbose = verbose
         self._tail: deque[str] = deque(maxlen=60)
         self._dashboard: str | None = None
@@ -93,10 +107,9 @@ class Launch:
         """Starts `serve run` and returns at once."""
         file = Path(self._scratch.name) / "serve_config.yaml"
         file.write_text(yaml.safe_dump(dict(self._config), sort_keys=False), encoding="utf-8")
-        env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"} | os.environ
         self._child = subprocess.Popen(
             [sys.executable, "-m", "ray.serve.scripts", "run", str(file)],
-            env={**env, _MARK: self.mark},
+            env={"RAY_USAGE_STATS_ENABLED": "0", **os.environ, **self._env, _MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -23,7 +23,7 @@ def test_prepare_shows_what_will_be_served(capsys: pytest.CaptureFixture[str]) -
 def test_prepare_refuses_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.yaml"
     text = Path(CONFIG).read_text(encoding="utf-8")
-    file.write_text(text.replace(str(MINILM.sha256), "0" * 64), encoding="utf-8")
+    file.write_text(text.replace(str(MINILM.sha256), "ab" * 32), encoding="utf-8")
     assert main(["prepare", str(file)]) == 1
     assert "not the ones that were asked for" in capsys.readouterr().err
 

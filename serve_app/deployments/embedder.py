@@ -11,7 +11,7 @@ from ray.serve.schema import ReplicaRank
 from serve_app.config import AppConfig, EmbedderSettings
 from serve_app.engine.affinity import available_cpus, choose_cpus, move_threads, pin_thread
 from serve_app.engine.base import Engine
-from serve_app.engine.scheduler import Reply, Scheduler
+from serve_app.engine.scheduler import Scheduler, Submission
 from serve_app.errors import ConfigurationError, EmbedServeError, SpaceMismatch
 from serve_app.models import ModelSpec, resolve
 from serve_app.types import EngineInfo, Vectors
@@ -72,14 +72,19 @@ class Embedder:
 
     async def embed(self, texts: tuple[str, ...]) -> Vectors | EmbedServeError:
         """Vectors of texts, or the error that stands for them."""
-        reply = await self._collect(texts)
-        return await reply
+        submission = Submission(texts)
+        try:
+            await self._collect(submission)
+            return await submission.reply
+        finally:
+            submission.reply.cancel()  # the caller left, wherever it was; no effect on an answer
 
     @serve.batch(max_batch_size=_COLLECT, batch_wait_timeout_s=0, max_concurrent_batches=64)
-    async def _collect(self, groups: list[tuple[str, ...]]) -> list[Reply]:
-        # Collects what arrives together for one run of the tokenizer. It answers with futures, not
-        # vectors, so that a short request never waits for a long one it was collected with.
-        return await self._scheduler.submit(groups)
+    async def _collect(self, submissions: list[Submission]) -> list[None]:
+        # Collects what arrives together for one run of the tokenizer. It ends when all is in the
+        # queue, not when all is computed: a short request never waits for a long one it came with.
+        await self._scheduler.submit(submissions)
+        return [None] * len(submissions)
 
     async def describe(self) -> EngineInfo:
         """What runs the model here."""

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 
@@ -28,20 +28,34 @@ logger = logging.getLogger(__name__)
 
 _MAX_RETRY_AFTER_S = 60
 
-#: What a submitted group of texts comes back as, later or at once.
-Reply = asyncio.Future[Vectors | EmbedServeError]
+
+class Submission:
+    """Texts on their way into the queue, and the caller's hold on them.
+
+    `reply` is answered with the texts' `Vectors`, or with the error that stands for them:
+    `Overloaded`, `EngineFailed`, `Unavailable`. Cancelling it takes what still waits out of the
+    queue, at any time.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+        self.reply: asyncio.Future[Vectors | EmbedServeError] = (
+            asyncio.get_running_loop().create_future()
+        )
 
 
 class _Group:
     """Texts that were submitted together and are answered together."""
 
-    def __init__(self, tokenized: Sequence[TokenIds], dim: int, reply: Reply) -> None:
+    def __init__(self, tokenized: Sequence[TokenIds], dim: int, submission: Submission) -> None:
         n = len(tokenized)
-        self.reply = reply
+        self.reply = submission.reply
         self.values: Float32 = np.empty((n, dim), dtype=np.float32)
         self.tokens: Int32 = np.array([len(t.ids) for t in tokenized], dtype=np.int32)
         self.truncated: Bool = np.array([t.truncated for t in tokenized], dtype=np.bool_)
         self.remaining = n
+        #: Tokens that wait for a batch: all at first, none once the last text was taken.
+        self.waiting_tokens = int(self.tokens.sum())
 
     def finish(self, index: int, vector: Float32) -> None:
         """Takes one text's vector; with the last one, the group is answered."""
@@ -112,32 +126,25 @@ class Scheduler:
             waiting.group.fail(Unavailable("The replica is shutting down; try again."))
         self._waiting.clear()
 
-    async def submit(self, groups: Sequence[Sequence[str]]) -> list[Reply]:
-        """Tokenises groups of texts together and queues each whole, or refuses it whole.
-
-        Returns:
-            One future for each group. Its result is the group's `Vectors`, or the error that
-            stands for them: `Overloaded`, `EngineFailed`, `Unavailable`. Cancelling it takes
-            the group's waiting texts out of the queue.
-        """
-        loop = asyncio.get_running_loop()
-        replies: list[Reply] = [loop.create_future() for _ in groups]
-        texts = list(chain.from_iterable(groups))
+    async def submit(self, submissions: Sequence[Submission]) -> None:
+        """Tokenises submissions together and queues each whole, or refuses it whole."""
+        texts = list(chain.from_iterable(submission.texts for submission in submissions))
         try:
-            tokenized = await loop.run_in_executor(
+            tokenized = await asyncio.get_running_loop().run_in_executor(
                 self._tokenizer_thread, self._engine.tokenize, texts
             )
         except Exception as error:
             logger.exception("The tokenizer failed on %d texts", len(texts))
-            for reply in replies:
-                reply.set_result(EngineFailed(f"The tokenizer failed: {error}"))
-            return replies
-        start = 0
-        for texts_of_group, reply in zip(groups, replies, strict=True):
-            end = start + len(texts_of_group)
-            self._admit(tokenized[start:end], reply)
-            start = end
-        return replies
+            failure = EngineFailed(f"The tokenizer failed: {type(error).__name__}.")
+            for submission in submissions:
+                if not submission.reply.done():
+                    submission.reply.set_result(failure)
+            return
+        rest = iter(tokenized)
+        for submission in submissions:
+            own = list(islice(rest, len(submission.texts)))
+            if not submission.reply.done():
+                self._admit(_Group(own, self._engine.dim, submission), own)
 
     def check(self) -> None:
         """Tells whether the engine still moves.
@@ -154,10 +161,8 @@ class Scheduler:
         if running_s > self.settings.stall_timeout_s:
             raise EngineFailed(f"One batch has been running for {running_s:.0f} s.")
 
-    def _admit(self, tokenized: Sequence[TokenIds], reply: Reply) -> None:
-        group = _Group(tokenized, self._engine.dim, reply)
-        tokens = int(group.tokens.sum())
-        queued = self.load.queued_tokens
+    def _admit(self, group: _Group, tokenized: Sequence[TokenIds]) -> None:
+        tokens, queued = group.waiting_tokens, self.load.queued_tokens
         if queued and queued + tokens > self.settings.max_queued_tokens:
             speed = self.load.tokens_per_s
             wait_s = math.ceil(queued / speed) if speed else 1
@@ -165,8 +170,14 @@ class Scheduler:
             group.fail(Overloaded(message, max(1, min(wait_s, _MAX_RETRY_AFTER_S))))
             return
         self.load.arrive(tokens)
+        group.reply.add_done_callback(lambda _: self._forget(group))
         self._waiting.extend(_Waiting(group, i, text) for i, text in enumerate(tokenized))
         self._arrived.set()
+
+    def _forget(self, group: _Group) -> None:
+        """A group was answered, or its caller left: what of it still waits counts no more."""
+        self.load.leave(group.waiting_tokens)
+        group.waiting_tokens = 0
 
     async def _run(self) -> None:
         while True:
@@ -209,8 +220,6 @@ class Scheduler:
             waiting = self._waiting.popleft()
             if waiting.wanted:
                 window.append(waiting)
-            else:
-                self.load.leave(waiting.length)
         if not window:
             return []
         oldest = window[0].length
@@ -224,4 +233,7 @@ class Scheduler:
         self._waiting.extendleft(
             window[i] for i in range(len(window) - 1, -1, -1) if i not in taken
         )
-        return [window[i] for i in sorted(taken)]
+        batch = [window[i] for i in sorted(taken)]
+        for waiting in batch:
+            waiting.group.waiting_tokens -= waiting.length
+        return batch

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.config import EmbedderSettings
-from serve_app.engine.scheduler import Scheduler
+from serve_app.engine.scheduler import Scheduler, Submission
 from serve_app.errors import EngineFailed, Overloaded, Unavailable
 from serve_app.types import Vectors
 from tests.fakes import SPEC, FakeEngine, fake_vector
@@ -48,8 +48,15 @@ async def until(true: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def submit(scheduler: Scheduler, *groups: list[str]) -> list[Any]:
+    """Submits groups of texts together; their replies, as futures."""
+    submissions = [Submission(texts) for texts in groups]
+    await scheduler.submit(submissions)
+    return [submission.reply for submission in submissions]
+
+
 async def embed(scheduler: Scheduler, *texts: str) -> Vectors:
-    (reply,) = await scheduler.submit([texts])
+    (reply,) = await submit(scheduler, list(texts))
     result = await reply
     assert isinstance(result, Vectors)
     return result
@@ -95,12 +102,12 @@ async def test_what_does_not_fit_is_refused_whole_and_at_once(
         if speed:
             scheduler.load.computed(100, 100 / speed)
         engine.hold()
-        taken = (await scheduler.submit([["x" * 10] * 6]))[0]
-        (refused,) = await scheduler.submit([["y", "z" * 10]])
+        taken = (await submit(scheduler, ["x" * 10] * 6))[0]
+        (refused,) = await submit(scheduler, ["y", "z" * 10])
         error = await refused
         assert isinstance(error, Overloaded)
         assert error.retry_after_s == (6 if speed else 1)  # 60 tokens at 10 a second
-        (fits,) = await scheduler.submit([["y"]])
+        (fits,) = await submit(scheduler, ["y"])
         engine.release()
         assert isinstance(await taken, Vectors)
         assert isinstance(await fits, Vectors)
@@ -118,22 +125,38 @@ async def test_a_group_larger_than_the_queue_is_taken_when_nothing_else_waits(
 async def test_a_caller_that_has_gone_costs_nothing(engine: FakeEngine, running: Running) -> None:
     async with running() as scheduler:
         engine.hold()
-        (first,) = await scheduler.submit([["first"]])
+        (first,) = await submit(scheduler, ["first"])
         await until(lambda: engine.batches)
-        (gone,) = await scheduler.submit([["gone"] * 50])
-        (stays,) = await scheduler.submit([["stays"]])
+        (gone,) = await submit(scheduler, ["gone"] * 50)
+        (stays,) = await submit(scheduler, ["stays"])
+        assert scheduler.load.queued_tokens == 5 + 50 * 4 + 5
         gone.cancel()
+        await asyncio.sleep(0)
+        assert scheduler.load.queued_tokens == 5 + 5  # at once, though the engine is busy
         engine.release()
         await asyncio.gather(first, stays)
         assert scheduler.load.queued_tokens == 0
     assert engine.batches == [["first"], ["stays"]]
 
 
+async def test_a_caller_that_goes_while_its_texts_are_tokenized_costs_nothing(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running() as scheduler:
+        gone = Submission(["gone"])
+        submitting = asyncio.create_task(scheduler.submit([gone]))
+        await asyncio.sleep(0)
+        gone.reply.cancel()
+        await submitting
+        await embed(scheduler, "stays")
+    assert engine.batches == [["stays"]]
+
+
 async def test_a_failing_batch_fails_its_callers_and_nobody_after(
     engine: FakeEngine, running: Running
 ) -> None:
     async with running() as scheduler:
-        (failed,) = await scheduler.submit([["boom"]])
+        (failed,) = await submit(scheduler, ["boom"])
         assert isinstance(await failed, EngineFailed)
         assert (await embed(scheduler, "fine")).values.shape == (1, 8)
         assert scheduler.load.queued_tokens == 0
@@ -143,7 +166,7 @@ async def test_a_vector_that_is_not_finite_is_never_handed_out(
     engine: FakeEngine, running: Running
 ) -> None:
     async with running() as scheduler:
-        bad, good = await scheduler.submit([["nan"], ["fine"]])
+        bad, good = await submit(scheduler, ["nan"], ["fine"])
         error = await bad
         assert isinstance(error, EngineFailed)
         assert "isn't finite" in str(error)
@@ -155,7 +178,7 @@ async def test_a_broken_tokenizer_is_an_error_not_a_hang(
 ) -> None:
     async with running() as scheduler:
         monkeypatch.setattr(engine, "tokenize", lambda texts: 1 / 0)
-        (reply,) = await scheduler.submit([["a"]])
+        (reply,) = await submit(scheduler, ["a"])
         assert isinstance(await reply, EngineFailed)
 
 
@@ -163,7 +186,7 @@ async def test_a_stalled_engine_is_told(engine: FakeEngine, running: Running) ->
     async with running(stall_timeout_s=0.02) as scheduler:
         scheduler.check()
         engine.hold()
-        (reply,) = await scheduler.submit([["a"]])
+        (reply,) = await submit(scheduler, ["a"])
         await until(lambda: engine.batches)
         await asyncio.sleep(0.03)
         with pytest.raises(EngineFailed, match="has been running"):
@@ -176,9 +199,9 @@ async def test_a_stalled_engine_is_told(engine: FakeEngine, running: Running) ->
 async def test_stopping_answers_whoever_waits(engine: FakeEngine, running: Running) -> None:
     async with running() as scheduler:
         engine.hold()
-        (_,) = await scheduler.submit([["running"]])
+        (_,) = await submit(scheduler, ["running"])
         await until(lambda: engine.batches)
-        (waiting,) = await scheduler.submit([["waiting"]])
+        (waiting,) = await submit(scheduler, ["waiting"])
         await scheduler.stop()
         assert isinstance(await waiting, Unavailable)
 
@@ -204,7 +227,7 @@ async def test_no_text_is_lost_or_doubled_and_budgets_hold(
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
         scheduler = Scheduler(engine, limits, engine_thread=one, tokenizer_thread=two)
         scheduler.start()
-        results = await asyncio.gather(*await scheduler.submit(groups))
+        results = await asyncio.gather(*await submit(scheduler, *groups))
         await scheduler.stop()
     for group, result in zip(groups, results, strict=True):
         assert isinstance(result, Vectors)

@@ -1,0 +1,135 @@
+"""A real service for the tests in this folder: `serve run` on a Ray of its own, free ports."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from openai import AsyncOpenAI, OpenAI
+
+from serve_app.launch import Launch, beside, free_port, marked_processes
+
+ROOT = Path(__file__).parents[2]
+
+#: What the tests change in serve_config.yaml, so that they needn't wait for minutes.
+USER_CONFIG = {
+    "Ingress": {"health_max_age_s": 1, "health_timeout_s": 2},
+    "Embedder": {"max_queued_tokens": 30_000},
+}
+DOWNSCALE_DELAY_S = 5
+
+
+class Service:
+    """A running service, and what a test needs to know of it."""
+
+    def __init__(self, launch: Launch, env: dict[str, str]) -> None:
+        self.launch = launch
+        self.url = launch.url
+        self._env = env
+
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=150)
+
+    def running(self, deployment: str) -> int:
+        return self.launch.replica_states().get(deployment, []).count("RUNNING")
+
+    def replica_pids(self, deployment: str) -> list[int]:
+        title = f"ray::ServeReplica:embedserve:{deployment}".encode()
+        return [
+            pid
+            for pid in marked_processes(self.launch.mark)
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title)
+        ]
+
+    def drive(self, code: str) -> str:
+        """Runs code as another Ray driver would, and returns what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **self._env, "RAY_ADDRESS": "auto"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    async def until(self, true: Callable[[], bool], timeout_s: float = 120) -> None:
+        end = time.monotonic() + timeout_s
+        while not await asyncio.to_thread(true):
+            assert time.monotonic() < end, f"Not within {timeout_s} s."
+            await asyncio.sleep(0.5)
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
+        config = beside(config, free_port(), Path(scratch))
+        for deployment in config["applications"][0]["deployments"]:
+            deployment.setdefault("user_config", {}).update(USER_CONFIG.get(deployment["name"], {}))
+            if "autoscaling_config" in deployment:
+                deployment["autoscaling_config"]["downscale_delay_s"] = DOWNSCALE_DELAY_S
+        env = {"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"}
+        launch = Launch(config, env=env)
+        launch.start()
+        try:
+            for doing in launch.wait_until_ready(timeout_s=180):
+                print(doing)
+            yield Service(launch, env)
+        finally:
+            launch.stop()
+
+
+class Load:
+    """Clients that ask one request after the other, each text a new one."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.answered = 0
+        self.failures: list[str] = []
+
+    @asynccontextmanager
+    async def of(self, clients: int, texts: int, pause_s: float = 0) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._one(i, texts, pause_s)) for i in range(clients)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def more(self, n: int, timeout_s: float = 60) -> None:
+        """Waits for n more answers."""
+        goal = self.answered + n
+        async with asyncio.timeout(timeout_s):
+            while self.answered < goal:
+                await asyncio.sleep(0.05)
+
+    async def _one(self, number: int, texts: int, pause_s: float) -> None:
+        async with AsyncOpenAI(
+            base_url=f"{self._service.url}/v1", api_key="none", max_retries=0, timeout=150
+        ) as client:
+            turn = 0
+            while True:
+                turn += 1
+                batch = [f"{time.time_ns()} client {number} text {i}" for i in range(texts)]
+                try:
+                    reply = await client.embeddings.create(model="all-MiniLM-L6-v2", input=batch)
+                    assert len(reply.data) == texts
+                    self.answered += 1
+                except Exception as error:
+                    self.failures.append(repr(error))
+                await asyncio.sleep(pause_s)
+
+
+@pytest.fixture
+def load(service: Service) -> Load:
+    return Load(service)

@@ -1,0 +1,56 @@
+"""Replicas come, go, hang and die; requests are answered."""
+
+import os
+import signal
+import time
+
+import httpx2
+import pytest
+
+from tests.on_ray.conftest import Load, Service
+
+
+async def test_scales_up_under_load_and_down_again_without_a_failed_request(
+    service: Service, load: Load
+) -> None:
+    assert service.running("Embedder") == 1
+    async with load.of(clients=16, texts=8):
+        await service.until(lambda: service.running("Embedder") == 2)
+        await load.more(200)
+    async with load.of(clients=1, texts=1, pause_s=0.2):
+        await service.until(lambda: service.running("Embedder") == 1)
+        await load.more(5)
+    assert load.failures == []
+
+
+@pytest.mark.parametrize("deployment", ["Embedder", "CacheLookup"])
+async def test_a_replica_killed_under_load_fails_no_request(
+    service: Service, load: Load, deployment: str
+) -> None:
+    async with load.of(clients=4, texts=4):
+        await load.more(20)
+        before = service.replica_pids(deployment)
+        assert before
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        await service.until(lambda: bool(set(service.replica_pids(deployment)) - set(before)))
+        await load.more(40, timeout_s=100)
+    assert load.failures == []
+
+
+def test_health_does_not_lie_about_an_engine_that_hangs(service: Service) -> None:
+    pids = service.replica_pids("Embedder")
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(1.5)  # longer than `health_max_age_s`
+        reply = httpx2.get(f"{service.url}/health", timeout=10)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    assert reply.status_code == 503
+    assert reply.json()["reason"] == "No vector came within 2 s."
+    end = time.monotonic() + 60
+    while httpx2.get(f"{service.url}/health", timeout=10).status_code != 200:
+        assert time.monotonic() < end
+        time.sleep(0.5)

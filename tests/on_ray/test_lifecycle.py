@@ -1,0 +1,76 @@
+"""The command as a person uses it: start, paste what it prints, Ctrl-C, nothing left."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from serve_app.launch import free_port
+
+ROOT = Path(__file__).parents[2]
+
+
+def session_processes(scratch: str) -> list[str]:
+    """Command lines of processes that belong to the Ray in this folder."""
+    entry = f"RAY_TMPDIR={scratch}".encode()
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if entry in environ.read_bytes().split(b"\0"):
+                found.append((environ.parent / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+def read_until(process: "subprocess.Popen[str]", pattern: str, timeout_s: float) -> str:
+    assert process.stdout
+    watchdog = threading.Timer(timeout_s, process.kill)
+    watchdog.start()
+    text = ""
+    while not re.search(pattern, text):
+        line = process.stdout.readline()
+        assert line, f"{pattern!r} did not come:\n{text}"
+        text += line
+    watchdog.cancel()
+    return text
+
+
+@pytest.mark.parametrize(
+    ("config", "number"),
+    [("serve_config.yaml", signal.SIGINT), ("configs/portable.yaml", signal.SIGTERM)],
+)
+def test_start_use_and_end(config: str, number: signal.Signals) -> None:
+    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serve_app.cli", "serve", config, "--port", str(free_port())],
+            env={**os.environ, "RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            shown = read_until(process, r"curl [\s\S]*'\n", timeout_s=180)
+            for stage in ("model", "weights", "space", "Ray", "replicas", "ready"):
+                assert stage in shown
+            haproxy = [line for line in session_processes(scratch) if "haproxy" in line.split()[0]]
+            assert bool(haproxy) == (config == "serve_config.yaml")
+            curl = shown[shown.index("curl ") :]
+            reply = subprocess.run(
+                ["bash", "-c", f"{curl.strip()} -s"], capture_output=True, check=True, timeout=60
+            )
+            assert len(json.loads(reply.stdout)["data"][0]["embedding"]) == 384
+        finally:
+            process.send_signal(number)
+            last_words, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "stopped" in last_words
+        assert session_processes(scratch) == []
