@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from serve_app import __version__
-from serve_app.config import AppConfig, settings_markdown
+from serve_app.config import USER_CONFIGS, AppConfig, settings_markdown
 from serve_app.errors import ConfigurationError
 from serve_app.models import ModelSpec, resolve
 
@@ -122,8 +122,12 @@ def _read(path: Path) -> tuple[dict[str, Any], AppConfig]:
 
     try:
         config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        schema = ServeDeploySchema.model_validate(config)
-        return config, AppConfig.model_validate(schema.applications[0].args)
+        application = ServeDeploySchema.model_validate(config).applications[0]
+        for deployment in config["applications"][0].get("deployments", []):
+            if deployment["name"] in USER_CONFIGS:
+                settings = USER_CONFIGS[deployment["name"]]
+                settings.model_validate(deployment.get("user_config") or {})
+        return config, AppConfig.model_validate(application.args)
     except FileNotFoundError:
         raise ConfigurationError(
             f"There is no file {path}. Run this in the project's folder, or name a file."

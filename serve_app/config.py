@@ -152,12 +152,16 @@ class EmbedderSettings(_Section):
     )
 
 
+#: The `user_config` that each deployment takes.
+USER_CONFIGS: dict[str, type[BaseModel]] = {
+    "Ingress": IngressSettings,
+    "CacheLookup": CacheLookupSettings,
+    "Embedder": EmbedderSettings,
+}
 #: Where each part of the tree is written in the YAML file.
 SECTIONS: dict[str, type[BaseModel]] = {
     "args": AppConfig,
-    "Ingress: user_config": IngressSettings,
-    "CacheLookup: user_config": CacheLookupSettings,
-    "Embedder: user_config": EmbedderSettings,
+    **{f"{deployment}: user_config": settings for deployment, settings in USER_CONFIGS.items()},
 }
 
 

@@ -29,6 +29,7 @@ _MARK = "EMBEDSERVE_LAUNCH_ID"
 _POLL_S = 0.3
 _STOP_S = 40.0
 _DASHBOARD = re.compile(r"View the dashboard at \S*?(http://[\d.:]+)")
+_RAISED = re.compile(r"^(?:\w+\.)*[A-Z]\w+: ", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -179,7 +180,7 @@ class Launch:
 
     def _healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=10) as reply:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=1) as reply:
                 return bool(reply.status == 200)
         except OSError:
             return False
@@ -191,7 +192,7 @@ class Launch:
         if application is None:
             return "the application"
         if application.get("status") == "DEPLOY_FAILED":
-            raise LaunchFailed(str(application.get("message")).strip())
+            raise LaunchFailed(_why(application))
         replicas = _replica_states(application)
         if not replicas:
             return "the application"
@@ -236,6 +237,22 @@ def _replica_states(application: Mapping[str, Any]) -> dict[str, list[str]]:
         name: [replica["state"] for replica in deployment.get("replicas", [])]
         for name, deployment in application.get("deployments", {}).items()
     }
+
+
+def _why(application: Mapping[str, Any]) -> str:
+    """What Ray tells of a failed application, of each stack trace only what was raised."""
+    deployments = application.get("deployments", {}).items()
+    told = {"The application": application, **dict(deployments)}
+    return "\n".join(
+        f"{name}: {_raised(part['message'])}"
+        for name, part in told.items()
+        if part.get("status") != "HEALTHY" and part.get("message")
+    )
+
+
+def _raised(message: str) -> str:
+    starts = [match.start() for match in _RAISED.finditer(message)]
+    return message[starts[-1] if starts else 0 :].strip()
 
 
 def _send(pid: int, number: signal.Signals) -> None:

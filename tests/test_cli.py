@@ -39,8 +39,13 @@ def test_prepare_refuses_other_weights(tmp_path: Path, capsys: pytest.CaptureFix
             "applications: [{name: e, import_path: 'a:b', args: {modell: 1}}]",
             "modell",
         ),
+        (
+            "applications: [{name: e, import_path: 'a:b', deployments: "
+            "[{name: Embedder, user_config: {budget: 1}}]}]",
+            "budget",
+        ),
     ],
-    ids=["missing", "not YAML", "unknown key", "no application", "unknown setting"],
+    ids=["missing", "not YAML", "unknown key", "no application", "args", "user_config"],
 )
 def test_a_bad_configuration_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, words: str

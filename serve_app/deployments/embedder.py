@@ -79,7 +79,7 @@ class Embedder:
         finally:
             submission.reply.cancel()  # the caller left, wherever it was; no effect on an answer
 
-    @serve.batch(max_batch_size=_COLLECT, batch_wait_timeout_s=0, max_concurrent_batches=64)
+    @serve.batch(max_batch_size=_COLLECT, batch_wait_timeout_s=0, max_concurrent_batches=8)
     async def _collect(self, submissions: list[Submission]) -> list[None]:
         # Collects what arrives together for one run of the tokenizer. It ends when all is in the
         # queue, not when all is computed: a short request never waits for a long one it came with.

@@ -3,11 +3,25 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from tests.on_ray.conftest import Load, Service
+
+
+def pinned_apart(service: Service) -> bool:
+    """Whether each Embedder replica has threads on CPUs that no other replica's are pinned to."""
+    everywhere = os.sched_getaffinity(0)
+    pinned = []
+    for pid in service.replica_pids("Embedder"):
+        tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+        pinned.append(
+            {cpu for t in tasks if (cpus := os.sched_getaffinity(t)) != everywhere for cpu in cpus}
+        )
+    first, second = pinned
+    return bool(first) and bool(second) and not first & second
 
 
 async def test_scales_up_under_load_and_down_again_without_a_failed_request(
@@ -17,6 +31,7 @@ async def test_scales_up_under_load_and_down_again_without_a_failed_request(
     async with load.of(clients=16, texts=8):
         await service.until(lambda: service.running("Embedder") == 2)
         await load.more(200)
+        assert len(os.sched_getaffinity(0)) < 2 or pinned_apart(service)
     async with load.of(clients=1, texts=1, pause_s=0.2):
         await service.until(lambda: service.running("Embedder") == 1)
         await load.more(5)

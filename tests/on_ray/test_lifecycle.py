@@ -43,6 +43,27 @@ def read_until(process: "subprocess.Popen[str]", pattern: str, timeout_s: float)
     return text
 
 
+def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    text = (ROOT / "configs" / "portable.yaml").read_text("utf-8")
+    at = "import_path: serve_app.app:build\n"
+    config.write_text(text.replace(at, f"{at}    args: {{device: cuda}}\n"), "utf-8")
+    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+        ended = subprocess.run(
+            [sys.executable, "-m", "serve_app.cli", "serve", config, "--port", str(free_port())],
+            env={**os.environ, "RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert ended.returncode == 1
+        assert "`device: cuda` needs a GPU: set `num_gpus`" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert session_processes(scratch) == []
+
+
 @pytest.mark.parametrize(
     ("config", "number"),
     [("serve_config.yaml", signal.SIGINT), ("configs/portable.yaml", signal.SIGTERM)],

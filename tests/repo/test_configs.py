@@ -5,23 +5,12 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.config import (
-    AppConfig,
-    CacheLookupSettings,
-    EmbedderSettings,
-    IngressSettings,
-)
+from serve_app.config import USER_CONFIGS, AppConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
-SETTINGS: dict[str, type[BaseModel]] = {
-    "Ingress": IngressSettings,
-    "CacheLookup": CacheLookupSettings,
-    "Embedder": EmbedderSettings,
-}
 
 
 @pytest.fixture(params=FILES, ids=lambda file: file.name)
@@ -35,9 +24,9 @@ def test_it_validates(config: dict[str, Any]) -> None:
     (application,) = schema.applications
     assert (application.name, application.import_path) == ("embedserve", "serve_app.app:build")
     AppConfig.model_validate(application.args)
-    assert [deployment.name for deployment in application.deployments] == list(SETTINGS)
+    assert [deployment.name for deployment in application.deployments] == list(USER_CONFIGS)
     for deployment in config["applications"][0]["deployments"]:
-        SETTINGS[deployment["name"]].model_validate(deployment.get("user_config", {}))
+        USER_CONFIGS[deployment["name"]].model_validate(deployment.get("user_config", {}))
 
 
 def test_it_is_reachable_from_this_machine_only(config: dict[str, Any]) -> None:
