@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -118,12 +118,11 @@ class Scheduler:
             self._runner = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Stops working; what still waits is answered with `Unavailable`."""
+        """Stops working; whoever still waits is answered with `Unavailable`."""
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
-        for waiting in self._waiting:
-            waiting.group.fail(Unavailable("The replica is shutting down; try again."))
+        _fail(self._waiting, Unavailable("The replica is shutting down; try again."))
         self._waiting.clear()
 
     async def submit(self, submissions: Sequence[Submission]) -> None:
@@ -196,11 +195,12 @@ class Scheduler:
             vectors = await loop.run_in_executor(
                 self._engine_thread, self._engine.embed, [waiting.tokens for waiting in batch]
             )
+        except asyncio.CancelledError:
+            _fail(batch, Unavailable("The replica is shutting down; try again."))
+            raise
         except Exception as error:
             logger.exception("The engine failed on a batch of %d texts", len(batch))
-            failure = EngineFailed(f"The model failed: {type(error).__name__}.")
-            for waiting in batch:
-                waiting.group.fail(failure)
+            _fail(batch, EngineFailed(f"The model failed: {type(error).__name__}."))
         else:
             self.load.computed(tokens, self._clock() - started)
             usable: Bool = np.isfinite(vectors.sum(axis=1))
@@ -237,3 +237,8 @@ class Scheduler:
         for waiting in batch:
             waiting.group.waiting_tokens -= waiting.length
         return batch
+
+
+def _fail(texts: Iterable[_Waiting], error: EmbedServeError) -> None:
+    for waiting in texts:
+        waiting.group.fail(error)

@@ -36,7 +36,7 @@ def in_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "_INTERNAL_REPLICA_CONTEXT", None)  # and so again afterwards
     context._set_internal_replica_context(
         replica_id=ReplicaID("r", DeploymentID("Embedder", "embedserve")),
-        servable_object=None,
+        servable_object=Embedder,
         _deployment_config=DeploymentConfig(max_ongoing_requests=8192),
         rank=ReplicaRank(rank=0, node_rank=0, local_rank=0),
         world_size=1,

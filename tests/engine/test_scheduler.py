@@ -199,10 +199,11 @@ async def test_a_stalled_engine_is_told(engine: FakeEngine, running: Running) ->
 async def test_stopping_answers_whoever_waits(engine: FakeEngine, running: Running) -> None:
     async with running() as scheduler:
         engine.hold()
-        (_,) = await submit(scheduler, ["running"])
+        (running_now,) = await submit(scheduler, ["running"])
         await until(lambda: engine.batches)
         (waiting,) = await submit(scheduler, ["waiting"])
         await scheduler.stop()
+        assert isinstance(await running_now, Unavailable)
         assert isinstance(await waiting, Unavailable)
 
 
