@@ -97,7 +97,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         except LaunchFailed as error:
             return _fail(f"{error}\nRay's logs: /tmp/ray/session_latest/logs/serve")
         except KeyboardInterrupt:
-            _say("stopping", "…")
+            _say("stopping", "a few seconds   (Ctrl-C again kills it)")
             return 0
         finally:
             launch.stop()
@@ -137,10 +137,15 @@ def _read(path: Path) -> tuple[dict[str, Any], AppConfig]:
 
 
 def _catch_signals() -> None:
-    """Makes Ctrl-C and `kill` end the service alike, even where SIGINT came in ignored."""
+    """Makes Ctrl-C and `kill` end the service alike, even where SIGINT came in ignored.
+
+    The first ends the service, the second its waiting; nothing interrupts the cleaning up.
+    """
+    left = iter(range(2))
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        if next(left, None) is not None:
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)

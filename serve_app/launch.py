@@ -17,17 +17,18 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
-_MARK = "EMBEDSERVE_LAUNCH_ID"
 _POLL_S = 0.3
-_STOP_S = 40.0
+_STOP_S = 60.0
+_LINGER_S = 3.0
 _DASHBOARD = re.compile(r"View the dashboard at \S*?(http://[\d.:]+)")
 _RAISED = re.compile(r"^(?:\w+\.)*[A-Z]\w+: ", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -94,7 +95,6 @@ class Launch:
         """
         http = config.get("http_options", {})
         self.url = f"http://{_reachable(http.get('host', '0.0.0.0'))}:{http.get('port', 8000)}"
-        self.mark = uuid.uuid4().hex
         self._config = config
         self._env = dict(env or {})
         self._verbose = verbose
@@ -110,7 +110,7 @@ class Launch:
         file.write_text(yaml.safe_dump(dict(self._config), sort_keys=False), encoding="utf-8")
         self._child = subprocess.Popen(
             [sys.executable, "-m", "ray.serve.scripts", "run", str(file)],
-            env={"RAY_USAGE_STATS_ENABLED": "0", **os.environ, **self._env, _MARK: self.mark},
+            env={"RAY_USAGE_STATS_ENABLED": "0", **os.environ, **self._env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -146,22 +146,20 @@ class Launch:
         return self._child.wait()
 
     def stop(self) -> None:
-        """Ends the service and everything it started; safe to call twice."""
+        """Ends the service and everything it started; safe to call twice.
+
+        Who interrupts it in turn doesn't want to wait: then all is killed.
+        """
         self._verbose = False  # what Ray says while it is being torn down helps nobody
+        family = self.processes()  # now: one whose parent has ended can't be found any more
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGINT)
             try:
                 self._child.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 self._child.kill()
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for _ in range(20):
-                left = list(marked_processes(self.mark))
-                if not left:
-                    break
-                for pid in left:
-                    _send(pid, number)
-                time.sleep(0.1)
+                self._child.wait()
+        _end(family)
         if self._reader is not None:
             self._reader.join()
         self._scratch.cleanup()
@@ -201,6 +199,16 @@ class Launch:
             for name, states in replicas.items()
         )
 
+    def processes(self) -> list[psutil.Process]:
+        """Every process of the service: `serve run`, and all that it started."""
+        if self._child is None:
+            return []
+        try:
+            child = psutil.Process(self._child.pid)
+            return [child, *child.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
     def replica_states(self) -> dict[str, list[str]]:
         """The states of the replicas, as Ray names them (`RUNNING`, …), by deployment."""
         return _replica_states(self._application() or {})
@@ -218,18 +226,6 @@ class Launch:
             return None
         found: dict[str, Any] | None = next(iter(applications.values()), None)
         return found
-
-
-def marked_processes(mark: str) -> Iterator[int]:
-    """Processes of this user, other than this one, that a launch with this mark started."""
-    entry = f"{_MARK}={mark}".encode()
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        pid = int(environ.parent.name)
-        try:
-            if pid != os.getpid() and entry in environ.read_bytes().split(b"\0"):
-                yield pid
-        except OSError:
-            continue  # it ended meanwhile, or is another user's
 
 
 def _replica_states(application: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -255,11 +251,13 @@ def _raised(message: str) -> str:
     return message[starts[-1] if starts else 0 :].strip()
 
 
-def _send(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+def _end(processes: Sequence[psutil.Process]) -> None:
+    """Waits for processes that are about to end by themselves, and ends those that don't."""
+    _, left = psutil.wait_procs(processes, _LINGER_S)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, _LINGER_S)
 
 
 def _reachable(host: str) -> str:

@@ -7,14 +7,15 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from openai import AsyncOpenAI, OpenAI
 
-from serve_app.launch import Launch, beside, free_port, marked_processes
+from serve_app.launch import Launch, beside, free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,12 +42,13 @@ class Service:
         return self.launch.replica_states().get(deployment, []).count("RUNNING")
 
     def replica_pids(self, deployment: str) -> list[int]:
-        title = f"ray::ServeReplica:embedserve:{deployment}".encode()
-        return [
-            pid
-            for pid in marked_processes(self.launch.mark)
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title)
-        ]
+        title = f"ray::ServeReplica:embedserve:{deployment}"
+        pids = []
+        for process in self.launch.processes():
+            with suppress(psutil.NoSuchProcess):
+                if process.cmdline()[:1] and process.cmdline()[0].startswith(title):
+                    pids.append(process.pid)
+        return pids
 
     def drive(self, code: str) -> str:
         """Runs code as another Ray driver would, and returns what it prints."""

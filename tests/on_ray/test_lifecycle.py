@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from serve_app.launch import free_port
@@ -17,17 +19,9 @@ from serve_app.launch import free_port
 ROOT = Path(__file__).parents[2]
 
 
-def session_processes(scratch: str) -> list[str]:
-    """Command lines of processes that belong to the Ray in this folder."""
-    entry = f"RAY_TMPDIR={scratch}".encode()
-    found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if entry in environ.read_bytes().split(b"\0"):
-                found.append((environ.parent / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
-    return found
+def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """What a process started, and what that started, and so on."""
+    return psutil.Process(process.pid).children(recursive=True)
 
 
 def read_until(process: "subprocess.Popen[str]", pattern: str, timeout_s: float) -> str:
@@ -61,14 +55,20 @@ def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
         assert ended.returncode == 1
         assert "`device: cuda` needs a GPU: set `num_gpus`" in ended.stderr
         assert "Traceback" not in ended.stderr
-        assert session_processes(scratch) == []
+        left = [p.name() for p in psutil.process_iter() if scratch in " ".join(p.cmdline())]
+        assert left == []
 
 
 @pytest.mark.parametrize(
-    ("config", "number"),
-    [("serve_config.yaml", signal.SIGINT), ("configs/portable.yaml", signal.SIGTERM)],
+    ("config", "signals"),
+    [
+        pytest.param("serve_config.yaml", [signal.SIGINT], id="default, Ctrl-C"),
+        pytest.param(
+            "configs/portable.yaml", [signal.SIGTERM, *[signal.SIGINT] * 3], id="portable, hurried"
+        ),
+    ],
 )
-def test_start_use_and_end(config: str, number: signal.Signals) -> None:
+def test_start_use_and_end(config: str, signals: list[signal.Signals]) -> None:
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
         process = subprocess.Popen(
             [sys.executable, "-m", "serve_app.cli", "serve", config, "--port", str(free_port())],
@@ -82,7 +82,8 @@ def test_start_use_and_end(config: str, number: signal.Signals) -> None:
             shown = read_until(process, r"curl [\s\S]*'\n", timeout_s=180)
             for stage in ("model", "weights", "space", "Ray", "replicas", "ready"):
                 assert stage in shown
-            haproxy = [line for line in session_processes(scratch) if "haproxy" in line.split()[0]]
+            started = family(process)
+            haproxy = [child for child in started if child.name() == "haproxy"]
             assert bool(haproxy) == (config == "serve_config.yaml")
             curl = shown[shown.index("curl ") :]
             reply = subprocess.run(
@@ -90,8 +91,10 @@ def test_start_use_and_end(config: str, number: signal.Signals) -> None:
             )
             assert len(json.loads(reply.stdout)["data"][0]["embedding"]) == 384
         finally:
-            process.send_signal(number)
+            for number in signals:
+                process.send_signal(number)
+                time.sleep(1)
             last_words, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "stopped" in last_words
-        assert session_processes(scratch) == []
+        assert [child for child in started if child.is_running()] == []
