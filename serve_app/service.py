@@ -6,6 +6,7 @@ neither HTTP nor Ray: `lookup` stands for whatever is behind it.
 
 import asyncio
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,7 +106,11 @@ class EmbedService:
             "device": engine and engine.device,
             "precision": engine and engine.precision,
             "threads": engine and engine.threads,
-            "versions": {"embedserve": __version__, **(engine.versions if engine else {})},
+            "versions": {
+                "embedserve": __version__,
+                "ray": version("ray"),
+                **(engine.versions if engine else {}),
+            },
         }
 
     def _validate(self, job: EmbedJob) -> None:

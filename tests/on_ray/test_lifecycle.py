@@ -55,8 +55,8 @@ def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
         assert ended.returncode == 1
         assert "`device: cuda` needs a GPU: set `num_gpus`" in ended.stderr
         assert "Traceback" not in ended.stderr
-        left = [p.name() for p in psutil.process_iter() if scratch in " ".join(p.cmdline())]
-        assert left == []
+        running = psutil.process_iter(["cmdline"])
+        assert [p for p in running if scratch in " ".join(p.info["cmdline"] or [])] == []
 
 
 @pytest.mark.parametrize(
