@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +22,8 @@ examples:
   embedserve serve configs/gpu.yaml        serve another configuration
   embedserve serve --port 8001             a second service on this machine
   embedserve prepare                       find and check the model's files, e.g. for an image build
+  embedserve bench --connections 32        how many queries a second it answers
+  embedserve bench --rate 50               how long a query takes at 50 a second
   embedserve settings                      every setting, its default and what it does
 """
 
@@ -55,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(prepare)
     prepare.set_defaults(run=_prepare)
 
+    bench = commands.add_parser("bench", help="put load on a running server and time it")
+    _add_bench(bench)
+    bench.set_defaults(run=_bench)
+
     settings = commands.add_parser("settings", help="print all settings as Markdown tables")
     settings.set_defaults(run=_settings)
     return parser
@@ -68,6 +75,41 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         default=Path("serve_config.yaml"),
         help="a Ray Serve configuration file (default: serve_config.yaml)",
     )
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("url", nargs="?", default="http://127.0.0.1:8000", help="default: %(default)s")
+    add("--dialect", choices=("openai", "infinity", "tei"), default="openai")
+    add("--model", default="all-MiniLM-L6-v2", help="default: %(default)s")
+    add(
+        "--workload",
+        choices=("query", "document", "mixed", "zipf", "long"),
+        default="query",
+        help="what is asked (default: %(default)s)",
+    )
+    add("--rate", type=float, help="requests/s, sent whether or not earlier ones are answered")
+    add("--connections", type=int, default=8, help="clients, or with --rate the most at a time")
+    add("--duration", type=float, default=10.0, help="seconds that count (default: %(default)g)")
+    add("--warmup", type=float, default=2.0, help="seconds before (default: %(default)g)")
+    add("--seed", type=int, help="asks the same texts again (default: new ones, so no cache helps)")
+    add("--record", action="store_true", help="keep the record under benchmarks/results/")
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from benchmarks.bench import bench
+    from benchmarks.load import Plan
+    from benchmarks.target import Target
+
+    plan = Plan(
+        duration_s=arguments.duration,
+        warmup_s=arguments.warmup,
+        rate=arguments.rate,
+        connections=arguments.connections,
+        seed=time.time_ns() if arguments.seed is None else arguments.seed,
+    )
+    target = Target(arguments.url, arguments.dialect, arguments.model)
+    return bench(target, arguments.workload, plan, keep_record=arguments.record)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -104,6 +104,12 @@ def test_importing_a_room_loads_nothing_heavy(module: str, unwanted: set[str]) -
     assert unwanted.isdisjoint(loaded.stdout.split())
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda f: f.stem)
+def test_benchmarks_know_only_what_the_model_is(file: Path) -> None:
+    ours = {imported for imported in imports(file) if imported.startswith("serve_app")}
+    assert ours <= {"serve_app.config.MINILM", "serve_app.models.folder"}
+
+
 @pytest.mark.parametrize("file", FILES, ids=name)
 def test_files_and_functions_stay_small(file: Path) -> None:
     source = file.read_text(encoding="utf-8")

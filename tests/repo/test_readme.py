@@ -42,11 +42,19 @@ def test_every_dependency_is_pinned() -> None:
 def test_the_file_map_is_the_tree() -> None:
     listing = section("How it works").split("```")[3]
     listed = set(re.findall(r"[\w./]+(?:\.py|\.yaml|\.md)\b|\b[\w/]+/(?=\s)", listing))
-    rooms = [ROOT, ROOT / "tests", ROOT / "serve_app", *(ROOT / "serve_app").iterdir()]
+    rooms = [
+        ROOT,
+        ROOT / "tests",
+        ROOT / "benchmarks",
+        ROOT / "serve_app",
+        *(ROOT / "serve_app").iterdir(),
+    ]
     for name in listed:
         assert any((room / name).exists() for room in rooms), name
     top = {path.name for path in (ROOT / "serve_app").glob("*.py")} - {"__init__.py"}
     assert top <= listed
+    measuring = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__.py"}
+    assert measuring <= listed
 
 
 def test_the_make_targets_exist() -> None:
