@@ -1,12 +1,12 @@
-"""One measured run against a server that is up: what `embedserve bench` does."""
+"""One measured run against a server that is up: what `embedserve bench run` does."""
 
-import asyncio
 import dataclasses
 import sys
 from typing import Any
 
 from benchmarks.connection import Connection
-from benchmarks.load import Plan, Progress, run
+from benchmarks.load import Outcome, Plan, Progress, run
+from benchmarks.loop import run_async
 from benchmarks.record import keep, line, record
 from benchmarks.target import Target
 from benchmarks.workloads import WORKLOADS
@@ -27,21 +27,19 @@ def bench(target: Target, workload: str, plan: Plan, *, keep_record: bool) -> in
     """Runs a plan, shows its figures, ends with its record as one line of JSON.
 
     Returns:
-        0, or 1 when the server isn't there or answered nothing.
+        The command's exit status: 1 when the server isn't there or answered nothing.
     """
-    with asyncio.Runner(loop_factory=_fastest_loop) as runner:
-        try:
-            runner.run(_reach(target))
-        except OSError as error:
-            print(f"embedserve: nothing answers at {target.url}: {error}", file=sys.stderr)
-            return 1
-        print(
-            f"{WORKLOADS[workload].description}; {_load(plan)}; {plan.duration_s:g} s", flush=True
-        )
-        requests = WORKLOADS[workload].requests(plan.seed)
-        outcome = runner.run(run(target, requests, plan, _progress(plan)))
+    if not reachable(target):
+        return 1
+    load = f"{plan.connections} clients" if plan.rate is None else f"{plan.rate:g} requests/s"
+    print(f"{WORKLOADS[workload].description}; {load}; {plan.duration_s:g} s", flush=True)
+    outcome = measure(target, workload, plan)
     figures = outcome.summary()
-    _show(figures)
+    for key, title in _SHOWN.items():
+        if key in figures:
+            print(f"{title:>12}  {figures[key] or 0}")
+    if figures["generator_is_the_limit"]:
+        print("These figures are the generator's own limit, not the server's.")
     asked = {"workload": workload, **dataclasses.asdict(target), **dataclasses.asdict(plan)}
     entry = record(asked, figures)
     if keep_record:
@@ -50,24 +48,28 @@ def bench(target: Target, workload: str, plan: Plan, *, keep_record: bool) -> in
     return 0 if outcome.latencies else 1
 
 
-def _fastest_loop() -> asyncio.AbstractEventLoop:
-    """Uvloop's where there is one (Ray Serve brings it on Linux and macOS), else asyncio's own."""
+def reachable(target: Target) -> bool:
+    """Whether something listens there; says so when not."""
     try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+        run_async(_knock(target))
+    except OSError as error:
+        print(f"embedserve: nothing answers at {target.url}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
-async def _reach(target: Target) -> None:
+def measure(target: Target, workload: str, plan: Plan) -> Outcome:
+    """Runs a plan with a line of progress on a terminal."""
+    requests = WORKLOADS[workload].requests(plan.seed)
+    outcome = run_async(run(target, requests, plan, _progress(plan)))
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+    return outcome
+
+
+async def _knock(target: Target) -> None:
     connection = await Connection.open(target.address)
     connection.close()
-
-
-def _load(plan: Plan) -> str:
-    if plan.rate is None:
-        return f"{plan.connections} clients, each asks again when it is answered"
-    return f"{plan.rate:g} requests/s, answered or not"
 
 
 def _progress(plan: Plan) -> Progress | None:
@@ -75,19 +77,9 @@ def _progress(plan: Plan) -> Progress | None:
         return None
     whole = plan.warmup_s + plan.duration_s
 
-    def show(gone_s: float, answered: int, failed: int) -> None:
+    def show(gone_s: float, answered: int, failed: int) -> Any:
         left = max(0.0, whole - gone_s)
         sys.stderr.write(f"\r{left:4.0f} s left, {answered} answered, {failed} failed \x1b[K")
         sys.stderr.flush()
 
     return show
-
-
-def _show(figures: dict[str, Any]) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
-    for key, title in _SHOWN.items():
-        if key in figures:
-            print(f"{title:>12}  {figures[key] or 0}")
-    if figures["generator_is_the_limit"]:
-        print("These figures are the generator's own limit, not the server's.")

@@ -4,13 +4,13 @@ import argparse
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import yaml
 
+from benchmarks.command import add_commands
 from serve_app import __version__
 from serve_app.config import USER_CONFIGS, AppConfig, settings_markdown
 from serve_app.errors import ConfigurationError
@@ -22,8 +22,10 @@ examples:
   embedserve serve configs/gpu.yaml        serve another configuration
   embedserve serve --port 8001             a second service on this machine
   embedserve prepare                       find and check the model's files, e.g. for an image build
-  embedserve bench --connections 32        how many queries a second it answers
-  embedserve bench --rate 50               how long a query takes at 50 a second
+  embedserve bench run --connections 32    how many queries a second it answers
+  embedserve bench run --rate 50           how long a query takes at 50 a second
+  embedserve bench capacity                how many keep p99 under 50 ms
+  embedserve compare URL URL               two servers: speed, and their vectors
   embedserve settings                      every setting, its default and what it does
 """
 
@@ -58,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(prepare)
     prepare.set_defaults(run=_prepare)
 
-    bench = commands.add_parser("bench", help="put load on a running server and time it")
-    _add_bench(bench)
-    bench.set_defaults(run=_bench)
+    add_commands(commands)
 
     settings = commands.add_parser("settings", help="print all settings as Markdown tables")
     settings.set_defaults(run=_settings)
@@ -77,56 +77,19 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_bench(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("url", nargs="?", default="http://127.0.0.1:8000", help="default: %(default)s")
-    add("--dialect", choices=("openai", "infinity", "tei"), default="openai")
-    add("--model", default="all-MiniLM-L6-v2", help="default: %(default)s")
-    add(
-        "--workload",
-        choices=("query", "document", "mixed", "zipf", "long"),
-        default="query",
-        help="what is asked (default: %(default)s)",
-    )
-    add("--rate", type=float, help="requests/s, sent whether or not earlier ones are answered")
-    add("--connections", type=int, default=8, help="clients, or with --rate the most at a time")
-    add("--duration", type=float, default=10.0, help="seconds that count (default: %(default)g)")
-    add("--warmup", type=float, default=2.0, help="seconds before (default: %(default)g)")
-    add("--seed", type=int, help="asks the same texts again (default: new ones, so no cache helps)")
-    add("--record", action="store_true", help="keep the record under benchmarks/results/")
-
-
-def _bench(arguments: argparse.Namespace) -> int:
-    from benchmarks.bench import bench
-    from benchmarks.load import Plan
-    from benchmarks.target import Target
-
-    plan = Plan(
-        duration_s=arguments.duration,
-        warmup_s=arguments.warmup,
-        rate=arguments.rate,
-        connections=arguments.connections,
-        seed=time.time_ns() if arguments.seed is None else arguments.seed,
-    )
-    target = Target(arguments.url, arguments.dialect, arguments.model)
-    return bench(target, arguments.workload, plan, keep_record=arguments.record)
-
-
 def _serve(arguments: argparse.Namespace) -> int:
-    from serve_app.launch import Launch, LaunchFailed, beside, port_is_free
+    from serve_app.launch import Launch, LaunchFailed, beside, free_port, taken_port
 
     config, application = _read(arguments.config)
     _show_model(resolve(application.model))
-    http = config.get("http_options", {})
     with tempfile.TemporaryDirectory(prefix="embedserve-") as scratch:
         if arguments.port is not None:
             config = beside(config, arguments.port, Path(scratch))
-            http = config["http_options"]
-        host, port = http.get("host", "0.0.0.0"), http.get("port", 8000)
-        if not port_is_free(host, port):
+        taken = taken_port(config)
+        if taken is not None:
             return _fail(
-                f"Port {port} is in use. Stop what listens there, or choose another: "
-                f"`embedserve serve --port {port + 1}`."
+                f"Port {taken} is in use. Stop what listens there, or start beside it: "
+                f"`embedserve serve --port {free_port()}`."
             )
         _catch_signals()
         launch = Launch(config, verbose=arguments.verbose)

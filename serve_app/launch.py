@@ -27,6 +27,13 @@ import psutil
 import yaml
 
 _POLL_S = 0.3
+_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+#: What HAProxy and the proxy behind it open beside the HTTP port, where nothing else is said.
+_HAPROXY_PORTS = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
 _STOP_S = 60.0
 _LINGER_S = 3.0
 _DASHBOARD = re.compile(r"View the dashboard at \S*?(http://[\d.:]+)")
@@ -45,8 +52,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+def taken_port(config: Mapping[str, Any]) -> int | None:
+    """A port that the service would listen on and something else does; None: all are free."""
+    http = config.get("http_options", {})
+    ports = [http.get("port", 8000)]
+    env = _switches(config)
+    if env.get(_HAPROXY) == "1":
+        ports += [int(env.get(name, default)) for name, default in _HAPROXY_PORTS.items()]
+    return next((p for p in ports if not _is_free(http.get("host", "0.0.0.0"), p)), None)
+
+
+def _is_free(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -59,21 +75,26 @@ def port_is_free(host: str, port: int) -> bool:
 def beside(config: Mapping[str, Any], port: int, scratch: Path) -> dict[str, Any]:
     """The same configuration for one more service on this machine.
 
-    Moves the HTTP port, and out of each other's way what HAProxy opens beside it: its
-    statistics port, its admin socket and its files, which go into `scratch`.
+    Moves the HTTP port, and out of each other's way what HAProxy opens beside it: its other
+    ports, its admin socket and its files, which go into `scratch`.
     """
     moved: dict[str, Any] = json.loads(json.dumps(config))
     moved.setdefault("http_options", {})["port"] = port
-    env = moved.get("controller_options", {}).get("runtime_env", {}).get("env_vars", {})
-    if env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
-        env["RAY_SERVE_HAPROXY_STATS_PORT"] = str(free_port())
-        env["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(free_port())
-        env["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(free_port())
+    env = _switches(moved)
+    if env.get(_HAPROXY) == "1":
+        env |= {name: str(free_port()) for name in _HAPROXY_PORTS}
         env["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"] = str(scratch / "haproxy.cfg")
         env["RAY_SERVE_HAPROXY_SOCKET_PATH"] = str(scratch / "admin.sock")
         env["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = str(scratch)
         env["RAY_SERVE_HAPROXY_SERVER_STATE_FILE"] = str(scratch / "server-state")
     return moved
+
+
+def _switches(config: Mapping[str, Any]) -> dict[str, str]:
+    """The environment variables that the configuration gives to Serve."""
+    runtime_env = config.get("controller_options", {}).get("runtime_env", {})
+    switches: dict[str, str] = runtime_env.get("env_vars", {})
+    return switches
 
 
 class Launch:
