@@ -78,7 +78,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from serve_app.launch import Launch, LaunchFailed, beside, free_port, taken_port
+    from serve_app.launch import Launch, LaunchFailed, beside, taken_port
 
     config, application = _read(arguments.config)
     _show_model(resolve(application.model))
@@ -89,7 +89,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         if taken is not None:
             return _fail(
                 f"Port {taken} is in use. Stop what listens there, or start beside it: "
-                f"`embedserve serve --port {free_port()}`."
+                f"`embedserve serve --port {config.get('http_options', {}).get('port', 8000) + 1}`."
             )
         _catch_signals()
         launch = Launch(config, verbose=arguments.verbose)

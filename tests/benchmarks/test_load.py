@@ -87,7 +87,7 @@ async def test_a_stall_is_seen_by_every_request_that_was_due_in_it() -> None:
     async with server(stalls) as target:
         open_loop = await run(target, texts(), Plan(4.0, warmup_s=0.2, rate=250, connections=8))
     p99_s = float(open_loop.summary()["p99_ms"]) / 1000  # type: ignore[arg-type]
-    assert p99_s == pytest.approx(0.96, abs=0.06)
+    assert p99_s == pytest.approx(0.96, abs=0.1)
     stalled = sum(1 for latency in open_loop.latencies if latency > 0.05)
     assert stalled / len(open_loop.latencies) == pytest.approx(0.95 / 4, abs=0.06)
 
