@@ -39,7 +39,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python $(PINS)
-	@echo 'Installing into $(VENV): about 1.5 GB and two minutes, the first time only.'
+	@echo 'Installing into $(VENV): about 2 GB and two minutes, the first time only.'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 

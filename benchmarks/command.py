@@ -24,7 +24,7 @@ def add_commands(commands: Any) -> None:
     _add_target(run)
     _add_load(run)
     run.add_argument(
-        "--rate", type=float, help="requests/s, sent whether or not others are answered"
+        "--rate", type=_positive, help="requests/s, sent whether or not others are answered"
     )
     run.add_argument("--record", action="store_true", help="keep it under benchmarks/results/")
     run.set_defaults(run=_run)
@@ -32,16 +32,16 @@ def add_commands(commands: Any) -> None:
     capacity = _parser(benches, "capacity", "the highest rate at which p99 stays under a limit")
     _add_target(capacity)
     _add_load(capacity)
-    capacity.add_argument("--slo-p99-ms", type=float, default=50.0, help="default: %(default)g")
-    capacity.add_argument("--for-rate", type=float, help="requests/s to plan replicas for")
+    capacity.add_argument("--slo-p99-ms", type=_positive, default=50.0, help="default: %(default)g")
+    capacity.add_argument("--for-rate", type=_positive, help="requests/s to plan replicas for")
     capacity.set_defaults(run=_capacity)
 
     compare = _parser(commands, "compare", "two servers: the same load in turn, and their vectors")
-    compare.add_argument("urls", nargs=2, metavar="URL")
+    compare.add_argument("urls", nargs=2, type=_url, metavar="URL")
     compare.add_argument("--dialects", nargs=2, choices=DIALECTS, default=["openai", "openai"])
     compare.add_argument("--models", nargs=2, default=["all-MiniLM-L6-v2"] * 2, metavar="MODEL")
-    compare.add_argument("--texts", type=Path, help="one text a line, to compare the vectors on")
-    compare.add_argument("--rounds", type=int, default=5, help="turns for each (default: 5)")
+    compare.add_argument("--texts", type=_texts, help="one text a line, to compare the vectors on")
+    compare.add_argument("--rounds", type=_count, default=5, help="turns for each (default: 5)")
     _add_load(compare)
     compare.set_defaults(run=_compare)
 
@@ -57,8 +57,39 @@ def _parser(commands: Any, name: str, words: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _url(text: str) -> str:
+    if not text.startswith("http://"):
+        raise argparse.ArgumentTypeError(f"{text} doesn't begin with http:// (TLS isn't spoken)")
+    return text
+
+
+def _texts(text: str) -> list[str]:
+    try:
+        lines = Path(text).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"can't read {text}: {error}") from None
+    texts = [line for line in lines if line.strip()]
+    if len(texts) < 2:
+        raise argparse.ArgumentTypeError(f"{text} holds fewer than two texts")
+    return texts
+
+
 def _add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", nargs="?", default=HERE, help="default: %(default)s")
+    parser.add_argument("url", nargs="?", type=_url, default=HERE, help="default: %(default)s")
     parser.add_argument("--dialect", choices=DIALECTS, default="openai")
     parser.add_argument("--model", default="all-MiniLM-L6-v2", help="default: %(default)s")
 
@@ -66,9 +97,11 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 def _add_load(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--workload", choices=WORKLOADS, default="query", help="default: %(default)s")
-    add("--connections", type=int, help="clients (default: 8); with a rate, the most open (256)")
-    add("--duration", type=float, default=10.0, help="seconds that count (default: %(default)g)")
-    add("--warmup", type=float, default=2.0, help="seconds before (default: %(default)g)")
+    add("--connections", type=_count, help="clients (default: 8); with a rate, the most open (256)")
+    add(
+        "--duration", type=_positive, default=10.0, help="seconds that count (default: %(default)g)"
+    )
+    add("--warmup", type=_positive, default=2.0, help="seconds before (default: %(default)g)")
     add("--seed", type=int, help="asks the same texts again (default: new ones: no cache helps)")
 
 
@@ -117,7 +150,6 @@ def _compare(arguments: argparse.Namespace) -> int:
             arguments.urls, arguments.dialects, arguments.models, strict=True
         )
     )
-    texts = None
-    if arguments.texts is not None:
-        texts = [line for line in arguments.texts.read_text("utf-8").splitlines() if line.strip()]
-    return compare(first, second, arguments.workload, _plan(arguments), arguments.rounds, texts)
+    return compare(
+        first, second, arguments.workload, _plan(arguments), arguments.rounds, arguments.texts
+    )

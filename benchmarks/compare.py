@@ -6,6 +6,7 @@ cosine of each text's two, and how many of its nearest neighbours both servers a
 
 import dataclasses
 import statistics
+import sys
 from collections.abc import Sequence
 from itertools import chain, islice
 
@@ -66,13 +67,18 @@ def compare(
         texts: what the vectors are compared on; None: texts of the workload `document`.
 
     Returns:
-        The command's exit status: 1 when one of them isn't there.
+        The command's exit status: 1 when one of them isn't there or refuses.
     """
     if not (reachable(first) and reachable(second)):
         return 1
     documents = WORKLOADS["document"].requests(0)
     sample = list(texts or islice(chain.from_iterable(documents), 200))
-    figures = {**_speeds(first, second, workload, plan, rounds), **_vectors(first, second, sample)}
+    try:
+        vectors = _vectors(first, second, sample)
+    except OSError as error:
+        print(f"embedserve: no vectors to compare: {error}", file=sys.stderr)
+        return 1
+    figures = {**_speeds(first, second, workload, plan, rounds), **vectors}
     for name, value in figures.items():
         print(f"{name:>24}  {value}")
     asked = {

@@ -160,6 +160,8 @@ class _Run:
         except OSError as error:
             failure = type(error).__name__
         done = time.perf_counter()
+        if failure is not None and self._plan.rate is None:
+            await asyncio.sleep(0.01)  # a server that refuses needn't be asked in a tight loop
         if due < self._begin or (self._plan.rate is None and done > self._end):
             return  # warm-up, or the last answer of a closed loop, which came after the bell
         if failure is None:
@@ -167,8 +169,6 @@ class _Run:
             self.outcome.texts += len(texts)
         else:
             self.outcome.failures[failure] += 1
-            if self._plan.rate is None:
-                await asyncio.sleep(0.01)  # a server that refuses needn't be asked in a tight loop
 
     async def _tick(self, progress: Progress | None) -> None:
         while progress is not None:

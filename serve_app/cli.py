@@ -133,9 +133,9 @@ def _read(path: Path) -> tuple[dict[str, Any], AppConfig]:
                 settings = USER_CONFIGS[deployment["name"]]
                 settings.model_validate(deployment.get("user_config") or {})
         return config, AppConfig.model_validate(application.args)
-    except FileNotFoundError:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"There is no file {path}. Run this in the project's folder, or name a file."
+            f"Can't read {path} ({error}). Run this in the project's folder, or name a file."
         ) from None
     except (yaml.YAMLError, ValidationError, IndexError) as error:
         raise ConfigurationError(f"{path} is not a valid configuration: {error}") from None

@@ -31,7 +31,7 @@ def test_prepare_refuses_other_weights(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "There is no file"),
+        (None, "No such file"),
         ("a: [", "not a valid configuration"),
         ("nonsense: 1", "nonsense"),
         ("applications: []", "not a valid configuration"),

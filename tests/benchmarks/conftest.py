@@ -19,6 +19,7 @@ class Server:
     def __init__(self, url: str) -> None:
         self.url = url
         self.takes_s = 0.0
+        self.refuses = False
         self.asked: list[tuple[str, Any]] = []
         self.one_at_a_time = threading.Lock()
 
@@ -40,7 +41,7 @@ def running() -> Iterator[Server]:
         def do_POST(self) -> None:
             body = orjson.loads(self.rfile.read(int(self.headers["content-length"])))
             content = started.answer(self.path, body)
-            self.send_response(200)
+            self.send_response(429 if started.refuses else 200)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

@@ -48,6 +48,34 @@ def test_each_dialect_asks_in_its_own_words(
     assert len(body[field]) == 32
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        ["bench", "run", "--rate", "0"],
+        ["bench", "run", "--duration", "nan"],
+        ["bench", "run", "--connections", "0"],
+        ["bench", "run", "localhost:8000"],
+        ["compare", "http://a", "https://b"],
+        ["compare", "http://a", "http://b", "--texts", "no such file"],
+    ],
+    ids=" ".join,
+)
+def test_nonsense_is_refused_with_words(
+    nonsense: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(nonsense)
+    assert "error: argument" in capsys.readouterr().err
+
+
+def test_compare_says_that_a_server_refuses(
+    server: Server, other: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other.refuses = True
+    assert main(["compare", server.url, other.url, *SHORT]) == 1
+    assert "no vectors to compare" in capsys.readouterr().err
+
+
 def test_nobody_there_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "run", f"http://127.0.0.1:{free_port()}", *SHORT]) == 1
     assert "nothing answers at" in capsys.readouterr().err
