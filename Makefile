@@ -3,12 +3,13 @@
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
 PORT ?=
+QUICK ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check constraints
+.PHONY: help install serve test bench check constraints
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +22,9 @@ serve: $(VENV)/.installed  ## Serve on port 8000 until Ctrl-C (CONFIG=file, PORT
 test: $(VENV)/.installed-dev  ## Run every test, those on a real Ray too (a few minutes)
 	@$(BIN)/pytest
 
+bench: $(VENV)/.installed-bench  ## Measure against other servers (QUICK=1: minutes, not most of an hour)
+	@$(BIN)/embedserve bench $(if $(QUICK),--quick)
+
 check: $(VENV)/.installed-dev  ## Check formatting, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -28,7 +32,7 @@ check: $(VENV)/.installed-dev  ## Check formatting, lint and types
 
 constraints:  ## Resolve every dependency anew into constraints.txt
 	@rm -rf $(VENV)-resolve && $(PYTHON) -m venv $(VENV)-resolve
-	@$(VENV)-resolve/bin/pip install --quiet '.[dev]'
+	@$(VENV)-resolve/bin/pip install --quiet '.[bench,dev]'
 	@{ sed -n '/^#/p' constraints.txt; $(VENV)-resolve/bin/pip freeze \
 	  | grep -v '^embedserve' | sed 's/^torch==.*/torch==2.13.0/'; } > constraints.new
 	@mv constraints.new constraints.txt && rm -rf $(VENV)-resolve
@@ -43,7 +47,12 @@ $(VENV)/.installed: $(VENV)/bin/python $(PINS)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@echo 'Installing what the pictures need.'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo 'Installing what the tests need.'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench,dev]'
 	@touch $@

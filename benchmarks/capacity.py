@@ -2,12 +2,18 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from benchmarks.bench import measure, reachable
+from benchmarks.bench import asked, measure, reachable
 from benchmarks.load import Plan
+from benchmarks.peers.base import PeerFailed
+from benchmarks.peers.embedserve import embedserve
+from benchmarks.peers.server import Server
 from benchmarks.record import line, record
 from benchmarks.target import Target
+from benchmarks.workloads import Workload
 
 _CLOSE_ENOUGH = 1.05
 _HEADROOM = 0.3
@@ -42,8 +48,35 @@ def bisect(keeps: Callable[[float], bool], first: float) -> float:
     return good
 
 
+def capacity_of_one(
+    config: Path, workload: Workload, plan: Plan, *, slo_p99_ms: float, for_rate: float | None
+) -> int:
+    """Starts a configuration with one Embedder replica and finds what that one keeps."""
+    with Server(embedserve("capacity", "one replica", 1, config)) as server:
+        print("starting one replica", flush=True)
+        try:
+            server.wait_until_ready()
+        except PeerFailed as error:
+            print(f"embedserve: {error}", file=sys.stderr)
+            return 1
+        return capacity(
+            server.target,
+            workload,
+            plan,
+            slo_p99_ms=slo_p99_ms,
+            for_rate=for_rate,
+            one_replica=True,
+        )
+
+
 def capacity(
-    target: Target, workload: str, plan: Plan, *, slo_p99_ms: float, for_rate: float | None
+    target: Target,
+    workload: Workload,
+    plan: Plan,
+    *,
+    slo_p99_ms: float,
+    for_rate: float | None,
+    one_replica: bool = False,
 ) -> int:
     """Shows each rate that is tried, the highest that keeps the objective, and what follows.
 
@@ -78,13 +111,14 @@ def capacity(
     if not best:
         print(f"No rate keeps p99 under {slo_p99_ms:g} ms.")
     else:
-        print(f"What runs now keeps p99 under {slo_p99_ms:g} ms up to {best:.0f} requests/s.")
+        what = "One replica" if one_replica else "What runs now"
+        print(f"{what} keeps p99 under {slo_p99_ms:g} ms up to {best:.0f} requests/s.")
         if for_rate is not None:
             times = figures["times"] = math.ceil(for_rate * (1 + _HEADROOM) / best)
             print(
-                f"{for_rate:g} requests/s, {_HEADROOM:.0%} to spare, need {times} times that: if "
-                f"one replica ran, `max_replicas: {times}` in the Embedder's autoscaling_config."
+                f"{for_rate:g} requests/s, {_HEADROOM:.0%} to spare, need {times} times that. If "
+                f"it was one replica, put into the Embedder's autoscaling_config:\n"
+                f"  max_replicas: {times}"
             )
-    asked = {"workload": workload, **dataclasses.asdict(target), **dataclasses.asdict(plan)}
-    print(line(record(asked, figures)))
+    print(line(record(asked(target, workload, plan), figures)))
     return 0 if best else 1

@@ -1,11 +1,13 @@
-"""The commands `embedserve bench run`, `bench capacity` and `compare`: their options, no more."""
+"""The commands `embedserve bench …` and `embedserve compare`: their options, no more."""
 
 import argparse
+import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.target import DIALECTS, Target
+from benchmarks.target import DIALECTS, HANDLE, HandleTarget, HttpTarget, Target
 from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
@@ -17,8 +19,23 @@ _WORKLOADS = "\n".join(f"  {w.name:<10} {w.description}" for w in WORKLOADS.valu
 
 def add_commands(commands: Any) -> None:
     """Adds the commands to the parser of `embedserve` (what `add_subparsers` returns)."""
-    bench = commands.add_parser("bench", help="put load on a running server and time it")
-    benches = bench.add_subparsers(required=True, metavar="COMMAND")
+    bench = _parser(
+        commands,
+        "bench",
+        "measure EmbedServe against other servers, or put load on a running one",
+        "Without a command: starts EmbedServe and every other server that can be had, measures all "
+        "of them in turn, and writes benchmarks/REPORT.md.",
+    )
+    bench.add_argument(
+        "--quick", action="store_true", help="one short round, into benchmarks/quick/ (minutes)"
+    )
+    bench.add_argument("--rounds", type=_count, help="how often each figure is taken (default: 5)")
+    bench.set_defaults(run=_suite)
+    benches = bench.add_subparsers(metavar="COMMAND")
+
+    report = _parser(benches, "report", "write the report of a run of `embedserve bench` anew")
+    report.add_argument("records", nargs="?", type=Path, help="default: the newest ones")
+    report.set_defaults(run=_report)
 
     run = _parser(benches, "run", "one run of one workload; ends with its record as JSON")
     _add_target(run)
@@ -26,12 +43,16 @@ def add_commands(commands: Any) -> None:
     run.add_argument(
         "--rate", type=_positive, help="requests/s, sent whether or not others are answered"
     )
+    run.add_argument("--pid", type=_count, help="the server's first process, to tell its cost")
     run.add_argument("--record", action="store_true", help="keep it under benchmarks/results/")
     run.set_defaults(run=_run)
 
     capacity = _parser(benches, "capacity", "the highest rate at which p99 stays under a limit")
     _add_target(capacity)
     _add_load(capacity)
+    capacity.add_argument(
+        "--config", type=Path, help="start this configuration with one replica, and measure that"
+    )
     capacity.add_argument("--slo-p99-ms", type=_positive, default=50.0, help="default: %(default)g")
     capacity.add_argument("--for-rate", type=_positive, help="requests/s to plan replicas for")
     capacity.set_defaults(run=_capacity)
@@ -46,11 +67,13 @@ def add_commands(commands: Any) -> None:
     compare.set_defaults(run=_compare)
 
 
-def _parser(commands: Any, name: str, words: str) -> argparse.ArgumentParser:
+def _parser(
+    commands: Any, name: str, words: str, description: str | None = None
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=words,
-        description=f"{words[0].upper()}{words[1:]}.",
+        description=description or f"{words[0].upper()}{words[1:]}.",
         epilog=f"workloads:\n{_WORKLOADS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -72,9 +95,17 @@ def _count(text: str) -> int:
 
 
 def _url(text: str) -> str:
-    if not text.startswith("http://"):
-        raise argparse.ArgumentTypeError(f"{text} doesn't begin with http:// (TLS isn't spoken)")
+    if not text.startswith(("http://", HANDLE)):
+        raise argparse.ArgumentTypeError(
+            f"{text} is neither http://host:port (TLS isn't spoken) nor {HANDLE}application"
+        )
     return text
+
+
+def _target(url: str, dialect: str, model: str) -> Target:
+    if url.startswith(HANDLE):
+        return HandleTarget(url.removeprefix(HANDLE))
+    return HttpTarget(url, dialect, model)
 
 
 def _texts(text: str) -> list[str]:
@@ -123,33 +154,78 @@ def _plan(
 def _run(arguments: argparse.Namespace) -> int:
     from benchmarks.bench import bench
 
-    target = Target(arguments.url, arguments.dialect, arguments.model)
+    target = _target(arguments.url, arguments.dialect, arguments.model)
+    workload = WORKLOADS[arguments.workload]
+    if workload.shape is not None and arguments.rate is None:
+        return _fail(f"{workload.name} is a rate that changes: say --rate")
     plan = _plan(arguments, arguments.rate)
-    return bench(target, arguments.workload, plan, keep_record=arguments.record)
+    return bench(
+        target,
+        workload,
+        plan,
+        keep_record=arguments.record,
+        pid=arguments.pid,
+    )
+
+
+def _suite(arguments: argparse.Namespace) -> int:
+    if not _can_draw():
+        return 1
+    from benchmarks.suite import measure_all
+
+    return measure_all(quick=arguments.quick, rounds=arguments.rounds)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    if not _can_draw():
+        return 1
+    from benchmarks.report.publish import newest, publish
+
+    records = arguments.records or newest()
+    if records is None or not records.is_file():
+        return _fail("there are no records: `embedserve bench` makes them")
+    print(f"{publish(records)}, and the table in README.md")
+    return 0
+
+
+def _can_draw() -> bool:
+    """Whether the pictures can be made; better known before the measuring than after."""
+    if find_spec("matplotlib"):
+        return True
+    _fail("the pictures need matplotlib: `make bench`, or pip install 'embedserve[bench]'")
+    return False
+
+
+def _fail(message: str) -> int:
+    print(f"embedserve: {message}", file=sys.stderr)
+    return 1
 
 
 def _capacity(arguments: argparse.Namespace) -> int:
-    from benchmarks.capacity import capacity
+    from benchmarks.capacity import capacity, capacity_of_one
 
-    target = Target(arguments.url, arguments.dialect, arguments.model)
-    return capacity(
-        target,
-        arguments.workload,
-        _plan(arguments, open_loop=True),
-        slo_p99_ms=arguments.slo_p99_ms,
-        for_rate=arguments.for_rate,
-    )
+    workload, plan = WORKLOADS[arguments.workload], _plan(arguments, open_loop=True)
+    wanted = {"slo_p99_ms": arguments.slo_p99_ms, "for_rate": arguments.for_rate}
+    if arguments.config is not None:
+        return capacity_of_one(arguments.config, workload, plan, **wanted)
+    target = _target(arguments.url, arguments.dialect, arguments.model)
+    return capacity(target, workload, plan, **wanted)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     from benchmarks.compare import compare
 
     first, second = (
-        Target(url, dialect, model)
+        _target(url, dialect, model)
         for url, dialect, model in zip(
             arguments.urls, arguments.dialects, arguments.models, strict=True
         )
     )
     return compare(
-        first, second, arguments.workload, _plan(arguments), arguments.rounds, arguments.texts
+        first,
+        second,
+        WORKLOADS[arguments.workload],
+        _plan(arguments),
+        arguments.rounds,
+        arguments.texts,
     )

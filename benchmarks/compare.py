@@ -13,10 +13,11 @@ from itertools import chain, islice
 import numpy as np
 
 from benchmarks.bench import measure, reachable
+from benchmarks.display import Display, figures_line
 from benchmarks.load import Plan
 from benchmarks.record import line, record
 from benchmarks.target import Target
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import WORKLOADS, Workload
 from serve_app.types import Float32
 
 _NEIGHBOURS = 10
@@ -51,7 +52,7 @@ def neighbours_agreed(first: Float32, second: Float32, k: int = _NEIGHBOURS) -> 
 def compare(
     first: Target,
     second: Target,
-    workload: str,
+    workload: Workload,
     plan: Plan,
     rounds: int,
     texts: Sequence[str] | None = None,
@@ -82,10 +83,10 @@ def compare(
     for name, value in figures.items():
         print(f"{name:>24}  {value}")
     asked = {
-        "workload": workload,
-        "first": dataclasses.asdict(first),
-        "second": dataclasses.asdict(second),
-        **dataclasses.asdict(plan),
+        "workload": workload.name,
+        "first": first.describe(),
+        "second": second.describe(),
+        **plan.describe(),
         "rounds": rounds,
     }
     print(line(record(asked, figures)))
@@ -93,24 +94,20 @@ def compare(
 
 
 def _speeds(
-    first: Target, second: Target, workload: str, plan: Plan, rounds: int
+    first: Target, second: Target, workload: Workload, plan: Plan, rounds: int
 ) -> dict[str, object]:
     runs: dict[str, list[tuple[float, float]]] = {"first": [], "second": []}
     failed = dict.fromkeys(runs, 0)
-    for turn in range(rounds):
-        for name, target in (("first", first), ("second", second)):
-            outcome = measure(target, workload, dataclasses.replace(plan, seed=plan.seed + turn))
-            p50_ms = (
-                float(np.median(outcome.latencies)) * 1000 if outcome.latencies else float("nan")
-            )
-            rate = len(outcome.latencies) / outcome.seconds
-            runs[name].append((rate, p50_ms))
-            failed[name] += sum(outcome.failures.values())
-            print(
-                f"{turn + 1}/{rounds}  {target.url}  {rate:.1f} requests/s  p50 {p50_ms:.1f} ms  "
-                f"{sum(outcome.failures.values())} failed",
-                flush=True,
-            )
+    with Display(2 * rounds * plan.seconds) as display:
+        for turn in range(rounds):
+            for name, target in (("first", first), ("second", second)):
+                again = dataclasses.replace(plan, seed=plan.seed + turn)
+                outcome = measure(target, workload, again, display)
+                times_ms = [seconds * 1000 for seconds in outcome.latencies]
+                p50_ms = float(np.median(times_ms)) if times_ms else float("nan")
+                runs[name].append((outcome.requests_per_s, p50_ms))
+                failed[name] += sum(outcome.failures.values())
+                display.done(plan.seconds, f"{target.url}  {figures_line(outcome.summary())}")
     rates = {name: [rate for rate, _ in of] for name, of in runs.items()}
     p50s = {name: [p50 for _, p50 in of] for name, of in runs.items()}
     return {

@@ -4,25 +4,41 @@ Open loop: requests are due at a given rate, whether or not earlier ones are ans
 time of each counts from when it was due. A server that stalls can't hide behind clients that
 politely wait for it ("coordinated omission"; Tene, "How NOT to Measure Latency", 2013).
 Closed loop: a given number of clients, each asking again as soon as it is answered; what comes
-out is the throughput at that concurrency.
+out is the throughput at that concurrency. A request that lies in the time that counts with only a
+part of its own time counts as that part: else slow requests would be rounded to whole ones.
 """
 
 import asyncio
+import dataclasses
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.connection import Connection
 from benchmarks.target import Target
+from benchmarks.tokens import count_tokens
+from benchmarks.workloads import Shape
 
 _PERCENTILES = (50, 90, 95, 99)
 
-#: Told once a second: seconds gone, answers so far, failures so far.
-Progress = Callable[[float, int, int], None]
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """How a run goes, told once a second."""
+
+    gone_s: float  #: since the start of the warm-up
+    requests_per_s: float  #: answered since the last pulse
+    p50_ms: float  #: of those; 0 without any
+    p99_ms: float
+    failed: int  #: since the start
+    waiting: int  #: requests that are due and not answered
+
+
+Progress = Callable[[Pulse], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +51,68 @@ class Plan:
     connections: int = 8  #: closed loop: clients; open loop: the most that may be open
     timeout_s: float = 60.0  #: for one request; then it counts as failed
     seed: int = 0  #: of the arrival times
+    shape: Shape | None = None  #: how the rate goes up and down in time; None: it is even
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes."""
+        return self.warmup_s + self.duration_s
+
+    def describe(self) -> dict[str, float | int | None]:
+        """What a record tells of it; the shape is the workload's."""
+        names = (f.name for f in dataclasses.fields(self) if f.name != "shape")
+        return {name: getattr(self, name) for name in names}
+
+
+class Answer(NamedTuple):
+    """One request that was answered."""
+
+    texts: list[str]
+    latency: float  #: in seconds; open loop: since it was due
+    share: float  #: how much of it lies in the time that counts, at most 1
 
 
 @dataclass(slots=True)
 class Outcome:
     """What happened, request by request; times in seconds."""
 
-    latencies: list[float] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)  #: how late the generator itself was
     failures: Counter[str] = field(default_factory=Counter)
-    texts: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  #: in which that was answered
     cpu_share: float = 0.0  #: of one core, by the generator
+
+    @property
+    def latencies(self) -> list[float]:
+        """How long each answer took."""
+        return [answer.latency for answer in self.answers]
+
+    @property
+    def requests_per_s(self) -> float:
+        """Answers in a second."""
+        return sum(answer.share for answer in self.answers) / self.seconds
 
     def summary(self) -> dict[str, float | int | dict[str, int] | bool]:
         """The figures: rates per second, latencies in milliseconds."""
-        answered = len(self.latencies)
+        latencies = self.latencies
+        tokens = count_tokens(answer.texts for answer in self.answers)
+        shares = [answer.share for answer in self.answers]
+        texts = sum(answer.share * len(answer.texts) for answer in self.answers)
         figures: dict[str, float | int | dict[str, int] | bool] = {
-            "requests_per_s": round(answered / self.seconds, 2),
-            "texts_per_s": round(self.texts / self.seconds, 2),
-            "answered": answered,
+            "requests_per_s": round(self.requests_per_s, 2),
+            "texts_per_s": round(texts / self.seconds, 2),
+            "tokens_per_s": round(float(np.dot(tokens, shares)) / self.seconds),
+            "answered": len(latencies),
             "failed": dict(self.failures),
             "generator_cpu_share": round(self.cpu_share, 3),
             "generator_is_the_limit": self.generator_is_the_limit(),
         }
-        if answered:
+        if latencies:
             for q, seconds in zip(
-                _PERCENTILES, np.percentile(self.latencies, _PERCENTILES), strict=True
+                _PERCENTILES, np.percentile(latencies, _PERCENTILES), strict=True
             ):
                 figures[f"p{q}_ms"] = round(float(seconds) * 1000, 3)
-            figures["max_ms"] = round(max(self.latencies) * 1000, 3)
+            figures["max_ms"] = round(max(latencies) * 1000, 3)
         if self.lags:
             figures["generator_lag_p99_ms"] = round(float(np.percentile(self.lags, 99)) * 1000, 3)
         return figures
@@ -75,68 +123,53 @@ class Outcome:
         return late or self.cpu_share > 0.9
 
 
-class _Pool:
-    """Connections to lend; one that broke is replaced by a new one."""
-
-    def __init__(self, target: Target, most: int) -> None:
-        self._target = target
-        self._places = asyncio.Semaphore(most)
-        self._idle: list[Connection] = []
-
-    async def ask(self, request: bytes) -> int:
-        """Sends a request over some connection; the status of its reply."""
-        async with self._places:
-            connection = self._idle.pop() if self._idle else None
-            if connection is None or not connection.usable:
-                connection = await Connection.open(self._target.address)
-            try:
-                reply = await connection.ask(request)
-            except BaseException:
-                connection.close()
-                raise
-            self._idle.append(connection)
-            return reply.status
-
-    def close(self) -> None:
-        for connection in self._idle:
-            connection.close()
-
-
 class _Run:
     """One plan in progress."""
 
     def __init__(self, target: Target, requests: Iterator[list[str]], plan: Plan) -> None:
-        self._target = target
+        self._client = target.client(plan.connections)
         self._requests = requests
         self._plan = plan
-        self._pool = _Pool(target, plan.connections)
-        self._begin = time.perf_counter() + plan.warmup_s
+        self._start = time.perf_counter()
+        self._begin = self._start + plan.warmup_s
         self._end = self._begin + plan.duration_s
         self._tasks: set[asyncio.Task[None]] = set()
+        self._last = self._begin
+        self._waiting = 0
+        self._lately: list[float] = []
         self.outcome = Outcome(seconds=plan.duration_s)
 
     async def go(self, progress: Progress | None) -> Outcome:
         ticker = asyncio.create_task(self._tick(progress))
         cpu_begin, wall_begin = time.process_time(), time.perf_counter()
         if self._plan.rate is None:
-            await asyncio.gather(*(self._client() for _ in range(self._plan.connections)))
+            await asyncio.gather(*(self._one_client() for _ in range(self._plan.connections)))
         else:
             await self._arrivals(self._plan.rate)
         wall = time.perf_counter() - wall_begin
         self.outcome.cpu_share = (time.process_time() - cpu_begin) / wall
         await asyncio.gather(*self._tasks)
+        # Open loop: what a server answers late, it took that long for.
+        if self._plan.rate is not None:
+            self.outcome.seconds = max(self._plan.duration_s, self._last - self._begin)
         ticker.cancel()
-        self._pool.close()
+        self._client.close()
         return self.outcome
 
-    async def _client(self) -> None:
+    async def _one_client(self) -> None:
         while (now := time.perf_counter()) < self._end:
             await self._one(next(self._requests), now)
 
     async def _arrivals(self, rate: float) -> None:
+        # Arrivals of many independent clients are a Poisson process; where the rate changes in
+        # time, candidates at its peak are thinned out (Lewis and Shedler, 1979).
         rng = random.Random(self._plan.seed)
-        due = time.perf_counter()
-        while due < self._end:
+        shape = self._plan.shape
+        peak = rate if shape is None else rate * shape.peak
+        due = self._start
+        while (due := due + rng.expovariate(peak)) < self._end:
+            if shape is not None and rng.random() > shape.at(self._gone(due)) / shape.peak:
+                continue
             wait = due - time.perf_counter()
             if wait > 0:
                 await asyncio.sleep(wait)
@@ -145,37 +178,59 @@ class _Run:
             task = asyncio.create_task(self._one(next(self._requests), due))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            due += rng.expovariate(rate)  # arrivals of many independent clients: a Poisson process
+
+    def _gone(self, now: float) -> float:
+        """The share of the time that counts that is over, 0 during the warm-up."""
+        return max(0.0, (now - self._begin) / self._plan.duration_s)
 
     async def _one(self, texts: list[str], due: float) -> None:
-        request = self._target.request(texts)
-        failure = None
+        self._waiting += 1
         try:
             async with asyncio.timeout(self._plan.timeout_s):
-                status = await self._pool.ask(request)
-            if status != 200:
-                failure = str(status)
+                failure = await self._client.ask(texts)
         except TimeoutError:
             failure = "timeout"
         except OSError as error:
             failure = type(error).__name__
+        self._waiting -= 1
         done = time.perf_counter()
-        if failure is not None and self._plan.rate is None:
-            await asyncio.sleep(0.01)  # a server that refuses needn't be asked in a tight loop
-        if due < self._begin or (self._plan.rate is None and done > self._end):
-            return  # warm-up, or the last answer of a closed loop, which came after the bell
         if failure is None:
-            self.outcome.latencies.append(done - due)
-            self.outcome.texts += len(texts)
+            self._lately.append(done - due)
+        elif self._plan.rate is None:
+            await asyncio.sleep(0.01)  # a server that refuses needn't be asked in a tight loop
+        share = self._share(due, done)
+        if not share:
+            return
+        if failure is None:
+            self._last = done
+            self.outcome.answers.append(Answer(texts, done - due, share))
         else:
             self.outcome.failures[failure] += 1
 
+    def _share(self, due: float, done: float) -> float:
+        """How much of a request counts."""
+        if self._plan.rate is not None:
+            return float(self._begin <= due < self._end)
+        inside = min(done, self._end) - max(due, self._begin)
+        return max(0.0, inside / (done - due))
+
     async def _tick(self, progress: Progress | None) -> None:
         while progress is not None:
+            before = time.perf_counter()
             await asyncio.sleep(1)
-            gone = time.perf_counter() - self._begin + self._plan.warmup_s
-            failed = sum(self.outcome.failures.values())
-            progress(gone, len(self.outcome.latencies), failed)
+            now = time.perf_counter()
+            lately, self._lately = self._lately, []
+            p50, p99 = np.percentile(lately, (50, 99)) if lately else (0.0, 0.0)
+            progress(
+                Pulse(
+                    gone_s=now - self._start,
+                    requests_per_s=len(lately) / (now - before),
+                    p50_ms=float(p50) * 1000,
+                    p99_ms=float(p99) * 1000,
+                    failed=sum(self.outcome.failures.values()),
+                    waiting=self._waiting,
+                )
+            )
 
 
 async def run(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import psutil
 
 RESULTS = Path(__file__).parent / "results"
 
+#: What decides how fast we are.
 _PACKAGES = ("embedserve", "ray", "torch", "sentence-transformers", "transformers", "numpy")
 
 
+@cache
 def machine() -> dict[str, Any]:
     """What this machine is, as far as it bears on speed."""
     return {
@@ -49,11 +52,16 @@ def line(entry: Mapping[str, Any]) -> str:
 
 def keep(entry: Mapping[str, Any]) -> Path:
     """Appends a record to the file of its day; the file."""
-    RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{entry['at'][:10]}.jsonl"
+    append(file, entry)
+    return file
+
+
+def append(file: Path, entry: Mapping[str, Any]) -> None:
+    """Appends a record to a file, which need not exist."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
         lines.write(line(entry) + "\n")
-    return file
 
 
 def _cpu() -> str:
@@ -65,6 +73,7 @@ def _cpu() -> str:
     return names[0] if names else platform.processor()
 
 
+@cache
 def _commit() -> str | None:
     """The commit that is checked out, marked when files differ from it."""
     asked = subprocess.run(

@@ -1,14 +1,18 @@
-"""How a server is asked: the bytes of one HTTP request in its dialect."""
+"""What is put under load: an HTTP server in its dialect, or the handle of a Ray application."""
 
+import asyncio
+import logging
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
 
+from benchmarks.client import Client, HttpClient
+from benchmarks.connection import Connection
 from serve_app.types import Float32
 
 _TIMEOUT_S = 60.0
@@ -18,21 +22,62 @@ _BODIES: dict[str, tuple[str, Callable[[list[str], str], dict[str, Any]]]] = {
     "tei": ("/embed", lambda texts, model: {"inputs": texts}),
 }
 DIALECTS = tuple(_BODIES)
+HANDLE = "ray:"
+
+
+class Target(Protocol):
+    """A server under load."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """What a record tells of it."""
+        ...
+
+    def client(self, most: int) -> Client:
+        """A client with at most `most` requests on their way; for the running event loop."""
+        ...
+
+    async def knock(self) -> None:
+        """Makes sure that somebody is there.
+
+        Raises:
+            OSError: nobody is.
+        """
+        ...
+
+    def vectors(self, texts: list[str]) -> Float32:
+        """The server's vectors of texts, shape (n, dim).
+
+        Raises:
+            OSError: the server isn't there, or refuses.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class HttpTarget:
     """A server, its dialect, and the model to ask for."""
 
     url: str
     dialect: str = "openai"
     model: str = "all-MiniLM-L6-v2"
 
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port to connect to."""
-        parts = urlsplit(self.url)
-        return parts.hostname or "127.0.0.1", parts.port or 80
+    def describe(self) -> dict[str, str]:
+        """What a record tells of it."""
+        return {"url": self.url, "dialect": self.dialect, "model": self.model}
+
+    def client(self, most: int) -> Client:
+        """A client with at most `most` connections."""
+        return HttpClient(self._address, self.request, most)
+
+    async def knock(self) -> None:
+        """Opens a connection and closes it."""
+        connection = await Connection.open(self._address)
+        connection.close()
 
     def request(self, texts: list[str]) -> bytes:
         """A whole HTTP/1.1 request that asks for the vectors of texts."""
@@ -46,11 +91,7 @@ class Target:
         return head.encode() + content
 
     def vectors(self, texts: list[str]) -> Float32:
-        """The server's vectors of texts, shape (n, dim).
-
-        Raises:
-            OSError: the server isn't there, or refuses.
-        """
+        """The server's vectors of texts, shape (n, dim)."""
         head, _, content = self.request(texts).partition(b"\r\n\r\n")
         path = head.split(b" ", 2)[1].decode()
         url = f"http://{urlsplit(self.url).netloc}{path}"
@@ -59,3 +100,66 @@ class Target:
             body = orjson.loads(reply.read())
         rows = body if self.dialect == "tei" else [item["embedding"] for item in body["data"]]
         return np.array(rows, dtype=np.float32)
+
+    @property
+    def _address(self) -> tuple[str, int]:
+        parts = urlsplit(self.url)
+        return parts.hostname or "127.0.0.1", parts.port or 80
+
+
+@dataclass(frozen=True, slots=True)
+class HandleTarget:
+    """An application of the running Ray cluster, asked as another Ray job would ask it."""
+
+    application: str
+
+    @property
+    def url(self) -> str:
+        """`ray:` and the application's name."""
+        return f"{HANDLE}{self.application}"
+
+    def describe(self) -> dict[str, str]:
+        """What a record tells of it."""
+        return {"url": self.url, "dialect": "handle"}
+
+    def client(self, most: int) -> Client:
+        """A client with at most `most` calls on their way."""
+        return _HandleClient(self._handle(), most)
+
+    async def knock(self) -> None:
+        """Finds the application."""
+        self._handle()
+
+    def vectors(self, texts: list[str]) -> Float32:
+        """The application's vectors of texts, shape (n, dim)."""
+        vectors: Float32 = self._handle().embed.remote(texts).result(timeout_s=_TIMEOUT_S)
+        return vectors
+
+    def _handle(self) -> Any:
+        import ray
+        from ray import serve
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            if not ray.is_initialized():
+                ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+            return serve.get_app_handle(self.application)
+        except (ConnectionError, RayServeException) as error:
+            raise OSError(str(error).strip().splitlines()[0]) from None
+
+
+class _HandleClient:
+    def __init__(self, handle: Any, most: int) -> None:
+        self._handle = handle
+        self._places = asyncio.Semaphore(most)
+
+    async def ask(self, texts: list[str]) -> str | None:
+        async with self._places:
+            try:
+                await self._handle.embed.remote(texts)
+            except Exception as error:
+                return type(error).__name__  # whatever was raised there is a failure to count
+        return None
+
+    def close(self) -> None:
+        pass

@@ -22,6 +22,7 @@ examples:
   embedserve serve configs/gpu.yaml        serve another configuration
   embedserve serve --port 8001             a second service on this machine
   embedserve prepare                       find and check the model's files, e.g. for an image build
+  embedserve bench                         measure it against other servers, with a report
   embedserve bench run --connections 32    how many queries a second it answers
   embedserve bench run --rate 50           how long a query takes at 50 a second
   embedserve bench capacity                how many keep p99 under 50 ms

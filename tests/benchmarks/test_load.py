@@ -8,15 +8,15 @@ from itertools import repeat
 
 import pytest
 
-from benchmarks.load import Outcome, Plan, run
-from benchmarks.target import Target
+from benchmarks.load import Answer, Outcome, Plan, run
+from benchmarks.target import HttpTarget
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
-Answer = Callable[[bytes], Awaitable[bytes]]
+Handler = Callable[[bytes], Awaitable[bytes]]
 
 
 @asynccontextmanager
-async def server(answer: Answer) -> AsyncIterator[Target]:
+async def server(answer: Handler) -> AsyncIterator[HttpTarget]:
     """A server that reads one request at a time and answers what it is told to."""
 
     handlers: set[asyncio.Task[None] | None] = set()
@@ -36,7 +36,7 @@ async def server(answer: Answer) -> AsyncIterator[Target]:
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     host, port = listening.sockets[0].getsockname()
-    yield Target(f"http://{host}:{port}")
+    yield HttpTarget(f"http://{host}:{port}")
     listening.close()
     for handler in filter(None, handlers):
         handler.cancel()
@@ -57,7 +57,8 @@ async def test_counts_answers_texts_and_rates() -> None:
         outcome = await run(target, texts(), Plan(0.3, warmup_s=0.1, connections=2))
     figures = outcome.summary()
     assert figures["answered"] == len(outcome.latencies) > 10
-    assert outcome.texts == 2 * len(outcome.latencies)
+    assert figures["texts_per_s"] == pytest.approx(2 * outcome.requests_per_s, abs=0.01)
+    assert figures["tokens_per_s"] == pytest.approx(6 * outcome.requests_per_s, abs=1)  # CLS, SEP
     assert figures["failed"] == {}
 
 
@@ -118,12 +119,15 @@ async def test_a_server_that_never_answers_times_out() -> None:
 
 async def test_nobody_listening_is_a_failure_not_a_crash() -> None:
     plan = Plan(0.1, warmup_s=0, connections=1)
-    outcome = await run(Target("http://127.0.0.1:9"), texts(), plan)
+    outcome = await run(HttpTarget("http://127.0.0.1:9"), texts(), plan)
     assert set(outcome.failures) == {"ConnectionRefusedError"}
 
 
+ONE = Answer(["a"], 0.1, 1.0)
+
+
 def test_a_generator_that_is_itself_too_slow_says_so() -> None:
-    calm = Outcome(latencies=[0.1], lags=[0.0] * 100, seconds=1, cpu_share=0.5)
+    calm = Outcome([ONE], lags=[0.0] * 100, seconds=1, cpu_share=0.5)
     assert not calm.generator_is_the_limit()
-    assert Outcome(latencies=[0.1], lags=[0.02] * 100, seconds=1).generator_is_the_limit()
-    assert Outcome(latencies=[0.1], seconds=1, cpu_share=0.95).generator_is_the_limit()
+    assert Outcome([ONE], lags=[0.02] * 100, seconds=1).generator_is_the_limit()
+    assert Outcome([ONE], seconds=1, cpu_share=0.95).generator_is_the_limit()

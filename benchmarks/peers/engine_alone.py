@@ -1,0 +1,58 @@
+"""Our engine in process, fed by its scheduler, without Ray, HTTP and cache."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from benchmarks.peers.base import OFFLINE, Peer
+from benchmarks.peers.embedserve import cores
+from benchmarks.peers.in_process import answer
+from serve_app.config import MINILM, EmbedderSettings
+from serve_app.engine.scheduler import Scheduler, Submission
+from serve_app.errors import EmbedServeError
+from serve_app.models import resolve
+from serve_app.types import Float32
+
+PEER = Peer(
+    name="engine",
+    title="EmbedServe's engine",
+    command=lambda at: [at.python, "-m", __name__],
+    env=OFFLINE,
+)
+
+
+class _Engine:
+    """An engine and its scheduler on an event loop of their own."""
+
+    def __init__(self) -> None:
+        from serve_app.engine.torch_engine import TorchEngine
+
+        self._scheduler = Scheduler(
+            TorchEngine(MINILM, resolve(MINILM), device="cpu", threads=cores()),
+            EmbedderSettings(),
+            engine_thread=ThreadPoolExecutor(1),
+            tokenizer_thread=ThreadPoolExecutor(1),
+        )
+
+    async def embed(self, texts: list[str]) -> Float32:
+        self._scheduler.start()
+        submission = Submission(texts)
+        await self._scheduler.submit([submission])
+        vectors = await submission.reply
+        if isinstance(vectors, EmbedServeError):
+            raise vectors
+        return vectors.values
+
+
+def main() -> None:
+    """All cores in one engine."""
+    with asyncio.Runner() as runner:
+        engine = runner.run(_start())
+        answer(lambda texts: runner.run(engine.embed(texts)))
+
+
+async def _start() -> _Engine:
+    return _Engine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""FastAPI around sentence-transformers: what most people write first."""
+
+import sys
+from typing import Any
+
+from benchmarks.peers.base import OFFLINE, Peer
+
+PEER = Peer(
+    name="fastapi",
+    title="FastAPI + sentence-transformers",
+    command=lambda at: [at.python, "-m", __name__, str(at.port), str(at.model)],
+    env=OFFLINE,
+)
+
+
+def main(port: int, model_folder: str) -> None:
+    """One worker of uvicorn; FastAPI runs the route in a thread."""
+    import uvicorn
+    from fastapi import Body, FastAPI
+    from sentence_transformers import SentenceTransformer
+
+    app = FastAPI()
+    model = SentenceTransformer(model_folder, device="cpu")
+
+    @app.post("/v1/embeddings")
+    def embeddings(body: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
+        vectors = model.encode(body["input"])
+        return {"data": [{"embedding": vector.tolist()} for vector in vectors]}
+
+    uvicorn.run(app, port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

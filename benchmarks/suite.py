@@ -1,0 +1,265 @@
+"""Runs experiments on peers in alternated rounds: what `embedserve bench` does.
+
+Every peer is up all the time and only one is under load; a round asks each of them the same texts,
+one right after the other, so that a machine whose speed drifts is fair to all.
+"""
+
+import asyncio
+import dataclasses
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.compare import cosines
+from benchmarks.display import Display, figures_line
+from benchmarks.experiments import (
+    FULL,
+    LIBRARIES,
+    QUICK,
+    Experiment,
+    Pace,
+    Point,
+    experiments,
+)
+from benchmarks.load import Outcome, Plan, run
+from benchmarks.loop import run_async
+from benchmarks.peers import floor
+from benchmarks.peers.base import Peer, PeerFailed
+from benchmarks.peers.in_process import Worker
+from benchmarks.peers.server import Server
+from benchmarks.record import RESULTS, append, record
+from benchmarks.report.publish import HOME, publish
+from benchmarks.target import Target
+from benchmarks.tokens import count_tokens
+from benchmarks.usage import Usage
+from benchmarks.workloads import WORKLOADS
+from serve_app.types import Float32
+
+#: Below it, what a peer serves is another model, and its speed says nothing.
+_LEAST_COSINE = 0.99
+_INSTALL_S, _START_S = 70.0, 15.0
+#: Texts in one call of a library: enough for its sorting by length to pay.
+_CALL_TEXTS = 256
+#: Past it a server is swamped, and higher rates would only tell how far.
+_BORNE_P99_MS = 1000.0
+
+_QUICK = HOME / "quick"
+_BUSY_CORES = 0.2
+
+Running = Server | Worker
+
+
+def measure_all(*, quick: bool, rounds: int | None) -> int:
+    """Runs the suite and publishes its report.
+
+    A quick one goes into a folder of its own: it is for a look, and replaces no figures.
+
+    Returns:
+        The command's exit status.
+    """
+    pace = QUICK if quick else FULL
+    pace = dataclasses.replace(pace, rounds=rounds or pace.rounds)
+    if quick:
+        shutil.rmtree(_QUICK, ignore_errors=True)
+    name = f"suite-{datetime.now(UTC):%Y-%m-%dT%H%M}.jsonl"
+    file = _QUICK / "records.jsonl" if quick else RESULTS / name
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
+    try:
+        Suite(pace, experiments(pace, quick=quick), file).run()
+    except (PeerFailed, KeyboardInterrupt) as error:
+        why = str(error) or "interrupted"
+        print(f"embedserve: {why}; what was measured is in {file}", file=sys.stderr)
+        return 1
+    page = publish(file, _QUICK, None) if quick else publish(file)
+    print(f"{page}, from the records in {file}")
+    return 0
+
+
+class Suite:
+    """One run of all experiments."""
+
+    def __init__(self, pace: Pace, experiments: Sequence[Experiment], file: Path) -> None:
+        """A run that appends its records to `file` as they come."""
+        self._pace = pace
+        self._experiments = experiments
+        self._file = file
+        self._id = datetime.now(UTC).isoformat(timespec="seconds")
+        self._seed = int(datetime.now(UTC).timestamp()) * 1000
+        self._running: dict[str, Running] = {}
+        self._cosines: dict[str, float] = {}
+        self._expected: Float32
+        #: The rates that each peer didn't bear, by experiment.
+        self._too_much: dict[tuple[str, str], float] = defaultdict(lambda: float("inf"))
+        asked = (peer for experiment in experiments for peer in experiment.peers)
+        self._peers = list({peer.name: peer for peer in (LIBRARIES[0], *asked)}.values())
+
+    def run(self) -> None:
+        """Starts every peer, runs every round, and stops every peer, whatever happens.
+
+        Raises:
+            PeerFailed: the one that all vectors are compared with doesn't run.
+        """
+        with ExitStack() as stack, Display(self._seconds()) as display:
+            display.doing("looking whether this machine has time")
+            if (busy := _busy_cores()) > _BUSY_CORES:
+                display.say(f"Something else takes {busy:.1f} cores: all figures will be too low.")
+            for peer in self._peers:
+                self._start(peer, stack, display)
+                if LIBRARIES[0].name not in self._running:
+                    raise PeerFailed(f"Without {LIBRARIES[0].title} no vector can be checked.")
+            for experiment in self._experiments:
+                for turn in range(self._pace.rounds):
+                    self._round(experiment, turn, display)
+            display.doing("stopping every peer")
+
+    def _seconds(self) -> float:
+        """How long it should take; climbing rates end half-way for most peers."""
+        here = [p for p in self._peers if p.missing() is None]
+        new = {p.environment for p in here if p.environment and not p.environment.ready}
+        names = {p.name for p in here}
+        loads = sum(
+            point.plan.seconds * sum(p.name in names for p in e.peers) * (0.5 if e.climbs else 1)
+            for e in self._experiments
+            for point in e.points
+        )
+        return len(new) * _INSTALL_S + len(here) * _START_S + self._pace.rounds * loads
+
+    def _start(self, peer: Peer, stack: ExitStack, display: Display) -> None:
+        """Starts a peer and checks its vectors; one that can't be measured is left out."""
+        try:
+            if (missing := peer.missing()) is not None:
+                raise PeerFailed(missing)
+            if peer.environment is not None and not peer.environment.ready:
+                display.doing(f"installing {peer.title} into {peer.environment.folder}")
+                peer.environment.install()
+                display.done(_INSTALL_S, f"installed {peer.title}")
+            display.doing(f"starting {peer.title}")
+            running: Running = Worker(peer) if peer in LIBRARIES else Server(peer)
+            stack.enter_context(running)
+            running.wait_until_ready()
+            if peer is not floor.PEER:
+                self._check(running)
+        except (PeerFailed, OSError, subprocess.CalledProcessError) as error:
+            why = getattr(error, "stderr", None) or str(error)
+            display.done(0, f"left out: {peer.title}: {why}")
+            self._keep({"experiment": "left out", "peer": peer.name, "why": why.strip()}, {})
+        else:
+            self._running[peer.name] = running
+            display.done(_START_S, f"started {peer.title}")
+
+    def _check(self, running: Running) -> None:
+        """Compares vectors with those of sentence-transformers, the first peer to start.
+
+        Raises:
+            PeerFailed: they are others.
+        """
+        vectors = self._sample(running)
+        if running.peer is LIBRARIES[0]:
+            self._expected = vectors
+        expected = self._expected
+        if vectors.shape != expected.shape:
+            raise PeerFailed(f"its vectors are of shape {vectors.shape}, not {expected.shape}")
+        cosine = float(cosines(vectors, expected).min())
+        self._cosines[running.peer.name] = round(cosine, 7)
+        if not cosine > _LEAST_COSINE:
+            raise PeerFailed(f"its vectors are not the model's: cosine {cosine:.4f} at the least")
+
+    def _sample(self, running: Running) -> Float32:
+        requests = islice(WORKLOADS["document"].requests(0), 4)
+        return np.concatenate([running.vectors(texts) for texts in requests])
+
+    def _round(self, experiment: Experiment, turn: int, display: Display) -> None:
+        peers = [p for p in experiment.peers if p.name in self._running]
+        peers = peers[turn % len(peers) :] + peers[: turn % len(peers)] if peers else []
+        for point in experiment.points:
+            self._seed += 1
+            for peer in peers:
+                if point.x <= self._too_much[experiment.name, peer.name]:
+                    self._trial(experiment, turn, point, peer, display)
+
+    def _trial(
+        self, experiment: Experiment, turn: int, point: Point, peer: Peer, display: Display
+    ) -> None:
+        running = self._running[peer.name]
+        plan = dataclasses.replace(point.plan, seed=self._seed)
+        load = f"{plan.rate:g} requests/s" if plan.rate else f"{plan.connections} clients"
+        what = f"{experiment.name}: {peer.title}, {point.workload.description}, {load}"
+        display.doing(f"{what}, round {turn + 1} of {self._pace.rounds}")
+        usage = Usage(running.pid)
+        if isinstance(running, Worker):
+            figures = _encode(running, point, plan)
+        else:
+            figures = _under_load(running.target, point, plan, display.pulse)
+        figures |= usage.figures()
+        if experiment.climbs and (figures["failed"] or figures["p99_ms"] > _BORNE_P99_MS):
+            key = (experiment.name, peer.name)
+            self._too_much[key] = min(self._too_much[key], point.x)
+        asked = {
+            "experiment": experiment.name,
+            "peer": peer.name,
+            "title": peer.title,
+            "round": turn,
+            "x": point.x,
+            "bulk": point.bulk,
+            "cosine_min": self._cosines.get(peer.name),
+            "workload": point.workload.name,
+            **plan.describe(),
+        }
+        self._keep(asked, figures)
+        planned_s = plan.seconds * (0.5 if experiment.climbs else 1)
+        display.done(planned_s, f"{what}: {figures_line(figures)}")
+
+    def _keep(self, asked: dict[str, Any], figures: dict[str, Any]) -> None:
+        suite = {"suite": self._id, "rounds": self._pace.rounds}
+        append(self._file, record({**suite, **asked}, figures))
+
+
+def _busy_cores() -> float:
+    usage = Usage(None)
+    time.sleep(1)
+    return float(usage.figures()["machine_cpu"])
+
+
+def _under_load(
+    target: Target, point: Point, plan: Plan, pulse: Callable[..., None]
+) -> dict[str, Any]:
+    async def both() -> tuple[Outcome, Outcome | None]:
+        load = run(target, point.workload.requests(plan.seed), plan, pulse)
+        if not point.bulk:
+            return await load, None
+        documents = WORKLOADS["document"].requests(plan.seed)
+        bulk = dataclasses.replace(plan, rate=None, connections=point.bulk)
+        return await asyncio.gather(load, run(target, documents, bulk))
+
+    outcome, beside = run_async(both())
+    figures: dict[str, Any] = outcome.summary()
+    if beside is not None:
+        figures["bulk_texts_per_s"] = beside.summary()["texts_per_s"]
+    return figures
+
+
+def _encode(worker: Worker, point: Point, plan: Plan) -> dict[str, Any]:
+    """Texts a second of a library, in calls of 256 texts; its own time only."""
+    stream = chain.from_iterable(point.workload.requests(plan.seed))
+    seconds, calls = 0.0, list[list[str]]()
+    while seconds < plan.duration_s:
+        calls.append(list(islice(stream, _CALL_TEXTS)))
+        seconds += worker.encode(calls[-1])
+    return {
+        "requests_per_s": round(len(calls) / seconds, 2),
+        "texts_per_s": round(len(calls) * _CALL_TEXTS / seconds, 2),
+        "tokens_per_s": round(sum(count_tokens(calls)) / seconds),
+        "answered": len(calls),
+        "failed": {},
+    }
