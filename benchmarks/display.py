@@ -12,6 +12,9 @@ from rich.table import Table
 
 from benchmarks.load import Pulse
 
+#: How much the plan is believed: after so many seconds, as much as what was measured.
+_TRUST_S = 300.0
+
 
 class Display:
     """What goes on now, and how long until the end."""
@@ -58,7 +61,9 @@ class Display:
         self._done_s += planned_s
         share = min(1.0, self._done_s / self._total_s)
         self._told = time.monotonic()
-        self._left_s = (self._told - self._begin) * (1 / share - 1)
+        gone_s = self._told - self._begin
+        slowness = (gone_s + _TRUST_S) / (self._done_s + _TRUST_S)
+        self._left_s = max(0.0, self._total_s - self._done_s) * slowness
         if line:
             self.say(f"{share:4.0%}  {_clock(self.left_s())} left  {line}")
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -49,8 +49,7 @@ from serve_app.types import Float32
 #: Below it, what a peer serves is another model, and its speed says nothing.
 _LEAST_COSINE = 0.99
 _INSTALL_S, _START_S = 70.0, 15.0
-#: Texts in one call of a library: enough for its sorting by length to pay.
-_CALL_TEXTS = 256
+_CALL_TEXTS, _CALL_LETTERS = 256, 80_000
 #: Past it a server is swamped, and higher rates would only tell how far.
 _BORNE_P99_MS = 1000.0
 
@@ -74,7 +73,8 @@ def measure_all(*, quick: bool, rounds: int | None) -> int:
         shutil.rmtree(_QUICK, ignore_errors=True)
     name = f"suite-{datetime.now(UTC):%Y-%m-%dT%H%M}.jsonl"
     file = _QUICK / "records.jsonl" if quick else RESULTS / name
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
+    for number in (signal.SIGINT, signal.SIGTERM):  # however it is ended, what it started ends too
+        signal.signal(number, signal.default_int_handler)
     try:
         Suite(pace, experiments(pace, quick=quick), file).run()
     except (PeerFailed, KeyboardInterrupt) as error:
@@ -249,16 +249,25 @@ def _under_load(
     return figures
 
 
+def _call(stream: Iterator[str]) -> list[str]:
+    """The texts of one call: enough for sorting by length to pay, not more than seconds of work."""
+    texts, letters = list[str](), 0
+    while len(texts) < _CALL_TEXTS and letters < _CALL_LETTERS:
+        texts.append(next(stream))
+        letters += len(texts[-1])
+    return texts
+
+
 def _encode(worker: Worker, point: Point, plan: Plan) -> dict[str, Any]:
-    """Texts a second of a library, in calls of 256 texts; its own time only."""
+    """Texts a second of a library; its own time only."""
     stream = chain.from_iterable(point.workload.requests(plan.seed))
     seconds, calls = 0.0, list[list[str]]()
     while seconds < plan.duration_s:
-        calls.append(list(islice(stream, _CALL_TEXTS)))
+        calls.append(_call(stream))
         seconds += worker.encode(calls[-1])
     return {
         "requests_per_s": round(len(calls) / seconds, 2),
-        "texts_per_s": round(len(calls) * _CALL_TEXTS / seconds, 2),
+        "texts_per_s": round(sum(map(len, calls)) / seconds, 2),
         "tokens_per_s": round(sum(count_tokens(calls)) / seconds),
         "answered": len(calls),
         "failed": {},

@@ -53,7 +53,7 @@ def report(figures: Figures, pictures: Iterable[str]) -> str:
         _against_the_best(figures),
         *(_picture(figures, name) for name in pictures),
         "## The model alone",
-        "In process, without a server: tokenising and computing, calls of 256 texts.",
+        "In process, without a server: tokenising and computing, in calls of up to 256 texts.",
         _table(figures, _ALONE),
         "## The load generator",
         _floor(figures),

@@ -1,14 +1,17 @@
 """The commands, on their own event loop, against a plain threaded server."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
+from benchmarks.peers.base import Peer
 from benchmarks.target import DIALECTS
 from benchmarks.workloads import WORKLOADS
 from serve_app.cli import main
 from serve_app.launch import free_port
-from tests.benchmarks.conftest import Server
+from tests.benchmarks.server import Server
 
 SHORT = ["--duration", "0.5", "--warmup", "0.1", "--connections", "2"]
 
@@ -66,6 +69,47 @@ def test_nonsense_is_refused_with_words(
     with pytest.raises(SystemExit, match="2"):
         main(nonsense)
     assert "error: argument" in capsys.readouterr().err
+
+
+def test_a_rate_that_changes_needs_a_rate(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "run", server.url, *SHORT, "--workload", "burst"]) == 1
+    assert "say --rate" in capsys.readouterr().err
+    assert main(["bench", "run", server.url, *SHORT, "--workload", "burst", "--rate", "60"]) == 0
+
+
+def test_what_the_server_costs_is_told(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "run", server.url, *SHORT, "--pid", str(os.getpid())]) == 0
+    entry = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert entry["server_cpu"] > 0
+    assert entry["rss_mib"] > 10
+
+
+def test_no_cluster_is_said_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert main(["bench", "run", "ray:embedserve", *SHORT]) == 1
+    assert "nothing answers at ray:embedserve" in capsys.readouterr().err
+
+
+def test_the_capacity_of_one_replica_is_found_on_one_that_is_started_for_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def stand_in(name: str, title: str, replicas: int, config: Path) -> Peer:
+        asked.append(replicas)
+        program = ["-m", "tests.benchmarks.server"]
+        return Peer(name, title, lambda at: [at.python, *program, str(at.port), "20"])
+
+    monkeypatch.setattr("benchmarks.capacity.embedserve", stand_in)
+    plan = ["--duration", "1", "--warmup", "0.2", "--connections", "64", "--slo-p99-ms", "150"]
+    assert main(["bench", "capacity", "--config", "serve_config.yaml", *plan]) == 0
+    assert asked == [1]
+    assert "One replica keeps p99 under 150 ms up to" in capsys.readouterr().out
 
 
 def test_compare_says_that_a_server_refuses(

@@ -8,8 +8,9 @@ from itertools import repeat
 
 import pytest
 
-from benchmarks.load import Answer, Outcome, Plan, run
+from benchmarks.load import Answer, Outcome, Plan, Pulse, run
 from benchmarks.target import HttpTarget
+from benchmarks.workloads import WORKLOADS
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 Handler = Callable[[bytes], Awaitable[bytes]]
@@ -67,6 +68,59 @@ async def test_an_open_loop_keeps_its_rate() -> None:
         outcome = await run(target, texts(), Plan(2.0, warmup_s=0.2, rate=200))
     assert len(outcome.lags) == len(outcome.latencies)
     assert len(outcome.latencies) == pytest.approx(400, abs=80)  # Poisson: 20 is one sigma
+
+
+async def test_a_request_counts_by_the_part_that_lies_in_the_time() -> None:
+    """Two clients, half a second for each answer: four a second, however short the time."""
+
+    async def slowly(body: bytes) -> bytes:
+        await asyncio.sleep(0.5)
+        return OK
+
+    async with server(slowly) as target:
+        outcome = await run(target, texts(), Plan(0.7, warmup_s=0.3, connections=2))
+    assert outcome.requests_per_s == pytest.approx(4, rel=0.1)
+    assert sum(answer.share for answer in outcome.answers) < len(outcome.answers)
+
+
+async def test_what_is_answered_late_took_that_long() -> None:
+    """Forty a second for a second, on a server that does twenty: two seconds' work."""
+    one_at_a_time = asyncio.Lock()
+
+    async def slowly(body: bytes) -> bytes:
+        async with one_at_a_time:
+            await asyncio.sleep(0.05)
+        return OK
+
+    async with server(slowly) as target:
+        outcome = await run(target, texts(), Plan(1.0, warmup_s=0, rate=40, connections=64))
+    assert outcome.requests_per_s == pytest.approx(20, rel=0.15)
+
+
+async def test_a_rate_that_climbs_sends_three_quarters_in_its_second_half() -> None:
+    begin = time.perf_counter()
+    arrivals: list[float] = []
+
+    async def notes(body: bytes) -> bytes:
+        arrivals.append(time.perf_counter() - begin)
+        return OK
+
+    async with server(notes) as target:
+        ramp = Plan(2.0, warmup_s=0, rate=200, shape=WORKLOADS["ramp"].shape)
+        await run(target, texts(), ramp)
+    assert len(arrivals) == pytest.approx(400, abs=80)
+    late = sum(1 for arrival in arrivals if arrival > 1.0)
+    assert late / len(arrivals) == pytest.approx(0.75, abs=0.08)
+
+
+async def test_it_tells_how_it_goes() -> None:
+    pulses: list[Pulse] = []
+    async with server(at_once) as target:
+        await run(target, texts(), Plan(2.1, warmup_s=0, rate=50), pulses.append)
+    assert [round(pulse.gone_s) for pulse in pulses] == [1, 2]
+    assert pulses[1].requests_per_s == pytest.approx(50, abs=25)
+    assert 0 < pulses[1].p50_ms <= pulses[1].p99_ms
+    assert pulses[1].failed == 0
 
 
 async def test_a_stall_is_seen_by_every_request_that_was_due_in_it() -> None:
