@@ -24,6 +24,7 @@ _SHOWN = {
     "failed": "failed",
     "server_cpu": "server, cores",
     "rss_mib": "server, MiB",
+    "replicas": "replicas",
 }
 
 

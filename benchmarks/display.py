@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,17 +19,11 @@ _TRUST_S = 300.0
 class Display:
     """What goes on now, and how long until the end."""
 
-    def __init__(self, total_s: float, replicas: Callable[[], int | None] = lambda: None) -> None:
-        """A display of work that should take `total_s` seconds.
-
-        Args:
-            total_s: what is planned; it is corrected by how long things really take.
-            replicas: how many replicas run now, where that can be known.
-        """
+    def __init__(self, total_s: float) -> None:
+        """A display of work that should take `total_s` seconds, corrected by what it takes."""
         self._total_s = self._left_s = total_s
         self._done_s = 0.0
         self._begin = self._told = time.monotonic()
-        self._replicas = replicas
         self._doing = ""
         self._pulse: Pulse | None = None
         self._console = Console(stderr=True, highlight=False)
@@ -82,7 +76,7 @@ class Display:
         grid = Table.grid(padding=(0, 2))
         grid.add_row(f"{_clock(self.left_s())} left", self._doing)
         if self._pulse is not None:
-            grid.add_row("", _words(self._pulse, self._replicas()))
+            grid.add_row("", _words(self._pulse))
         return grid
 
 
@@ -93,15 +87,16 @@ def figures_line(figures: Mapping[str, Any]) -> str:
         parts.append(f"p50 {figures['p50_ms']:.1f} ms  p99 {figures['p99_ms']:.1f} ms")
     if failed := sum(figures.get("failed", {}).values()):
         parts.append(f"{failed} failed")
+    if replicas := figures.get("replicas"):
+        parts.append(f"{replicas} replicas")
     return "  ".join(parts)
 
 
-def _words(pulse: Pulse, replicas: int | None) -> str:
-    words = (
+def _words(pulse: Pulse) -> str:
+    return (
         f"{pulse.requests_per_s:.0f} requests/s   p50 {pulse.p50_ms:.1f} ms   "
         f"p99 {pulse.p99_ms:.1f} ms   {pulse.failed} failed   {pulse.waiting} waiting"
     )
-    return words if replicas is None else f"{words}   {replicas} replicas"
 
 
 def _clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ class Figures:
         """All records of one run of the suite, in the order in which they were made."""
         self.records = list(records)
         self.first = self.records[0]
-        self.titles = {r["peer"]: r["title"] for r in self.records if "title" in r}
+        self.titles: dict[str, str] = {r["peer"]: r["title"] for r in self.records if "title" in r}
 
     @classmethod
     def read(cls, file: Path) -> "Figures":
@@ -41,8 +42,13 @@ class Figures:
         return sorted(names, key=lambda name: not name.startswith(OURS))
 
     def xs(self, experiment: str, peer: str) -> list[float]:
-        """The places on the axis where there are figures."""
-        return sorted({r["x"] for r in self._of(experiment) if r["peer"] == peer})
+        """The places on the axis that were measured in every round.
+
+        A rate that swamped a peer in a later round has fewer, and no median worth the name.
+        """
+        counts = Counter(r["x"] for r in self._of(experiment) if r["peer"] == peer)
+        most = max(counts.values(), default=0)
+        return sorted(x for x, count in counts.items() if count == most)
 
     def at(self, experiment: str, peer: str, x: float, key: str) -> Spread | None:
         """A figure over all rounds; None where nothing was measured, infinite where nothing came.

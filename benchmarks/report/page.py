@@ -204,7 +204,13 @@ def _series(figures: Figures, name: str, key: str, title: str) -> str:
     xs = sorted({x for peer in peers for x in figures.xs(name, peer)})
     rows = [[title, *(f"{x:.0%}" if name == "repeat" else f"{x:g}" for x in xs)]]
     rows += [
-        [figures.titles[peer], *(spread(figures.at(name, peer, x, key)) for x in xs)]
+        [
+            figures.titles[peer],
+            *(
+                spread(figures.at(name, peer, x, key) if x in figures.xs(name, peer) else None)
+                for x in xs
+            ),
+        ]
         for peer in peers
     ]
     return _markdown(rows)

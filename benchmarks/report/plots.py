@@ -84,7 +84,7 @@ def _latency(figures: Figures, folder: Path) -> None:
     best = max(others, key=others.__getitem__, default=OURS)
     title = (
         f"99 of 100 queries within {limit_ms:.0f} ms: EmbedServe up to {borne.get(OURS, 0):g} a "
-        f"second, {figures.titles[best]} up to {borne[best]:g}"
+        f"second, {_name(figures, best)} up to {borne[best]:g}"
     )
 
     def draw(axes: Axes) -> None:
@@ -106,6 +106,11 @@ def _latency(figures: Figures, folder: Path) -> None:
     )
 
 
+def _name(figures: Figures, peer: str) -> str:
+    """A peer's title that no line break divides."""
+    return figures.titles[peer].replace(" ", "\u00a0")
+
+
 def _highest(figures: Figures, peer: str, limit_ms: float) -> float:
     """The highest rate whose p99 is under a limit, as are those of all lower rates."""
     highest = 0.0
@@ -125,7 +130,7 @@ def _batch(figures: Figures, folder: Path) -> None:
     assert other is not None, "The best has figures. This is a bug."
     title = (
         f"With {most:g} texts in a request EmbedServe embeds {number(ours.median)} texts/s, "
-        f"{figures.titles[best]} {number(other.median)}"
+        f"{_name(figures, best)} {number(other.median)}"
     )
 
     def draw(axes: Axes) -> None:
@@ -168,7 +173,7 @@ def _bulk(figures: Figures, folder: Path) -> None:
     assert other is not None, "The best has figures. This is a bug."
     title = (
         f"Beside {clients:g} bulk clients EmbedServe answers 99 of 100 queries within "
-        f"{number(ours.median)} ms, {figures.titles[best]} within {number(other.median)}"
+        f"{number(ours.median)}\u00a0ms, {_name(figures, best)} within {number(other.median)}"
     )
 
     def draw(axes: Axes) -> None:
@@ -195,8 +200,9 @@ def _repeat(figures: Figures, folder: Path) -> None:
         axes.plot(xs, medians, color=_OURS, linewidth=2.4, marker="o")
         for x, value in zip(xs, medians, strict=True):
             axes.annotate(
-                number(value), (x, value), (0, 8), textcoords="offset points", ha="center"
+                number(value), (x, value), (-5, 6), textcoords="offset points", ha="right"
             )
+        axes.set_xlim(-0.08, 1.04)
         axes.set_ylim(0, max(medians) * 1.15)
         axes.set_xticks(xs, [f"{x:.0%}" for x in xs])
         axes.set_xlabel("queries that were asked before")
