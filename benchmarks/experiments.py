@@ -81,14 +81,17 @@ QUICK = Pace(rounds=1, seconds=2.0)
 
 
 def experiments(pace: Pace, *, quick: bool) -> list[Experiment]:
-    """All of them, in the order in which they run; a quick suite takes fewer points of each."""
+    """All of them, in the order in which they run; a quick suite takes fewer points of each.
+
+    It also leaves out the replicas, for which one more service has to start.
+    """
     query, document = WORKLOADS["query"], WORKLOADS["document"]
     lengths = (8, 128) if quick else (8, 32, 128, 250)
     sizes = (1, 16) if quick else (1, 8, 64)
     shares = (0.0, 1.0) if quick else (0.0, 0.5, 0.9, 1.0)
     bulk = (0, 4) if quick else (0, 1, 4)
     rates = _RATES[1::3] if quick else _RATES
-    return [
+    planned = [
         Experiment(
             "floor",
             [floor.PEER],
@@ -122,9 +125,13 @@ def experiments(pace: Pace, *, quick: bool) -> list[Experiment]:
             [embedserve.PEER],
             [Point(repeating(s), pace.closed(32), s) for s in shares],
         ),
-        Experiment(
-            "replicas",
-            [embedserve.ONE_REPLICA, embedserve.PEER],
-            [Point(query, pace.closed(32), 32), Point(document, pace.closed(4), 4)],
-        ),
     ]
+    if not quick:
+        planned.append(
+            Experiment(
+                "replicas",
+                [embedserve.ONE_REPLICA, embedserve.PEER],
+                [Point(query, pace.closed(32), 32), Point(document, pace.closed(4), 4)],
+            )
+        )
+    return planned
