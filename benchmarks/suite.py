@@ -204,7 +204,7 @@ class Suite:
         else:
             figures = _under_load(running.target, point, plan, display.pulse)
         figures |= usage.figures()
-        if experiment.climbs and (figures["failed"] or figures["p99_ms"] > _BORNE_P99_MS):
+        if experiment.climbs and (figures["failed"] or figures.get("p99_ms", 0) > _BORNE_P99_MS):
             key = (experiment.name, peer.name)
             self._too_much[key] = min(self._too_much[key], point.x)
         asked = {

@@ -79,20 +79,23 @@ def test_who_serves_other_vectors_or_is_not_there_is_left_out(tmp_path: Path) ->
     assert [r["peer"] for r in records if r["experiment"] == "server"] == ["fast"]
 
 
-def test_a_peer_that_is_swamped_is_spared_higher_rates(tmp_path: Path) -> None:
-    swamped = server("swamped", "300")
-    points = [Point(QUERY, pace().open(rate), rate) for rate in (20, 40, 80)]
+def test_a_peer_that_is_swamped_is_spared_higher_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite_module, "_BORNE_P99_MS", 250.0)
+    swamped = server("swamped", "300")  # no answer of it is sooner
+    points = [Point(QUERY, pace().open(rate), rate) for rate in (40, 60, 80)]
     records = run(tmp_path, Experiment("latency", [FAST, swamped], points, climbs=True), rounds=2)
     asked = [(r["round"], r["x"]) for r in records if r["peer"] == "fast"]
-    assert asked == [(turn, rate) for turn in (0, 1) for rate in (20, 40, 80)]
-    assert [(r["round"], r["x"]) for r in records if r["peer"] == "swamped"] == [(0, 20), (1, 20)]
+    assert asked == [(turn, rate) for turn in (0, 1) for rate in (40, 60, 80)]
+    assert [(r["round"], r["x"]) for r in records if r["peer"] == "swamped"] == [(0, 40), (1, 40)]
 
 
 def test_queries_beside_bulk(tmp_path: Path) -> None:
     point = Point(QUERY, pace().open(30), 2, bulk=2)
     (record,) = run(tmp_path, Experiment("bulk", [FAST], [point]))
     assert record["bulk_texts_per_s"] > 0
-    assert record["answered"] == pytest.approx(9, abs=9)
+    assert record["rate"] == 30
 
 
 def test_a_library_is_measured_by_its_own_time(tmp_path: Path) -> None:
