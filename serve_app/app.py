@@ -40,7 +40,7 @@ def build(args: AppConfig) -> Application:
     Raises:
         ModelSourceError: the model's files are missing or not the ones that were asked for.
     """
-    spec = resolve(args.model)
+    spec = resolve(args.model, args.precision)
     embedder = _heavy(Embedder).bind(args, spec)
     lookup = _light(CacheLookup).bind(spec, embedder)
     return _light(Ingress).bind(spec, lookup)

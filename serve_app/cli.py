@@ -82,7 +82,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from serve_app.launch import Launch, LaunchFailed, beside, taken_port
 
     config, application = _read(arguments.config)
-    _show_model(resolve(application.model))
+    _make_ready(application)
     with tempfile.TemporaryDirectory(prefix="embedserve-") as scratch:
         if arguments.port is not None:
             config = beside(config, arguments.port, Path(scratch))
@@ -112,7 +112,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     _, application = _read(arguments.config)
-    _show_model(resolve(application.model))
+    _make_ready(application)
     return 0
 
 
@@ -155,6 +155,18 @@ def _catch_signals() -> None:
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
+
+
+def _make_ready(application: AppConfig) -> None:
+    """Finds the model's files, and prepares it where its engine asks for that, once."""
+    spec = resolve(application.model, application.precision)
+    _show_model(spec)
+    if application.engine == "openvino":
+        from serve_app.engine.prepared import prepared
+
+        _say("preparing", "the model for OpenVINO, unless that was done before (half a minute)")
+        parity = prepared(application.model, spec, application.precision).parity
+        _say("parity", f"cosine {parity.cosine_min:.7f} at the least, over {parity.texts} texts")
 
 
 def _show_model(spec: ModelSpec) -> None:

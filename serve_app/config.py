@@ -7,9 +7,9 @@ Ray hands a change to running replicas. README's tables are printed from here by
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -69,6 +69,24 @@ class AppConfig(_Section):
         default="auto",
         description="`auto`: the GPU if the Embedder's `ray_actor_options` give one, else the CPU.",
     )
+    engine: Literal["torch", "openvino"] = Field(
+        default="torch",
+        description="What runs the model: `torch` is sentence-transformers, on CPUs and GPUs; "
+        "`openvino` is for CPUs and starts from a prepared model, without torch.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="What the model computes in. `bf16` needs `engine: openvino` and a CPU with "
+        "AVX512-BF16 or AMX. Part of the space: see `/info`.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.precision != "fp32" and self.engine != "openvino":
+            raise ValueError(f"`precision: {self.precision}` needs `engine: openvino`.")
+        if self.device == "cuda" and self.engine == "openvino":
+            raise ValueError("`engine: openvino` runs on CPUs; with `device: cuda` use `torch`.")
+        return self
 
 
 class IngressSettings(_Section):

@@ -17,6 +17,7 @@ The tree:
   x ConfigurationError        500   the service can't start as it is configured
     + ModelSourceError
     + SpaceMismatch
+    + ParityFailed
 
 Errors cross process boundaries by pickle, so every constructor takes positional arguments
 and hands all of them to `Exception.__init__`. Messages reach the client: they say what is
@@ -135,3 +136,7 @@ class ModelSourceError(ConfigurationError):
 
 class SpaceMismatch(ConfigurationError):
     """This replica would compute vectors of another space than the application promised."""
+
+
+class ParityFailed(ConfigurationError):
+    """The engine's vectors are too far from those of sentence-transformers to be served."""

@@ -34,3 +34,18 @@ def test_a_source_names_its_kind(source: str) -> None:
 def test_settings_do_not_change_under_those_who_read_them() -> None:
     with pytest.raises(ValidationError):
         AppConfig().device = "cuda"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"precision": "bf16"}, "needs `engine: openvino`"),
+        ({"engine": "openvino", "device": "cuda"}, "runs on CPUs"),
+    ],
+    ids=["bf16 without OpenVINO", "OpenVINO on a GPU"],
+)
+def test_settings_that_contradict_each_other_are_an_error(
+    settings: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        AppConfig.model_validate(settings)

@@ -11,6 +11,7 @@ from ray.serve.schema import ReplicaRank
 from serve_app.config import AppConfig, EmbedderSettings
 from serve_app.engine.affinity import available_cpus, choose_cpus, move_threads, pin_thread
 from serve_app.engine.base import Engine
+from serve_app.engine.choice import load_engine
 from serve_app.engine.scheduler import Scheduler, Submission
 from serve_app.errors import ConfigurationError, EmbedServeError, SpaceMismatch
 from serve_app.models import ModelSpec, resolve
@@ -24,7 +25,7 @@ class Embedder:
     """Computes vectors of texts, prompts already in front."""
 
     def __init__(self, config: AppConfig, spec: ModelSpec) -> None:
-        local = resolve(config.model)
+        local = resolve(config.model, config.precision)
         if local.space_id != spec.space_id:
             raise SpaceMismatch(
                 f"This replica's files give space {local.space_id}, the application promises "
@@ -52,9 +53,7 @@ class Embedder:
         return choose_cpus(self._all_cpus, self._threads, local_rank)
 
     def _load(self, config: AppConfig, spec: ModelSpec, device: str) -> Engine:
-        from serve_app.engine.torch_engine import TorchEngine
-
-        engine = TorchEngine(config.model, spec, device=device, threads=self._threads)
+        engine = load_engine(config, spec, device=device, threads=self._threads)
         engine.embed(engine.tokenize(["The first run pays for lazy start-up."]))
         return engine
 

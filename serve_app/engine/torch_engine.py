@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
-import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from tokenizers import Tokenizer
 
 from serve_app.config import ModelConfig
 from serve_app.engine.base import TokenIds
-from serve_app.errors import ModelSourceError, SpaceMismatch
+from serve_app.engine.tokenizer import TextTokenizer
+from serve_app.errors import SpaceMismatch
 from serve_app.models import ModelSpec, folder
 from serve_app.types import EngineInfo, Float32
 
@@ -42,9 +40,7 @@ class TorchEngine:
         ).eval()
         if config.max_tokens is not None:
             self._model.max_seq_length = config.max_tokens
-        self._tokenizer, self._pad_id = _own_tokenizer(self._model.tokenizer, spec.max_tokens)
-        self._pads_left = self._model.tokenizer.padding_side == "left"
-        self._type_ids = "token_type_ids" in self._model.tokenizer.model_input_names
+        self._tokenizer = TextTokenizer.of(self._model.tokenizer, spec.max_tokens)
         self._info = EngineInfo(
             engine="torch",
             device=torch.cuda.get_device_name(self._device) if device == "cuda" else "cpu",
@@ -74,38 +70,14 @@ class TorchEngine:
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """The texts as token ids, special tokens included, cut at the model's limit."""
-        return [
-            TokenIds(encoding.ids, bool(encoding.overflowing))
-            for encoding in self._tokenizer.encode_batch_fast(list(texts))
-        ]
+        return self._tokenizer.tokenize(texts)
 
     def embed(self, batch: Sequence[TokenIds]) -> Float32:
         """Vectors of shape (len(batch), dim), float32, from one padded run of the pipeline."""
+        inputs = self._tokenizer.pad(batch)
         with torch.inference_mode():
-            features = self._model.forward(self._features(batch))
+            features = self._model.forward(
+                {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
+            )
             vectors: Float32 = features["sentence_embedding"].float().cpu().numpy()
         return vectors
-
-    def _features(self, batch: Sequence[TokenIds]) -> dict[str, Any]:
-        longest = max(len(tokens.ids) for tokens in batch)
-        ids = np.full((len(batch), longest), self._pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, tokens in enumerate(batch):
-            n = len(tokens.ids)
-            place = slice(longest - n, longest) if self._pads_left else slice(0, n)
-            ids[row, place] = tokens.ids
-            mask[row, place] = 1
-        features = {"input_ids": ids, "attention_mask": mask}
-        if self._type_ids:
-            features["token_type_ids"] = np.zeros_like(ids)
-        return {name: torch.from_numpy(array).to(self._device) for name, array in features.items()}
-
-
-def _own_tokenizer(tokenizer: Any, max_tokens: int) -> tuple[Tokenizer, int]:
-    """A private copy: padding and truncation are mutable state of a tokenizer object."""
-    if not tokenizer.is_fast:
-        raise ModelSourceError("The model has no fast tokenizer (`tokenizer.json`).")
-    own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    own.no_padding()
-    own.enable_truncation(max_tokens)
-    return own, tokenizer.pad_token_id

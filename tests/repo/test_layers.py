@@ -29,8 +29,9 @@ APART = {"cache", "engine", "autoscale"}
 #: Who may import what.
 ROOMS = {
     "ray": ("app", "deployments", "autoscale", "cli"),
-    "torch": ("engine.torch_engine",),
-    "sentence_transformers": ("engine.torch_engine",),
+    "torch": ("engine.torch_engine", "engine.prepare"),
+    "sentence_transformers": ("engine.torch_engine", "engine.prepare"),
+    "openvino": ("engine.openvino_engine", "engine.prepare"),
     "transformers": (),
     "starlette": ("web", "deployments.ingress"),
     "huggingface_hub": ("models",),

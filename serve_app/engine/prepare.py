@@ -1,0 +1,73 @@
+"""Converts a model for OpenVINO: `python -m serve_app.engine.prepare CONFIG PRECISION FOLDER`.
+
+The whole sentence-transformers pipeline is traced as it is, so every kind of pooling, dense
+layer and normalisation is what that library makes of it.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino
+import torch
+from sentence_transformers import SentenceTransformer
+
+from serve_app.config import ModelConfig
+from serve_app.engine.openvino_engine import GRAPH, OpenVinoEngine
+from serve_app.engine.parity import canaries, parity
+from serve_app.engine.prepared import describe
+from serve_app.engine.tokenizer import TextTokenizer
+from serve_app.models import folder, resolve
+from serve_app.types import Float32
+
+#: Of unlike length, so that nothing of a shape is taken for a constant.
+_EXAMPLES = ["An example.", "Another example, and a good deal longer than the first one is."]
+
+
+class _Pipeline(torch.nn.Module):
+    """The model as a function of arrays."""
+
+    def __init__(self, model: SentenceTransformer, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self._model = model
+        self._inputs = inputs
+
+    def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
+        features = self._model(dict(zip(self._inputs, arrays, strict=True)))
+        vectors: torch.Tensor = features["sentence_embedding"]
+        return vectors
+
+
+def prepare(config: ModelConfig, precision: str, place: Path) -> None:
+    """Fills an empty folder with a prepared model and the result of its parity gate."""
+    spec = resolve(config, precision)
+    model = SentenceTransformer(
+        str(folder(config)),
+        device="cpu",
+        trust_remote_code=config.trust_remote_code,
+        local_files_only=True,
+    ).eval()
+    model.max_seq_length = spec.max_tokens
+    tokenizer = TextTokenizer.of(model.tokenizer, spec.max_tokens)
+    tokenizer.save(place)
+    _convert(model, tokenizer, place)
+    texts = canaries(spec.max_tokens)
+    expected: Float32 = np.asarray(model.encode(texts), dtype=np.float32)
+    engine = OpenVinoEngine(place, spec, precision=precision, threads=1)
+    describe(place, parity(engine, texts, expected, precision))
+
+
+def _convert(model: SentenceTransformer, tokenizer: TextTokenizer, place: Path) -> None:
+    inputs = tokenizer.padding.inputs
+    arrays = tokenizer.pad(tokenizer.tokenize(_EXAMPLES))
+    example = tuple(torch.from_numpy(array) for array in arrays.values())
+    with torch.inference_mode():
+        graph = openvino.convert_model(_Pipeline(model, inputs), example_input=example)
+    for port, name in zip(graph.inputs, inputs, strict=True):
+        port.get_tensor().set_names({name})
+    graph.reshape({name: openvino.PartialShape([-1, -1]) for name in inputs})
+    openvino.save_model(graph, place / GRAPH, compress_to_fp16=False)
+
+
+if __name__ == "__main__":
+    prepare(ModelConfig.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

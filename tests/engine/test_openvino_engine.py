@@ -1,0 +1,124 @@
+"""OpenVINO on the real model, prepared for these tests alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from serve_app.config import MINILM
+from serve_app.engine.openvino_engine import OpenVinoEngine
+from serve_app.engine.prepared import Prepared, prepared
+from serve_app.errors import SpaceMismatch
+from serve_app.models import folder, resolve
+from serve_app.types import Float32
+from tests.engine.texts import mixed_texts
+
+TEXTS = mixed_texts(160)
+GATES = {"fp32": 0.99999, "bf16": 0.9999}
+
+
+@pytest.fixture(scope="module")
+def reference() -> SentenceTransformer:
+    return SentenceTransformer(str(folder(MINILM)), device="cpu", local_files_only=True)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", params=list(GATES))
+def precision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def made(precision: str, cache: Path) -> Prepared:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        return prepared(MINILM, resolve(MINILM, precision), precision)
+
+
+@pytest.fixture(scope="module")
+def engine(precision: str, made: Prepared) -> OpenVinoEngine:
+    spec = resolve(MINILM, precision)
+    return OpenVinoEngine(made.folder, spec, precision=precision, threads=2)
+
+
+def embed(engine: OpenVinoEngine, texts: list[str], batch: int) -> Float32:
+    tokens = engine.tokenize(texts)
+    return np.concatenate(
+        [engine.embed(tokens[i : i + batch]) for i in range(0, len(texts), batch)]
+    )
+
+
+def test_vectors_are_those_of_sentence_transformers(
+    engine: OpenVinoEngine, reference: SentenceTransformer, precision: str
+) -> None:
+    expected = reference.encode(TEXTS)
+    got = embed(engine, TEXTS, 16)
+    cosine = (got * expected).sum(axis=1) / np.linalg.norm(got, axis=1)
+    assert cosine.min() >= GATES[precision]
+    assert got.dtype == np.float32
+    assert got.shape == (len(TEXTS), engine.dim)
+
+
+def test_tokens_are_the_tokenizers_own(
+    engine: OpenVinoEngine, reference: SentenceTransformer
+) -> None:
+    expected = reference.tokenizer(TEXTS, truncation=True, max_length=256)["input_ids"]
+    tokens = engine.tokenize(TEXTS)
+    assert [t.ids for t in tokens] == expected
+    assert any(t.truncated for t in tokens)
+
+
+def test_a_vector_does_not_depend_on_its_batch(engine: OpenVinoEngine, precision: str) -> None:
+    tolerance = {"fp32": 1e-5, "bf16": 2e-3}[precision]
+    together = embed(engine, TEXTS, 32)
+    np.testing.assert_allclose(embed(engine, TEXTS, 1), together, atol=tolerance)
+    np.testing.assert_allclose(embed(engine, TEXTS[::-1], 16)[::-1], together, atol=tolerance)
+
+
+def test_a_result_is_not_overwritten_by_the_next_run(engine: OpenVinoEngine) -> None:
+    first = engine.embed(engine.tokenize(["a text"]))
+    kept = first.copy()
+    engine.embed(engine.tokenize(["another"]))
+    assert np.array_equal(first, kept)
+
+
+def test_the_gate_was_passed_and_is_kept(made: Prepared, precision: str) -> None:
+    assert made.parity.precision == precision
+    assert made.parity.texts > 40
+    assert GATES[precision] <= made.parity.cosine_min <= 1.0001
+
+
+def test_a_replica_that_finds_it_prepared_loads_no_torch(
+    made: Prepared, cache: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    code = f"""
+import sys
+from serve_app.config import AppConfig
+from serve_app.engine.choice import load_engine
+from serve_app.models import resolve
+config = AppConfig(engine="openvino", precision="{precision}")
+engine = load_engine(config, resolve(config.model, "{precision}"), device="cpu", threads=1)
+print(engine.embed(engine.tokenize(["a"])).shape)
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shape, modules = done.stdout.splitlines()[-2:]
+    assert shape == "(1, 384)"
+    assert {"torch", "transformers", "sentence_transformers"}.isdisjoint(modules.split())
+
+
+def test_a_model_that_differs_from_its_promise_does_not_start(
+    made: Prepared, precision: str
+) -> None:
+    spec = resolve(MINILM, precision)
+    other = type(spec)(**{**{f: getattr(spec, f) for f in spec.__slots__}, "dim": 128})
+    with pytest.raises(SpaceMismatch, match="384"):
+        OpenVinoEngine(made.folder, other, precision=precision, threads=1)
