@@ -15,9 +15,11 @@ from benchmarks.peers.base import Peer, PeerFailed
 from benchmarks.peers.server import Server
 
 ANSWERS = "tests.benchmarks.server"
-#: Starts the server as a child, as `serve run` and others do.
+#: Starts the server as a child and forgets it when it ends itself.
 WITH_CHILD = (
-    f"import subprocess, sys; subprocess.run([sys.executable, '-m', '{ANSWERS}', sys.argv[1]])"
+    "import subprocess, sys, time\n"
+    f"subprocess.Popen([sys.executable, '-m', '{ANSWERS}', sys.argv[1]])\n"
+    "time.sleep(60)"
 )
 
 
