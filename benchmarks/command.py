@@ -184,7 +184,11 @@ def _report(arguments: argparse.Namespace) -> int:
     records = arguments.records or newest()
     if records is None or not records.is_file():
         return _fail("there are no records: `embedserve bench` makes them")
-    print(f"{publish(records)}, and the table in README.md")
+    try:
+        page = publish(records)
+    except (ValueError, LookupError) as error:
+        return _fail(f"{records} doesn't hold the records of a whole `embedserve bench`: {error!r}")
+    print(f"{page}, and the table in README.md")
     return 0
 
 

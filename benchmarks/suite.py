@@ -54,6 +54,7 @@ _CALL_TEXTS, _CALL_LETTERS = 256, 80_000
 _BORNE_P99_MS = 1000.0
 
 _QUICK = HOME / "quick"
+_UNFINISHED = RESULTS / "unfinished.jsonl"  # no report is made from it
 _BUSY_CORES = 0.2
 
 Running = Server | Worker
@@ -71,8 +72,8 @@ def measure_all(*, quick: bool, rounds: int | None) -> int:
     pace = dataclasses.replace(pace, rounds=rounds or pace.rounds)
     if quick:
         shutil.rmtree(_QUICK, ignore_errors=True)
-    name = f"suite-{datetime.now(UTC):%Y-%m-%dT%H%M}.jsonl"
-    file = _QUICK / "records.jsonl" if quick else RESULTS / name
+    file = _QUICK / "records.jsonl" if quick else _UNFINISHED
+    file.unlink(missing_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # however it is ended, what it started ends too
         signal.signal(number, signal.default_int_handler)
     try:
@@ -81,6 +82,8 @@ def measure_all(*, quick: bool, rounds: int | None) -> int:
         why = str(error) or "interrupted"
         print(f"embedserve: {why}; what was measured is in {file}", file=sys.stderr)
         return 1
+    if not quick:
+        file = file.rename(RESULTS / f"suite-{datetime.now(UTC):%Y-%m-%dT%H%M}.jsonl")
     page = publish(file, _QUICK, None) if quick else publish(file)
     print(f"{page}, from the records in {file}")
     return 0
@@ -136,7 +139,8 @@ class Suite:
         return len(new) * _INSTALL_S + len(here) * _START_S + self._pace.rounds * loads
 
     def _start(self, peer: Peer, stack: ExitStack, display: Display) -> None:
-        """Starts a peer and checks its vectors; one that can't be measured is left out."""
+        """Starts a peer and checks its vectors; one that can't be measured is ended."""
+        running: Running | None = None
         try:
             if (missing := peer.missing()) is not None:
                 raise PeerFailed(missing)
@@ -145,7 +149,7 @@ class Suite:
                 peer.environment.install()
                 display.done(_INSTALL_S, f"installed {peer.title}")
             display.doing(f"starting {peer.title}")
-            running: Running = Worker(peer) if peer in LIBRARIES else Server(peer)
+            running = Worker(peer) if peer in LIBRARIES else Server(peer)
             stack.enter_context(running)
             running.wait_until_ready()
             if peer is not floor.PEER:
@@ -153,6 +157,8 @@ class Suite:
         except (PeerFailed, OSError, subprocess.CalledProcessError) as error:
             why = getattr(error, "stderr", None) or str(error)
             display.done(0, f"left out: {peer.title}: {why}")
+            if running is not None:
+                running.stop()  # or it would take from those that are measured
             self._keep({"experiment": "left out", "peer": peer.name, "why": why.strip()}, {})
         else:
             self._running[peer.name] = running

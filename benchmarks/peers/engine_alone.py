@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from benchmarks.peers.base import OFFLINE, Peer
 from benchmarks.peers.embedserve import cores
 from benchmarks.peers.in_process import answer
-from serve_app.config import MINILM, EmbedderSettings
+from serve_app.config import AppConfig, EmbedderSettings
+from serve_app.engine.choice import load_engine
 from serve_app.engine.scheduler import Scheduler, Submission
 from serve_app.errors import EmbedServeError
 from serve_app.models import resolve
@@ -24,10 +25,10 @@ class _Engine:
     """An engine and its scheduler on an event loop of their own."""
 
     def __init__(self) -> None:
-        from serve_app.engine.torch_engine import TorchEngine
-
+        config = AppConfig()
+        spec = resolve(config.model, config.precision)
         self._scheduler = Scheduler(
-            TorchEngine(MINILM, resolve(MINILM), device="cpu", threads=cores()),
+            load_engine(config, spec, device="cpu", threads=cores()),
             EmbedderSettings(),
             engine_thread=ThreadPoolExecutor(1),
             tokenizer_thread=ThreadPoolExecutor(1),

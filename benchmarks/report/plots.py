@@ -106,6 +106,17 @@ def _latency(figures: Figures, folder: Path) -> None:
     )
 
 
+def _against(
+    figures: Figures, experiment: str, x: float, key: str, *, low: bool
+) -> tuple[str, str, str]:
+    """The best of the others, our figure, and its figure."""
+    best = figures.best(experiment, x, key, low=low) or OURS
+    ours, other = (figures.at(experiment, peer, x, key) for peer in (OURS, best))
+    assert ours is not None, "Ours was measured there. This is a bug."
+    assert other is not None, "The best has figures. This is a bug."
+    return best, number(ours.median), number(other.median)
+
+
 def _name(figures: Figures, peer: str) -> str:
     """A peer's title that no line break divides."""
     return figures.titles[peer].replace(" ", "\u00a0")
@@ -124,13 +135,10 @@ def _highest(figures: Figures, peer: str, limit_ms: float) -> float:
 
 def _batch(figures: Figures, folder: Path) -> None:
     most = max(figures.xs("batch", OURS))
-    best = figures.best("batch", most, "texts_per_s", low=False) or OURS
-    ours, other = (figures.at("batch", p, most, "texts_per_s") for p in (OURS, best))
-    assert ours is not None, "Ours has figures, or `most` had none. This is a bug."
-    assert other is not None, "The best has figures. This is a bug."
+    best, ours, other = _against(figures, "batch", most, "texts_per_s", low=False)
     title = (
-        f"With {most:g} texts in a request EmbedServe embeds {number(ours.median)} texts/s, "
-        f"{_name(figures, best)} {number(other.median)}"
+        f"With {most:g} texts in a request EmbedServe embeds {ours} texts/s, "
+        f"{_name(figures, best)} {other}"
     )
 
     def draw(axes: Axes) -> None:
@@ -167,13 +175,10 @@ def _length(figures: Figures, folder: Path) -> None:
 
 def _bulk(figures: Figures, folder: Path) -> None:
     clients = max(figures.xs("bulk", OURS))
-    best = figures.best("bulk", clients, "p99_ms", low=True) or OURS
-    ours, other = (figures.at("bulk", p, clients, "p99_ms") for p in (OURS, best))
-    assert ours is not None, "Ours has figures, or `clients` had none. This is a bug."
-    assert other is not None, "The best has figures. This is a bug."
+    best, ours, other = _against(figures, "bulk", clients, "p99_ms", low=True)
     title = (
         f"Beside {clients:g} bulk clients EmbedServe answers 99 of 100 queries within "
-        f"{number(ours.median)}\u00a0ms, {_name(figures, best)} within {number(other.median)}"
+        f"{ours}\u00a0ms, {_name(figures, best)} within {other}"
     )
 
     def draw(axes: Axes) -> None:

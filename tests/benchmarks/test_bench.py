@@ -120,6 +120,16 @@ def test_compare_says_that_a_server_refuses(
     assert "no vectors to compare" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["", "{}\n", '{"experiment": "server"}\n', "nonsense"])
+def test_no_report_is_made_of_what_is_no_whole_run(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_text(content)
+    assert main(["bench", "report", str(records)]) == 1
+    assert "doesn't hold the records" in capsys.readouterr().err
+
+
 def test_nobody_there_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "run", f"http://127.0.0.1:{free_port()}", *SHORT]) == 1
     assert "nothing answers at" in capsys.readouterr().err

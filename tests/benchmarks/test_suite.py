@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import orjson
+import psutil
 import pytest
 
 from benchmarks import suite as suite_module
 from benchmarks.experiments import FULL, QUICK, Experiment, Pace, Point, experiments
 from benchmarks.peers.base import Peer, PeerFailed
+from benchmarks.peers.server import Server
 from benchmarks.report.figures import Record
 from benchmarks.suite import Suite
 from benchmarks.workloads import WORKLOADS
@@ -77,6 +79,27 @@ def test_who_serves_other_vectors_or_is_not_there_is_left_out(tmp_path: Path) ->
     assert why["absent"] == "no `absent` on the PATH"
     assert "sorry" in why["broken"]
     assert [r["peer"] for r in records if r["experiment"] == "server"] == ["fast"]
+
+
+def test_who_is_left_out_does_not_run_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: list[bool] = []
+    wrong = server("wrong", "0", "another model")
+    started: list[Server] = []
+
+    def start(peer: Peer) -> Server:
+        started.append(Server(peer))
+        return started[-1]
+
+    def measured(*asked: object) -> str:
+        running.extend(psutil.pid_exists(s.pid) for s in started if s.peer is wrong)
+        return ""
+
+    monkeypatch.setattr(suite_module, "Server", start)
+    monkeypatch.setattr(suite_module, "figures_line", measured)
+    run(tmp_path, Experiment("server", [wrong, FAST], [Point(QUERY, pace().closed(1), 1)]))
+    assert running == [False]
 
 
 def test_a_peer_that_is_swamped_is_spared_higher_rates(
