@@ -33,7 +33,7 @@ _heavy = serve.deployment(
 
 
 def build(args: AppConfig) -> Application:
-    """Binds Ingress -> CacheLookup -> Embedder.
+    """Binds Ingress -> CacheLookup -> Embedder, or Ingress -> Embedder where `inline` is asked for.
 
     The space of the vectors is decided here, once; every replica holds to it or doesn't start.
 
@@ -42,5 +42,7 @@ def build(args: AppConfig) -> Application:
     """
     spec = resolve(args.model, args.precision)
     embedder = _heavy(Embedder).bind(args, spec)
+    if args.topology == "inline":
+        return _light(Ingress).bind(spec, embedder, "embed")
     lookup = _light(CacheLookup).bind(spec, embedder)
-    return _light(Ingress).bind(spec, lookup)
+    return _light(Ingress).bind(spec, lookup, "fetch")

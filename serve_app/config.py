@@ -80,6 +80,12 @@ class AppConfig(_Section):
         "AVX512-BF16 or AMX. Part of the space: see `/info`.",
     )
 
+    topology: Literal["separate", "inline"] = Field(
+        default="separate",
+        description="`separate`: CacheLookup is a deployment of its own, shared by all Ingress "
+        "replicas. `inline`: it runs inside the Ingress, one hop less, for one machine.",
+    )
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.precision != "fp32" and self.engine != "openvino":
@@ -113,6 +119,27 @@ class IngressSettings(_Section):
     request_timeout_s: float = Field(
         default=120.0, gt=0, le=3600, description="Time from body to vectors; then 504."
     )
+    interactive_max_texts: int = Field(
+        default=8,
+        ge=0,
+        le=4096,
+        description="Requests of so many texts are interactive and go before all others, unless "
+        "the header `x-priority` says `bulk` or `interactive`.",
+    )
+    memory_max_bytes: int = Field(
+        default=64 * MIB,
+        ge=0,
+        le=1024 * GIB,
+        description="Memory for vectors in one replica, answered without asking another process; "
+        "0: none.",
+    )
+    max_calls: int = Field(
+        default=4,
+        ge=1,
+        le=1024,
+        description="Calls to the next tier that are in flight before interactive requests wait "
+        "for one of them and leave together. A full call (64 requests) never waits.",
+    )
     health_max_age_s: float = Field(
         default=10.0,
         gt=0,
@@ -137,6 +164,9 @@ class CacheLookupSettings(_Section):
         description="Memory for vectors in one replica, its own bookkeeping counted; 0: no cache. "
         "One MiniLM vector takes about 2 KiB.",
     )
+    max_calls: int = Field(
+        default=4, ge=1, le=1024, description="As the Ingress' `max_calls`, for calls to Embedders."
+    )
 
 
 class EmbedderSettings(_Section):
@@ -146,9 +176,22 @@ class EmbedderSettings(_Section):
         default=8192,
         ge=64,
         le=16 * MIB,
-        description="Padded tokens in one model batch. A longer single text runs alone.",
+        description="The most padded tokens in one model batch. A longer single text runs alone.",
     )
-    max_batch_texts: int = Field(default=32, ge=1, le=4096, description="Texts in one model batch.")
+    batch_target_s: float = Field(
+        default=0.03,
+        gt=0,
+        le=60,
+        description="How long one model batch should take, which is what an interactive text may "
+        "have to wait for; batches grow until they do, inside `budget_tokens`.",
+    )
+    max_batch_texts: int = Field(default=64, ge=1, le=4096, description="Texts in one model batch.")
+    bulk_max_wait_s: float = Field(
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="Bulk texts that waited longer take turns with interactive ones.",
+    )
     lookahead_texts: int = Field(
         default=512,
         ge=1,

@@ -15,8 +15,9 @@ from serve_app import __version__
 from serve_app.config import IngressSettings
 from serve_app.errors import DeadlineExceeded, EmbedServeError, InvalidRequest, ModelNotFound
 from serve_app.health import Health, HealthReport
+from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
-from serve_app.types import EmbedJob, EmbedResult, EngineInfo, Float32, TextGroup, Vectors
+from serve_app.types import EmbedJob, EmbedResult, EngineInfo, Float32, Lane, TextGroup, Vectors
 
 _PROBE = TextGroup(("Is anybody there?",), use_cache=False)
 _INFO_TIMEOUT_S = 2.0
@@ -40,6 +41,7 @@ class EmbedService:
     def __init__(self, spec: ModelSpec, lookup: LookupCalls, settings: IngressSettings) -> None:
         self.spec = spec
         self._lookup = lookup
+        self.meter = Meter()
         self.apply(settings)
 
     def apply(self, settings: IngressSettings) -> None:
@@ -64,7 +66,12 @@ class EmbedService:
         self._validate(job)
         places: dict[str, int] = {}
         order = [places.setdefault(text, len(places)) for text in job.texts]
-        group = TextGroup(tuple(places), self.spec.prompt(job.input_type))
+        group = TextGroup(
+            tuple(places),
+            self.spec.prompt(job.input_type),
+            lane=job.lane or self._lane(len(places)),
+            timeout_s=self.settings.request_timeout_s,
+        )
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
                 found = await self._lookup.fetch(group)
@@ -76,11 +83,10 @@ class EmbedService:
         if found.computed:
             self._health.computed()
         vectors = cut_dimensions(found.values, job.dimensions)
-        if len(places) == len(order):
-            return EmbedResult(self.spec.name, vectors, found.tokens, found.truncated)
-        return EmbedResult(
-            self.spec.name, vectors[order], found.tokens[order], found.truncated[order]
-        )
+        tokens, truncated = found.tokens, found.truncated
+        if len(places) < len(order):
+            vectors, tokens, truncated = vectors[order], tokens[order], truncated[order]
+        return EmbedResult(self.spec.name, vectors, tokens, truncated, found.timings)
 
     async def health(self) -> HealthReport:
         """Whether a live replica has computed a real vector lately; tries for one if unsure."""
@@ -112,6 +118,9 @@ class EmbedService:
                 **(engine.versions if engine else {}),
             },
         }
+
+    def _lane(self, texts: int) -> Lane:
+        return "interactive" if texts <= self.settings.interactive_max_texts else "bulk"
 
     def _validate(self, job: EmbedJob) -> None:
         if not self.spec.accepts(job.model):

@@ -37,15 +37,19 @@ def fake_vector(text: str) -> Float32:
 class FakeEngine:
     """One token for each character; vectors as `fake_vector`. Records every batch it is given.
 
-    A text that holds "boom" makes its batch fail, one that holds "nan" comes back as NaN.
-    `hold()` makes it wait inside the next batch until `release()`.
+    A text that holds "boom" makes its batch fail, one that holds "nan" comes back as NaN, and more
+    padded tokens than `memory_tokens` don't fit. `hold()` makes it wait inside the next batch until
+    `release()`.
     """
 
     dim = DIM
     info = EngineInfo("fake", "cpu", "fp32", 1, SPEC.space_id, {"fake": "1"})
 
+    streams = 1
+
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.memory_tokens = 1 << 30
         self._open = threading.Event()
         self._open.set()
 
@@ -63,6 +67,8 @@ class FakeEngine:
         texts = ["".join(map(chr, tokens.ids)) for tokens in batch]
         self.batches.append(texts)
         assert self._open.wait(10), "The test held the engine and never released it."
+        if len(texts) * max(map(len, texts)) > self.memory_tokens:
+            raise MemoryError
         if any("boom" in text for text in texts):
             raise RuntimeError("boom")
         vectors = np.stack([fake_vector(text) for text in texts])

@@ -8,10 +8,11 @@ from benchmarks.peers.embedserve import cores
 from benchmarks.peers.in_process import answer
 from serve_app.config import AppConfig, EmbedderSettings
 from serve_app.engine.choice import load_engine
-from serve_app.engine.scheduler import Scheduler, Submission
+from serve_app.engine.scheduler import Scheduler
+from serve_app.engine.submission import Submission
 from serve_app.errors import EmbedServeError
 from serve_app.models import resolve
-from serve_app.types import Float32
+from serve_app.types import Float32, TextGroup
 
 PEER = Peer(
     name="engine",
@@ -30,13 +31,13 @@ class _Engine:
         self._scheduler = Scheduler(
             load_engine(config, spec, device="cpu", threads=cores()),
             EmbedderSettings(),
-            engine_thread=ThreadPoolExecutor(1),
+            engine_threads=ThreadPoolExecutor(1),
             tokenizer_thread=ThreadPoolExecutor(1),
         )
 
     async def embed(self, texts: list[str]) -> Float32:
         self._scheduler.start()
-        submission = Submission(texts)
+        submission = Submission(TextGroup(tuple(texts)))
         await self._scheduler.submit([submission])
         vectors = await submission.reply
         if isinstance(vectors, EmbedServeError):

@@ -1,7 +1,9 @@
 """The deployment that runs the model: one replica, one engine, its own CPUs or its own GPU."""
 
+import asyncio
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import ray
@@ -12,13 +14,17 @@ from serve_app.config import AppConfig, EmbedderSettings
 from serve_app.engine.affinity import available_cpus, choose_cpus, move_threads, pin_thread
 from serve_app.engine.base import Engine
 from serve_app.engine.choice import load_engine
-from serve_app.engine.scheduler import Scheduler, Submission
+from serve_app.engine.scheduler import Scheduler
+from serve_app.engine.submission import Submission
 from serve_app.errors import ConfigurationError, EmbedServeError, SpaceMismatch
+from serve_app.metrics import export
 from serve_app.models import ModelSpec, resolve
-from serve_app.types import EngineInfo, Vectors
+from serve_app.types import EngineInfo, TextGroup, Vectors
 
-#: Requests that one call of the collector may gather; it waits for none.
+#: Calls that one run of the collector may gather; it waits for none.
 _COLLECT = 256
+#: Threads for batches, of which an engine uses as many as it has streams.
+_MAX_STREAMS = 4
 
 
 class Embedder:
@@ -37,17 +43,19 @@ class Embedder:
         self._cpus = self._my_cpus(serve.get_replica_context().rank.local_rank)
         # Each thread pins itself as it starts, and what torch starts from it inherits that. The
         # event loop stays free to run wherever there is room.
-        engine_thread = ThreadPoolExecutor(1, "engine", pin_thread, (self._cpus,))
+        engine_threads = ThreadPoolExecutor(_MAX_STREAMS, "engine", pin_thread, (self._cpus,))
         tokenizer_thread = ThreadPoolExecutor(1, "tokenizer", pin_thread, (self._cpus,))
         device = _device(config)
-        engine = engine_thread.submit(self._load, config, spec, device).result()
+        engine = engine_threads.submit(self._load, config, spec, device).result()
         self._info = engine.info
         self._scheduler = Scheduler(
             engine,
             EmbedderSettings(),
-            engine_thread=engine_thread,
+            engine_threads=engine_threads,
             tokenizer_thread=tokenizer_thread,
         )
+
+        self._exporting: asyncio.Task[None] | None = None
 
     def _my_cpus(self, local_rank: int) -> frozenset[int]:
         return choose_cpus(self._all_cpus, self._threads, local_rank)
@@ -62,28 +70,32 @@ class Embedder:
 
         Ray calls it before the first request and at each change.
         """
-        self._scheduler.start()
+        if self._exporting is None:
+            scheduler = self._scheduler
+            scheduler.start()
+            self._exporting = asyncio.create_task(export(scheduler.meter, scheduler.gauges))
         self._scheduler.settings = EmbedderSettings.model_validate(user_config or {})
         cpus = self._my_cpus(rank.local_rank)
         if cpus != self._cpus:
             move_threads(self._cpus, cpus)
             self._cpus = cpus
 
-    async def embed(self, texts: tuple[str, ...]) -> Vectors | EmbedServeError:
-        """Vectors of texts, or the error that stands for them."""
-        submission = Submission(texts)
+    async def embed(self, groups: tuple[TextGroup, ...]) -> list[Vectors | EmbedServeError]:
+        """For each group its vectors, or the error that stands for them."""
+        submissions = [Submission(group) for group in groups]
         try:
-            await self._collect(submission)
-            return await submission.reply
+            await self._collect(submissions)
+            return [await submission.reply for submission in submissions]
         finally:
-            submission.reply.cancel()  # the caller left, wherever it was; no effect on an answer
+            for submission in submissions:
+                submission.reply.cancel()  # the caller left, wherever it was; an answer stays
 
-    @serve.batch(max_batch_size=_COLLECT, batch_wait_timeout_s=0, max_concurrent_batches=8)
-    async def _collect(self, submissions: list[Submission]) -> list[None]:
+    @serve.batch(max_batch_size=_COLLECT, batch_wait_timeout_s=0, max_concurrent_batches=64)
+    async def _collect(self, calls: list[list[Submission]]) -> list[None]:
         # Collects what arrives together for one run of the tokenizer. It ends when all is in the
         # queue, not when all is computed: a short request never waits for a long one it came with.
-        await self._scheduler.submit(submissions)
-        return [None] * len(submissions)
+        await self._scheduler.submit(list(chain.from_iterable(calls)))
+        return [None] * len(calls)
 
     async def describe(self) -> EngineInfo:
         """What runs the model here."""

@@ -44,8 +44,12 @@ class RemoteMethod:
             Overloaded: the deployment's queue is full.
         """
         for attempt in range(1, _ATTEMPTS + 1):
+            call = self._method.remote(*args)
             try:
-                reply = await self._method.remote(*args)
+                reply = await call
+            except asyncio.CancelledError:
+                call.cancel()  # type: ignore[no-untyped-call]
+                raise
             except RayActorError as error:
                 logger.warning("%s died under a call (try %d)", self._method, attempt)
                 if attempt == _ATTEMPTS:

@@ -14,7 +14,7 @@ class TokenIds(NamedTuple):
 
 
 class Engine(Protocol):
-    """Runs one model. Its two steps are called from two threads, never one step from two."""
+    """Runs one model. `tokenize` may be called from several threads at the same time."""
 
     @property
     def info(self) -> EngineInfo:
@@ -24,6 +24,11 @@ class Engine(Protocol):
     @property
     def dim(self) -> int:
         """Width of its vectors."""
+        ...
+
+    @property
+    def streams(self) -> int:
+        """How many threads may be inside `embed` at the same time."""
         ...
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:

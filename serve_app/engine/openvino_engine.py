@@ -20,6 +20,8 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 class OpenVinoEngine:
     """A whole sentence-transformers pipeline as one graph; needs neither torch nor transformers."""
 
+    streams = 1
+
     def __init__(self, folder: Path, spec: ModelSpec, *, precision: str, threads: int) -> None:
         """Loads what `prepare` made.
 

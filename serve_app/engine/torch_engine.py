@@ -17,6 +17,8 @@ from serve_app.types import EngineInfo, Float32
 class TorchEngine:
     """A sentence-transformers pipeline at float32, with tokenising and computing apart."""
 
+    streams = 1
+
     def __init__(self, config: ModelConfig, spec: ModelSpec, *, device: str, threads: int) -> None:
         """Loads the model from the files `spec` was read from.
 

@@ -1,7 +1,9 @@
 """The HTTP application: routes, and the way from a request to a reply or an error."""
 
 import logging
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import orjson
 from starlette.applications import Starlette
@@ -20,13 +22,16 @@ from serve_app.errors import (
     RouteNotFound,
     UnsupportedMediaType,
 )
+from serve_app.metrics import REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
 from serve_app.service import EmbedService
-from serve_app.types import Bool
+from serve_app.types import Bool, Lane, Timings
 from serve_app.web.dialects import openai
 from serve_app.web.limits import Gate, read_body
 
 logger = logging.getLogger(__name__)
 
+#: What `Timings` tells of, in its order, and the whole.
+_STAGES = ("cache", "queue", "tokenize", "infer", "total")
 _NGINX_CLIENT_CLOSED_REQUEST = 499
 
 
@@ -58,20 +63,31 @@ class _Routes:
         self._headers = {"x-embedding-space": service.spec.space_id}
 
     async def embeddings(self, request: Request) -> Response:
+        started = time.perf_counter()
         settings = self._service.settings
-        with self._gate.entered(settings.max_concurrent_requests):
-            _require_json(request)
-            body = await read_body(
-                request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
-            )
-            call = openai.parse_embeddings(_loads(body))
-            result = await self._service.embed(call.job)
-            headers = {}
-            if result.truncated.any():
-                headers["x-truncated-inputs"] = index_ranges(result.truncated)
-            return self._json(
-                openai.render_embeddings(result, call.encoding_format), headers=headers
-            )
+        meter = self._service.meter
+        try:
+            with self._gate.entered(settings.max_concurrent_requests):
+                _require_json(request)
+                body = await read_body(
+                    request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+                )
+                call = openai.parse_embeddings(_loads(body))
+                result = await self._service.embed(replace(call.job, lane=_lane(request)))
+                content = openai.render_embeddings(result, call.encoding_format)
+        except EmbedServeError as error:
+            meter.add(REQUESTS, 1, str(int(error.status)))
+            raise
+        total_s = time.perf_counter() - started
+        meter.add(REQUESTS, 1, "200")
+        meter.add(TEXTS, len(result.tokens))
+        meter.add(TOKENS, int(result.tokens.sum()))
+        for stage, seconds in zip(_STAGES, (*result.timings, total_s), strict=True):
+            meter.add(STAGE_SECONDS, seconds, stage)
+        headers = {"server-timing": server_timing(result.timings, total_s)}
+        if result.truncated.any():
+            headers["x-truncated-inputs"] = index_ranges(result.truncated)
+        return self._json(content, headers=headers)
 
     async def models(self, request: Request) -> Response:
         return self._json(openai.render_models(self._service.spec))
@@ -133,6 +149,27 @@ def _require_json(request: Request) -> None:
             f"The body's type is {media_type or 'not given'}; send the header "
             "`Content-Type: application/json`."
         )
+
+
+def _lane(request: Request) -> Lane | None:
+    match request.headers.get("x-priority"):
+        case None:
+            return None
+        case "interactive":
+            return "interactive"
+        case "bulk":
+            return "bulk"
+        case other:
+            raise InvalidRequest(
+                f"The header `x-priority` must be `interactive` or `bulk`; it was {other!r}.",
+                "x-priority",
+            )
+
+
+def server_timing(timings: Timings, total_s: float) -> str:
+    """The header's value (W3C Server Timing), in milliseconds."""
+    spent = zip(_STAGES, (*timings, total_s), strict=True)
+    return ", ".join(f"{stage};dur={1e3 * seconds:.2f}" for stage, seconds in spent)
 
 
 def _loads(body: bytes) -> object:

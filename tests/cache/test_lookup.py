@@ -16,11 +16,11 @@ class Computes:
         self.asked: list[tuple[str, ...]] = []
         self._fake = FakeLookup()
 
-    async def __call__(self, texts: tuple[str, ...]) -> Vectors:
-        self.asked.append(texts)
-        if "fail" in texts:
+    async def __call__(self, group: TextGroup) -> Vectors:
+        self.asked.append(tuple(group.prompt + text for text in group.texts))
+        if "fail" in group.texts:
             raise EngineFailed("no")
-        return await self._fake.fetch(TextGroup(texts))
+        return await self._fake.fetch(group)
 
 
 @pytest.fixture

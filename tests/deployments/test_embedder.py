@@ -13,7 +13,7 @@ from serve_app.config import EmbedderSettings
 from serve_app.deployments.embedder import Embedder
 from serve_app.engine.base import TokenIds
 from serve_app.engine.scheduler import Scheduler
-from serve_app.types import Vectors
+from serve_app.types import TextGroup, Vectors
 from tests.fakes import FakeEngine
 
 
@@ -49,16 +49,17 @@ async def test_a_caller_that_leaves_while_its_texts_are_tokenized_costs_no_batch
     embedder = Embedder.__new__(Embedder)  # past the loading of a model
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
         embedder._scheduler = Scheduler(
-            engine, EmbedderSettings(), engine_thread=one, tokenizer_thread=two
+            engine, EmbedderSettings(), engine_threads=one, tokenizer_thread=two
         )
         embedder._scheduler.start()
-        leaves = asyncio.create_task(embedder.embed(("leaves",)))
+        leaves = asyncio.create_task(embedder.embed((TextGroup(("leaves",)),)))
         await asyncio.to_thread(engine.begun.wait, 10)
-        stays = asyncio.create_task(embedder.embed(("stays",)))
+        stays = asyncio.create_task(embedder.embed((TextGroup(("stays",)),)))
         await asyncio.sleep(0)
         leaves.cancel()
         await asyncio.sleep(0)
         engine.go_on.set()
-        assert isinstance(await stays, Vectors)
+        (vectors,) = await stays
+        assert isinstance(vectors, Vectors)
         await embedder._scheduler.stop()
     assert engine.batches == [["stays"]]

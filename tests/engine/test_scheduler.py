@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.config import EmbedderSettings
-from serve_app.engine.scheduler import Scheduler, Submission
-from serve_app.errors import EngineFailed, Overloaded, Unavailable
-from serve_app.types import Vectors
+from serve_app.engine.scheduler import Scheduler
+from serve_app.engine.submission import Submission
+from serve_app.errors import DeadlineExceeded, EngineFailed, Overloaded, Unavailable
+from serve_app.types import TextGroup, Vectors
 from tests.fakes import SPEC, FakeEngine, fake_vector
 
 Running = Callable[..., AbstractAsyncContextManager[Scheduler]]
@@ -31,7 +33,7 @@ def running(engine: FakeEngine) -> Running:
             scheduler = Scheduler(
                 engine,
                 EmbedderSettings(**changes),
-                engine_thread=engine_thread,
+                engine_threads=engine_thread,
                 tokenizer_thread=tokenizer_thread,
             )
             scheduler.start()
@@ -50,7 +52,7 @@ async def until(true: Callable[[], object]) -> None:
 
 async def submit(scheduler: Scheduler, *groups: list[str]) -> list[Any]:
     """Submits groups of texts together; their replies, as futures."""
-    submissions = [Submission(texts) for texts in groups]
+    submissions = [Submission(TextGroup(tuple(texts))) for texts in groups]
     await scheduler.submit(submissions)
     return [submission.reply for submission in submissions]
 
@@ -143,7 +145,7 @@ async def test_a_caller_that_goes_while_its_texts_are_tokenized_costs_nothing(
     engine: FakeEngine, running: Running
 ) -> None:
     async with running() as scheduler:
-        gone = Submission(["gone"])
+        gone = Submission(TextGroup(("gone",)))
         submitting = asyncio.create_task(scheduler.submit([gone]))
         await asyncio.sleep(0)
         gone.reply.cancel()
@@ -152,14 +154,102 @@ async def test_a_caller_that_goes_while_its_texts_are_tokenized_costs_nothing(
     assert engine.batches == [["stays"]]
 
 
-async def test_a_failing_batch_fails_its_callers_and_nobody_after(
-    engine: FakeEngine, running: Running
-) -> None:
+async def test_one_failing_text_among_500_fails_alone(engine: FakeEngine, running: Running) -> None:
+    groups = [[f"text {i}"] for i in range(500)]
+    groups[123] = ["boom"]
     async with running() as scheduler:
-        (failed,) = await submit(scheduler, ["boom"])
-        assert isinstance(await failed, EngineFailed)
+        replies = await asyncio.gather(*await submit(scheduler, *groups))
         assert (await embed(scheduler, "fine")).values.shape == (1, 8)
         assert scheduler.load.queued_tokens == 0
+    failed = [i for i, reply in enumerate(replies) if isinstance(reply, EngineFailed)]
+    assert failed == [123]
+    assert "the text 'boom'" in str(replies[123])
+    for group, reply in zip(groups, replies, strict=True):
+        assert group == ["boom"] or np.array_equal(reply.values[0], fake_vector(group[0]))
+
+
+async def test_what_does_not_fit_into_memory_is_halved_and_not_tried_as_large_again(
+    engine: FakeEngine, running: Running
+) -> None:
+    engine.memory_tokens = 40
+    async with running() as scheduler:
+        for _ in range(2):
+            vectors = await embed(scheduler, *["x" * 8] * 32)
+            assert np.array_equal(vectors.values, np.stack([fake_vector("x" * 8)] * 32))
+    too_large = [len(batch) for batch in engine.batches if len(batch) * 8 > 40]
+    assert too_large == [32, 16, 8, 8, 16, 8, 8]  # the first one and its halves; then no more
+
+
+async def test_a_text_that_fits_into_no_memory_fails_alone(
+    engine: FakeEngine, running: Running
+) -> None:
+    engine.memory_tokens = 4
+    async with running() as scheduler:
+        large, small = await submit(scheduler, ["x" * 8], ["y"])
+        assert "MemoryError" in str(await large)
+        assert isinstance(await small, Vectors)
+
+
+async def test_an_engine_with_two_streams_computes_two_batches_at_a_time(running: Running) -> None:
+    engine = FakeEngine()
+    engine.streams = 2
+    engine.hold()
+    with ThreadPoolExecutor(2) as two, ThreadPoolExecutor(1) as one:
+        scheduler = Scheduler(engine, EmbedderSettings(), engine_threads=two, tokenizer_thread=one)
+        scheduler.start()
+        replies = await submit(scheduler, ["a"])
+        await until(lambda: len(engine.batches) == 1)
+        replies += await submit(scheduler, ["b"])
+        await until(lambda: len(engine.batches) == 2)
+        engine.release()
+        assert all(isinstance(reply, Vectors) for reply in await asyncio.gather(*replies))
+        await scheduler.stop()
+
+
+async def test_interactive_texts_wait_for_no_bulk_but_the_batch_that_runs(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running(max_batch_texts=4) as scheduler:
+        engine.hold()
+        bulk = Submission(TextGroup(("bulk",) * 12, lane="bulk"))
+        await scheduler.submit([bulk])
+        await until(lambda: engine.batches)
+        (query,) = await submit(scheduler, ["query"])
+        engine.release()
+        await asyncio.gather(query, bulk.reply)
+    assert [batch[0] for batch in engine.batches] == ["bulk", "query", "bulk", "bulk"]
+
+
+async def test_past_its_deadline_a_text_costs_nothing(engine: FakeEngine, running: Running) -> None:
+    async with running() as scheduler:
+        engine.hold()
+        (first,) = await submit(scheduler, ["first"])
+        await until(lambda: engine.batches)
+        late = Submission(TextGroup(("late",), timeout_s=0.01))
+        await scheduler.submit([late])
+        await asyncio.sleep(0.02)
+        engine.release()
+        await first
+        assert isinstance(await late.reply, DeadlineExceeded)
+        await until(lambda: scheduler.load.queued_tokens == 0)
+    assert engine.batches == [["first"]]
+
+
+async def test_it_tells_where_the_time_went(engine: FakeEngine, running: Running) -> None:
+    async with running() as scheduler:
+        engine.hold()
+        started = time.monotonic()
+        first = asyncio.create_task(embed(scheduler, "first"))
+        await until(lambda: engine.batches)
+        second = asyncio.create_task(embed(scheduler, "second"))
+        await until(lambda: scheduler.load.queued_tokens == 11)
+        await asyncio.sleep(0.05)
+        engine.release()
+        timings = [(await task).timings for task in (first, second)]
+        took_s = time.monotonic() - started
+    assert timings[0].infer_s >= 0.05 > timings[0].queue_s
+    assert timings[1].queue_s >= 0.05 > timings[1].infer_s
+    assert all(sum(timing) <= took_s for timing in timings)
 
 
 async def test_a_vector_that_is_not_finite_is_never_handed_out(
@@ -169,7 +259,7 @@ async def test_a_vector_that_is_not_finite_is_never_handed_out(
         bad, good = await submit(scheduler, ["nan"], ["fine"])
         error = await bad
         assert isinstance(error, EngineFailed)
-        assert "isn't finite" in str(error)
+        assert "no finite vector" in str(error)
         assert isinstance(await good, Vectors)
 
 
@@ -205,6 +295,10 @@ async def test_stopping_answers_whoever_waits(engine: FakeEngine, running: Runni
         await scheduler.stop()
         assert isinstance(await running_now, Unavailable)
         assert isinstance(await waiting, Unavailable)
+        (late,) = await submit(scheduler, ["late"])
+        assert isinstance(await late, Unavailable)
+        await asyncio.sleep(0)
+        assert scheduler.load.queued_tokens == 0
 
 
 async def test_new_settings_reach_the_next_batch(engine: FakeEngine, running: Running) -> None:
@@ -226,7 +320,7 @@ async def test_no_text_is_lost_or_doubled_and_budgets_hold(
     engine = FakeEngine()
     limits = EmbedderSettings(budget_tokens=budget, max_batch_texts=most, lookahead_texts=lookahead)
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
-        scheduler = Scheduler(engine, limits, engine_thread=one, tokenizer_thread=two)
+        scheduler = Scheduler(engine, limits, engine_threads=one, tokenizer_thread=two)
         scheduler.start()
         results = await asyncio.gather(*await submit(scheduler, *groups))
         await scheduler.stop()

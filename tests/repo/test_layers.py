@@ -13,10 +13,10 @@ FILES = sorted((ROOT / "serve_app").rglob("*.py"))
 
 #: From the bottom up. A module may import from its own layer and from those below.
 LAYERS = [
-    ["types", "errors"],
+    ["types", "errors", "metrics"],
     ["config"],
     ["models"],
-    ["cache", "engine", "autoscale"],
+    ["cache", "engine", "autoscale", "coalescer"],
     ["health", "service"],
     ["web"],
     ["deployments"],
@@ -24,11 +24,11 @@ LAYERS = [
     ["cli"],
 ]
 #: Modules of one layer that stand side by side and know nothing of each other.
-APART = {"cache", "engine", "autoscale"}
+APART = {"cache", "engine", "autoscale", "coalescer"}
 
 #: Who may import what.
 ROOMS = {
-    "ray": ("app", "deployments", "autoscale", "cli"),
+    "ray": ("app", "deployments", "autoscale", "metrics", "cli"),
     "torch": ("engine.torch_engine", "engine.prepare"),
     "sentence_transformers": ("engine.torch_engine", "engine.prepare"),
     "openvino": ("engine.openvino_engine", "engine.prepare"),

@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +48,37 @@ def test_tells_which_inputs_were_cut(client: TestClient) -> None:
     reply = client.post("/v1/embeddings", json={"input": texts})
     assert reply.headers["x-truncated-inputs"] == "0,2-3"
     assert reply.json()["usage"]["prompt_tokens"] == 16 * 3 + 1
+
+
+def test_tells_where_the_time_went(client: TestClient) -> None:
+    header = client.post("/v1/embeddings", json={"input": "a"}).headers["server-timing"]
+    assert re.sub(r"dur=\d+\.\d\d", "dur=_", header) == (
+        "cache;dur=_, queue;dur=_, tokenize;dur=_, infer;dur=_, total;dur=_"
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "priority", "lane"),
+    [
+        (8, None, "interactive"),
+        (9, None, "bulk"),
+        (9, "interactive", "interactive"),
+        (1, "bulk", "bulk"),
+    ],
+)
+def test_the_lane_is_what_the_client_says_or_follows_from_the_number_of_texts(
+    client: TestClient, lookup: FakeLookup, texts: int, priority: str | None, lane: str
+) -> None:
+    headers = {} if priority is None else {"x-priority": priority}
+    body = {"input": [f"text {i}" for i in range(texts)]}
+    assert client.post("/v1/embeddings", json=body, headers=headers).status_code == 200
+    assert lookup.groups[0].lane == lane
+
+
+def test_a_priority_that_does_not_exist_is_told(client: TestClient) -> None:
+    reply = client.post("/v1/embeddings", json={"input": "a"}, headers={"x-priority": "high"})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "x-priority"
 
 
 def test_lists_the_model_under_all_its_names(client: TestClient) -> None:

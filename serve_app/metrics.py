@@ -1,0 +1,83 @@
+"""Every metric of the service, declared once; counted in plain Python, handed to Ray by the second.
+
+A call into Ray's metrics costs some microseconds, too much for each step of each request. So the
+rooms count into a `Meter`, and the deployments export what has come together.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_EXPORT_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric, as Prometheus sees it behind Ray's prefix `ray_`."""
+
+    name: str
+    description: str  #: with its unit
+    tags: tuple[str, ...] = ()
+
+
+REQUESTS = Metric(
+    "embedserve_requests", "Embedding requests answered, by HTTP status.", ("status",)
+)
+TEXTS = Metric("embedserve_texts", "Texts in requests that were answered with vectors.")
+TOKENS = Metric("embedserve_tokens", "Tokens in requests that were answered with vectors.")
+STAGE_SECONDS = Metric(
+    "embedserve_stage_seconds",
+    "Seconds that requests spent in `cache`, `queue`, `tokenize`, `infer`, and in all (`total`).",
+    ("stage",),
+)
+BATCHES = Metric("embedserve_batches", "Batches that the model computed.")
+BATCH_TEXTS = Metric("embedserve_batch_texts", "Texts in these batches.")
+BATCH_TOKENS = Metric("embedserve_batch_tokens", "Tokens in these batches, without padding.")
+PADDED_TOKENS = Metric("embedserve_padded_tokens", "Tokens in these batches, with padding.")
+BATCH_SECONDS = Metric("embedserve_batch_seconds", "Seconds that these batches took.")
+BATCH_FAILURES = Metric("embedserve_batch_failures", "Batches that failed and were halved.")
+REFUSED = Metric("embedserve_refused", "Groups of texts refused, by the error's code.", ("code",))
+QUEUED_TOKENS = Metric("embedserve_queued_tokens", "Tokens that wait or are being computed now.")
+BUDGET_TOKENS = Metric("embedserve_budget_tokens", "Padded tokens that a batch may hold now.")
+
+#: Those that go up and down; the others only count up.
+GAUGES = {QUEUED_TOKENS, BUDGET_TOKENS}
+
+
+class Meter:
+    """What was counted since it was last drained. For one event loop."""
+
+    def __init__(self) -> None:
+        self._counts = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
+
+    def add(self, metric: Metric, amount: float = 1, *tags: str) -> None:
+        """Counts; `tags` are values in the order of the metric's tags."""
+        self._counts[metric, tags] += amount
+
+    def drain(self) -> Mapping[tuple[Metric, tuple[str, ...]], float]:
+        """What has come together, and begins anew."""
+        counts, self._counts = self._counts, defaultdict(float)
+        return counts
+
+
+async def export(meter: Meter, gauges: Callable[[], Mapping[Metric, float]] = dict) -> None:
+    """Hands counts and gauges to Ray every second, for as long as the replica lives."""
+    from ray.serve import metrics
+
+    known: dict[Metric, Any] = {}
+
+    def of(metric: Metric) -> Any:
+        if metric not in known:
+            kind: Any = metrics.Gauge if metric in GAUGES else metrics.Counter
+            known[metric] = kind(metric.name, metric.description, metric.tags)
+        return known[metric]
+
+    while True:
+        for (metric, tags), amount in meter.drain().items():
+            if amount > 0:
+                of(metric).inc(amount, dict(zip(metric.tags, tags, strict=True)))
+        for metric, value in gauges().items():
+            of(metric).set(value)
+        await asyncio.sleep(_EXPORT_EVERY_S)
