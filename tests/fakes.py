@@ -42,6 +42,7 @@ class FakeEngine:
     """
 
     dim = DIM
+    streams = 1
     info = EngineInfo("fake", "cpu", "fp32", 1, SPEC.space_id, {"fake": "1"})
 
     def __init__(self) -> None:

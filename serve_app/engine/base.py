@@ -14,7 +14,7 @@ class TokenIds(NamedTuple):
 
 
 class Engine(Protocol):
-    """Runs one model. Its two steps are called from two threads, never one step from two."""
+    """Runs one model. One thread calls `tokenize`, up to `streams` others call `embed`."""
 
     @property
     def info(self) -> EngineInfo:
@@ -26,10 +26,19 @@ class Engine(Protocol):
         """Width of its vectors."""
         ...
 
+    @property
+    def streams(self) -> int:
+        """How many threads may be inside `embed` at the same time; more gain nothing."""
+        ...
+
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """The texts as token ids, in order."""
         ...
 
     def embed(self, batch: Sequence[TokenIds]) -> Float32:
-        """Vectors of shape (len(batch), dim), in order, from one run of the model."""
+        """Vectors of shape (len(batch), dim), float32, in order, from one run of the model.
+
+        Raises:
+            MemoryError: the batch doesn't fit; a smaller one may. The engine remains usable.
+        """
         ...
