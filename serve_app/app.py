@@ -2,6 +2,8 @@
 
 # No `from __future__ import annotations` here: Ray turns `args` into `AppConfig` only when the
 # annotation of `build` is the class itself.
+import logging
+
 from ray import serve
 from ray.serve import Application
 
@@ -9,7 +11,9 @@ from serve_app.config import AppConfig
 from serve_app.deployments.cache_lookup import CacheLookup
 from serve_app.deployments.embedder import Embedder
 from serve_app.deployments.ingress import Ingress
-from serve_app.models import resolve
+from serve_app.engine.choice import choose
+
+logger = logging.getLogger(__name__)
 
 # Ray's own limit per replica must never be what holds requests back: a full replica is tried again
 # after a pause, and that pause is latency. Load is refused earlier, in the client's dialect: by the
@@ -35,14 +39,19 @@ _heavy = serve.deployment(
 def build(args: AppConfig) -> Application:
     """Binds Ingress -> CacheLookup -> Embedder, or Ingress -> Embedder where `inline` is asked for.
 
-    The space of the vectors is decided here, once; every replica holds to it or doesn't start.
+    The engine and the space of the vectors are decided here, once; every replica holds to them or
+    doesn't start.
 
     Raises:
         ModelSourceError: the model's files are missing or not the ones that were asked for.
+        ConfigurationError: no engine that was asked for can be had.
     """
-    spec = resolve(args.model, args.precision)
-    embedder = _heavy(Embedder).bind(args, spec)
+    choice = choose(args)
+    for refusal in choice.refused:
+        logger.warning("Refused: %s", refusal)
+    logger.info("Chosen: %s at %s.", choice.config.engine, choice.config.precision)
+    embedder = _heavy(Embedder).bind(choice)
     if args.topology == "inline":
-        return _light(Ingress).bind(spec, embedder, "embed")
-    lookup = _light(CacheLookup).bind(spec, embedder)
-    return _light(Ingress).bind(spec, lookup, "fetch")
+        return _light(Ingress).bind(choice.spec, embedder, "embed")
+    lookup = _light(CacheLookup).bind(choice.spec, embedder)
+    return _light(Ingress).bind(choice.spec, lookup, "fetch")

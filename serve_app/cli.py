@@ -13,15 +13,15 @@ import yaml
 from benchmarks.command import add_commands
 from serve_app import __version__
 from serve_app.config import USER_CONFIGS, AppConfig, settings_markdown
+from serve_app.engine.choice import choose
 from serve_app.errors import ConfigurationError
-from serve_app.models import ModelSpec, resolve
 
 _EXAMPLES = """\
 examples:
   embedserve serve                         serve what serve_config.yaml says, until Ctrl-C
   embedserve serve configs/gpu.yaml        serve another configuration
   embedserve serve --port 8001             a second service on this machine
-  embedserve prepare                       find and check the model's files, e.g. for an image build
+  embedserve prepare                       check the model, choose its engine; for an image build
   embedserve bench                         measure it against other servers, with a report
   embedserve bench run --connections 32    how many queries a second it answers
   embedserve bench run --rate 50           how long a query takes at 50 a second
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--verbose", action="store_true", help="show all that Ray prints")
     serve.set_defaults(run=_serve)
 
-    prepare = commands.add_parser("prepare", help="find the model's files and check them")
+    prepare = commands.add_parser("prepare", help="check the model's files and choose its engine")
     _add_config(prepare)
     prepare.set_defaults(run=_prepare)
 
@@ -158,21 +158,19 @@ def _catch_signals() -> None:
 
 
 def _make_ready(application: AppConfig) -> None:
-    """Finds the model's files, and prepares it where its engine asks for that, once."""
-    spec = resolve(application.model, application.precision)
-    _show_model(spec)
-    if application.engine == "openvino":
-        from serve_app.engine.prepared import prepared
-
-        _say("preparing", "the model for OpenVINO, unless that was done before (half a minute)")
-        parity = prepared(application.model, spec, application.precision).parity
-        _say("parity", f"cosine {parity.cosine_min:.7f} at the least, over {parity.texts} texts")
-
-
-def _show_model(spec: ModelSpec) -> None:
+    """Chooses the engine, as the application will, and tells what will be served."""
+    _say("preparing", "the model, where its engine asks for that, once (half a minute)")
+    choice = choose(application)
+    spec, parity = choice.spec, choice.parity
     _say("model", f"{spec.name}, {spec.dim} dimensions, {spec.max_tokens} tokens")
-    _say("weights", f"SHA-256 {spec.weights_sha256[:16]}…")
+    if spec.weights_sha256 is not None:
+        _say("weights", f"SHA-256 {spec.weights_sha256[:16]}…")
     _say("space", spec.space_id)
+    for refusal in choice.refused:
+        _say("refused", refusal)
+    _say("engine", f"{choice.config.engine} at {choice.config.precision}")
+    if parity is not None:
+        _say("parity", f"cosine {parity.cosine_min:.7f} at the least, over {parity.texts} texts")
 
 
 def _show_ready(url: str) -> None:

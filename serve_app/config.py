@@ -27,9 +27,10 @@ class ModelConfig(_Section):
         default=(), description="Other names that clients may send for the same model."
     )
     source: str = Field(
-        pattern=r"^(package|path|hub):.+",
+        pattern=r"^((package|path|hub):.+|hashing:\d{1,9})$",
         description="Where the model's files come from: `package:<module>` (its folder "
-        "`model/`), `path:<folder>`, or `hub:<owner>/<name>` with a pinned `revision`.",
+        "`model/`), `path:<folder>`, or `hub:<owner>/<name>` with a pinned `revision`. "
+        "`hashing:<dimensions>` (8 to 65536) is no model: it counts words.",
     )
     revision: str | None = Field(
         default=None,
@@ -46,11 +47,27 @@ class ModelConfig(_Section):
         ge=4,
         le=131072,
         description="Longest input in tokens, special tokens included; what is over is cut. "
-        "null: the model's own limit.",
+        "null: the model's own limit; 512 words with `hashing`.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that lies beside the model's weights."
     )
+
+    @property
+    def hashing_dim(self) -> int | None:
+        """Dimensions of `hashing:<dimensions>`; None for a model that has files."""
+        kind, _, place = self.source.partition(":")
+        return int(place) if kind == "hashing" else None
+
+    @model_validator(mode="after")
+    def _hashes_as_it_can(self) -> Self:
+        if self.hashing_dim is None:
+            return self
+        if not 8 <= self.hashing_dim <= 65536:
+            raise ValueError("`source: hashing:<dimensions>` takes 8 to 65536 dimensions.")
+        if self.revision is not None or self.sha256 is not None:
+            raise ValueError("`hashing` has no files: leave out `revision` and `sha256`.")
+        return self
 
 
 MINILM = ModelConfig(
@@ -65,19 +82,22 @@ class AppConfig(_Section):
     """The application's `args`: a change restarts every replica."""
 
     model: ModelConfig = Field(default=MINILM, description="The model that is served.")
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu",
+        description="Where it runs. `cuda` needs `num_gpus` in the Embedder's `ray_actor_options`.",
+    )
+    engine: Literal["auto", "openvino", "torch", "hashing"] = Field(
         default="auto",
-        description="`auto`: the GPU if the Embedder's `ray_actor_options` give one, else the CPU.",
-    )
-    engine: Literal["torch", "openvino"] = Field(
-        default="torch",
         description="What runs the model: `torch` is sentence-transformers, on CPUs and GPUs; "
-        "`openvino` is for CPUs and starts from a prepared model, without torch.",
+        "`openvino` is for CPUs and starts from a prepared model, without torch; `hashing` is for "
+        "a `hashing:` source. `auto`: the fastest whose vectors are right, chosen when the "
+        "application is built; `/info` tells which, and what was refused.",
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32",
-        description="What the model computes in. `bf16` needs `engine: openvino` and a CPU with "
-        "AVX512-BF16 or AMX. Part of the space: see `/info`.",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="What the model computes in. `bf16` with `openvino` needs a CPU with "
+        "AVX512-BF16 or AMX; `fp16` needs `torch`. Part of the space: a cluster with unlike CPUs "
+        "names it.",
     )
 
     topology: Literal["separate", "inline"] = Field(
@@ -88,10 +108,21 @@ class AppConfig(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.precision != "fp32" and self.engine != "openvino":
-            raise ValueError(f"`precision: {self.precision}` needs `engine: openvino`.")
-        if self.device == "cuda" and self.engine == "openvino":
+        if self.model.hashing_dim is not None:
+            if self.engine not in ("auto", "hashing"):
+                raise ValueError(
+                    f"`engine: {self.engine}` runs models; for `source: {self.model.source}` leave "
+                    "`engine` out."
+                )
+            if self.device != "cpu" or self.precision not in ("auto", "fp32"):
+                raise ValueError("`hashing` runs on CPUs, at fp32.")
+            return self
+        if self.engine == "hashing":
+            raise ValueError("`engine: hashing` runs no model: set `model.source: hashing:384`.")
+        if self.engine == "openvino" and self.device == "cuda":
             raise ValueError("`engine: openvino` runs on CPUs; with `device: cuda` use `torch`.")
+        if self.engine == "openvino" and self.precision == "fp16":
+            raise ValueError("`engine: openvino` has no `fp16`; use `bf16` or `fp32`, or `torch`.")
         return self
 
 

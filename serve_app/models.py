@@ -2,7 +2,8 @@
 
 `resolve` reads the files of a sentence-transformers folder, never runs the model and imports
 neither torch nor transformers, so it is cheap enough to run wherever the answer must be
-certain: when the application is built, and again in every replica that loads the model.
+certain: when the application is built, and again in every replica that loads the model. What
+hashes words has no files, only its parameters.
 """
 
 import hashlib
@@ -18,6 +19,11 @@ from serve_app.errors import InvalidRequest, ModelSourceError
 
 #: Keys of `config.json` that say how the file was written, not what the model computes.
 _INERT_KEYS = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
+#: Of models that name no prompts.
+_PROMPTS = {"query": "", "document": ""}
+#: A hashing engine that gives other vectors needs another number.
+_HASHING_VERSION = 1
+_HASHING_MAX_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +36,9 @@ class ModelSpec:
     max_tokens: int
     prompts: Mapping[str, str]
     default_prompt: str | None
-    weights_sha256: str
+    weights_sha256: str | None  #: None: it has no weights
     space_id: str  #: `<family>-<precision>`; see `family`
-    created_s: int  #: Unix time of the weights file
+    created_s: int  #: Unix time of the weights file; 0: it has none
 
     def accepts(self, name: str | None) -> bool:
         """Whether a client that asks for `name` (None: any) is answered by this model."""
@@ -59,9 +65,11 @@ def folder(config: ModelConfig) -> Path:
     """The folder that holds the model's files on this machine; a hub model is fetched first.
 
     Raises:
-        ModelSourceError: there is no such package, folder or pinned revision.
+        ModelSourceError: there is no such package, folder or pinned revision, or it has no files.
     """
     kind, _, place = config.source.partition(":")
+    if kind == "hashing":
+        raise ModelSourceError(f"`{config.source}` has no files: it isn't a trained model.")
     if kind == "package":
         found = importlib.util.find_spec(place)
         if found is None or not found.submodule_search_locations:
@@ -106,11 +114,29 @@ def resolve(config: ModelConfig, precision: str = "fp32") -> ModelSpec:
         ModelSourceError: files are missing or unreadable, or the weights aren't the ones
             `sha256` asks for.
     """
+    if config.hashing_dim is not None:
+        return _hashing(config, config.hashing_dim)
     path = folder(config)
     try:
         return _read(path, config, precision)
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise ModelSourceError(f"Could not read the model {config.source}: {error!r}") from error
+
+
+def _hashing(config: ModelConfig, dim: int) -> ModelSpec:
+    max_tokens = config.max_tokens or _HASHING_MAX_TOKENS
+    parts = {"hashing": _HASHING_VERSION, "dim": dim, "max_tokens": max_tokens}
+    return ModelSpec(
+        name=config.name,
+        aliases=config.aliases,
+        dim=dim,
+        max_tokens=max_tokens,
+        prompts=_PROMPTS,
+        default_prompt=None,
+        weights_sha256=None,
+        space_id=f"{_digest(parts)}-fp32",
+        created_s=0,
+    )
 
 
 def _read(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
@@ -125,7 +151,7 @@ def _read(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
         )
     max_tokens = config.max_tokens or _max_tokens(path)
     settings = _json(path / "config_sentence_transformers.json", missing={})
-    prompts = settings.get("prompts") or {"query": "", "document": ""}
+    prompts = settings.get("prompts") or _PROMPTS
     return ModelSpec(
         name=config.name,
         aliases=config.aliases,
@@ -161,6 +187,10 @@ def family(
         "prompts": sorted(prompts),
         "max_tokens": max_tokens,
     }
+    return _digest(parts)
+
+
+def _digest(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ neither HTTP nor Ray: `lookup` stands for whatever is behind it.
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -112,6 +113,8 @@ class EmbedService:
             "device": engine and engine.device,
             "precision": engine and engine.precision,
             "threads": engine and engine.threads,
+            "parity": asdict(engine.parity) if engine and engine.parity else None,
+            "refused": engine and list(engine.refused),
             "versions": {
                 "embedserve": __version__,
                 "ray": version("ray"),

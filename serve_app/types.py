@@ -76,6 +76,15 @@ class Vectors:
 
 
 @dataclass(frozen=True, slots=True)
+class Parity:
+    """How near an engine's vectors came to those of sentence-transformers at float32."""
+
+    precision: str
+    texts: int
+    cosine_min: float  #: NaN where a vector wasn't finite
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What runs the model in one replica."""
 
@@ -85,3 +94,5 @@ class EngineInfo:
     threads: int
     space_id: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    parity: Parity | None = None  #: None: nothing to compare, it is the reference or no model
+    refused: tuple[str, ...] = ()  #: better engines that were not taken, and why

@@ -43,6 +43,7 @@ class FakeEngine:
     """
 
     dim = DIM
+    streams = 1
     info = EngineInfo("fake", "cpu", "fp32", 1, SPEC.space_id, {"fake": "1"})
 
     streams = 1

@@ -1,13 +1,17 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from serve_app import __version__
+from serve_app import __version__, cli
 from serve_app.cli import main
-from serve_app.config import MINILM, settings_markdown
+from serve_app.config import MINILM, AppConfig, settings_markdown
+from serve_app.engine.choice import Choice, choose
 from serve_app.launch import free_port
+from serve_app.types import Parity
+from tests.fakes import SPEC
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "serve_config.yaml")
@@ -18,6 +22,22 @@ def test_prepare_shows_what_will_be_served(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     assert f"{MINILM.name}, 384 dimensions, 256 tokens" in shown
     assert str(MINILM.sha256)[:16] in shown
+    choice = choose(AppConfig())
+    assert choice.spec.space_id in shown
+    assert f"{choice.config.engine} at {choice.config.precision}" in shown
+
+
+def test_prepare_shows_what_was_refused_and_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = Choice(AppConfig(engine="openvino", precision="fp32"), SPEC)
+    refusing = replace(choice, parity=Parity("fp32", 50, 0.9999999), refused=("x at bf16: no",))
+    monkeypatch.setattr(cli, "choose", lambda config: refusing)
+    assert main(["prepare", CONFIG]) == 0
+    shown = capsys.readouterr().out
+    assert "openvino at fp32" in shown
+    assert "cosine 0.9999999 at the least, over 50 texts" in shown
+    assert "refused  x at bf16: no" in shown
 
 
 def test_prepare_refuses_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

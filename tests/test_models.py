@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.config import MINILM, ModelConfig
 from serve_app.errors import InvalidRequest, ModelSourceError
-from serve_app.models import folder, resolve
+from serve_app.models import ModelSpec, folder, resolve
 
 
 @pytest.fixture
@@ -102,6 +102,21 @@ def test_a_dense_layer_decides_the_width(copy: Path) -> None:
 def test_a_missing_model_tells_how_to_get_it(source: str, message: str) -> None:
     with pytest.raises(ModelSourceError, match=message):
         resolve(ModelConfig(name="m", source=source))
+
+
+def test_hashing_has_no_files_but_a_space_of_its_parameters() -> None:
+    def spec(**changes: Any) -> ModelSpec:
+        return resolve(ModelConfig(**({"name": "words", "source": "hashing:64"} | changes)))
+
+    first = spec()
+    assert (first.dim, first.max_tokens, first.weights_sha256) == (64, 512, None)
+    assert (first.prompt("query"), first.prompt("document")) == ("", "")
+    assert first.space_id.endswith("-fp32")
+    assert spec(name="another").space_id == first.space_id
+    assert spec(source="hashing:128").space_id != first.space_id
+    assert spec(max_tokens=8).space_id != first.space_id
+    with pytest.raises(ModelSourceError, match="has no files"):
+        folder(ModelConfig(name="words", source="hashing:64"))
 
 
 def test_broken_files_are_a_clear_error(copy: Path) -> None:

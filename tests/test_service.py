@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,8 +14,8 @@ from serve_app.errors import (
     Unavailable,
 )
 from serve_app.service import EmbedService, cut_dimensions
-from serve_app.types import EmbedJob
-from tests.fakes import DIM, SPEC, FakeLookup, fake_vector
+from serve_app.types import EmbedJob, Parity
+from tests.fakes import DIM, SPEC, FakeEngine, FakeLookup, fake_vector
 
 
 @pytest.fixture
@@ -115,10 +117,22 @@ async def test_an_error_from_below_reaches_the_caller_as_it_is(
 async def test_info_tells_what_is_known_when_no_engine_answers(
     service: EmbedService, lookup: FakeLookup
 ) -> None:
-    assert (await service.info())["engine"] == "fake"
+    known = await service.info()
+    assert (known["engine"], known["parity"], known["refused"]) == ("fake", None, [])
     lookup.error = EmbedServeError("down")
     info = await service.info()
     assert (info["space"], info["engine"], info["device"]) == (SPEC.space_id, None, None)
+    assert (info["parity"], info["refused"]) == (None, None)
+
+
+async def test_info_tells_how_near_the_vectors_are_and_what_was_refused(
+    service: EmbedService, lookup: FakeLookup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = replace(FakeEngine.info, parity=Parity("bf16", 50, 0.9999), refused=("a: b",))
+    monkeypatch.setattr(FakeEngine, "info", measured)
+    info = await service.info()
+    assert info["parity"] == {"precision": "bf16", "texts": 50, "cosine_min": 0.9999}
+    assert info["refused"] == ["a: b"]
 
 
 async def test_the_health_try_goes_past_the_cache(

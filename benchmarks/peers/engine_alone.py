@@ -7,11 +7,10 @@ from benchmarks.peers.base import OFFLINE, Peer
 from benchmarks.peers.embedserve import cores
 from benchmarks.peers.in_process import answer
 from serve_app.config import AppConfig, EmbedderSettings
-from serve_app.engine.choice import load_engine
+from serve_app.engine.choice import choose, load_engine
 from serve_app.engine.scheduler import Scheduler
 from serve_app.engine.submission import Submission
 from serve_app.errors import EmbedServeError
-from serve_app.models import resolve
 from serve_app.types import Float32, TextGroup
 
 PEER = Peer(
@@ -26,10 +25,8 @@ class _Engine:
     """An engine and its scheduler on an event loop of their own."""
 
     def __init__(self) -> None:
-        config = AppConfig()
-        spec = resolve(config.model, config.precision)
         self._scheduler = Scheduler(
-            load_engine(config, spec, device="cpu", threads=cores()),
+            load_engine(choose(AppConfig()), threads=cores()),
             EmbedderSettings(),
             engine_threads=ThreadPoolExecutor(1),
             tokenizer_thread=ThreadPoolExecutor(1),

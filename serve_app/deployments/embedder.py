@@ -10,15 +10,15 @@ import ray
 from ray import serve
 from ray.serve.schema import ReplicaRank
 
-from serve_app.config import AppConfig, EmbedderSettings
+from serve_app.config import EmbedderSettings
 from serve_app.engine.affinity import available_cpus, choose_cpus, move_threads, pin_thread
 from serve_app.engine.base import Engine
-from serve_app.engine.choice import load_engine
+from serve_app.engine.choice import Choice, load_engine
 from serve_app.engine.scheduler import Scheduler
 from serve_app.engine.submission import Submission
 from serve_app.errors import ConfigurationError, EmbedServeError, SpaceMismatch
 from serve_app.metrics import export
-from serve_app.models import ModelSpec, resolve
+from serve_app.models import resolve
 from serve_app.types import EngineInfo, TextGroup, Vectors
 
 #: Calls that one run of the collector may gather; it waits for none.
@@ -30,7 +30,9 @@ _MAX_STREAMS = 4
 class Embedder:
     """Computes vectors of texts, prompts already in front."""
 
-    def __init__(self, config: AppConfig, spec: ModelSpec) -> None:
+    def __init__(self, choice: Choice) -> None:
+        config, spec = choice.config, choice.spec
+        _check_device(config.device, given=bool(ray.get_gpu_ids()))
         local = resolve(config.model, config.precision)
         if local.space_id != spec.space_id:
             raise SpaceMismatch(
@@ -45,23 +47,21 @@ class Embedder:
         # event loop stays free to run wherever there is room.
         engine_threads = ThreadPoolExecutor(_MAX_STREAMS, "engine", pin_thread, (self._cpus,))
         tokenizer_thread = ThreadPoolExecutor(1, "tokenizer", pin_thread, (self._cpus,))
-        device = _device(config)
-        engine = engine_threads.submit(self._load, config, spec, device).result()
-        self._info = engine.info
+        engine = engine_threads.submit(self._load, choice).result()
+        self._info = dataclasses.replace(engine.info, refused=choice.refused)
         self._scheduler = Scheduler(
             engine,
             EmbedderSettings(),
             engine_threads=engine_threads,
             tokenizer_thread=tokenizer_thread,
         )
-
         self._exporting: asyncio.Task[None] | None = None
 
     def _my_cpus(self, local_rank: int) -> frozenset[int]:
         return choose_cpus(self._all_cpus, self._threads, local_rank)
 
-    def _load(self, config: AppConfig, spec: ModelSpec, device: str) -> Engine:
-        engine = load_engine(config, spec, device=device, threads=self._threads)
+    def _load(self, choice: Choice) -> Engine:
+        engine = load_engine(choice, threads=self._threads)
         engine.embed(engine.tokenize(["The first run pays for lazy start-up."]))
         return engine
 
@@ -110,18 +110,21 @@ class Embedder:
         return dataclasses.asdict(self._scheduler.load.read())
 
 
-def _device(config: AppConfig) -> str:
-    """`cuda` or `cpu`.
+def _check_device(device: str, *, given: bool) -> None:
+    """Refuses to start where the configured device isn't what Ray gave this replica.
 
     Raises:
-        ConfigurationError: a GPU is asked for and Ray gave the replica none.
+        ConfigurationError: a GPU is asked for and not given, or given and would lie idle.
     """
-    given = bool(ray.get_gpu_ids())
-    if config.device == "cuda" and not given:
+    if device == "cuda" and not given:
         raise ConfigurationError(
             "`device: cuda` needs a GPU: set `num_gpus` in the Embedder's `ray_actor_options`."
         )
-    return "cuda" if given and config.device != "cpu" else "cpu"
+    if device == "cpu" and given:
+        raise ConfigurationError(
+            "Ray gave this replica a GPU that `device: cpu` would leave idle: set `device: cuda` "
+            "in the application's `args`, or take `num_gpus` from the Embedder."
+        )
 
 
 def _resources() -> dict[str, float]:

@@ -14,7 +14,7 @@ class TokenIds(NamedTuple):
 
 
 class Engine(Protocol):
-    """Runs one model. `tokenize` may be called from several threads at the same time."""
+    """Runs one model. Up to `streams` threads call `embed` at a time, others `tokenize`."""
 
     @property
     def info(self) -> EngineInfo:
@@ -28,7 +28,7 @@ class Engine(Protocol):
 
     @property
     def streams(self) -> int:
-        """How many threads may be inside `embed` at the same time."""
+        """How many threads may be inside `embed` at the same time; more gain nothing."""
         ...
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
@@ -36,5 +36,9 @@ class Engine(Protocol):
         ...
 
     def embed(self, batch: Sequence[TokenIds]) -> Float32:
-        """Vectors of shape (len(batch), dim), in order, from one run of the model."""
+        """Vectors of shape (len(batch), dim), float32, in order, from one run of the model.
+
+        Raises:
+            MemoryError: the batch doesn't fit; a smaller one may. The engine remains usable.
+        """
         ...

@@ -1,13 +1,12 @@
-"""Whether an engine gives the vectors of sentence-transformers: the gate of a prepared model."""
+"""Whether an engine gives the vectors of sentence-transformers: the gate before it serves."""
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from serve_app.engine.base import Engine
-from serve_app.types import Float32
+from serve_app.types import Float32, Parity
 
 #: The least cosine to sentence-transformers at float32 that each precision must keep.
 GATES = {"fp32": 0.99999, "bf16": 0.9999, "fp16": 0.9999}
@@ -45,18 +44,9 @@ _ODD = (
 _BATCH = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How near an engine's vectors came to those of sentence-transformers."""
-
-    precision: str
-    texts: int
-    cosine_min: float  #: NaN where a vector wasn't finite
-
-    @property
-    def holds(self) -> bool:
-        """Whether the vectors may be served; NaN never passes."""
-        return self.cosine_min >= GATES[self.precision]
+def holds(found: Parity) -> bool:
+    """Whether the vectors may be served; NaN never passes."""
+    return found.cosine_min >= GATES[found.precision]
 
 
 def canaries(max_tokens: int) -> list[str]:

@@ -17,7 +17,8 @@ from serve_app.engine.openvino_engine import GRAPH, OpenVinoEngine
 from serve_app.engine.parity import canaries, parity
 from serve_app.engine.prepared import describe
 from serve_app.engine.tokenizer import TextTokenizer
-from serve_app.models import folder, resolve
+from serve_app.engine.torch_engine import load_pipeline
+from serve_app.models import resolve
 from serve_app.types import Float32
 
 #: Of unlike length, so that nothing of a shape is taken for a constant.
@@ -41,12 +42,7 @@ class _Pipeline(torch.nn.Module):
 def prepare(config: ModelConfig, precision: str, place: Path) -> None:
     """Fills an empty folder with a prepared model and the result of its parity gate."""
     spec = resolve(config, precision)
-    model = SentenceTransformer(
-        str(folder(config)),
-        device="cpu",
-        trust_remote_code=config.trust_remote_code,
-        local_files_only=True,
-    ).eval()
+    model = load_pipeline(config, "cpu")
     model.max_seq_length = spec.max_tokens
     tokenizer = TextTokenizer.of(model.tokenizer, spec.max_tokens)
     tokenizer.save(place)

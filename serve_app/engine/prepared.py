@@ -5,13 +5,15 @@ This half finds one and needs neither torch nor transformers; the half that make
 """
 
 import hashlib
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import orjson
@@ -19,12 +21,16 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from serve_app.config import ModelConfig
-from serve_app.engine.parity import GATES, Parity
+from serve_app.engine.parity import GATES, holds
 from serve_app.errors import ConfigurationError, ParityFailed
 from serve_app.models import ModelSpec
+from serve_app.types import Parity
+
+logger = logging.getLogger(__name__)
 
 _ABOUT = "about.json"
 _LOCK_TIMEOUT_S = 900.0
+_PATH = re.compile(r"[^\s'\"]*[/\\][^\s'\"]+")
 #: OpenVINO's converter reports its use to its makers unless it believes that it runs in CI.
 _QUIET = {"CI": "true"}
 
@@ -46,29 +52,40 @@ def prepared(config: ModelConfig, spec: ModelSpec, precision: str) -> Prepared:
         ParityFailed: its vectors are too far from those of sentence-transformers.
         ConfigurationError: it can't be made; the message says why.
     """
-    name = f"{spec.space_id}-openvino-{version('openvino')}"
-    folder = user_cache_path("embedserve") / "prepared" / name
-    found = _read(folder)
-    if found is None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(f"{folder}.lock", timeout=_LOCK_TIMEOUT_S):
-                found = _read(folder)
-                if found is None:
-                    _make(config, precision, folder)
-                    found = _read(folder)
-        except Timeout:
-            raise ConfigurationError(
-                f"Another process has been preparing {spec.name} for {_LOCK_TIMEOUT_S:.0f} s."
-            ) from None
+    try:
+        name = f"{spec.space_id}-openvino-{version('openvino')}"
+        found = _find_or_make(config, precision, user_cache_path("embedserve") / "prepared" / name)
+    except PackageNotFoundError:
+        raise ConfigurationError("OpenVINO isn't installed. Run `pip install openvino`.") from None
+    except Timeout:
+        raise ConfigurationError(
+            f"Another process has been preparing {spec.name} for {_LOCK_TIMEOUT_S:.0f} s."
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"The prepared model of {spec.name} can't be kept in the user's cache folder: "
+            f"{error.strerror}. Make room for it, or set `engine: torch`."
+        ) from error
     if found is None:
         raise ConfigurationError(f"The prepared model of {spec.name} is broken as soon as made.")
-    if not found.parity.holds:
+    if not holds(found.parity):
         raise ParityFailed(
             f"With OpenVINO at {precision} the vectors of {spec.name} are only within cosine "
             f"{found.parity.cosine_min:.6f} of sentence-transformers; {GATES[precision]} is asked. "
             "Set `precision: fp32`, or `engine: torch`."
         )
+    return found
+
+
+def _find_or_make(config: ModelConfig, precision: str, folder: Path) -> Prepared | None:
+    found = _read(folder)
+    if found is None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock", timeout=_LOCK_TIMEOUT_S):
+            found = _read(folder)
+            if found is None:
+                _make(config, precision, folder)
+                found = _read(folder)
     return found
 
 
@@ -106,8 +123,10 @@ def _make(config: ModelConfig, precision: str, folder: Path) -> None:
             check=False,
         )
         if done.returncode:
+            logger.warning("Preparing %s for OpenVINO failed:\n%s", config.name, done.stderr)
             last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
-            raise ConfigurationError(f"Preparing {config.name} for OpenVINO failed: {last}")
+            told = _PATH.sub("…", last)  # this may reach clients
+            raise ConfigurationError(f"Preparing {config.name} for OpenVINO failed: {told}")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(place, folder)
 

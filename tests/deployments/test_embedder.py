@@ -10,9 +10,10 @@ from ray.serve._private.config import DeploymentConfig
 from ray.serve.schema import ReplicaRank
 
 from serve_app.config import EmbedderSettings
-from serve_app.deployments.embedder import Embedder
+from serve_app.deployments.embedder import Embedder, _check_device
 from serve_app.engine.base import TokenIds
 from serve_app.engine.scheduler import Scheduler
+from serve_app.errors import ConfigurationError
 from serve_app.types import TextGroup, Vectors
 from tests.fakes import FakeEngine
 
@@ -63,3 +64,15 @@ async def test_a_caller_that_leaves_while_its_texts_are_tokenized_costs_no_batch
         assert isinstance(vectors, Vectors)
         await embedder._scheduler.stop()
     assert engine.batches == [["stays"]]
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "words"),
+    [("cuda", False, "set `num_gpus`"), ("cpu", True, "set `device: cuda`")],
+)
+def test_a_replica_that_got_another_device_than_configured_does_not_start(
+    device: str, given: bool, words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        _check_device(device, given=given)
+    _check_device(device, given=not given)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,18 @@ def test_a_result_is_not_overwritten_by_the_next_run(engine: OpenVinoEngine) -> 
     assert np.array_equal(first, kept)
 
 
+def test_as_many_threads_as_streams_give_the_vectors_of_one(made: Prepared, precision: str) -> None:
+    engine = OpenVinoEngine(
+        made.folder, resolve(MINILM, precision), precision=precision, threads=2, streams=2
+    )
+    assert engine.streams == 2
+    batches = [engine.tokenize(TEXTS[i : i + 4]) for i in range(0, 40, 4)]
+    with ThreadPoolExecutor(4) as pool:  # more than it has: two of them wait
+        got = list(pool.map(engine.embed, batches * 3))
+    for vectors, batch in zip(got, batches * 3, strict=True):
+        np.testing.assert_allclose(vectors, engine.embed(batch), atol=1e-6)
+
+
 def test_the_gate_was_passed_and_is_kept(made: Prepared, precision: str) -> None:
     assert made.parity.precision == precision
     assert made.parity.texts > 40
@@ -102,10 +115,9 @@ def test_a_replica_that_finds_it_prepared_loads_no_torch(
     code = f"""
 import sys
 from serve_app.config import AppConfig
-from serve_app.engine.choice import load_engine
-from serve_app.models import resolve
-config = AppConfig(engine="openvino", precision="{precision}")
-engine = load_engine(config, resolve(config.model, "{precision}"), device="cpu", threads=1)
+from serve_app.engine.choice import choose, load_engine
+engine = load_engine(choose(AppConfig(engine="openvino", precision="{precision}")), threads=1)
+assert engine.info.parity.precision == "{precision}"
 print(engine.embed(engine.tokenize(["a"])).shape)
 print(*sys.modules)
 """

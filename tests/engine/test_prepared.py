@@ -9,9 +9,9 @@ import pytest
 
 from serve_app.config import ModelConfig
 from serve_app.engine import prepared as prepared_module
-from serve_app.engine.parity import Parity
 from serve_app.engine.prepared import describe, prepared
 from serve_app.errors import ConfigurationError, ParityFailed
+from serve_app.types import Parity
 from tests.fakes import SPEC
 
 CONFIG = ModelConfig(name="org/fake", source="path:/nowhere")
@@ -70,10 +70,23 @@ def test_wrong_vectors_are_refused_every_time(makes: list[Path], cosine: float) 
     assert orjson.loads((makes[0] / "about.json").read_bytes())["parity"]["texts"] == 50
 
 
+def test_a_cache_folder_that_cannot_be_written_is_told_without_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigurationError, match="Not a directory") as failed:
+        prepared(CONFIG, SPEC, "fp32")
+    assert str(tmp_path) not in str(failed.value)
+
+
 def test_a_model_that_cannot_be_converted_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(ConfigurationError, match="Preparing org/fake for OpenVINO failed"):
+    with pytest.raises(
+        ConfigurationError, match="Preparing org/fake for OpenVINO failed"
+    ) as failed:
         prepared(CONFIG, SPEC, "fp32")
+    assert "/nowhere" not in str(failed.value)
     assert not list((tmp_path / "embedserve" / "prepared").glob("making-*"))

@@ -18,6 +18,6 @@ def test_a_server_and_both_libraries_give_the_same_vectors() -> None:
     ):
         expected = reference.vectors(TEXTS)
         assert np.linalg.norm(expected, axis=1).round(4).tolist() == [1.0] * len(TEXTS)
-        assert cosines(engine.vectors(TEXTS), expected).min() > 0.99999
+        assert cosines(engine.vectors(TEXTS), expected).min() > 0.9998  # at bf16, where there is
         server.wait_until_ready()
         assert cosines(server.vectors(TEXTS), expected).min() > 0.99999

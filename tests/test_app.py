@@ -1,0 +1,33 @@
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from serve_app import app
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.engine.choice import choose
+
+
+def test_replicas_get_what_was_chosen_and_the_log_tells_what_was_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = AppConfig(model=ModelConfig(name="words", source="hashing:64"))
+    choice = replace(choose(asked), refused=("x at bf16: no",))
+    monkeypatch.setattr(app, "choose", lambda config: choice)
+    with caplog.at_level(logging.INFO):
+        ingress: Any = app.build(asked)._bound_deployment
+    assert caplog.messages == ["Refused: x at bf16: no", "Chosen: hashing at fp32."]
+    spec, lookup, method = ingress.init_args
+    assert method == "fetch"
+    _, embedder = lookup._bound_deployment.init_args
+    (given,) = embedder._bound_deployment.init_args
+    assert (given, spec) == (choice, choice.spec)
+    assert (given.config.engine, given.config.precision) == ("hashing", "fp32")
+
+
+def test_inline_the_ingress_asks_the_embedder_itself() -> None:
+    model = ModelConfig(name="words", source="hashing:64")
+    ingress: Any = app.build(AppConfig(model=model, topology="inline"))._bound_deployment
+    _, embedder, method = ingress.init_args
+    assert (embedder._bound_deployment.name, method) == ("Embedder", "embed")
