@@ -20,6 +20,7 @@ from benchmarks.workloads import WORKLOADS, Workload, repeating, sized
 
 SERVERS = (
     embedserve.PEER,
+    embedserve.INLINE,
     fastapi_server.PEER,
     ray_serve_docs.PEER,
     infinity.TORCH,
@@ -28,7 +29,9 @@ SERVERS = (
     vllm.PEER,
 )
 #: Without those that one of the same kind beats.
-_STRONGER = tuple(p for p in SERVERS if p not in (ray_serve_docs.PEER, infinity.TORCH))
+_STRONGER = tuple(
+    p for p in SERVERS if p not in (embedserve.INLINE, ray_serve_docs.PEER, infinity.TORCH)
+)
 #: Libraries, asked over a pipe. The first is what all vectors are compared with.
 LIBRARIES = (sentence_transformers_alone.PEER, engine_alone.PEER)
 
@@ -118,19 +121,19 @@ def experiments(pace: Pace, *, quick: bool) -> list[Experiment]:
             ],
         ),
         Experiment("latency", SERVERS, [Point(query, pace.open(r), r) for r in rates], climbs=True),
-        Experiment("batch", _STRONGER, [Point(sized(n, 5, 60), pace.closed(4), n) for n in sizes]),
-        Experiment("bulk", _STRONGER, [Point(query, pace.open(20), n, bulk=n) for n in bulk]),
         Experiment(
             "repeat",
             [embedserve.PEER],
             [Point(repeating(s), pace.closed(32), s) for s in shares],
         ),
+        Experiment("batch", _STRONGER, [Point(sized(n, 5, 60), pace.closed(4), n) for n in sizes]),
+        Experiment("bulk", _STRONGER, [Point(query, pace.open(20), n, bulk=n) for n in bulk]),
     ]
     if not quick:
         planned.append(
             Experiment(
                 "replicas",
-                [embedserve.ONE_REPLICA, embedserve.PEER],
+                [embedserve.ONE_CORE, embedserve.EACH_CORE],
                 [Point(query, pace.closed(32), 32), Point(document, pace.closed(4), 4)],
             )
         )

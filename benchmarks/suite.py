@@ -1,7 +1,8 @@
 """Runs experiments on peers in alternated rounds: what `embedserve bench` does.
 
-Every peer is up all the time and only one is under load; a round asks each of them the same texts,
-one right after the other, so that a machine whose speed drifts is fair to all.
+The peers of an experiment are all up and only one is under load; a round asks each of them the same
+texts, one right after the other, so that a machine whose speed drifts is fair to all. A peer ends
+with the last experiment that it is in: what is idle takes something from the others too.
 """
 
 import asyncio
@@ -100,6 +101,7 @@ class Suite:
         self._id = datetime.now(UTC).isoformat(timespec="seconds")
         self._seed = int(datetime.now(UTC).timestamp()) * 1000
         self._running: dict[str, Running] = {}
+        self._met = set[str]()
         self._cosines: dict[str, float] = {}
         self._expected: Float32
         #: The rates that each peer didn't bear, by experiment.
@@ -108,7 +110,7 @@ class Suite:
         self._peers = list({peer.name: peer for peer in (LIBRARIES[0], *asked)}.values())
 
     def run(self) -> None:
-        """Starts every peer, runs every round, and stops every peer, whatever happens.
+        """Starts each peer when it is needed, runs every round, and stops what it started.
 
         Raises:
             PeerFailed: the one that all vectors are compared with doesn't run.
@@ -117,14 +119,19 @@ class Suite:
             display.doing("looking whether this machine has time")
             if (busy := _busy_cores()) > _BUSY_CORES:
                 display.say(f"Something else takes {busy:.1f} cores: all figures will be too low.")
-            for peer in self._peers:
-                self._start(peer, stack, display)
-                if LIBRARIES[0].name not in self._running:
-                    raise PeerFailed(f"Without {LIBRARIES[0].title} no vector can be checked.")
-            for experiment in self._experiments:
+            self._start(LIBRARIES[0], stack, display)
+            if LIBRARIES[0].name not in self._running:
+                raise PeerFailed(f"Without {LIBRARIES[0].title} no vector can be checked.")
+            for i, experiment in enumerate(self._experiments):
+                for peer in experiment.peers:
+                    if peer.name not in self._met:
+                        self._start(peer, stack, display)
                 for turn in range(self._pace.rounds):
                     self._round(experiment, turn, display)
-            display.doing("stopping every peer")
+                later = {p.name for e in self._experiments[i + 1 :] for p in e.peers}
+                for name in self._running.keys() - later:
+                    display.doing(f"stopping {self._running[name].peer.title}")
+                    self._running.pop(name).stop()
 
     def _seconds(self) -> float:
         """How long it should take."""
@@ -141,6 +148,7 @@ class Suite:
     def _start(self, peer: Peer, stack: ExitStack, display: Display) -> None:
         """Starts a peer and checks its vectors; one that can't be measured is ended."""
         running: Running | None = None
+        self._met.add(peer.name)
         try:
             if (missing := peer.missing()) is not None:
                 raise PeerFailed(missing)

@@ -79,9 +79,9 @@ def _cpu_s(process: psutil.Process) -> float:
 
 def _busy_s() -> float:
     times = psutil.cpu_times()
-    return float(
-        times.user + times.system + getattr(times, "irq", 0) + getattr(times, "softirq", 0)
-    )
+    # `nice` too: Ray runs its workers with less priority, which Linux counts apart.
+    kinds = ("user", "nice", "system", "irq", "softirq")
+    return float(sum(getattr(times, kind, 0) for kind in kinds))
 
 
 def _name(process: psutil.Process) -> str:

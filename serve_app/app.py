@@ -4,6 +4,7 @@
 # annotation of `build` is the class itself.
 import logging
 
+import ray
 from ray import serve
 from ray.serve import Application
 
@@ -35,6 +36,10 @@ _heavy = serve.deployment(
     health_check_timeout_s=10,
 )
 
+#: Cores of an Embedder replica where the configuration says nothing: each core more makes the
+#: others wait for it longer, one alone makes a lone text wait.
+_EMBEDDER_CPUS = 2
+
 
 def build(args: AppConfig) -> Application:
     """Binds Ingress -> CacheLookup -> Embedder, or Ingress -> Embedder where `inline` is asked for.
@@ -50,8 +55,16 @@ def build(args: AppConfig) -> Application:
     for refusal in choice.refused:
         logger.warning("Refused: %s", refusal)
     logger.info("Chosen: %s at %s.", choice.config.engine, choice.config.precision)
-    embedder = _heavy(Embedder).bind(choice)
+    embedder = _heavy(Embedder).options(ray_actor_options={"num_cpus": _cpus()}).bind(choice)
     if args.topology == "inline":
         return _light(Ingress).bind(choice.spec, embedder, "embed")
     lookup = _light(CacheLookup).bind(choice.spec, embedder)
     return _light(Ingress).bind(choice.spec, lookup, "fetch")
+
+
+def _cpus() -> int:
+    """What a replica asks for, or as much as there is: it must fit onto a machine of one core."""
+    if not ray.is_initialized():
+        return _EMBEDDER_CPUS
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(1, min(_EMBEDDER_CPUS, int(resources.get("CPU", _EMBEDDER_CPUS))))

@@ -210,7 +210,7 @@ class EmbedderSettings(_Section):
         description="The most padded tokens in one model batch. A longer single text runs alone.",
     )
     batch_target_s: float = Field(
-        default=0.03,
+        default=0.02,
         gt=0,
         le=60,
         description="How long one model batch should take, which is what an interactive text may "

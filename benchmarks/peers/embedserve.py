@@ -14,23 +14,27 @@ from benchmarks.peers.base import Peer, Place
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 
 
-def _command(at: Place, config: Path, replicas: int) -> list[str]:
+def _command(at: Place, config: Path, replicas: int, cpus: int | None) -> list[str]:
     content = yaml.safe_load(config.read_text("utf-8"))
     for deployment in content["applications"][0]["deployments"]:
         if deployment["name"] == "Embedder":
-            del deployment["autoscaling_config"]
+            deployment.pop("autoscaling_config", None)
             deployment["num_replicas"] = replicas
+            if cpus is not None:
+                deployment["ray_actor_options"] = {"num_cpus": cpus}
     file = at.scratch / "embedserve.yaml"
     file.write_text(json.dumps(content))
     return [at.python, "-m", "serve_app.cli", "serve", str(file), "--port", str(at.port)]
 
 
-def embedserve(name: str, title: str, replicas: int, config: Path = CONFIG) -> Peer:
-    """The service with so many Embedder replicas."""
+def embedserve(
+    name: str, title: str, replicas: int, config: Path = CONFIG, cpus: int | None = None
+) -> Peer:
+    """The service with so many Embedder replicas, of so many cores each if that is said."""
     return Peer(
         name=name,
         title=title,
-        command=lambda at: _command(at, config, replicas),
+        command=lambda at: _command(at, config, replicas, cpus),
         env={"RAY_ADDRESS": "local"},
     )
 
@@ -40,6 +44,14 @@ def cores() -> int:
     return len(psutil.Process().cpu_affinity() or []) or psutil.cpu_count() or 1
 
 
-#: As many replicas as cores, the most that `serve_config.yaml` grows to on this machine.
-PEER = embedserve("embedserve", "EmbedServe", cores())
-ONE_REPLICA = embedserve("embedserve-1", "EmbedServe, one replica", 1)
+#: As many replicas as there are pairs of cores, the most that fit on this machine.
+PEER = embedserve("embedserve", "EmbedServe", max(1, cores() // 2))
+INLINE = embedserve(
+    "embedserve-inline",
+    "EmbedServe, inline",
+    max(1, cores() // 2),
+    CONFIG.parent / "configs" / "one-machine.yaml",
+)
+#: One replica of one core, and as many of them as there are cores.
+ONE_CORE = embedserve("embedserve-1", "EmbedServe, one core", 1, cpus=1)
+EACH_CORE = embedserve("embedserve-n", "EmbedServe, a replica for each core", cores(), cpus=1)

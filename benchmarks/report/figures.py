@@ -71,11 +71,12 @@ class Figures:
     def best(
         self, experiment: str, x: float, key: str, *, low: bool, without: str = OURS
     ) -> str | None:
-        """The peer with the best median, ours aside."""
+        """The peer with the best median, all of ours aside."""
         found = {
             peer: spread.median
             for peer in self.peers(experiment)
-            if peer != without and (spread := self.at(experiment, peer, x, key)) is not None
+            if not peer.startswith((OURS, without))
+            and (spread := self.at(experiment, peer, x, key)) is not None
         }
         if not found:
             return None

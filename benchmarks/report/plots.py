@@ -16,6 +16,7 @@ from benchmarks.report.figures import OURS, Figures, number
 #: Colours that the colour-blind can tell apart (Okabe and Ito), ours the strongest.
 _OURS = "#0072B2"
 _COLOURS = {
+    "embedserve-inline": "#7FB2E5",
     "fastapi": "#D55E00",
     "sentence-transformers": "#D55E00",
     "infinity-optimum": "#009E73",
@@ -217,7 +218,7 @@ def _repeat(figures: Figures, folder: Path) -> None:
 
 
 def _replicas(figures: Figures, folder: Path) -> None:
-    one, many = f"{OURS}-1", OURS
+    one, many = f"{OURS}-1", f"{OURS}-n"
     bars = {
         "queries, 32 clients": (32.0, "requests_per_s"),
         "documents, 4 clients": (4.0, "texts_per_s"),
@@ -228,7 +229,7 @@ def _replicas(figures: Figures, folder: Path) -> None:
         name: figures.ratio("replicas", many, one, x, key) or 0 for name, (x, key) in bars.items()
     }
     words = [f"{ratio:.2f} times the {name.split(',')[0]}" for name, ratio in ratios.items()]
-    title = f"{replicas} replicas do {' and '.join(words)} of one"
+    title = f"{replicas} replicas of one core do {' and '.join(words)} of one"
 
     def draw(axes: Axes) -> None:
         axes.barh(list(ratios), list(ratios.values()), color=_OURS, height=0.4)

@@ -23,8 +23,8 @@ from serve_app.types import EngineInfo, TextGroup, Vectors
 
 #: Calls that one run of the collector may gather; it waits for none.
 _COLLECT = 256
-#: Threads for batches, of which an engine uses as many as it has streams.
-_MAX_STREAMS = 4
+#: Batches that an engine on a GPU has under way; one on CPUs has one for each thread.
+_GPU_STREAMS = 2
 
 
 class Embedder:
@@ -45,7 +45,8 @@ class Embedder:
         self._cpus = self._my_cpus(serve.get_replica_context().rank.local_rank)
         # Each thread pins itself as it starts, and what torch starts from it inherits that. The
         # event loop stays free to run wherever there is room.
-        engine_threads = ThreadPoolExecutor(_MAX_STREAMS, "engine", pin_thread, (self._cpus,))
+        streams = max(_GPU_STREAMS, self._threads)
+        engine_threads = ThreadPoolExecutor(streams, "engine", pin_thread, (self._cpus,))
         tokenizer_thread = ThreadPoolExecutor(1, "tokenizer", pin_thread, (self._cpus,))
         engine = engine_threads.submit(self._load, choice).result()
         self._info = dataclasses.replace(engine.info, refused=choice.refused)

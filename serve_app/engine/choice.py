@@ -77,7 +77,7 @@ def _proven(config: AppConfig, spec: ModelSpec) -> Parity | None:
     return prepared(config.model, spec, config.precision).parity
 
 
-def load_engine(choice: Choice, *, threads: int, streams: int = 1) -> Engine:
+def load_engine(choice: Choice, *, threads: int) -> Engine:
     """The chosen engine, its model loaded.
 
     An engine's libraries are imported only when it is chosen: a replica with a prepared model
@@ -86,7 +86,6 @@ def load_engine(choice: Choice, *, threads: int, streams: int = 1) -> Engine:
     Args:
         choice: what `choose` gave.
         threads: CPU threads for the model.
-        streams: runs of a prepared model that may go on at the same time.
 
     Raises:
         ConfigurationError: it can't be loaded here, or its vectors are not the model's.
@@ -102,7 +101,6 @@ def load_engine(choice: Choice, *, threads: int, streams: int = 1) -> Engine:
             spec,
             precision=config.precision,
             threads=threads,
-            streams=streams,
             parity=found.parity,
         )
     if config.engine == "hashing":

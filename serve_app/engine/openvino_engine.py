@@ -1,8 +1,10 @@
 """The engine that runs a prepared model with OpenVINO, on CPUs."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import openvino
@@ -16,6 +18,11 @@ from serve_app.types import EngineInfo, Float32, Parity
 GRAPH = "model.xml"
 #: OpenVINO's names of our precisions.
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+#: Padded tokens up to which a batch that is alone runs on all threads.
+_SMALL_TOKENS = 64
+#: A text that is alone is padded to a multiple of so many tokens: OpenVINO sets its graph up anew
+#: for each other shape, and for one short text that takes longer than a few tokens more.
+_ALONE_MULTIPLE = 16
 
 
 class OpenVinoEngine:
@@ -28,7 +35,6 @@ class OpenVinoEngine:
         *,
         precision: str,
         threads: int,
-        streams: int = 1,
         parity: Parity | None = None,
     ) -> None:
         """Loads what `prepare` made.
@@ -37,29 +43,30 @@ class OpenVinoEngine:
             folder: graph, weights and tokenizer.
             spec: what the application promised of the model.
             precision: `fp32` or `bf16`.
-            threads: CPU threads for all runs of the model together.
-            streams: runs that may go on at the same time.
+            threads: CPU threads; as many runs may go on at the same time, each on one.
             parity: what the gate measured, to be told.
 
         Raises:
             SpaceMismatch: the graph gives vectors of another width than `spec` says.
         """
         self._tokenizer = TextTokenizer.load(folder)
-        compiled = openvino.Core().compile_model(
-            folder / GRAPH,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": _HINTS[precision],
-                "NUM_STREAMS": streams,
-                "INFERENCE_NUM_THREADS": threads,
-                "ENABLE_CPU_PINNING": False,  # the replica pins its threads, by its rank
-            },
-        )
-        self._streams = streams
-        self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
-        for _ in range(streams):
-            self._idle.put(compiled.create_infer_request())
-        self._dim = int(compiled.output(0).partial_shape[1].get_length())
+        core = openvino.Core()
+        graph = core.read_model(folder / GRAPH)
+        self.streams = threads
+        narrow = core.compile_model(graph, "CPU", _options(precision, threads, streams=threads))
+        self._narrow: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(threads):
+            self._narrow.put(narrow.create_infer_request())
+        self._wide: openvino.InferRequest | None = None
+        if threads > 1:
+            wide = core.compile_model(graph, "CPU", _options(precision, threads, streams=1))
+            self._wide = wide.create_infer_request()
+        self._inside = 0
+        self._entering = threading.Lock()
+        # The first run of all must be alone: two threads in which OpenVINO meets its first arrays
+        # wait for each other for ever.
+        self.embed(self.tokenize(["The first run."]))
+        self._dim = int(narrow.output(0).partial_shape[1].get_length())
         self._info = EngineInfo(
             engine="openvino",
             device="cpu",
@@ -85,21 +92,36 @@ class OpenVinoEngine:
         """Width of its vectors."""
         return self._dim
 
-    @property
-    def streams(self) -> int:
-        """How many threads may be inside `embed` at the same time."""
-        return self._streams
-
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """The texts as token ids, special tokens included, cut at the model's limit."""
         return self._tokenizer.tokenize(texts)
 
     def embed(self, batch: Sequence[TokenIds]) -> Float32:
-        """Vectors of shape (len(batch), dim), float32, from one padded run of the graph."""
-        inputs = self._tokenizer.pad(batch)
-        request = self._idle.get()
+        """Vectors of shape (len(batch), dim), float32, from one padded run of the graph.
+
+        Batches side by side, each on one thread, are the most work in a second; one small batch on
+        all threads, while nothing else runs, is the soonest answer.
+        """
+        inputs = self._tokenizer.pad(batch, multiple=_ALONE_MULTIPLE if len(batch) == 1 else 1)
+        small = next(iter(inputs.values())).size <= _SMALL_TOKENS
+        with self._entering:
+            self._inside += 1
+            wide = self._wide if small and self._inside == 1 else None
+        request = wide or self._narrow.get()
         try:
             outputs = request.infer(inputs, share_inputs=True)
             return np.array(outputs[0], dtype=np.float32)  # a copy: the next run writes there
         finally:
-            self._idle.put(request)
+            if wide is None:
+                self._narrow.put(request)
+            with self._entering:
+                self._inside -= 1
+
+
+def _options(precision: str, threads: int, *, streams: int) -> dict[str, Any]:
+    return {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # the replica pins its threads, by its rank
+    }

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _ABOUT = "about.json"
 _LOCK_TIMEOUT_S = 900.0
+#: Of what lies in the folder; another one is prepared anew.
+_FORMAT = 2
 _PATH = re.compile(r"[^\s'\"]*[/\\][^\s'\"]+")
 #: OpenVINO's converter reports its use to its makers unless it believes that it runs in CI.
 _QUIET = {"CI": "true"}
@@ -53,7 +55,7 @@ def prepared(config: ModelConfig, spec: ModelSpec, precision: str) -> Prepared:
         ConfigurationError: it can't be made; the message says why.
     """
     try:
-        name = f"{spec.space_id}-openvino-{version('openvino')}"
+        name = f"{spec.space_id}-openvino-{version('openvino')}-{_FORMAT}"
         found = _find_or_make(config, precision, user_cache_path("embedserve") / "prepared" / name)
     except PackageNotFoundError:
         raise ConfigurationError("OpenVINO isn't installed. Run `pip install openvino`.") from None

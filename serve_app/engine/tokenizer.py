@@ -31,6 +31,7 @@ class TextTokenizer:
     def __init__(self, tokenizer: Tokenizer, padding: Padding) -> None:
         """Takes a tokenizer that cuts at the model's limit and doesn't pad."""
         self._tokenizer = tokenizer
+        self._max_tokens = int((tokenizer.truncation or {})["max_length"])
         self.padding = padding
 
     @classmethod
@@ -74,9 +75,14 @@ class TextTokenizer:
             for encoding in self._tokenizer.encode_batch_fast(list(texts))
         ]
 
-    def pad(self, batch: Sequence[TokenIds]) -> dict[str, NDArray[np.int64]]:
-        """The model's inputs, each of shape (len(batch), longest), int64, in its order."""
+    def pad(self, batch: Sequence[TokenIds], *, multiple: int = 1) -> dict[str, NDArray[np.int64]]:
+        """The model's inputs, each of shape (len(batch), longest), int64, in its order.
+
+        `longest` is that of the batch, or the next multiple of `multiple`; the limit of the model
+        is not passed.
+        """
         longest = max(len(tokens.ids) for tokens in batch)
+        longest = max(longest, min(-(-longest // multiple) * multiple, self._max_tokens))
         ids = np.full((len(batch), longest), self.padding.pad_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, tokens in enumerate(batch):

@@ -77,6 +77,8 @@ def service() -> Iterator[Service]:
         config = beside(config, free_port(), Path(scratch))
         for deployment in config["applications"][0]["deployments"]:
             deployment.setdefault("user_config", {}).update(USER_CONFIG.get(deployment["name"], {}))
+            if deployment["name"] == "Embedder":
+                deployment["ray_actor_options"] = {"num_cpus": 1}  # so that two fit anywhere
             if "autoscaling_config" in deployment:
                 deployment["autoscaling_config"]["downscale_delay_s"] = DOWNSCALE_DELAY_S
         env = {"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"}

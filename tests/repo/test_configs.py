@@ -23,8 +23,9 @@ def test_it_validates(config: dict[str, Any]) -> None:
     schema = ServeDeploySchema.model_validate(config)
     (application,) = schema.applications
     assert (application.name, application.import_path) == ("embedserve", "serve_app.app:build")
-    AppConfig.model_validate(application.args)
-    assert [deployment.name for deployment in application.deployments] == list(USER_CONFIGS)
+    args = AppConfig.model_validate(application.args)
+    tiers = [tier for tier in USER_CONFIGS if args.topology == "separate" or tier != "CacheLookup"]
+    assert [deployment.name for deployment in application.deployments] == tiers
     for deployment in config["applications"][0]["deployments"]:
         USER_CONFIGS[deployment["name"]].model_validate(deployment.get("user_config", {}))
 
@@ -34,7 +35,7 @@ def test_it_is_reachable_from_this_machine_only(config: dict[str, Any]) -> None:
 
 
 def test_it_scales_by_tokens_and_never_to_zero(config: dict[str, Any]) -> None:
-    embedder = config["applications"][0]["deployments"][2]
+    embedder = config["applications"][0]["deployments"][-1]
     scaling = embedder["autoscaling_config"]
     assert scaling["min_replicas"] == 1
     assert scaling["policy"]["policy_function"] == "serve_app.autoscale:TokenPolicy"
