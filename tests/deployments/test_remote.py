@@ -1,3 +1,5 @@
+import asyncio
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -72,6 +74,29 @@ async def test_an_error_of_the_service_is_a_value_on_the_way_and_raised_here() -
     with pytest.raises(EngineFailed, match="no"):
         await method(handle)("argument")
     assert len(handle.arguments) == 1
+
+
+async def test_a_call_that_nobody_waits_for_is_cancelled_there_too() -> None:
+    class Call:
+        cancelled = False
+
+        def __await__(self) -> Generator[Any, None, None]:
+            yield from asyncio.sleep(60).__await__()
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+    class Handle(FakeHandle):
+        def remote(self, *arguments: object) -> Any:
+            return call
+
+    call = Call()
+    task = asyncio.ensure_future(method(Handle())("argument"))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert call.cancelled
 
 
 async def test_a_full_queue_is_overload() -> None:

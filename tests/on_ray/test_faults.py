@@ -1,5 +1,6 @@
 """Replicas come, go, hang and die; requests are answered."""
 
+import asyncio
 import os
 import signal
 import time
@@ -69,3 +70,35 @@ def test_health_does_not_lie_about_an_engine_that_hangs(service: Service) -> Non
     while httpx2.get(f"{service.url}/health", timeout=10).status_code != 200:
         assert time.monotonic() < end
         time.sleep(0.5)
+
+
+async def test_a_burst_is_answered_or_refused_and_nothing_hangs(service: Service) -> None:
+    async with httpx2.AsyncClient(
+        base_url=service.url, timeout=60, limits=httpx2.Limits(max_connections=300)
+    ) as client:
+
+        async def ask(name: str, texts: int) -> httpx2.Response:
+            body = {"input": [f"{name} {i} " + "a few words " * 10 for i in range(texts)]}
+            return await client.post("/v1/embeddings", json=body)
+
+        asked = [ask(f"burst {i}", 40 if i % 2 else 1) for i in range(300)]  # ten queues full
+        replies = await asyncio.gather(*asked)
+        statuses = {reply.status_code for reply in replies}
+        assert {200, 429} <= statuses <= {200, 429, 504}
+        for reply in replies:
+            if reply.status_code == 429:
+                assert 1 <= int(reply.headers["retry-after"]) <= 60
+                assert reply.json()["error"]["code"] == "rate_limit_exceeded"
+        assert (await ask("afterwards", 40)).status_code == 200
+
+
+async def test_queries_do_not_wait_behind_bulk(service: Service, load: Load) -> None:
+    async with load.of(clients=3, texts=200), httpx2.AsyncClient(base_url=service.url) as client:
+        await load.more(3)
+        for i in range(5):
+            before = load.answered
+            body = {"input": f"query {time.time_ns()} {i}"}
+            reply = await client.post("/v1/embeddings", json=body, timeout=60)
+            assert reply.status_code == 200
+            assert load.answered - before <= 1  # at most the one that was about to be ready
+    assert load.failures == []

@@ -63,6 +63,7 @@ def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
     ("config", "signals"),
     [
         pytest.param("serve_config.yaml", [signal.SIGINT], id="default, Ctrl-C"),
+        pytest.param("configs/one-machine.yaml", [signal.SIGTERM], id="inline, terminated"),
         pytest.param(
             "configs/portable.yaml", [signal.SIGTERM, *[signal.SIGINT] * 3], id="portable, hurried"
         ),
@@ -84,7 +85,7 @@ def test_start_use_and_end(config: str, signals: list[signal.Signals]) -> None:
                 assert stage in shown
             started = family(process)
             haproxy = [child for child in started if child.name() == "haproxy"]
-            assert bool(haproxy) == (config == "serve_config.yaml")
+            assert bool(haproxy) == (config != "configs/portable.yaml")
             curl = shown[shown.index("curl ") :]
             reply = subprocess.run(
                 ["bash", "-c", f"{curl.strip()} -s"], capture_output=True, check=True, timeout=60

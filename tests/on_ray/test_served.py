@@ -169,14 +169,18 @@ print(json.dumps([str(vectors.dtype), vectors.shape, vectors.tolist(), refused])
     assert vectors[0] == over_http.data[0].embedding
 
 
-def test_clients_that_leave_take_their_work_with_them(service: Service) -> None:
+@pytest.mark.parametrize(("clients_n", "texts_n"), [(20, 50), (200, 8)], ids=["bulk", "queries"])
+def test_clients_that_leave_take_their_work_with_them(
+    service: Service, clients_n: int, texts_n: int
+) -> None:
     def texts(name: str, n: int) -> list[str]:
         return [f"{name} {i} " + "a few words " * 6 for i in range(n)]
 
     address = urlsplit(service.url)
     clients = []
-    for number in range(20):
-        body = json.dumps({"input": texts(f"nobody waits for {number}", 50)}).encode()
+    for number in range(clients_n):
+        name = f"nobody waits for {number} of {clients_n}"
+        body = json.dumps({"input": texts(name, texts_n)}).encode()
         client = socket.create_connection((address.hostname, address.port), timeout=10)
         client.sendall(
             b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -188,6 +192,8 @@ def test_clients_that_leave_take_their_work_with_them(service: Service) -> None:
         client.close()
     time.sleep(0.5)
     reply = httpx2.post(
-        f"{service.url}/v1/embeddings", json={"input": texts("somebody waits", 500)}, timeout=120
+        f"{service.url}/v1/embeddings",
+        json={"input": texts(f"somebody waits with {clients_n}", 500)},
+        timeout=120,
     )
     assert reply.status_code == 200, reply.text  # a 429 if what they left behind still waited
