@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 #: Groups in one call.
 _MAX_GROUPS = 64
+#: A group of more texts travels alone, whatever its lane: it would hold up what came with it.
+_ALONE_TEXTS = 32
 
 #: Answers groups in order, each with its vectors or the error that stands for them.
 Send = Callable[[tuple[TextGroup, ...]], Awaitable[Sequence[Vectors | EmbedServeError]]]
@@ -22,7 +24,7 @@ class Coalescer:
     """Sends groups on; what arrives while calls are in flight waits and leaves in the next one.
 
     There is no timer: an idle way is taken at once, and a call that would be full never waits.
-    Bulk groups leave at once and alone, since they would hold up what they travel with.
+    Bulk and large groups leave at once and alone, since they would hold up what came with them.
 
     A call belongs to all whose groups it carries: it runs in a context of its own (Ray cancels
     calls by the context they were made in), goes on when one of them leaves, and is cancelled
@@ -45,7 +47,7 @@ class Coalescer:
         """
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Vectors] = loop.create_future()
-        if group.lane == "bulk":
+        if group.lane == "bulk" or len(group.texts) > _ALONE_TEXTS:
             self._start([(group, reply)], counted=False)
         else:
             self._waiting.append((group, reply))

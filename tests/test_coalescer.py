@@ -112,6 +112,15 @@ async def test_bulk_leaves_at_once_and_alone_and_holds_nobody_up(way: Way) -> No
     await asyncio.gather(*asked)
 
 
+async def test_a_large_group_travels_alone_whatever_its_lane(way: Way) -> None:
+    coalescer = Coalescer(way, max_calls=1)
+    asked = [ask(coalescer, "query"), ask(coalescer, *map(str, range(33)))]
+    await turns()
+    assert [len(call) for call in way.calls] == [33, 1]
+    way.let_through(2)
+    await asyncio.gather(*asked)
+
+
 async def test_one_that_leaves_takes_nobody_along(way: Way) -> None:
     coalescer = Coalescer(way, max_calls=1)
     leaves, stays = ask(coalescer, "leaves"), ask(coalescer, "stays")

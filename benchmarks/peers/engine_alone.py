@@ -28,7 +28,7 @@ class _Engine:
         self._scheduler = Scheduler(
             load_engine(choose(AppConfig()), threads=cores()),
             EmbedderSettings(),
-            engine_threads=ThreadPoolExecutor(1),
+            engine_threads=ThreadPoolExecutor(cores()),
             tokenizer_thread=ThreadPoolExecutor(1),
         )
 

@@ -1,11 +1,12 @@
 """How much a replica is asked to do and how fast it does it, in tokens."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: Weight of the newest batch in the running measure of speed: about the last ten batches count.
-_NEWEST = 0.1
+#: Seconds of computing after which what was measured counts for a third.
+_MEMORY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,9 @@ class LoadMeter:
         self._last_read = clock()
         self._arrived = 0
         self.queued_tokens = 0
-        self.tokens_per_s = 0.0
+        self._running = 0
+        self._since = 0.0  # the last time that a batch began alone, or ended
+        self._tokens = self._seconds = 0.0
 
     def arrive(self, tokens: int) -> None:
         """Tokens were admitted."""
@@ -36,10 +39,25 @@ class LoadMeter:
         """Tokens won't wait any longer: computed, failed, or nobody wants them any more."""
         self.queued_tokens -= tokens
 
-    def computed(self, tokens: int, seconds: float) -> None:
-        """A batch was computed."""
-        speed = tokens / max(seconds, 1e-9)
-        self.tokens_per_s += (speed - self.tokens_per_s) * (_NEWEST if self.tokens_per_s else 1.0)
+    @property
+    def tokens_per_s(self) -> float:
+        """What the engine computes while it is busy, all its streams together; 0: not known yet."""
+        return self._tokens / max(self._seconds, 1e-9) if self._tokens else 0.0
+
+    def begin(self) -> None:
+        """A batch begins to run."""
+        if self._running == 0:
+            self._since = self._clock()
+        self._running += 1
+
+    def end(self, tokens: int) -> None:
+        """A batch has ended: so many tokens computed, none if it failed."""
+        now = self._clock()
+        elapsed, self._since = now - self._since, now
+        self._running -= 1
+        kept = math.exp(-elapsed / _MEMORY_S)
+        self._tokens = self._tokens * kept + tokens
+        self._seconds = self._seconds * kept + elapsed
 
     def read(self) -> Load:
         """The load since the reading before."""

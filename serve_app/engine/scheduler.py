@@ -36,7 +36,7 @@ from serve_app.metrics import (
     Meter,
     Metric,
 )
-from serve_app.types import Bool
+from serve_app.types import Bool, Float32
 
 logger = logging.getLogger(__name__)
 
@@ -186,28 +186,48 @@ class Scheduler:
 
     async def _compute(self, batch: Sequence[Waiting], stream: int) -> None:
         """Runs a batch; where that fails, each half of it, so that one bad text fails alone."""
+        started = self._clock()
+        try:
+            vectors = await self._embed(batch, stream)
+        except Exception as error:
+            halves = self._halves(batch, error)
+        else:
+            self._deliver(batch, vectors, started, self._clock() - started)
+            return
+        for half in halves:
+            await self._compute(half, stream)
+
+    async def _embed(self, batch: Sequence[Waiting], stream: int) -> Float32:
         loop = asyncio.get_running_loop()
-        self._batches_started[stream] = started = self._clock()
+        self._batches_started[stream] = self._clock()
+        self.load.begin()
+        computed = 0
         try:
             vectors = await loop.run_in_executor(
                 self._engine_threads, self._engine.embed, [waiting.tokens for waiting in batch]
             )
-        except Exception as error:
-            self.meter.add(BATCH_FAILURES)
-            padded = max(waiting.length for waiting in batch) * len(batch)
-            if isinstance(error, MemoryError):
-                logger.warning("Out of memory at %d texts, %d tokens", len(batch), padded)
-                self._budget.out_of_memory(padded)
-            if len(batch) == 1:
-                _fail_alone(batch[0], error)
-                return
-            half = len(batch) // 2
-            await self._compute(batch[:half], stream)
-            await self._compute(batch[half:], stream)
-            return
+            computed = sum(waiting.length for waiting in batch)
+            return vectors
         finally:
-            self._batches_started.pop(stream, None)
-        seconds = self._clock() - started
+            self.load.end(computed)
+            del self._batches_started[stream]
+
+    def _halves(self, batch: Sequence[Waiting], error: Exception) -> list[Sequence[Waiting]]:
+        """What to try after a failure; nothing when the batch was one text, which has failed."""
+        self.meter.add(BATCH_FAILURES)
+        if isinstance(error, MemoryError):
+            padded = max(waiting.length for waiting in batch) * len(batch)
+            logger.warning("Out of memory at %d texts, %d tokens", len(batch), padded)
+            self._budget.out_of_memory(padded)
+        if len(batch) == 1:
+            _fail_alone(batch[0], error)
+            return []
+        half = len(batch) // 2
+        return [batch[:half], batch[half:]]
+
+    def _deliver(
+        self, batch: Sequence[Waiting], vectors: Float32, started: float, seconds: float
+    ) -> None:
         self._measure(batch, seconds)
         usable: Bool = np.isfinite(vectors.sum(axis=1))
         for submission in {id(w.submission): w.submission for w in batch}.values():
@@ -223,7 +243,6 @@ class Scheduler:
     def _measure(self, batch: Sequence[Waiting], seconds: float) -> None:
         lengths = [waiting.length for waiting in batch]
         tokens, padded = sum(lengths), max(lengths) * len(batch)
-        self.load.computed(tokens, seconds)
         self._budget.ran(
             padded,
             seconds,

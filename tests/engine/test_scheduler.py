@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.config import EmbedderSettings
+from serve_app.engine.load import LoadMeter
 from serve_app.engine.scheduler import Scheduler
 from serve_app.engine.submission import Submission
 from serve_app.errors import DeadlineExceeded, EngineFailed, Overloaded, Unavailable
@@ -98,11 +99,10 @@ async def test_texts_of_similar_length_share_a_batch(engine: FakeEngine, running
 
 @pytest.mark.parametrize("speed", [None, 10.0])
 async def test_what_does_not_fit_is_refused_whole_and_at_once(
-    engine: FakeEngine, running: Running, speed: float | None
+    engine: FakeEngine, running: Running, speed: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(LoadMeter, "tokens_per_s", speed)
     async with running(max_queued_tokens=64) as scheduler:
-        if speed:
-            scheduler.load.computed(100, 100 / speed)
         engine.hold()
         taken = (await submit(scheduler, ["x" * 10] * 6))[0]
         (refused,) = await submit(scheduler, ["y", "z" * 10])
