@@ -13,7 +13,7 @@ from typing import Any
 _EXPORT_EVERY_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
     """One metric, as Prometheus sees it behind Ray's prefix `ray_`."""
 

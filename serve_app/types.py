@@ -52,6 +52,11 @@ class EmbedResult:
     truncated: Bool  #: shape (n,); True where the text was longer than the model takes
     timings: Timings = NO_TIME
 
+    @property
+    def total_tokens(self) -> int:
+        """Of all texts."""
+        return sum(self.tokens.tolist())
+
 
 @dataclass(frozen=True, slots=True)
 class TextGroup:

@@ -8,8 +8,8 @@ import numpy as np
 
 from serve_app.cache.key import cache_key
 from serve_app.cache.memory import MemoryCache
-from serve_app.cache.value import decode, encode
-from serve_app.types import TextGroup, Vectors
+from serve_app.cache.value import CachedVector, decode, encode
+from serve_app.types import NO_TIME, TextGroup, Vectors
 
 #: Answers what a tier doesn't know: the next tier.
 Fetch = Callable[[TextGroup], Awaitable[Vectors]]
@@ -37,39 +37,29 @@ class Lookup:
         if not group.use_cache:
             return await self._rest(group)
         started = time.perf_counter()
-        n = len(group.texts)
-        values = np.empty((n, self._dim), dtype=np.float32)
-        tokens = np.empty(n, dtype=np.int32)
-        truncated = np.empty(n, dtype=np.bool_)
         keys = [cache_key(self._space_id, group.prompt, text) for text in group.texts]
-        missing = []
-        for i, key in enumerate(keys):
-            value = self._memory.get(key)
-            cached = None if value is None else decode(value, self._dim)
-            if cached is None:
-                missing.append(i)
-            else:
-                values[i], tokens[i], truncated[i] = cached
-        found = Vectors(values, tokens, truncated, computed=0)
+        known = [self._known(key) for key in keys]
+        missing = [i for i, cached in enumerate(known) if cached is None]
         looked_up_s = time.perf_counter() - started
+        fresh, timings = None, NO_TIME
         if missing:
-            found = await self._fill(found, group, keys, missing)
-        cache_s = found.timings.cache_s + looked_up_s
-        return replace(found, timings=found.timings._replace(cache_s=cache_s))
+            texts = tuple(group.texts[i] for i in missing)
+            fresh = await self._rest(replace(group, texts=texts))
+            timings = fresh.timings
+            for place, i in enumerate(missing):
+                known[i] = cached = CachedVector(
+                    fresh.values[place], int(fresh.tokens[place]), bool(fresh.truncated[place])
+                )
+                self._memory.put(keys[i], encode(*cached))
+        vectors, tokens, truncated = zip(*known, strict=True)
+        return Vectors(
+            np.array(vectors),
+            np.array(tokens, dtype=np.int32),
+            np.array(truncated, dtype=np.bool_),
+            computed=fresh.computed if fresh else 0,
+            timings=timings._replace(cache_s=timings.cache_s + looked_up_s),
+        )
 
-    async def _fill(
-        self, found: Vectors, group: TextGroup, keys: list[bytes], missing: list[int]
-    ) -> Vectors:
-        all_missing = len(missing) == len(keys)
-        texts = group.texts if all_missing else tuple(group.texts[i] for i in missing)
-        fresh = await self._rest(replace(group, texts=texts))
-        for i, vector, tokens, truncated in zip(
-            missing, fresh.values, fresh.tokens.tolist(), fresh.truncated.tolist(), strict=True
-        ):
-            self._memory.put(keys[i], encode(vector, tokens, truncated))
-        if all_missing:
-            return fresh
-        found.values[missing] = fresh.values
-        found.tokens[missing] = fresh.tokens
-        found.truncated[missing] = fresh.truncated
-        return replace(found, computed=fresh.computed, timings=fresh.timings)
+    def _known(self, key: bytes) -> CachedVector | None:
+        value = self._memory.get(key)
+        return None if value is None else decode(value, self._dim)

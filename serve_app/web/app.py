@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 
 import orjson
 from starlette.applications import Starlette
@@ -72,8 +71,8 @@ class _Routes:
                 body = await read_body(
                     request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
                 )
-                call = openai.parse_embeddings(_loads(body))
-                result = await self._service.embed(replace(call.job, lane=_lane(request)))
+                call = openai.parse_embeddings(_loads(body), _lane(request))
+                result = await self._service.embed(call.job)
                 content = openai.render_embeddings(result, call.encoding_format)
         except EmbedServeError as error:
             meter.add(REQUESTS, 1, str(int(error.status)))
@@ -81,11 +80,11 @@ class _Routes:
         total_s = time.perf_counter() - started
         meter.add(REQUESTS, 1, "200")
         meter.add(TEXTS, len(result.tokens))
-        meter.add(TOKENS, int(result.tokens.sum()))
+        meter.add(TOKENS, result.total_tokens)
         for stage, seconds in zip(_STAGES, (*result.timings, total_s), strict=True):
             meter.add(STAGE_SECONDS, seconds, stage)
         headers = {"server-timing": server_timing(result.timings, total_s)}
-        if result.truncated.any():
+        if True in result.truncated.tolist():
             headers["x-truncated-inputs"] = index_ranges(result.truncated)
         return self._json(content, headers=headers)
 

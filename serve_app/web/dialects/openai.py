@@ -8,7 +8,7 @@ import orjson
 
 from serve_app.errors import EmbedServeError, InvalidRequest
 from serve_app.models import ModelSpec
-from serve_app.types import EmbedJob, EmbedResult
+from serve_app.types import EmbedJob, EmbedResult, Lane
 
 EncodingFormat = Literal["float", "base64"]
 
@@ -23,8 +23,10 @@ class EmbeddingsCall(NamedTuple):
     encoding_format: EncodingFormat
 
 
-def parse_embeddings(body: Any) -> EmbeddingsCall:
+def parse_embeddings(body: Any, lane: Lane | None = None) -> EmbeddingsCall:
     """Reads the JSON body of `POST /v1/embeddings`. null stands for an absent optional field.
+
+    The lane isn't in the body: it is what the headers say.
 
     Raises:
         InvalidRequest: the body isn't of the dialect's shape. Whether its values can be served
@@ -43,6 +45,7 @@ def parse_embeddings(body: Any) -> EmbeddingsCall:
         texts=_texts(body.get("input")),
         model=_optional(body, "model", str, "a string"),
         dimensions=_optional(body, "dimensions", int, "an integer"),
+        lane=lane,
     )
     return EmbeddingsCall(job, "base64" if encoding_format == "base64" else "float")
 
@@ -91,7 +94,7 @@ def render_embeddings(result: EmbedResult, encoding_format: EncodingFormat) -> b
         ]
     else:
         vectors = list(result.vectors)
-    tokens = int(result.tokens.sum())
+    tokens = result.total_tokens
     reply = {
         "object": "list",
         "data": [
