@@ -1,8 +1,8 @@
 """Runs experiments on peers in alternated rounds: what `embedserve bench` does.
 
-The peers of an experiment are all up and only one is under load; a round asks each of them the same
-texts, one right after the other, so that a machine whose speed drifts is fair to all. A peer ends
-with the last experiment that it is in: what is idle takes something from the others too.
+The peers of an experiment are all up, and all but the one under load are stopped, since what is
+idle takes time too. A round asks each of them the same texts, one right after the other, so that a
+machine whose speed drifts is fair to all. A peer ends with the last experiment that it is in.
 """
 
 import asyncio
@@ -43,13 +43,14 @@ from benchmarks.record import RESULTS, append, record
 from benchmarks.report.publish import HOME, publish
 from benchmarks.target import Target
 from benchmarks.tokens import count_tokens
-from benchmarks.usage import Usage
+from benchmarks.usage import Usage, pause, resume
 from benchmarks.workloads import WORKLOADS
 from serve_app.types import Float32
 
 #: Below it, what a peer serves is another model, and its speed says nothing.
 _LEAST_COSINE = 0.99
 _INSTALL_S, _START_S = 70.0, 15.0
+_SETTLE_S = 0.3  # after a pause, all that a server does by the clock is due at once
 _CALL_TEXTS, _CALL_LETTERS = 256, 80_000
 #: Past it a server is swamped, and higher rates would only tell how far.
 _BORNE_P99_MS = 1000.0
@@ -169,6 +170,7 @@ class Suite:
                 running.stop()  # or it would take from those that are measured
             self._keep({"experiment": "left out", "peer": peer.name, "why": why.strip()}, {})
         else:
+            pause(running.pid)
             self._running[peer.name] = running
             display.done(_START_S, f"started {peer.title}")
 
@@ -212,12 +214,15 @@ class Suite:
         load = f"{plan.rate:g} requests/s" if plan.rate else f"{plan.connections} clients"
         what = f"{experiment.name}: {peer.title}, {point.workload.description}, {load}"
         display.doing(f"{what}, round {turn + 1} of {self._pace.rounds}")
+        resume(running.pid)
+        time.sleep(_SETTLE_S)
         usage = Usage(running.pid)
         if isinstance(running, Worker):
             figures = _encode(running, point, plan)
         else:
             figures = _under_load(running.target, point, plan, display.pulse)
         figures |= usage.figures()
+        pause(running.pid)
         if experiment.climbs and (figures["failed"] or figures.get("p99_ms", 0) > _BORNE_P99_MS):
             key = (experiment.name, peer.name)
             self._too_much[key] = min(self._too_much[key], point.x)

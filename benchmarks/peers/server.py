@@ -13,7 +13,7 @@ import psutil
 
 from benchmarks.peers.base import Peer, PeerFailed, Place
 from benchmarks.target import HttpTarget
-from benchmarks.usage import family
+from benchmarks.usage import family, resume
 from serve_app.launch import free_port
 from serve_app.types import Float32
 
@@ -78,6 +78,7 @@ class Server:
 
     def stop(self) -> None:
         """Ends it; safe to call twice."""
+        resume(self.pid)  # or it wouldn't hear
         processes = family(self.pid)  # now: one whose parent has ended can't be found any more
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)

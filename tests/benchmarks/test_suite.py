@@ -1,6 +1,7 @@
 """The suite on peers that answer at once."""
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import psutil
@@ -100,6 +101,29 @@ def test_who_is_left_out_does_not_run_beside_the_others(
     monkeypatch.setattr(suite_module, "figures_line", measured)
     run(tmp_path, Experiment("server", [wrong, FAST], [Point(QUERY, pace().closed(1), 1)]))
     assert running == [False]
+
+
+def test_only_the_one_under_load_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+    under_load = suite_module._under_load
+
+    def watched(*asked: Any) -> dict[str, Any]:
+        seen.append({r.peer.name: psutil.Process(r.pid).status() for r in started})
+        return under_load(*asked)
+
+    started: list[Server] = []
+
+    def start(peer: Peer) -> Server:
+        started.append(Server(peer))
+        return started[-1]
+
+    monkeypatch.setattr(suite_module, "Server", start)
+    monkeypatch.setattr(suite_module, "_under_load", watched)
+    run(tmp_path, Experiment("server", [FAST, SLOW], [Point(QUERY, pace().closed(1), 1)]))
+    for status, runs, waits in zip(seen, ("fast", "slow"), ("slow", "fast"), strict=True):
+        assert status[waits] == psutil.STATUS_STOPPED
+        assert status[runs] != psutil.STATUS_STOPPED
+    assert not any(psutil.pid_exists(server.pid) for server in started)
 
 
 def test_a_peer_that_is_swamped_is_spared_higher_rates(
