@@ -50,9 +50,10 @@ def test_batches_side_by_side_are_one_speed() -> None:
     clock = Clock()
     meter = LoadMeter(clock)
     meter.begin()
-    for _ in range(20):  # two streams, half a batch apart
+    for _ in range(20):  # two streams; each batch begins while the other is half done
+        clock.now += 0.25
         meter.begin()
-        clock.now += 0.5
+        clock.now += 0.25
         meter.end(100)
     assert meter.tokens_per_s == pytest.approx(200)
 

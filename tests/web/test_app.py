@@ -57,6 +57,16 @@ def test_tells_where_the_time_went(client: TestClient) -> None:
     )
 
 
+def test_counts_what_was_answered_and_how(client: TestClient, service: EmbedService) -> None:
+    client.post("/v1/embeddings", json={"input": ["a", "bc"]})
+    client.post("/v1/embeddings", json={"input": []})
+    counted = {(metric.name, *tags): n for (metric, tags), n in service.meter.drain().items()}
+    assert counted["embedserve_requests", "200"] == counted["embedserve_requests", "400"] == 1
+    assert counted["embedserve_texts",] == 2
+    assert counted["embedserve_tokens",] == 3
+    assert 0 < counted["embedserve_stage_seconds", "total"] < 60
+
+
 @pytest.mark.parametrize(
     ("texts", "priority", "lane"),
     [
