@@ -3,16 +3,19 @@
 # No `from __future__ import annotations` here: Ray turns `args` into `AppConfig` only when the
 # annotation of `build` is the class itself.
 import logging
+from dataclasses import replace
 
 import ray
 from ray import serve
 from ray.serve import Application
 
+from serve_app.cache.value import Storage
 from serve_app.config import AppConfig
 from serve_app.deployments.cache_lookup import CacheLookup
 from serve_app.deployments.embedder import Embedder
 from serve_app.deployments.ingress import Ingress
 from serve_app.engine.choice import choose
+from serve_app.models import ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +59,18 @@ def build(args: AppConfig) -> Application:
         logger.warning("Refused: %s", refusal)
     logger.info("Chosen: %s at %s.", choice.config.engine, choice.config.precision)
     embedder = _heavy(Embedder).options(ray_actor_options={"num_cpus": _cpus()}).bind(choice)
+    spec = _as_stored(choice.spec, args.cache.storage)
     if args.topology == "inline":
-        return _light(Ingress).bind(choice.spec, embedder, "embed")
-    lookup = _light(CacheLookup).bind(choice.spec, embedder)
-    return _light(Ingress).bind(choice.spec, lookup, "fetch")
+        return _light(Ingress).bind(spec, embedder, args)
+    lookup = _light(CacheLookup).bind(spec, embedder, args.cache)
+    return _light(Ingress).bind(spec, lookup, args)
+
+
+def _as_stored(spec: ModelSpec, storage: Storage) -> ModelSpec:
+    """Vectors that are rounded for the cache are of another space than those of the engine."""
+    if storage == "float32":
+        return spec
+    return replace(spec, space_id=f"{spec.space_id}+{storage}")
 
 
 def _cpus() -> int:

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from benchmarks.command import add_commands
-from serve_app import __version__
+from serve_app import __version__, cache_command
 from serve_app.config import USER_CONFIGS, AppConfig, settings_markdown
 from serve_app.engine.choice import choose
-from serve_app.errors import ConfigurationError
+from serve_app.errors import ConfigurationError, EmbedServeError
 
 _EXAMPLES = """\
 examples:
@@ -27,6 +27,8 @@ examples:
   embedserve bench run --rate 50           how long a query takes at 50 a second
   embedserve bench capacity                how many keep p99 under 50 ms
   embedserve compare URL URL               two servers: speed, and their vectors
+  embedserve cache warm texts.jsonl        embed a file's texts, so that they are known
+  embedserve cache stats                   what is known, and how often that helped
   embedserve settings                      every setting, its default and what it does
 """
 
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
-    except ConfigurationError as error:
+    except EmbedServeError as error:
         return _fail(str(error))
     return status
 
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.set_defaults(run=_prepare)
 
     add_commands(commands)
+    cache_command.add_commands(commands)
 
     settings = commands.add_parser("settings", help="print all settings as Markdown tables")
     settings.set_defaults(run=_settings)

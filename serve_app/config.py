@@ -9,7 +9,7 @@ Ray hands a change to running replicas. README's tables are printed from here by
 from collections.abc import Iterator
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -78,6 +78,72 @@ MINILM = ModelConfig(
 )
 
 
+class CacheConfig(_Section):
+    """The tier of the cache that replicas share, and what all tiers keep."""
+
+    url: SecretStr = Field(
+        default=SecretStr("embedded"),
+        description="Where vectors are kept beyond the memory of one process. `embedded`: a Valkey "
+        "server that the service starts for itself, on a private unix socket; its data lies in the "
+        "user's cache folder, so that a restart is warm. `none`: memory only. Else a Redis or "
+        "Valkey server: `redis://host:6379/0`, `rediss://…`, `unix:///path`, "
+        "`redis+sentinel://host:26379,host2:26379/<service>/0`, `redis+cluster://host:6379`.",
+    )
+    password_env: str | None = Field(
+        default=None,
+        description="Name of the environment variable that holds the server's password. Better "
+        "than a password in `url`, which Ray's dashboard would show.",
+    )
+    folder: str | None = Field(
+        default=None,
+        description="Where the embedded server keeps its data; null: in the user's cache folder.",
+    )
+    prefix: str = Field(
+        default="embedserve",
+        pattern=r"^[\w.-]{1,64}$",
+        description="What all keys on the server begin with.",
+    )
+    max_bytes: int = Field(
+        default=256 * MIB,
+        ge=MIB,
+        le=1024 * GIB,
+        description="Memory of the embedded server; when it is full, the least used vectors go.",
+    )
+    ttl_s: int | None = Field(
+        default=30 * 24 * 3600,
+        ge=1,
+        le=10 * 366 * 24 * 3600,
+        description="How long the server keeps a vector; null: until it needs room. A vector never "
+        "goes stale, since its key holds all that decides it.",
+    )
+    timeout_s: float = Field(
+        default=0.05,
+        gt=0,
+        le=10,
+        description="How long a request waits for the server. What comes later counts as not "
+        "found; after three times in a row nobody asks until the server answers again.",
+    )
+    write_queue_max_bytes: int = Field(
+        default=16 * MIB,
+        ge=0,
+        le=GIB,
+        description="Vectors that wait to be written, in each process; what doesn't fit is not "
+        "kept on the server.",
+    )
+    storage: Literal["float32", "float16"] = Field(
+        default="float32",
+        description="How vectors are kept. `float16` takes half of the room and rounds all "
+        "vectors, computed ones too: they are of a space of their own.",
+    )
+    lease_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=60,
+        description="How long a CacheLookup replica leaves a text to the replica that was asked "
+        "for it first. One more round trip for each miss; 0: two may compute the same text.",
+    )
+
+
 class AppConfig(_Section):
     """The application's `args`: a change restarts every replica."""
 
@@ -100,6 +166,7 @@ class AppConfig(_Section):
         "names it.",
     )
 
+    cache: CacheConfig = Field(default=CacheConfig(), description="The shared tier of the cache.")
     topology: Literal["separate", "inline"] = Field(
         default="separate",
         description="`separate`: CacheLookup is a deployment of its own, shared by all Ingress "
@@ -189,10 +256,10 @@ class CacheLookupSettings(_Section):
     """`user_config` of the deployment `CacheLookup`."""
 
     memory_max_bytes: int = Field(
-        default=256 * MIB,
+        default=64 * MIB,
         ge=0,
         le=1024 * GIB,
-        description="Memory for vectors in one replica, its own bookkeeping counted; 0: no cache. "
+        description="Memory for vectors in one replica, its own bookkeeping counted; 0: none. "
         "One MiniLM vector takes about 2 KiB.",
     )
     max_calls: int = Field(
@@ -272,6 +339,8 @@ def _as_yaml(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
     return "[]" if value == () else str(value)
 
 

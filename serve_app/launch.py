@@ -18,13 +18,15 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
+
+from serve_app.cache.supervisor import SAVE_S, owner_of
 
 _POLL_S = 0.3
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -172,7 +174,7 @@ class Launch:
         Who interrupts it in turn doesn't want to wait: then all is killed.
         """
         self._verbose = False  # what Ray says while it is being torn down helps nobody
-        family = self.processes()  # now: one whose parent has ended can't be found any more
+        family = self._family()  # now: one whose parent has ended can't be found any more
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGINT)
             try:
@@ -180,7 +182,12 @@ class Launch:
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 self._child.kill()
                 self._child.wait()
-        _end(family)
+        _end(family, _LINGER_S)
+        servers = _cache_servers({process.pid for process in family})
+        for process in servers:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _end(servers, SAVE_S + _LINGER_S)
         if self._reader is not None:
             self._reader.join()
         self._scratch.cleanup()
@@ -221,7 +228,11 @@ class Launch:
         )
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of the service: `serve run`, and all that it started."""
+        """Every process of the service: `serve run`, all that it started, and its cache server."""
+        family = self._family()
+        return [*family, *_cache_servers({process.pid for process in family})]
+
+    def _family(self) -> list[psutil.Process]:
         if self._child is None:
             return []
         try:
@@ -272,13 +283,38 @@ def _raised(message: str) -> str:
     return message[starts[-1] if starts else 0 :].strip()
 
 
-def _end(processes: Sequence[psutil.Process]) -> None:
+def _cache_servers(owners: Collection[int]) -> list[psutil.Process]:
+    """The supervisors of the cache servers that some processes own, and those servers.
+
+    A supervisor is nobody's child, so that it survives a replica. It has no owner that is alive
+    when a service has ended, and would end soon.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if owner_of(process.cmdline()) in owners:
+                found += [process, *process.children()]
+    return found
+
+
+def _end(processes: Sequence[psutil.Process], patience_s: float) -> None:
     """Waits for processes that are about to end by themselves, and ends those that don't."""
-    _, left = psutil.wait_procs(processes, _LINGER_S)
-    for process in left:
+    end = time.monotonic() + patience_s
+    with suppress(KeyboardInterrupt):
+        while any(map(_is_at_work, processes)) and time.monotonic() < end:
+            time.sleep(_POLL_S)
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(left, _LINGER_S)
+    psutil.wait_procs(processes, _LINGER_S)
+
+
+def _is_at_work(process: psutil.Process) -> bool:
+    """Whether it still does something: one that has ended may stay listed for a while."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _reachable(host: str) -> str:

@@ -39,11 +39,31 @@ PADDED_TOKENS = Metric("embedserve_padded_tokens", "Tokens in these batches, wit
 BATCH_SECONDS = Metric("embedserve_batch_seconds", "Seconds that these batches took.")
 BATCH_FAILURES = Metric("embedserve_batch_failures", "Batches that failed and were halved.")
 REFUSED = Metric("embedserve_refused", "Groups of texts refused, by the error's code.", ("code",))
+CACHE_HITS = Metric("embedserve_cache_hits", "Texts found in a tier, `l1` or `l2`.", ("tier",))
+CACHE_MISSES = Metric("embedserve_cache_misses", "Texts that a process had to ask another for.")
+COALESCED = Metric("embedserve_coalesced", "Texts of them that were on their way already.")
+CACHE_BYTES = Metric("embedserve_cache_bytes", "Bytes that memory holds, with its bookkeeping.")
+CACHE_ENTRIES = Metric("embedserve_cache_entries", "Values that memory holds.")
+CACHE_EVICTIONS = Metric("embedserve_cache_evictions", "Values that left memory for room.")
+L2_SECONDS = Metric("embedserve_l2_seconds", "Seconds that reads of the shared cache took.")
+L2_READS = Metric("embedserve_l2_reads", "Reads of the shared cache, each for many texts.")
+L2_FAILURES = Metric(
+    "embedserve_l2_failures",
+    "Calls to the shared cache that failed (reads, claims, writes, probes), by reason.",
+    ("reason",),
+)
+L2_WRITTEN = Metric("embedserve_l2_written", "Values written to the shared cache.")
+L2_WRITE_DROPS = Metric(
+    "embedserve_l2_write_drops",
+    "Values that were not written to the shared cache: `full` queue, cache `down`, or what failed.",
+    ("reason",),
+)
+L2_UP = Metric("embedserve_l2_up", "1 while the shared tier answers and takes values, else 0.")
 QUEUED_TOKENS = Metric("embedserve_queued_tokens", "Tokens that wait or are being computed now.")
 BUDGET_TOKENS = Metric("embedserve_budget_tokens", "Padded tokens that a batch may hold now.")
 
 #: Those that go up and down; the others only count up.
-GAUGES = {QUEUED_TOKENS, BUDGET_TOKENS}
+GAUGES = {CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS}
 
 
 class Meter:

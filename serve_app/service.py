@@ -18,14 +18,23 @@ from serve_app.errors import DeadlineExceeded, EmbedServeError, InvalidRequest, 
 from serve_app.health import Health, HealthReport
 from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
-from serve_app.types import EmbedJob, EmbedResult, EngineInfo, Float32, Lane, TextGroup, Vectors
+from serve_app.types import (
+    CacheState,
+    EmbedJob,
+    EmbedResult,
+    EngineInfo,
+    Float32,
+    Lane,
+    TextGroup,
+    Vectors,
+)
 
 _PROBE = TextGroup(("Is anybody there?",), use_cache=False)
 _INFO_TIMEOUT_S = 2.0
 
 
 class LookupCalls(Protocol):
-    """The two things the service asks of the tier behind it."""
+    """What the service asks of the tiers behind it."""
 
     async def fetch(self, group: TextGroup) -> Vectors:
         """Full-size vectors of the group's texts, in order."""
@@ -35,14 +44,24 @@ class LookupCalls(Protocol):
         """What runs the model in a live replica."""
         ...
 
+    async def cache_state(self) -> CacheState:
+        """How the shared tier of the cache is."""
+        ...
+
 
 class EmbedService:
     """Turns jobs into results, for one model."""
 
-    def __init__(self, spec: ModelSpec, lookup: LookupCalls, settings: IngressSettings) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        lookup: LookupCalls,
+        settings: IngressSettings,
+        meter: Meter | None = None,
+    ) -> None:
         self.spec = spec
         self._lookup = lookup
-        self.meter = Meter()
+        self.meter = meter or Meter()
         self.apply(settings)
 
     def apply(self, settings: IngressSettings) -> None:
@@ -70,6 +89,7 @@ class EmbedService:
         group = TextGroup(
             tuple(places),
             self.spec.prompt(job.input_type),
+            use_cache=job.use_cache,
             lane=job.lane or self._lane(len(places)),
             timeout_s=self.settings.request_timeout_s,
         )
@@ -84,14 +104,23 @@ class EmbedService:
         if found.computed:
             self._health.computed()
         vectors = cut_dimensions(found.values, job.dimensions)
-        tokens, truncated = found.tokens, found.truncated
+        tokens, truncated, tiers = found.tokens, found.truncated, found.tiers
         if len(places) < len(order):
-            vectors, tokens, truncated = vectors[order], tokens[order], truncated[order]
-        return EmbedResult(self.spec.name, vectors, tokens, truncated, found.timings)
+            vectors, tokens = vectors[order], tokens[order]
+            truncated, tiers = truncated[order], tiers[order]
+        return EmbedResult(self.spec.name, vectors, tokens, truncated, tiers, found.timings)
 
     async def health(self) -> HealthReport:
         """Whether a live replica has computed a real vector lately; tries for one if unsure."""
         return await self._health.check()
+
+    async def cache_state(self) -> CacheState:
+        """How the shared tier of the cache is; the service goes on without it."""
+        try:
+            async with asyncio.timeout(_INFO_TIMEOUT_S):
+                return await self._lookup.cache_state()
+        except (TimeoutError, EmbedServeError):
+            return CacheState("unknown", "CacheLookup doesn't answer.")
 
     async def info(self) -> dict[str, Any]:
         """What is served, and what runs it; the engine's part is null when no replica answers."""

@@ -3,9 +3,10 @@
 Everything here is small, frozen and picklable; it crosses Ray handles as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from enum import IntEnum
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Bool = NDArray[np.bool_]
+UInt8 = NDArray[np.uint8]
 
 #: Who goes first: somebody waits for `interactive` texts, nobody for each single `bulk` one.
 Lane = Literal["interactive", "bulk"]
@@ -27,6 +29,15 @@ class EmbedJob:
     input_type: str | None = None  #: name of one of the model's prompts; None: its default
     dimensions: int | None = None  #: None: all of the model's
     lane: Lane | None = None  #: None: by the number of texts
+    use_cache: bool = True  #: False: computed anew, and not kept
+
+
+class Tier(IntEnum):
+    """Where a vector came from."""
+
+    COMPUTED = 0
+    L1 = 1  #: memory of a process
+    L2 = 2  #: Redis or Valkey
 
 
 class Timings(NamedTuple):
@@ -50,12 +61,19 @@ class EmbedResult:
     vectors: Float32  #: shape (n, dimensions)
     tokens: Int32  #: shape (n,); the model's own count, special tokens included, after truncation
     truncated: Bool  #: shape (n,); True where the text was longer than the model takes
+    tiers: UInt8  #: shape (n,); of each text its `Tier`
     timings: Timings = NO_TIME
 
     @property
     def total_tokens(self) -> int:
         """Of all texts."""
         return sum(self.tokens.tolist())
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the texts that nothing was computed for."""
+        pairs = zip(self.tokens.tolist(), self.tiers.tolist(), strict=True)
+        return sum(tokens for tokens, tier in pairs if tier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +87,15 @@ class TextGroup:
     timeout_s: float = 120.0  #: after which nobody waits for them any more
 
 
+class Row(NamedTuple):
+    """One text's vector, and what else a reply tells of the text."""
+
+    vector: Float32  #: shape (dim,)
+    tokens: int
+    truncated: bool
+    tier: Tier
+
+
 @dataclass(frozen=True, slots=True)
 class Vectors:
     """Full-size vectors of a group of texts, in the group's order."""
@@ -76,8 +103,77 @@ class Vectors:
     values: Float32  #: shape (n, dim)
     tokens: Int32  #: shape (n,)
     truncated: Bool  #: shape (n,)
-    computed: int  #: how many of the n came from the engine rather than from a cache
+    tiers: UInt8  #: shape (n,); of each text its `Tier`
     timings: Timings = NO_TIME
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], timings: Timings) -> Self:
+        """Rows, put together."""
+        vectors, tokens, truncated, tiers = zip(*rows, strict=True)
+        return cls(
+            np.array(vectors),
+            np.array(tokens, dtype=np.int32),
+            np.array(truncated, dtype=np.bool_),
+            np.array(tiers, dtype=np.uint8),
+            timings,
+        )
+
+    def rows(self) -> list[Row]:
+        """Its rows; the vectors are views of `values`."""
+        tiers = map(Tier, self.tiers.tolist())
+        return list(map(Row, self.values, self.tokens.tolist(), self.truncated.tolist(), tiers))
+
+    @property
+    def computed(self) -> int:
+        """How many of the texts the engine had to compute."""
+        tiers: list[int] = self.tiers.tolist()
+        return tiers.count(Tier.COMPUTED)
+
+
+class CacheState(NamedTuple):
+    """How the shared tier of the cache is."""
+
+    #: `up`; `degraded`: it is configured, and doesn't answer or takes nothing; `off`: none is
+    #: configured; `unknown`: nobody could be asked.
+    state: Literal["up", "degraded", "off", "unknown"]
+    reason: str | None = None  #: why it isn't up
+    kind: str = "none"  #: `embedded`, `none`, or the scheme of the server's URL
+
+
+class MemoryStats(NamedTuple):
+    """Of one process' memory: counts since the start, and what is held now."""
+
+    hits: int
+    misses: int
+    evictions: int
+    entries: int
+    bytes: int
+
+
+class StoreStats(NamedTuple):
+    """Of the shared server, as far as it tells: everything in it, not only one model's vectors."""
+
+    entries: int
+    bytes: int
+    max_bytes: int  #: 0: no bound
+    hits: int
+    misses: int
+    evictions: int
+
+
+class CacheReport(NamedTuple):
+    """What one process knows of its tiers."""
+
+    memory: MemoryStats
+    state: CacheState
+    store: StoreStats | None  #: None: it doesn't ask the server itself, or got no answer
+
+
+class Warmed(NamedTuple):
+    """What it took to make a list of texts known."""
+
+    texts: int
+    computed: int
 
 
 @dataclass(frozen=True, slots=True)

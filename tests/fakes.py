@@ -10,7 +10,7 @@ import numpy as np
 from serve_app.engine.base import TokenIds
 from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
-from serve_app.types import EngineInfo, Float32, TextGroup, Vectors
+from serve_app.types import CacheState, EngineInfo, Float32, TextGroup, Vectors
 
 DIM = 8
 
@@ -84,6 +84,7 @@ class FakeLookup:
         self.groups: list[TextGroup] = []
         self.error: EmbedServeError | None = None
         self.delay_s = 0.0
+        self.cache: CacheState | EmbedServeError = CacheState("up", kind="embedded")
 
     async def fetch(self, group: TextGroup) -> Vectors:
         self.groups.append(group)
@@ -96,10 +97,15 @@ class FakeLookup:
             values=np.stack([fake_vector(group.prompt + text) for text in cut]),
             tokens=np.array([len(text) for text in cut], dtype=np.int32),
             truncated=np.array([len(text) > SPEC.max_tokens for text in group.texts]),
-            computed=len(group.texts),
+            tiers=np.zeros(len(group.texts), dtype=np.uint8),
         )
 
     async def describe(self) -> EngineInfo:
         if self.error is not None:
             raise self.error
         return FakeEngine.info
+
+    async def cache_state(self) -> CacheState:
+        if isinstance(self.cache, EmbedServeError):
+            raise self.cache
+        return self.cache

@@ -1,9 +1,16 @@
+import os
 import socket
+import sys
+import tempfile
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+import redis
 import yaml
 
+from serve_app.cache.embedded import lease_server
 from serve_app.launch import Launch, LaunchFailed, beside, free_port, taken_port
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "serve_config.yaml").read_text("utf-8"))
@@ -39,3 +46,49 @@ def test_a_child_that_ends_is_told_with_its_last_words() -> None:
             list(launch.wait_until_ready())
     finally:
         launch.stop()
+
+
+OWNER = """
+import os, signal, time
+from pathlib import Path
+from serve_app.cache.embedded import lease_server
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # who starts the tests may have it ignored
+lease_server(Path({base!r}), "service", os.getpid(), 10_000_000, grace_s=3600)
+time.sleep(3600)
+"""
+
+
+def test_the_cache_server_ends_with_the_service_and_keeps_its_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+        base = Path(scratch) / "cache"
+        owner = Path(scratch) / "owner.py"
+        owner.write_text(OWNER.format(base=str(base)), "utf-8")
+        stand_in = Path(scratch) / "python"
+        stand_in.write_text(f"#!/bin/sh\nexec {sys.executable} {owner}\n", "utf-8")
+        stand_in.chmod(0o700)
+        launch = Launch({"http_options": {"port": free_port()}})
+        with monkeypatch.context() as patched:
+            patched.setattr("serve_app.launch.sys.executable", str(stand_in))
+            launch.start()
+        try:
+            end = time.monotonic() + 30
+            while not (base / "0" / "valkey.sock").exists():
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            processes = launch.processes()
+            assert len(processes) == 3, "the service, the supervisor, the server"
+            with redis.Redis(unix_socket_path=str(base / "0" / "valkey.sock")) as client:
+                client.set("key", "value")
+        finally:
+            launch.stop()
+        assert not any(map(psutil.Process.is_running, processes))
+        lease = lease_server(base, "service", os.getpid(), 10_000_000, grace_s=0)
+        try:
+            with redis.Redis(unix_socket_path=str(lease.socket)) as client:
+                assert client.get("key") == b"value"
+        finally:
+            lease.release()
+            while lease.slot.is_supervised():
+                time.sleep(0.05)

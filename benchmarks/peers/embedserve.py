@@ -16,6 +16,8 @@ CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 
 def _command(at: Place, config: Path, replicas: int, cpus: int | None) -> list[str]:
     content = yaml.safe_load(config.read_text("utf-8"))
+    args = content["applications"][0].setdefault("args", {})
+    args["cache"] = {"folder": str(at.scratch / "cache")}  # nothing is known from the last run
     for deployment in content["applications"][0]["deployments"]:
         if deployment["name"] == "Embedder":
             deployment.pop("autoscaling_config", None)

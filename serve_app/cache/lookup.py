@@ -1,32 +1,69 @@
 """Partial hits: what a tier knows of a group of texts is taken, only the rest goes on."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-
-import numpy as np
+from typing import Protocol
 
 from serve_app.cache.key import cache_key
+from serve_app.cache.lease import Leases, SharedStore
 from serve_app.cache.memory import MemoryCache
-from serve_app.cache.value import CachedVector, decode, encode
-from serve_app.types import NO_TIME, TextGroup, Vectors
+from serve_app.cache.single_flight import SingleFlight
+from serve_app.cache.value import Codec
+from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED, Meter
+from serve_app.types import NO_TIME, Row, TextGroup, Tier, Vectors
 
 #: Answers what a tier doesn't know: the next tier.
 Fetch = Callable[[TextGroup], Awaitable[Vectors]]
 
 
+class Store(SharedStore, Protocol):
+    """What a lookup needs of the second tier. It never raises and never makes anybody wait."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Keeps a value; returns at once."""
+        ...
+
+
 class Lookup:
-    """One tier: answers groups of texts of one space from memory, and asks `rest` for what is not.
+    """One process' part of the cache: answers groups of texts of one space from its memory, then
+    from the second tier where it has one, and has `rest` answer what is in neither.
 
     The same class stands in the Ingress, in front of the network, and in CacheLookup, in front of
     the Embedder.
     """
 
-    def __init__(self, space_id: str, dim: int, memory: MemoryCache, rest: Fetch) -> None:
+    def __init__(
+        self,
+        space_id: str,
+        codec: Codec,
+        memory: MemoryCache,
+        rest: Fetch,
+        *,
+        store: Store | None = None,
+        lease_s: float = 0.0,
+        meter: Meter | None = None,
+    ) -> None:
+        """A lookup.
+
+        Args:
+            space_id: what all keys begin with.
+            codec: how values are written.
+            memory: the first tier.
+            rest: the next tier, or the engine.
+            store: the second tier.
+            lease_s: how long other processes leave a text to the one that claimed it first; 0:
+                none claims any.
+            meter: counts hits and misses.
+        """
         self._space_id = space_id
-        self._dim = dim
+        self._codec = codec
         self._memory = memory
         self._rest = rest
+        self._store = store
+        self._leases = Leases(store, codec, rest, lease_s) if store and lease_s else None
+        self._flights = SingleFlight(self._compute)
+        self._meter = meter or Meter()
 
     async def fetch(self, group: TextGroup) -> Vectors:
         """Vectors for a group of n texts, values of shape (n, dim), in the group's order.
@@ -35,31 +72,57 @@ class Lookup:
             EmbedServeError: whatever `rest` raises; nothing is kept then.
         """
         if not group.use_cache:
-            return await self._rest(group)
+            return self._rounded(await self._rest(group))
         started = time.perf_counter()
         keys = [cache_key(self._space_id, group.prompt, text) for text in group.texts]
-        known = [self._known(key) for key in keys]
-        missing = [i for i, cached in enumerate(known) if cached is None]
+        rows = {key: row for key in keys if (row := self._from_memory(key)) is not None}
+        if self._store is not None and len(rows) < len(keys):
+            await self._from_store(self._store, keys, rows)
+        self._count(rows, keys)
         looked_up_s = time.perf_counter() - started
-        fresh, timings = None, NO_TIME
+        timings = NO_TIME
+        missing = [i for i, key in enumerate(keys) if key not in rows]
         if missing:
             texts = tuple(group.texts[i] for i in missing)
-            fresh = await self._rest(replace(group, texts=texts))
-            timings = fresh.timings
-            for place, i in enumerate(missing):
-                known[i] = cached = CachedVector(
-                    fresh.values[place], int(fresh.tokens[place]), bool(fresh.truncated[place])
-                )
-                self._memory.put(keys[i], encode(*cached))
-        vectors, tokens, truncated = zip(*known, strict=True)
-        return Vectors(
-            np.array(vectors),
-            np.array(tokens, dtype=np.int32),
-            np.array(truncated, dtype=np.bool_),
-            computed=fresh.computed if fresh else 0,
-            timings=timings._replace(cache_s=timings.cache_s + looked_up_s),
+            left = [keys[i] for i in missing]
+            landed = await self._flights.fetch(replace(group, texts=texts), left)
+            rows.update(zip(left, landed.rows, strict=True))
+            timings = landed.timings
+            self._meter.add(COALESCED, landed.joined)
+        return Vectors.of(
+            [rows[key] for key in keys], timings._replace(cache_s=timings.cache_s + looked_up_s)
         )
 
-    def _known(self, key: bytes) -> CachedVector | None:
+    def _from_memory(self, key: bytes) -> Row | None:
         value = self._memory.get(key)
-        return None if value is None else decode(value, self._dim)
+        return None if value is None else self._codec.decode(value, Tier.L1)
+
+    async def _from_store(
+        self, store: Store, keys: Sequence[bytes], rows: dict[bytes, Row]
+    ) -> None:
+        missing = [key for key in keys if key not in rows]
+        for key, value in zip(missing, await store.get_many(missing), strict=True):
+            row = None if value is None else self._codec.decode(value, Tier.L2)
+            if value is not None and row is not None:
+                rows[key] = row
+                self._memory.put(key, value)
+
+    async def _compute(self, group: TextGroup, keys: Sequence[bytes]) -> Vectors:
+        leases = self._leases
+        fresh = await (leases.fetch(group, keys) if leases else self._rest(group))
+        vectors = self._rounded(fresh)
+        for key, row in zip(keys, vectors.rows(), strict=True):
+            value = self._codec.encode(row)
+            self._memory.put(key, value)
+            if self._store is not None and row.tier == Tier.COMPUTED:
+                self._store.put(key, value)
+        return vectors
+
+    def _rounded(self, vectors: Vectors) -> Vectors:
+        return replace(vectors, values=self._codec.round(vectors.values))
+
+    def _count(self, rows: dict[bytes, Row], keys: Sequence[bytes]) -> None:
+        tiers = [row.tier for row in rows.values()]
+        for tier in (Tier.L1, Tier.L2):
+            self._meter.add(CACHE_HITS, tiers.count(tier), tier.name.lower())
+        self._meter.add(CACHE_MISSES, len(keys) - len(rows))

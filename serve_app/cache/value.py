@@ -1,43 +1,63 @@
-"""Cache values: one vector at full size and float32, with what else a reply tells of its text.
+"""Cache values: one vector at full size, with what else a reply tells of its text.
 
-    version u8 | flags u8 | dim u16 | tokens u32 | dim x float32, all little-endian
+    version u8 | flags u8 | 0 u16 | tokens u32 | dim u32 | CRC-32 u32 | dim x float, little-endian
 
-Shorter vectors, other number types and encodings are derived when a value is read, so one
-value serves them all.
+The checksum is that of all other bytes. Shorter vectors, other number types and encodings are
+derived when a value is read, so one value serves them all.
 """
 
 import struct
-from typing import NamedTuple
+from typing import Literal
+from zlib import crc32
 
 import numpy as np
 
-from serve_app.types import Float32
+from serve_app.types import Float32, Row, Tier
 
-_HEADER = struct.Struct("<BBHI")
-_VERSION = 1
+#: What vectors are kept as. float16 takes half of the room and rounds: its space is another one.
+Storage = Literal["float32", "float16"]
+
+_HEAD = struct.Struct("<BBxxII")
+_CHECKSUM = struct.Struct("<I")
+_START = _HEAD.size + _CHECKSUM.size
+_VERSION = 2
 _TRUNCATED = 1
+_HALF = 2
 
 
-class CachedVector(NamedTuple):
-    """A value, read."""
+class Codec:
+    """Writes and reads the values of one space."""
 
-    vector: Float32  #: shape (dim,), read-only view of the value's bytes
-    tokens: int
-    truncated: bool
+    def __init__(self, dim: int, storage: Storage = "float32") -> None:
+        self._dim = dim
+        self._half = _HALF if storage == "float16" else 0
+        self._dtype = np.dtype("<f2" if self._half else "<f4")
+        self._bytes = _START + dim * self._dtype.itemsize
 
+    def round(self, vectors: Float32) -> Float32:
+        """Vectors as they will be read again, so that a miss gives the bits that a hit gives."""
+        return vectors.astype(np.float16).astype(np.float32) if self._half else vectors
 
-def encode(vector: Float32, tokens: int, truncated: bool) -> bytes:
-    """The bytes to keep for a vector of shape (dim,)."""
-    header = _HEADER.pack(_VERSION, _TRUNCATED if truncated else 0, vector.shape[0], tokens)
-    return header + vector.astype("<f4", copy=False).tobytes()
+    def encode(self, row: Row) -> bytes:
+        """The bytes to keep for a row; its vector has shape (dim,)."""
+        flags = (_TRUNCATED if row.truncated else 0) | self._half
+        head = _HEAD.pack(_VERSION, flags, row.tokens, self._dim)
+        body = row.vector.astype(self._dtype, copy=False).tobytes()
+        return head + _CHECKSUM.pack(crc32(body, crc32(head))) + body
 
+    def decode(self, value: bytes, tier: Tier) -> Row | None:
+        """What the bytes hold; None where they aren't a value of this space, whole and unchanged.
 
-def decode(value: bytes, dim: int) -> CachedVector | None:
-    """What the bytes hold; None when they are torn, of another version, or of another width."""
-    if len(value) != _HEADER.size + 4 * dim:
-        return None
-    version, flags, width, tokens = _HEADER.unpack_from(value)
-    if version != _VERSION or width != dim:
-        return None
-    vector = np.frombuffer(value, dtype="<f4", offset=_HEADER.size)
-    return CachedVector(vector, tokens, bool(flags & _TRUNCATED))
+        The vector is a read-only view of the bytes where they are float32.
+        """
+        if len(value) != self._bytes:
+            return None
+        version, flags, tokens, dim = _HEAD.unpack_from(value)
+        if version != _VERSION or dim != self._dim or flags & _HALF != self._half:
+            return None
+        body = memoryview(value)[_START:]
+        (checksum,) = _CHECKSUM.unpack_from(value, _HEAD.size)
+        if checksum != crc32(body, crc32(value[: _HEAD.size])):
+            return None
+        vector = np.frombuffer(body, dtype=self._dtype).astype(np.float32, copy=False)
+        return Row(vector, tokens, bool(flags & _TRUNCATED), tier)

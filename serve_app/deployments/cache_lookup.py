@@ -1,34 +1,55 @@
-"""The deployment in front of the Embedder: answers from memory, has the rest computed."""
+"""The deployment in front of the Embedder: answers from the cache, has the rest computed."""
 
 import asyncio
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaRank
 
-from serve_app.cache.lookup import Lookup
-from serve_app.cache.memory import MemoryCache
+from serve_app.cache.tiers import Tiers
 from serve_app.coalescer import Coalescer
-from serve_app.config import CacheLookupSettings
+from serve_app.config import CacheConfig, CacheLookupSettings
 from serve_app.deployments.remote import RemoteMethod
+from serve_app.deployments.this_service import open_second_tier
 from serve_app.errors import EmbedServeError
+from serve_app.metrics import Meter, export
 from serve_app.models import ModelSpec
-from serve_app.types import EngineInfo, TextGroup, Vectors
+from serve_app.types import CacheReport, CacheState, EngineInfo, TextGroup, Vectors
 
 
 class CacheLookup:
-    """Looks groups of texts up for one model."""
+    """Looks groups of texts up for one model; owns the way to the shared tier."""
 
-    def __init__(self, spec: ModelSpec, embedder: DeploymentHandle[Any]) -> None:
+    def __init__(
+        self, spec: ModelSpec, embedder: DeploymentHandle[Any], cache: CacheConfig
+    ) -> None:
         settings = CacheLookupSettings()
-        self._memory = MemoryCache(settings.memory_max_bytes)
+        self._spec = spec
+        self._meter = Meter()
         self._compute = Coalescer(RemoteMethod(embedder, "embed"), settings.max_calls)
-        self._lookup = Lookup(spec.space_id, spec.dim, self._memory, self._compute)
+        self._tiers = Tiers(
+            spec,
+            self._compute,
+            memory_max_bytes=settings.memory_max_bytes,
+            storage=cache.storage,
+            meter=self._meter,
+            second=open_second_tier(cache, spec.space_id, self._meter),
+            lease_s=cache.lease_s,
+        )
         self._describe = RemoteMethod(embedder, "describe")
+        self._exporting: asyncio.Task[None] | None = None
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes new settings; what is cached stays as far as it fits."""
-        settings = CacheLookupSettings.model_validate(user_config)
-        self._memory.resize(settings.memory_max_bytes)
+    async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
+        """Takes new settings; what is cached stays as far as it fits.
+
+        Ray calls it before the first request and at each change; `rank` makes it call even where
+        there is no `user_config`.
+        """
+        if self._exporting is None:
+            self._exporting = asyncio.create_task(export(self._meter, self._tiers.gauges))
+            self._tiers.start()
+        settings = CacheLookupSettings.model_validate(user_config or {})
+        self._tiers.resize(settings.memory_max_bytes)
         self._compute.max_calls = settings.max_calls
 
     async def fetch(self, groups: tuple[TextGroup, ...]) -> list[Vectors | EmbedServeError]:
@@ -37,7 +58,7 @@ class CacheLookup:
 
     async def _fetch(self, group: TextGroup) -> Vectors | EmbedServeError:
         try:
-            return await self._lookup.fetch(group)
+            return await self._tiers.fetch(group)
         except EmbedServeError as error:
             return error
 
@@ -48,3 +69,27 @@ class CacheLookup:
         except EmbedServeError as error:
             return error
         return info
+
+    async def cache_state(self) -> CacheState:
+        """How the shared tier is."""
+        return self._tiers.state
+
+    async def cache_report(self) -> CacheReport:
+        """What this replica knows of its tiers."""
+        return await self._tiers.report()
+
+    async def purge_cache(self, model: str | None = None) -> int | EmbedServeError | None:
+        """Forgets all vectors in this replica's tiers, and tells how many.
+
+        None: `model` is another one than what is looked up here.
+        """
+        if not self._spec.accepts(model):
+            return None
+        try:
+            return await self._tiers.purge()
+        except EmbedServeError as error:
+            return error
+
+    async def __del__(self) -> None:
+        """Ray calls it when the replica stops."""
+        await self._tiers.close()

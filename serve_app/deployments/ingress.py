@@ -9,48 +9,67 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 from starlette.types import ASGIApp
 
-from serve_app.cache.lookup import Lookup
-from serve_app.cache.memory import MemoryCache
+from serve_app.cache.tiers import Tiers
 from serve_app.coalescer import Coalescer
-from serve_app.config import IngressSettings
+from serve_app.config import AppConfig, IngressSettings
 from serve_app.deployments.remote import RemoteMethod
-from serve_app.metrics import export
+from serve_app.deployments.this_service import open_second_tier
+from serve_app.errors import EmbedServeError
+from serve_app.metrics import Meter, export
 from serve_app.models import ModelSpec
 from serve_app.service import EmbedService
-from serve_app.types import EmbedJob, Float32, Lane
+from serve_app.types import CacheReport, CacheState, EmbedJob, Float32, Lane, Tier, Warmed
 from serve_app.web.app import create_app
 
 
-class _Tiers:
-    """What is behind the service: its own memory, then another deployment."""
+class _Behind:
+    """What is behind the service: its own tiers, then another deployment."""
 
-    def __init__(self, spec: ModelSpec, handle: DeploymentHandle[Any], method: str) -> None:
+    def __init__(
+        self, spec: ModelSpec, handle: DeploymentHandle[Any], config: AppConfig, meter: Meter
+    ) -> None:
         settings = IngressSettings()
-        self._memory = MemoryCache(settings.memory_max_bytes)
-        self._rest = Coalescer(RemoteMethod(handle, method), settings.max_calls)
-        self.fetch = Lookup(spec.space_id, spec.dim, self._memory, self._rest).fetch
+        cache, inline = config.cache, config.topology == "inline"
+        self._rest = Coalescer(
+            RemoteMethod(handle, "embed" if inline else "fetch"), settings.max_calls
+        )
+        self.tiers = Tiers(
+            spec,
+            self._rest,
+            memory_max_bytes=settings.memory_max_bytes,
+            storage=cache.storage,
+            meter=meter,
+            second=open_second_tier(cache, spec.space_id, meter) if inline else None,
+            lease_s=cache.lease_s if inline else 0.0,
+        )
+        self.fetch = self.tiers.fetch
         self.describe = RemoteMethod(handle, "describe")
+        self.cache_state = self._own_state if inline else RemoteMethod(handle, "cache_state")
 
     def apply(self, settings: IngressSettings) -> None:
         """Takes new settings; what is cached stays as far as it fits."""
-        self._memory.resize(settings.memory_max_bytes)
+        self.tiers.resize(settings.memory_max_bytes)
         self._rest.max_calls = settings.max_calls
+
+    async def _own_state(self) -> CacheState:
+        return self.tiers.state
 
 
 @serve.ingress()
 class Ingress:
     """Takes requests in and sends replies out; holds no model."""
 
-    def __init__(self, spec: ModelSpec, handle: DeploymentHandle[Any], method: str) -> None:
+    def __init__(self, spec: ModelSpec, handle: DeploymentHandle[Any], config: AppConfig) -> None:
         """Serves a model.
 
         Args:
             spec: the model.
-            handle: the next tier, CacheLookup or the Embedder itself.
-            method: the one of its methods that answers groups of texts.
+            handle: the next tier: CacheLookup, or with `topology: inline` the Embedder itself.
+            config: what is asked for.
         """
-        self._tiers = _Tiers(spec, handle, method)
-        self._service = EmbedService(spec, self._tiers, IngressSettings())
+        self._meter = Meter()
+        self._behind = _Behind(spec, handle, config, self._meter)
+        self._service = EmbedService(spec, self._behind, IngressSettings(), self._meter)
         self._exporting: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -63,9 +82,10 @@ class Ingress:
         there is no `user_config`.
         """
         if self._exporting is None:
-            self._exporting = asyncio.create_task(export(self._service.meter))
+            self._exporting = asyncio.create_task(export(self._meter, self._behind.tiers.gauges))
+            self._behind.tiers.start()
         settings = IngressSettings.model_validate(user_config or {})
-        self._tiers.apply(settings)
+        self._behind.apply(settings)
         self._service.apply(settings)
 
     async def embed(
@@ -74,6 +94,7 @@ class Ingress:
         model: str | None = None,
         input_type: str | None = None,
         lane: Lane | None = None,
+        use_cache: bool = True,
     ) -> Float32:
         """For other Ray jobs: vectors of shape (n, dim), float32, in the order of the texts.
 
@@ -84,5 +105,38 @@ class Ingress:
             EmbedServeError: as `EmbedService.embed`; it reaches the caller as that type.
         """
         given = (texts,) if isinstance(texts, str) else tuple(texts)
-        result = await self._service.embed(EmbedJob(given, model, input_type, lane=lane))
+        result = await self._service.embed(
+            EmbedJob(given, model, input_type, lane=lane, use_cache=use_cache)
+        )
         return result.vectors
+
+    async def warm(
+        self, texts: Sequence[str], input_type: str | None = None
+    ) -> Warmed | EmbedServeError:
+        """Embeds texts as bulk, so that the cache knows them."""
+        try:
+            job = EmbedJob(tuple(texts), input_type=input_type, lane="bulk")
+            result = await self._service.embed(job)
+        except EmbedServeError as error:
+            return error
+        return Warmed(len(texts), result.tiers.tolist().count(Tier.COMPUTED))
+
+    async def cache_report(self) -> CacheReport:
+        """What this replica knows of its tiers."""
+        return await self._behind.tiers.report()
+
+    async def purge_cache(self, model: str | None = None) -> int | EmbedServeError | None:
+        """Forgets all vectors in this replica's tiers, and tells how many.
+
+        None: `model` is another one than what is served here.
+        """
+        if not self._service.spec.accepts(model):
+            return None
+        try:
+            return await self._behind.tiers.purge()
+        except EmbedServeError as error:
+            return error
+
+    async def __del__(self) -> None:
+        """Ray calls it when the replica stops."""
+        await self._behind.tiers.close()

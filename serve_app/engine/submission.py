@@ -8,7 +8,7 @@ import numpy as np
 
 from serve_app.engine.base import TokenIds
 from serve_app.errors import DeadlineExceeded, EmbedServeError
-from serve_app.types import Bool, Float32, Int32, TextGroup, Timings, Vectors
+from serve_app.types import Bool, Float32, Int32, TextGroup, Tier, Timings, Vectors
 
 
 class Submission:
@@ -74,8 +74,10 @@ class Submission:
             timings = Timings(
                 queue_s=max(waited_s, 0.0), tokenize_s=self._tokenize_s, infer_s=self._infer_s
             )
-            n = len(self._tokens)
-            self.reply.set_result(Vectors(self._values, self._tokens, self._truncated, n, timings))
+            tiers = np.full(len(self._tokens), Tier.COMPUTED, dtype=np.uint8)
+            self.reply.set_result(
+                Vectors(self._values, self._tokens, self._truncated, tiers, timings)
+            )
 
     def ran(self, seconds: float) -> None:
         """A batch that held texts of it took so long."""

@@ -1,5 +1,6 @@
 """The HTTP application: routes, and the way from a request to a reply or an error."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from serve_app.errors import (
 )
 from serve_app.metrics import REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
 from serve_app.service import EmbedService
-from serve_app.types import Bool, Lane, Timings
+from serve_app.types import Bool, Lane, Tier, Timings, UInt8
 from serve_app.web.dialects import openai
 from serve_app.web.limits import Gate, read_body
 
@@ -71,7 +72,9 @@ class _Routes:
                 body = await read_body(
                     request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
                 )
-                call = openai.parse_embeddings(_loads(body), _lane(request))
+                call = openai.parse_embeddings(
+                    _loads(body), _lane(request), no_store=_no_store(request)
+                )
                 result = await self._service.embed(call.job)
                 content = openai.render_embeddings(result, call.encoding_format)
         except EmbedServeError as error:
@@ -83,7 +86,10 @@ class _Routes:
         meter.add(TOKENS, result.total_tokens)
         for stage, seconds in zip(_STAGES, (*result.timings, total_s), strict=True):
             meter.add(STAGE_SECONDS, seconds, stage)
-        headers = {"server-timing": server_timing(result.timings, total_s)}
+        headers = {
+            "server-timing": server_timing(result.timings, total_s),
+            "x-cache": cache_header(result.tiers),
+        }
         if True in result.truncated.tolist():
             headers["x-truncated-inputs"] = index_ranges(result.truncated)
         return self._json(content, headers=headers)
@@ -92,11 +98,13 @@ class _Routes:
         return self._json(openai.render_models(self._service.spec))
 
     async def health(self, request: Request) -> Response:
-        report = await self._service.health()
+        report, cache = await asyncio.gather(self._service.health(), self._service.cache_state())
+        degraded = cache.state in ("degraded", "unknown")
         body = {
-            "status": "ok" if report.healthy else "unavailable",
-            "reason": report.reason,
+            "status": ("degraded" if degraded else "ok") if report.healthy else "unavailable",
+            "reason": report.reason or cache.reason,
             "last_vector_age_s": None if report.age_s is None else round(report.age_s, 3),
+            "cache": cache._asdict(),
         }
         return self._json(orjson.dumps(body), 200 if report.healthy else 503)
 
@@ -163,6 +171,21 @@ def _lane(request: Request) -> Lane | None:
                 f"The header `x-priority` must be `interactive` or `bulk`; it was {other!r}.",
                 "x-priority",
             )
+
+
+def _no_store(request: Request) -> bool:
+    """Whether the client asks that nothing is taken from a cache or kept in one (RFC 9111)."""
+    directives = request.headers.get("cache-control", "").lower().split(",")
+    return "no-store" in map(str.strip, directives)
+
+
+def cache_header(tiers: UInt8) -> str:
+    """The header's value: what came from the cache, what not, and from which tiers."""
+    came = tiers.tolist()
+    misses = came.count(Tier.COMPUTED)
+    value = f"hits={len(came) - misses}; misses={misses}"
+    hit = ",".join(tier.name.lower() for tier in (Tier.L1, Tier.L2) if tier in came)
+    return f"{value}; tier={hit}" if hit else value
 
 
 def server_timing(timings: Timings, total_s: float) -> str:

@@ -15,20 +15,72 @@ def filled(max_entries: int, keys: str) -> MemoryCache:
     return cache
 
 
-def test_the_least_recently_used_goes_first() -> None:
-    cache = filled(2, "ab")
-    assert cache.get(b"a")
-    cache.put(b"c", b"v" * 10)
-    assert cache.get(b"b") is None
-    assert cache.get(b"a")
-    assert cache.stats().evictions == 1
+def held(cache: MemoryCache, keys: str) -> str:
+    return "".join(key for key in keys if cache.get(key.encode()) is not None)
 
 
-def test_a_value_larger_than_the_bound_is_not_kept_and_drops_nothing() -> None:
+def test_what_is_asked_for_again_outlives_what_is_not() -> None:
+    cache = filled(4, "abcd")
+    for key in "aabb":
+        cache.get(key.encode())
+    for key in "efghijklmn":
+        cache.put(key.encode(), b"v" * 10)
+    assert held(cache, "abcd") == "ab"
+    assert cache.stats().entries == 4
+    assert cache.stats().evictions == 10
+
+
+def test_what_came_back_stays_when_new_ones_pass_through() -> None:
+    cache = filled(4, "abcde")  # no room for a
+    assert held(cache, "a") == ""
+    cache.put(b"a", b"v" * 10)
+    for key in b"fghijk":
+        cache.put(bytes([key]), b"v" * 10)
+    assert held(cache, "a") == "a"
+
+
+def test_what_is_no_longer_asked_for_goes() -> None:
+    cache = filled(4, "ab")
+    for key in b"aabb":
+        cache.get(bytes([key]))
+    for key in range(200, 240):
+        cache.put(bytes([key]), b"v" * 10)
+        cache.get(bytes([key]))
+        cache.get(bytes([key]))
+    assert held(cache, "ab") == ""
+
+
+def test_a_text_stream_that_comes_once_does_not_push_out_the_rest() -> None:
+    cache = filled(100, "")
+    hot = [i.to_bytes(1, "little") for i in range(80)]
+    for _ in range(4):
+        for key in hot:
+            if cache.get(key) is None:
+                cache.put(key, b"v" * 10)
+    for i in range(10_000):
+        cache.put(b"new %d" % i, b"v" * 10)
+    assert sum(cache.get(key) is not None for key in hot) > 70
+
+
+def test_an_overwritten_value_is_the_new_one() -> None:
+    cache = filled(2, "aab")
+    cache.put(b"a", b"w" * 10)
+    assert cache.get(b"a") == b"w" * 10
+    assert cache.stats().bytes == 2 * COST
+
+
+def test_clear_forgets_everything() -> None:
+    cache = filled(4, "abcd")
+    assert cache.clear() == 4
+    assert held(cache, "abcd") == ""
+    assert cache.stats().bytes == 0
+
+
+def test_a_value_larger_than_the_bound_is_not_kept_and_drops_nothing_else() -> None:
     cache = filled(2, "ab")
     cache.put(b"x", b"v" * 10_000)
-    assert cache.get(b"x") is None
-    assert cache.stats().entries == 2
+    cache.put(b"a", b"v" * 10_000)
+    assert held(cache, "abx") == "b"
 
 
 def test_a_smaller_bound_takes_effect_at_once() -> None:
@@ -55,18 +107,21 @@ def test_it_stays_inside_its_bound(entries: list[tuple[bytes, bytes]]) -> None:
     for key, value in entries:
         cache.put(key, value)
         assert cache.stats().bytes <= 5000
-    held = {key: kept for key, _ in entries if (kept := cache.get(key)) is not None}
+        cache.get(key[:1])
+    kept = {key: found for key, _ in entries if (found := cache.get(key)) is not None}
+    assert all(dict(entries)[key] == value for key, value in kept.items())
     assert cache.stats().bytes == sum(
-        len(key) + len(kept) + ENTRY_OVERHEAD_BYTES for key, kept in held.items()
+        len(key) + len(value) + ENTRY_OVERHEAD_BYTES for key, value in kept.items()
     )
 
 
 def test_the_bound_counts_the_memory_it_really_takes() -> None:
-    n = 20_000
     tracemalloc.start()
-    cache = MemoryCache(1 << 30)
-    for i in range(n):
-        cache.put(i.to_bytes(32, "little"), bytes(1544))
+    cache = MemoryCache(20_000_000)
+    for i in range(20_000):
+        cache.put(i.to_bytes(32, "little"), bytes(1552))
+        cache.get(max(0, i - 500).to_bytes(32, "little"))
     real, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert 0.9 * real <= cache.stats().bytes <= 1.3 * real
+    assert cache.stats().evictions > 5000
+    assert 0.95 * real <= cache.stats().bytes <= 1.3 * real

@@ -3,31 +3,63 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.cache.value import decode, encode
+from serve_app.cache.value import Codec, Storage
+from serve_app.types import Row, Tier
 
 vectors = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=16)
 
 
 @given(vectors, st.integers(0, 2**32 - 1), st.booleans())
 def test_comes_back_bit_for_bit(floats: list[float], tokens: int, truncated: bool) -> None:
-    vector = np.array(floats, dtype=np.float32)
-    back = decode(encode(vector, tokens, truncated), len(floats))
+    codec = Codec(len(floats))
+    row = Row(np.array(floats, dtype=np.float32), tokens, truncated, Tier.COMPUTED)
+    back = codec.decode(codec.encode(row), Tier.L2)
     assert back is not None
-    assert back.vector.tobytes() == vector.tobytes()
-    assert (back.tokens, back.truncated) == (tokens, truncated)
+    assert back.vector.tobytes() == row.vector.tobytes()
+    assert back[1:] == (tokens, truncated, Tier.L2)
 
 
-VALUE = encode(np.ones(4, dtype=np.float32), 3, False)
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=16))
+def test_half_precision_comes_back_as_it_was_rounded(floats: list[float]) -> None:
+    codec = Codec(len(floats), "float16")
+    rounded = codec.round(np.array([floats], dtype=np.float32))
+    assert np.abs(rounded - np.array(floats, dtype=np.float32)).max() < 5e-4
+    value = codec.encode(Row(rounded[0], 3, False, Tier.COMPUTED))
+    back = codec.decode(value, Tier.L1)
+    assert back is not None
+    assert back.vector.dtype == np.float32
+    assert back.vector.tobytes() == rounded[0].tobytes()
+    assert len(value) == 16 + 2 * len(floats)
+
+
+def test_the_largest_width_there_may_be() -> None:
+    codec = Codec(65536)
+    row = Row(np.ones(65536, dtype=np.float32), 1, False, Tier.COMPUTED)
+    assert codec.decode(codec.encode(row), Tier.L1) is not None
+
+
+ROW = Row(np.ones(4, dtype=np.float32), 3, False, Tier.COMPUTED)
+VALUE = Codec(4).encode(ROW)
 
 
 @pytest.mark.parametrize(
     "value",
-    [b"", VALUE[:-1], VALUE + b"\0", VALUE[:5], b"\x02" + VALUE[1:]],
-    ids=["nothing", "torn", "too long", "torn header", "other version"],
+    [
+        b"",
+        VALUE[:-1],
+        VALUE + b"\0",
+        VALUE[:5],
+        b"\x01" + VALUE[1:],
+        VALUE[:-2] + b"\0\0",
+        VALUE[:4] + b"\7" + VALUE[5:],
+    ],
+    ids=["nothing", "torn", "too long", "torn head", "other version", "other bits", "other count"],
 )
-def test_what_does_not_parse_is_a_miss(value: bytes) -> None:
-    assert decode(value, 4) is None
+def test_what_is_not_whole_and_unchanged_is_a_miss(value: bytes) -> None:
+    assert Codec(4).decode(value, Tier.L1) is None
+    assert Codec(4).decode(VALUE, Tier.L1) is not None
 
 
-def test_another_width_is_a_miss() -> None:
-    assert decode(VALUE, 3) is None
+@pytest.mark.parametrize(("dim", "storage"), [(3, "float32"), (8, "float16")])
+def test_a_value_of_another_space_is_a_miss(dim: int, storage: Storage) -> None:
+    assert Codec(dim, storage).decode(VALUE, Tier.L1) is None

@@ -75,6 +75,8 @@ def service() -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
         config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
         config = beside(config, free_port(), Path(scratch))
+        args = config["applications"][0].setdefault("args", {})
+        args["cache"] = {"folder": f"{scratch}/cache"}
         for deployment in config["applications"][0]["deployments"]:
             deployment.setdefault("user_config", {}).update(USER_CONFIG.get(deployment["name"], {}))
             if deployment["name"] == "Embedder":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from serve_app.launch import free_port
 
@@ -30,6 +31,21 @@ def is_haproxy(process: psutil.Process) -> bool:
         return process.name() == "haproxy"
     except psutil.NoSuchProcess:
         return False
+
+
+def started_in(folder: str) -> list[psutil.Process]:
+    """The processes whose command line tells of a folder."""
+    every = psutil.process_iter(["cmdline"])
+    return [p for p in every if folder in " ".join(p.info["cmdline"] or [])]
+
+
+def with_cache_in(config: str, folder: str) -> str:
+    """The same configuration, whose cache leaves nothing in the user's folder."""
+    content = yaml.safe_load((ROOT / config).read_text("utf-8"))
+    content["applications"][0].setdefault("args", {})["cache"] = {"folder": f"{folder}/cache"}
+    file = Path(folder) / "config.yaml"
+    file.write_text(yaml.safe_dump(content), "utf-8")
+    return str(file)
 
 
 def read_until(process: "subprocess.Popen[str]", pattern: str, timeout_s: float) -> str:
@@ -63,8 +79,7 @@ def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
         assert ended.returncode == 1
         assert "`device: cuda` needs a GPU: set `num_gpus`" in ended.stderr
         assert "Traceback" not in ended.stderr
-        running = psutil.process_iter(["cmdline"])
-        assert [p for p in running if scratch in " ".join(p.info["cmdline"] or [])] == []
+        assert started_in(scratch) == []
 
 
 @pytest.mark.parametrize(
@@ -80,7 +95,10 @@ def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
 def test_start_use_and_end(config: str, signals: list[signal.Signals]) -> None:
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serve_app.cli", "serve", config, "--port", str(free_port())],
+            [
+                *(sys.executable, "-m", "serve_app.cli", "serve"),
+                *(with_cache_in(config, scratch), "--port", str(free_port())),
+            ],
             env={**os.environ, "RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -93,6 +111,7 @@ def test_start_use_and_end(config: str, signals: list[signal.Signals]) -> None:
                 assert stage in shown
             started = family(process)
             assert any(map(is_haproxy, started)) == (config != "configs/portable.yaml")
+            assert any("valkey-server" in p.name() for p in started_in(f"{scratch}/cache"))
             curl = shown[shown.index("curl ") :]
             reply = subprocess.run(
                 ["bash", "-c", f"{curl.strip()} -s"], capture_output=True, check=True, timeout=60
@@ -106,3 +125,4 @@ def test_start_use_and_end(config: str, signals: list[signal.Signals]) -> None:
         assert process.returncode == 0
         assert "stopped" in last_words
         assert [child for child in started if child.is_running()] == []
+        assert started_in(scratch) == []

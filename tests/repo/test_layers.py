@@ -21,14 +21,14 @@ LAYERS = [
     ["web"],
     ["deployments"],
     ["app", "launch"],
-    ["cli"],
+    ["cli", "cache_command"],
 ]
 #: Modules of one layer that stand side by side and know nothing of each other.
 APART = {"cache", "engine", "autoscale", "coalescer"}
 
 #: Who may import what.
 ROOMS = {
-    "ray": ("app", "deployments", "autoscale", "metrics", "cli"),
+    "ray": ("app", "deployments", "autoscale", "metrics", "cli", "cache_command"),
     "torch": ("engine.torch_engine", "engine.prepare"),
     "sentence_transformers": ("engine.torch_engine", "engine.prepare"),
     "openvino": ("engine.openvino_engine", "engine.prepare"),

@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 from serve_app.config import IngressSettings
 from serve_app.errors import EngineFailed, Overloaded, Unavailable
 from serve_app.service import EmbedService
-from serve_app.web.app import create_app, index_ranges
+from serve_app.types import CacheState
+from serve_app.web.app import cache_header, create_app, index_ranges
 from tests.fakes import DIM, SPEC, FakeLookup, fake_vector
 
 JSON = {"content-type": "application/json"}
@@ -55,6 +56,48 @@ def test_tells_where_the_time_went(client: TestClient) -> None:
     assert re.sub(r"dur=\d+\.\d\d", "dur=_", header) == (
         "cache;dur=_, queue;dur=_, tokenize;dur=_, infer;dur=_, total;dur=_"
     )
+
+
+def test_tells_what_came_from_the_cache(client: TestClient) -> None:
+    reply = client.post("/v1/embeddings", json={"input": ["a", "b"]})
+    assert reply.headers["x-cache"] == "hits=0; misses=2"
+    assert reply.json()["usage"]["cached_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("tiers", "value"),
+    [
+        ([0, 0], "hits=0; misses=2"),
+        ([1, 0, 1, 1], "hits=3; misses=1; tier=l1"),
+        ([2], "hits=1; misses=0; tier=l2"),
+        ([2, 1], "hits=2; misses=0; tier=l1,l2"),
+    ],
+)
+def test_the_cache_header(tiers: list[int], value: str) -> None:
+    assert cache_header(np.array(tiers, dtype=np.uint8)) == value
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "cached"),
+    [
+        ({}, {}, True),
+        ({}, {"use_cache": None}, True),
+        ({}, {"use_cache": True}, True),
+        ({}, {"use_cache": False}, False),
+        ({"cache-control": "no-store"}, {}, False),
+        ({"cache-control": "max-age=0, No-Store"}, {"use_cache": True}, False),
+        ({"cache-control": "no-cache"}, {}, True),
+    ],
+)
+def test_a_client_may_do_without_the_cache(
+    client: TestClient,
+    lookup: FakeLookup,
+    headers: dict[str, str],
+    body: dict[str, object],
+    cached: bool,
+) -> None:
+    client.post("/v1/embeddings", json={"input": "a", **body}, headers=headers)
+    assert lookup.groups[-1].use_cache == cached
 
 
 def test_counts_what_was_answered_and_how(client: TestClient, service: EmbedService) -> None:
@@ -111,9 +154,36 @@ def test_health_is_the_engines(client: TestClient, lookup: FakeLookup) -> None:
     lookup.error = None
     well = client.get("/health")
     assert (well.status_code, well.json()["status"]) == (200, "ok")
+    assert well.json()["cache"] == {"state": "up", "reason": None, "kind": "embedded"}
+
+
+@pytest.mark.parametrize(
+    ("cache", "status", "reason"),
+    [
+        (CacheState("off"), "ok", None),
+        (CacheState("degraded", "It is full.", "redis"), "degraded", "It is full."),
+        (Unavailable("gone"), "degraded", "CacheLookup doesn't answer."),
+    ],
+    ids=["off", "degraded", "unknown"],
+)
+def test_a_cache_that_is_gone_degrades_only(
+    client: TestClient,
+    lookup: FakeLookup,
+    cache: CacheState | Unavailable,
+    status: str,
+    reason: str | None,
+) -> None:
+    lookup.cache = cache
+    reply = client.get("/health")
+    assert (reply.status_code, reply.json()["status"], reply.json()["reason"]) == (
+        200,
+        status,
+        reason,
+    )
 
 
 BAD_BODIES: list[Any] = [
+    pytest.param(b'{"input": "a", "use_cache": 1}', 400, "use_cache", "true", id="use_cache 1"),
     pytest.param(b"", 400, None, "valid JSON", id="no body"),
     pytest.param(b"{nonsense", 400, None, "valid JSON", id="not JSON"),
     pytest.param(b'{"input": "\xff"}', 400, None, "valid UTF-8", id="not UTF-8"),

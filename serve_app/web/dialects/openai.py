@@ -23,10 +23,12 @@ class EmbeddingsCall(NamedTuple):
     encoding_format: EncodingFormat
 
 
-def parse_embeddings(body: Any, lane: Lane | None = None) -> EmbeddingsCall:
+def parse_embeddings(
+    body: Any, lane: Lane | None = None, *, no_store: bool = False
+) -> EmbeddingsCall:
     """Reads the JSON body of `POST /v1/embeddings`. null stands for an absent optional field.
 
-    The lane isn't in the body: it is what the headers say.
+    The lane isn't in the body, and `no_store` needn't be: they are what the headers say.
 
     Raises:
         InvalidRequest: the body isn't of the dialect's shape. Whether its values can be served
@@ -41,11 +43,15 @@ def parse_embeddings(body: Any, lane: Lane | None = None) -> EmbeddingsCall:
             "encoding_format",
         )
     _optional(body, "user", str, "a string")
+    use_cache = body.get("use_cache")
+    if use_cache is not None and not isinstance(use_cache, bool):
+        raise InvalidRequest("`use_cache` must be true or false.", "use_cache")
     job = EmbedJob(
         texts=_texts(body.get("input")),
         model=_optional(body, "model", str, "a string"),
         dimensions=_optional(body, "dimensions", int, "an integer"),
         lane=lane,
+        use_cache=use_cache is not False and not no_store,
     )
     return EmbeddingsCall(job, "base64" if encoding_format == "base64" else "float")
 
@@ -102,7 +108,11 @@ def render_embeddings(result: EmbedResult, encoding_format: EncodingFormat) -> b
             for i, vector in enumerate(vectors)
         ],
         "model": result.model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": {
+            "prompt_tokens": tokens,
+            "total_tokens": tokens,
+            "cached_tokens": result.cached_tokens,
+        },
     }
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 

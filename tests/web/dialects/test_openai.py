@@ -14,7 +14,8 @@ from serve_app.web.dialects import openai
 
 def result(vectors: Float32) -> EmbedResult:
     n = len(vectors)
-    return EmbedResult("m", vectors, np.full(n, 3, dtype=np.int32), np.zeros(n, dtype=np.bool_))
+    tokens, whole = np.full(n, 3, dtype=np.int32), np.zeros(n, dtype=np.bool_)
+    return EmbedResult("m", vectors, tokens, whole, np.arange(n, dtype=np.uint8) % 3)
 
 
 def test_a_string_is_one_text_and_null_stands_for_absent() -> None:
@@ -73,7 +74,7 @@ def test_the_reply_has_the_dialects_shape() -> None:
             {"object": "embedding", "index": 1, "embedding": [0.0, 1.0]},
         ],
         "model": "m",
-        "usage": {"prompt_tokens": 6, "total_tokens": 6},
+        "usage": {"prompt_tokens": 6, "total_tokens": 6, "cached_tokens": 3},
     }
 
 

@@ -1,0 +1,112 @@
+"""The same text at the same time is computed once."""
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from serve_app.types import NO_TIME, Lane, Row, TextGroup, Timings, Vectors
+
+#: Computes a group whose texts have these keys.
+Compute = Callable[[TextGroup, Sequence[bytes]], Awaitable[Vectors]]
+
+
+class _Flight:
+    """Texts that are being computed, and how many requests wait for them."""
+
+    def __init__(self, task: "asyncio.Task[Vectors]", lane: Lane, keys: Sequence[bytes]) -> None:
+        self.task = task
+        self.lane = lane
+        self.keys = keys
+        self._waiting = 0
+
+    async def wait(self) -> Vectors:
+        """What it gives. It goes on while anybody waits; the last one to leave ends it."""
+        self._waiting += 1
+        try:
+            return await asyncio.shield(self.task)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self.task.cancel()
+
+
+class Landed(NamedTuple):
+    """What a request gets of the flights that its texts were on."""
+
+    rows: list[Row]
+    timings: Timings
+    joined: int  #: texts that another request had computed
+
+
+class SingleFlight:
+    """Lets requests for a text join the one that has it computed already.
+
+    A request that leaves takes nothing from the others. An error is that of the request whose
+    texts were computed: who only joined asks again. Interactive texts don't join bulk ones, they
+    would wait behind all of these.
+    """
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+        self._flights: dict[bytes, _Flight] = {}
+
+    async def fetch(self, group: TextGroup, keys: Sequence[bytes]) -> Landed:
+        """A row for each text of a group, in its order.
+
+        Raises:
+            EmbedServeError: whatever computing raises.
+        """
+        joined = [self._joinable(key, group.lane) for key in keys]
+        alone = [i for i, flight in enumerate(joined) if flight is None]
+        mine = self._start(_part(group, alone), [keys[i] for i in alone]) if alone else None
+        flights = [flight or mine for flight in joined]
+        distinct = list(dict.fromkeys(flight for flight in flights if flight))
+        answers = await asyncio.gather(*(f.wait() for f in distinct), return_exceptions=True)
+        rows: dict[bytes, Row] = {}
+        timings = NO_TIME
+        for flight, answer in zip(distinct, answers, strict=True):
+            if isinstance(answer, Vectors):
+                rows.update(zip(flight.keys, answer.rows(), strict=True))
+                timings = answer.timings
+            elif flight is mine:
+                raise answer
+        lost = [i for i, key in enumerate(keys) if key not in rows]
+        if lost:
+            again = [keys[i] for i in lost]
+            fresh = await self._compute(_part(group, lost), again)
+            rows.update(zip(again, fresh.rows(), strict=True))
+            timings = fresh.timings
+        return Landed([rows[key] for key in keys], timings, len(keys) - len(alone) - len(lost))
+
+    def _joinable(self, key: bytes, lane: Lane) -> _Flight | None:
+        flight = self._flights.get(key)
+        if flight is None or flight.task.cancelling():
+            return None
+        return flight if flight.lane == "interactive" or lane == "bulk" else None
+
+    def _start(self, group: TextGroup, keys: Sequence[bytes]) -> _Flight:
+        # In a context of its own: Ray cancels calls by the context they were made in.
+        task = asyncio.get_running_loop().create_task(
+            self._run(group, keys), context=contextvars.Context()
+        )
+        flight = _Flight(task, group.lane, keys)
+        self._flights.update(dict.fromkeys(keys, flight))
+
+        def landed(task: "asyncio.Task[Vectors]") -> None:
+            for key in keys:
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+
+        task.add_done_callback(landed)
+        return flight
+
+    async def _run(self, group: TextGroup, keys: Sequence[bytes]) -> Vectors:
+        return await self._compute(group, keys)
+
+
+def _part(group: TextGroup, places: Sequence[int]) -> TextGroup:
+    if len(places) == len(group.texts):
+        return group
+    return replace(group, texts=tuple(group.texts[i] for i in places))

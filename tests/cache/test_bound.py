@@ -1,0 +1,42 @@
+"""A million texts that come once: memory stays inside its bound."""
+
+import numpy as np
+import psutil
+
+from serve_app.cache.lookup import Lookup
+from serve_app.cache.memory import MemoryCache
+from serve_app.cache.value import Codec
+from serve_app.config import ModelConfig
+from serve_app.engine.hashing_engine import HashingEngine
+from serve_app.models import resolve
+from serve_app.types import NO_TIME, Row, TextGroup, Tier, Vectors
+
+TEXTS, BATCH = 1_000_000, 1000
+MAX_BYTES = 32 << 20
+#: What the process may take beside it: arrays of a batch, and what the allocator keeps.
+SLACK_BYTES = 48 << 20
+
+
+async def test_a_million_distinct_texts_stay_inside_the_bound() -> None:
+    spec = resolve(ModelConfig(name="words", source="hashing:64"))
+    engine = HashingEngine(spec)
+    memory = MemoryCache(MAX_BYTES)
+
+    async def compute(group: TextGroup) -> Vectors:
+        tokens = engine.tokenize(group.texts)
+        vectors = engine.embed(tokens)
+        return Vectors.of([Row(v, 1, False, Tier.COMPUTED) for v in vectors], NO_TIME)
+
+    lookup = Lookup(spec.space_id, Codec(spec.dim), memory, compute)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    for start in range(0, TEXTS, BATCH):
+        texts = tuple(f"text {i}" for i in range(start, start + BATCH))
+        found = await lookup.fetch(TextGroup(texts))
+        assert found.computed == BATCH
+    assert memory.stats().bytes <= MAX_BYTES
+    assert memory.stats().evictions > TEXTS // 2
+    assert process.memory_info().rss - before <= MAX_BYTES + SLACK_BYTES
+    again = await lookup.fetch(TextGroup(texts))
+    assert again.computed < BATCH
+    assert np.array_equal(again.values, engine.embed(engine.tokenize(texts)))

@@ -1,0 +1,636 @@
+import asyncio
+import contextlib
+import contextvars
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from redis.asyncio import Redis, SSLConnection
+
+from serve_app.cache import redis_client, redis_store
+from serve_app.cache.redis_client import connect
+from serve_app.cache.redis_store import RedisStore
+from serve_app.errors import ConfigurationError, Unavailable
+from serve_app.metrics import (
+    L2_FAILURES,
+    L2_READS,
+    L2_SECONDS,
+    L2_WRITE_DROPS,
+    L2_WRITTEN,
+    Meter,
+    Metric,
+)
+from tests.valkey import ValkeyProcess
+
+#: Far above what anything here should take, far below "waits for ever".
+LIMIT_S = 10
+REQUEST = contextvars.ContextVar("request", default="none")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ValkeyProcess]:
+    with ValkeyProcess(tmp_path / "valkey") as process:
+        yield process
+
+
+class Counts:
+    """What a store has counted since the last look."""
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+        self._sums: dict[tuple[Metric, tuple[str, ...]], float] = {}
+
+    def __call__(self, metric: Metric, *tags: str) -> float:
+        for key, amount in self.meter.drain().items():
+            self._sums[key] = self._sums.get(key, 0) + amount
+        return self._sums.get((metric, tags), 0)
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    url: str,
+    password: str | None = None,
+    *,
+    prefix: bytes = b"test:",
+    timeout_s: float = 1,
+    ttl_s: int | None = None,
+    write_queue_max_bytes: int = 1 << 20,
+    counts: Counts | None = None,
+    started: bool = True,
+) -> AsyncIterator[RedisStore]:
+    store = RedisStore(
+        connect(url, password, timeout_s),
+        prefix=prefix,
+        timeout_s=timeout_s,
+        ttl_s=ttl_s,
+        write_queue_max_bytes=write_queue_max_bytes,
+        meter=(counts or Counts()).meter,
+    )
+    if started:
+        store.start()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def fill(store: RedisStore, n: int, size: int = 8) -> list[bytes]:
+    """Writes n values, each made from its key."""
+    keys = [f"key {i}".encode() for i in range(n)]
+    for key in keys:
+        store.put(key, value(key, size))
+    await store.flush(LIMIT_S)
+    return keys
+
+
+def value(key: bytes, size: int = 8) -> bytes:
+    return key.ljust(size, b".")
+
+
+def calls(server: ValkeyProcess, command: str) -> int:
+    return int(server.call("INFO", "commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+
+
+async def reads_nothing(store: RedisStore, times: int) -> None:
+    """Asks many times, one after the other: each a miss, and all together soon over."""
+    async with asyncio.timeout(LIMIT_S):
+        for _ in range(times):
+            assert await store.get_many([b"key 0", b"key 1"]) == [None, None]
+
+
+async def recovers(store: RedisStore) -> None:
+    """Is up again by itself, takes writes and gives hits."""
+    async with asyncio.timeout(LIMIT_S):
+        await until(lambda: store.state == "up")
+        assert store.reason is None
+        while await store.get_many([b"again"]) != [b"again"]:
+            store.put(b"again", b"again")
+            await store.flush(LIMIT_S)
+
+
+@pytest.mark.parametrize("kind", ["port", "socket", "password", "cluster", "sentinel"])
+async def test_a_round_trip(kind: str, tmp_path: Path) -> None:
+    password = "p/w@d" if kind == "password" else None
+    with contextlib.ExitStack() as servers:
+        server = servers.enter_context(
+            ValkeyProcess(
+                tmp_path / "valkey",
+                unix=kind == "socket",
+                password=password,
+                cluster=kind == "cluster",
+            )
+        )
+        url = server.url
+        if kind == "sentinel":
+            sentinel = servers.enter_context(
+                ValkeyProcess(tmp_path / "sentinel", sentinel_of=server)
+            )
+            url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/main/0"
+        counts = Counts()
+        async with opened(url, password, counts=counts) as store:
+            keys = await fill(store, 600, 1500)
+            values = await store.get_many([*keys, b"unknown", keys[0]])
+            assert values == [*(value(key, 1500) for key in keys), None, value(keys[0], 1500)]
+            assert await store.get_many([]) == []
+            assert await store.claim([b"a", b"b"], lease_s=30) == [True, True]
+            assert await store.claim([b"b", b"c"], lease_s=30) == [False, True]
+            assert await store.purge() == 603
+            assert await store.get_many(keys[:2]) == [None, None]
+            assert (store.state, store.writable, store.reason) == ("up", True, None)
+        assert counts(L2_WRITTEN) == 600
+        assert counts(L2_READS) == 2
+        assert counts(L2_SECONDS) > 0
+
+
+def test_it_works_on_uvloop(server: ValkeyProcess) -> None:
+    async def round_trip() -> None:
+        async with opened(server.url) as store:
+            [key] = await fill(store, 1)
+            assert await store.get_many([key]) == [value(key)]
+            server.kill()
+            await reads_nothing(store, 50)
+            server.start()
+            await recovers(store)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(round_trip())
+
+
+@pytest.mark.parametrize(("ttl_s", "told"), [(1000, range(990, 1001)), (None, [-1])])
+async def test_values_live_as_long_as_they_should(
+    server: ValkeyProcess, ttl_s: int | None, told: Sequence[int]
+) -> None:
+    async with opened(server.url, ttl_s=ttl_s) as store:
+        [key] = await fill(store, 1)
+    assert server.call("TTL", b"test:" + key) in told
+
+
+async def test_a_claim_ends_with_its_lease(server: ValkeyProcess) -> None:
+    async with opened(server.url) as store:
+        assert await store.claim([b"a"], lease_s=0.05) == [True]
+        async with asyncio.timeout(LIMIT_S):
+            while await store.claim([b"a"], lease_s=30) != [True]:
+                await asyncio.sleep(0.02)
+
+
+async def test_reads_of_one_turn_leave_as_one_mget(server: ValkeyProcess) -> None:
+    async with opened(server.url) as store:
+        keys = await fill(store, 50)
+        server.call("CONFIG", "RESETSTAT")
+        answers = await asyncio.gather(*(store.get_many([key, b"unknown"]) for key in keys))
+        assert answers == [[value(key), None] for key in keys]
+        assert calls(server, "mget") == 1
+
+
+async def test_a_large_read_leaves_in_parts_and_apart_from_small_ones(
+    server: ValkeyProcess,
+) -> None:
+    async with opened(server.url) as store:
+        keys = await fill(store, 1300)
+        server.call("CONFIG", "RESETSTAT")
+        small, large = await asyncio.gather(store.get_many(keys[:1]), store.get_many(keys))
+        assert small == [value(keys[0])]
+        assert large == [value(key) for key in keys]
+        assert calls(server, "mget") == 4
+
+
+async def test_a_new_connection_sends_nothing_but_the_command(server: ValkeyProcess) -> None:
+    server.call("CONFIG", "RESETSTAT")
+    async with opened(server.url) as store:
+        await fill(store, 1)
+    told = set(server.call("INFO", "commandstats"))
+    assert told - {"cmdstat_mget", "cmdstat_set"} == {"cmdstat_config|resetstat"}
+
+
+async def test_a_caller_that_leaves_takes_nobody_along(server: ValkeyProcess) -> None:
+    async with opened(server.url) as store:
+        keys = await fill(store, 2)
+        for turns in range(6):
+            leaving, staying = (asyncio.create_task(store.get_many([key])) for key in keys)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            leaving.cancel()
+            assert await staying == [value(keys[1])]
+            with contextlib.suppress(asyncio.CancelledError):
+                await leaving
+
+
+async def test_shared_reads_run_in_nobodys_context(
+    server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    async def mget(client: redis_client.Client, keys: Sequence[bytes]) -> Sequence[Any]:
+        seen.append(REQUEST.get())
+        return [None] * len(keys)
+
+    monkeypatch.setattr(redis_store, "mget", mget)
+    async with opened(server.url) as store:
+        REQUEST.set("of a client")
+        await store.get_many([b"a"])
+    assert seen == ["none"]
+
+
+@pytest.mark.parametrize("kind", ["port", "cluster"])
+async def test_replies_are_never_mixed_up(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "_MAX_FAILURES", 1_000_000)
+    with ValkeyProcess(tmp_path / "valkey", cluster=kind == "cluster") as server:
+        url = server.url
+        async with opened(url) as store:
+            keys = await fill(store, 200, 3000)
+        await hammer(server, url, keys)
+        async with opened(url) as store:
+            assert await store.get_many(keys) == [value(key, 3000) for key in keys]
+
+
+async def hammer(server: ValkeyProcess, url: str, keys: list[bytes]) -> None:
+    """Many reads with a tiny time limit, of which many are cancelled and many come too late."""
+    counts = Counts()
+    rng = random.Random(1)
+    async with opened(url, timeout_s=0.005, counts=counts) as store:
+
+        async def client() -> int:
+            hits = 0
+            for _ in range(100):
+                asked = rng.sample(keys, rng.randint(1, 40))
+                read = asyncio.create_task(store.get_many(asked))
+                if rng.random() < 0.3:
+                    await asyncio.sleep(rng.random() * 0.004)
+                    read.cancel()
+                if rng.random() < 0.1:
+                    await store.claim(asked, 0.001)
+                with contextlib.suppress(asyncio.CancelledError):
+                    for key, got in zip(asked, await read, strict=True):
+                        assert got in (None, value(key, 3000))
+                        hits += got is not None
+            return hits
+
+        async def stutter() -> None:
+            while True:
+                server.freeze()
+                await asyncio.sleep(0.008)
+                server.thaw()
+                await asyncio.sleep(0.008)
+
+        stuttering = asyncio.create_task(stutter())
+        try:
+            hits = await asyncio.gather(*(client() for _ in range(8)))
+        finally:
+            stuttering.cancel()
+            server.thaw()
+    assert sum(hits) > 100
+    assert counts(L2_FAILURES, "timeout") > 10
+
+
+@pytest.mark.parametrize(
+    "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+def test_a_busy_event_loop_does_not_make_the_store_slow(
+    server: ValkeyProcess, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def read_and_block() -> None:
+        async with opened(server.url, timeout_s=0.3) as store:
+            keys = await fill(store, 30, 1500)
+            await store.get_many(keys)
+            server.freeze()
+            read = asyncio.create_task(store.get_many(keys))
+            await asyncio.sleep(0.01)
+            server.thaw()
+            time.sleep(0.6)  # noqa: ASYNC251
+            assert await read == [value(key, 1500) for key in keys]
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(read_and_block())
+
+
+@pytest.mark.parametrize("unix", [False, True])
+@pytest.mark.parametrize("how", ["killed", "frozen", "paused"])
+async def test_a_server_that_goes_away_costs_little_and_comes_back(
+    how: str, unix: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "serve_app")
+    counts = Counts()
+    with ValkeyProcess(tmp_path / "valkey", unix=unix) as server:
+        async with opened(server.url, timeout_s=0.05, counts=counts) as store:
+            await recovers(store)
+            if how == "killed":
+                server.kill()
+            elif how == "frozen":
+                server.freeze()
+            else:
+                server.call("CLIENT", "PAUSE", 1500, "ALL")
+            store.put(b"lost", b"lost")
+            await reads_nothing(store, 500)
+            assert store.state == "down"
+            assert await store.claim([b"key 0"], lease_s=1) == [True]
+            # Whatever is asked once the breaker is open is no further failure but the probes'.
+            failures = sum(counts(L2_FAILURES, kind) for kind in ("timeout", "connection"))
+            assert 1 <= failures < 20
+            if how == "killed":
+                server.start()
+            elif how == "frozen":
+                server.thaw()
+            await recovers(store)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "is down" in told[0]
+    assert "up again" in told[1]
+
+
+async def test_reads_at_the_moment_of_the_failure_end_together(server: ValkeyProcess) -> None:
+    async with opened(server.url, timeout_s=0.1) as store:
+        await fill(store, 1)
+        server.freeze()
+        started = time.monotonic()
+        reads = []
+        for _ in range(100):
+            reads.append(asyncio.create_task(store.get_many([b"key 0"])))
+            await asyncio.sleep(0)
+        assert await asyncio.gather(*reads) == [[None]] * 100
+        # They wait for a connection and for the reply at the same time, not in turn.
+        assert time.monotonic() - started < 1.5
+        server.thaw()
+        await recovers(store)
+
+
+async def test_a_cluster_comes_back(tmp_path: Path) -> None:
+    with ValkeyProcess(tmp_path / "valkey", cluster=True) as server:
+        async with opened(server.url) as store:
+            await fill(store, 2)
+            server.kill()
+            await reads_nothing(store, 50)
+            assert store.state == "down"
+            server.start()
+            await recovers(store)
+
+
+async def test_a_server_that_is_absent_at_the_start_is_found_later(tmp_path: Path) -> None:
+    server = ValkeyProcess(tmp_path / "valkey")
+    counts = Counts()
+    async with opened(server.url, counts=counts) as store:
+        await until(lambda: store.state == "down")
+        assert store.reason is not None
+        assert store.reason.startswith("no connection (")
+        await reads_nothing(store, 20)
+        with server:
+            await recovers(store)
+    assert counts(L2_FAILURES, "connection") > 0
+
+
+@pytest.mark.parametrize("unix", [False, True])
+async def test_a_wrong_password_is_told_and_may_be_mended(
+    unix: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = Counts()
+    with ValkeyProcess(tmp_path / "valkey", unix=unix, password="right") as server:
+        async with opened(server.url, "secret-word", counts=counts) as store:
+            await until(lambda: store.state == "down")
+            assert store.reason == "its user or password is not accepted"
+            await reads_nothing(store, 20)
+            server.call("CONFIG", "SET", "requirepass", "secret-word")
+            await recovers(store)
+    assert counts(L2_FAILURES, "auth") > 0
+    assert "secret-word" not in caplog.text
+
+
+async def test_a_full_server_still_answers(server: ValkeyProcess) -> None:
+    counts = Counts()
+    async with opened(server.url, counts=counts) as store:
+        keys = await fill(store, 3)
+        server.call("CONFIG", "SET", "maxmemory", "1mb")
+        store.put(b"new", b"new" * 1000)
+        await store.flush(LIMIT_S)
+        assert counts(L2_WRITE_DROPS, "refused") == 1
+        assert await store.get_many([*keys, b"new"]) == [*map(value, keys), None]
+        assert store.state == "up"
+        assert not store.writable
+        assert store.reason == "writes fail: it answers OOM"
+
+        server.call("CONFIG", "SET", "maxmemory", 0)
+        async with asyncio.timeout(LIMIT_S):
+            while not store.writable:
+                store.put(b"new", b"new")
+                await store.flush(LIMIT_S)
+        assert await store.get_many([b"new"]) == [b"new"]
+        assert store.reason is None
+
+
+async def test_a_read_only_server_still_answers(server: ValkeyProcess) -> None:
+    async with opened(server.url) as store:
+        keys = await fill(store, 1)
+        server.call("REPLICAOF", "127.0.0.1", 1)
+        store.put(b"new", b"new")
+        await until(lambda: not store.writable)
+        assert await store.get_many(keys) == [value(keys[0])]
+        assert store.reason == "writes fail: it answers READONLY"
+
+
+async def test_one_refused_write_does_not_take_the_others_along(server: ValkeyProcess) -> None:
+    server.call("ACL", "SETUSER", "default", "resetkeys", "~test:yes*", "%R~*")
+    counts = Counts()
+    async with opened(server.url, counts=counts) as store:
+        for key in (b"yes 1", b"no", b"yes 2"):
+            store.put(key, key)
+        await store.flush(LIMIT_S)
+        assert await store.get_many([b"yes 1", b"no", b"yes 2"]) == [b"yes 1", None, b"yes 2"]
+    assert counts(L2_WRITTEN) == 2
+    assert counts(L2_WRITE_DROPS, "refused") == 1
+
+
+async def test_the_write_queue_is_bounded_and_takes_a_key_once(server: ValkeyProcess) -> None:
+    counts = Counts()
+    async with opened(
+        server.url, counts=counts, write_queue_max_bytes=1000, started=False
+    ) as store:
+        store.put(b"twice", b"old")
+        store.put(b"twice", b"new")
+        for i in range(20):
+            store.put(b"%02d" % i, b"." * 98)
+        store.put(b"huge", b"." * 1000)
+        store.start()
+        await store.flush(LIMIT_S)
+        assert counts(L2_WRITTEN) == 1 + 9
+        assert counts(L2_WRITE_DROPS, "full") == 11 + 1
+        assert await store.get_many([b"twice", b"08", b"09"]) == [b"new", b"." * 98, None]
+        store.put(b"huge", b"." * 900)
+        await store.flush(LIMIT_S)
+        assert counts(L2_WRITTEN) == 11
+
+
+async def test_what_is_queued_for_a_dead_server_is_dropped(tmp_path: Path) -> None:
+    counts = Counts()
+    server = ValkeyProcess(tmp_path / "valkey")
+    async with opened(server.url, counts=counts, started=False) as store:
+        for i in range(10):
+            store.put(b"%d" % i, b"")
+        await reads_nothing(store, 10)
+        assert store.state == "down"
+        store.put(b"later", b"")
+        assert counts(L2_WRITE_DROPS, "down") == 11
+        with server:
+            store.start()
+            await store.flush(LIMIT_S)
+            await until(lambda: store.state == "up")
+            assert server.call("DBSIZE") == 0
+
+
+async def test_writes_alone_find_out_that_the_server_is_gone(server: ValkeyProcess) -> None:
+    counts = Counts()
+    async with opened(server.url, timeout_s=0.05, counts=counts) as store:
+        await recovers(store)
+        server.freeze()
+        store.put(b"lost", b"lost")
+        await until(lambda: store.state == "down")
+        assert counts(L2_WRITE_DROPS, "timeout") == 1
+        assert store.writable
+        server.thaw()
+        await recovers(store)
+
+
+async def test_reads_go_on_while_writes_hang(server: ValkeyProcess) -> None:
+    async with opened(server.url, timeout_s=0.1) as store:
+        await recovers(store)
+        server.call("CLIENT", "PAUSE", 60_000, "WRITE")
+        store.put(b"lost", b"lost")
+        await until(lambda: not store.writable)
+        assert store.state == "up"
+        assert store.reason == "writes fail: no answer in time"
+        async with asyncio.timeout(LIMIT_S):
+            while await store.get_many([b"again"]) != [b"again"]:
+                pass
+        server.call("CLIENT", "UNPAUSE")
+
+
+async def test_flush_waits_no_longer_than_it_should(server: ValkeyProcess) -> None:
+    async with opened(server.url) as store:
+        await fill(store, 1)
+        server.freeze()
+        store.put(b"a", b"a")
+        async with asyncio.timeout(LIMIT_S):
+            await store.flush(0.05)
+        server.thaw()
+        await store.flush(LIMIT_S)
+        assert await store.get_many([b"a"]) == [b"a"]
+
+
+async def test_purge_deletes_what_is_below_the_prefix_only(server: ValkeyProcess) -> None:
+    prefix = b"a*[bc]?\\d:"
+    others = [b"a*[bc]?d:1", b"aXb?\\d:1", b"a", b"aXXb1\\d:1", b"a*[bc]1\\d:1", b"b" + prefix]
+    for key in others:
+        server.call("SET", key, "other")
+    async with opened(server.url, prefix=prefix) as store:
+        keys = await fill(store, 3000)
+        await store.claim([b"a"], lease_s=30)
+        store.put(b"queued", b"")
+        assert await store.purge() == 3002
+        await store.flush(LIMIT_S)
+        assert await store.get_many(keys[:2]) == [None, None]
+    assert sorted(server.call("KEYS", "*")) == sorted(others)
+
+
+async def test_a_purge_that_fails_says_so(server: ValkeyProcess) -> None:
+    async with opened(server.url) as store:
+        await fill(store, 1)
+        server.kill()
+        with pytest.raises(Unavailable, match="no connection"):
+            await store.purge()
+
+
+async def test_close_leaves_nothing_behind(server: ValkeyProcess) -> None:
+    async with opened(server.url) as store:
+        keys = await fill(store, 1)
+        await asyncio.gather(*(store.get_many(keys) for _ in range(5)))
+        tasks = len(asyncio.all_tasks())
+        await store.close()
+        assert len(asyncio.all_tasks()) == tasks - 2
+        assert await store.get_many(keys) == [None]
+        assert await store.claim(keys, 1) == [True]
+        store.put(b"late", b"")
+    async with asyncio.timeout(LIMIT_S):
+        while server.call("CLIENT", "LIST").count(b"addr=") > 2:  # each line has two
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("cause", ["killed", "frozen"])
+async def test_close_ends_though_the_server_is_gone(server: ValkeyProcess, cause: str) -> None:
+    async with opened(server.url) as store:
+        keys = await fill(store, 1)
+        server.kill() if cause == "killed" else server.freeze()
+        store.put(b"a", b"a")
+        read = asyncio.create_task(store.get_many(keys))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(LIMIT_S):
+            await store.close()
+        assert await read == [None]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("", "scheme"),
+        ("http://:geheim@host", "scheme"),
+        ("geheim", "scheme"),
+        ("redis+other://:geheim@host", "scheme"),
+        ("unix+cluster:///tmp/geheim", "scheme"),
+        ("redis://", "host"),
+        ("redis://:geheim@:6379", "host"),
+        ("redis://user:geheim@host:port", "port"),
+        ("redis://user:geheim@host:70000", "port"),
+        ("redis://user:ge/heim@host", "database"),
+        ("redis://user:ge?heim=1@host", "after `?`"),
+        ("redis://user:ge?heim@host", "URL"),
+        ("redis://[geheim", "URL"),
+        ("redis://:geheim@host/geheim", "database"),
+        ("redis://:geheim@host?db=geheim", "database"),
+        ("redis://:geheim@host?decode_responses=geheim", "after `?`"),
+        ("redis://:geheim@host?ssl_ca_certs=geheim", "after `?`"),
+        ("redis://:geheim@host,other", "several hosts"),
+        ("unix://:geheim@relative/path", "absolute"),
+        ("redis+sentinel://:geheim@host:26379", "service"),
+        ("redis+sentinel://:geheim@host:26379/main/geheim", "database"),
+        ("redis+cluster://:geheim@host/1", "database"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_told_without_its_password(url: str, words: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        connect(url, "auch geheim", 0.05)
+    assert words in str(raised.value)
+    assert "heim" not in str(raised.value)
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("valkey://host", {"host": "host", "port": 6379, "db": 0}),
+        ("redis://[::1]:7000/3", {"host": "::1", "port": 7000, "db": 3}),
+        ("redis://u%40:p%2Fw@host?db=2", {"username": "u@", "password": "p/w", "db": 2}),
+        ("unix:///run/a%20b.sock?db=4", {"path": "/run/a b.sock", "db": 4}),
+    ],
+)
+def test_what_a_url_says(url: str, told: dict[str, object]) -> None:
+    client = connect(url, None, 0.05)
+    assert isinstance(client, Redis)
+    assert told.items() <= client.connection_pool.connection_kwargs.items()
+
+
+def test_tls_is_asked_for_by_the_scheme() -> None:
+    client = connect("valkeys://host?ssl_ca_certs=/ca.pem", "word", 0.05)
+    assert isinstance(client, Redis)
+    assert client.connection_pool.connection_class is SSLConnection
+    assert client.connection_pool.connection_kwargs["password"] == "word"
+    assert client.connection_pool.connection_kwargs["ssl_ca_certs"] == "/ca.pem"

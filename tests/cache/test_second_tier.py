@@ -1,0 +1,166 @@
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from pydantic import SecretStr
+
+from serve_app.cache import second_tier
+from serve_app.cache.embedded import EmbeddedUnavailable
+from serve_app.cache.second_tier import SecondTier
+from serve_app.cache.supervisor import owner_of
+from serve_app.cache.tiers import Tiers
+from serve_app.config import CacheConfig
+from serve_app.errors import ConfigurationError, Unavailable
+from serve_app.metrics import L2_UP, Meter
+from serve_app.types import CacheState, TextGroup, Tier
+from tests.fakes import SPEC, FakeLookup
+from tests.valkey import ValkeyProcess
+
+LIMIT_S = 20.0
+
+
+def config(folder: Path | None = None, **settings: object) -> CacheConfig:
+    where = {} if folder is None else {"folder": str(folder)}
+    return CacheConfig.model_validate({**where, **settings})
+
+
+@contextlib.asynccontextmanager
+async def opened(config: CacheConfig, space_id: str = SPEC.space_id) -> AsyncIterator[Tiers]:
+    """The tiers of a new process."""
+    meter = Meter()
+    second = SecondTier(config, space_id, service="test", owner_pid=os.getpid(), meter=meter)
+    tiers = Tiers(
+        SPEC,
+        FakeLookup().fetch,
+        memory_max_bytes=1 << 20,
+        storage=config.storage,
+        meter=meter,
+        second=second,
+        lease_s=config.lease_s,
+    )
+    tiers.start()
+    try:
+        yield tiers
+    finally:
+        await tiers.close()
+
+
+async def until(tiers: Tiers, state: str) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while tiers.state.state != state:
+            await asyncio.sleep(0.05)
+
+
+def supervisors() -> list[psutil.Process]:
+    every = psutil.process_iter(["cmdline"])
+    return [p for p in every if owner_of(p.info["cmdline"] or []) == os.getpid()]
+
+
+@pytest.fixture
+def no_supervisor_left() -> Iterator[None]:
+    yield
+    for process in supervisors():
+        process.terminate()
+        process.wait(LIMIT_S)
+
+
+@pytest.mark.usefixtures("no_supervisor_left")
+async def test_a_restarted_service_knows_what_it_knew(tmp_path: Path) -> None:
+    group = TextGroup(tuple(f"text {i}" for i in range(50)))
+    async with opened(config(tmp_path)) as tiers:
+        first = await tiers.fetch(group)
+        assert tiers.state == CacheState("up", None, "embedded")
+    for process in supervisors():
+        process.terminate()
+        process.wait(LIMIT_S)
+    async with opened(config(tmp_path)) as tiers:
+        again = await tiers.fetch(group)
+        assert again.tiers.tolist() == [Tier.L2] * 50
+        assert again.values.tobytes() == first.values.tobytes()
+        report = await tiers.report()
+        assert report.store is not None
+        assert report.store.entries == report.memory.entries == 50
+        assert report.store.max_bytes == config().max_bytes
+
+
+@pytest.mark.usefixtures("no_supervisor_left")
+async def test_a_server_that_was_given_up_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(second_tier, "_MEND_EVERY_S", 0.1)
+    async with opened(config(tmp_path)) as tiers:
+        await until(tiers, "up")
+        for process in supervisors():
+            for each in (process, *process.children()):
+                each.kill()
+        await until(tiers, "degraded")
+        await until(tiers, "up")
+
+
+async def test_without_a_server_for_this_system_memory_remains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: object) -> None:
+        raise EmbeddedUnavailable("There is no server for this system.")
+
+    monkeypatch.setattr(second_tier, "lease_server", refuse)
+    async with opened(config(tmp_path)) as tiers:
+        group = TextGroup(("a",))
+        assert [(await tiers.fetch(group)).computed for _ in range(2)] == [1, 0]
+        assert tiers.state == CacheState(
+            "degraded", "There is no server for this system.", "embedded"
+        )
+        assert tiers.gauges()[L2_UP] == 0
+    assert "going on with memory only" in caplog.text
+
+
+async def test_memory_only_where_that_is_asked_for() -> None:
+    async with opened(config(url="none")) as tiers:
+        assert tiers.state == CacheState("off")
+        assert (await tiers.report()).store is None
+        await tiers.fetch(TextGroup(("a", "b")))
+        assert await tiers.purge() == 2
+
+
+async def test_a_server_by_its_url_with_a_password_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_PASSWORD", "s3cret")
+    with ValkeyProcess(tmp_path, password="s3cret") as server:
+        told = config(url=server.url, password_env="TEST_PASSWORD")
+        async with opened(told) as tiers:
+            await until(tiers, "up")
+            await tiers.fetch(TextGroup(("a", "b")))
+            assert tiers.gauges()[L2_UP] == 1
+        assert server.call("DBSIZE") == 2
+        async with opened(told, "another-space") as tiers:
+            assert (await tiers.fetch(TextGroup(("a",)))).computed == 1
+        async with opened(told) as tiers:
+            assert (await tiers.fetch(TextGroup(("a",)))).computed == 0
+            assert await tiers.purge() == 1 + 2
+        assert server.call("DBSIZE") == 1
+        server.kill()
+        async with opened(told) as tiers:
+            await until(tiers, "degraded")
+            with pytest.raises(Unavailable):
+                await tiers.purge()
+
+
+def test_a_password_that_is_not_there_is_told() -> None:
+    with pytest.raises(ConfigurationError, match="NOT_SET_ANYWHERE"):
+        SecondTier(
+            config(url="redis://127.0.0.1:1", password_env="NOT_SET_ANYWHERE"),
+            "space",
+            service="test",
+            owner_pid=1,
+            meter=Meter(),
+        )
+
+
+def test_a_password_in_the_url_is_in_no_text_of_the_settings() -> None:
+    settings = CacheConfig(url=SecretStr("redis://:s3cret@host/0"))
+    assert "s3cret" not in f"{settings!r} {settings} {settings.model_dump_json()}"
