@@ -1,7 +1,9 @@
 """A real service for the tests in this folder: `serve run` on a Ray of its own, free ports."""
 
 import asyncio
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -9,7 +11,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import psutil
 import pytest
 import yaml
@@ -25,6 +29,8 @@ USER_CONFIG = {
     "Embedder": {"max_queued_tokens": 30_000},
 }
 DOWNSCALE_DELAY_S = 5
+#: How often the service counts, and how often Ray tells of it.
+METRICS_S = 3
 
 
 class Service:
@@ -50,10 +56,44 @@ class Service:
                     pids.append(process.pid)
         return pids
 
+    def health(self) -> dict[str, Any]:
+        reply = httpx2.get(f"{self.url}/health", timeout=30)
+        health: dict[str, Any] = reply.json()
+        return health
+
+    async def metric(self, name: str, at_least: float) -> float:
+        """A counter, all replicas together, once it has come so far."""
+        found = 0.0
+
+        def read() -> bool:
+            nonlocal found
+            text = httpx2.get(f"http://{self._metrics_address()}/metrics", timeout=10).text
+            values = re.findall(rf"^ray_{name}_total{{.*}} ([\d.e+]+)$", text, re.MULTILINE)
+            found = sum(map(float, values))
+            return found >= at_least
+
+        await self.until(read, timeout_s=60)
+        await asyncio.sleep(METRICS_S)  # until all that has happened is told
+        read()
+        return found
+
+    def _metrics_address(self) -> str:
+        file = Path(self._env["RAY_TMPDIR"]) / "ray" / "prom_metrics_service_discovery.json"
+        address: str = json.loads(file.read_text("utf-8"))[0]["targets"][0]
+        return address
+
+    def cache_servers(self) -> list[psutil.Process]:
+        """The service's own Valkey servers."""
+        return [p for p in self.launch.processes() if p.name() == "valkey-server"]
+
     def drive(self, code: str) -> str:
         """Runs code as another Ray driver would, and returns what it prints."""
+        return self.command("-c", code)
+
+    def command(self, *words: str) -> str:
+        """Runs Python with these arguments, on the service's Ray; what it prints."""
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, *words],
             env={**os.environ, **self._env, "RAY_ADDRESS": "auto"},
             capture_output=True,
             text=True,
@@ -84,6 +124,7 @@ def service() -> Iterator[Service]:
             if "autoscaling_config" in deployment:
                 deployment["autoscaling_config"]["downscale_delay_s"] = DOWNSCALE_DELAY_S
         env = {"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"}
+        env["RAY_metrics_report_interval_ms"] = "1000"
         launch = Launch(config, env=env)
         launch.start()
         try:

@@ -70,7 +70,7 @@ def test_the_same_text_gets_the_same_bits_again(service: Service) -> None:
     again = client.embeddings.create(model=MINILM.name, input=texts)
     assert [d.embedding for d in first.data] == [d.embedding for d in again.data]
     assert first.data[0].embedding == first.data[2].embedding
-    assert first.usage == again.usage
+    assert first.usage.prompt_tokens == again.usage.prompt_tokens
 
 
 def test_the_openai_client_lists_and_cuts(service: Service) -> None:

@@ -1,0 +1,141 @@
+"""The cache of a real service: exact, shared, and never in the way."""
+
+import asyncio
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+
+from serve_app.launch import Launch, beside, free_port
+from tests.on_ray.conftest import ROOT, Load, Service
+
+CLI = ("-m", "serve_app.cli", "cache")
+
+
+def new_texts(n: int) -> list[str]:
+    return [f"{time.time_ns()} text {i}" for i in range(n)]
+
+
+def ask(url: str, texts: Sequence[str], **fields: object) -> tuple[bytes, str]:
+    """The vectors' bytes in base64, joined, and the header `x-cache`."""
+    reply = httpx2.post(
+        f"{url}/v1/embeddings",
+        json={"input": list(texts), "encoding_format": "base64", **fields},
+        timeout=120,
+    )
+    reply.raise_for_status()
+    vectors = "".join(item["embedding"] for item in reply.json()["data"])
+    return vectors.encode(), reply.headers["x-cache"]
+
+
+def reports(service: Service) -> dict[str, Any]:
+    found = json.loads(service.command(*CLI, "stats", "--json"))
+    return {report["deployment"]: report for report in found}
+
+
+def test_what_is_known_is_not_computed_again_even_after_a_restart() -> None:
+    texts = new_texts(1000)
+    given: list[tuple[bytes, str]] = []
+    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
+        config["applications"][0]["args"]["cache"] = {"folder": f"{scratch}/cache"}
+        for life in range(2):
+            launch = Launch(
+                beside(config, free_port(), Path(scratch)),
+                env={"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
+            )
+            launch.start()
+            try:
+                for doing in launch.wait_until_ready(timeout_s=180):
+                    print(life, doing)
+                given += [ask(launch.url, texts) for _ in range(2)]
+            finally:
+                launch.stop()
+    assert [cache for _, cache in given] == [
+        "hits=0; misses=1000",
+        "hits=1000; misses=0; tier=l1",
+        "hits=1000; misses=0; tier=l2",
+        "hits=1000; misses=0; tier=l1",
+    ]
+    assert len({vectors for vectors, _ in given}) == 1
+
+
+async def test_only_new_texts_are_computed_and_each_once(service: Service) -> None:
+    known, new = new_texts(30), new_texts(3)
+    ask(service.url, known)
+    _, cache = ask(service.url, [*known[:10], new[0], *known[10:], new[1]])
+    assert cache == "hits=30; misses=2; tier=l1"
+    before = await service.metric("embedserve_batch_texts", at_least=32)
+    async with httpx2.AsyncClient(timeout=60) as client:
+        replies = await asyncio.gather(
+            *(
+                client.post(f"{service.url}/v1/embeddings", json={"input": new[2]})
+                for _ in range(50)
+            )
+        )
+    assert len({reply.json()["data"][0]["embedding"][0] for reply in replies}) == 1
+    assert ask(service.url, new_texts(1))[1] == "hits=0; misses=1"
+    assert await service.metric("embedserve_batch_texts", at_least=before + 2) == before + 2
+
+
+def test_use_cache_false_computes_and_keeps_nothing(service: Service) -> None:
+    (text,) = new_texts(1)
+    caches = [ask(service.url, [text], use_cache=use)[1] for use in (False, True, False, True)]
+    miss, hit = "hits=0; misses=1", "hits=1; misses=0; tier=l1"
+    assert caches == [miss, miss, miss, hit]
+
+
+@pytest.mark.parametrize("fault", ["frozen", "killed"])
+async def test_a_cache_server_that_fails_under_load_fails_no_request(
+    service: Service, load: Load, fault: str
+) -> None:
+    (server,) = service.cache_servers()
+    async with load.of(clients=4, texts=4):
+        await load.more(10)
+        server.send_signal(signal.SIGSTOP if fault == "frozen" else signal.SIGKILL)
+        await load.more(40)
+        if fault == "frozen":
+            await service.until(lambda: service.health()["status"] == "degraded")
+            server.send_signal(signal.SIGCONT)
+        await service.until(lambda: service.health()["status"] == "ok")
+        await load.more(10)
+    assert load.failures == []
+    assert service.cache_servers() != []
+
+
+async def test_a_cache_server_outlives_a_killed_replica(service: Service) -> None:
+    (server,) = service.cache_servers()
+    texts = new_texts(20)
+    ask(service.url, texts)
+    for pid in service.replica_pids("CacheLookup"):
+        os.kill(pid, signal.SIGKILL)
+    await service.until(lambda: service.running("CacheLookup") == 1)
+    await service.until(lambda: service.health()["status"] == "ok")
+    assert [p.pid for p in service.cache_servers()] == [server.pid]
+
+
+def test_the_commands(service: Service, tmp_path: Path) -> None:
+    texts = new_texts(600)
+    file = tmp_path / "texts.jsonl"
+    lines = [json.dumps({"text": text} if i % 2 else text) for i, text in enumerate(texts)]
+    file.write_text("\n".join(lines) + "\n\n", "utf-8")
+    shown = service.command(*CLI, "warm", str(file))
+    assert "600 texts in" in shown
+    assert "600 computed, 0 known before" in shown
+    assert "0 computed, 600 known before" in service.command(*CLI, "warm", str(file))
+    assert ask(service.url, texts)[1] == "hits=600; misses=0; tier=l1"
+    report = reports(service)
+    assert report["Ingress"]["memory"]["entries"] >= 600
+    assert report["CacheLookup"]["shared"]["server"]["entries"] >= 600
+    assert "CacheLookup" in service.command(*CLI, "stats")
+    forgotten = service.command(*CLI, "purge", "--model", "all-MiniLM-L6-v2")
+    assert int(forgotten.split()[0]) >= 1800
+    assert ask(service.url, texts)[1] == "hits=0; misses=600"
