@@ -114,7 +114,7 @@ class Vectors:
             np.array(vectors),
             np.array(tokens, dtype=np.int32),
             np.array(truncated, dtype=np.bool_),
-            np.array(tiers, dtype=np.uint8),
+            np.frombuffer(bytes(tiers), dtype=np.uint8),
             timings,
         )
 

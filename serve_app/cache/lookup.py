@@ -11,7 +11,7 @@ from serve_app.cache.memory import MemoryCache
 from serve_app.cache.single_flight import SingleFlight
 from serve_app.cache.value import Codec
 from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED, Meter
-from serve_app.types import NO_TIME, Row, TextGroup, Tier, Vectors
+from serve_app.types import NO_TIME, Row, TextGroup, Tier, Timings, Vectors
 
 #: Answers what a tier doesn't know: the next tier.
 Fetch = Callable[[TextGroup], Awaitable[Vectors]]
@@ -76,13 +76,14 @@ class Lookup:
         started = time.perf_counter()
         keys = [cache_key(self._space_id, group.prompt, text) for text in group.texts]
         rows = {key: row for key in keys if (row := self._from_memory(key)) is not None}
+        self._meter.add(CACHE_HITS, len(rows), "l1")
         if self._store is not None and len(rows) < len(keys):
             await self._from_store(self._store, keys, rows)
-        self._count(rows, keys)
         looked_up_s = time.perf_counter() - started
         timings = NO_TIME
         missing = [i for i, key in enumerate(keys) if key not in rows]
         if missing:
+            self._meter.add(CACHE_MISSES, len(missing))
             texts = tuple(group.texts[i] for i in missing)
             left = [keys[i] for i in missing]
             landed = await self._flights.fetch(replace(group, texts=texts), left)
@@ -101,28 +102,25 @@ class Lookup:
         self, store: Store, keys: Sequence[bytes], rows: dict[bytes, Row]
     ) -> None:
         missing = [key for key in keys if key not in rows]
+        found = 0
         for key, value in zip(missing, await store.get_many(missing), strict=True):
             row = None if value is None else self._codec.decode(value, Tier.L2)
             if value is not None and row is not None:
                 rows[key] = row
                 self._memory.put(key, value)
+                found += 1
+        self._meter.add(CACHE_HITS, found, "l2")
 
-    async def _compute(self, group: TextGroup, keys: Sequence[bytes]) -> Vectors:
+    async def _compute(self, group: TextGroup, keys: Sequence[bytes]) -> tuple[list[Row], Timings]:
         leases = self._leases
         fresh = await (leases.fetch(group, keys) if leases else self._rest(group))
-        vectors = self._rounded(fresh)
-        for key, row in zip(keys, vectors.rows(), strict=True):
+        rows = self._rounded(fresh).rows()
+        for key, row in zip(keys, rows, strict=True):
             value = self._codec.encode(row)
             self._memory.put(key, value)
             if self._store is not None and row.tier == Tier.COMPUTED:
                 self._store.put(key, value)
-        return vectors
+        return rows, fresh.timings
 
     def _rounded(self, vectors: Vectors) -> Vectors:
         return replace(vectors, values=self._codec.round(vectors.values))
-
-    def _count(self, rows: dict[bytes, Row], keys: Sequence[bytes]) -> None:
-        tiers = [row.tier for row in rows.values()]
-        for tier in (Tier.L1, Tier.L2):
-            self._meter.add(CACHE_HITS, tiers.count(tier), tier.name.lower())
-        self._meter.add(CACHE_MISSES, len(keys) - len(rows))

@@ -6,22 +6,25 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from serve_app.types import NO_TIME, Lane, Row, TextGroup, Timings, Vectors
+from serve_app.errors import EmbedServeError
+from serve_app.types import NO_TIME, Lane, Row, TextGroup, Timings
 
+#: A row for each text of a group, and where the time went.
+Computed = tuple[list[Row], Timings]
 #: Computes a group whose texts have these keys.
-Compute = Callable[[TextGroup, Sequence[bytes]], Awaitable[Vectors]]
+Compute = Callable[[TextGroup, Sequence[bytes]], Awaitable[Computed]]
 
 
 class _Flight:
     """Texts that are being computed, and how many requests wait for them."""
 
-    def __init__(self, task: "asyncio.Task[Vectors]", lane: Lane, keys: Sequence[bytes]) -> None:
+    def __init__(self, task: "asyncio.Task[Computed]", lane: Lane, keys: Sequence[bytes]) -> None:
         self.task = task
         self.lane = lane
         self.keys = keys
         self._waiting = 0
 
-    async def wait(self) -> Vectors:
+    async def wait(self) -> Computed:
         """What it gives. It goes on while anybody waits; the last one to leave ends it."""
         self._waiting += 1
         try:
@@ -63,21 +66,19 @@ class SingleFlight:
         mine = self._start(_part(group, alone), [keys[i] for i in alone]) if alone else None
         flights = [flight or mine for flight in joined]
         distinct = list(dict.fromkeys(flight for flight in flights if flight))
-        answers = await asyncio.gather(*(f.wait() for f in distinct), return_exceptions=True)
         rows: dict[bytes, Row] = {}
         timings = NO_TIME
-        for flight, answer in zip(distinct, answers, strict=True):
-            if isinstance(answer, Vectors):
-                rows.update(zip(flight.keys, answer.rows(), strict=True))
-                timings = answer.timings
+        for flight, answer in zip(distinct, await _all(distinct), strict=True):
+            if not isinstance(answer, BaseException):
+                rows.update(zip(flight.keys, answer[0], strict=True))
+                timings = answer[1]
             elif flight is mine:
                 raise answer
         lost = [i for i, key in enumerate(keys) if key not in rows]
         if lost:
             again = [keys[i] for i in lost]
-            fresh = await self._compute(_part(group, lost), again)
-            rows.update(zip(again, fresh.rows(), strict=True))
-            timings = fresh.timings
+            fresh, timings = await self._compute(_part(group, lost), again)
+            rows.update(zip(again, fresh, strict=True))
         return Landed([rows[key] for key in keys], timings, len(keys) - len(alone) - len(lost))
 
     def _joinable(self, key: bytes, lane: Lane) -> _Flight | None:
@@ -94,7 +95,7 @@ class SingleFlight:
         flight = _Flight(task, group.lane, keys)
         self._flights.update(dict.fromkeys(keys, flight))
 
-        def landed(task: "asyncio.Task[Vectors]") -> None:
+        def landed(task: "asyncio.Task[Computed]") -> None:
             for key in keys:
                 if self._flights.get(key) is flight:
                     del self._flights[key]
@@ -102,8 +103,18 @@ class SingleFlight:
         task.add_done_callback(landed)
         return flight
 
-    async def _run(self, group: TextGroup, keys: Sequence[bytes]) -> Vectors:
+    async def _run(self, group: TextGroup, keys: Sequence[bytes]) -> Computed:
         return await self._compute(group, keys)
+
+
+async def _all(flights: Sequence[_Flight]) -> list[Computed | BaseException]:
+    """What each gives, or the error it ends with."""
+    if len(flights) > 1:
+        return await asyncio.gather(*(f.wait() for f in flights), return_exceptions=True)
+    try:
+        return [await flights[0].wait()]
+    except EmbedServeError as error:
+        return [error]
 
 
 def _part(group: TextGroup, places: Sequence[int]) -> TextGroup:

@@ -1,8 +1,8 @@
 """Cache values: one vector at full size, with what else a reply tells of its text.
 
-    version u8 | flags u8 | 0 u16 | tokens u32 | dim u32 | CRC-32 u32 | dim x float, little-endian
+    CRC-32 u32 | version u8 | flags u8 | 0 u16 | tokens u32 | dim u32 | dim x float, little-endian
 
-The checksum is that of all other bytes. Shorter vectors, other number types and encodings are
+The checksum is that of all bytes behind it. Shorter vectors, other number types and encodings are
 derived when a value is read, so one value serves them all.
 """
 
@@ -17,9 +17,8 @@ from serve_app.types import Float32, Row, Tier
 #: What vectors are kept as. float16 takes half of the room and rounds: its space is another one.
 Storage = Literal["float32", "float16"]
 
-_HEAD = struct.Struct("<BBxxII")
 _CHECKSUM = struct.Struct("<I")
-_START = _HEAD.size + _CHECKSUM.size
+_HEAD = struct.Struct("<IBBxxII")
 _VERSION = 2
 _TRUNCATED = 1
 _HALF = 2
@@ -32,7 +31,7 @@ class Codec:
         self._dim = dim
         self._half = _HALF if storage == "float16" else 0
         self._dtype = np.dtype("<f2" if self._half else "<f4")
-        self._bytes = _START + dim * self._dtype.itemsize
+        self._bytes = _HEAD.size + dim * self._dtype.itemsize
 
     def round(self, vectors: Float32) -> Float32:
         """Vectors as they will be read again, so that a miss gives the bits that a hit gives."""
@@ -41,9 +40,9 @@ class Codec:
     def encode(self, row: Row) -> bytes:
         """The bytes to keep for a row; its vector has shape (dim,)."""
         flags = (_TRUNCATED if row.truncated else 0) | self._half
-        head = _HEAD.pack(_VERSION, flags, row.tokens, self._dim)
-        body = row.vector.astype(self._dtype, copy=False).tobytes()
-        return head + _CHECKSUM.pack(crc32(body, crc32(head))) + body
+        head = _HEAD.pack(0, _VERSION, flags, row.tokens, self._dim)[_CHECKSUM.size :]
+        body = head + row.vector.astype(self._dtype, copy=False).tobytes()
+        return _CHECKSUM.pack(crc32(body)) + body
 
     def decode(self, value: bytes, tier: Tier) -> Row | None:
         """What the bytes hold; None where they aren't a value of this space, whole and unchanged.
@@ -52,12 +51,12 @@ class Codec:
         """
         if len(value) != self._bytes:
             return None
-        version, flags, tokens, dim = _HEAD.unpack_from(value)
+        checksum, version, flags, tokens, dim = _HEAD.unpack_from(value)
         if version != _VERSION or dim != self._dim or flags & _HALF != self._half:
             return None
-        body = memoryview(value)[_START:]
-        (checksum,) = _CHECKSUM.unpack_from(value, _HEAD.size)
-        if checksum != crc32(body, crc32(value[: _HEAD.size])):
+        if checksum != crc32(memoryview(value)[_CHECKSUM.size :]):
             return None
-        vector = np.frombuffer(body, dtype=self._dtype).astype(np.float32, copy=False)
+        vector = np.frombuffer(value, self._dtype, offset=_HEAD.size)
+        if self._half:
+            vector = vector.astype(np.float32)
         return Row(vector, tokens, bool(flags & _TRUNCATED), tier)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from serve_app.cache.single_flight import SingleFlight
+from serve_app.cache.single_flight import Computed, SingleFlight
 from serve_app.errors import EngineFailed
-from serve_app.types import Lane, TextGroup, Vectors
+from serve_app.types import Lane, TextGroup
 from tests.fakes import FakeLookup, fake_vector
 
 
@@ -20,7 +20,7 @@ class Computes:
         self.fail_once = ""
         self._fake = FakeLookup()
 
-    async def __call__(self, group: TextGroup, keys: Sequence[bytes]) -> Vectors:
+    async def __call__(self, group: TextGroup, keys: Sequence[bytes]) -> Computed:
         assert [text.encode() for text in group.texts] == list(keys)
         self.asked.append(group.texts)
         try:
@@ -31,7 +31,8 @@ class Computes:
         if self.fail_once in group.texts:
             self.fail_once = ""
             raise EngineFailed("no")
-        return await self._fake.fetch(group)
+        vectors = await self._fake.fetch(group)
+        return vectors.rows(), vectors.timings
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+from zlib import crc32
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,6 +40,10 @@ def test_the_largest_width_there_may_be() -> None:
     assert codec.decode(codec.encode(row), Tier.L1) is not None
 
 
+def resealed(value: bytes) -> bytes:
+    return crc32(value[4:]).to_bytes(4, "little") + value[4:]
+
+
 ROW = Row(np.ones(4, dtype=np.float32), 3, False, Tier.COMPUTED)
 VALUE = Codec(4).encode(ROW)
 
@@ -49,9 +55,9 @@ VALUE = Codec(4).encode(ROW)
         VALUE[:-1],
         VALUE + b"\0",
         VALUE[:5],
-        b"\x01" + VALUE[1:],
+        resealed(VALUE[:4] + b"\x01" + VALUE[5:]),
         VALUE[:-2] + b"\0\0",
-        VALUE[:4] + b"\7" + VALUE[5:],
+        VALUE[:8] + b"\7" + VALUE[9:],
     ],
     ids=["nothing", "torn", "too long", "torn head", "other version", "other bits", "other count"],
 )
