@@ -22,7 +22,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from serve_app.errors import ConfigurationError, EmbedServeError, InvalidRequest, Overloaded
+from serve_app.errors import (
+    ConfigurationError,
+    EmbedServeError,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+)
 from serve_app.service import validate_texts
 from serve_app.types import CacheReport, Warmed
 
@@ -67,7 +73,14 @@ def add_commands(commands: Any) -> None:
 
 def _warm(arguments: argparse.Namespace) -> int:
     total = sum(1 for _ in _read_texts(arguments.file, arguments.field))
-    handle = _connect(arguments.address).get_app_handle(arguments.app)
+    serve = _connect(arguments.address)
+    running = serve.status().applications
+    if arguments.app not in running:
+        raise ConfigurationError(
+            f"No application {arguments.app!r} runs there, but {', '.join(running) or 'none'}: "
+            "name it with --app."
+        )
+    handle = serve.get_app_handle(arguments.app)
     texts = _read_texts(arguments.file, arguments.field)
     calls = iter(lambda: list(islice(texts, _CALL_TEXTS)), [])
     under_way = deque[tuple[list[str], Any]]()
@@ -99,7 +112,10 @@ def _take(
     """Waits for the oldest call, again where it was refused for load; how many were computed."""
     call, answer = under_way.popleft()
     while True:
-        warmed: Warmed | EmbedServeError = answer.result(timeout_s=_ANSWER_S)
+        try:
+            warmed: Warmed | EmbedServeError = answer.result(timeout_s=_ANSWER_S)
+        except TimeoutError:
+            raise Unavailable(f"No answer to {len(call)} texts in {_ANSWER_S:.0f} s.") from None
         if isinstance(warmed, Overloaded):
             time.sleep(warmed.retry_after_s)
             answer = handle.warm.remote(call, input_type)
@@ -141,6 +157,8 @@ def _text(line: str, field: str, where: str) -> str:
 
 def _stats(arguments: argparse.Namespace) -> int:
     reports = list(_broadcast(_connect(arguments.address), "cache_report"))
+    if not reports:
+        raise ConfigurationError("No service runs there.")
     if arguments.json:
         print(json.dumps([_as_json(*report) for report in reports], indent=2))
         return 0
@@ -193,7 +211,8 @@ def _purge(arguments: argparse.Namespace) -> int:
             raise answer
     counts = [answer for _, _, answer in purged if answer is not None]
     if not counts:
-        raise ConfigurationError(f"No running service serves {arguments.model!r}.")
+        which = "runs there" if arguments.model is None else f"serves {arguments.model!r}"
+        raise ConfigurationError(f"No service {which}.")
     print(f"{sum(counts)} values forgotten, those of all tiers counted.")
     return 0
 

@@ -10,15 +10,18 @@ locks on them mean. Kept light, since the supervisor is a process of its own tha
     dump.rdb       its data
 """
 
-import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+if sys.platform != "win32":  # where there is no server for it either
+    import fcntl
 
 _POLL_S = 0.02
 _ANSWER_S = 1.0

@@ -6,11 +6,13 @@ import os
 import signal
 import tempfile
 import time
+from base64 import b64decode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 import yaml
 
@@ -88,9 +90,12 @@ async def test_only_new_texts_are_computed_and_each_once(service: Service) -> No
 
 def test_use_cache_false_computes_and_keeps_nothing(service: Service) -> None:
     (text,) = new_texts(1)
-    caches = [ask(service.url, [text], use_cache=use)[1] for use in (False, True, False, True)]
+    given = [ask(service.url, [text], use_cache=use) for use in (False, True, False, True)]
     miss, hit = "hits=0; misses=1", "hits=1; misses=0; tier=l1"
-    assert caches == [miss, miss, miss, hit]
+    assert [cache for _, cache in given] == [miss, miss, miss, hit]
+    vectors = [np.frombuffer(b64decode(vector), np.float32) for vector, _ in given]
+    assert np.abs(vectors[1] - vectors[2]).max() <= 2e-3  # what bf16 may differ by
+    assert vectors[1].tobytes() == vectors[3].tobytes()
 
 
 @pytest.mark.parametrize("fault", ["frozen", "killed"])

@@ -1,0 +1,176 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serve_app import cache_command
+from serve_app.cli import main
+from serve_app.errors import EmbedServeError, EngineFailed, Overloaded
+from serve_app.types import CacheReport, CacheState, MemoryStats, StoreStats, Warmed
+
+REPORT = CacheReport(
+    MemoryStats(hits=30, misses=10, evictions=1, entries=5, bytes=1 << 20),
+    CacheState("degraded", "no connection", "redis"),
+    StoreStats(entries=7, bytes=2 << 20, max_bytes=0, hits=0, misses=0, evictions=0),
+)
+
+
+class FakeServe:
+    """Ray Serve with one application, as far as the commands use it."""
+
+    def __init__(self, answers: Sequence[Any] = ()) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.answers = list(answers)
+        self.deployments = ["Ingress", "CacheLookup"]
+
+    def status(self) -> Any:
+        return SimpleNamespace(applications={"embedserve": self})
+
+    def get_app_handle(self, name: str) -> Any:
+        return SimpleNamespace(warm=SimpleNamespace(remote=self._warm))
+
+    def get_deployment_handle(self, deployment: str, application: str) -> Any:
+        def broadcast(method: str, *args: Any) -> Any:
+            self.calls.append((f"{deployment}.{method}", args))
+            return SimpleNamespace(results=lambda timeout_s: [self.answers.pop(0)])
+
+        return SimpleNamespace(broadcast=broadcast)
+
+    def _warm(self, texts: list[str], input_type: str | None) -> Any:
+        self.calls.append(("warm", (texts, input_type)))
+        given = self.answers.pop(0) if self.answers else Warmed(len(texts), len(texts) // 2)
+        return SimpleNamespace(result=lambda timeout_s: given)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
+    fake = FakeServe()
+    monkeypatch.setattr(cache_command, "_connect", lambda address: fake)
+    return fake
+
+
+def lines(folder: Path, *content: str) -> str:
+    file = folder / "texts.jsonl"
+    file.write_text("\n".join(content), "utf-8")
+    return str(file)
+
+
+def test_warm_sends_every_text_once_and_counts(
+    serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"text {i}" for i in range(1000)]
+    file = lines(tmp_path, *(json.dumps({"body": text}) for text in texts), "", '"last"')
+    assert main(["cache", "warm", file, "--field", "body", "--input-type", "query"]) == 0
+    assert [text for _, (call, _) in serve.calls for text in call] == [*texts, "last"]
+    assert {input_type for _, (_, input_type) in serve.calls} == {"query"}
+    shown = capsys.readouterr()
+    assert "1001 texts in" in shown.out
+    assert "500 computed, 501 known before" in shown.out
+    assert "1001/1001 100 %" in shown.err
+
+
+def test_what_is_refused_for_load_is_sent_again(
+    serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve.answers = [Overloaded("full", 0), Overloaded("full", 0), Warmed(1, 1)]
+    assert main(["cache", "warm", lines(tmp_path, '"a"')]) == 0
+    assert serve.calls == [("warm", (["a"], None))] * 3
+    assert "1 computed" in capsys.readouterr().out
+
+
+def test_another_error_ends_it_with_its_words(
+    serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve.answers = [EngineFailed("The model broke.")]
+    assert main(["cache", "warm", lines(tmp_path, '"a"')]) == 1
+    assert "The model broke." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2 isn't JSON"),
+        ('""', "line 2: the text is empty"),
+        ('{"text": ""}', "line 2: `text` is empty"),
+        ('{"txt": "a"}', "line 2: `text` is not a string"),
+        ("3", "line 2: the text is not a string"),
+    ],
+)
+def test_a_bad_line_is_named_before_anything_is_sent(
+    serve: FakeServe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    words: str,
+) -> None:
+    assert main(["cache", "warm", lines(tmp_path, '"a"', line)]) == 1
+    assert words in capsys.readouterr().err
+    assert serve.calls == []
+
+
+def test_a_file_that_is_not_there(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", "warm", "/nowhere.jsonl"]) == 1
+    assert "Can't read /nowhere.jsonl" in capsys.readouterr().err
+
+
+def test_an_application_that_is_not_there(
+    serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cache", "warm", lines(tmp_path, '"a"'), "--app", "other"]) == 1
+    assert "No application 'other' runs there, but embedserve" in capsys.readouterr().err
+
+
+def test_stats_shows_each_tier(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> None:
+    serve.answers = [REPORT._replace(store=None, state=CacheState("off")), REPORT]
+    assert main(["cache", "stats"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("75.0") == 2
+    assert "embedserve server (redis)" in shown
+    assert "the shared tier is down: no connection" in shown
+
+
+def test_stats_as_json(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> None:
+    serve.answers = [REPORT, REPORT]
+    assert main(["cache", "stats", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["deployment"], second["deployment"]) == ("Ingress", "CacheLookup")
+    assert first["memory"]["hits"] == 30
+    assert first["shared"]["server"]["entries"] == 7
+
+
+def test_purge_begins_at_the_tier_behind(
+    serve: FakeServe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve.answers = [3, 2]
+    assert main(["cache", "purge", "--model", "m"]) == 0
+    assert serve.calls == [("CacheLookup.purge_cache", ("m",)), ("Ingress.purge_cache", ("m",))]
+    assert "5 values forgotten" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("answers", "arguments", "words"),
+    [
+        ([None, None], ["--model", "m"], "No service serves 'm'"),
+        ([EmbedServeError("It doesn't answer."), 1], [], "It doesn't answer."),
+    ],
+)
+def test_a_purge_that_did_nothing_says_so(
+    serve: FakeServe,
+    capsys: pytest.CaptureFixture[str],
+    answers: list[Any],
+    arguments: list[str],
+    words: str,
+) -> None:
+    serve.answers = answers
+    assert main(["cache", "purge", *arguments]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_nothing_runs(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> None:
+    serve.deployments = []
+    assert main(["cache", "stats"]) == 1
+    assert "No service runs there" in capsys.readouterr().err
+    assert main(["cache", "purge"]) == 1
