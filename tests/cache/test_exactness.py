@@ -9,12 +9,11 @@ from typing import Any, Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serve_app.cache.redis_client import connect
-from serve_app.cache.redis_store import RedisStore
-from tests.valkey import ValkeyProcess
 
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
+from serve_app.cache.redis_client import connect
+from serve_app.cache.redis_store import RedisStore
 from serve_app.cache.value import Codec
 from serve_app.config import IngressSettings, ModelConfig
 from serve_app.engine.hashing_engine import HashingEngine
@@ -33,6 +32,7 @@ from serve_app.types import (
     Vectors,
 )
 from serve_app.web.dialects.openai import render_embeddings
+from tests.valkey import ValkeyProcess
 
 #: Two widths, two limits; and with the last, one family at two limits.
 MODELS = [("hashing:16", 4), ("hashing:64", 4), ("hashing:64", 6)]
