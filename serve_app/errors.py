@@ -4,6 +4,8 @@ The tree:
 
 * EmbedServeError
   x InvalidRequest            400   the request can't be answered as it stands
+    + EmptyInput              400
+    + TextTooLong             400
     + ModelNotFound           404
     + RouteNotFound           404
     + MethodNotAllowed        405
@@ -48,6 +50,16 @@ class InvalidRequest(EmbedServeError):
 
     status = HTTPStatus.BAD_REQUEST
     code = "invalid_value"
+
+
+class EmptyInput(InvalidRequest):
+    """There is no text, or a text has no character."""
+
+
+class TextTooLong(InvalidRequest):
+    """A text is longer than the model takes, and the client asked not to cut it."""
+
+    code = "text_too_long"
 
 
 class ModelNotFound(InvalidRequest):

@@ -39,6 +39,7 @@ class ModelSpec:
     weights_sha256: str | None  #: None: it has no weights
     space_id: str  #: `<family>-<precision>`; see `family`
     created_s: int  #: Unix time of the weights file; 0: it has none
+    unit_length: bool = False  #: True: its pipeline ends with vectors of that length
 
     def accepts(self, name: str | None) -> bool:
         """Whether a client that asks for `name` (None: any) is answered by this model."""
@@ -136,6 +137,7 @@ def _hashing(config: ModelConfig, dim: int) -> ModelSpec:
         weights_sha256=None,
         space_id=f"{_digest(parts)}-fp32",
         created_s=0,
+        unit_length=True,
     )
 
 
@@ -162,6 +164,7 @@ def _read(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
         weights_sha256=main,
         space_id=f"{family(path, modules, digests, max_tokens, prompts)}-{precision}",
         created_s=int(weights[0].stat().st_mtime),
+        unit_length=modules[-1][0] == "Normalize",
     )
 
 

@@ -14,11 +14,19 @@ import numpy as np
 
 from serve_app import __version__
 from serve_app.config import IngressSettings
-from serve_app.errors import DeadlineExceeded, EmbedServeError, InvalidRequest, ModelNotFound
+from serve_app.errors import (
+    DeadlineExceeded,
+    EmbedServeError,
+    EmptyInput,
+    InvalidRequest,
+    ModelNotFound,
+    TextTooLong,
+)
 from serve_app.health import Health, HealthReport
 from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
 from serve_app.types import (
+    Bool,
     CacheState,
     EmbedJob,
     EmbedResult,
@@ -103,7 +111,11 @@ class EmbedService:
             ) from None
         if found.computed:
             self._health.computed()
+        if not job.cut and True in found.truncated.tolist():
+            raise self._too_long(job.texts, order, found.truncated)
         vectors = cut_dimensions(found.values, job.dimensions)
+        if job.normalize and not self.spec.unit_length:  # dividing once more would change bits
+            vectors = to_unit_length(vectors)
         tokens, truncated, tiers = found.tokens, found.truncated, found.tiers
         if len(places) < len(order):
             vectors, tokens = vectors[order], tokens[order]
@@ -132,6 +144,8 @@ class EmbedService:
             pass
         return {
             "model": self.spec.name,
+            "model_id": self.spec.name,  # what two dialects call it
+            "version": __version__,
             "aliases": list(self.spec.aliases),
             "dim": self.spec.dim,
             "max_tokens": self.spec.max_tokens,
@@ -150,6 +164,14 @@ class EmbedService:
                 **(engine.versions if engine else {}),
             },
         }
+
+    def _too_long(self, texts: Sequence[str], order: Sequence[int], truncated: Bool) -> TextTooLong:
+        places = [i for i in range(len(texts)) if truncated[order[i]]]
+        return TextTooLong(
+            f"Text {places[0]} is longer than the {self.spec.max_tokens} tokens that the model "
+            f"takes ({len(places)} of {len(texts)} texts are). Shorten it, or let it be cut.",
+            "texts",
+        )
 
     def _lane(self, texts: int) -> Lane:
         return "interactive" if texts <= self.settings.interactive_max_texts else "bulk"
@@ -176,13 +198,17 @@ def validate_texts(texts: Sequence[object], max_texts: int) -> None:
             what no text holds (NUL, half a surrogate pair). The message names its place.
     """
     if not texts:
-        raise InvalidRequest("The list of texts is empty. Send at least one text.", "texts")
+        raise EmptyInput("The list of texts is empty. Send at least one text.", "texts")
     if len(texts) > max_texts:
         raise InvalidRequest(
             f"{len(texts)} texts in one request; at most {max_texts} are taken. Split the list.",
             "texts",
         )
     for i, text in enumerate(texts):
+        if text == "":
+            raise EmptyInput(
+                f"Text {i} is empty. Leave it out, or send at least one character.", "texts"
+            )
         fault = _fault(text)
         if fault:
             raise InvalidRequest(f"Text {i} {fault}", "texts")
@@ -191,8 +217,6 @@ def validate_texts(texts: Sequence[object], max_texts: int) -> None:
 def _fault(text: object) -> str | None:
     if not isinstance(text, str):
         return f"is not a string but {type(text).__name__}. Send strings only."
-    if not text:
-        return "is empty. Leave it out, or send at least one character."
     if "\x00" in text:
         return "holds a NUL character (U+0000). Remove it."
     try:
@@ -206,11 +230,14 @@ def cut_dimensions(vectors: Float32, dimensions: int | None) -> Float32:
     """The first `dimensions` components of vectors of shape (n, dim), at unit length again.
 
     Cutting is what Matryoshka-trained models are made for (Kusupati et al., 2022,
-    "Matryoshka Representation Learning"); with others it costs quality. A vector whose kept
-    part is all zero stays zero.
+    "Matryoshka Representation Learning"); with others it costs quality.
     """
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
-    kept = vectors[:, :dimensions]
-    norms = np.linalg.norm(kept, axis=1, keepdims=True)
-    return np.asarray(kept / np.where(norms == 0, 1, norms), dtype=np.float32)
+    return to_unit_length(vectors[:, :dimensions])
+
+
+def to_unit_length(vectors: Float32) -> Float32:
+    """Vectors of shape (n, dim), each divided by its length; one that is all zero stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms == 0, 1, norms), dtype=np.float32)

@@ -30,6 +30,8 @@ class EmbedJob:
     dimensions: int | None = None  #: None: all of the model's
     lane: Lane | None = None  #: None: by the number of texts
     use_cache: bool = True  #: False: computed anew, and not kept
+    normalize: bool = False  #: True: at unit length, also where the model's pipeline doesn't do it
+    cut: bool = True  #: False: a text that is longer than the model takes is an error
 
 
 class Tier(IntEnum):

@@ -10,7 +10,7 @@ import numpy as np
 from serve_app.engine.base import TokenIds
 from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
-from serve_app.types import CacheState, EngineInfo, Float32, TextGroup, Vectors
+from serve_app.types import CacheState, EngineInfo, Float32, TextGroup, Tier, Vectors
 
 DIM = 8
 
@@ -84,6 +84,7 @@ class FakeLookup:
         self.groups: list[TextGroup] = []
         self.error: EmbedServeError | None = None
         self.delay_s = 0.0
+        self.tiers: list[Tier] = []
         self.cache: CacheState | EmbedServeError = CacheState("up", kind="embedded")
 
     async def fetch(self, group: TextGroup) -> Vectors:
@@ -97,7 +98,7 @@ class FakeLookup:
             values=np.stack([fake_vector(group.prompt + text) for text in cut]),
             tokens=np.array([len(text) for text in cut], dtype=np.int32),
             truncated=np.array([len(text) > SPEC.max_tokens for text in group.texts]),
-            tiers=np.zeros(len(group.texts), dtype=np.uint8),
+            tiers=np.array(self.tiers or [Tier.COMPUTED] * len(group.texts), dtype=np.uint8),
         )
 
     async def describe(self) -> EngineInfo:

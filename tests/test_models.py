@@ -31,6 +31,7 @@ def test_the_default_model_is_what_it_says() -> None:
     spec = resolve(MINILM)
     assert (spec.dim, spec.max_tokens) == (384, 256)
     assert spec.weights_sha256 == MINILM.sha256
+    assert spec.unit_length
     assert spec.space_id.endswith("-fp32")
 
 

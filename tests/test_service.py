@@ -11,10 +11,11 @@ from serve_app.errors import (
     EmbedServeError,
     InvalidRequest,
     ModelNotFound,
+    TextTooLong,
     Unavailable,
 )
 from serve_app.service import EmbedService, cut_dimensions
-from serve_app.types import EmbedJob, Parity
+from serve_app.types import EmbedJob, Parity, TextGroup, Tier, Vectors
 from tests.fakes import DIM, SPEC, FakeEngine, FakeLookup, fake_vector
 
 
@@ -147,3 +148,38 @@ async def test_permuting_the_texts_permutes_the_vectors(texts: list[str]) -> Non
     service = EmbedService(SPEC, FakeLookup(), IngressSettings())
     result = await service.embed(EmbedJob(tuple(texts)))
     assert np.array_equal(result.vectors, np.stack([fake_vector(text) for text in texts]))
+
+
+class Longer(FakeLookup):
+    """A model whose pipeline doesn't bring vectors to unit length."""
+
+    async def fetch(self, group: TextGroup) -> Vectors:
+        vectors = await super().fetch(group)
+        return replace(vectors, values=3 * vectors.values)
+
+
+async def test_vectors_are_as_the_model_gives_them_unless_unit_length_is_asked_for() -> None:
+    service = EmbedService(SPEC, Longer(), IngressSettings())
+    as_given = await service.embed(EmbedJob(("a",)))
+    unit = await service.embed(EmbedJob(("a",), normalize=True))
+    assert np.linalg.norm(as_given.vectors) == pytest.approx(3)
+    assert np.linalg.norm(unit.vectors) == pytest.approx(1)
+
+
+async def test_what_is_of_unit_length_already_keeps_its_bits() -> None:
+    service = EmbedService(replace(SPEC, unit_length=True), Longer(), IngressSettings())
+    given = [await service.embed(EmbedJob(("a",), normalize=n)) for n in (True, False)]
+    assert given[0].vectors.tobytes() == given[1].vectors.tobytes()
+
+
+async def test_a_text_that_may_not_be_cut_is_refused_and_named(service: EmbedService) -> None:
+    with pytest.raises(TextTooLong, match=r"^Text 1 is longer than the 16 tokens.*2 of 4"):
+        await service.embed(EmbedJob(("a", "x" * 99, "b", "x" * 99), cut=False))
+    assert len((await service.embed(EmbedJob(("a", "b"), cut=False))).tokens) == 2
+
+
+async def test_each_text_tells_its_tier(service: EmbedService, lookup: FakeLookup) -> None:
+    lookup.tiers = [Tier.L1, Tier.COMPUTED]
+    result = await service.embed(EmbedJob(("aa", "b", "aa")))
+    assert result.tiers.tolist() == [Tier.L1, Tier.COMPUTED, Tier.L1]
+    assert result.cached_tokens == 4

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import orjson
 from starlette.applications import Starlette
@@ -16,6 +18,7 @@ from serve_app.errors import (
     BodyTimeout,
     BodyTooLarge,
     EmbedServeError,
+    EmptyInput,
     InvalidRequest,
     MethodNotAllowed,
     Overloaded,
@@ -24,8 +27,9 @@ from serve_app.errors import (
 )
 from serve_app.metrics import REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
 from serve_app.service import EmbedService
-from serve_app.types import Bool, Lane, Tier, Timings, UInt8
-from serve_app.web.dialects import openai
+from serve_app.types import Bool, EmbedJob, EmbedResult, Lane, Tier, Timings, UInt8
+from serve_app.web.dialects import endpoints, native, openai
+from serve_app.web.endpoint import Endpoint
 from serve_app.web.limits import Gate, read_body
 
 logger = logging.getLogger(__name__)
@@ -40,8 +44,9 @@ def create_app(service: EmbedService) -> Starlette:
     routes = _Routes(service)
     return Starlette(
         routes=[
-            Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
+            *(Route(path, routes.embed(path), methods=["POST"]) for path in routes.endpoints),
             Route("/v1/models", routes.models),
+            Route("/embed/models", routes.native_models),
             Route("/health", routes.health),
             Route("/info", routes.info),
         ],
@@ -61,38 +66,55 @@ class _Routes:
         self._service = service
         self._gate = Gate()
         self._headers = {"x-embedding-space": service.spec.space_id}
+        self.endpoints = endpoints()
 
-    async def embeddings(self, request: Request) -> Response:
+    def embed(self, path: str) -> Callable[[Request], Awaitable[Response]]:
+        """What answers on a path, in the dialect that the request is of."""
+        candidates = self.endpoints[path]
+
+        async def answer(request: Request) -> Response:
+            return await self._embed(request, candidates)
+
+        return answer
+
+    async def _embed(self, request: Request, candidates: Sequence[Endpoint]) -> Response:
         started = time.perf_counter()
         settings = self._service.settings
-        meter = self._service.meter
         try:
             with self._gate.entered(settings.max_concurrent_requests):
                 _require_json(request)
                 body = await read_body(
                     request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
                 )
-                call = openai.parse_embeddings(
-                    _loads(body), _lane(request), no_store=_no_store(request)
-                )
-                result = await self._service.embed(call.job)
-                content = openai.render_embeddings(result, call.encoding_format)
+                fields = _fields(body)
+                endpoint = request.state.endpoint = _chosen(candidates, fields)
+                call = endpoint.parse(fields, self._service.spec)
+                result = await self._service.embed(_as_headers_say(call.job, request))
+                content = call.render(result)
         except EmbedServeError as error:
-            meter.add(REQUESTS, 1, str(int(error.status)))
+            self._service.meter.add(REQUESTS, 1, str(int(error.status)))
             raise
         total_s = time.perf_counter() - started
+        self._count(result, total_s)
+        headers = {
+            "server-timing": server_timing(result.timings, total_s),
+            "x-cache": cache_header(result.tiers),
+            **endpoint.headers(result, total_s),
+        }
+        if True in result.truncated.tolist():
+            headers["x-truncated-inputs"] = index_ranges(result.truncated)
+        return self._json(content, headers=headers)
+
+    def _count(self, result: EmbedResult, total_s: float) -> None:
+        meter = self._service.meter
         meter.add(REQUESTS, 1, "200")
         meter.add(TEXTS, len(result.tokens))
         meter.add(TOKENS, result.total_tokens)
         for stage, seconds in zip(_STAGES, (*result.timings, total_s), strict=True):
             meter.add(STAGE_SECONDS, seconds, stage)
-        headers = {
-            "server-timing": server_timing(result.timings, total_s),
-            "x-cache": cache_header(result.tiers),
-        }
-        if True in result.truncated.tolist():
-            headers["x-truncated-inputs"] = index_ranges(result.truncated)
-        return self._json(content, headers=headers)
+
+    async def native_models(self, request: Request) -> Response:
+        return self._json(native.render_models(self._service.spec))
 
     async def models(self, request: Request) -> Response:
         return self._json(openai.render_models(self._service.spec))
@@ -111,27 +133,35 @@ class _Routes:
     async def info(self, request: Request) -> Response:
         return self._json(orjson.dumps(await self._service.info()))
 
-    async def known_error(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, EmbedServeError), "Starlette hands over what it was asked to."
+    def _refuse(self, request: Request, error: EmbedServeError) -> Response:
+        """An error, in the words of the dialect that the path belongs to."""
+        endpoint: Endpoint | None = getattr(request.state, "endpoint", None)
+        if endpoint is None:
+            endpoint = next(iter(self.endpoints.get(request.url.path, ())), None)
+        status, body = (endpoint.refuse if endpoint else openai.refuse)(error)
         headers = {}
         if isinstance(error, Overloaded):
             headers["retry-after"] = str(error.retry_after_s)
         if isinstance(error, BodyTooLarge | BodyTimeout):
             headers["connection"] = "close"  # the rest of the body is still on its way
-        return self._json(openai.render_error(error), error.status, headers)
+        return self._json(body, status, headers)
+
+    async def known_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, EmbedServeError), "Starlette hands over what it was asked to."
+        return self._refuse(request, error)
 
     async def http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException), "Starlette hands over what it was asked to."
         path = request.url.path
         if error.status_code == 404:
-            return await self.known_error(request, RouteNotFound(f"Nothing is served at {path}."))
+            return self._refuse(request, RouteNotFound(f"Nothing is served at {path}."))
         if error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
             known = MethodNotAllowed(f"{path} takes {allowed}, not {request.method}.")
-            reply = await self.known_error(request, known)
+            reply = self._refuse(request, known)
             reply.headers["allow"] = allowed
             return reply
-        return self._json(openai.render_error(InvalidRequest(error.detail)), error.status_code)
+        return self._refuse(request, InvalidRequest(error.detail))
 
     async def client_left(self, request: Request, error: Exception) -> Response:
         return Response(status_code=_NGINX_CLIENT_CLOSED_REQUEST)
@@ -139,7 +169,7 @@ class _Routes:
     async def unknown_error(self, request: Request, error: Exception) -> Response:
         logger.error("Unexpected error at %s", request.url.path, exc_info=error)
         known = EmbedServeError("The server failed in a way it did not expect; its log says more.")
-        return self._json(openai.render_error(known), 500)
+        return self._refuse(request, known)
 
     def _json(
         self, body: bytes, status: int = 200, headers: Mapping[str, str] | None = None
@@ -156,6 +186,25 @@ def _require_json(request: Request) -> None:
             f"The body's type is {media_type or 'not given'}; send the header "
             "`Content-Type: application/json`."
         )
+
+
+def _chosen(candidates: Sequence[Endpoint], fields: Mapping[str, Any]) -> Endpoint:
+    """The endpoint whose dialect the request is of."""
+    if len(candidates) == 1:
+        return candidates[0]
+    for endpoint in candidates:
+        if endpoint.key in fields:
+            return endpoint
+    keys = " or ".join(f"`{endpoint.key}`" for endpoint in candidates)
+    raise EmptyInput(f"The body has neither field of this route: {keys}.", candidates[0].key)
+
+
+def _as_headers_say(job: EmbedJob, request: Request) -> EmbedJob:
+    """The job with what its headers add: who can wait, and whether the cache may help."""
+    lane, no_store = _lane(request), _no_store(request)
+    if lane is None and not no_store:
+        return job
+    return replace(job, lane=lane or job.lane, use_cache=job.use_cache and not no_store)
 
 
 def _lane(request: Request) -> Lane | None:
@@ -194,9 +243,9 @@ def server_timing(timings: Timings, total_s: float) -> str:
     return ", ".join(f"{stage};dur={1e3 * seconds:.2f}" for stage, seconds in spent)
 
 
-def _loads(body: bytes) -> object:
+def _fields(body: bytes) -> dict[str, Any]:
     try:
-        return orjson.loads(body)
+        fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         hint = (
             " A text holds half a surrogate pair; send well-formed Unicode."
@@ -204,6 +253,9 @@ def _loads(body: bytes) -> object:
             else ""
         )
         raise InvalidRequest(f"The body isn't valid JSON: {error}.{hint}") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    return fields
 
 
 def index_ranges(flags: Bool) -> str:

@@ -31,7 +31,7 @@ from serve_app.types import (
     Tier,
     Vectors,
 )
-from serve_app.web.dialects.openai import render_embeddings
+from serve_app.web.dialects.openai import render
 from tests.valkey import ValkeyProcess
 
 #: Two widths, two limits; and with the last, one family at two limits.
@@ -155,4 +155,5 @@ def _same(a: EmbedResult, b: EmbedResult, encoding: Literal["float", "base64"]) 
     assert a.tokens.tolist() == b.tokens.tolist()
     assert a.truncated.tolist() == b.truncated.tolist()
     uncounted = replace(a, tiers=b.tiers)
-    assert render_embeddings(uncounted, encoding) == render_embeddings(b, encoding)
+    as_base64 = encoding == "base64"
+    assert render(uncounted, as_base64=as_base64) == render(b, as_base64=as_base64)

@@ -11,6 +11,7 @@ import httpx2
 import numpy as np
 import openai
 import pytest
+from huggingface_hub import InferenceClient
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM, AppConfig
@@ -61,6 +62,13 @@ def test_a_vector_does_not_depend_on_its_neighbours(
     for text, data in zip(texts, together.data, strict=True):
         alone = reference.encode([text])[0]
         np.testing.assert_allclose(data.embedding, alone, atol=tolerance)
+
+
+def test_the_hubs_client_gets_the_same_vector(service: Service) -> None:
+    text = "Feature extraction through another dialect."
+    given = InferenceClient(model=f"{service.url}/embed").feature_extraction(text)
+    reply = service.client().embeddings.create(model=MINILM.name, input=text)
+    assert given[0].tolist() == np.array(reply.data[0].embedding, np.float32).tolist()
 
 
 def test_the_same_text_gets_the_same_bits_again(service: Service) -> None:

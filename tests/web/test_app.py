@@ -217,11 +217,11 @@ BAD_BODIES: list[Any] = [
         b'{"input": "a", "encoding_format": "hex"}',
         400,
         "encoding_format",
-        "'float' or 'base64'",
+        "'float', 'base64'",
         id="unknown encoding",
     ),
     pytest.param(
-        b'{"input": "a", "encoding_format": 1}', 400, "encoding_format", "a string", id="encoding 1"
+        b'{"input": "a", "encoding_format": 1}', 400, "encoding_format", "it was 1", id="encoding 1"
     ),
     pytest.param(b'{"input": "a", "user": 5}', 400, "user", "a string", id="user 5"),
     pytest.param(b'{"input": "a", "model": 5}', 400, "model", "a string", id="model 5"),

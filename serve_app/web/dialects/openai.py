@@ -1,111 +1,95 @@
-"""OpenAI's wire format: `POST /v1/embeddings`, `GET /v1/models`, and its error envelope."""
+"""OpenAI's wire format: `POST /v1/embeddings`, `GET /v1/models`, and its error envelope.
 
-import base64
+With the fields that Jina, Voyage, NIM and vLLM add to it, where they don't contradict it.
+"""
+
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any
 
 import orjson
 
 from serve_app.errors import EmbedServeError, InvalidRequest
 from serve_app.models import ModelSpec
-from serve_app.types import EmbedJob, EmbedResult, Lane
-
-EncodingFormat = Literal["float", "base64"]
+from serve_app.types import EmbedJob, EmbedResult
+from serve_app.web.endpoint import Call, Endpoint, Refusal
+from serve_app.web.fields import (
+    OutputType,
+    encode,
+    input_type,
+    one_of,
+    optional,
+    output_type,
+    texts,
+)
 
 #: What a field of a job is called in this dialect.
 _PARAMS = {"texts": "input"}
 
 
-class EmbeddingsCall(NamedTuple):
-    """A parsed request."""
-
-    job: EmbedJob
-    encoding_format: EncodingFormat
-
-
-def parse_embeddings(
-    body: Any, lane: Lane | None = None, *, no_store: bool = False
-) -> EmbeddingsCall:
-    """Reads the JSON body of `POST /v1/embeddings`. null stands for an absent optional field.
-
-    The lane isn't in the body, and `no_store` needn't be: they are what the headers say.
+def parse(body: Mapping[str, Any], spec: ModelSpec) -> Call:
+    """Reads the body of `POST /v1/embeddings`. null stands for an absent optional field.
 
     Raises:
         InvalidRequest: the body isn't of the dialect's shape. Whether its values can be served
             (the model's name, the number of texts, …) is not decided here.
     """
-    if not isinstance(body, dict):
-        raise InvalidRequest('The body must be a JSON object: {"input": "...", "model": "..."}.')
-    encoding_format = _optional(body, "encoding_format", str, "a string") or "float"
-    if encoding_format not in ("float", "base64"):
-        raise InvalidRequest(
-            f"`encoding_format` must be 'float' or 'base64'; it was {encoding_format!r}.",
-            "encoding_format",
-        )
-    _optional(body, "user", str, "a string")
-    use_cache = body.get("use_cache")
-    if use_cache is not None and not isinstance(use_cache, bool):
-        raise InvalidRequest("`use_cache` must be true or false.", "use_cache")
-    job = EmbedJob(
-        texts=_texts(body.get("input")),
-        model=_optional(body, "model", str, "a string"),
-        dimensions=_optional(body, "dimensions", int, "an integer"),
-        lane=lane,
-        use_cache=use_cache is not False and not no_store,
+    encoding = one_of(body, "encoding_format", ("float", "base64"))
+    output, as_base64 = _output(body, encoding)
+    optional(body, "user", str, "a string")
+    purpose = optional(body, "input_type", str, "a string") or optional(
+        body, "task", str, "a string"
     )
-    return EmbeddingsCall(job, "base64" if encoding_format == "base64" else "float")
+    job = EmbedJob(
+        texts=texts(body.get("input"), "input"),
+        model=optional(body, "model", str, "a string"),
+        input_type=input_type(purpose, spec),
+        dimensions=_dimensions(body),
+        use_cache=optional(body, "use_cache", bool, "true or false") is not False,
+        normalize=optional(body, "normalized", bool, "true or false") is True,
+        cut=_cut(body),
+    )
+    return Call(job, partial(render, output=output, as_base64=as_base64))
 
 
-def _texts(given: Any) -> tuple[str, ...]:
-    if given is None:
-        raise InvalidRequest("`input` is missing. Send a string or a list of strings.", "texts")
-    if isinstance(given, str):
-        return (given,)
-    if not isinstance(given, list):
-        raise InvalidRequest(
-            f"`input` must be a string or a list of strings, not {type(given).__name__}.", "texts"
-        )
-    if given and all(_is_token(item) or _is_token_list(item) for item in given):
-        raise InvalidRequest(
-            "`input` holds token ids, which are not taken yet. Send the text itself; with "
-            "LangChain's OpenAIEmbeddings set `check_embedding_ctx_length=False`.",
-            "texts",
-        )
-    return tuple(given)
+def _output(body: Mapping[str, Any], encoding: str | None) -> tuple[OutputType, bool]:
+    name = "output_dtype" if body.get("output_dtype") is not None else "embedding_type"
+    return output_type(body, name), "base64" in (encoding, body.get(name))
 
 
-def _is_token(item: Any) -> bool:
-    return isinstance(item, int) and not isinstance(item, bool)
+def _dimensions(body: Mapping[str, Any]) -> int | None:
+    here, there = (
+        optional(body, name, int, "an integer") for name in ("dimensions", "output_dimension")
+    )
+    value: int | None = there if here is None else here
+    return value
 
 
-def _is_token_list(item: Any) -> bool:
-    return isinstance(item, list) and bool(item) and all(_is_token(token) for token in item)
+def _cut(body: Mapping[str, Any]) -> bool:
+    """Whether a text that is too long is cut: Jina and Voyage say true or false, NIM in words."""
+    if optional(body, "truncation", bool, "true or false") is False:
+        return False
+    truncate = body.get("truncate")
+    if truncate is None or isinstance(truncate, bool):
+        return truncate is not False
+    if truncate == "START":
+        raise InvalidRequest("`truncate: START` isn't served yet. Take END or NONE.", "truncate")
+    return one_of(body, "truncate", ("NONE", "END")) == "END"
 
 
-def _optional(body: Mapping[str, Any], name: str, kind: type, words: str) -> Any:
-    value = body.get(name)
-    if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
-        return value
-    raise InvalidRequest(f"`{name}` must be {words}, not {type(value).__name__}.", name)
+def render(result: EmbedResult, *, output: OutputType = "float", as_base64: bool = False) -> bytes:
+    """The reply's body."""
+    return orjson.dumps(reply(result, output, as_base64), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def render_embeddings(result: EmbedResult, encoding_format: EncodingFormat) -> bytes:
-    """The reply's body. `base64` holds little-endian float32; `float` keeps every bit of it too,
-    since the shortest decimal of a float32 reads back as the same float32.
-    """
-    vectors: list[Any]
-    if encoding_format == "base64":
-        vectors = [
-            base64.b64encode(v.astype("<f4", copy=False).tobytes()).decode() for v in result.vectors
-        ]
-    else:
-        vectors = list(result.vectors)
+def reply(result: EmbedResult, output: OutputType, as_base64: bool) -> dict[str, Any]:
+    """The reply, as JSON takes it."""
     tokens = result.total_tokens
-    reply = {
+    return {
         "object": "list",
         "data": [
             {"object": "embedding", "index": i, "embedding": vector}
-            for i, vector in enumerate(vectors)
+            for i, vector in enumerate(encode(result.vectors, output, as_base64=as_base64))
         ],
         "model": result.model,
         "usage": {
@@ -114,7 +98,6 @@ def render_embeddings(result: EmbedResult, encoding_format: EncodingFormat) -> b
             "cached_tokens": result.cached_tokens,
         },
     }
-    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def render_models(spec: ModelSpec) -> bytes:
@@ -130,7 +113,7 @@ def render_models(spec: ModelSpec) -> bytes:
     )
 
 
-def render_error(error: EmbedServeError) -> bytes:
+def refuse(error: EmbedServeError) -> Refusal:
     """The error envelope."""
     if error.status == 429:
         kind = "rate_limit_error"
@@ -139,6 +122,8 @@ def render_error(error: EmbedServeError) -> bytes:
     else:
         kind = "server_error"
     param = None if error.param is None else _PARAMS.get(error.param, error.param)
-    return orjson.dumps(
-        {"error": {"message": str(error), "type": kind, "param": param, "code": error.code}}
-    )
+    envelope = {"message": str(error), "type": kind, "param": param, "code": error.code}
+    return Refusal(error.status, orjson.dumps({"error": envelope}))
+
+
+ENDPOINTS = (Endpoint("/v1/embeddings", "input", parse, refuse),)
