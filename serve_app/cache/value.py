@@ -21,7 +21,6 @@ _CHECKSUM = struct.Struct("<I")
 _HEAD = struct.Struct("<IBBxxII")
 _VERSION = 2
 _TRUNCATED = 1
-_HALF = 2
 
 
 class Codec:
@@ -29,7 +28,7 @@ class Codec:
 
     def __init__(self, dim: int, storage: Storage = "float32") -> None:
         self._dim = dim
-        self._half = _HALF if storage == "float16" else 0
+        self._half = storage == "float16"
         self._dtype = np.dtype("<f2" if self._half else "<f4")
         self._bytes = _HEAD.size + dim * self._dtype.itemsize
 
@@ -39,7 +38,7 @@ class Codec:
 
     def encode(self, row: Row) -> bytes:
         """The bytes to keep for a row; its vector has shape (dim,)."""
-        flags = (_TRUNCATED if row.truncated else 0) | self._half
+        flags = _TRUNCATED if row.truncated else 0
         head = _HEAD.pack(0, _VERSION, flags, row.tokens, self._dim)[_CHECKSUM.size :]
         body = head + row.vector.astype(self._dtype, copy=False).tobytes()
         return _CHECKSUM.pack(crc32(body)) + body
@@ -52,7 +51,7 @@ class Codec:
         if len(value) != self._bytes:
             return None
         checksum, version, flags, tokens, dim = _HEAD.unpack_from(value)
-        if version != _VERSION or dim != self._dim or flags & _HALF != self._half:
+        if version != _VERSION or dim != self._dim:
             return None
         if checksum != crc32(memoryview(value)[_CHECKSUM.size :]):
             return None

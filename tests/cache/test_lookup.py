@@ -241,3 +241,6 @@ async def test_with_leases_a_failure_is_not_waited_for(
     store.claims.add(cache_key("space-fp32", "", "a"))
     with pytest.raises(EngineFailed):
         await process(store, computes, lease_s=60).fetch(TextGroup(("a", "fail")))
+    reads = len(store.reads)
+    await asyncio.sleep(0.1)
+    assert len(store.reads) == reads

@@ -36,7 +36,7 @@ async def opened(config: CacheConfig, space_id: str = SPEC.space_id) -> AsyncIte
     tiers = Tiers(
         SPEC,
         FakeLookup().fetch,
-        memory_max_bytes=1 << 20,
+        memory_max_bytes=8 << 20,
         storage=config.storage,
         meter=meter,
         second=second,
@@ -70,7 +70,7 @@ def no_supervisor_left() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_supervisor_left")
 async def test_a_restarted_service_knows_what_it_knew(tmp_path: Path) -> None:
-    group = TextGroup(tuple(f"text {i}" for i in range(50)))
+    group = TextGroup(tuple(f"text {i}" for i in range(2000)))
     async with opened(config(tmp_path)) as tiers:
         first = await tiers.fetch(group)
         assert tiers.state == CacheState("up", None, "embedded")
@@ -79,11 +79,11 @@ async def test_a_restarted_service_knows_what_it_knew(tmp_path: Path) -> None:
         process.wait(LIMIT_S)
     async with opened(config(tmp_path)) as tiers:
         again = await tiers.fetch(group)
-        assert again.tiers.tolist() == [Tier.L2] * 50
+        assert again.tiers.tolist() == [Tier.L2] * 2000
         assert again.values.tobytes() == first.values.tobytes()
         report = await tiers.report()
         assert report.store is not None
-        assert report.store.entries == report.memory.entries == 50
+        assert report.store.entries == 2000
         assert report.store.max_bytes == config().max_bytes
 
 

@@ -27,6 +27,7 @@ class Computes:
             await self.go.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
+            await asyncio.sleep(0.01)  # as what has to tidy up behind itself
             raise
         if self.fail_once in group.texts:
             self.fail_once = ""
