@@ -70,6 +70,7 @@ class EmbedService:
         self.spec = spec
         self._lookup = lookup
         self.meter = meter or Meter()
+        self._device: str | None = None
         self.apply(settings)
 
     def apply(self, settings: IngressSettings) -> None:
@@ -136,12 +137,7 @@ class EmbedService:
 
     async def info(self) -> dict[str, Any]:
         """What is served, and what runs it; the engine's part is null when no replica answers."""
-        engine: EngineInfo | None = None
-        try:
-            async with asyncio.timeout(_INFO_TIMEOUT_S):
-                engine = await self._lookup.describe()
-        except (TimeoutError, EmbedServeError):
-            pass
+        engine = await self._ask_engine()
         return {
             "model": self.spec.name,
             "model_id": self.spec.name,  # what two dialects call it
@@ -164,6 +160,20 @@ class EmbedService:
                 **(engine.versions if engine else {}),
             },
         }
+
+    async def device(self) -> str | None:
+        """Where the model runs; None until a replica has told."""
+        if self._device is None:
+            engine = await self._ask_engine()
+            self._device = None if engine is None else engine.device
+        return self._device
+
+    async def _ask_engine(self) -> EngineInfo | None:
+        try:
+            async with asyncio.timeout(_INFO_TIMEOUT_S):
+                return await self._lookup.describe()
+        except (TimeoutError, EmbedServeError):
+            return None
 
     def _too_long(self, texts: Sequence[str], order: Sequence[int], truncated: Bool) -> TextTooLong:
         places = [i for i in range(len(texts)) if truncated[order[i]]]

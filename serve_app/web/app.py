@@ -28,7 +28,7 @@ from serve_app.errors import (
 from serve_app.metrics import REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
 from serve_app.service import EmbedService
 from serve_app.types import Bool, EmbedJob, EmbedResult, Lane, Tier, Timings, UInt8
-from serve_app.web.dialects import endpoints, native, openai
+from serve_app.web.dialects import endpoints, infinity, native, openai
 from serve_app.web.endpoint import Endpoint
 from serve_app.web.limits import Gate, read_body
 
@@ -46,8 +46,14 @@ def create_app(service: EmbedService) -> Starlette:
         routes=[
             *(Route(path, routes.embed(path), methods=["POST"]) for path in routes.endpoints),
             Route("/v1/models", routes.models),
+            Route("/v1/models/{name:path}", routes.model),
+            Route("/models", routes.infinity_models),
             Route("/embed/models", routes.native_models),
+            Route("/v1/health/ready", routes.ready),
+            Route("/v1/health/live", routes.live),
+            Route("/embed/health", routes.native_health),
             Route("/health", routes.health),
+            Route("/ping", routes.health),
             Route("/info", routes.info),
         ],
         exception_handlers={
@@ -113,6 +119,25 @@ class _Routes:
         for stage, seconds in zip(_STAGES, (*result.timings, total_s), strict=True):
             meter.add(STAGE_SECONDS, seconds, stage)
 
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        return self._json(openai.render_model(self._service.spec, name))
+
+    async def infinity_models(self, request: Request) -> Response:
+        return self._json(infinity.render_models(self._service.spec))
+
+    async def ready(self, request: Request) -> Response:
+        healthy = (await self._service.health()).healthy
+        return self._json(openai.render_nim_health(healthy), 200 if healthy else 503)
+
+    async def live(self, request: Request) -> Response:
+        return self._json(openai.render_nim_health(True))
+
+    async def native_health(self, request: Request) -> Response:
+        report, cache = await asyncio.gather(self._service.health(), self._service.cache_state())
+        body = native.render_health(self._service.spec, report.healthy, cache.state != "off")
+        return self._json(body, 200 if report.healthy else 503)
+
     async def native_models(self, request: Request) -> Response:
         return self._json(native.render_models(self._service.spec))
 
@@ -120,12 +145,18 @@ class _Routes:
         return self._json(openai.render_models(self._service.spec))
 
     async def health(self, request: Request) -> Response:
-        report, cache = await asyncio.gather(self._service.health(), self._service.cache_state())
+        service = self._service
+        report, cache, device = await asyncio.gather(
+            service.health(), service.cache_state(), service.device()
+        )
         degraded = cache.state in ("degraded", "unknown")
         body = {
             "status": ("degraded" if degraded else "ok") if report.healthy else "unavailable",
             "reason": report.reason or cache.reason,
             "last_vector_age_s": None if report.age_s is None else round(report.age_s, 3),
+            "model": service.spec.name,
+            "dim": service.spec.dim,
+            "device": device,
             "cache": cache._asdict(),
         }
         return self._json(orjson.dumps(body), 200 if report.healthy else 503)

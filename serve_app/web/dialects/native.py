@@ -87,6 +87,19 @@ def render_models(spec: ModelSpec) -> bytes:
     return orjson.dumps({"models": [spec.name, *spec.aliases], "default": spec.name})
 
 
+def render_health(spec: ModelSpec, healthy: bool, caching: bool) -> bytes:
+    """The body of `GET /embed/health`."""
+    return orjson.dumps(
+        {
+            "status": "healthy" if healthy else "unhealthy",
+            "service": "embedserve",
+            "default_model": spec.name,
+            "caching_enabled": caching,
+            "models_loaded": [spec.name],
+        }
+    )
+
+
 def refuse(error: EmbedServeError) -> Refusal:
     """The error's body."""
     status = 422 if type(error) is InvalidRequest else error.status

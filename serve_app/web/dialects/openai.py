@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from serve_app.errors import EmbedServeError, InvalidRequest
+from serve_app.errors import EmbedServeError, InvalidRequest, ModelNotFound
 from serve_app.models import ModelSpec
 from serve_app.types import EmbedJob, EmbedResult
 from serve_app.web.endpoint import Call, Endpoint, Refusal
@@ -102,15 +102,31 @@ def reply(result: EmbedResult, output: OutputType, as_base64: bool) -> dict[str,
 
 def render_models(spec: ModelSpec) -> bytes:
     """The body of `GET /v1/models`: the model under its name and under each alias."""
-    return orjson.dumps(
-        {
-            "object": "list",
-            "data": [
-                {"id": name, "object": "model", "created": spec.created_s, "owned_by": "embedserve"}
-                for name in (spec.name, *spec.aliases)
-            ],
-        }
-    )
+    names = (spec.name, *spec.aliases)
+    return orjson.dumps({"object": "list", "data": [_model(spec, name) for name in names]})
+
+
+def render_model(spec: ModelSpec, name: str) -> bytes:
+    """The body of `GET /v1/models/{id}`.
+
+    Raises:
+        ModelNotFound: the model has another name.
+    """
+    if not spec.accepts(name):
+        raise ModelNotFound(
+            f"The model {name!r} isn't served here. Served: {spec.name!r}.", "model"
+        )
+    return orjson.dumps(_model(spec, name))
+
+
+def _model(spec: ModelSpec, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": spec.created_s, "owned_by": "embedserve"}
+
+
+def render_nim_health(ready: bool) -> bytes:
+    """The body of NIM's `GET /v1/health/ready` and `/v1/health/live`."""
+    message = "ready" if ready else "not ready"
+    return orjson.dumps({"object": "health.response", "message": message, "ready": ready})
 
 
 def refuse(error: EmbedServeError) -> Refusal:

@@ -55,6 +55,7 @@ def test_every_route_gives_the_same_vector(client: TestClient) -> None:
     given = [
         post(client, "/v1/embeddings", input=["a"]).json()["data"][0]["embedding"],
         np.frombuffer(base64.b64decode(openai["data"][0]["embedding"]), np.float32),
+        post(client, "/embeddings", input=" a ").json()["data"][0]["embedding"],
         post(client, "/embed", inputs="a", normalize=False).json()[0],
         post(client, "/embed", texts=["a"], normalize=False).json()["vectors"][0],
         cohere()["float"][0],
@@ -139,6 +140,50 @@ def test_native_embed(client: TestClient, lookup: FakeLookup) -> None:
         "models": ["org/fake", "fake"],
         "default": "org/fake",
     }
+
+
+def test_infinity_embeddings(client: TestClient) -> None:
+    reply = post(client, "/embeddings", input=["a"], model="default/not-specified", dimensions=0)
+    assert reply.json()["id"].startswith("infinity-")
+    assert reply.json()["created"] > 1_700_000_000
+    (first, alias) = client.get("/models").json()["data"]
+    assert (first["id"], alias["id"], first["capabilities"]) == ("org/fake", "fake", ["embed"])
+    wrong = client.post("/embeddings", json={"input": "a", "model": "x"})
+    assert wrong.status_code == wrong.json()["error"]["code"] == 404
+
+
+def test_one_model_by_its_name(client: TestClient) -> None:
+    assert client.get("/v1/models/org/fake").json()["id"] == "org/fake"
+    missing = client.get("/v1/models/other")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_health_in_each_dialect(client: TestClient, lookup: FakeLookup) -> None:
+    assert client.get("/health").json()["dim"] == DIM
+    assert client.get("/health").json()["device"] == "cpu"
+    assert client.get("/ping").status_code == 200
+    assert client.get("/v1/health/ready").json() == {
+        "object": "health.response",
+        "message": "ready",
+        "ready": True,
+    }
+    assert client.get("/embed/health").json() == {
+        "status": "healthy",
+        "service": "embedserve",
+        "default_model": "org/fake",
+        "caching_enabled": True,
+        "models_loaded": ["org/fake"],
+    }
+
+
+def test_health_of_a_sick_service_in_each_dialect(client: TestClient, lookup: FakeLookup) -> None:
+    lookup.error = Unavailable("gone")
+    statuses = {
+        path: client.get(path).status_code
+        for path in ("/health", "/ping", "/v1/health/ready", "/v1/health/live", "/embed/health")
+    }
+    assert statuses.pop("/v1/health/live") == 200
+    assert set(statuses.values()) == {503}
 
 
 ERRORS: list[tuple[str, dict[str, Any], int, dict[str, Any]]] = [
