@@ -47,9 +47,9 @@ def test_what_is_known_is_not_computed_again_even_after_a_restart() -> None:
     texts = new_texts(1000)
     given: list[tuple[bytes, str]] = []
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
-        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
-        config["applications"][0]["args"]["cache"] = {"folder": f"{scratch}/cache"}
-        for life in range(2):
+        for life in ("serve_config.yaml", "configs/one-machine.yaml"):  # which share their keys
+            config = yaml.safe_load((ROOT / life).read_text("utf-8"))
+            config["applications"][0]["args"]["cache"] = {"folder": f"{scratch}/cache"}
             launch = Launch(
                 beside(config, free_port(), Path(scratch)),
                 env={"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},

@@ -86,7 +86,6 @@ def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
     ("config", "signals"),
     [
         pytest.param("serve_config.yaml", [signal.SIGINT], id="default, Ctrl-C"),
-        pytest.param("configs/one-machine.yaml", [signal.SIGTERM], id="inline, terminated"),
         pytest.param(
             "configs/portable.yaml", [signal.SIGTERM, *[signal.SIGINT] * 3], id="portable, hurried"
         ),
