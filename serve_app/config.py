@@ -121,7 +121,7 @@ class CacheConfig(_Section):
         gt=0,
         le=10,
         description="How long a request waits for the server. What comes later counts as not "
-        "found; after three times in a row nobody asks until the server answers again.",
+        "found; after five times in a row nobody asks until the server answers again.",
     )
     write_queue_max_bytes: int = Field(
         default=16 * MIB,

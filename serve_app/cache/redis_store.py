@@ -338,7 +338,20 @@ class RedisStore:
         while True:
             if self._breaker.probe_due():
                 await self._probe()
+            calm_s = time.monotonic() - self._refused_at
+            if self._write_reason and not self._off and calm_s >= _WRITES_CALM_S:
+                await self._probe_writing()
             await asyncio.sleep(_TICK_S)
+
+    async def _probe_writing(self) -> None:
+        """Without new values nothing else would tell that writes are taken again."""
+        try:
+            async with in_time(self._background_timeout_s):
+                command = ("SET", self._prefix + b"probe", b"", "EX", 1)
+                replies = await pipeline(self._client, [command])
+        except Exception as error:
+            replies = [error]
+        self._tell_writes(errors_in(replies))
 
     async def _probe(self) -> None:
         try:

@@ -5,7 +5,6 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from serve_app.cache.embedded import EmbeddedUnavailable, Lease, default_base, lease_server
 from serve_app.cache.redis_client import connect
@@ -43,7 +42,7 @@ class SecondTier:
         self.store: RedisStore | None = None
         self._lease: Lease | None = None
         self._mending: asyncio.Task[None] | None = None
-        self._kind = url if url in ("embedded", "none") else urlsplit(url).scheme
+        self._kind = url.partition(":")[0]
         self._reason: str | None = None
         if url == "embedded":
             base = default_base() if config.folder is None else Path(config.folder)
@@ -72,21 +71,22 @@ class SecondTier:
             return
         self.store.start()
         if self._lease is not None:
-            self._mending = asyncio.create_task(self._mend(self.store, self._lease))
+            self._mending = asyncio.create_task(self._mend(self.store))
 
-    async def _mend(self, store: RedisStore, lease: Lease) -> None:
+    async def _mend(self, store: RedisStore) -> None:
         """Has a server that was given up started again: a lease taken anew does that."""
         while True:
             await asyncio.sleep(_MEND_EVERY_S)
             if store.state == "up":
                 continue
             try:
-                self._lease = await asyncio.to_thread(self._take)
+                lease = await asyncio.to_thread(self._take)
             except EmbeddedUnavailable as error:
                 logger.warning("The embedded cache server is away: %s", error)
                 continue
-            lease.release()
-            lease = self._lease
+            if self._lease is not None:
+                self._lease.release()
+            self._lease = lease
 
     @property
     def state(self) -> CacheState:

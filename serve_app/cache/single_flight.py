@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from serve_app.errors import EmbedServeError
 from serve_app.types import NO_TIME, Lane, Row, TextGroup, Timings
 
 #: A row for each text of a group, and where the time went.
@@ -113,7 +112,7 @@ async def _all(flights: Sequence[_Flight]) -> list[Computed | BaseException]:
         return await asyncio.gather(*(f.wait() for f in flights), return_exceptions=True)
     try:
         return [await flights[0].wait()]
-    except EmbedServeError as error:
+    except Exception as error:
         return [error]
 
 

@@ -59,7 +59,7 @@ class Tiers:
         return await self._fetch(group)
 
     def start(self) -> None:
-        """Begins what runs beside requests; call it in the event loop. Safe to call twice."""
+        """Begins what runs beside requests; call it once, in the event loop."""
         if self._second is not None:
             self._second.start()
 

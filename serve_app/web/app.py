@@ -98,8 +98,9 @@ class _Routes:
                 result = await self._service.embed(_as_headers_say(call.job, request))
                 content = call.render(result)
         except EmbedServeError as error:
-            self._service.meter.add(REQUESTS, 1, str(int(error.status)))
-            raise
+            reply = self._refuse(request, error)
+            self._service.meter.add(REQUESTS, 1, str(reply.status_code))
+            return reply
         total_s = time.perf_counter() - started
         self._count(result, total_s)
         headers = {

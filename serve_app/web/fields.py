@@ -35,17 +35,17 @@ def optional(body: Mapping[str, Any], name: str, kind: type, words: str) -> Any:
     raise InvalidRequest(f"`{name}` must be {words}, not {type(value).__name__}.", name)
 
 
-def one_of(body: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> str | None:
-    """A field that is one of some words; None where it is absent or null.
+def one_of(value: Any, name: str, choices: tuple[str, ...]) -> str | None:
+    """A field's value that is one of some words, or null.
 
     Raises:
         InvalidRequest: it is something else.
     """
-    value = body.get(name)
     if value is not None and value not in choices:
         words = ", ".join(map(repr, choices))
         raise InvalidRequest(f"`{name}` must be one of {words}; it was {value!r}.", name)
-    return value
+    word: str | None = value
+    return word
 
 
 def texts(given: Any, name: str) -> tuple[str, ...]:
@@ -109,20 +109,19 @@ def encode(vectors: Float32, output: OutputType, *, as_base64: bool) -> list[Any
     return list(rows)
 
 
-def output_type(body: Mapping[str, Any], name: str) -> OutputType:
-    """The field that names the type of the components; absent or null: float.
+def output_type(asked: Any, name: str) -> OutputType:
+    """The type of the components that a field's value names; null: float.
 
     Raises:
-        InvalidRequest: it is something else.
+        InvalidRequest: it names none.
     """
-    asked = body.get(name)
     if asked in ("int8", "uint8"):
         raise InvalidRequest(
             f"`{name}: {asked}` isn't served yet: it needs ranges calibrated for the model. Take "
             "'float', 'binary' or 'ubinary'.",
             name,
         )
-    match one_of(body, name, ("float", "base64", "binary", "ubinary")):
+    match one_of(asked, name, ("float", "base64", "binary", "ubinary")):
         case "binary":
             return "binary"
         case "ubinary":

@@ -11,7 +11,7 @@ from serve_app.errors import EmbedServeError, InvalidRequest
 from serve_app.models import ModelSpec
 from serve_app.types import EmbedJob, EmbedResult, Lane
 from serve_app.web.endpoint import Call, Endpoint, Refusal
-from serve_app.web.fields import encode, input_type, one_of, optional, output_type
+from serve_app.web.fields import OutputType, encode, input_type, one_of, optional, output_type
 
 _PURPOSES = ("search_document", "search_query", "classification", "clustering")
 
@@ -22,15 +22,14 @@ def parse(body: Mapping[str, Any], spec: ModelSpec) -> Call:
     Raises:
         InvalidRequest: it isn't of the dialect's shape, or asks for images.
     """
-    purpose = one_of(body, "input_type", _PURPOSES)
+    purpose = one_of(body.get("input_type"), "input_type", _PURPOSES)
     if purpose is None:
         raise InvalidRequest(f"`input_type` is missing: one of {', '.join(_PURPOSES)}.")
     kinds = optional(body, "embedding_types", list, "a list of strings") or ["float"]
-    for kind in kinds:
-        if not isinstance(kind, str):
-            raise InvalidRequest("`embedding_types` must be a list of strings.", "embedding_types")
-        output_type({"embedding_types": kind}, "embedding_types")
-    truncate = one_of(body, "truncate", ("NONE", "START", "END"))
+    if not all(isinstance(kind, str) for kind in kinds):
+        raise InvalidRequest("`embedding_types` must be a list of strings.", "embedding_types")
+    outputs = {kind: output_type(kind, "embedding_types") for kind in kinds}
+    truncate = one_of(body.get("truncate"), "truncate", ("NONE", "START", "END"))
     if truncate == "START":
         raise InvalidRequest("`truncate: START` isn't served yet. Take END or NONE.", "truncate")
     given = _texts(body)
@@ -42,7 +41,7 @@ def parse(body: Mapping[str, Any], spec: ModelSpec) -> Call:
         lane=_lane(body),
         cut=truncate != "NONE",
     )
-    return Call(job, partial(_render, kinds=kinds, texts=given))
+    return Call(job, partial(_render, outputs=outputs, texts=given))
 
 
 def _texts(body: Mapping[str, Any]) -> tuple[str, ...]:
@@ -75,14 +74,12 @@ def _lane(body: Mapping[str, Any]) -> Lane | None:
     return "bulk" if priority else None
 
 
-def _render(result: EmbedResult, *, kinds: Sequence[str], texts: Sequence[str]) -> bytes:
+def _render(
+    result: EmbedResult, *, outputs: Mapping[str, OutputType], texts: Sequence[str]
+) -> bytes:
     embeddings = {
-        kind: encode(
-            result.vectors,
-            output_type({"embedding_types": kind}, "embedding_types"),
-            as_base64=kind == "base64",
-        )
-        for kind in kinds
+        kind: encode(result.vectors, output, as_base64=kind == "base64")
+        for kind, output in outputs.items()
     }
     tokens = result.total_tokens
     reply = {

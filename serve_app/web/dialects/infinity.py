@@ -25,8 +25,8 @@ def parse(body: Mapping[str, Any], spec: ModelSpec) -> Call:
     Raises:
         InvalidRequest: it isn't of the dialect's shape, or asks for images or sound.
     """
-    encoding = one_of(body, "encoding_format", ("float", "base64"))
-    one_of(body, "modality", ("text",))
+    encoding = one_of(body.get("encoding_format"), "encoding_format", ("float", "base64"))
+    one_of(body.get("modality"), "modality", ("text",))
     model = optional(body, "model", str, "a string")
     job = EmbedJob(
         tuple(t.strip() if isinstance(t, str) else t for t in texts(body.get("input"), "input")),

@@ -34,7 +34,7 @@ def parse(body: Mapping[str, Any], spec: ModelSpec) -> Call:
         InvalidRequest: the body isn't of the dialect's shape. Whether its values can be served
             (the model's name, the number of texts, …) is not decided here.
     """
-    encoding = one_of(body, "encoding_format", ("float", "base64"))
+    encoding = one_of(body.get("encoding_format"), "encoding_format", ("float", "base64"))
     output, as_base64 = _output(body, encoding)
     optional(body, "user", str, "a string")
     purpose = optional(body, "input_type", str, "a string") or optional(
@@ -54,7 +54,8 @@ def parse(body: Mapping[str, Any], spec: ModelSpec) -> Call:
 
 def _output(body: Mapping[str, Any], encoding: str | None) -> tuple[OutputType, bool]:
     name = "output_dtype" if body.get("output_dtype") is not None else "embedding_type"
-    return output_type(body, name), "base64" in (encoding, body.get(name))
+    asked = body.get(name)
+    return output_type(asked, name), "base64" in (encoding, asked)
 
 
 def _dimensions(body: Mapping[str, Any]) -> int | None:
@@ -74,7 +75,7 @@ def _cut(body: Mapping[str, Any]) -> bool:
         return truncate is not False
     if truncate == "START":
         raise InvalidRequest("`truncate: START` isn't served yet. Take END or NONE.", "truncate")
-    return one_of(body, "truncate", ("NONE", "END")) == "END"
+    return one_of(truncate, "truncate", ("NONE", "END")) == "END"
 
 
 def render(result: EmbedResult, *, output: OutputType = "float", as_base64: bool = False) -> bytes:

@@ -68,7 +68,8 @@ def _job(
     normalize: bool,
 ) -> EmbedJob:
     cut = optional(body, "truncate", bool, "true or false") is not False
-    if (one_of(body, "truncation_direction", _DIRECTIONS) or "").lower() == "left" and cut:
+    direction = one_of(body.get("truncation_direction"), "truncation_direction", _DIRECTIONS)
+    if cut and direction in ("Left", "left"):
         raise InvalidRequest(
             "`truncation_direction: Left` isn't served yet. Take Right, or `truncate: false`.",
             "truncation_direction",

@@ -226,6 +226,14 @@ def test_errors_are_the_dialects(
     assert told == fields
 
 
+def test_refusals_are_counted_under_the_status_that_was_sent(lookup: FakeLookup) -> None:
+    service = EmbedService(SPEC, lookup, IngressSettings())
+    with TestClient(create_app(service)) as client:
+        assert client.post("/embed", json={"inputs": 1}).status_code == 422
+    counted = {(metric.name, *tags): n for (metric, tags), n in service.meter.drain().items()}
+    assert counted == {("embedserve_requests", "422"): 1}
+
+
 @pytest.mark.parametrize(
     ("error", "statuses"),
     [
