@@ -117,33 +117,28 @@ def test_an_answer_is_that_of_the_engine_bit_for_bit(socket: Path, sequence: lis
 
 async def _ask_all(socket: Path, sequence: list[Request]) -> None:
     client: Any = connect(f"unix://{socket}", None, 5)
-    stores = [
-        RedisStore(
-            client,
-            prefix=f"test:{spec.space_id}:".encode(),
-            timeout_s=5,
-            ttl_s=None,
-            write_queue_max_bytes=1 << 20,
-            meter=Meter(),
-        )
-        for spec in SPECS
-    ]
-    for store in stores:
-        store.start()
+    store = RedisStore(
+        client,
+        prefix=b"test:",  # of all models, so that nothing but the keys keeps them apart
+        timeout_s=5,
+        ttl_s=None,
+        write_queue_max_bytes=1 << 20,
+        meter=Meter(),
+    )
+    store.start()
     try:
         await client.flushall()
-        tiered = [Tiered(model, stores[model]) for model in range(len(MODELS))]
+        tiered = [Tiered(model, store) for model in range(len(MODELS))]
         for model, job, encoding, restarted in sequence:
             if restarted:
-                tiered[model] = Tiered(model, stores[model])
+                tiered[model] = Tiered(model, store)
             expected = await _ask(Engine(model), model, job)
             both = await asyncio.gather(*(_ask(tiered[model], model, job) for _ in range(2)))
             for answer in both:
                 _same(answer, expected, encoding)
-            await stores[model].flush(5)
+            await store.flush(5)
     finally:
-        for store in stores:
-            await store.close()
+        await store.close()
 
 
 async def _ask(tier: Engine, model: int, job: EmbedJob) -> EmbedResult:
