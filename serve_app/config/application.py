@@ -1,25 +1,13 @@
-"""Every setting of the service: one typed tree with defaults, bounds and descriptions.
+"""The application's `args`: a change restarts every replica."""
 
-Two kinds, by what a change costs. `AppConfig` is the `args` of the application: a change
-restarts all replicas. The `*Settings` classes are the `user_config` of one deployment each:
-Ray hands a change to running replicas. README's tables are printed from here by
-`embedserve settings`.
-"""
-
-from collections.abc import Iterator
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 
-GIB = 1 << 30
-MIB = 1 << 20
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from serve_app.config.section import GIB, MIB, Section
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which model is served, and from where."""
 
     name: str = Field(min_length=1, description="Name that clients send and replies carry.")
@@ -78,7 +66,7 @@ MINILM = ModelConfig(
 )
 
 
-class CacheConfig(_Section):
+class CacheConfig(Section):
     """The tier of the cache that replicas share, and what all tiers keep."""
 
     url: SecretStr = Field(
@@ -144,7 +132,7 @@ class CacheConfig(_Section):
     )
 
 
-class AppConfig(_Section):
+class AppConfig(Section):
     """The application's `args`: a change restarts every replica."""
 
     model: ModelConfig = Field(default=MINILM, description="The model that is served.")
@@ -191,164 +179,3 @@ class AppConfig(_Section):
         if self.engine == "openvino" and self.precision == "fp16":
             raise ValueError("`engine: openvino` has no `fp16`; use `bf16` or `fp32`, or `torch`.")
         return self
-
-
-class IngressSettings(_Section):
-    """`user_config` of the deployment `Ingress`."""
-
-    max_texts_per_request: int = Field(
-        default=2048, ge=1, le=65536, description="Texts in one request; more is a 400."
-    )
-    max_body_bytes: int = Field(
-        default=8 * MIB,
-        ge=1024,
-        le=GIB,
-        description="Size of a request body; more is a 413 that is sent before the rest is read.",
-    )
-    body_timeout_s: float = Field(
-        default=30.0, gt=0, le=3600, description="Time a client has to send its body; then 408."
-    )
-    max_concurrent_requests: int = Field(
-        default=1024,
-        ge=1,
-        le=4096,
-        description="Embedding requests in progress in one replica; one more is a 429 at once.",
-    )
-    request_timeout_s: float = Field(
-        default=120.0, gt=0, le=3600, description="Time from body to vectors; then 504."
-    )
-    interactive_max_texts: int = Field(
-        default=8,
-        ge=0,
-        le=4096,
-        description="Requests of so many texts are interactive and go before all others, unless "
-        "the header `x-priority` says `bulk` or `interactive`.",
-    )
-    memory_max_bytes: int = Field(
-        default=64 * MIB,
-        ge=0,
-        le=1024 * GIB,
-        description="Memory for vectors in one replica, answered without asking another process; "
-        "0: none.",
-    )
-    max_calls: int = Field(
-        default=4,
-        ge=1,
-        le=1024,
-        description="Calls to the next tier that are in flight before interactive requests wait "
-        "for one of them and leave together. A full call (64 requests) never waits.",
-    )
-    health_max_age_s: float = Field(
-        default=10.0,
-        gt=0,
-        le=3600,
-        description="Age of the last computed vector up to which `/health` asks for no new one.",
-    )
-    health_timeout_s: float = Field(
-        default=5.0,
-        gt=0,
-        le=60,
-        description="How long `/health` waits for the vector it tries for.",
-    )
-
-
-class CacheLookupSettings(_Section):
-    """`user_config` of the deployment `CacheLookup`."""
-
-    memory_max_bytes: int = Field(
-        default=64 * MIB,
-        ge=0,
-        le=1024 * GIB,
-        description="Memory for vectors in one replica, its own bookkeeping counted; 0: none. "
-        "One MiniLM vector takes about 2 KiB.",
-    )
-    max_calls: int = Field(
-        default=4, ge=1, le=1024, description="As the Ingress' `max_calls`, for calls to Embedders."
-    )
-
-
-class EmbedderSettings(_Section):
-    """`user_config` of the deployment `Embedder`."""
-
-    budget_tokens: int = Field(
-        default=8192,
-        ge=64,
-        le=16 * MIB,
-        description="The most padded tokens in one model batch. A longer single text runs alone.",
-    )
-    batch_target_s: float = Field(
-        default=0.02,
-        gt=0,
-        le=60,
-        description="How long one model batch should take, which is what an interactive text may "
-        "have to wait for; batches grow until they do, inside `budget_tokens`.",
-    )
-    max_batch_texts: int = Field(default=64, ge=1, le=4096, description="Texts in one model batch.")
-    bulk_max_wait_s: float = Field(
-        default=1.0,
-        ge=0,
-        le=3600,
-        description="Bulk texts that waited longer take turns with interactive ones.",
-    )
-    lookahead_texts: int = Field(
-        default=512,
-        ge=1,
-        le=65536,
-        description="Waiting texts, oldest first, that are searched for ones of similar length.",
-    )
-    max_queued_tokens: int = Field(
-        default=262_144,
-        ge=64,
-        le=GIB,
-        description="Tokens waiting in one replica; a request that doesn't fit whole is a 429, "
-        "unless nothing else waits.",
-    )
-    stall_timeout_s: float = Field(
-        default=60.0,
-        gt=0,
-        le=3600,
-        description="A model batch that runs longer marks the replica as ill, and Ray replaces it.",
-    )
-
-
-#: The `user_config` that each deployment takes.
-USER_CONFIGS: dict[str, type[BaseModel]] = {
-    "Ingress": IngressSettings,
-    "CacheLookup": CacheLookupSettings,
-    "Embedder": EmbedderSettings,
-}
-#: Where each part of the tree is written in the YAML file.
-SECTIONS: dict[str, type[BaseModel]] = {
-    "args": AppConfig,
-    **{f"{deployment}: user_config": settings for deployment, settings in USER_CONFIGS.items()},
-}
-
-
-def _rows(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    for name, field in section.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _rows(inner, f"{prefix}{name}.")
-            continue
-        default = "required" if field.is_required() else _as_yaml(field.get_default())
-        yield prefix + name, default, field.description or ""
-
-
-def _as_yaml(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    return "[]" if value == () else str(value)
-
-
-def settings_markdown() -> str:
-    """All settings as Markdown tables, one for each section."""
-    lines: list[str] = []
-    for place, section in SECTIONS.items():
-        lines += [f"**{place}**", "", "| setting | default | what it does |", "|---|---|---|"]
-        lines += [f"| `{name}` | `{default}` | {text} |" for name, default, text in _rows(section)]
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
