@@ -32,6 +32,7 @@ from serve_app.types import (
     EmbedResult,
     EngineInfo,
     Float32,
+    Input,
     Lane,
     TextGroup,
     Vectors,
@@ -93,7 +94,7 @@ class EmbedService:
             EngineFailed, Unavailable: see `errors`.
         """
         self._validate(job)
-        places: dict[str, int] = {}
+        places: dict[Input, int] = {}
         order = [places.setdefault(text, len(places)) for text in job.texts]
         group = TextGroup(
             tuple(places),
@@ -175,7 +176,9 @@ class EmbedService:
         except (TimeoutError, EmbedServeError):
             return None
 
-    def _too_long(self, texts: Sequence[str], order: Sequence[int], truncated: Bool) -> TextTooLong:
+    def _too_long(
+        self, texts: Sequence[Input], order: Sequence[int], truncated: Bool
+    ) -> TextTooLong:
         places = [i for i in range(len(texts)) if truncated[order[i]]]
         return TextTooLong(
             f"Text {places[0]} is longer than the {self.spec.max_tokens} tokens that the model "

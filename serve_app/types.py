@@ -16,6 +16,9 @@ Int32 = NDArray[np.int32]
 Bool = NDArray[np.bool_]
 UInt8 = NDArray[np.uint8]
 
+#: What is embedded: a text, or token ids of the model's own, its special tokens included.
+Input = str | tuple[int, ...]
+
 #: Who goes first: somebody waits for `interactive` texts, nobody for each single `bulk` one.
 Lane = Literal["interactive", "bulk"]
 
@@ -24,7 +27,7 @@ Lane = Literal["interactive", "bulk"]
 class EmbedJob:
     """What a client asks for, in no dialect's words."""
 
-    texts: tuple[str, ...]
+    texts: tuple[Input, ...]
     model: str | None = None  #: None: the served model
     input_type: str | None = None  #: name of one of the model's prompts; None: its default
     dimensions: int | None = None  #: None: all of the model's
@@ -82,11 +85,16 @@ class EmbedResult:
 class TextGroup:
     """Distinct texts of one job, on their way to the cache and to the engine."""
 
-    texts: tuple[str, ...]
-    prompt: str = ""  #: put before each text; part of the cache key
+    texts: tuple[Input, ...]
+    prompt: str = ""  #: put before each text, not before token ids; part of the cache key
     use_cache: bool = True
     lane: Lane = "interactive"
     timeout_s: float = 120.0  #: after which nobody waits for them any more
+
+    @property
+    def prompted(self) -> list[Input]:
+        """What the model reads of each: texts with the prompt in front, token ids as they are."""
+        return [self.prompt + text if isinstance(text, str) else text for text in self.texts]
 
 
 class Row(NamedTuple):
@@ -130,6 +138,23 @@ class Vectors:
         """How many of the texts the engine had to compute."""
         tiers: list[int] = self.tiers.tolist()
         return tiers.count(Tier.COMPUTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """A text as the model's tokenizer spells it, not cut; one item for each token."""
+
+    ids: list[int]
+    pieces: list[str]  #: the vocabulary's own strings
+    special: list[bool]  #: whether the tokenizer put it there, and not the text
+    offsets: list[tuple[int, int]]  #: first character and the one behind the last
+
+
+class TokenVectors(NamedTuple):
+    """One text's vectors of tokens, as the model's transformer leaves them, before pooling."""
+
+    values: Float32  #: shape (tokens, width), special tokens included
+    truncated: bool
 
 
 class CacheState(NamedTuple):

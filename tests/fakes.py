@@ -10,7 +10,7 @@ import numpy as np
 from serve_app.engine.base import TokenIds
 from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
-from serve_app.types import CacheState, EngineInfo, Float32, TextGroup, Tier, Vectors
+from serve_app.types import CacheState, EngineInfo, Float32, Input, TextGroup, Tier, Vectors
 
 DIM = 8
 
@@ -32,6 +32,11 @@ def fake_vector(text: str) -> Float32:
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
     vector = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
     return vector / np.linalg.norm(vector)
+
+
+def as_text(given: Input) -> str:
+    """A text, or what token ids stand for here: one character each."""
+    return given if isinstance(given, str) else "".join(map(chr, given))
 
 
 class FakeEngine:
@@ -93,7 +98,7 @@ class FakeLookup:
             await asyncio.sleep(self.delay_s)
         if self.error is not None:
             raise self.error
-        cut = [text[: SPEC.max_tokens] for text in group.texts]
+        cut = [as_text(text)[: SPEC.max_tokens] for text in group.texts]
         return Vectors(
             values=np.stack([fake_vector(group.prompt + text) for text in cut]),
             tokens=np.array([len(text) for text in cut], dtype=np.int32),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from serve_app.coalescer import Coalescer
 from serve_app.errors import EmbedServeError, EngineFailed, Unavailable
-from serve_app.types import Lane, TextGroup, Vectors
+from serve_app.types import Input, Lane, TextGroup, Vectors
 from tests.fakes import FakeLookup
 
 REQUEST = contextvars.ContextVar("request", default="none")
@@ -18,8 +18,8 @@ class Way:
     """The way to the next tier: each call waits until the test lets it through."""
 
     def __init__(self, *, held: bool = True) -> None:
-        self.calls: list[list[str]] = []
-        self.cancelled: list[list[str]] = []
+        self.calls: list[list[Input]] = []
+        self.cancelled: list[list[Input]] = []
         self.requests: list[str] = []
         self.error: Exception | None = None
         self.at_once = 0

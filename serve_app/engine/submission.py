@@ -21,7 +21,7 @@ class Submission:
 
     def __init__(self, group: TextGroup) -> None:
         self.group = group
-        self.texts = [group.prompt + text for text in group.texts]
+        self.texts = list(map(str, group.prompted))
         self.reply: asyncio.Future[Vectors | EmbedServeError] = (
             asyncio.get_running_loop().create_future()
         )

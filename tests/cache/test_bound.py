@@ -23,7 +23,7 @@ async def test_a_million_distinct_texts_stay_inside_the_bound() -> None:
     memory = MemoryCache(MAX_BYTES)
 
     async def compute(group: TextGroup) -> Vectors:
-        tokens = engine.tokenize(group.texts)
+        tokens = engine.tokenize(list(map(str, group.texts)))
         vectors = engine.embed(tokens)
         return Vectors.of([Row(v, 1, False, Tier.COMPUTED) for v in vectors], NO_TIME)
 

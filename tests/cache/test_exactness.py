@@ -55,7 +55,7 @@ class Engine:
         self._engine = HashingEngine(SPECS[model])
 
     async def fetch(self, group: TextGroup) -> Vectors:
-        tokens = self._engine.tokenize([group.prompt + text for text in group.texts])
+        tokens = self._engine.tokenize(list(map(str, group.prompted)))
         await asyncio.sleep(0)
         rows = zip(self._engine.embed(tokens), tokens, strict=True)
         return Vectors.of(

@@ -10,7 +10,7 @@ from serve_app.cache.memory import MemoryCache
 from serve_app.cache.value import Codec
 from serve_app.errors import EngineFailed
 from serve_app.metrics import Meter
-from serve_app.types import TextGroup, Tier, Vectors
+from serve_app.types import Input, TextGroup, Tier, Vectors
 from tests.fakes import DIM, FakeLookup, fake_vector
 
 
@@ -18,11 +18,11 @@ class Computes:
     """What stands for the Embedder."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, ...]] = []
+        self.asked: list[tuple[Input, ...]] = []
         self._fake = FakeLookup()
 
     async def __call__(self, group: TextGroup) -> Vectors:
-        self.asked.append(tuple(group.prompt + text for text in group.texts))
+        self.asked.append(tuple(group.prompted))
         await asyncio.sleep(0)
         if "fail" in group.texts:
             raise EngineFailed("no")

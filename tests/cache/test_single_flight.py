@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.cache.single_flight import Computed, SingleFlight
 from serve_app.errors import EngineFailed
-from serve_app.types import Lane, TextGroup
+from serve_app.types import Input, Lane, TextGroup
 from tests.fakes import FakeLookup, fake_vector
 
 
@@ -14,14 +14,14 @@ class Computes:
     """Computes what it is asked, when it is let."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, ...]] = []
+        self.asked: list[tuple[Input, ...]] = []
         self.cancelled = 0
         self.go = asyncio.Event()
         self.fail_once = ""
         self._fake = FakeLookup()
 
     async def __call__(self, group: TextGroup, keys: Sequence[bytes]) -> Computed:
-        assert [text.encode() for text in group.texts] == list(keys)
+        assert [str(text).encode() for text in group.texts] == list(keys)
         self.asked.append(group.texts)
         try:
             await self.go.wait()
@@ -49,7 +49,7 @@ def flights(computes: Computes) -> SingleFlight:
 async def fetch(flights: SingleFlight, texts: str, lane: Lane = "interactive") -> int:
     """Fetches a text for each letter, checks the vectors, and tells how many it joined."""
     group = TextGroup(tuple(texts), lane=lane)
-    landed = await flights.fetch(group, [text.encode() for text in texts])
+    landed = await flights.fetch(group, [str(text).encode() for text in texts])
     for text, row in zip(texts, landed.rows, strict=True):
         assert np.array_equal(row.vector, fake_vector(text))
     return landed.joined
