@@ -47,6 +47,8 @@ _EMBEDDER_CPUS = 2
 def build(args: AppConfig) -> Application:
     """Binds Ingress -> CacheLookup -> Embedder, or Ingress -> Embedder where `inline` is asked for.
 
+    What isn't cached, the Ingress asks the Embedder itself in both.
+
     The engine and the space of the vectors are decided here, once; every replica holds to them or
     doesn't start.
 
@@ -61,9 +63,9 @@ def build(args: AppConfig) -> Application:
     embedder = _heavy(Embedder).options(ray_actor_options={"num_cpus": _cpus()}).bind(choice)
     spec = _as_stored(choice.spec, args.cache.storage)
     if args.topology == "inline":
-        return _light(Ingress).bind(spec, embedder, args)
+        return _light(Ingress).bind(spec, embedder, args, embedder)
     lookup = _light(CacheLookup).bind(spec, embedder, args.cache)
-    return _light(Ingress).bind(spec, lookup, args)
+    return _light(Ingress).bind(spec, lookup, args, embedder)
 
 
 def _as_stored(spec: ModelSpec, storage: Storage) -> ModelSpec:

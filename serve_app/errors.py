@@ -6,6 +6,10 @@ The tree:
   x InvalidRequest            400   the request can't be answered as it stands
     + EmptyInput              400
     + TextTooLong             400
+    + NotAbleTo               400
+    + NotJson                 400
+    + Unauthorized            401
+    + Forbidden               403
     + ModelNotFound           404
     + RouteNotFound           404
     + MethodNotAllowed        405
@@ -13,6 +17,7 @@ The tree:
     + BodyTooLarge            413
     + UnsupportedMediaType    415
   x Overloaded                429   more work than fits; carries `retry_after_s`
+    + QuotaExceeded           429   more than the client's key may ask for now
   x EngineFailed              500   the model ran and did not give a usable vector
   x Unavailable               503   no replica can answer now
   x DeadlineExceeded          504   the answer did not come in time
@@ -26,7 +31,19 @@ and hands all of them to `Exception.__init__`. Messages reach the client: they s
 wrong and how to mend it, and never hold a path or a secret of the server.
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
+from reprlib import Repr
+from typing import Any, Final
+
+_NO_HEADERS: Final[Mapping[str, str]] = {}
+_REPR: Final = Repr()
+_REPR.maxstring = _REPR.maxother = 100
+
+
+def short(value: Any) -> str:
+    """What a client sent, for a message: neither long, nor deeper than Python can show."""
+    return _REPR.repr(value)
 
 
 class EmbedServeError(Exception):
@@ -60,6 +77,30 @@ class TextTooLong(InvalidRequest):
     """A text is longer than the model takes, and the client asked not to cut it."""
 
     code = "text_too_long"
+
+
+class NotAbleTo(InvalidRequest):
+    """The model is of another kind than what is asked of it."""
+
+    code = "not_able_to"
+
+
+class NotJson(InvalidRequest):
+    """The body isn't JSON."""
+
+
+class Unauthorized(InvalidRequest):
+    """No API key came along, or one that isn't known."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    code = "invalid_api_key"
+
+
+class Forbidden(InvalidRequest):
+    """The API key may not use the model."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "model_not_allowed"
 
 
 class ModelNotFound(InvalidRequest):
@@ -114,6 +155,18 @@ class Overloaded(EmbedServeError):
         EmbedServeError.__init__(self, message)
         self.args = (message, retry_after_s)
         self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(Overloaded):
+    """More than the client's API key may ask for now; nothing of the request was taken on."""
+
+    def __init__(
+        self, message: str, retry_after_s: int = 1, headers: Mapping[str, str] = _NO_HEADERS
+    ) -> None:
+        Overloaded.__init__(self, message, retry_after_s)
+        self.args = (message, retry_after_s, headers)
+        #: How the key stands, for the reply.
+        self.headers = headers
 
 
 class EngineFailed(EmbedServeError):

@@ -8,7 +8,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _EXPORT_EVERY_S = 1.0
 
@@ -27,6 +27,7 @@ REQUESTS = Metric(
 )
 TEXTS = Metric("embedserve_texts", "Texts in requests that were answered with vectors.")
 TOKENS = Metric("embedserve_tokens", "Tokens in requests that were answered with vectors.")
+CACHED_TEXTS = Metric("embedserve_cached_texts", "Those of them that nothing was computed for.")
 STAGE_SECONDS = Metric(
     "embedserve_stage_seconds",
     "Seconds that requests spent in `cache`, `queue`, `tokenize`, `infer`, and in all (`total`).",
@@ -59,6 +60,20 @@ L2_WRITE_DROPS = Metric(
     ("reason",),
 )
 L2_UP = Metric("embedserve_l2_up", "1 while the shared tier answers and takes values, else 0.")
+KEY_REQUESTS = Metric(
+    "embedserve_key_requests",
+    "Requests that came with an API key, by its name and what became of them at the entrance: "
+    "`admitted`, `model_not_allowed`, or `rate_limit_exceeded`.",
+    ("key", "outcome"),
+)
+KEY_TOKENS = Metric(
+    "embedserve_key_tokens", "Tokens that requests with an API key used, by its name.", ("key",)
+)
+QUOTA_FALLBACKS = Metric(
+    "embedserve_quota_fallbacks",
+    "Requests whose quota a process counted by itself, as the shared server could not, by reason.",
+    ("reason",),
+)
 QUEUED_TOKENS = Metric("embedserve_queued_tokens", "Tokens that wait or are being computed now.")
 BUDGET_TOKENS = Metric("embedserve_budget_tokens", "Padded tokens that a batch may hold now.")
 
@@ -66,11 +81,28 @@ BUDGET_TOKENS = Metric("embedserve_budget_tokens", "Padded tokens that a batch m
 GAUGES = {CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS}
 
 
+class Totals(NamedTuple):
+    """What was answered since the start, or since somebody began to count anew."""
+
+    requests: float = 0  #: refused ones, too
+    failed: float = 0  #: those of them that got no vectors
+    texts: float = 0
+    cached_texts: float = 0  #: those of them that nothing was computed for
+    tokens: float = 0
+    seconds: float = 0.0  #: that requests took, all together
+
+    def plus(self, other: "Totals", sign: int = 1) -> "Totals":
+        """Both together; with -1 what this one has more."""
+        return Totals(*(a + sign * b for a, b in zip(self, other, strict=True)))
+
+
 class Meter:
-    """What was counted since it was last drained. For one event loop."""
+    """What was counted since it was last drained, and in all. For one event loop."""
 
     def __init__(self) -> None:
         self._counts = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
+        self._drained = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
+        self._before = Totals()
 
     def add(self, metric: Metric, amount: float = 1, *tags: str) -> None:
         """Counts; `tags` are values in the order of the metric's tags."""
@@ -79,7 +111,35 @@ class Meter:
     def drain(self) -> Mapping[tuple[Metric, tuple[str, ...]], float]:
         """What has come together, and begins anew."""
         counts, self._counts = self._counts, defaultdict(float)
+        for key, amount in counts.items():
+            self._drained[key] += amount
         return counts
+
+    def totals(self) -> Totals:
+        """Of all that was counted since `begin_anew`."""
+        return self._totals().plus(self._before, -1)
+
+    def begin_anew(self) -> None:
+        """Has `totals` begin at zero; what Ray is handed goes on."""
+        self._before = self._totals()
+
+    def _totals(self) -> Totals:
+        sums = defaultdict[Metric, float](float)
+        answered = 0.0
+        for counts in (self._drained, self._counts):
+            for (metric, tags), amount in counts.items():
+                if metric is not STAGE_SECONDS or tags == ("total",):
+                    sums[metric] += amount
+                if metric is REQUESTS and tags == ("200",):
+                    answered += amount
+        return Totals(
+            sums[REQUESTS],
+            sums[REQUESTS] - answered,
+            sums[TEXTS],
+            sums[CACHED_TEXTS],
+            sums[TOKENS],
+            sums[STAGE_SECONDS],
+        )
 
 
 async def export(meter: Meter, gauges: Callable[[], Mapping[Metric, float]] = dict) -> None:

@@ -10,12 +10,13 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from serve_app.config import ModelConfig
-from serve_app.errors import InvalidRequest, ModelSourceError
+from serve_app.errors import InvalidRequest, ModelSourceError, short
+from serve_app.types import Float32
 
 #: Keys of `config.json` that say how the file was written, not what the model computes.
 _INERT_KEYS = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
@@ -23,6 +24,8 @@ _INERT_KEYS = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", 
 _PROMPTS = {"query": "", "document": ""}
 #: A hashing engine that gives other vectors needs another number.
 _HASHING_VERSION = 1
+#: What text-embeddings-inference calls ways of pooling.
+_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last_token"}
 _HASHING_MAX_TOKENS = 512
 
 
@@ -40,6 +43,10 @@ class ModelSpec:
     space_id: str  #: `<family>-<precision>`; see `family`
     created_s: int  #: Unix time of the weights file; 0: it has none
     unit_length: bool = False  #: True: its pipeline ends with vectors of that length
+    pooling: str | None = None  #: how vectors of tokens become one: `mean`, `cls`, …
+    #: Of each component the least and the greatest value, shape (2, dim), by which int8 vectors are
+    #: made; None: not known. They come with the engine's choice, not out of the model's files.
+    ranges: Float32 | None = field(default=None, compare=False, repr=False)
 
     def accepts(self, name: str | None) -> bool:
         """Whether a client that asks for `name` (None: any) is answered by this model."""
@@ -57,7 +64,7 @@ class ModelSpec:
         if name not in self.prompts:
             known = ", ".join(sorted(self.prompts)) or "none"
             raise InvalidRequest(
-                f"The model has no input type {name!r}. Known ones: {known}.", "input_type"
+                f"The model has no input type {short(name)}. Known ones: {known}.", "input_type"
             )
         return self.prompts[name]
 
@@ -138,6 +145,7 @@ def _hashing(config: ModelConfig, dim: int) -> ModelSpec:
         space_id=f"{_digest(parts)}-fp32",
         created_s=0,
         unit_length=True,
+        pooling="mean",
     )
 
 
@@ -165,6 +173,7 @@ def _read(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
         space_id=f"{family(path, modules, digests, max_tokens, prompts)}-{precision}",
         created_s=int(weights[0].stat().st_mtime),
         unit_length=modules[-1][0] == "Normalize",
+        pooling=_pooling(modules),
     )
 
 
@@ -227,6 +236,17 @@ def _dim(modules: list[tuple[str, dict[str, Any]]], path: Path) -> int:
             modes = sum(1 for key, on in settings.items() if key.startswith("pooling_mode_") and on)
             return int(width) * max(1, modes)
     return int(_json(path / "config.json")["hidden_size"])
+
+
+def _pooling(modules: list[tuple[str, dict[str, Any]]]) -> str | None:
+    prefix = "pooling_mode_"
+    for name, settings in modules:
+        if name == "Pooling":
+            on = [key for key, is_on in settings.items() if key.startswith(prefix) and is_on]
+            named = (key.removeprefix(prefix) for key in on)
+            mode = "+".join(_POOLINGS.get(name, name) for name in named)
+            return mode or settings.get("pooling_mode")
+    return None
 
 
 def _max_tokens(path: Path) -> int:

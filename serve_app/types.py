@@ -23,6 +23,11 @@ Input = str | tuple[int, ...]
 Lane = Literal["interactive", "bulk"]
 
 
+#: What becomes of a text that is longer than the model takes: its end or its start is left out, it
+#: is an error, or its parts are embedded and their mean, weighted by length, stands for it.
+Overflow = Literal["end", "start", "error", "chunk"]
+
+
 @dataclass(frozen=True, slots=True)
 class EmbedJob:
     """What a client asks for, in no dialect's words."""
@@ -34,7 +39,44 @@ class EmbedJob:
     lane: Lane | None = None  #: None: by the number of texts
     use_cache: bool = True  #: False: computed anew, and not kept
     normalize: bool = False  #: True: at unit length, also where the model's pipeline doesn't do it
-    cut: bool = True  #: False: a text that is longer than the model takes is an error
+    overflow: Overflow = "end"
+    max_tokens: int | None = None  #: longest text, special tokens included; None: the model's own
+
+
+@dataclass(frozen=True, slots=True)
+class TokenVectorsJob:
+    """Asks for the vectors of each text's tokens, in place of one of the text."""
+
+    job: EmbedJob
+
+
+@dataclass(frozen=True, slots=True)
+class SpellJob:
+    """Asks how the tokenizer spells texts."""
+
+    texts: tuple[str, ...]
+    special: bool = True  #: with the special tokens around them
+    model: str | None = None
+    input_type: str | None = None  #: None: without any prompt, not even the model's default
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeJob:
+    """Asks for the texts that token ids stand for."""
+
+    rows: tuple[tuple[int, ...], ...]
+    skip_special: bool = True
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Jobs that are answered together."""
+
+    jobs: tuple[EmbedJob, ...]
+
+
+Job = EmbedJob | TokenVectorsJob | SpellJob | DecodeJob | Several
 
 
 class Tier(IntEnum):
@@ -68,6 +110,8 @@ class EmbedResult:
     truncated: Bool  #: shape (n,); True where the text was longer than the model takes
     tiers: UInt8  #: shape (n,); of each text its `Tier`
     timings: Timings = NO_TIME
+    raw: Float32 | None = None  #: shape (n, dim): as the model gave them; None: as `vectors`
+    characters: int = 0  #: of all texts as they were given; token ids have none
 
     @property
     def total_tokens(self) -> int:

@@ -3,16 +3,28 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from serve_app.engine.base import TokenIds
-from serve_app.errors import EmbedServeError
+from serve_app.errors import EmbedServeError, InvalidRequest
 from serve_app.models import ModelSpec
-from serve_app.types import CacheState, EngineInfo, Float32, Input, TextGroup, Tier, Vectors
+from serve_app.types import (
+    CacheState,
+    EngineInfo,
+    Float32,
+    Input,
+    Spelling,
+    TextGroup,
+    Tier,
+    TokenVectors,
+    Vectors,
+)
 
 DIM = 8
+#: The one special token, which ends a text when somebody asks for it.
+_END = 0
 
 SPEC = ModelSpec(
     name="org/fake",
@@ -36,15 +48,25 @@ def fake_vector(text: str) -> Float32:
 
 def as_text(given: Input) -> str:
     """A text, or what token ids stand for here: one character each."""
-    return given if isinstance(given, str) else "".join(map(chr, given))
+    if isinstance(given, str):
+        return given
+    return "".join(chr(i % 0xD800) for i in given)  # the next ones are halves of pairs
+
+
+def _check_ids(rows: Iterable[Input]) -> None:
+    """Refuses ids that no vocabulary has, as engines do."""
+    for row in rows:
+        if not isinstance(row, str) and not all(0 <= i < 2**31 for i in row):
+            raise InvalidRequest("Not all token ids are in the vocabulary.", "texts")
 
 
 class FakeEngine:
-    """One token for each character; vectors as `fake_vector`. Records every batch it is given.
+    """One token for each character; vectors as `fake_vector`, those of a
+    token as of its character. Records every batch it is given.
 
-    A text that holds "boom" makes its batch fail, one that holds "nan" comes back as NaN, and more
-    padded tokens than `memory_tokens` don't fit. `hold()` makes it wait inside the next batch until
-    `release()`.
+    Token ids are letters; -1 alone is none of its own. A text that holds "boom" makes its batch
+    fail, one that holds "nan" comes back as NaN, and more padded tokens than `memory_tokens` don't
+    fit. `hold()` makes it wait inside the next batch until `release()`.
     """
 
     dim = DIM
@@ -65,11 +87,42 @@ class FakeEngine:
     def release(self) -> None:
         self._open.set()
 
-    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
-        limit = SPEC.max_tokens
-        return [TokenIds([ord(c) for c in text[:limit]], len(text) > limit) for text in texts]
+    def tokenize(self, texts: Sequence[Input]) -> list[TokenIds]:
+        if (-1,) in texts:
+            raise InvalidRequest("no token", "texts")
+        limit, read = SPEC.max_tokens, map(as_text, texts)
+        return [TokenIds([ord(c) for c in text[:limit]], len(text) > limit) for text in read]
+
+    def spell(self, texts: Sequence[str], *, special: bool) -> list[Spelling]:
+        return [
+            Spelling(
+                [*map(ord, text), *([_END] if special else ())],
+                [*text, *(["</s>"] if special else ())],
+                [*(False for _ in text), *([True] if special else ())],
+                [*((i, i + 1) for i in range(len(text))), *([(0, 0)] if special else ())],
+            )
+            for text in texts
+        ]
+
+    def decode(self, rows: Sequence[Sequence[int]], *, skip_special: bool) -> list[str]:
+        if any(i < 0 for row in rows for i in row):
+            raise InvalidRequest("no token", "ids")
+        return [as_text(tuple(i for i in row if i or not skip_special)) for row in rows]
 
     def embed(self, batch: Sequence[TokenIds]) -> Float32:
+        texts = self._run(batch)
+        vectors = np.stack([fake_vector(text) for text in texts])
+        vectors[["nan" in text for text in texts]] = np.nan
+        return vectors
+
+    def embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
+        texts = self._run(batch)
+        arrays = [np.stack([fake_vector(letter) for letter in text]) for text in texts]
+        for text, array in zip(texts, arrays, strict=True):
+            array[-1] = np.nan if "nan" in text else array[-1]
+        return arrays
+
+    def _run(self, batch: Sequence[TokenIds]) -> list[str]:
         texts = ["".join(map(chr, tokens.ids)) for tokens in batch]
         self.batches.append(texts)
         assert self._open.wait(10), "The test held the engine and never released it."
@@ -77,9 +130,7 @@ class FakeEngine:
             raise MemoryError
         if any("boom" in text for text in texts):
             raise RuntimeError("boom")
-        vectors = np.stack([fake_vector(text) for text in texts])
-        vectors[["nan" in text for text in texts]] = np.nan
-        return vectors
+        return texts
 
 
 class FakeLookup:
@@ -92,15 +143,25 @@ class FakeLookup:
         self.tiers: list[Tier] = []
         self.cache: CacheState | EmbedServeError = CacheState("up", kind="embedded")
 
-    async def fetch(self, group: TextGroup) -> Vectors:
-        self.groups.append(group)
+    async def _work(self) -> None:
+        """Takes its time, or fails, as the test asked for."""
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         if self.error is not None:
             raise self.error
+
+    async def fetch(self, group: TextGroup) -> Vectors:
+        self.groups.append(group)
+        _check_ids(group.texts)
+        await self._work()
         cut = [as_text(text)[: SPEC.max_tokens] for text in group.texts]
         return Vectors(
-            values=np.stack([fake_vector(group.prompt + text) for text in cut]),
+            values=np.stack(
+                [
+                    fake_vector(group.prompt + text if isinstance(given, str) else text)
+                    for given, text in zip(group.texts, cut, strict=True)
+                ]
+            ),
             tokens=np.array([len(text) for text in cut], dtype=np.int32),
             truncated=np.array([len(text) > SPEC.max_tokens for text in group.texts]),
             tiers=np.array(self.tiers or [Tier.COMPUTED] * len(group.texts), dtype=np.uint8),
@@ -110,6 +171,35 @@ class FakeLookup:
         if self.error is not None:
             raise self.error
         return FakeEngine.info
+
+    async def spell(self, texts: tuple[str, ...], special: bool) -> list[Spelling]:
+        await self._work()
+        framed = [f"[{text}]" if special else text for text in texts]
+        return [
+            Spelling(
+                list(map(ord, text)),
+                list(text),
+                [special and i in (0, len(text) - 1) for i in range(len(text))],
+                [(max(i - special, 0), i + 1 - special) for i in range(len(text))],
+            )
+            for text in framed
+        ]
+
+    async def decode(self, rows: tuple[tuple[int, ...], ...], skip_special: bool) -> list[str]:
+        _check_ids(rows)
+        await self._work()
+        texts = [as_text(row) for row in rows]
+        return [text.strip("[]") if skip_special else text for text in texts]
+
+    async def embed_tokens(self, group: TextGroup) -> list[TokenVectors]:
+        self.groups.append(group)
+        _check_ids(group.texts)
+        await self._work()
+        limit = SPEC.max_tokens
+        return [
+            TokenVectors(np.stack([fake_vector(c) for c in text[:limit]]), len(text) > limit)
+            for text in map(as_text, group.prompted)
+        ]
 
     async def cache_state(self) -> CacheState:
         if isinstance(self.cache, EmbedServeError):

@@ -18,10 +18,11 @@ def test_replicas_get_what_was_chosen_and_the_log_tells_what_was_refused(
     with caplog.at_level(logging.INFO):
         ingress: Any = app.build(asked)._bound_deployment
     assert caplog.messages == ["Refused: x at bf16: no", "Chosen: hashing at fp32."]
-    spec, lookup, config = ingress.init_args
+    spec, lookup, config, direct = ingress.init_args
     assert config == asked
     seen, embedder, cache = lookup._bound_deployment.init_args
     assert (seen, cache) == (choice.spec, asked.cache)
+    assert direct is embedder
     (given,) = embedder._bound_deployment.init_args
     assert (given, spec) == (choice, choice.spec)
     assert (given.config.engine, given.config.precision) == ("hashing", "fp32")
@@ -30,7 +31,8 @@ def test_replicas_get_what_was_chosen_and_the_log_tells_what_was_refused(
 def test_inline_the_ingress_asks_the_embedder_itself() -> None:
     model = ModelConfig(name="words", source="hashing:64")
     ingress: Any = app.build(AppConfig(model=model, topology="inline"))._bound_deployment
-    _, embedder, _ = ingress.init_args
+    _, embedder, _, direct = ingress.init_args
+    assert direct is embedder
     assert embedder._bound_deployment.name == "Embedder"
 
 
@@ -40,7 +42,7 @@ def test_vectors_that_are_kept_rounded_are_of_another_space() -> None:
         cache=CacheConfig(storage="float16"),
     )
     ingress: Any = app.build(asked)._bound_deployment
-    spec, lookup, _ = ingress.init_args
+    spec, lookup, _, _ = ingress.init_args
     seen, embedder, _ = lookup._bound_deployment.init_args
     (choice,) = embedder._bound_deployment.init_args
     assert spec == seen

@@ -7,9 +7,11 @@ Ray hands a change to running replicas. README's tables are printed from here by
 """
 
 from collections.abc import Iterator
+from typing import get_args
 
 from pydantic import BaseModel, SecretStr
 
+from serve_app.config.access import AccessSettings, ApiKey
 from serve_app.config.application import MINILM, AppConfig, CacheConfig, ModelConfig
 from serve_app.config.deployments import CacheLookupSettings, EmbedderSettings, IngressSettings
 
@@ -17,6 +19,8 @@ __all__ = [
     "MINILM",
     "SECTIONS",
     "USER_CONFIGS",
+    "AccessSettings",
+    "ApiKey",
     "AppConfig",
     "CacheConfig",
     "CacheLookupSettings",
@@ -47,6 +51,9 @@ def _rows(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str
             continue
         default = "required" if field.is_required() else _as_yaml(field.get_default())
         yield prefix + name, default, field.description or ""
+        for item in get_args(inner):
+            if isinstance(item, type) and issubclass(item, BaseModel):
+                yield from _rows(item, f"{prefix}{name}[].")
 
 
 def _as_yaml(value: object) -> str:

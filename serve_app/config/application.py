@@ -155,6 +155,11 @@ class AppConfig(Section):
     )
 
     cache: CacheConfig = Field(default=CacheConfig(), description="The shared tier of the cache.")
+    cors_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Origins whose scripts may ask from a browser, as `https://app.example`; `*`: "
+        "all.",
+    )
     topology: Literal["separate", "inline"] = Field(
         default="separate",
         description="`separate`: CacheLookup is a deployment of its own, shared by all Ingress "

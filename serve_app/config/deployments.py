@@ -1,7 +1,10 @@
 """The `user_config` of each deployment: a change reaches running replicas."""
 
+from typing import Literal
+
 from pydantic import Field
 
+from serve_app.config.access import AccessSettings
 from serve_app.config.section import GIB, MIB, Section
 
 
@@ -10,6 +13,19 @@ class IngressSettings(Section):
 
     max_texts_per_request: int = Field(
         default=2048, ge=1, le=65536, description="Texts in one request; more is a 400."
+    )
+    max_text_chars: int = Field(
+        default=262_144,
+        ge=1,
+        le=64 * MIB,
+        description="Characters in one text, or token ids; more is a 400. A text is read whole, "
+        "also where the model then takes only its beginning.",
+    )
+    token_ids: Literal["model", "cl100k_base", "o200k_base"] = Field(
+        default="model",
+        description="What token ids in place of a text are. `model`: the model's own, used as they "
+        "are. Else OpenAI's, as LangChain sends them by default: turned back into the text, which "
+        "needs the package `tiktoken`.",
     )
     max_body_bytes: int = Field(
         default=8 * MIB,
@@ -62,6 +78,9 @@ class IngressSettings(Section):
         le=60,
         description="How long `/health` waits for the vector it tries for.",
     )
+    access: AccessSettings = Field(
+        default=AccessSettings(), description="API keys, and what each may use."
+    )
 
 
 class CacheLookupSettings(Section):
@@ -107,6 +126,12 @@ class EmbedderSettings(Section):
         ge=1,
         le=65536,
         description="Waiting texts, oldest first, that are searched for ones of similar length.",
+    )
+    max_request_tokens: int = Field(
+        default=MIB,
+        ge=64,
+        le=GIB,
+        description="Tokens in the texts of one request that are to be computed; more is a 400.",
     )
     max_queued_tokens: int = Field(
         default=262_144,

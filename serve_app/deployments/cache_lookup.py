@@ -14,7 +14,7 @@ from serve_app.deployments.this_service import open_second_tier
 from serve_app.errors import EmbedServeError
 from serve_app.metrics import Meter, export
 from serve_app.models import ModelSpec
-from serve_app.types import CacheReport, CacheState, EngineInfo, TextGroup, Vectors
+from serve_app.types import CacheReport, CacheState, TextGroup, Vectors
 
 
 class CacheLookup:
@@ -36,7 +36,6 @@ class CacheLookup:
             second=open_second_tier(cache, spec.space_id, self._meter),
             lease_s=cache.lease_s,
         )
-        self._describe = RemoteMethod(embedder, "describe")
         self._exporting: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
@@ -61,14 +60,6 @@ class CacheLookup:
             return await self._tiers.fetch(group)
         except EmbedServeError as error:
             return error
-
-    async def describe(self) -> EngineInfo | EmbedServeError:
-        """What runs the model in one of the Embedder's replicas."""
-        try:
-            info: EngineInfo = await self._describe()
-        except EmbedServeError as error:
-            return error
-        return info
 
     async def cache_state(self) -> CacheState:
         """How the shared tier is."""

@@ -15,11 +15,12 @@ from serve_app.engine.affinity import available_cpus, choose_cpus, move_threads,
 from serve_app.engine.base import Engine
 from serve_app.engine.choice import Choice, load_engine
 from serve_app.engine.scheduler import Scheduler
-from serve_app.engine.submission import Submission
+from serve_app.engine.speller import Speller
+from serve_app.engine.submission import Submission, TokenSubmission
 from serve_app.errors import ConfigurationError, EmbedServeError, SpaceMismatch
 from serve_app.metrics import export
 from serve_app.models import resolve
-from serve_app.types import EngineInfo, TextGroup, Vectors
+from serve_app.types import EngineInfo, Spelling, TextGroup, TokenVectors, Vectors
 
 #: Calls that one run of the collector may gather; it waits for none.
 _COLLECT = 256
@@ -56,6 +57,7 @@ class Embedder:
             engine_threads=engine_threads,
             tokenizer_thread=tokenizer_thread,
         )
+        self._speller = Speller(engine, tokenizer_thread)
         self._exporting: asyncio.Task[None] | None = None
 
     def _my_cpus(self, local_rank: int) -> frozenset[int]:
@@ -91,12 +93,33 @@ class Embedder:
             for submission in submissions:
                 submission.reply.cancel()  # the caller left, wherever it was; an answer stays
 
+    async def embed_tokens(self, group: TextGroup) -> list[TokenVectors] | EmbedServeError:
+        """Of each text the vectors of its tokens, or the error that stands for all."""
+        submission = TokenSubmission(group)
+        try:
+            await self._scheduler.submit([submission])
+            return await submission.reply
+        finally:
+            submission.reply.cancel()
+
     @serve.batch(max_batch_size=_COLLECT, batch_wait_timeout_s=0, max_concurrent_batches=64)
     async def _collect(self, calls: list[list[Submission]]) -> list[None]:
         # Collects what arrives together for one run of the tokenizer. It ends when all is in the
         # queue, not when all is computed: a short request never waits for a long one it came with.
         await self._scheduler.submit(list(chain.from_iterable(calls)))
         return [None] * len(calls)
+
+    async def spell(
+        self, texts: tuple[str, ...], special: bool
+    ) -> list[Spelling] | EmbedServeError:
+        """How the tokenizer spells texts, not cut; `special`: with special tokens around them."""
+        return await self._speller.spell(texts, special=special)
+
+    async def decode(
+        self, rows: tuple[tuple[int, ...], ...], skip_special: bool
+    ) -> list[str] | EmbedServeError:
+        """The texts that rows of token ids stand for."""
+        return await self._speller.decode(rows, skip_special=skip_special)
 
     async def describe(self) -> EngineInfo:
         """What runs the model here."""

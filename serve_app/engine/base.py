@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from serve_app.types import EngineInfo, Float32
+from serve_app.types import EngineInfo, Float32, Input, Spelling
 
 
 class TokenIds(NamedTuple):
@@ -31,8 +31,28 @@ class Engine(Protocol):
         """How many threads may be inside `embed` at the same time; more gain nothing."""
         ...
 
-    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The texts as token ids, in order."""
+    def tokenize(self, texts: Sequence[Input]) -> list[TokenIds]:
+        """The texts as token ids, in order; what is given as token ids stays as it is, but cut.
+
+        Raises:
+            InvalidRequest: token ids are not the model's own. None of the texts was tokenized.
+        """
+        ...
+
+    def spell(self, texts: Sequence[str], *, special: bool) -> list[Spelling]:
+        """How the tokenizer spells texts, not cut; `special`: with its special tokens around them.
+
+        Raises:
+            InvalidRequest: the engine has no vocabulary.
+        """
+        ...
+
+    def decode(self, rows: Sequence[Sequence[int]], *, skip_special: bool) -> list[str]:
+        """The texts that token ids stand for.
+
+        Raises:
+            InvalidRequest: an id is not in the vocabulary, or the engine has none.
+        """
         ...
 
     def embed(self, batch: Sequence[TokenIds]) -> Float32:
@@ -40,5 +60,17 @@ class Engine(Protocol):
 
         Raises:
             MemoryError: the batch doesn't fit; a smaller one may. The engine remains usable.
+        """
+        ...
+
+    def embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
+        """Of each text the vectors of its tokens, as the transformer leaves them before pooling.
+
+        Returns:
+            Arrays of shape (tokens, width), float32, special tokens included, padding left out.
+
+        Raises:
+            InvalidRequest: the engine has none.
+            MemoryError: as `embed`.
         """
         ...

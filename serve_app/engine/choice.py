@@ -1,15 +1,16 @@
 """Which engine runs the model: chosen once, when the application is built."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serve_app.config import AppConfig
 from serve_app.engine.base import Engine
 from serve_app.engine.prepared import prepared
+from serve_app.engine.ranges import find_or_make_ranges, hashing_ranges, read_ranges
 from serve_app.errors import ConfigurationError, SpaceMismatch
 from serve_app.models import ModelSpec, resolve
-from serve_app.types import Parity
+from serve_app.types import Float32, Parity
 
 #: Engine and precision, best first. A GPU's are not tried: the node that builds may have none.
 _BEST = {
@@ -46,13 +47,13 @@ def choose(config: AppConfig) -> Choice:
         settled = config.model_copy(update={"engine": engine, "precision": precision})
         spec = resolve(config.model, precision)
         try:
-            parity = _proven(settled, spec)
+            parity, ranges = _proven(settled, spec)
         except ConfigurationError as error:
             if len(candidates) == 1:
                 raise
             refused.append(f"{engine} at {precision}: {error}")
             continue
-        return Choice(settled, spec, parity, tuple(refused))
+        return Choice(settled, replace(spec, ranges=ranges), parity, tuple(refused))
     raise ConfigurationError("No engine that was asked for can be had. " + " ".join(refused))
 
 
@@ -69,12 +70,15 @@ def _candidates(config: AppConfig) -> list[tuple[str, str]]:
     return found or [("torch", config.precision)]
 
 
-def _proven(config: AppConfig, spec: ModelSpec) -> Parity | None:
-    """What the gate measured of the engine, where that is known before a replica loads it."""
+def _proven(config: AppConfig, spec: ModelSpec) -> tuple[Parity | None, Float32 | None]:
+    """What the gate measured of the engine, where a replica needn't load it first; and ranges."""
+    if config.engine == "hashing":
+        return None, hashing_ranges(spec.dim)
     if config.engine != "openvino":
-        return None
+        return None, find_or_make_ranges(config.model, spec)
     _check_cpu(config)
-    return prepared(config.model, spec, config.precision).parity
+    found = prepared(config.model, spec, config.precision)
+    return found.parity, read_ranges(found.folder)
 
 
 def load_engine(choice: Choice, *, threads: int) -> Engine:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.engine.base import TokenIds
+from serve_app.errors import InvalidRequest
 from serve_app.models import ModelSpec
-from serve_app.types import EngineInfo, Float32
+from serve_app.types import EngineInfo, Float32, Input, Spelling
 
 _WORD = re.compile(r"\w+")
 #: Stands for a text without words, so that it has a feature too.
@@ -38,15 +39,37 @@ class HashingEngine:
         self.dim = spec.dim
         self.info = EngineInfo("hashing", "cpu", "fp32", 1, spec.space_id)
 
-    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The hashes of each text's words, lower-cased, cut at the limit."""
+    def tokenize(self, texts: Sequence[Input]) -> list[TokenIds]:
+        """The hashes of each text's words, lower-cased, cut at the limit.
+
+        Raises:
+            InvalidRequest: there are token ids among them.
+        """
         tokens = []
         for text in texts:
+            if not isinstance(text, str):
+                raise _refusal("it can't read token ids.", "texts")
             words = _WORD.findall(text.lower())
             kept = words[: self._max_words]
             ids = [crc32(word.encode("utf-8", "surrogatepass")) for word in kept]
             tokens.append(TokenIds(ids or [_NO_WORD], len(words) > self._max_words))
         return tokens
+
+    def spell(self, texts: Sequence[str], *, special: bool) -> list[Spelling]:
+        """Nothing that it could tell.
+
+        Raises:
+            InvalidRequest: always.
+        """
+        raise _refusal("it can't tell tokens.", "texts")
+
+    def decode(self, rows: Sequence[Sequence[int]], *, skip_special: bool) -> list[str]:
+        """Nothing that it could tell.
+
+        Raises:
+            InvalidRequest: always.
+        """
+        raise _refusal("it can't read token ids.", "ids")
 
     def embed(self, batch: Sequence[TokenIds]) -> Float32:
         """Vectors of shape (len(batch), dim), float32, each the same bits in every batch."""
@@ -66,6 +89,22 @@ class HashingEngine:
         # of whole numbers are exact, in whatever order they are taken.
         lengths = np.sqrt((counts * counts).sum(axis=1, keepdims=True))
         return np.asarray(counts / lengths, dtype=np.float32)
+
+    def embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
+        """Nothing that it has.
+
+        Raises:
+            InvalidRequest: always.
+        """
+        raise _refusal("it gives no vectors of tokens.", "texts")
+
+
+def _refusal(what: str, param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"`hashing` has no vocabulary, since it hashes words: {what} Send texts, or serve a "
+        "trained model.",
+        param,
+    )
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -4,25 +4,30 @@ from collections import deque
 from collections.abc import Sequence
 
 from serve_app.config import EmbedderSettings
-from serve_app.engine.submission import Waiting
-from serve_app.types import Lane
+from serve_app.engine.submission import Queue, Waiting
 
 
 class Lanes:
-    """Two queues of texts. Interactive ones go first; bulk that has waited long takes turns.
+    """Queues of texts. Interactive ones go first; others that have waited long take turns.
 
-    A batch holds texts of one lane: an interactive text never waits for bulk beside it, only for a
-    bulk batch that runs already.
+    The others are bulk, and texts whose tokens' vectors are asked for; these two take turns with
+    each other. A batch holds texts of one queue: an interactive text never waits for others beside
+    it, only for a batch of them that runs already.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[Lane, deque[Waiting]] = {"interactive": deque(), "bulk": deque()}
-        self._bulk_had_its_turn = False
+        self._waiting: dict[Queue, deque[Waiting]] = {
+            "interactive": deque(),
+            "bulk": deque(),
+            "tokens": deque(),
+        }
+        self._others: tuple[Queue, Queue] = ("bulk", "tokens")  # whose turn it is, first
+        self._others_had_their_turn = False
 
     def put(self, texts: Sequence[Waiting]) -> None:
         """Queues the texts of one submission."""
         if texts:
-            self._waiting[texts[0].submission.group.lane].extend(texts)
+            self._waiting[texts[0].submission.queue].extend(texts)
 
     def take_all(self) -> list[Waiting]:
         """Empties both."""
@@ -36,23 +41,25 @@ class Lanes:
     ) -> list[Waiting]:
         """Takes the next batch; empty when nothing waits that anybody wants.
 
-        It begins with the oldest text of its lane and takes those of most similar length among the
+        It begins with the oldest text of its queue and takes those of most similar length among the
         next `lookahead_texts`, while all of them, padded to the longest, fit into the budget. The
         oldest goes whatever its length.
         """
-        for lane in self._order(settings.bulk_max_wait_s, now_s):
-            batch = _pack(self._waiting[lane], settings, budget_tokens, now_s)
+        for queue in self._order(settings.bulk_max_wait_s, now_s):
+            batch = _pack(self._waiting[queue], settings, budget_tokens, now_s)
             if batch:
-                self._bulk_had_its_turn = lane == "bulk"
+                self._others_had_their_turn = queue != "interactive"
+                if queue == self._others[0]:
+                    self._others = self._others[::-1]
                 return batch
         return []
 
-    def _order(self, bulk_max_wait_s: float, now_s: float) -> tuple[Lane, Lane]:
-        bulk = self._waiting["bulk"]
-        waited_s = now_s - bulk[0].submission.arrived_s if bulk else 0.0
-        if waited_s > bulk_max_wait_s and not self._bulk_had_its_turn:
-            return "bulk", "interactive"
-        return "interactive", "bulk"
+    def _order(self, bulk_max_wait_s: float, now_s: float) -> tuple[Queue, ...]:
+        waiting = [self._waiting[other] for other in self._others]
+        waited_s = max((now_s - q[0].submission.arrived_s for q in waiting if q), default=0.0)
+        if waited_s > bulk_max_wait_s and not self._others_had_their_turn:
+            return *self._others, "interactive"
+        return "interactive", *self._others
 
 
 def _pack(

@@ -13,9 +13,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import ModelConfig
+from serve_app.engine.calibrate import calibrate
+from serve_app.engine.kept import seal
 from serve_app.engine.openvino_engine import GRAPH, OpenVinoEngine
 from serve_app.engine.parity import canaries, parity
-from serve_app.engine.prepared import describe
+from serve_app.engine.prepared import write_parity
 from serve_app.engine.tokenizer import TextTokenizer
 from serve_app.engine.torch_engine import load_pipeline
 from serve_app.models import resolve
@@ -26,21 +28,20 @@ _EXAMPLES = ["An example.", "Another example, and a good deal longer than the fi
 
 
 class _Pipeline(torch.nn.Module):
-    """The model as a function of arrays."""
+    """The model as a function of arrays: to vectors of texts, and to those of their tokens."""
 
     def __init__(self, model: SentenceTransformer, inputs: tuple[str, ...]) -> None:
         super().__init__()
         self._model = model
         self._inputs = inputs
 
-    def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
+    def forward(self, *arrays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = self._model(dict(zip(self._inputs, arrays, strict=True)))
-        vectors: torch.Tensor = features["sentence_embedding"]
-        return vectors
+        return features["sentence_embedding"], features["token_embeddings"]
 
 
 def prepare(config: ModelConfig, precision: str, place: Path) -> None:
-    """Fills an empty folder with a prepared model and the result of its parity gate."""
+    """Fills an empty folder with a prepared model, its ranges and what the parity gate measured."""
     spec = resolve(config, precision)
     model = load_pipeline(config, "cpu")
     model.max_seq_length = spec.max_tokens
@@ -50,7 +51,9 @@ def prepare(config: ModelConfig, precision: str, place: Path) -> None:
     texts = canaries(spec.max_tokens)
     expected: Float32 = np.asarray(model.encode(texts), dtype=np.float32)
     engine = OpenVinoEngine(place, spec, precision=precision, threads=1)
-    describe(place, parity(engine, texts, expected, precision))
+    write_parity(place, parity(engine, texts, expected, precision))
+    calibrate(model, spec.prompts, place)
+    seal(place)
 
 
 def _convert(

@@ -13,16 +13,21 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from itertools import chain, islice
-
-import numpy as np
+from typing import Any
 
 from serve_app.config import EmbedderSettings
 from serve_app.engine.base import Engine, TokenIds
 from serve_app.engine.budget import TokenBudget
 from serve_app.engine.lanes import Lanes
 from serve_app.engine.load import LoadMeter
-from serve_app.engine.submission import Submission, Waiting
-from serve_app.errors import EmbedServeError, EngineFailed, Overloaded, Unavailable
+from serve_app.engine.submission import Asked, Values, Waiting
+from serve_app.errors import (
+    EmbedServeError,
+    EngineFailed,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+)
 from serve_app.metrics import (
     BATCH_FAILURES,
     BATCH_SECONDS,
@@ -36,7 +41,7 @@ from serve_app.metrics import (
     Meter,
     Metric,
 )
-from serve_app.types import Bool, Float32
+from serve_app.types import Input
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +102,15 @@ class Scheduler:
         await asyncio.gather(*self._runners, return_exceptions=True)
         _fail(self._lanes.take_all(), Unavailable(_STOPPING))
 
-    async def submit(self, submissions: Sequence[Submission]) -> None:
+    async def submit(self, submissions: Sequence[Asked[Any]]) -> None:
         """Tokenises submissions together and queues each whole, or refuses it whole."""
         arrived_s = self._clock()
         texts = list(chain.from_iterable(submission.texts for submission in submissions))
         try:
             tokenized = await self._tokenize(texts)
+        except InvalidRequest as error:
+            await self._submit_each(submissions, error)
+            return
         except Exception as error:
             logger.exception("The tokenizer failed on %d texts", len(texts))
             for submission in submissions:
@@ -113,10 +121,16 @@ class Scheduler:
         for submission in submissions:
             own = list(islice(rest, len(submission.texts)))
             if not submission.reply.done():
-                waiting = submission.tokenized(
-                    own, self._engine.dim, arrived_s=arrived_s, tokenize_s=took_s
-                )
+                waiting = submission.tokenized(own, arrived_s=arrived_s, tokenize_s=took_s)
                 self._admit(submission, waiting)
+
+    async def _submit_each(self, submissions: Sequence[Asked[Any]], error: InvalidRequest) -> None:
+        """After one of them was refused: it fails alone."""
+        if len(submissions) == 1:
+            submissions[0].fail(error)
+            return
+        for submission in submissions:
+            await self.submit([submission])
 
     def check(self) -> None:
         """Tells whether the engine still moves.
@@ -132,17 +146,23 @@ class Scheduler:
             if running_s > self.settings.stall_timeout_s:
                 raise EngineFailed(f"One batch has been running for {running_s:.0f} s.")
 
-    async def _tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
+    async def _tokenize(self, texts: Sequence[Input]) -> list[TokenIds]:
         if sum(map(len, texts)) <= _TOKENIZE_HERE:
             return self._engine.tokenize(texts)
         return await asyncio.get_running_loop().run_in_executor(
             self._tokenizer_thread, self._engine.tokenize, texts
         )
 
-    def _admit(self, submission: Submission, waiting: Sequence[Waiting]) -> None:
+    def _admit(self, submission: Asked[Any], waiting: Sequence[Waiting]) -> None:
         tokens, queued = submission.waiting_tokens, self.load.queued_tokens
         if self._stopping:
             submission.fail(Unavailable(_STOPPING))
+            return
+        if tokens > self.settings.max_request_tokens:
+            most = self.settings.max_request_tokens
+            message = f"The texts have {tokens} tokens; at most {most} are taken. Send fewer."
+            submission.fail(InvalidRequest(message, "texts"))
+            self.meter.add(REFUSED, 1, InvalidRequest.code)
             return
         if queued and queued + tokens > self.settings.max_queued_tokens:
             speed = self.load.tokens_per_s
@@ -156,7 +176,7 @@ class Scheduler:
         self._lanes.put(waiting)
         self._arrived.set()
 
-    def _forget(self, submission: Submission) -> None:
+    def _forget(self, submission: Asked[Any]) -> None:
         """It was answered, or its caller left: what of it still waits counts no more."""
         self.load.leave(submission.waiting_tokens)
         submission.waiting_tokens = 0
@@ -188,26 +208,32 @@ class Scheduler:
         """Runs a batch; where that fails, each half of it, so that one bad text fails alone."""
         started = self._clock()
         try:
-            vectors = await self._embed(batch, stream)
+            values = await self._run_engine(batch, stream)
+        except InvalidRequest as error:  # of any text the same: this engine can't do it
+            _fail(batch, error)
+            return
         except Exception as error:
             halves = self._halves(batch, error)
         else:
-            self._deliver(batch, vectors, started, self._clock() - started)
+            self._deliver(batch, values, started, self._clock() - started)
             return
         for half in halves:
             await self._compute(half, stream)
 
-    async def _embed(self, batch: Sequence[Waiting], stream: int) -> Float32:
+    async def _run_engine(self, batch: Sequence[Waiting], stream: int) -> Values:
         loop = asyncio.get_running_loop()
         self._batches_started[stream] = self._clock()
         self.load.begin()
         computed = 0
         try:
-            vectors = await loop.run_in_executor(
-                self._engine_threads, self._engine.embed, [waiting.tokens for waiting in batch]
+            values = await loop.run_in_executor(
+                self._engine_threads,
+                batch[0].submission.compute,
+                self._engine,
+                [waiting.tokens for waiting in batch],
             )
             computed = sum(waiting.length for waiting in batch)
-            return vectors
+            return values
         finally:
             self.load.end(computed)
             del self._batches_started[stream]
@@ -226,15 +252,15 @@ class Scheduler:
         return [batch[:half], batch[half:]]
 
     def _deliver(
-        self, batch: Sequence[Waiting], vectors: Float32, started: float, seconds: float
+        self, batch: Sequence[Waiting], values: Values, started: float, seconds: float
     ) -> None:
         self._measure(batch, seconds)
-        usable: Bool = np.isfinite(vectors.sum(axis=1))
+        usable = batch[0].submission.usable(values)
         for submission in {id(w.submission): w.submission for w in batch}.values():
             submission.ran(seconds)
-        for waiting, vector, finite in zip(batch, vectors, usable, strict=True):
+        for waiting, value, finite in zip(batch, values, usable, strict=True):
             if finite:
-                waiting.submission.finish(waiting.index, vector, started + seconds)
+                waiting.submission.finish(waiting.index, value, started + seconds)
             else:
                 waiting.submission.fail(
                     EngineFailed(f"The model gave no finite vector for {_quote(waiting)}.")

@@ -17,7 +17,7 @@ from serve_app.engine.parity import GATES, canaries, holds, parity
 from serve_app.engine.tokenizer import TextTokenizer
 from serve_app.errors import ConfigurationError, ParityFailed, SpaceMismatch
 from serve_app.models import ModelSpec, folder
-from serve_app.types import EngineInfo, Float32, Parity
+from serve_app.types import EngineInfo, Float32, Input, Parity, Spelling
 
 #: While one thread's batch computes, another pads the next one and copies it to the GPU.
 _STREAMS = {"cpu": 1, "cuda": 2}
@@ -89,9 +89,25 @@ class TorchEngine:
         """Width of its vectors."""
         return int(self._model.get_embedding_dimension() or 0)
 
-    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The texts as token ids, special tokens included, cut at the model's limit."""
+    def tokenize(self, texts: Sequence[Input]) -> list[TokenIds]:
+        """The texts as token ids, special tokens included, cut at the model's limit.
+
+        Raises:
+            InvalidRequest: token ids among them are not the model's own.
+        """
         return self._tokenizer.tokenize(texts)
+
+    def spell(self, texts: Sequence[str], *, special: bool) -> list[Spelling]:
+        """How texts are spelled, not cut; `special`: with special tokens around them."""
+        return self._tokenizer.spell(texts, special=special)
+
+    def decode(self, rows: Sequence[Sequence[int]], *, skip_special: bool) -> list[str]:
+        """The texts that rows of token ids stand for.
+
+        Raises:
+            InvalidRequest: an id is not in the vocabulary.
+        """
+        return self._tokenizer.decode(rows, skip_special=skip_special)
 
     def embed(self, batch: Sequence[TokenIds]) -> Float32:
         """Vectors of shape (len(batch), dim), float32, from one padded run of the pipeline.
@@ -99,20 +115,31 @@ class TorchEngine:
         Raises:
             MemoryError: the batch doesn't fit into the GPU's memory.
         """
+        return self._run(batch, "sentence_embedding")
+
+    def embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
+        """Of each text the vectors of its tokens, shape (tokens, width), float32, before pooling.
+
+        Raises:
+            MemoryError: the batch doesn't fit into the GPU's memory.
+        """
+        return self._tokenizer.unpad(self._run(batch, "token_embeddings"), batch)
+
+    def _run(self, batch: Sequence[TokenIds], feature: str) -> Float32:
         inputs = self._tokenizer.pad(batch)
         try:
-            return self._run(inputs)
+            return self._forward(inputs, feature)
         except torch.OutOfMemoryError as error:
             error.with_traceback(None)  # its frames hold what filled the memory
             torch.cuda.empty_cache()
             raise MemoryError(f"A batch of {len(batch)} texts doesn't fit on the GPU.") from error
 
-    def _run(self, inputs: Mapping[str, NDArray[np.int64]]) -> Float32:
+    def _forward(self, inputs: Mapping[str, NDArray[np.int64]], feature: str) -> Float32:
         lower = torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
         with torch.inference_mode(), self._stream(), lower:
             features = self._model.forward({k: self._moved(v) for k, v in inputs.items()})
             # To the CPU means: when this stream is done with it.
-            vectors: Float32 = features["sentence_embedding"].float().cpu().numpy()
+            vectors: Float32 = features[feature].float().cpu().numpy()
         return vectors
 
     def _moved(self, array: NDArray[np.int64]) -> torch.Tensor:

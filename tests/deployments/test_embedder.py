@@ -14,7 +14,7 @@ from serve_app.deployments.embedder import Embedder, _check_device
 from serve_app.engine.base import TokenIds
 from serve_app.engine.scheduler import Scheduler
 from serve_app.errors import ConfigurationError
-from serve_app.types import TextGroup, Vectors
+from serve_app.types import Input, TextGroup, Vectors
 from tests.fakes import FakeEngine
 
 
@@ -25,7 +25,7 @@ class SlowTokenizer(FakeEngine):
         super().__init__()
         self.begun, self.go_on = threading.Event(), threading.Event()
 
-    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
+    def tokenize(self, texts: Sequence[Input]) -> list[TokenIds]:
         self.begun.set()
         assert self.go_on.wait(10), "The test held the tokenizer and never released it."
         return super().tokenize(texts)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serve_app.config import AppConfig, ModelConfig
@@ -13,7 +14,7 @@ from serve_app.engine.choice import choose, load_engine
 from serve_app.engine.prepared import Prepared
 from serve_app.errors import ConfigurationError, ModelSourceError, ParityFailed, SpaceMismatch
 from serve_app.models import ModelSpec
-from serve_app.types import Parity
+from serve_app.types import Float32, Parity
 
 Cpu = Callable[[str], None]
 HASHING = {"name": "words", "source": "hashing:64"}
@@ -40,10 +41,22 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> dict[str, ConfigurationError]:
     def prepared(config: ModelConfig, spec: ModelSpec, precision: str) -> Prepared:
         if precision in failing:
             raise failing[precision]
-        return Prepared(Path(), Parity(precision, 50, 0.99995))
+        return Prepared(Path("prepared"), Parity(precision, 50, 0.99995))
 
     monkeypatch.setattr(choice_module, "prepared", prepared)
     return failing
+
+
+@pytest.fixture(autouse=True)
+def ranges(monkeypatch: pytest.MonkeyPatch) -> dict[str, Float32 | None]:
+    """A model's ranges, by where they are found: in what was `prepared`, or on their own."""
+    found: dict[str, Float32 | None] = {
+        "prepared": np.array([[-2], [2]], dtype=np.float32),
+        "alone": np.array([[-3], [3]], dtype=np.float32),
+    }
+    monkeypatch.setattr(choice_module, "read_ranges", lambda folder: found[folder.name])
+    monkeypatch.setattr(choice_module, "find_or_make_ranges", lambda config, spec: found["alone"])
+    return found
 
 
 def chosen(**settings: Any) -> tuple[str, str]:
@@ -79,6 +92,34 @@ def test_the_best_that_the_configuration_allows_is_taken(
     assert (choice.parity is not None) == (expected[0] == "openvino")
     assert pickle.loads(pickle.dumps(choice)) == choice
     assert choose(choice.config) == choice  # what is settled stays so
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [[-2], [2]]),
+        ({"precision": "fp32"}, [[-2], [2]]),
+        ({"engine": "torch"}, [[-3], [3]]),
+        ({"device": "cuda"}, [[-3], [3]]),
+        ({"model": HASHING | {"source": "hashing:8"}}, [[-1] * 8, [1] * 8]),
+    ],
+    ids=str,
+)
+def test_ranges_are_decided_with_the_engine_and_go_to_every_replica(
+    settings: dict[str, Any], expected: list[list[float]]
+) -> None:
+    choice = choose(AppConfig.model_validate(settings))
+    there = pickle.loads(pickle.dumps(choice)).spec.ranges
+    assert there.tolist() == expected
+    assert there.dtype == np.float32
+
+
+def test_a_model_without_ranges_is_served_all_the_same(
+    ranges: dict[str, Float32 | None],
+) -> None:
+    ranges["prepared"] = None
+    choice = choose(AppConfig())
+    assert (choice.config.engine, choice.spec.ranges, choice.refused) == ("openvino", None, ())
 
 
 @pytest.mark.parametrize(("flags", "precision"), [("amx_bf16", "bf16"), ("avx512f", "fp32")])

@@ -1,11 +1,13 @@
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from serve_app.config import ModelConfig
 from serve_app.engine.hashing_engine import HashingEngine
+from serve_app.errors import InvalidRequest
 from serve_app.models import resolve
 from serve_app.types import Float32
 from tests.engine.texts import mixed_texts
@@ -85,3 +87,16 @@ def test_words_over_the_limit_are_cut_and_told() -> None:
     exact, over = short.tokenize(["one two three four", "one two three four five"])
     assert exact.ids == over.ids
     assert (len(exact.ids), exact.truncated, over.truncated) == (4, False, True)
+
+
+def test_what_needs_a_vocabulary_is_refused_in_words() -> None:
+    words = engine()
+    asked: list[Callable[[], object]] = [
+        lambda: words.tokenize(["fine", (101, 102)]),
+        lambda: words.spell(["a"], special=True),
+        lambda: words.decode([[1]], skip_special=True),
+        lambda: words.embed_tokens(words.tokenize(["a"])),
+    ]
+    for ask in asked:
+        with pytest.raises(InvalidRequest, match="`hashing` has no vocabulary"):
+            ask()

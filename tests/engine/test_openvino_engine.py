@@ -1,23 +1,31 @@
 """OpenVINO on the real model, prepared for these tests alone."""
 
+import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM
+from serve_app.engine.corpus import corpus
 from serve_app.engine.openvino_engine import OpenVinoEngine
 from serve_app.engine.prepared import Prepared, prepared
+from serve_app.engine.ranges import ranges_around, read_ranges
 from serve_app.errors import SpaceMismatch
 from serve_app.models import folder, resolve
 from serve_app.types import Float32
 from tests.engine.texts import mixed_texts
 
 TEXTS = mixed_texts(160)
+#: Of the default model's ranges, on every machine: int8 vectors lie in indexes.
+RANGES_SHA256 = "692dcc0e3177c72007b7cba46252866f5ef7b57fa7b13c920b5fa709e9fe64dd"
 GATES = {"fp32": 0.99999, "bf16": 0.9999}
 
 
@@ -134,3 +142,48 @@ def test_a_model_that_differs_from_its_promise_does_not_start(
     other = type(spec)(**{**{f: getattr(spec, f) for f in spec.__slots__}, "dim": 128})
     with pytest.raises(SpaceMismatch, match="384"):
         OpenVinoEngine(made.folder, other, precision=precision, threads=1)
+
+
+def test_ranges_are_those_of_the_model_at_fp32_whatever_it_is_prepared_for(
+    made: Prepared, engine: OpenVinoEngine, precision: str
+) -> None:
+    found = read_ranges(made.folder)
+    assert found is not None
+    assert found.shape == (2, engine.dim)
+    assert hashlib.sha256(found.tobytes()).hexdigest() == RANGES_SHA256
+    if precision == "fp32":  # another library's sums
+        assert np.array_equal(ranges_around(embed(engine, corpus(), 16)), found)
+
+
+def token_vectors(reference: SentenceTransformer, texts: list[str]) -> list[Float32]:
+    found = reference.encode(texts, output_value="token_embeddings", convert_to_numpy=False)
+    return [one.cpu().numpy() for one in found]
+
+
+def test_vectors_of_tokens_are_those_of_sentence_transformers(
+    engine: OpenVinoEngine, reference: SentenceTransformer, precision: str
+) -> None:
+    texts = TEXTS[:48]
+    expected, tokens = token_vectors(reference, texts), engine.tokenize(texts)
+    mixed = [engine.embed_tokens(tokens[i : i + 16]) for i in range(0, 48, 16)]
+    for one, given, wanted in zip(tokens, chain.from_iterable(mixed), expected, strict=True):
+        assert given.shape == (len(one.ids), 384) == wanted.shape
+        assert given.dtype == np.float32
+        cosine = (given * wanted).sum(axis=1)
+        cosine /= np.linalg.norm(given, axis=1) * np.linalg.norm(wanted, axis=1)
+        assert cosine.min() >= {"fp32": 0.99999, "bf16": 0.998}[precision]
+    (alone,) = engine.embed_tokens([tokens[5]])
+    np.testing.assert_allclose(alone, mixed[0][5], atol={"fp32": 1e-5, "bf16": 5e-2}[precision])
+
+
+def test_asking_for_tokens_changes_no_vector_of_a_text(made: Prepared, precision: str) -> None:
+    engine = OpenVinoEngine(made.folder, resolve(MINILM, precision), precision=precision, threads=2)
+    before = embed(engine, TEXTS[:40], 8)
+    batches = [engine.tokenize(TEXTS[i : i + 4]) for i in range(0, 40, 4)]
+    calls: list[Callable[[Any], Any]] = [engine.embed, engine.embed_tokens] * 5
+    with ThreadPoolExecutor(4) as pool:  # the first of them compiles, while others compute
+        got = list(pool.map(lambda call, batch: call(batch), calls * 2, batches * 2))
+    for values, call, batch in zip(got, calls * 2, batches * 2, strict=True):
+        for one, same in zip(values, call(batch), strict=True):
+            np.testing.assert_allclose(one, same, atol={"fp32": 1e-4, "bf16": 5e-2}[precision])
+    assert np.array_equal(embed(engine, TEXTS[:40], 8), before)

@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 from serve_app.config import EmbedderSettings
 from serve_app.engine.load import LoadMeter
 from serve_app.engine.scheduler import Scheduler
-from serve_app.engine.submission import Submission
-from serve_app.errors import DeadlineExceeded, EngineFailed, Overloaded, Unavailable
-from serve_app.types import TextGroup, Vectors
+from serve_app.engine.submission import Submission, TokenSubmission
+from serve_app.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+)
+from serve_app.types import Input, TextGroup, Vectors
 from tests.fakes import SPEC, FakeEngine, fake_vector
 
 Running = Callable[..., AbstractAsyncContextManager[Scheduler]]
@@ -114,6 +120,18 @@ async def test_what_does_not_fit_is_refused_whole_and_at_once(
         assert isinstance(await taken, Vectors)
         assert isinstance(await fits, Vectors)
         assert not any("z" in text for batch in engine.batches for text in batch)
+
+
+async def test_more_tokens_than_a_request_may_have_are_refused_before_they_wait(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running(max_request_tokens=64) as scheduler:
+        refused, fits = await submit(scheduler, ["x" * 16] * 5, ["y" * 16] * 4)
+        error = await refused
+        assert isinstance(error, InvalidRequest)
+        assert "80 tokens; at most 64" in str(error)
+        assert isinstance(await fits, Vectors)
+    assert not any("x" * 16 in batch for batch in engine.batches)
 
 
 async def test_a_group_larger_than_the_queue_is_taken_when_nothing_else_waits(
@@ -263,6 +281,36 @@ async def test_a_vector_that_is_not_finite_is_never_handed_out(
         assert isinstance(await good, Vectors)
 
 
+async def test_token_ids_are_what_the_engine_reads_with_no_prompt(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running() as scheduler:
+        job = Submission(TextGroup(("ab", (97, 98)), prompt="query: "))
+        await scheduler.submit([job])
+        vectors = await job.reply
+    assert isinstance(vectors, Vectors)
+    assert np.array_equal(vectors.values, [fake_vector("query: ab"), fake_vector("ab")])
+    assert vectors.tokens.tolist() == [9, 2]
+
+
+@pytest.mark.parametrize("many", [1, 300])  # in place, and in the thread for long texts
+async def test_token_ids_that_are_refused_fail_alone(
+    engine: FakeEngine, running: Running, many: int
+) -> None:
+    groups: list[tuple[Input, ...]] = [("a text", (97,)), ("beside", (-1,)), ("another",) * many]
+    async with running(max_batch_texts=500) as scheduler:
+        jobs = [Submission(TextGroup(texts)) for texts in groups]
+        await scheduler.submit(jobs)
+        first, refused, last = await asyncio.gather(*(job.reply for job in jobs))
+        assert isinstance(first, Vectors)
+        assert isinstance(last, Vectors)
+        assert isinstance(refused, InvalidRequest)
+        await until(lambda: scheduler.load.queued_tokens == 0)
+    assert np.array_equal(first.values, [fake_vector("a text"), fake_vector("a")])
+    assert np.array_equal(last.values, np.stack([fake_vector("another")] * many))
+    assert not any("beside" in batch for batch in engine.batches)
+
+
 async def test_a_broken_tokenizer_is_an_error_not_a_hang(
     engine: FakeEngine, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +354,105 @@ async def test_new_settings_reach_the_next_batch(engine: FakeEngine, running: Ru
         scheduler.settings = EmbedderSettings(max_batch_texts=2)
         await embed(scheduler, *"abcd")
     assert [len(batch) for batch in engine.batches] == [2, 2]
+
+
+async def ask_for_tokens(scheduler: Scheduler, *texts: Input) -> TokenSubmission:
+    asked = TokenSubmission(TextGroup(texts))
+    await scheduler.submit([asked])
+    return asked
+
+
+async def test_vectors_of_tokens_are_one_for_each_token(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running() as scheduler:
+        found = await (await ask_for_tokens(scheduler, "ab", "c" * 30, (100,))).reply
+    assert isinstance(found, list)
+    for (values, _), text in zip(found, ["ab", "c" * 16, "d"], strict=True):
+        assert np.array_equal(values, np.stack([fake_vector(letter) for letter in text]))
+    assert [one.truncated for one in found] == [False, True, False]
+
+
+async def test_vectors_of_tokens_come_in_batches_and_interactive_texts_wait_for_one_at_most(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running(budget_tokens=64) as scheduler:
+        engine.hold()
+        tokens = await ask_for_tokens(scheduler, *["t" * 16] * 12)
+        await until(lambda: engine.batches)
+        (query,) = await submit(scheduler, ["query"])
+        engine.release()
+        assert isinstance(await query, Vectors)
+        assert isinstance(await tokens.reply, list)
+    assert [batch[0] for batch in engine.batches] == ["t" * 16, "query", "t" * 16, "t" * 16]
+    assert {len(batch) for batch in engine.batches} == {1, 4}
+
+
+async def test_who_asks_for_tokens_and_leaves_takes_what_waits_with_it(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running(budget_tokens=64) as scheduler:
+        engine.hold()
+        leaves = await ask_for_tokens(scheduler, *["t" * 16] * 12)
+        await until(lambda: engine.batches)
+        leaves.reply.cancel()
+        await asyncio.sleep(0)
+        assert scheduler.load.queued_tokens == 64  # the batch that runs
+        engine.release()
+        await embed(scheduler, "stays")
+        await until(lambda: scheduler.load.queued_tokens == 0)
+    assert len(engine.batches) == 2
+
+
+async def test_vectors_of_tokens_are_refused_when_the_queue_is_full(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running(max_queued_tokens=64) as scheduler:
+        engine.hold()
+        taken = await ask_for_tokens(scheduler, *["t" * 16] * 4)
+        refused = await ask_for_tokens(scheduler, "a")
+        assert isinstance(await refused.reply, Overloaded)
+        engine.release()
+        assert isinstance(await taken.reply, list)
+
+
+async def test_more_vectors_of_tokens_than_memory_should_hold_are_refused(
+    engine: FakeEngine, running: Running
+) -> None:
+    async with running() as scheduler:
+        too_many = await ask_for_tokens(scheduler, *["t" * 16] * 2049)
+        error = await too_many.reply
+        assert isinstance(error, InvalidRequest)
+        assert "32784 tokens" in error.message
+        assert scheduler.load.queued_tokens == 0
+        assert not engine.batches
+        await embed(scheduler, "goes on")
+
+
+async def test_a_text_whose_tokens_fail_fails_alone(engine: FakeEngine, running: Running) -> None:
+    async with running() as scheduler:
+        groups = ["fine", "boom", "nan", "good"]
+        asked = [TokenSubmission(TextGroup((text,))) for text in groups]
+        await scheduler.submit(asked)
+        replies = [await one.reply for one in asked]
+        assert scheduler.load.queued_tokens == 0
+    assert [type(reply) for reply in replies] == [list, EngineFailed, EngineFailed, list]
+
+
+async def test_an_engine_that_has_no_vectors_of_tokens_says_so(
+    engine: FakeEngine, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(batch: Any) -> Any:
+        engine.batches.append([])
+        raise InvalidRequest("none here")
+
+    monkeypatch.setattr(engine, "embed_tokens", refuse)
+    async with running() as scheduler:
+        asked = await ask_for_tokens(scheduler, *["text"] * 16)
+        error = await asked.reply
+        assert isinstance(error, InvalidRequest)
+        assert str(error) == "none here"
+    assert len(engine.batches) == 1  # nothing is gained by asking for half of them
 
 
 texts = st.text(alphabet="abcxyz", min_size=1, max_size=SPEC.max_tokens)

@@ -121,12 +121,12 @@ def test_fp16_passes_its_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_batch_that_does_not_fit_is_a_memory_error_and_the_next_one_runs(
     engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(inputs: Any) -> Any:
+    def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     tokens = engine.tokenize(["a", "b"])
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_run", full)
+        patch.setattr(engine, "_forward", full)
         with pytest.raises(MemoryError, match="2 texts") as failed:
             engine.embed(tokens)
     assert failed.value.__cause__ is not None
@@ -155,3 +155,19 @@ def test_on_a_gpu_two_threads_give_the_vectors_of_one(
     expected = reference.encode(TEXTS)
     cosine = (np.concatenate(got[: len(got) // 8]) * expected).sum(axis=1)
     assert cosine.min() >= 0.9998
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_vectors_of_tokens_are_those_of_sentence_transformers(
+    precision: str, engine: TorchEngine, bf16: TorchEngine, reference: SentenceTransformer
+) -> None:
+    own = bf16 if precision == "bf16" else engine
+    texts, tokens = TEXTS[:32], own.tokenize(TEXTS[:32])
+    expected = reference.encode(texts, output_value="token_embeddings", convert_to_numpy=False)
+    got = own.embed_tokens(tokens)
+    for one, given, wanted in zip(tokens, got, expected, strict=True):
+        assert given.shape == (len(one.ids), 384)
+        assert given.dtype == np.float32
+        np.testing.assert_allclose(
+            given, wanted.cpu().numpy(), atol={"fp32": 1e-4, "bf16": 0.1}[precision]
+        )
