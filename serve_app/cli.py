@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from benchmarks.command import add_commands
-from serve_app import __version__, cache_command
-from serve_app.config import USER_CONFIGS, AppConfig, settings_markdown
+from serve_app import __version__, cache_command, key_command
+from serve_app.access.access import may_serve
+from serve_app.config import USER_CONFIGS, AppConfig, IngressSettings, settings_markdown
 from serve_app.engine.choice import choose
 from serve_app.errors import ConfigurationError, EmbedServeError
 
@@ -29,6 +30,7 @@ examples:
   embedserve compare URL URL               two servers: speed, and their vectors
   embedserve cache warm texts.jsonl        embed a file's texts, so that they are known
   embedserve cache stats                   what is known, and how often that helped
+  embedserve key new alice                 make an API key, and its entry for the configuration
   embedserve settings                      every setting, its default and what it does
 """
 
@@ -65,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_commands(commands)
     cache_command.add_commands(commands)
+    key_command.add_commands(commands)
 
     settings = commands.add_parser("settings", help="print all settings as Markdown tables")
     settings.set_defaults(run=_settings)
@@ -85,6 +88,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from serve_app.launch import Launch, LaunchFailed, beside, taken_port
 
     config, application = _read(arguments.config)
+    _check_entrance(config)
     _make_ready(application)
     with tempfile.TemporaryDirectory(prefix="embedserve-") as scratch:
         if arguments.port is not None:
@@ -143,6 +147,20 @@ def _read(path: Path) -> tuple[dict[str, Any], AppConfig]:
         ) from None
     except (yaml.YAMLError, ValidationError, IndexError) as error:
         raise ConfigurationError(f"{path} is not a valid configuration: {error}") from None
+
+
+def _check_entrance(config: dict[str, Any]) -> None:
+    """Refuses at once what each Ingress would refuse, in the same words.
+
+    Raises:
+        ConfigurationError: see `may_serve`.
+    """
+    if config.get("proxy_location") == "Disabled":
+        return
+    deployments = config["applications"][0].get("deployments", [])
+    given = [d.get("user_config") for d in deployments if d["name"] == "Ingress"]
+    settings = IngressSettings.model_validate((given and given[0]) or {})
+    may_serve(config.get("http_options", {}).get("host", "0.0.0.0"), settings.access)
 
 
 def _catch_signals() -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
+import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis import exceptions as redis_errors
@@ -140,6 +142,36 @@ async def pipeline(client: Client, commands: Sequence[tuple[Any, ...]]) -> list[
         together.execute_command(*command)
     replies: list[Any] = await together.execute(raise_on_error=False)
     return replies
+
+
+class Script(NamedTuple):
+    """One run of a Lua script; all its keys lie in one slot of a cluster."""
+
+    source: str
+    keys: Sequence[str]
+    args: Sequence[str | int | float]
+
+
+async def run(client: Client, scripts: Sequence[Script]) -> list[Any]:
+    """Runs scripts together; for each its reply or the error it got.
+
+    Their sources are sent only where the server doesn't know them yet.
+    """
+    rests = [(len(script.keys), *script.keys, *script.args) for script in scripts]
+    digests = [_sha1(script.source) for script in scripts]
+    known = [("EVALSHA", sha1, *rest) for sha1, rest in zip(digests, rests, strict=True)]
+    replies = await pipeline(client, known)
+    new = [i for i, r in enumerate(replies) if isinstance(r, redis_errors.NoScriptError)]
+    if new:
+        again = await pipeline(client, [("EVAL", scripts[i].source, *rests[i]) for i in new])
+        for i, reply in zip(new, again, strict=True):
+            replies[i] = reply
+    return replies
+
+
+@functools.cache
+def _sha1(source: str) -> str:
+    return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 async def primaries(client: Client) -> Sequence[Any]:

@@ -2,22 +2,17 @@
 
 import asyncio
 import logging
-import os
-from functools import partial
-from pathlib import Path
 
-from serve_app.cache.embedded import EmbeddedUnavailable, Lease, default_base, lease_server
-from serve_app.cache.redis_client import connect
+from serve_app.cache.embedded import EmbeddedUnavailable
 from serve_app.cache.redis_store import RedisStore
+from serve_app.cache.server import Server
 from serve_app.config import CacheConfig
-from serve_app.errors import ConfigurationError
 from serve_app.metrics import Meter
 from serve_app.types import CacheState, StoreStats
 
 logger = logging.getLogger(__name__)
 
 _FLUSH_S = 2.0
-_MEND_EVERY_S = 20.0
 
 
 class SecondTier:
@@ -38,26 +33,20 @@ class SecondTier:
         Raises:
             ConfigurationError: the URL can't be read, or the password isn't there.
         """
-        url = config.url.get_secret_value()
         self.store: RedisStore | None = None
-        self._lease: Lease | None = None
+        self._server = Server(config, service=service, owner_pid=owner_pid)
         self._mending: asyncio.Task[None] | None = None
-        self._kind = url.partition(":")[0]
         self._reason: str | None = None
-        if url == "embedded":
-            base = default_base() if config.folder is None else Path(config.folder)
-            self._take = partial(lease_server, base, service, owner_pid, config.max_bytes)
-            try:
-                self._lease = self._take()
-            except EmbeddedUnavailable as error:
-                self._reason = str(error)
-                logger.warning("No embedded cache server, going on with memory only: %s", error)
-                return
-            url = f"unix://{self._lease.socket}"
-        if url == "none":
+        try:
+            client = self._server.connect()
+        except EmbeddedUnavailable as error:
+            self._reason = str(error)
+            logger.warning("No embedded cache server, going on with memory only: %s", error)
+            return
+        if client is None:
             return
         self.store = RedisStore(
-            connect(url, read_password(config.password_env), config.timeout_s),
+            client,
             prefix=f"{config.prefix}:{space_id}:".encode(),
             timeout_s=config.timeout_s,
             ttl_s=config.ttl_s,
@@ -70,23 +59,8 @@ class SecondTier:
         if self.store is None:
             return
         self.store.start()
-        if self._lease is not None:
-            self._mending = asyncio.create_task(self._mend(self.store))
-
-    async def _mend(self, store: RedisStore) -> None:
-        """Has a server that was given up started again: a lease taken anew does that."""
-        while True:
-            await asyncio.sleep(_MEND_EVERY_S)
-            if store.state == "up":
-                continue
-            try:
-                lease = await asyncio.to_thread(self._take)
-            except EmbeddedUnavailable as error:
-                logger.warning("The embedded cache server is away: %s", error)
-                continue
-            if self._lease is not None:
-                self._lease.release()
-            self._lease = lease
+        store = self.store
+        self._mending = asyncio.create_task(self._server.mend(lambda: store.state == "up"))
 
     @property
     def state(self) -> CacheState:
@@ -94,9 +68,9 @@ class SecondTier:
         if self.store is None:
             if self._reason is None:
                 return CacheState("off")
-            return CacheState("degraded", self._reason, self._kind)
+            return CacheState("degraded", self._reason, self._server.kind)
         reason = self.store.reason
-        return CacheState("up" if reason is None else "degraded", reason, self._kind)
+        return CacheState("up" if reason is None else "degraded", reason, self._server.kind)
 
     async def report(self) -> StoreStats | None:
         """What the server tells of itself; None when there is none, or it doesn't answer."""
@@ -117,22 +91,4 @@ class SecondTier:
         if self.store is not None:
             await self.store.flush(_FLUSH_S)
             await self.store.close()
-        if self._lease is not None:
-            self._lease.release()
-
-
-def read_password(name: str | None) -> str | None:
-    """The password of the server: the one secret that is read from the environment.
-
-    Raises:
-        ConfigurationError: the variable isn't set.
-    """
-    if name is None:
-        return None
-    password = os.environ.get(name)
-    if password is None:
-        raise ConfigurationError(
-            f"`cache.password_env` names {name}, which isn't set where the replica runs. Set it "
-            "for Ray on each machine, or in the deployment's `ray_actor_options.runtime_env`."
-        )
-    return password
+        self._server.release()

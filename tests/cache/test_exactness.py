@@ -32,6 +32,8 @@ from serve_app.types import (
     Vectors,
 )
 from serve_app.web.dialects.openai import render
+from serve_app.web.output import Encoder
+from tests.fakes import FakeLookup
 from tests.valkey import ValkeyProcess
 
 #: Two widths, two limits; and with the last, one family at two limits.
@@ -48,10 +50,11 @@ SPECS = [
 SMALL = 1500
 
 
-class Engine:
+class Engine(FakeLookup):
     """The tier behind all: computes everything."""
 
     def __init__(self, model: int) -> None:
+        super().__init__()
         self._engine = HashingEngine(SPECS[model])
 
     async def fetch(self, group: TextGroup) -> Vectors:
@@ -150,5 +153,5 @@ def _same(a: EmbedResult, b: EmbedResult, encoding: Literal["float", "base64"]) 
     assert a.tokens.tolist() == b.tokens.tolist()
     assert a.truncated.tolist() == b.truncated.tolist()
     uncounted = replace(a, tiers=b.tiers)
-    as_base64 = encoding == "base64"
-    assert render(uncounted, as_base64=as_base64) == render(b, as_base64=as_base64)
+    encoder = Encoder(SPECS[0], encoding)
+    assert render(uncounted, encoder=encoder) == render(b, encoder=encoder)

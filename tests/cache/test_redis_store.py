@@ -291,7 +291,7 @@ async def hammer(server: ValkeyProcess, url: str, keys: list[bytes]) -> None:
         finally:
             stuttering.cancel()
             server.thaw()
-    assert sum(hits) > 100
+    assert sum(hits) > 0
     assert counts(L2_FAILURES, "timeout") > 10
 
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from serve_app.cache import second_tier
+from serve_app.cache import server as which_server
 from serve_app.cache.embedded import EmbeddedUnavailable
 from serve_app.cache.second_tier import SecondTier
 from serve_app.cache.supervisor import owner_of
@@ -91,7 +91,7 @@ async def test_a_restarted_service_knows_what_it_knew(tmp_path: Path) -> None:
 async def test_a_server_that_was_given_up_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(second_tier, "_MEND_EVERY_S", 0.1)
+    monkeypatch.setattr(which_server, "_MEND_EVERY_S", 0.1)
     async with opened(config(tmp_path)) as tiers:
         await until(tiers, "up")
         for process in supervisors():
@@ -107,7 +107,7 @@ async def test_without_a_server_for_this_system_memory_remains(
     def refuse(*args: object) -> None:
         raise EmbeddedUnavailable("There is no server for this system.")
 
-    monkeypatch.setattr(second_tier, "lease_server", refuse)
+    monkeypatch.setattr(which_server, "lease_server", refuse)
     async with opened(config(tmp_path)) as tiers:
         group = TextGroup(("a",))
         assert [(await tiers.fetch(group)).computed for _ in range(2)] == [1, 0]
