@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from serve_app.config import IngressSettings
 from serve_app.errors import (
     ConfigurationError,
     EmbedServeError,
@@ -29,8 +30,8 @@ from serve_app.errors import (
     Overloaded,
     Unavailable,
 )
-from serve_app.service import validate_texts
 from serve_app.types import CacheReport, Warmed
+from serve_app.validate import validate_inputs
 
 #: Texts in one call, and calls under way; so many keep every Embedder busy.
 _CALL_TEXTS = 256
@@ -145,7 +146,7 @@ def _text(line: str, field: str, where: str) -> str:
     try:
         given = json.loads(line)
         text = given.get(field) if isinstance(given, dict) else given
-        validate_texts([text], 1)
+        validate_inputs([text], IngressSettings())
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"{where} isn't JSON: {error}.") from None
     except InvalidRequest as error:

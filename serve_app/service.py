@@ -6,7 +6,7 @@ neither HTTP nor Ray: `lookup` stands for whatever is behind it.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -17,26 +17,37 @@ from serve_app.config import IngressSettings
 from serve_app.errors import (
     DeadlineExceeded,
     EmbedServeError,
-    EmptyInput,
     InvalidRequest,
     ModelNotFound,
     TextTooLong,
+    short,
 )
+from serve_app.fleet import Alone, Fleet
+from serve_app.foreign_ids import ForeignIds
 from serve_app.health import Health, HealthReport
+from serve_app.long_texts import LongTexts
 from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
 from serve_app.types import (
     Bool,
     CacheState,
+    DecodeJob,
     EmbedJob,
     EmbedResult,
     EngineInfo,
     Float32,
     Input,
+    Job,
     Lane,
+    Several,
+    Spelling,
+    SpellJob,
     TextGroup,
+    TokenVectors,
+    TokenVectorsJob,
     Vectors,
 )
+from serve_app.validate import validate_inputs
 
 _PROBE = TextGroup(("Is anybody there?",), use_cache=False)
 _INFO_TIMEOUT_S = 2.0
@@ -57,6 +68,18 @@ class LookupCalls(Protocol):
         """How the shared tier of the cache is."""
         ...
 
+    async def spell(self, texts: tuple[str, ...], special: bool) -> Sequence[Spelling]:
+        """How the model's tokenizer spells texts; `special`: with the tokens around them."""
+        ...
+
+    async def decode(self, rows: tuple[tuple[int, ...], ...], skip_special: bool) -> Sequence[str]:
+        """The texts that token ids stand for."""
+        ...
+
+    async def embed_tokens(self, group: TextGroup) -> Sequence[TokenVectors]:
+        """For each of the group's texts the vectors of its tokens."""
+        ...
+
 
 class EmbedService:
     """Turns jobs into results, for one model."""
@@ -67,15 +90,35 @@ class EmbedService:
         lookup: LookupCalls,
         settings: IngressSettings,
         meter: Meter | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
+        """A service.
+
+        Args:
+            spec: the model.
+            lookup: the tiers behind it.
+            settings: what is asked for; `apply` takes others.
+            meter: counts what is answered here.
+            fleet: the other replicas of the same service, this one included; None: there are none.
+        """
         self.spec = spec
         self._lookup = lookup
         self.meter = meter or Meter()
+        self.fleet = fleet or Alone(self.meter)
         self._device: str | None = None
+        self._long = LongTexts(
+            lambda texts: lookup.spell(texts, True), lookup.fetch, spec.max_tokens
+        )
         self.apply(settings)
 
     def apply(self, settings: IngressSettings) -> None:
-        """Takes new settings; requests in progress keep the old ones."""
+        """Takes new settings; requests in progress keep the old ones.
+
+        Raises:
+            ConfigurationError: the token ids that they ask for can't be read here.
+        """
+        named = settings.token_ids
+        self._foreign = None if named == "model" else ForeignIds(named)
         self.settings = settings
         self._health = Health(
             lambda: self._lookup.fetch(_PROBE),
@@ -93,36 +136,117 @@ class EmbedService:
             DeadlineExceeded: no answer within `request_timeout_s`.
             EngineFailed, Unavailable: see `errors`.
         """
+        job = self._read(job)
         self._validate(job)
         places: dict[Input, int] = {}
         order = [places.setdefault(text, len(places)) for text in job.texts]
-        group = TextGroup(
-            tuple(places),
-            self.spec.prompt(job.input_type),
-            use_cache=job.use_cache,
-            lane=job.lane or self._lane(len(places)),
-            timeout_s=self.settings.request_timeout_s,
-        )
+        group = self._group(job, tuple(places))
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
-                found = await self._lookup.fetch(group)
+                if job.overflow in ("end", "error") and job.max_tokens is None:
+                    found = await self._lookup.fetch(group)
+                else:
+                    found = await self._long.fetch(group, job.overflow, job.max_tokens)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"No answer within {self.settings.request_timeout_s:g} s. Send fewer texts in one "
-                "request, or try again when there is less load."
-            ) from None
+            raise self._late() from None
         if found.computed:
             self._health.computed()
-        if not job.cut and True in found.truncated.tolist():
-            raise self._too_long(job.texts, order, found.truncated)
+        if job.overflow == "error":
+            self._none_cut(found.truncated[order], job.max_tokens)
         vectors = cut_dimensions(found.values, job.dimensions)
         if job.normalize and not self.spec.unit_length:  # dividing once more would change bits
             vectors = to_unit_length(vectors)
-        tokens, truncated, tiers = found.tokens, found.truncated, found.tiers
+        tokens, truncated, tiers, raw = found.tokens, found.truncated, found.tiers, found.values
         if len(places) < len(order):
-            vectors, tokens = vectors[order], tokens[order]
+            vectors, tokens, raw = vectors[order], tokens[order], raw[order]
             truncated, tiers = truncated[order], tiers[order]
-        return EmbedResult(self.spec.name, vectors, tokens, truncated, tiers, found.timings)
+        characters = sum(len(text) for text in job.texts if isinstance(text, str))
+        return EmbedResult(
+            self.spec.name, vectors, tokens, truncated, tiers, found.timings, raw, characters
+        )
+
+    async def run(self, job: Job) -> Any:
+        """What a job of any kind asks for.
+
+        Returns:
+            An `EmbedResult`; a list of them for `Several`; of `TokenVectors` for a
+            `TokenVectorsJob`, of `Spelling` for a `SpellJob`, of texts for a `DecodeJob`.
+
+        Raises:
+            EmbedServeError: as `embed`; also where the model's engine can't do it.
+        """
+        if isinstance(job, EmbedJob):
+            return await self.embed(job)
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_s):
+                match job:
+                    case Several():
+                        return await self._several(job.jobs)
+                    case TokenVectorsJob():
+                        return await self._token_vectors(job.job)
+                    case SpellJob():
+                        return await self._spell(job)
+                    case DecodeJob():
+                        return await self._decode(job)
+        except TimeoutError:
+            raise self._late() from None
+
+    async def _several(self, jobs: Sequence[EmbedJob]) -> list[EmbedResult]:
+        texts = [text for job in jobs for text in job.texts]
+        validate_inputs(texts, self.settings)
+        lane = self._lane(len(texts))
+        return await asyncio.gather(
+            *(self.embed(replace(job, lane=job.lane or lane)) for job in jobs)
+        )
+
+    async def _token_vectors(self, job: EmbedJob) -> list[TokenVectors]:
+        job = self._read(job)
+        self._validate(job)
+        group = self._group(job, job.texts)
+        truncated: Sequence[bool] = ()
+        if job.overflow == "start":
+            fitted = await self._long.fit(group, job.overflow)
+            group = replace(group, texts=tuple(one.parts[0] for one in fitted))
+            truncated = [one.truncated for one in fitted]
+        found = await self._lookup.embed_tokens(group)
+        if job.overflow == "error":
+            self._none_cut(np.array([one.truncated for one in found]))
+        if not truncated:
+            return list(found)
+        return [one._replace(truncated=cut) for one, cut in zip(found, truncated, strict=True)]
+
+    async def _spell(self, job: SpellJob) -> list[Spelling]:
+        self._check_model(job.model)
+        validate_inputs(job.texts, self.settings)
+        prompt = "" if job.input_type is None else self.spec.prompt(job.input_type)
+        texts = tuple(prompt + text for text in job.texts)
+        return list(await self._lookup.spell(texts, job.special))
+
+    async def _decode(self, job: DecodeJob) -> list[str]:
+        self._check_model(job.model)
+        validate_inputs(job.rows, self.settings)
+        return list(await self._lookup.decode(job.rows, job.skip_special))
+
+    def _read(self, job: EmbedJob) -> EmbedJob:
+        """The job with texts in place of token ids that aren't the model's."""
+        if self._foreign is None:
+            return job
+        return replace(job, texts=tuple(map(self._foreign.text, job.texts)))
+
+    def _group(self, job: EmbedJob, texts: tuple[Input, ...]) -> TextGroup:
+        return TextGroup(
+            texts,
+            self.spec.prompt(job.input_type),
+            use_cache=job.use_cache,
+            lane=job.lane or self._lane(len(texts)),
+            timeout_s=self.settings.request_timeout_s,
+        )
+
+    def _late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"No answer within {self.settings.request_timeout_s:g} s. Send fewer texts in one "
+            "request, or try again when there is less load."
+        )
 
     async def health(self) -> HealthReport:
         """Whether a live replica has computed a real vector lately; tries for one if unsure."""
@@ -142,6 +266,7 @@ class EmbedService:
         return {
             "model": self.spec.name,
             "model_id": self.spec.name,  # what two dialects call it
+            **self._as_tei_tells(engine),
             "version": __version__,
             "aliases": list(self.spec.aliases),
             "dim": self.spec.dim,
@@ -162,6 +287,24 @@ class EmbedService:
             },
         }
 
+    def _as_tei_tells(self, engine: EngineInfo | None) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "model_sha": self.spec.weights_sha256,
+            "model_dtype": engine and engine.precision,
+            "served_model_name": self.spec.name,
+            "model_type": {"embedding": {"pooling": self.spec.pooling}},
+            "max_concurrent_requests": settings.max_concurrent_requests,
+            "max_input_length": self.spec.max_tokens,
+            "max_client_batch_size": settings.max_texts_per_request,
+            "max_batch_tokens": None,  # learnt by each replica
+            "max_batch_requests": None,
+            "auto_truncate": True,
+            "tokenization_workers": 1,
+            "sha": None,
+            "docker_label": None,
+        }
+
     async def device(self) -> str | None:
         """Where the model runs; None until a replica has told."""
         if self._device is None:
@@ -176,67 +319,44 @@ class EmbedService:
         except (TimeoutError, EmbedServeError):
             return None
 
-    def _too_long(
-        self, texts: Sequence[Input], order: Sequence[int], truncated: Bool
-    ) -> TextTooLong:
-        places = [i for i in range(len(texts)) if truncated[order[i]]]
-        return TextTooLong(
-            f"Text {places[0]} is longer than the {self.spec.max_tokens} tokens that the model "
-            f"takes ({len(places)} of {len(texts)} texts are). Shorten it, or let it be cut.",
-            "texts",
-        )
+    def _none_cut(self, truncated: Bool, limit: int | None = None) -> None:
+        places: list[int] = np.flatnonzero(truncated).tolist()
+        if places:
+            most = (
+                f"the {self.spec.max_tokens} tokens that the model takes"
+                if limit is None
+                else f"{limit} tokens"
+            )
+            raise TextTooLong(
+                f"Text {places[0]} is longer than {most} ({len(places)} of {len(truncated)} texts "
+                "are). Shorten it, or let it be cut.",
+                "texts",
+            )
 
     def _lane(self, texts: int) -> Lane:
         return "interactive" if texts <= self.settings.interactive_max_texts else "bulk"
 
-    def _validate(self, job: EmbedJob) -> None:
-        if not self.spec.accepts(job.model):
+    def _check_model(self, name: str | None) -> None:
+        if not self.spec.accepts(name):
             raise ModelNotFound(
-                f"The model {job.model!r} isn't served here. Served: {self.spec.name!r}.", "model"
+                f"The model {short(name)} isn't served here. Served: {self.spec.name!r}.", "model"
             )
+
+    def _validate(self, job: EmbedJob) -> None:
+        self._check_model(job.model)
         if job.dimensions is not None and not 1 <= job.dimensions <= self.spec.dim:
             raise InvalidRequest(
                 f"`dimensions` must be between 1 and {self.spec.dim}, the model's own; "
                 f"it was {job.dimensions}.",
                 "dimensions",
             )
-        validate_texts(job.texts, self.settings.max_texts_per_request)
-
-
-def validate_texts(texts: Sequence[object], max_texts: int) -> None:
-    """Tells whether every text can be embedded.
-
-    Raises:
-        InvalidRequest: there are none or too many, or one is not a string, is empty, or holds
-            what no text holds (NUL, half a surrogate pair). The message names its place.
-    """
-    if not texts:
-        raise EmptyInput("The list of texts is empty. Send at least one text.", "texts")
-    if len(texts) > max_texts:
-        raise InvalidRequest(
-            f"{len(texts)} texts in one request; at most {max_texts} are taken. Split the list.",
-            "texts",
-        )
-    for i, text in enumerate(texts):
-        if text == "":
-            raise EmptyInput(
-                f"Text {i} is empty. Leave it out, or send at least one character.", "texts"
+        if job.max_tokens is not None and not 1 <= job.max_tokens <= self.spec.max_tokens:
+            raise InvalidRequest(
+                f"A text can be cut to between 1 and {self.spec.max_tokens} tokens, the most that "
+                f"the model takes; {job.max_tokens} was asked for.",
+                "max_tokens",
             )
-        fault = _fault(text)
-        if fault:
-            raise InvalidRequest(f"Text {i} {fault}", "texts")
-
-
-def _fault(text: object) -> str | None:
-    if not isinstance(text, str):
-        return f"is not a string but {type(text).__name__}. Send strings only."
-    if "\x00" in text:
-        return "holds a NUL character (U+0000). Remove it."
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"holds half a surrogate pair at character {error.start}. Send well-formed Unicode."
-    return None
+        validate_inputs(job.texts, self.settings)
 
 
 def cut_dimensions(vectors: Float32, dimensions: int | None) -> Float32:

@@ -9,13 +9,27 @@ from serve_app.config import IngressSettings
 from serve_app.errors import (
     DeadlineExceeded,
     EmbedServeError,
+    EmptyInput,
     InvalidRequest,
     ModelNotFound,
     TextTooLong,
     Unavailable,
 )
 from serve_app.service import EmbedService, cut_dimensions
-from serve_app.types import EmbedJob, Parity, TextGroup, Tier, Vectors
+from serve_app.types import (
+    DecodeJob,
+    EmbedJob,
+    EmbedResult,
+    Input,
+    Job,
+    Parity,
+    Several,
+    SpellJob,
+    TextGroup,
+    Tier,
+    TokenVectorsJob,
+    Vectors,
+)
 from tests.fakes import DIM, SPEC, FakeEngine, FakeLookup, fake_vector
 
 
@@ -174,8 +188,8 @@ async def test_what_is_of_unit_length_already_keeps_its_bits() -> None:
 
 async def test_a_text_that_may_not_be_cut_is_refused_and_named(service: EmbedService) -> None:
     with pytest.raises(TextTooLong, match=r"^Text 1 is longer than the 16 tokens.*2 of 4"):
-        await service.embed(EmbedJob(("a", "x" * 99, "b", "x" * 99), cut=False))
-    assert len((await service.embed(EmbedJob(("a", "b"), cut=False))).tokens) == 2
+        await service.embed(EmbedJob(("a", "x" * 99, "b", "x" * 99), overflow="error"))
+    assert len((await service.embed(EmbedJob(("a", "b"), overflow="error"))).tokens) == 2
 
 
 async def test_each_text_tells_its_tier(service: EmbedService, lookup: FakeLookup) -> None:
@@ -183,3 +197,184 @@ async def test_each_text_tells_its_tier(service: EmbedService, lookup: FakeLooku
     result = await service.embed(EmbedJob(("aa", "b", "aa")))
     assert result.tiers.tolist() == [Tier.L1, Tier.COMPUTED, Tier.L1]
     assert result.cached_tokens == 4
+
+
+LONG = "abcdefghijklmnopqrst"
+
+
+async def test_a_job_of_texts_is_embedded(service: EmbedService) -> None:
+    result = await service.run(EmbedJob(("a", "bc")))
+    assert isinstance(result, EmbedResult)
+    assert result.characters == 3
+    assert np.array_equal(result.vectors, np.stack([fake_vector("a"), fake_vector("bc")]))
+
+
+async def test_several_jobs_are_answered_each_as_it_asks(service: EmbedService) -> None:
+    jobs = (EmbedJob(("a",), input_type="query"), EmbedJob(("b", "c"), dimensions=2))
+    first, second = await service.run(Several(jobs))
+    assert np.array_equal(first.vectors, [fake_vector("query: a")])
+    assert second.vectors.shape == (2, 2)
+
+
+async def test_several_jobs_have_as_many_texts_as_all_of_them(
+    service: EmbedService, lookup: FakeLookup
+) -> None:
+    with pytest.raises(InvalidRequest, match="at most 4"):
+        await service.run(Several((EmbedJob(("a", "b")), EmbedJob(("c", "d", "e")))))
+    assert lookup.groups == []
+
+
+@pytest.mark.parametrize(("texts", "lane"), [(8, "interactive"), (9, "bulk")])
+async def test_several_jobs_go_together_in_the_lane_of_all_their_texts(
+    lookup: FakeLookup, texts: int, lane: str
+) -> None:
+    service = EmbedService(SPEC, lookup, IngressSettings())
+    await service.run(Several(tuple(EmbedJob((f"text {i}",)) for i in range(texts))))
+    assert {group.lane for group in lookup.groups} == {lane}
+
+
+async def test_each_of_several_jobs_may_have_a_lane_of_its_own(
+    service: EmbedService, lookup: FakeLookup
+) -> None:
+    await service.run(Several((EmbedJob(("a",), lane="bulk"), EmbedJob(("b",)))))
+    assert [group.lane for group in lookup.groups] == ["bulk", "interactive"]
+
+
+async def test_vectors_of_tokens(service: EmbedService, lookup: FakeLookup) -> None:
+    found = await service.run(TokenVectorsJob(EmbedJob(("ab", "c"), input_type="query")))
+    (group,) = lookup.groups
+    assert (group.texts, group.prompt) == (("ab", "c"), "query: ")
+    assert np.array_equal(found[1].values, [fake_vector(c) for c in "query: c"])
+    assert [one.truncated for one in found] == [False, False]
+
+
+async def test_vectors_of_tokens_of_a_text_that_loses_its_start(service: EmbedService) -> None:
+    job = EmbedJob((LONG, "ab"), overflow="start")
+    cut, whole = await service.run(TokenVectorsJob(job))
+    assert np.array_equal(cut.values, [fake_vector(c) for c in f"[{LONG[-14:]}]"])
+    assert np.array_equal(whole.values, [fake_vector(c) for c in "ab"])
+    assert (cut.truncated, whole.truncated) == (True, False)
+
+
+async def test_vectors_of_tokens_of_a_text_that_may_not_be_cut(service: EmbedService) -> None:
+    with pytest.raises(TextTooLong, match=r"^Text 1 "):
+        await service.run(TokenVectorsJob(EmbedJob(("a", LONG), overflow="error")))
+
+
+async def test_texts_are_spelled_with_a_prompt_only_where_one_is_named() -> None:
+    service = EmbedService(replace(SPEC, default_prompt="query"), FakeLookup(), IngressSettings())
+    (plain,) = await service.run(SpellJob(("a",)))
+    (asked,) = await service.run(SpellJob(("a",), special=False, input_type="query"))
+    assert ("".join(plain.pieces), "".join(asked.pieces)) == ("[a]", "query: a")
+
+
+async def test_token_ids_are_decoded(service: EmbedService) -> None:
+    rows = (tuple(map(ord, "[a]")), (98,))
+    assert await service.run(DecodeJob(rows)) == ["a", "b"]
+    assert await service.run(DecodeJob(rows, skip_special=False)) == ["[a]", "b"]
+
+
+JOBS = [
+    EmbedJob(("a",)),
+    EmbedJob((LONG,), overflow="chunk"),
+    Several((EmbedJob(("a",)), EmbedJob(("b",)))),
+    TokenVectorsJob(EmbedJob(("a",))),
+    TokenVectorsJob(EmbedJob((LONG,), overflow="start")),
+    SpellJob(("a",)),
+    DecodeJob(((97,),)),
+]
+KINDS = ["texts", "chunk", "several", "tokens", "tokens, start", "spell", "decode"]
+
+
+@pytest.mark.parametrize("job", JOBS, ids=KINDS)
+async def test_no_job_waits_for_ever(lookup: FakeLookup, job: Job) -> None:
+    lookup.delay_s = 60
+    service = EmbedService(SPEC, lookup, IngressSettings(request_timeout_s=0.02))
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.02 s"):
+        await service.run(job)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=KINDS)
+async def test_an_error_from_below_reaches_the_caller_of_any_job(
+    service: EmbedService, lookup: FakeLookup, job: Job
+) -> None:
+    lookup.error = Unavailable("gone")
+    with pytest.raises(Unavailable, match="gone"):
+        await service.run(job)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        EmbedJob(("a",), model="x"),
+        Several((EmbedJob(("a",), model="x"),)),
+        TokenVectorsJob(EmbedJob(("a",), model="x")),
+        SpellJob(("a",), model="x"),
+        DecodeJob(((97,),), model="x"),
+    ],
+    ids=lambda job: type(job).__name__,
+)
+async def test_no_job_is_done_by_another_model(service: EmbedService, job: Job) -> None:
+    with pytest.raises(ModelNotFound):
+        await service.run(job)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        EmbedJob(()),
+        TokenVectorsJob(EmbedJob(("",))),
+        SpellJob(("",)),
+        DecodeJob(((),)),
+        Several(()),
+    ],
+    ids=lambda job: type(job).__name__,
+)
+async def test_no_job_is_empty(service: EmbedService, job: Job) -> None:
+    with pytest.raises(EmptyInput):
+        await service.run(job)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (("abcde",), None),
+        (("abcdef",), "Text 0 has 6 characters; at most 5"),
+        ((tuple(range(5)),), None),
+        (("a", tuple(range(6))), "Text 1 has 6 token ids; at most 5"),
+        (((5, -1),), "Text 0 holds a token id below 0"),
+    ],
+    ids=["string", "longer string", "ids", "more ids", "id below 0"],
+)
+async def test_texts_and_token_ids_have_a_longest(
+    lookup: FakeLookup, texts: tuple[Input, ...], message: str | None
+) -> None:
+    service = EmbedService(SPEC, lookup, IngressSettings(max_text_chars=5))
+    if message is None:
+        assert len((await service.embed(EmbedJob(texts))).tokens) == 1
+    else:
+        with pytest.raises(InvalidRequest, match=message):
+            await service.embed(EmbedJob(texts))
+        assert lookup.groups == []
+
+
+async def test_a_text_longer_than_it_may_be_is_measured_by_what_was_asked_for(
+    service: EmbedService,
+) -> None:
+    with pytest.raises(TextTooLong, match=r"^Text 0 is longer than 5 tokens"):
+        await service.embed(EmbedJob(("abcdefgh",), overflow="error", max_tokens=5))
+
+
+@pytest.mark.parametrize("max_tokens", [0, SPEC.max_tokens + 1])
+async def test_texts_can_be_cut_to_no_more_than_the_model_takes(
+    service: EmbedService, max_tokens: int
+) -> None:
+    with pytest.raises(InvalidRequest, match="between 1 and 16") as caught:
+        await service.embed(EmbedJob(("a",), max_tokens=max_tokens))
+    assert caught.value.param == "max_tokens"
+
+
+async def test_what_the_model_gave_is_kept_beside_what_was_cut(service: EmbedService) -> None:
+    result = await service.embed(EmbedJob(("a", "b", "a"), dimensions=2, normalize=True))
+    assert result.raw is not None
+    assert np.array_equal(result.raw, np.stack([fake_vector(text) for text in "aba"]))

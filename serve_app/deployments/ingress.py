@@ -9,13 +9,15 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 from starlette.types import ASGIApp
 
+from serve_app.access.access import Access, may_serve
 from serve_app.cache.tiers import Tiers
 from serve_app.coalescer import Coalescer
 from serve_app.config import AppConfig, IngressSettings
+from serve_app.deployments.ingress_fleet import IngressFleet
 from serve_app.deployments.remote import RemoteMethod
-from serve_app.deployments.this_service import open_second_tier
+from serve_app.deployments.this_service import http_host, open_ledger, open_second_tier
 from serve_app.errors import EmbedServeError
-from serve_app.metrics import Meter, export
+from serve_app.metrics import Meter, Totals, export
 from serve_app.models import ModelSpec
 from serve_app.service import EmbedService
 from serve_app.types import CacheReport, CacheState, EmbedJob, Float32, Lane, Tier, Warmed
@@ -23,10 +25,15 @@ from serve_app.web.app import create_app
 
 
 class _Behind:
-    """What is behind the service: its own tiers, then another deployment."""
+    """What is behind the service: its own tiers, then other deployments."""
 
     def __init__(
-        self, spec: ModelSpec, handle: DeploymentHandle[Any], config: AppConfig, meter: Meter
+        self,
+        spec: ModelSpec,
+        handle: DeploymentHandle[Any],
+        config: AppConfig,
+        embedder: DeploymentHandle[Any],
+        meter: Meter,
     ) -> None:
         settings = IngressSettings()
         cache, inline = config.cache, config.topology == "inline"
@@ -43,7 +50,10 @@ class _Behind:
             lease_s=cache.lease_s if inline else 0.0,
         )
         self.fetch = self.tiers.fetch
-        self.describe = RemoteMethod(handle, "describe")
+        self.describe = RemoteMethod(embedder, "describe")
+        self.spell = RemoteMethod(embedder, "spell")
+        self.decode = RemoteMethod(embedder, "decode")
+        self.embed_tokens = RemoteMethod(embedder, "embed_tokens")
         self.cache_state = self._own_state if inline else RemoteMethod(handle, "cache_state")
 
     def apply(self, settings: IngressSettings) -> None:
@@ -59,32 +69,48 @@ class _Behind:
 class Ingress:
     """Takes requests in and sends replies out; holds no model."""
 
-    def __init__(self, spec: ModelSpec, handle: DeploymentHandle[Any], config: AppConfig) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        handle: DeploymentHandle[Any],
+        config: AppConfig,
+        embedder: DeploymentHandle[Any],
+    ) -> None:
         """Serves a model.
 
         Args:
             spec: the model.
             handle: the next tier: CacheLookup, or with `topology: inline` the Embedder itself.
             config: what is asked for.
+            embedder: the Embedder, for what nobody caches.
         """
         self._meter = Meter()
-        self._behind = _Behind(spec, handle, config, self._meter)
-        self._service = EmbedService(spec, self._behind, IngressSettings(), self._meter)
+        self._cors_origins = config.cors_origins
+        self._behind = _Behind(spec, handle, config, embedder, self._meter)
+        fleet = IngressFleet(self._meter)
+        self._service = EmbedService(spec, self._behind, IngressSettings(), self._meter, fleet)
+        self._access = Access(open_ledger(config.cache, self._meter), self._meter)
         self._exporting: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._service)
+        return create_app(self._service, self._access, self._cors_origins)
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
         """Takes new settings.
 
         Ray calls it before the first request and at each change; `rank` makes it call even where
         there is no `user_config`.
+
+        Raises:
+            ConfigurationError: its keys can't be used, or it has none and others are let in. Ray
+                ends the replica then, tries a new one, and tells why.
         """
+        settings = IngressSettings.model_validate(user_config or {})
+        may_serve(await http_host(), settings.access)
+        self._access.apply(settings.access)
         if self._exporting is None:
             self._exporting = asyncio.create_task(export(self._meter, self._behind.tiers.gauges))
             self._behind.tiers.start()
-        settings = IngressSettings.model_validate(user_config or {})
         self._behind.apply(settings)
         self._service.apply(settings)
 
@@ -137,6 +163,15 @@ class Ingress:
         except EmbedServeError as error:
             return error
 
+    async def own_totals(self) -> Totals:
+        """What this replica has answered."""
+        return self._meter.totals()
+
+    async def count_anew(self) -> None:
+        """Counts what it answers from zero."""
+        self._meter.begin_anew()
+
     async def __del__(self) -> None:
         """Ray calls it when the replica stops."""
+        await self._access.close()
         await self._behind.tiers.close()

@@ -1,19 +1,23 @@
-"""What a dialect says of each of its routes that gives vectors."""
+"""What a dialect says of each of its routes."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
-from serve_app.types import EmbedJob, EmbedResult
+from serve_app.service import EmbedService
+from serve_app.types import EmbedResult, Job
+from serve_app.web.fields import Body, Field
+from serve_app.web.shapes import Shape
 
 
 class Call(NamedTuple):
     """A request that was read: what is asked for, and how its reply is written."""
 
-    job: EmbedJob
-    render: Callable[[EmbedResult], bytes]
+    job: Job
+    render: Callable[[Any], bytes]
+    has_vectors: bool = True  #: whether the job's vectors themselves are what is asked for
 
 
 class Refusal(NamedTuple):
@@ -21,6 +25,27 @@ class Refusal(NamedTuple):
 
     status: int
     body: bytes
+    headers: Mapping[str, str] = {}
+
+
+class Refuse(Protocol):
+    """A dialect's way to say no. Its `shape` is that of the body."""
+
+    shape: Shape
+
+    def __call__(self, error: EmbedServeError) -> Refusal:
+        """The error, in the dialect's words."""
+        ...
+
+
+def refusal(shape: Shape) -> Callable[[Callable[[EmbedServeError], Refusal]], Refuse]:
+    """Makes a function into a dialect's `Refuse`."""
+
+    def named(function: Callable[[EmbedServeError], Refusal]) -> Refuse:
+        function.shape = shape  # type: ignore[attr-defined]
+        return function  # type: ignore[return-value]
+
+    return named
 
 
 def _no_headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:
@@ -29,12 +54,40 @@ def _no_headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One route of one dialect. Several dialects may share a path; then `key` decides."""
+    """A route that takes a JSON object. Several dialects may share a path; then `key` decides."""
 
     path: str
+    dialect: str
+    about: str
     key: str  #: the field that each of its requests has, and no other dialect's on the same path
+    fields: tuple[Field, ...]
     #: Reads a JSON object; raises InvalidRequest where it isn't of the dialect's shape.
-    parse: Callable[[Mapping[str, Any], ModelSpec], Call]
-    refuse: Callable[[EmbedServeError], Refusal]
+    parse: Callable[[Body, ModelSpec], Call]
+    reply: Shape
+    refuse: Refuse
     #: Headers of the dialect's own, from what was computed and the seconds it took in all.
     headers: Callable[[EmbedResult, float], Mapping[str, str]] = _no_headers
+
+
+class Shown(NamedTuple):
+    """What a view shows."""
+
+    body: bytes
+    status: int = 200
+    media_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A route that takes nothing but its path."""
+
+    path: str
+    dialect: str
+    about: str
+    #: From the service and the path's parameters.
+    show: Callable[[EmbedService, Mapping[str, str]], Awaitable[Shown]]
+    reply: Shape
+    refuse: Refuse
+    method: str = "GET"
+    public: bool = False  #: shown to clients without a key
+    statuses: Mapping[int, str] = field(default_factory=dict)  #: beside 200, and what they mean

@@ -1,82 +1,344 @@
-"""Reading the fields that dialects share, and writing vectors in the types that they share."""
+"""The kinds of fields that requests have: each reads its value, and knows its schema.
 
-import base64
-from collections.abc import Mapping
-from typing import Any, Literal
+A dialect says once what fields its routes take; requests are read by that, and documented by it.
+"""
 
-import numpy as np
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from serve_app.errors import InvalidRequest
+from serve_app.config import IngressSettings
+from serve_app.errors import EmptyInput, InvalidRequest, short
 from serve_app.models import ModelSpec
-from serve_app.types import Float32
+from serve_app.types import Input
+from serve_app.web.shapes import (
+    BOOLEAN,
+    INTEGER,
+    STRING,
+    TOKEN,
+    Shape,
+    either,
+    just_one,
+    listed,
+    or_null,
+    thing,
+    words,
+)
 
-#: What vectors are written as. A bit is 1 where a component is above zero; `ubinary` packs eight
-#: of them into a byte, the first one highest, `binary` is that less 128.
-OutputType = Literal["float", "binary", "ubinary"]
+Body = Mapping[str, Any]
 
 #: What dialects call the two sides of a search; a model has one of the names of a side, or none.
 _ROLES = (
     ("query", "search_query", "retrieval.query"),
     ("document", "passage", "search_document", "retrieval.passage"),
 )
+_MOST = 2**31 - 1
+_GREETING = "Hello, world"
 #: Other purposes, for which most models have no prompt of their own.
 _PURPOSES = ("classification", "clustering", "text-matching", "separation")
 
 
-def optional(body: Mapping[str, Any], name: str, kind: type, words: str) -> Any:
-    """A field's value; None where it is absent or null.
+class Scope(NamedTuple):
+    """What the schemas of a service depend on."""
 
-    Raises:
-        InvalidRequest: it is of another kind.
-    """
-    value = body.get(name)
-    if value is None or (isinstance(value, kind) and (kind is bool) == isinstance(value, bool)):
+    spec: ModelSpec
+    settings: IngressSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a request's body. null stands for an absent one, unless it is required."""
+
+    name: str
+    about: str
+    required: bool = False
+    unless: str | None = None  #: another field, and a request has just one of the two
+
+    def schema(self, scope: Scope) -> Shape:
+        """Of its value."""
+        shape = self._kind(scope) if self.required else or_null(self._kind(scope))
+        return {**shape, "description": self.about}
+
+    def _kind(self, scope: Scope) -> Shape:
+        """Of a value that isn't null."""
+        return {}
+
+    def sample(self) -> Any:
+        """A value to show."""
+        return _GREETING
+
+
+@dataclass(frozen=True, slots=True)
+class Text(Field):
+    """A string."""
+
+    def __call__(self, body: Body) -> str | None:
+        """Its value, or None."""
+        value: str | None = _optional(body, self.name, str, "a string")
         return value
-    raise InvalidRequest(f"`{name}` must be {words}, not {type(value).__name__}.", name)
+
+    def _kind(self, scope: Scope) -> Shape:
+        return STRING
 
 
-def one_of(value: Any, name: str, choices: tuple[str, ...]) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Content(Text):
+    """A string that is to be embedded or spelled."""
+
+    def _kind(self, scope: Scope) -> Shape:
+        return _content(scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Model(Text):
+    """A model's name."""
+
+    also: tuple[str, ...] = ()  #: names that stand for no model in particular
+
+    def __call__(self, body: Body) -> str | None:
+        """Its value; None: any model."""
+        value: str | None = _optional(body, self.name, str, "a string")
+        return None if value in self.also else value
+
+    def _kind(self, scope: Scope) -> Shape:
+        return words((scope.spec.name, *scope.spec.aliases, *self.also))
+
+
+@dataclass(frozen=True, slots=True)
+class Flag(Field):
+    """true or false."""
+
+    def __call__(self, body: Body) -> bool | None:
+        """Its value, or None."""
+        value: bool | None = _optional(body, self.name, bool, "true or false")
+        return value
+
+    def _kind(self, scope: Scope) -> Shape:
+        return BOOLEAN
+
+
+@dataclass(frozen=True, slots=True)
+class Whole(Field):
+    """An integer."""
+
+    minimum: int = -(2**31)
+    maximum: int = _MOST
+
+    def __call__(self, body: Body) -> int | None:
+        """Its value, or None."""
+        value: int | None = _optional(body, self.name, int, "an integer")
+        if value is None or self.minimum <= value <= self.maximum:
+            return value
+        bounds = f"between {self.minimum} and {self.maximum}"
+        if value < self.minimum and self.maximum == _MOST:
+            bounds = f"at least {self.minimum}"
+        raise InvalidRequest(f"`{self.name}` must be {bounds}; it was {value}.", self.name)
+
+    def _kind(self, scope: Scope) -> Shape:
+        return INTEGER | {"minimum": self.minimum, "maximum": self.maximum}
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions(Field):
+    """How many components of the vector are wanted."""
+
+    zero: bool = False  #: whether 0 stands for all of them
+
+    def __call__(self, body: Body) -> int | None:
+        """Its value, or None; whether the model has as many is not decided here."""
+        value: int | None = _optional(body, self.name, int, "an integer")
+        return None if self.zero and value == 0 else value
+
+    def _kind(self, scope: Scope) -> Shape:
+        return INTEGER | {"minimum": 0 if self.zero else 1, "maximum": scope.spec.dim}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Field):
+    """One of some words."""
+
+    choices: tuple[str, ...] = ()
+
+    def __call__(self, body: Body) -> str | None:
+        """Its value, or None."""
+        return one_of(body.get(self.name), self.name, self.choices)
+
+    def _kind(self, scope: Scope) -> Shape:
+        return words(self.choices)
+
+    def sample(self) -> Any:
+        """The first."""
+        return self.choices[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices(Field):
+    """A list of some words."""
+
+    choices: tuple[str, ...] = ()
+
+    def __call__(self, body: Body) -> tuple[str, ...]:
+        """Its value; empty: none was given."""
+        given = _optional(body, self.name, list, "a list of strings") or ()
+        if None in given:
+            raise InvalidRequest(f"Each of `{self.name}` must be a string.", self.name)
+        return tuple(str(one_of(word, self.name, self.choices)) for word in given)
+
+    def _kind(self, scope: Scope) -> Shape:
+        return listed(words(self.choices))
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose(Field):
+    """What a text is for, in a dialect's words or the model's own."""
+
+    only: tuple[str, ...] = ()  #: the dialect's words; empty: any that a model may know
+
+    def __call__(self, body: Body, spec: ModelSpec) -> str | None:
+        """The model's own name for it, or None: its default."""
+        if self.only:
+            asked = one_of(body.get(self.name), self.name, self.only)
+        else:
+            asked = _optional(body, self.name, str, "a string")
+        return input_type(asked, spec)
+
+    def _kind(self, scope: Scope) -> Shape:
+        known = {*(name for names in _ROLES for name in names), *_PURPOSES, *scope.spec.prompts}
+        return words(self.only or sorted(known))
+
+    def sample(self) -> Any:
+        """The dialect's first."""
+        return self.only[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts(Field):
+    """One text, or a list of them; where the dialect has token ids, these in their place."""
+
+    ids: bool = False
+    alone: bool = True  #: whether one text may come without a list around it
+    blank: bool = True  #: whether a text may be nothing but white space
+    holes: bool = False  #: whether there may be empty ones among others
+    room: int = 0  #: how many texts a request has beside these
+
+    def __call__(self, body: Body) -> tuple[Input, ...]:
+        """Its texts. Whether they can be embedded is not decided here."""
+        given = body.get(self.name)
+        if isinstance(given, str) and self.alone:
+            return (given,)
+        what = "a string or a list of strings" if self.alone else "a list of strings"
+        if given is None:
+            raise InvalidRequest(f"`{self.name}` is missing. Send {what}.", "texts")
+        if not isinstance(given, list):
+            kind = type(given).__name__
+            raise InvalidRequest(f"`{self.name}` must be {what}, not {kind}.", "texts")
+        if not self.ids:
+            return tuple(given)
+        if given and all(_is_token(item) for item in given):
+            return (tuple(given),)
+        return tuple(_as_ids(item) if isinstance(item, list) else item for item in given)
+
+    def _kind(self, scope: Scope) -> Shape:
+        text, row = _content(scope, blank=self.blank), _row(scope)
+        item = either(text, row) if self.ids else text
+        texts = listed(item, minItems=1, maxItems=_most(scope) - self.room)
+        if self.holes:
+            texts |= {"items": {**text, "minLength": 0}, "contains": {"minLength": 1}}
+        shapes = [texts]
+        if self.alone:
+            shapes.append(text)
+        if self.ids:
+            shapes.append(row)
+        return either(*shapes)
+
+    def sample(self) -> Any:
+        """Some texts."""
+        return [_GREETING, "Good morning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ids(Field):
+    """A list of token ids, or with `many` also a list of such lists."""
+
+    many: bool = True
+
+    def __call__(self, body: Body) -> tuple[tuple[int, ...], ...]:
+        """Its rows."""
+        given = _optional(body, self.name, list, "a list of token ids")
+        if given is None:
+            raise InvalidRequest(f"`{self.name}` is missing. Send token ids.", self.name)
+        if not given:
+            raise EmptyInput(f"`{self.name}` is empty. Send at least one token id.", self.name)
+        if all(_is_token(item) for item in given):
+            return (tuple(given),)
+        rows = tuple(_as_ids(item) for item in given)
+        if not self.many or not all(isinstance(row, tuple) for row in rows):
+            raise InvalidRequest(f"`{self.name}` must hold token ids.", self.name)
+        return rows
+
+    def _kind(self, scope: Scope) -> Shape:
+        row = _row(scope)
+        return either(row, listed(row, minItems=1, maxItems=_most(scope))) if self.many else row
+
+    def sample(self) -> Any:
+        """One that most vocabularies have."""
+        return [7592, 2088]
+
+
+@dataclass(frozen=True, slots=True)
+class Nested(Field):
+    """An object with fields of its own, or with `many` a list of them."""
+
+    fields: tuple[Field, ...] = ()
+    many: bool = False
+    texts: bool = False  #: whether each of them counts as a text of the request
+
+    def __call__(self, body: Body) -> Any:
+        """Its value, or None."""
+        if not self.many:
+            return _optional(body, self.name, dict, "an object")
+        given = _optional(body, self.name, list, "a list of objects")
+        if given is not None and not all(isinstance(item, dict) for item in given):
+            raise InvalidRequest(f"Each of `{self.name}` must be an object.", self.name)
+        return given
+
+    def _kind(self, scope: Scope) -> Shape:
+        item = record(self.fields, scope)
+        bounds = {"maxItems": _most(scope)} if self.texts else {}
+        return listed(item, minItems=1, **bounds) if self.many else item
+
+    def sample(self) -> Any:
+        """With what it must have."""
+        item = sample(self.fields)
+        return [item] if self.many else item
+
+
+def sample(fields: Sequence[Field]) -> dict[str, Any]:
+    """An object with the fields that it must have."""
+    return {field.name: field.sample() for field in fields if field.required or field.unless}
+
+
+def record(fields: Sequence[Field], scope: Scope) -> Shape:
+    """The schema of an object with such fields."""
+    shapes = {field.name: field.schema(scope) for field in fields}
+    shape = thing(shapes, optional=[field.name for field in fields if not field.required])
+    for field in fields:
+        if field.unless:
+            shape |= just_one(field.name, field.unless)
+    return shape
+
+
+def one_of(value: Any, name: str, choices: Sequence[str]) -> str | None:
     """A field's value that is one of some words, or null.
 
     Raises:
         InvalidRequest: it is something else.
     """
     if value is not None and value not in choices:
-        words = ", ".join(map(repr, choices))
-        raise InvalidRequest(f"`{name}` must be one of {words}; it was {value!r}.", name)
+        listing = ", ".join(map(repr, choices))
+        raise InvalidRequest(f"`{name}` must be one of {listing}; it was {short(value)}.", name)
     word: str | None = value
     return word
-
-
-def texts(given: Any, name: str) -> tuple[str, ...]:
-    """A string, or a list of what should be strings.
-
-    Raises:
-        InvalidRequest: it is neither, or holds token ids.
-    """
-    if given is None:
-        raise InvalidRequest(f"`{name}` is missing. Send a string or a list of strings.", "texts")
-    if isinstance(given, str):
-        return (given,)
-    if not isinstance(given, list):
-        raise InvalidRequest(
-            f"`{name}` must be a string or a list of strings, not {type(given).__name__}.", "texts"
-        )
-    if given and all(_is_token(item) or _is_token_list(item) for item in given):
-        raise InvalidRequest(
-            f"`{name}` holds token ids, which are not taken yet. Send the text itself; with "
-            "LangChain's OpenAIEmbeddings set `check_embedding_ctx_length=False`.",
-            "texts",
-        )
-    return tuple(given)
-
-
-def _is_token(item: Any) -> bool:
-    return isinstance(item, int) and not isinstance(item, bool)
-
-
-def _is_token_list(item: Any) -> bool:
-    return isinstance(item, list) and bool(item) and all(_is_token(token) for token in item)
 
 
 def input_type(asked: str | None, spec: ModelSpec) -> str | None:
@@ -93,38 +355,38 @@ def input_type(asked: str | None, spec: ModelSpec) -> str | None:
     return None if asked in _PURPOSES else asked
 
 
-def encode(vectors: Float32, output: OutputType, *, as_base64: bool) -> list[Any]:
-    """Each of n vectors as JSON takes it: rows of an array, or base64 of their bytes.
-
-    Float components are little-endian float32 in base64, and keep every bit as decimals too, since
-    the shortest decimal of a float32 reads back as the same float32.
-    """
-    rows: Any = vectors.astype("<f4", copy=False)
-    if output != "float":
-        rows = np.packbits(vectors > 0, axis=1)
-        if output == "binary":
-            rows = (rows.astype(np.int16) - 128).astype(np.int8)
-    if as_base64:
-        return [base64.b64encode(row.tobytes()).decode() for row in rows]
-    return list(rows)
-
-
-def output_type(asked: Any, name: str) -> OutputType:
-    """The type of the components that a field's value names; null: float.
+def _optional(body: Body, name: str, kind: type, what: str) -> Any:
+    """A field's value; None where it is absent or null.
 
     Raises:
-        InvalidRequest: it names none.
+        InvalidRequest: it is of another kind.
     """
-    if asked in ("int8", "uint8"):
-        raise InvalidRequest(
-            f"`{name}: {asked}` isn't served yet: it needs ranges calibrated for the model. Take "
-            "'float', 'binary' or 'ubinary'.",
-            name,
-        )
-    match one_of(asked, name, ("float", "base64", "binary", "ubinary")):
-        case "binary":
-            return "binary"
-        case "ubinary":
-            return "ubinary"
-        case _:
-            return "float"
+    value = body.get(name)
+    if value is None or (isinstance(value, kind) and (kind is bool) == isinstance(value, bool)):
+        return value
+    raise InvalidRequest(f"`{name}` must be {what}, not {type(value).__name__}.", name)
+
+
+def _content(scope: Scope, *, blank: bool = True) -> Shape:
+    pattern = r"^[^\u0000]*$" if blank else r"^[^\u0000]*[^\s\u0000][^\u0000]*$"
+    longest = scope.settings.max_text_chars
+    return {"type": "string", "minLength": 1, "maxLength": longest, "pattern": pattern}
+
+
+def _row(scope: Scope) -> Shape:
+    return listed(TOKEN, minItems=1, maxItems=scope.settings.max_text_chars)
+
+
+def _most(scope: Scope) -> int:
+    return scope.settings.max_texts_per_request
+
+
+def _is_token(item: Any) -> bool:
+    return isinstance(item, int) and not isinstance(item, bool)
+
+
+def _as_ids(item: Any) -> Any:
+    """A list of token ids as a tuple of them; anything else as it is."""
+    if isinstance(item, list) and all(_is_token(token) for token in item):
+        return tuple(item)
+    return item

@@ -205,3 +205,31 @@ def test_clients_that_leave_take_their_work_with_them(
         timeout=120,
     )
     assert reply.status_code == 200, reply.text  # a 429 if what they left behind still waited
+
+
+def test_what_the_tokenizer_and_the_transformer_know_comes_from_the_embedder(
+    service: Service,
+) -> None:
+    printed = service.drive(
+        """
+import json, ray
+from ray import serve
+from serve_app.types import TextGroup
+ray.init(log_to_driver=False)
+embedder = serve.get_deployment_handle("Embedder", app_name="embedserve")
+(spelled,) = embedder.spell.remote(("hello world",), True).result()
+texts = embedder.decode.remote((tuple(spelled.ids),), True).result()
+(vectors,) = embedder.embed_tokens.remote(TextGroup(("hello world",))).result()
+groups = [TextGroup((ids,)) for ids in ((15339, 1917), tuple(spelled.ids), "hello world")]
+refused, *same = embedder.embed.remote(tuple(groups)).result()
+unknown = embedder.decode.remote(((-1,),), True).result()
+errors = [refused.code, refused.param, unknown.code, unknown.param]
+equal = bool((same[0].values == same[1].values).all())
+print(json.dumps([spelled.pieces, texts, vectors.values.shape, errors, equal]))
+"""
+    )
+    pieces, texts, shape, errors, equal = json.loads(printed.splitlines()[-1])
+    assert (pieces, texts) == (["[CLS]", "hello", "world", "[SEP]"], ["hello world"])
+    assert shape == [4, 384]
+    assert errors == ["invalid_value", "texts", "invalid_value", "ids"]
+    assert equal

@@ -3,14 +3,19 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from serve_app.web.dialects import cohere, infinity, native, openai, sidecar, tei
-from serve_app.web.endpoint import Endpoint
+from serve_app.web.dialects import cohere, infinity, native, openai, sidecar, status, tei
+from serve_app.web.endpoint import Endpoint, View
 
 
 def endpoints() -> Mapping[str, list[Endpoint]]:
-    """All endpoints that give vectors, by path; those of one path are told apart by their keys."""
+    """What takes JSON, by path; those of one path are told apart by their keys."""
     found = defaultdict[str, list[Endpoint]](list)
     for dialect in (openai, tei, cohere, infinity, sidecar, native):
         for endpoint in dialect.ENDPOINTS:
             found[endpoint.path].append(endpoint)
     return found
+
+
+def views() -> tuple[View, ...]:
+    """What takes nothing but its path."""
+    return (*openai.VIEWS, *infinity.VIEWS, *native.VIEWS, *status.VIEWS)

@@ -1,4 +1,4 @@
-"""Cohere's wire format: `POST /v2/embed`."""
+"""Cohere's wire format: `POST /v2/embed`, and how its tokenizer is asked."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -7,88 +7,169 @@ from uuid import uuid4
 
 import orjson
 
-from serve_app.errors import EmbedServeError, InvalidRequest
+from serve_app.errors import EmbedServeError, EmptyInput, InvalidRequest
 from serve_app.models import ModelSpec
-from serve_app.types import EmbedJob, EmbedResult, Lane
-from serve_app.web.endpoint import Call, Endpoint, Refusal
-from serve_app.web.fields import OutputType, encode, input_type, one_of, optional, output_type
+from serve_app.types import DecodeJob, EmbedJob, EmbedResult, Input, Overflow, Spelling, SpellJob
+from serve_app.web.dialects.own import CHUNK, USE_CACHE
+from serve_app.web.endpoint import Call, Endpoint, Refusal, refusal
+from serve_app.web.fields import (
+    Body,
+    Choice,
+    Content,
+    Dimensions,
+    Field,
+    Ids,
+    Model,
+    Nested,
+    Purpose,
+    Scope,
+    Texts,
+    Whole,
+)
+from serve_app.web.output import OUTPUT_TYPES, Encoder, VectorTypes
+from serve_app.web.shapes import INTEGER, STRING, VECTOR, Shape, listed, thing, words
+
+
+class _Nothing(Field):
+    """A list that must be empty: what the model doesn't take."""
+
+    __slots__ = ()
+
+    def __call__(self, body: Body) -> None:
+        if body.get(self.name) not in (None, []):
+            raise InvalidRequest(f"`{self.name}` must be empty. {self.about}", self.name)
+
+    def _kind(self, scope: Scope) -> Shape:
+        return {"type": "array", "maxItems": 0}
+
 
 _PURPOSES = ("search_document", "search_query", "classification", "clustering")
+_OVERFLOWS: dict[str | None, Overflow] = {"NONE": "error", "START": "start"}
+
+_MODEL = Model("model", "The served model, by any of its names.")
+_PURPOSE = Purpose("input_type", "What the texts are for.", True, only=_PURPOSES)
+_TEXTS = Texts("texts", "Texts; or `inputs`.", alone=False, unless="inputs")
+_TYPE = Choice("type", "Images aren't taken.", choices=("text",))
+_PART_TEXT = Content("text", "A part.", True)
+_PART = Nested("content", "Its parts.", True, fields=(_TYPE, _PART_TEXT), many=True)
+_INPUTS = Nested(
+    "inputs", "Texts in parts, in place of `texts`.", fields=(_PART,), many=True, texts=True
+)
+_IMAGES = _Nothing("images", "The model takes no images.")
+_DIMENSIONS = Dimensions("output_dimension", "Components to keep, at unit length again.")
+_TYPES = VectorTypes(
+    "embedding_types", "The types that vectors are wanted in; `float` unless said otherwise."
+)
+_TRUNCATE = Choice(
+    "truncate",
+    "What a text that is too long loses; NONE: it is an error.",
+    choices=("NONE", "START", "END"),
+)
+_MAX_TOKENS = Whole("max_tokens", "Tokens that a text is cut to, as `truncate` says.", minimum=1)
+_PRIORITY = Whole("priority", "Above 0: the request can wait.", minimum=0, maximum=999)
+_FIELDS = (
+    _MODEL,
+    _PURPOSE,
+    _TEXTS,
+    _INPUTS,
+    _IMAGES,
+    _DIMENSIONS,
+    _TYPES,
+    _TRUNCATE,
+    _MAX_TOKENS,
+    _PRIORITY,
+    CHUNK,
+    USE_CACHE,
+)
+_SPELLED = Content("text", "What is spelled.", True)
+_IDS = Ids("tokens", "Token ids.", True, many=False)
 
 
-def parse(body: Mapping[str, Any], spec: ModelSpec) -> Call:
+def parse(body: Body, spec: ModelSpec) -> Call:
     """Reads the body of `POST /v2/embed`.
 
     Raises:
         InvalidRequest: it isn't of the dialect's shape, or asks for images.
     """
-    purpose = one_of(body.get("input_type"), "input_type", _PURPOSES)
-    if purpose is None:
+    if body.get("input_type") is None:
         raise InvalidRequest(f"`input_type` is missing: one of {', '.join(_PURPOSES)}.")
-    kinds = optional(body, "embedding_types", list, "a list of strings") or ["float"]
-    if not all(isinstance(kind, str) for kind in kinds):
-        raise InvalidRequest("`embedding_types` must be a list of strings.", "embedding_types")
-    outputs = {kind: output_type(kind, "embedding_types") for kind in kinds}
-    truncate = one_of(body.get("truncate"), "truncate", ("NONE", "START", "END"))
-    if truncate == "START":
-        raise InvalidRequest("`truncate: START` isn't served yet. Take END or NONE.", "truncate")
+    kinds = _TYPES(body) or ("float",)
+    encoders = {kind: Encoder(spec, kind) for kind in kinds}
     given = _texts(body)
+    overflow, chunk = _OVERFLOWS.get(_TRUNCATE(body), "end"), CHUNK(body)
+    cut_to = _MAX_TOKENS(body)
     job = EmbedJob(
         given,
-        model=optional(body, "model", str, "a string"),
-        input_type=input_type(purpose, spec),
-        dimensions=optional(body, "output_dimension", int, "an integer"),
-        lane=_lane(body),
-        cut=truncate != "NONE",
+        model=_MODEL(body),
+        input_type=_PURPOSE(body, spec),
+        dimensions=_DIMENSIONS(body),
+        lane="bulk" if _PRIORITY(body) else None,
+        overflow="chunk" if chunk else overflow,
+        use_cache=USE_CACHE(body) is not False,
+        max_tokens=None if cut_to is None else min(cut_to, spec.max_tokens),
     )
-    return Call(job, partial(_render, outputs=outputs, texts=given))
+    return Call(job, partial(_render, encoders=encoders, texts=given))
 
 
-def _texts(body: Mapping[str, Any]) -> tuple[str, ...]:
-    if body.get("images"):
-        raise InvalidRequest("The model takes no images.", "images")
-    given = optional(body, "texts", list, "a list of strings")
-    if given is not None:
-        return tuple(given)
-    inputs = optional(body, "inputs", list, "a list of objects")
+def _texts(body: Body) -> tuple[Input, ...]:
+    _IMAGES(body)
+    inputs = _INPUTS(body)
     if inputs is None:
-        raise InvalidRequest("`texts` is missing. Send a list of strings.", "texts")
-    return tuple(_content(item) for item in inputs)
+        return _TEXTS(body)
+    if body.get(_TEXTS.name) is not None:
+        raise InvalidRequest("Send one of `texts` and `inputs`, not both.", "texts")
+    return tuple(_joined(item) for item in inputs)
 
 
-def _content(item: Any) -> str:
+def _joined(item: Body) -> str:
     """The text of one of `inputs`: `{"content": [{"type": "text", "text": …}]}`."""
-    parts = item.get("content") if isinstance(item, dict) else None
-    if not isinstance(parts, list):
+    parts = _PART(item)
+    if parts is None:
         raise InvalidRequest("Each of `inputs` must be an object with a list `content`.", "inputs")
-    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
-        raise InvalidRequest("`content` may hold texts only: the model takes no images.", "inputs")
-    return "\n".join(part["text"] for part in parts)
+    return "\n".join(_part(part) for part in parts)
 
 
-def _lane(body: Mapping[str, Any]) -> Lane | None:
-    """0, the default, is the most urgent; a client that says more can wait."""
-    priority = optional(body, "priority", int, "an integer from 0 to 999") or 0
-    if not 0 <= priority <= 999:
-        raise InvalidRequest("`priority` must be an integer from 0 to 999.", "priority")
-    return "bulk" if priority else None
+def _part(part: Body) -> str:
+    _TYPE(part)
+    text = _PART_TEXT(part)
+    if not text:
+        raise EmptyInput("A part of `content` has no text. The model takes nothing else.", "inputs")
+    return text
+
+
+def parse_tokenize(body: Body, spec: ModelSpec) -> Call:
+    """Reads the body of `POST /v1/tokenize`.
+
+    Raises:
+        InvalidRequest: it isn't of the dialect's shape.
+    """
+    text = _SPELLED(body)
+    if text is None:
+        raise InvalidRequest("`text` is missing. Send a string.", "text")
+    if not text:
+        raise EmptyInput("`text` is empty. Send at least one character.", "text")
+    return Call(SpellJob((text,), special=False, model=_MODEL(body)), _render_tokens)
+
+
+def parse_detokenize(body: Body, spec: ModelSpec) -> Call:
+    """Reads the body of `POST /v1/detokenize`.
+
+    Raises:
+        InvalidRequest: it isn't of the dialect's shape.
+    """
+    return Call(DecodeJob(_IDS(body), model=_MODEL(body)), _render_text)
 
 
 def _render(
-    result: EmbedResult, *, outputs: Mapping[str, OutputType], texts: Sequence[str]
+    result: EmbedResult, *, encoders: Mapping[str, Encoder], texts: Sequence[Input]
 ) -> bytes:
-    embeddings = {
-        kind: encode(result.vectors, output, as_base64=kind == "base64")
-        for kind, output in outputs.items()
-    }
-    tokens = result.total_tokens
     reply = {
         "id": str(uuid4()),
-        "embeddings": embeddings,
+        "embeddings": {kind: encoder(result) for kind, encoder in encoders.items()},
         "texts": texts,
-        "meta": {
-            "api_version": {"version": "2"},
-            "billed_units": {"input_tokens": tokens},
+        "meta": _META
+        | {
+            "billed_units": {"input_tokens": result.total_tokens},
             "cached_tokens": result.cached_tokens,
         },
         "response_type": "embeddings_by_type",
@@ -96,9 +177,72 @@ def _render(
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+_META: dict[str, Any] = {"api_version": {"version": "2"}}
+
+
+def _render_tokens(rows: Sequence[Spelling]) -> bytes:
+    (row,) = rows
+    return orjson.dumps({"tokens": row.ids, "token_strings": row.pieces, "meta": _META})
+
+
+def _render_text(texts: Sequence[str]) -> bytes:
+    return orjson.dumps({"text": texts[0], "meta": _META})
+
+
+@refusal(thing({"message": STRING}))
 def refuse(error: EmbedServeError) -> Refusal:
     """The error's body."""
     return Refusal(error.status, orjson.dumps({"message": str(error)}))
 
 
-ENDPOINTS = (Endpoint("/v2/embed", "input_type", parse, refuse),)
+_ABOUT: Shape = thing({"api_version": thing({"version": STRING})})
+_EMBEDDINGS: Shape = {
+    "type": "object",
+    "properties": {
+        "float": listed(VECTOR),
+        "base64": listed(STRING),
+        **{kind: listed(listed(INTEGER)) for kind in OUTPUT_TYPES if kind != "float"},
+    },
+    "additionalProperties": False,
+}
+_REPLY = thing(
+    {
+        "id": STRING,
+        "embeddings": _EMBEDDINGS,
+        "texts": listed(STRING),
+        "meta": thing(
+            {
+                **_ABOUT["properties"],
+                "billed_units": thing({"input_tokens": INTEGER}),
+                "cached_tokens": INTEGER,
+            }
+        ),
+        "response_type": words(["embeddings_by_type"]),
+    }
+)
+
+ENDPOINTS = (
+    Endpoint(
+        "/v2/embed", "Cohere", "Vectors of texts.", "input_type", _FIELDS, parse, _REPLY, refuse
+    ),
+    Endpoint(
+        "/v1/tokenize",
+        "Cohere",
+        "How the model's tokenizer spells a text.",
+        "text",
+        (_SPELLED, _MODEL),
+        parse_tokenize,
+        thing({"tokens": listed(INTEGER), "token_strings": listed(STRING), "meta": _ABOUT}),
+        refuse,
+    ),
+    Endpoint(
+        "/v1/detokenize",
+        "Cohere",
+        "The text of token ids.",
+        "tokens",
+        (_IDS, _MODEL),
+        parse_detokenize,
+        thing({"text": STRING, "meta": _ABOUT}),
+        refuse,
+    ),
+)

@@ -3,47 +3,98 @@
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 from uuid import uuid4
 
 import orjson
 
-from serve_app.errors import EmbedServeError
+from serve_app.errors import (
+    EmbedServeError,
+    EmptyInput,
+    InvalidRequest,
+    ModelNotFound,
+    NotAbleTo,
+    NotJson,
+    Unauthorized,
+)
 from serve_app.models import ModelSpec
+from serve_app.service import EmbedService
 from serve_app.types import EmbedJob, EmbedResult
 from serve_app.web.dialects import openai
-from serve_app.web.endpoint import Call, Endpoint, Refusal
-from serve_app.web.fields import one_of, optional, texts
+from serve_app.web.dialects.own import CHUNK, USE_CACHE
+from serve_app.web.endpoint import Call, Endpoint, Refusal, Shown, View, refusal
+from serve_app.web.fields import Body, Choice, Dimensions, Model, Text, Texts
+from serve_app.web.output import Encoder
+from serve_app.web.shapes import (
+    INTEGER,
+    NUMBER,
+    STRING,
+    Shape,
+    either,
+    listed,
+    or_null,
+    thing,
+    words,
+)
 
-#: What a client sends that names no model.
-_ANY_MODEL = "default/not-specified"
+_INPUT = Texts(
+    "input", "One text, or a list; they lose the white space around them.", True, blank=False
+)
+_MODEL = Model("model", "The served model.", also=("default/not-specified",))
+_FORMAT = Choice(
+    "encoding_format", "`base64`: each vector's bytes, little-endian.", choices=("float", "base64")
+)
+_DIMENSIONS = Dimensions("dimensions", "Components to keep; 0: all.", zero=True)
+_OUTPUT_DIMENSION = Dimensions("output_dimension", "As `dimensions` (LiteLLM).")
+_MODALITY = Choice("modality", "Images and sound aren't taken.", choices=("text",))
+_USER = Text("user", "Taken, and not used.")
+_DOCUMENTS = Texts("documents", "Texts.", True, alone=False)
 
 
-def parse(body: Mapping[str, Any], spec: ModelSpec) -> Call:
+def parse(body: Body, spec: ModelSpec) -> Call:
     """Reads the body of `POST /embeddings`; texts lose the white space around them.
 
     Raises:
         InvalidRequest: it isn't of the dialect's shape, or asks for images or sound.
     """
-    encoding = one_of(body.get("encoding_format"), "encoding_format", ("float", "base64"))
-    one_of(body.get("modality"), "modality", ("text",))
-    model = optional(body, "model", str, "a string")
+    encoding = _FORMAT(body)
+    if body.get("modality") in ("image", "audio"):
+        raise NotAbleTo(f"The model {spec.name!r} embeds texts only.", "modality")
+    _MODALITY(body)
+    _USER(body)
+    here, there = _DIMENSIONS(body), _OUTPUT_DIMENSION(body)
+    openai.check_unused(spec, there)
     job = EmbedJob(
-        tuple(t.strip() if isinstance(t, str) else t for t in texts(body.get("input"), "input")),
-        model=None if model == _ANY_MODEL else model,
-        dimensions=optional(body, "dimensions", int, "an integer") or None,
+        tuple(text.strip() if isinstance(text, str) else text for text in _INPUT(body)),
+        model=_MODEL(body),
+        dimensions=there if here is None else here,
+        overflow="chunk" if CHUNK(body) else "end",
+        use_cache=USE_CACHE(body) is not False,
     )
-    return Call(job, partial(_render, as_base64=encoding == "base64"))
+    encoder = Encoder(spec, None, as_base64=encoding == "base64")
+    return Call(job, partial(_render, encoder=encoder))
 
 
-def _render(result: EmbedResult, *, as_base64: bool) -> bytes:
-    reply = openai.reply(result, "float", as_base64)
+def _render(result: EmbedResult, *, encoder: Encoder) -> bytes:
+    reply = openai.reply(result, encoder)
     reply |= {"id": f"infinity-{uuid4()}", "created": int(time.time())}
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def render_models(spec: ModelSpec) -> bytes:
-    """The body of `GET /models`."""
+def refuse_rerank(body: Body, spec: ModelSpec) -> Call:
+    """Says that the model can't do it.
+
+    Raises:
+        NotAbleTo: always.
+    """
+    raise NotAbleTo(f"The model {spec.name!r} embeds texts; it doesn't rerank them.", "model")
+
+
+#: Each replica of the model has a queue of its own, which nobody here knows.
+_STATS = dict.fromkeys(("queue_fraction", "queue_absolute", "results_pending", "batch_size"))
+
+
+async def _models(service: EmbedService, path: Mapping[str, str]) -> Shown:
+    spec = service.spec
     models = [
         {
             "id": name,
@@ -52,16 +103,108 @@ def render_models(spec: ModelSpec) -> bytes:
             "created": spec.created_s,
             "backend": "embedserve",
             "capabilities": ["embed"],
+            "stats": _STATS,
         }
         for name in (spec.name, *spec.aliases)
     ]
-    return orjson.dumps({"object": "list", "data": models})
+    return Shown(orjson.dumps({"object": "list", "data": models}))
 
 
+#: What the dialect's framework refuses, in its own shape; whether the model has as many
+#: `dimensions` is not for it to say.
+_FIELD_AT_FAULT = (InvalidRequest, EmptyInput, NotJson)
+_FAULT = thing({"type": STRING, "loc": listed(STRING), "msg": STRING})
+#: What a field of a job is called in this dialect.
+_PARAMS = {"texts": "input"}
+
+
+@refusal(
+    either(
+        thing(
+            {
+                "error": thing(
+                    {
+                        "message": STRING,
+                        "type": or_null(STRING),
+                        "param": or_null(STRING),
+                        "code": INTEGER,
+                    }
+                )
+            }
+        ),
+        thing({"detail": either(STRING, listed(_FAULT))}),
+    )
+)
 def refuse(error: EmbedServeError) -> Refusal:
-    """The error's envelope, whose code is the status."""
-    envelope = {"message": str(error), "type": None, "param": None, "code": int(error.status)}
-    return Refusal(error.status, orjson.dumps({"error": envelope}))
+    """The error's envelope, whose code is the status; a list where a field is at fault."""
+    if isinstance(error, Unauthorized):
+        body = orjson.dumps({"detail": "Unauthorized"})
+        return Refusal(error.status, body, {"www-authenticate": "Bearer"})
+    if type(error) in _FIELD_AT_FAULT and error.param != "dimensions":
+        place = [] if error.param is None else [_PARAMS.get(error.param, error.param)]
+        fault = {"type": "value_error", "loc": ["body", *place], "msg": str(error)}
+        return Refusal(422, orjson.dumps({"detail": [fault]}))
+    status = 400 if isinstance(error, ModelNotFound) else int(error.status)
+    envelope = {"message": str(error), "type": None, "param": None, "code": status}
+    return Refusal(status, orjson.dumps({"error": envelope}))
 
 
-ENDPOINTS = (Endpoint("/embeddings", "input", parse, refuse),)
+_REPLY: Shape = {
+    **openai.REPLY,
+    "properties": {**openai.REPLY["properties"], "id": STRING, "created": INTEGER},
+    "required": [*openai.REPLY["required"], "id", "created"],
+}
+_ABOUT_MODEL = thing(
+    {
+        "id": STRING,
+        "object": words(["model"]),
+        "owned_by": STRING,
+        "created": INTEGER,
+        "backend": STRING,
+        "capabilities": listed(STRING),
+        "stats": thing(dict.fromkeys(_STATS, or_null(NUMBER))),
+    }
+)
+
+ENDPOINTS = (
+    Endpoint(
+        "/embeddings",
+        "Infinity",
+        "Vectors of texts.",
+        "input",
+        (
+            _INPUT,
+            _MODEL,
+            _FORMAT,
+            _DIMENSIONS,
+            _OUTPUT_DIMENSION,
+            _MODALITY,
+            _USER,
+            CHUNK,
+            USE_CACHE,
+        ),
+        parse,
+        _REPLY,
+        refuse,
+    ),
+    Endpoint(
+        "/rerank",
+        "Infinity, Jina, Cohere",
+        "For rerankers; refused.",
+        "documents",
+        (_DOCUMENTS,),
+        refuse_rerank,
+        {},
+        refuse,
+    ),
+)
+VIEWS = (
+    View(
+        "/models",
+        "Infinity",
+        "The model, under each of its names.",
+        _models,
+        thing({"object": words(["list"]), "data": listed(_ABOUT_MODEL)}),
+        refuse,
+    ),
+)

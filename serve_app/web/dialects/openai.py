@@ -11,86 +11,230 @@ import orjson
 
 from serve_app.errors import EmbedServeError, InvalidRequest, ModelNotFound
 from serve_app.models import ModelSpec
-from serve_app.types import EmbedJob, EmbedResult
-from serve_app.web.endpoint import Call, Endpoint, Refusal
+from serve_app.service import EmbedService
+from serve_app.types import EmbedJob, EmbedResult, Lane, Overflow
+from serve_app.web.dialects.own import CHUNK, USE_CACHE
+from serve_app.web.endpoint import Call, Endpoint, Refusal, Shown, View, refusal
 from serve_app.web.fields import (
-    OutputType,
-    encode,
-    input_type,
-    one_of,
-    optional,
-    output_type,
-    texts,
+    Body,
+    Choice,
+    Dimensions,
+    Flag,
+    Model,
+    Purpose,
+    Scope,
+    Text,
+    Texts,
+    Whole,
+)
+from serve_app.web.output import EMBEDDING, Encoder, VectorType
+from serve_app.web.shapes import (
+    BOOLEAN,
+    INTEGER,
+    STRING,
+    Shape,
+    either,
+    listed,
+    or_null,
+    thing,
+    words,
 )
 
 #: What a field of a job is called in this dialect.
-_PARAMS = {"texts": "input"}
+_PARAMS = {"texts": "input", "max_tokens": "truncate_prompt_tokens"}
+
+_INPUT = Texts("input", "One text, or a list; or the model's token ids.", True, ids=True)
+_MODEL = Model("model", "The served model, by any of its names.")
+_FORMAT = Choice(
+    "encoding_format", "`base64`: each vector's bytes, little-endian.", choices=("float", "base64")
+)
+_DIMENSIONS = Dimensions("dimensions", "Components to keep, at unit length again.")
+_USER = Text("user", "Taken, and not used.")
+_INPUT_TYPE = Purpose("input_type", "What the texts are for (Voyage, NIM).")
+_TASK = Purpose("task", "What the texts are for (Jina).")
+_OUTPUT_DIMENSION = Dimensions("output_dimension", "As `dimensions` (Voyage).")
+_OUTPUT_DTYPE = VectorType("output_dtype", "Type of the components (Voyage).")
+_EMBEDDING_TYPE = VectorType("embedding_type", "Type of the components (Jina, NIM).")
+_NORMALIZED = Flag("normalized", "Vectors of unit length, whatever the model gives (Jina).")
+_TRUNCATION = Flag("truncation", "false: a text that is too long is an error (Voyage).")
+_SIDE = Choice(
+    "truncation_side", "Which end a text that is too long loses (vLLM).", choices=("left", "right")
+)
+_PRIORITY = Whole("priority", "Above 0: the request can wait (vLLM).")
 
 
-def parse(body: Mapping[str, Any], spec: ModelSpec) -> Call:
+class _CutTo(Whole):
+    """vLLM says -1 for as many as the model takes."""
+
+    __slots__ = ()
+
+    def __call__(self, body: Body) -> int | None:
+        value = Whole.__call__(self, body)
+        return None if value == -1 else value
+
+    def _kind(self, scope: Scope) -> Shape:
+        return either({"const": -1}, INTEGER | {"minimum": 1, "maximum": scope.spec.max_tokens})
+
+
+_CUT_TO = _CutTo(
+    "truncate_prompt_tokens",
+    "Tokens that a text is cut to; -1: all that the model takes (vLLM).",
+    minimum=-1,
+)
+
+
+class _Never(Flag):
+    """Something that isn't done here: true would get other vectors than were asked for."""
+
+    __slots__ = ()
+
+    def __call__(self, body: Body) -> bool | None:
+        if Flag.__call__(self, body):
+            raise InvalidRequest(f"`{self.name}` isn't served here. Leave it out.", self.name)
+        return False
+
+    def _kind(self, scope: Scope) -> Shape:
+        return {"const": False}
+
+
+_LATE_CHUNKING = _Never("late_chunking", "Isn't served (Jina).")
+_EMBED_DTYPE = Choice("embed_dtype", "Others aren't served (vLLM).", choices=("float32",))
+_ENDIANNESS = Choice("endianness", "Another isn't served (vLLM).", choices=("native", "little"))
+
+
+_UNSERVED = (_LATE_CHUNKING, _EMBED_DTYPE, _ENDIANNESS)
+
+
+class _Truncate(Choice):
+    """Jina says true or false, NIM says it in words."""
+
+    __slots__ = ()
+
+    def __call__(self, body: Body) -> str | None:
+        value = body.get(self.name)
+        if isinstance(value, bool):
+            return "END" if value else "NONE"
+        return Choice.__call__(self, body)
+
+    def _kind(self, scope: Scope) -> Shape:
+        return either(BOOLEAN, words(self.choices))
+
+
+_TRUNCATE = _Truncate(
+    "truncate",
+    "What a text that is too long loses; false or NONE: it is an error (Jina, NIM).",
+    choices=("NONE", "START", "END"),
+)
+
+FIELDS = (
+    _INPUT,
+    _MODEL,
+    _FORMAT,
+    _DIMENSIONS,
+    _USER,
+    _INPUT_TYPE,
+    _TASK,
+    _OUTPUT_DIMENSION,
+    _OUTPUT_DTYPE,
+    _EMBEDDING_TYPE,
+    _NORMALIZED,
+    _TRUNCATE,
+    _TRUNCATION,
+    _SIDE,
+    _CUT_TO,
+    _PRIORITY,
+    *_UNSERVED,
+    CHUNK,
+    USE_CACHE,
+)
+
+
+def parse(body: Body, spec: ModelSpec) -> Call:
     """Reads the body of `POST /v1/embeddings`. null stands for an absent optional field.
 
     Raises:
         InvalidRequest: the body isn't of the dialect's shape. Whether its values can be served
             (the model's name, the number of texts, …) is not decided here.
     """
-    encoding = one_of(body.get("encoding_format"), "encoding_format", ("float", "base64"))
-    output, as_base64 = _output(body, encoding)
-    optional(body, "user", str, "a string")
-    purpose = optional(body, "input_type", str, "a string") or optional(
-        body, "task", str, "a string"
-    )
+    if body.keys() <= _COMMON:
+        job = EmbedJob(_INPUT(body), _MODEL(body), dimensions=_DIMENSIONS(body))
+        encoding, dtype = _FORMAT(body), None
+        _USER(body)
+    else:
+        job, encoding, dtype = _parse_all(body, spec)
+    encoder = Encoder(spec, dtype, as_base64=encoding == "base64")
+    return Call(job, partial(render, encoder=encoder))
+
+
+#: Of OpenAI's own fields; a request that has no others is read in half the time.
+_COMMON = {field.name for field in (_INPUT, _MODEL, _FORMAT, _DIMENSIONS, _USER)}
+
+
+def _parse_all(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None, str | None]:
+    _USER(body)
+    for field in _UNSERVED:
+        field(body)
+    here, there = _DIMENSIONS(body), _OUTPUT_DIMENSION(body)
+    input_type, task = _INPUT_TYPE(body, spec), _TASK(body, spec)
+    dtype, embedding_type = _OUTPUT_DTYPE(body), _EMBEDDING_TYPE(body)
+    check_unused(spec, there, task)
     job = EmbedJob(
-        texts=texts(body.get("input"), "input"),
-        model=optional(body, "model", str, "a string"),
-        input_type=input_type(purpose, spec),
-        dimensions=_dimensions(body),
-        use_cache=optional(body, "use_cache", bool, "true or false") is not False,
-        normalize=optional(body, "normalized", bool, "true or false") is True,
-        cut=_cut(body),
+        texts=_INPUT(body),
+        model=_MODEL(body),
+        input_type=task if input_type is None else input_type,
+        dimensions=there if here is None else here,
+        lane=_lane(body),
+        use_cache=USE_CACHE(body) is not False,
+        normalize=_NORMALIZED(body) is True,
+        overflow=_overflow(body),
+        max_tokens=_CUT_TO(body),
     )
-    return Call(job, partial(render, output=output, as_base64=as_base64))
+    return job, _FORMAT(body), dtype or embedding_type
 
 
-def _output(body: Mapping[str, Any], encoding: str | None) -> tuple[OutputType, bool]:
-    name = "output_dtype" if body.get("output_dtype") is not None else "embedding_type"
-    asked = body.get(name)
-    return output_type(asked, name), "base64" in (encoding, asked)
+def check_unused(
+    spec: ModelSpec, dimensions: int | None = None, purpose: str | None = None
+) -> None:
+    """Looks at values of fields that may not be used, since others mean the same.
+
+    Raises:
+        InvalidRequest: they couldn't be.
+    """
+    if purpose is not None:
+        spec.prompt(purpose)
+    if dimensions is not None and not 1 <= dimensions <= spec.dim:
+        raise InvalidRequest(
+            f"`output_dimension` must be between 1 and {spec.dim}; it was {dimensions}.",
+            "output_dimension",
+        )
 
 
-def _dimensions(body: Mapping[str, Any]) -> int | None:
-    here, there = (
-        optional(body, name, int, "an integer") for name in ("dimensions", "output_dimension")
-    )
-    value: int | None = there if here is None else here
-    return value
+def _lane(body: Body) -> Lane | None:
+    return "bulk" if (_PRIORITY(body) or 0) > 0 else None
 
 
-def _cut(body: Mapping[str, Any]) -> bool:
-    """Whether a text that is too long is cut: Jina and Voyage say true or false, NIM in words."""
-    if optional(body, "truncation", bool, "true or false") is False:
-        return False
-    truncate = body.get("truncate")
-    if truncate is None or isinstance(truncate, bool):
-        return truncate is not False
-    if truncate == "START":
-        raise InvalidRequest("`truncate: START` isn't served yet. Take END or NONE.", "truncate")
-    return one_of(truncate, "truncate", ("NONE", "END")) == "END"
+def _overflow(body: Body) -> Overflow:
+    side, cut, truncation = _SIDE(body), _TRUNCATE(body), _TRUNCATION(body)
+    if CHUNK(body):
+        return "chunk"
+    if truncation is False or cut == "NONE":
+        return "error"
+    return "start" if cut == "START" or side == "left" else "end"
 
 
-def render(result: EmbedResult, *, output: OutputType = "float", as_base64: bool = False) -> bytes:
+def render(result: EmbedResult, *, encoder: Encoder) -> bytes:
     """The reply's body."""
-    return orjson.dumps(reply(result, output, as_base64), option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(reply(result, encoder), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def reply(result: EmbedResult, output: OutputType, as_base64: bool) -> dict[str, Any]:
+def reply(result: EmbedResult, encoder: Encoder) -> dict[str, Any]:
     """The reply, as JSON takes it."""
     tokens = result.total_tokens
     return {
         "object": "list",
         "data": [
             {"object": "embedding", "index": i, "embedding": vector}
-            for i, vector in enumerate(encode(result.vectors, output, as_base64=as_base64))
+            for i, vector in enumerate(encoder(result))
         ],
         "model": result.model,
         "usage": {
@@ -101,35 +245,33 @@ def reply(result: EmbedResult, output: OutputType, as_base64: bool) -> dict[str,
     }
 
 
-def render_models(spec: ModelSpec) -> bytes:
-    """The body of `GET /v1/models`: the model under its name and under each alias."""
-    names = (spec.name, *spec.aliases)
-    return orjson.dumps({"object": "list", "data": [_model(spec, name) for name in names]})
+#: Of `reply`.
+REPLY: Shape = thing(
+    {
+        "object": words(["list"]),
+        "data": listed(
+            thing({"object": words(["embedding"]), "index": INTEGER, "embedding": EMBEDDING})
+        ),
+        "model": STRING,
+        "usage": thing(dict.fromkeys(("prompt_tokens", "total_tokens", "cached_tokens"), INTEGER)),
+    }
+)
 
 
-def render_model(spec: ModelSpec, name: str) -> bytes:
-    """The body of `GET /v1/models/{id}`.
-
-    Raises:
-        ModelNotFound: the model has another name.
-    """
-    if not spec.accepts(name):
-        raise ModelNotFound(
-            f"The model {name!r} isn't served here. Served: {spec.name!r}.", "model"
-        )
-    return orjson.dumps(_model(spec, name))
-
-
-def _model(spec: ModelSpec, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": spec.created_s, "owned_by": "embedserve"}
-
-
-def render_nim_health(ready: bool) -> bytes:
-    """The body of NIM's `GET /v1/health/ready` and `/v1/health/live`."""
-    message = "ready" if ready else "not ready"
-    return orjson.dumps({"object": "health.response", "message": message, "ready": ready})
-
-
+@refusal(
+    thing(
+        {
+            "error": thing(
+                {
+                    "message": STRING,
+                    "type": STRING,
+                    "param": or_null(STRING),
+                    "code": or_null(STRING),
+                }
+            )
+        }
+    )
+)
 def refuse(error: EmbedServeError) -> Refusal:
     """The error envelope."""
     if error.status == 429:
@@ -140,7 +282,96 @@ def refuse(error: EmbedServeError) -> Refusal:
         kind = "server_error"
     param = None if error.param is None else _PARAMS.get(error.param, error.param)
     envelope = {"message": str(error), "type": kind, "param": param, "code": error.code}
-    return Refusal(error.status, orjson.dumps({"error": envelope}))
+    # `detail` is where the clients of Voyage and Jina look; others read `error` only.
+    return Refusal(error.status, orjson.dumps({"error": envelope, "detail": str(error)}))
 
 
-ENDPOINTS = (Endpoint("/v1/embeddings", "input", parse, refuse),)
+async def _models(service: EmbedService, path: Mapping[str, str]) -> Shown:
+    spec = service.spec
+    names = (spec.name, *spec.aliases)
+    return Shown(
+        orjson.dumps({"object": "list", "data": [_about_model(spec, name) for name in names]})
+    )
+
+
+async def _model(service: EmbedService, path: Mapping[str, str]) -> Shown:
+    """The model, under the name that was asked for.
+
+    Raises:
+        ModelNotFound: the model has another name.
+    """
+    spec, name = service.spec, path["name"]
+    if not spec.accepts(name):
+        raise ModelNotFound(
+            f"The model {name!r} isn't served here. Served: {spec.name!r}.", "model"
+        )
+    return Shown(orjson.dumps(_about_model(spec, name)))
+
+
+def _about_model(spec: ModelSpec, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": spec.created_s, "owned_by": "embedserve"}
+
+
+_ABOUT_MODEL = thing(
+    {"id": STRING, "object": words(["model"]), "created": INTEGER, "owned_by": STRING}
+)
+
+
+async def _ready(service: EmbedService, path: Mapping[str, str]) -> Shown:
+    healthy = (await service.health()).healthy
+    return Shown(_nim_health(healthy), 200 if healthy else 503)
+
+
+async def _live(service: EmbedService, path: Mapping[str, str]) -> Shown:
+    return Shown(_nim_health(True))
+
+
+def _nim_health(ready: bool) -> bytes:
+    message = "ready" if ready else "not ready"
+    return orjson.dumps({"object": "health.response", "message": message, "ready": ready})
+
+
+_NIM_HEALTH = thing({"object": STRING, "message": STRING, "ready": BOOLEAN})
+
+ENDPOINTS = (
+    Endpoint(
+        "/v1/embeddings",
+        "OpenAI, Jina, Voyage, NIM",
+        "Vectors of texts.",
+        "input",
+        FIELDS,
+        parse,
+        REPLY,
+        refuse,
+    ),
+)
+VIEWS = (
+    View(
+        "/v1/models",
+        "OpenAI",
+        "The model, under each of its names.",
+        _models,
+        thing({"object": words(["list"]), "data": listed(_ABOUT_MODEL)}),
+        refuse,
+    ),
+    View("/v1/models/{name:path}", "OpenAI", "The model by a name.", _model, _ABOUT_MODEL, refuse),
+    View(
+        "/v1/health/ready",
+        "NIM",
+        "Whether a live replica has computed a vector lately.",
+        _ready,
+        _NIM_HEALTH,
+        refuse,
+        public=True,
+        statuses={503: "Not ready."},
+    ),
+    View(
+        "/v1/health/live",
+        "NIM",
+        "That it answers.",
+        _live,
+        _NIM_HEALTH,
+        refuse,
+        public=True,
+    ),
+)

@@ -1,35 +1,54 @@
 """The wire format of a sidecar beside a desktop application: `POST /embed` with `texts`."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import orjson
 
 from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
 from serve_app.types import EmbedJob, EmbedResult
-from serve_app.web.endpoint import Call, Endpoint, Refusal
-from serve_app.web.fields import encode, optional, texts
+from serve_app.web.dialects.own import CHUNK, USE_CACHE
+from serve_app.web.endpoint import Call, Endpoint, Refusal, refusal
+from serve_app.web.fields import Body, Flag, Texts
+from serve_app.web.output import as_floats
+from serve_app.web.shapes import STRING, VECTOR, listed, thing
+
+_TEXTS = Texts("texts", "One text, or a list.", True)
+_NORMALIZE = Flag("normalize", "Vectors of unit length; true unless said otherwise.")
 
 
-def parse(body: Mapping[str, Any], spec: ModelSpec) -> Call:
+def parse(body: Body, spec: ModelSpec) -> Call:
     """Reads `{"texts": […], "normalize": true}`.
 
     Raises:
         InvalidRequest: it isn't of the dialect's shape.
     """
-    normalize = optional(body, "normalize", bool, "true or false") is not False
-    return Call(EmbedJob(texts(body["texts"], "texts"), normalize=normalize), _render)
+    job = EmbedJob(
+        _TEXTS(body),
+        normalize=_NORMALIZE(body) is not False,
+        overflow="chunk" if CHUNK(body) else "end",
+        use_cache=USE_CACHE(body) is not False,
+    )
+    return Call(job, _render)
 
 
 def _render(result: EmbedResult) -> bytes:
-    vectors = encode(result.vectors, "float", as_base64=False)
-    return orjson.dumps({"vectors": vectors}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps({"vectors": as_floats(result)}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+@refusal(thing({"error": STRING}))
 def refuse(error: EmbedServeError) -> Refusal:
     """The error's body."""
     return Refusal(error.status, orjson.dumps({"error": str(error)}))
 
 
-ENDPOINTS = (Endpoint("/embed", "texts", parse, refuse),)
+ENDPOINTS = (
+    Endpoint(
+        "/embed",
+        "sidecar",
+        "Vectors of texts.",
+        "texts",
+        (_TEXTS, _NORMALIZE, CHUNK, USE_CACHE),
+        parse,
+        thing({"vectors": listed(VECTOR)}),
+        refuse,
+    ),
+)

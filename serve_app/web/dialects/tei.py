@@ -1,6 +1,7 @@
-"""The wire format of text-embeddings-inference: `POST /embed` and `POST /similarity`."""
+"""The wire format of text-embeddings-inference."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,91 +12,271 @@ from serve_app.errors import (
     EmptyInput,
     EngineFailed,
     InvalidRequest,
+    NotAbleTo,
+    NotJson,
     Overloaded,
+    Unauthorized,
     Unavailable,
 )
 from serve_app.models import ModelSpec
-from serve_app.types import EmbedJob, EmbedResult
-from serve_app.web.endpoint import Call, Endpoint, Refusal
-from serve_app.web.fields import encode, input_type, one_of, optional, texts
+from serve_app.types import (
+    DecodeJob,
+    EmbedJob,
+    EmbedResult,
+    Input,
+    Overflow,
+    Several,
+    Spelling,
+    SpellJob,
+    TokenVectors,
+    TokenVectorsJob,
+)
+from serve_app.web.dialects import openai
+from serve_app.web.dialects.own import CHUNK, USE_CACHE
+from serve_app.web.endpoint import Call, Endpoint, Refusal, refusal
+from serve_app.web.fields import (
+    Body,
+    Choice,
+    Content,
+    Dimensions,
+    Field,
+    Flag,
+    Ids,
+    Nested,
+    Purpose,
+    Scope,
+    Texts,
+)
+from serve_app.web.output import as_floats
+from serve_app.web.shapes import (
+    BOOLEAN,
+    INTEGER,
+    STRING,
+    VECTOR,
+    Shape,
+    either,
+    listed,
+    thing,
+)
 
-_DIRECTIONS = ("Right", "right", "Left", "left")
+_INPUTS = Texts("inputs", "One text, or a list; or the model's token ids.", True, ids=True)
+_TRUNCATE = Flag("truncate", "false: a text that is too long is an error.")
+_DIRECTION = Choice(
+    "truncation_direction",
+    "Which end a text that is too long loses.",
+    choices=("Right", "right", "Left", "left"),
+)
+_PROMPT = Purpose("prompt_name", "Which of the model's prompts is put before each text.")
+_NORMALIZE = Flag("normalize", "Vectors of unit length; true unless said otherwise.")
+_DIMENSIONS = Dimensions("dimensions", "Components to keep, at unit length again.")
+_OVERFLOW = (_TRUNCATE, _DIRECTION)
+_EMBED = (_INPUTS, *_OVERFLOW, _PROMPT, _NORMALIZE, _DIMENSIONS, CHUNK, USE_CACHE)
+_EMBED_ALL = (_INPUTS, *_OVERFLOW, _PROMPT)
+_SOURCE = Content("source_sentence", "What the others are compared with.", True)
+_SENTENCES = Texts("sentences", "What is compared.", True, alone=False, room=1)
+_PAIR = Nested("inputs", "What is compared.", True, fields=(_SOURCE, _SENTENCES))
+_PARAMETERS = Nested("parameters", "As for `/embed`.", fields=(*_OVERFLOW, _PROMPT))
+_INSTANCES = Nested(
+    "instances", "Bodies as for `/embed`.", True, fields=_EMBED, many=True, texts=True
+)
+_TOKENIZED = Texts("inputs", "One text, or a list.", True)
+_SPECIAL = Flag("add_special_tokens", "With the tokens around a text; true unless said otherwise.")
+_IDS = Ids("ids", "Token ids of one text, or a list of such lists.", True)
+_SKIP = Flag("skip_special_tokens", "Without the tokens around a text; true unless said otherwise.")
+
 #: What the dialect calls our errors, the first that fits, and its status; None: our own.
 _ERRORS: tuple[tuple[type[EmbedServeError], str, int | None], ...] = (
     (EmptyInput, "Empty", 400),
+    (NotJson, "Validation", 400),
+    (NotAbleTo, "Backend", 424),
     (Overloaded, "Overloaded", 429),
     (Unavailable, "Unhealthy", 503),
     (EngineFailed, "Backend", 424),
     (InvalidRequest, "Validation", None),
 )
+#: What the dialect's messages begin with, of errors that are about what is asked for.
+_BEGINNINGS = {400: "Input validation error: ", 422: "Input validation error: "}
+_BEGINNINGS |= {424: "Backend error: "}
 
 
-def parse_embed(body: Mapping[str, Any], spec: ModelSpec) -> Call:
+def parse_embed(body: Body, spec: ModelSpec) -> Call:
     """Reads the body of `POST /embed`.
 
     Raises:
         InvalidRequest: it isn't of the dialect's shape.
     """
-    dimensions = optional(body, "dimensions", int, "an integer")
-    normalize = optional(body, "normalize", bool, "true or false") is not False
-    given = texts(body["inputs"], "inputs")
-    job = _job(body, given, spec, dimensions=dimensions, normalize=normalize)
-    return Call(job, _render_embed)
+    return Call(_embed_job(body, spec), _render_embed)
 
 
-def parse_similarity(body: Mapping[str, Any], spec: ModelSpec) -> Call:
+def _embed_job(body: Body, spec: ModelSpec) -> EmbedJob:
+    overflow, chunk = _overflow(body), CHUNK(body)
+    return EmbedJob(
+        _INPUTS(body),
+        input_type=_PROMPT(body, spec),
+        dimensions=_DIMENSIONS(body),
+        normalize=_NORMALIZE(body) is not False,
+        overflow="chunk" if chunk else overflow,
+        use_cache=USE_CACHE(body) is not False,
+    )
+
+
+def _overflow(body: Body) -> Overflow:
+    direction = _DIRECTION(body)
+    if _TRUNCATE(body) is False:
+        return "error"
+    return "start" if direction in ("Left", "left") else "end"
+
+
+def parse_embed_all(body: Body, spec: ModelSpec) -> Call:
+    """Reads the body of `POST /embed_all`.
+
+    Raises:
+        InvalidRequest: it isn't of the dialect's shape.
+    """
+    job = EmbedJob(_INPUTS(body), input_type=_PROMPT(body, spec), overflow=_overflow(body))
+    return Call(TokenVectorsJob(job), _render_embed_all)
+
+
+def parse_similarity(body: Body, spec: ModelSpec) -> Call:
     """Reads the body of `POST /similarity`.
 
     Raises:
         InvalidRequest: it isn't of the dialect's shape.
     """
-    inputs = optional(body, "inputs", dict, "an object") or {}
-    source = optional(inputs, "source_sentence", str, "a string")
-    sentences = optional(inputs, "sentences", list, "a list of strings")
-    if source is None or not sentences:
-        raise EmptyInput("`inputs` must hold `source_sentence` and `sentences`.", "inputs")
-    parameters = optional(body, "parameters", dict, "an object") or {}
-    job = _job(parameters, (source, *sentences), spec, normalize=True)
-    return Call(job, _render_similarity)
+    inputs = _PAIR(body) or {}
+    source = _SOURCE(inputs)
+    sentences = _SENTENCES(inputs)
+    if source is None:
+        raise InvalidRequest("`inputs` must hold `source_sentence` and `sentences`.", "inputs")
+    if not sentences:
+        raise EmptyInput("`sentences` is empty. Send at least one.", "inputs")
+    more = _PARAMETERS(body) or {}
+    texts: tuple[Input, ...] = (source, *sentences)
+    job = EmbedJob(texts, input_type=_PROMPT(more, spec), normalize=True, overflow=_overflow(more))
+    return Call(job, _render_similarity, has_vectors=False)
 
 
-def _job(
-    body: Mapping[str, Any],
-    given: tuple[str, ...],
-    spec: ModelSpec,
-    *,
-    dimensions: int | None = None,
-    normalize: bool,
-) -> EmbedJob:
-    cut = optional(body, "truncate", bool, "true or false") is not False
-    direction = one_of(body.get("truncation_direction"), "truncation_direction", _DIRECTIONS)
-    if cut and direction in ("Left", "left"):
-        raise InvalidRequest(
-            "`truncation_direction: Left` isn't served yet. Take Right, or `truncate: false`.",
-            "truncation_direction",
-        )
-    prompt = input_type(optional(body, "prompt_name", str, "a string"), spec)
-    return EmbedJob(given, input_type=prompt, dimensions=dimensions, normalize=normalize, cut=cut)
+class _TextsOrPair(Texts):
+    """What `/embed` takes, or what `/similarity` takes."""
+
+    __slots__ = ()
+
+    def _kind(self, scope: Scope) -> Shape:
+        return either(Texts._kind(self, scope), _PAIR._kind(scope))
+
+
+_EITHER = _TextsOrPair("inputs", "As for `/embed`, or as for `/similarity`.", True, ids=True)
+
+
+def parse_root(body: Body, spec: ModelSpec) -> Call:
+    """Reads a body that is of `POST /embed`, or where `inputs` is an object of `/similarity`.
+
+    Raises:
+        InvalidRequest: it isn't of the dialect's shape.
+    """
+    more = _PARAMETERS(body) or {}
+    _overflow(more)  # must be right also where `/embed` has no use for it
+    openai.check_unused(spec, purpose=_PROMPT(more, spec))
+    if not isinstance(body.get("inputs"), dict):
+        return parse_embed(body, spec)
+    job = _embed_job({**body, "inputs": []}, spec)  # which `/similarity` has no use for
+    openai.check_unused(spec, job.dimensions, job.input_type)
+    return parse_similarity(body, spec)
+
+
+def parse_tokenize(body: Body, spec: ModelSpec) -> Call:
+    """Reads the body of `POST /tokenize`.
+
+    Raises:
+        InvalidRequest: it isn't of the dialect's shape.
+    """
+    texts = _TOKENIZED(body)
+    job = SpellJob(
+        texts,  # type: ignore[arg-type]  # which items are strings is the service's to see
+        special=_SPECIAL(body) is not False,
+        input_type=_PROMPT(body, spec),
+    )
+    return Call(job, _render_tokens)
+
+
+def parse_decode(body: Body, spec: ModelSpec) -> Call:
+    """Reads the body of `POST /decode`.
+
+    Raises:
+        InvalidRequest: it isn't of the dialect's shape.
+    """
+    return Call(DecodeJob(_IDS(body), _SKIP(body) is not False), orjson.dumps)
+
+
+def parse_vertex(body: Body, spec: ModelSpec) -> Call:
+    """Reads the body of `POST /vertex`: several bodies of `/embed`.
+
+    Raises:
+        InvalidRequest: it isn't of the dialect's shape.
+    """
+    instances = _INSTANCES(body)
+    if instances is None:
+        raise InvalidRequest("`instances` is missing. Send a list of objects.", "instances")
+    if not instances:
+        raise EmptyInput("`instances` is empty. Send at least one.", "instances")
+    jobs = tuple(_embed_job(instance, spec) for instance in instances)
+    return Call(Several(jobs), _render_vertex)
+
+
+def refuse_task(body: Body, spec: ModelSpec, *, needs: str) -> Call:
+    """Says that the model can't do it.
+
+    Raises:
+        NotAbleTo: always.
+    """
+    raise NotAbleTo(needs)
+
+
+def _dumps(reply: Any) -> bytes:
+    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _render_embed(result: EmbedResult) -> bytes:
-    vectors = encode(result.vectors, "float", as_base64=False)
-    return orjson.dumps(vectors, option=orjson.OPT_SERIALIZE_NUMPY)
+    return _dumps(as_floats(result))
+
+
+def _render_embed_all(rows: Sequence[TokenVectors]) -> bytes:
+    return _dumps([row.values for row in rows])
 
 
 def _render_similarity(result: EmbedResult) -> bytes:
     source, *sentences = result.vectors
-    cosines = np.stack(sentences) @ source
-    return orjson.dumps(cosines, option=orjson.OPT_SERIALIZE_NUMPY)
+    return _dumps(np.stack(sentences) @ source)
 
 
+def _render_tokens(rows: Sequence[Spelling]) -> bytes:
+    return _dumps([_tokens(row) for row in rows])
+
+
+def _tokens(row: Spelling) -> list[dict[str, Any]]:
+    parts = zip(row.ids, row.pieces, row.special, row.offsets, strict=True)
+    return [
+        {"id": token, "text": piece, "special": special}
+        | ({} if special else {"start": start, "stop": stop})
+        for token, piece, special, (start, stop) in parts
+    ]
+
+
+def _render_vertex(results: Sequence[EmbedResult]) -> bytes:
+    return _dumps({"predictions": [as_floats(result) for result in results]})
+
+
+@refusal(thing({"error": STRING, "error_type": STRING}))
 def refuse(error: EmbedServeError) -> Refusal:
-    """The error's body."""
+    """The error's body; there is none where the key is wrong."""
+    if isinstance(error, Unauthorized):
+        return Refusal(error.status, b"")
     fits = ((name, status) for kind, name, status in _ERRORS if isinstance(error, kind))
     name, status = next(fits, ("Unhealthy", None))
     if status is None:
         status = 422 if error.status == 400 else error.status
-    return Refusal(status, orjson.dumps({"error": str(error), "error_type": name}))
+    told = _BEGINNINGS.get(status, "") + str(error)
+    return Refusal(status, orjson.dumps({"error": told, "error_type": name}))
 
 
 def headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:
@@ -110,11 +291,87 @@ def headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:
     }
     return {
         **{name: str(round(1e3 * seconds)) for name, seconds in times.items()},
+        "x-compute-type": "cpu",
+        "x-compute-characters": str(result.characters),
         "x-compute-tokens": str(result.total_tokens - result.cached_tokens),
     }
 
 
+_EMBEDDED = listed(VECTOR)
+_SPELLED = thing(
+    {"id": INTEGER, "text": STRING, "special": BOOLEAN, "start": INTEGER, "stop": INTEGER},
+    optional=("start", "stop"),
+)
+
+
+def _endpoint(
+    path: str,
+    about: str,
+    fields: tuple[Field, ...],
+    parse: Callable[[Body, ModelSpec], Call],
+    reply: Shape,
+) -> Endpoint:
+    return Endpoint(path, "TEI", about, fields[0].name, fields, parse, reply, refuse, headers)
+
+
+def _refused(path: str, about: str, key: Field, needs: str) -> Endpoint:
+    """A route of TEI's for models of another kind."""
+    return _endpoint(path, about, (key,), partial(refuse_task, needs=needs), {})
+
+
 ENDPOINTS = (
-    Endpoint("/embed", "inputs", parse_embed, refuse, headers),
-    Endpoint("/similarity", "inputs", parse_similarity, refuse, headers),
+    _endpoint("/embed", "Vectors of texts.", _EMBED, parse_embed, _EMBEDDED),
+    *(
+        _endpoint(
+            path,
+            "Vectors of texts, or cosines of texts to one.",
+            (_EITHER, *_EMBED[1:], _PARAMETERS),
+            parse_root,
+            either(_EMBEDDED, VECTOR),
+        )
+        for path in ("/", "/invocations")
+    ),
+    _endpoint(
+        "/embed_all",
+        "Vectors of each text's tokens.",
+        _EMBED_ALL,
+        parse_embed_all,
+        listed(_EMBEDDED),
+    ),
+    _endpoint(
+        "/similarity", "Cosines of texts to one.", (_PAIR, _PARAMETERS), parse_similarity, VECTOR
+    ),
+    _endpoint(
+        "/tokenize",
+        "How the model's tokenizer spells texts.",
+        (_TOKENIZED, _SPECIAL, _PROMPT),
+        parse_tokenize,
+        listed(listed(_SPELLED)),
+    ),
+    _endpoint("/decode", "Texts of token ids.", (_IDS, _SKIP), parse_decode, listed(STRING)),
+    _endpoint(
+        "/vertex",
+        "Several bodies of `/embed` in one.",
+        (_INSTANCES,),
+        parse_vertex,
+        thing({"predictions": listed(_EMBEDDED)}),
+    ),
+    _refused(
+        "/embed_sparse",
+        "For SPLADE models; refused.",
+        Texts("inputs", "Texts.", True),
+        "Model is not an embedding model with SPLADE pooling",
+    ),
+    _refused(
+        "/predict",
+        "For classifiers; refused.",
+        Texts("inputs", "Texts.", True),
+        "Model is not a classifier model",
+    ),
+    _refused(
+        "/rerank",
+        "For rerankers; refused.",
+        Texts("texts", "Texts.", True, alone=False),
+        "model is not a re-ranker model",
+    ),
 )

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.errors import EngineFailed, InvalidRequest, ModelNotFound, Overloaded
 from serve_app.types import EmbedJob, EmbedResult, Float32
 from serve_app.web.dialects import openai
 from serve_app.web.endpoint import Call
+from serve_app.web.output import Encoder
 from tests.fakes import SPEC
+
+FLOATS = Encoder(SPEC, None)
 
 
 def result(vectors: Float32) -> EmbedResult:
@@ -42,7 +44,7 @@ def test_everything_is_read() -> None:
 
 
 def test_fields_it_does_not_know_are_left_alone() -> None:
-    assert openai.parse({"input": "a", "late_chunking": False}, SPEC).job.texts == ("a",)
+    assert openai.parse({"input": "a", "late_chunking": False}, SPEC).job == EmbedJob(("a",))
 
 
 @pytest.mark.parametrize(
@@ -55,11 +57,22 @@ def test_fields_it_does_not_know_are_left_alone() -> None:
         ({"input_type": "other"}, EmbedJob(("a",), input_type="other")),
         ({"output_dimension": 4}, EmbedJob(("a",), dimensions=4)),
         ({"normalized": True}, EmbedJob(("a",), normalize=True)),
-        ({"truncation": False}, EmbedJob(("a",), cut=False)),
+        ({"truncation": False}, EmbedJob(("a",), overflow="error")),
         ({"truncation": True}, EmbedJob(("a",))),
-        ({"truncate": "NONE"}, EmbedJob(("a",), cut=False)),
+        ({"truncate": "NONE"}, EmbedJob(("a",), overflow="error")),
         ({"truncate": "END"}, EmbedJob(("a",))),
-        ({"truncate": False}, EmbedJob(("a",), cut=False)),
+        ({"truncate": "START"}, EmbedJob(("a",), overflow="start")),
+        ({"truncate": True}, EmbedJob(("a",))),
+        ({"truncation_side": "left"}, EmbedJob(("a",), overflow="start")),
+        ({"truncate_prompt_tokens": 7}, EmbedJob(("a",), max_tokens=7)),
+        ({"truncate_prompt_tokens": -1}, EmbedJob(("a",))),
+        ({"chunk": True, "truncate": "NONE"}, EmbedJob(("a",), overflow="chunk")),
+        ({"priority": 1}, EmbedJob(("a",), lane="bulk")),
+        ({"priority": 0, "late_chunking": False, "endianness": "little"}, EmbedJob(("a",))),
+        ({"use_cache": False}, EmbedJob(("a",), use_cache=False)),
+        ({"input": [101, 102]}, EmbedJob(((101, 102),))),
+        ({"input": [[101, 102], [101, 7, 102]]}, EmbedJob(((101, 102), (101, 7, 102)))),
+        ({"truncate": False}, EmbedJob(("a",), overflow="error")),
     ],
     ids=str,
 )
@@ -87,46 +100,8 @@ def test_other_types_of_components(fields: dict[str, object], expected: object) 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
 def test_float_and_base64_hold_the_same_bits(floats: list[float]) -> None:
     vectors = np.array([floats], dtype=np.float32)
-    as_float = orjson.loads(openai.render(result(vectors)))
-    as_base64 = orjson.loads(openai.render(result(vectors), as_base64=True))
+    as_float = orjson.loads(openai.render(result(vectors), encoder=FLOATS))
+    as_base64 = orjson.loads(openai.render(result(vectors), encoder=Encoder(SPEC, "base64")))
     read = np.array(as_float["data"][0]["embedding"], dtype=np.float32)
     raw = base64.b64decode(as_base64["data"][0]["embedding"])
     assert read.tobytes() == raw == vectors.tobytes()
-
-
-def test_the_reply_has_the_dialects_shape() -> None:
-    reply = orjson.loads(openai.render(result(np.eye(2, dtype=np.float32))))
-    assert reply == {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": 0, "embedding": [1.0, 0.0]},
-            {"object": "embedding", "index": 1, "embedding": [0.0, 1.0]},
-        ],
-        "model": "m",
-        "usage": {"prompt_tokens": 6, "total_tokens": 6, "cached_tokens": 3},
-    }
-
-
-@pytest.mark.parametrize(
-    ("error", "envelope"),
-    [
-        (
-            InvalidRequest("bad", "texts"),
-            {"type": "invalid_request_error", "param": "input", "code": "invalid_value"},
-        ),
-        (
-            ModelNotFound("no", "model"),
-            {"type": "invalid_request_error", "param": "model", "code": "model_not_found"},
-        ),
-        (
-            Overloaded("full", 3),
-            {"type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded"},
-        ),
-        (EngineFailed("x"), {"type": "server_error", "param": None, "code": "engine_failed"}),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
-)
-def test_errors_are_in_the_envelope(error: Exception, envelope: dict[str, object]) -> None:
-    assert isinstance(error, InvalidRequest | Overloaded | EngineFailed)
-    body = orjson.loads(openai.refuse(error).body)
-    assert body == {"error": {"message": str(error), **envelope}}

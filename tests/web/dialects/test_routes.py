@@ -2,9 +2,10 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import numpy as np
@@ -14,14 +15,18 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
-from serve_app.errors import EmbedServeError, EngineFailed, Overloaded, Unavailable
 from serve_app.service import EmbedService
 from serve_app.types import Float32
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints
-from tests.fakes import DIM, SPEC, FakeLookup, fake_vector
+from serve_app.web.endpoint import Endpoint
+from serve_app.web.fields import sample
+from tests.fakes import SPEC, FakeLookup, fake_vector
 
-LONG = "x" * 99
+#: Of a model whose vectors have unit length, so that no dialect's default changes their bits.
+UNIT = replace(SPEC, unit_length=True)
+#: Twenty letters, where the model takes sixteen tokens.
+LONG = "abcdefghijklmnopqrst"
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def lookup() -> FakeLookup:
 
 @pytest.fixture
 def client(lookup: FakeLookup) -> Iterator[TestClient]:
-    app = create_app(EmbedService(SPEC, lookup, IngressSettings()))
+    app = create_app(EmbedService(UNIT, lookup, IngressSettings()))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -46,75 +51,225 @@ def array(vectors: object) -> Float32:
     return np.array(vectors, dtype=np.float32)
 
 
-def test_every_route_gives_the_same_vector(client: TestClient) -> None:
-    def cohere(**body: Any) -> Any:
-        asked = {"model": "fake", "input_type": "clustering", "texts": ["a"], **body}
-        return post(client, "/v2/embed", **asked).json()["embeddings"]
-
-    openai = post(client, "/v1/embeddings", input="a", encoding_format="base64").json()
-    given = [
-        post(client, "/v1/embeddings", input=["a"]).json()["data"][0]["embedding"],
-        np.frombuffer(base64.b64decode(openai["data"][0]["embedding"]), np.float32),
-        post(client, "/embeddings", input=" a ").json()["data"][0]["embedding"],
-        post(client, "/embed", inputs="a", normalize=False).json()[0],
-        post(client, "/embed", texts=["a"], normalize=False).json()["vectors"][0],
-        cohere()["float"][0],
-        np.frombuffer(base64.b64decode(cohere(embedding_types=["base64"])["base64"][0]), "<f4"),
-        cohere(texts=None, inputs=[{"content": [{"type": "text", "text": "a"}]}])["float"][0],
-        post(client, "/embed/text", text="a").json()["embedding"],
-        post(client, "/embed/batch", texts=["a", ""]).json()["embeddings"][0],
-    ]
-    assert {array(vector).tobytes() for vector in given} == {fake_vector("a").tobytes()}
+def from_base64(vector: str) -> Float32:
+    return np.frombuffer(base64.b64decode(vector), "<f4")
 
 
-def test_queries_get_the_models_prompt(client: TestClient) -> None:
-    given = [
-        post(client, "/v1/embeddings", input="a", input_type="query").json()["data"][0][
-            "embedding"
-        ],
-        post(client, "/embed", inputs=["a"], prompt_name="query", normalize=False).json()[0],
-        post(client, "/v2/embed", model="fake", input_type="search_query", texts=["a"]).json()[
-            "embeddings"
-        ]["float"][0],
-        post(client, "/embed/query", query="a").json()["embedding"],
-    ]
-    assert {array(vector).tobytes() for vector in given} == {fake_vector("query: a").tobytes()}
+class Way(NamedTuple):
+    """One of the ways to ask for the vector of a text."""
+
+    path: str
+    ask: Callable[[str], dict[str, Any]]
+    read: Callable[[Any], Any]  #: the vector, out of the reply
 
 
-def test_tei_embed(client: TestClient) -> None:
-    reply = post(client, "/embed", inputs=["a", "b"], dimensions=3, truncate=None)
-    vectors = array(reply.json())
-    assert vectors.shape == (2, 3)
-    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
-    for name in ("total", "tokenization", "queue", "inference", "compute"):
-        assert reply.headers[f"x-{name}-time"].isdecimal()
-    assert reply.headers["x-compute-tokens"] == "2"
-
-
-def test_tei_similarity(client: TestClient) -> None:
-    body = {"source_sentence": "a", "sentences": ["a", "b"]}
-    cosines = post(client, "/similarity", inputs=body).json()
-    expected = np.stack([fake_vector("a"), fake_vector("b")]) @ fake_vector("a")
-    assert np.allclose(cosines, expected, atol=1e-6)
-
-
-def test_cohere_embed(client: TestClient) -> None:
-    reply = post(
-        client,
+_COHERE = {"model": "fake", "input_type": "clustering"}
+WAYS = {
+    "openai": Way("/v1/embeddings", lambda t: {"input": [t]}, lambda r: r["data"][0]["embedding"]),
+    "openai, base64": Way(
+        "/v1/embeddings",
+        lambda t: {"input": t, "encoding_format": "base64"},
+        lambda r: from_base64(r["data"][0]["embedding"]),
+    ),
+    "openai, with fields of others": Way(
+        "/v1/embeddings",
+        lambda t: {"input": t, "task": "separation", "normalized": True, "output_dtype": "float"},
+        lambda r: r["data"][0]["embedding"],
+    ),
+    "infinity": Way(
+        "/embeddings", lambda t: {"input": f" {t} "}, lambda r: r["data"][0]["embedding"]
+    ),
+    "tei": Way("/embed", lambda t: {"inputs": t}, lambda r: r[0]),
+    "tei, at the root": Way("/", lambda t: {"inputs": [t]}, lambda r: r[0]),
+    "tei, invocations": Way("/invocations", lambda t: {"inputs": [t]}, lambda r: r[0]),
+    "sidecar": Way("/embed", lambda t: {"texts": [t]}, lambda r: r["vectors"][0]),
+    "cohere": Way(
+        "/v2/embed", lambda t: {**_COHERE, "texts": [t]}, lambda r: r["embeddings"]["float"][0]
+    ),
+    "cohere, base64": Way(
         "/v2/embed",
-        model="fake",
-        input_type="search_document",
-        texts=["a", "bc"],
-        embedding_types=["float", "binary", "ubinary"],
-        output_dimension=8,
-    ).json()
-    assert reply["response_type"] == "embeddings_by_type"
-    assert reply["texts"] == ["a", "bc"]
-    assert reply["meta"]["billed_units"] == {"input_tokens": 3}
-    assert {len(vectors) for vectors in reply["embeddings"].values()} == {2}
-    unsigned = np.packbits(array(reply["embeddings"]["float"]) > 0, axis=1)
-    assert reply["embeddings"]["ubinary"] == unsigned.tolist()
-    assert reply["embeddings"]["binary"] == (unsigned.astype(int) - 128).tolist()
+        lambda t: {**_COHERE, "texts": [t], "embedding_types": ["base64"]},
+        lambda r: from_base64(r["embeddings"]["base64"][0]),
+    ),
+    "cohere, inputs": Way(
+        "/v2/embed",
+        lambda t: {**_COHERE, "inputs": [{"content": [{"type": "text", "text": t}]}]},
+        lambda r: r["embeddings"]["float"][0],
+    ),
+    "document": Way("/embed/text", lambda t: {"text": t}, lambda r: r["embedding"]),
+    "documents": Way("/embed/batch", lambda t: {"texts": ["", t]}, lambda r: r["embeddings"][0]),
+}
+VERTEX = Way("/vertex", lambda t: {"instances": [{"inputs": t}]}, lambda r: r["predictions"][0][0])
+
+a_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+def test_every_route_of_vectors_has_its_way() -> None:
+    ways = {way.path for way in WAYS.values()}
+    others = {"/embed_all", "/similarity", "/tokenize", "/decode", "/v1/tokenize"}
+    others |= {"/v1/detokenize", "/vertex", "/embed/query"}
+    answered = {path for path, found in endpoints().items() if any(one.reply for one in found)}
+    assert ways | others == answered
+
+
+@pytest.mark.parametrize("way", [*WAYS.values(), VERTEX], ids=[*WAYS, "vertex"])
+@given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12))
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_every_route_gives_the_same_vector(client: TestClient, way: Way, text: str) -> None:
+    text = text.strip() or "a"  # one dialect strips them
+    reply = post(client, way.path, **way.ask(text))
+    assert array(way.read(reply.json())).tobytes() == fake_vector(text).tobytes()
+
+
+@pytest.mark.parametrize("way", [*WAYS.values(), VERTEX], ids=[*WAYS, "vertex"])
+def test_chunks_are_the_same_on_every_route(client: TestClient, way: Way) -> None:
+    ask = way.ask(LONG)
+    for one in ask.get("instances", [ask]):
+        one["chunk"] = True
+    parts = [14 * fake_vector(f"[{LONG[:14]}]"), 6 * fake_vector(f"[{LONG[14:]}]")]
+    mean = np.sum(parts, axis=0, dtype="f8") / 20
+    reply = post(client, way.path, **ask)
+    assert "x-truncated-inputs" not in reply.headers
+    np.testing.assert_allclose(
+        array(way.read(reply.json())), mean / np.linalg.norm(mean), atol=1e-6
+    )
+
+
+RAW = {"accept": "application/octet-stream"}
+
+
+@a_way
+def test_vectors_can_come_as_their_bytes(client: TestClient, way: Way) -> None:
+    reply = client.post(way.path, json=way.ask("abc"), headers=RAW)
+    assert reply.content == fake_vector("abc").tobytes()
+    wanted = {
+        "content-type": "application/octet-stream",
+        "x-embedding-shape": "1,8",
+        "x-embedding-dtype": "float32",
+        "x-embedding-model": "org/fake",
+        "x-embedding-tokens": "3",
+        "x-embedding-space": SPEC.space_id,
+        "x-cache": "hits=0; misses=1",
+    }
+    assert {name: reply.headers.get(name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("accept", ["application/json, application/octet-stream", RAW["accept"]])
+def test_bytes_are_rows_of_what_was_asked_for(client: TestClient, accept: str) -> None:
+    ask = {"inputs": ["a", "b", "a"], "dimensions": 3}
+    raw = client.post("/embed", json=ask, headers={"accept": accept})
+    assert raw.headers["x-embedding-shape"] == "3,3"
+    vectors = np.frombuffer(raw.content, "<f4").reshape(3, 3)
+    assert array(post(client, "/embed", **ask).json()).tobytes() == vectors.tobytes()
+
+
+def test_bytes_are_float32_whatever_the_dialect_would_write(client: TestClient) -> None:
+    ask = {"input": "a", "output_dtype": "binary", "encoding_format": "base64"}
+    reply = client.post("/v1/embeddings", json=ask, headers=RAW)
+    assert reply.content == fake_vector("a").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}),
+        ("/tokenize", {"inputs": "a"}),
+        ("/embed_all", {"inputs": "a"}),
+        ("/vertex", {"instances": [{"inputs": "a"}]}),
+    ],
+)
+def test_what_is_no_vectors_of_texts_stays_json(
+    client: TestClient, path: str, body: dict[str, Any]
+) -> None:
+    reply = client.post(path, json=body, headers=RAW)
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json() == post(client, path, **body).json()
+
+
+def test_errors_are_json_whatever_is_accepted(client: TestClient) -> None:
+    reply = client.post("/embed", json={"inputs": 1}, headers=RAW)
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json()["error_type"] == "Validation"
+
+
+_START, _END = f"[{LONG[-14:]}]", LONG[:16]
+OVERFLOWS: list[tuple[str, dict[str, Any], str]] = [
+    ("openai", {}, _END),
+    ("openai", {"truncate": "END"}, _END),
+    ("openai", {"truncate": "START"}, _START),
+    ("openai", {"truncation_side": "left"}, _START),
+    ("openai", {"truncation_side": "right"}, _END),
+    ("openai", {"truncation": True, "truncation_side": "left"}, _START),
+    ("openai", {"truncate_prompt_tokens": 6}, f"[{LONG[:4]}]"),
+    ("openai", {"truncate_prompt_tokens": 6, "truncation_side": "left"}, f"[{LONG[-4:]}]"),
+    ("tei", {"truncate": True}, _END),
+    ("tei", {"truncation_direction": "Right"}, _END),
+    ("tei", {"truncation_direction": "Left"}, _START),
+    ("tei, at the root", {"truncation_direction": "left"}, _START),
+    ("cohere", {}, _END),
+    ("cohere", {"truncate": "END"}, _END),
+    ("cohere", {"truncate": "START"}, _START),
+    ("cohere", {"truncate": "START", "max_tokens": 6}, f"[{LONG[-4:]}]"),
+    ("infinity", {}, _END),
+    ("sidecar", {}, _END),
+    ("document", {}, _END),
+]
+
+
+@pytest.mark.parametrize(("way", "fields", "kept"), OVERFLOWS, ids=str)
+def test_what_is_cut_is_what_the_dialect_says(
+    client: TestClient, way: str, fields: dict[str, Any], kept: str
+) -> None:
+    path, ask, read = WAYS[way]
+    reply = post(client, path, **ask(LONG), **fields)
+    assert array(read(reply.json())).tobytes() == fake_vector(kept).tobytes()
+    assert reply.headers["x-truncated-inputs"] == "0"
+
+
+REFUSALS: list[tuple[str, dict[str, Any], int]] = [
+    ("openai", {"truncate": "NONE"}, 400),
+    ("openai", {"truncate": False}, 400),
+    ("openai", {"truncation": False, "truncation_side": "left"}, 400),
+    ("tei", {"truncate": False}, 422),
+    ("tei", {"truncate": False, "truncation_direction": "Left"}, 422),
+    ("cohere", {"truncate": "NONE"}, 400),
+]
+
+
+@pytest.mark.parametrize(("way", "fields", "status"), REFUSALS, ids=str)
+def test_what_may_not_be_cut_is_refused(
+    client: TestClient, way: str, fields: dict[str, Any], status: int
+) -> None:
+    reply = client.post(WAYS[way].path, json={**WAYS[way].ask(LONG), **fields})
+    assert reply.status_code == status
+    assert "longer than the 16 tokens" in reply.text
+
+
+def test_cutting_keeps_a_prompt(client: TestClient, lookup: FakeLookup) -> None:
+    body = {"inputs": LONG, "truncation_direction": "Left", "prompt_name": "query"}
+    reply = post(client, "/embed", **body)
+    kept = f"[query: {LONG[-7:]}]"
+    assert array(reply.json()[0]).tobytes() == fake_vector(kept).tobytes()
+
+
+@pytest.mark.parametrize("way", [*WAYS.values(), VERTEX], ids=[*WAYS, "vertex"])
+def test_headers_say_who_can_wait_and_what_is_not_kept(
+    client: TestClient, lookup: FakeLookup, way: Way
+) -> None:
+    headers = {"x-priority": "bulk", "cache-control": "no-store"}
+    assert client.post(way.path, json=way.ask("a"), headers=headers).is_success
+    (group,) = lookup.groups
+    assert (group.lane, group.use_cache) == ("bulk", False)
+
+
+@a_way
+def test_every_dialect_can_do_without_the_cache(
+    client: TestClient, lookup: FakeLookup, way: Way
+) -> None:
+    post(client, way.path, **way.ask("a"), use_cache=False)
+    assert [group.use_cache for group in lookup.groups] == [False]
 
 
 def test_cohere_priority_is_the_lane(client: TestClient, lookup: FakeLookup) -> None:
@@ -122,108 +277,6 @@ def test_cohere_priority_is_the_lane(client: TestClient, lookup: FakeLookup) -> 
         body = {"model": "fake", "input_type": "clustering", "texts": ["a"]}
         post(client, "/v2/embed", **body, priority=priority)
     assert [group.lane for group in lookup.groups] == ["interactive", "bulk"]
-
-
-def test_native_embed(client: TestClient, lookup: FakeLookup) -> None:
-    one = post(client, "/embed/text", text="a", model="fake", use_cache=False).json()
-    assert not lookup.groups[-1].use_cache
-    assert {**one, "embedding": None} == {
-        "embedding": None,
-        "dimension": DIM,
-        "model": SPEC.name,
-        "cached": False,
-        "cost": 0.0,
-    }
-    batch = post(client, "/embed/batch", texts=["a", "", "b"], batch_size=1).json()
-    assert (batch["total_embeddings"], batch["cached_count"], batch["total_cost"]) == (2, 0, 0.0)
-    assert client.get("/embed/models").json() == {
-        "models": ["org/fake", "fake"],
-        "default": "org/fake",
-    }
-
-
-def test_infinity_embeddings(client: TestClient) -> None:
-    reply = post(client, "/embeddings", input=["a"], model="default/not-specified", dimensions=0)
-    assert reply.json()["id"].startswith("infinity-")
-    assert reply.json()["created"] > 1_700_000_000
-    (first, alias) = client.get("/models").json()["data"]
-    assert (first["id"], alias["id"], first["capabilities"]) == ("org/fake", "fake", ["embed"])
-    wrong = client.post("/embeddings", json={"input": "a", "model": "x"})
-    assert wrong.status_code == wrong.json()["error"]["code"] == 404
-
-
-def test_one_model_by_its_name(client: TestClient) -> None:
-    assert client.get("/v1/models/org/fake").json()["id"] == "org/fake"
-    missing = client.get("/v1/models/other")
-    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
-
-
-def test_health_in_each_dialect(client: TestClient, lookup: FakeLookup) -> None:
-    assert client.get("/health").json()["dim"] == DIM
-    assert client.get("/health").json()["device"] == "cpu"
-    assert client.get("/ping").status_code == 200
-    assert client.get("/v1/health/ready").json() == {
-        "object": "health.response",
-        "message": "ready",
-        "ready": True,
-    }
-    assert client.get("/embed/health").json() == {
-        "status": "healthy",
-        "service": "embedserve",
-        "default_model": "org/fake",
-        "caching_enabled": True,
-        "models_loaded": ["org/fake"],
-    }
-
-
-def test_health_of_a_sick_service_in_each_dialect(client: TestClient, lookup: FakeLookup) -> None:
-    lookup.error = Unavailable("gone")
-    statuses = {
-        path: client.get(path).status_code
-        for path in ("/health", "/ping", "/v1/health/ready", "/v1/health/live", "/embed/health")
-    }
-    assert statuses.pop("/v1/health/live") == 200
-    assert set(statuses.values()) == {503}
-
-
-ERRORS: list[tuple[str, dict[str, Any], int, dict[str, Any]]] = [
-    ("/embed", {"inputs": ""}, 400, {"error_type": "Empty"}),
-    ("/embed", {"inputs": []}, 400, {"error_type": "Empty"}),
-    ("/embed", {}, 400, {"error_type": "Empty"}),
-    ("/embed", {"inputs": 1}, 422, {"error_type": "Validation"}),
-    ("/embed", {"inputs": "a", "dimensions": 99}, 422, {"error_type": "Validation"}),
-    ("/embed", {"inputs": LONG, "truncate": False}, 422, {"error_type": "Validation"}),
-    ("/embed", {"inputs": "a", "prompt_name": "no"}, 422, {"error_type": "Validation"}),
-    ("/similarity", {"inputs": {"source_sentence": "a"}}, 400, {"error_type": "Empty"}),
-    ("/embed", {"texts": [""]}, 400, {}),
-    ("/v2/embed", {"texts": ["a"]}, 400, {}),
-    ("/v2/embed", {"texts": [LONG], "input_type": "clustering", "truncate": "NONE"}, 400, {}),
-    ("/v2/embed", {"images": ["x"], "input_type": "clustering"}, 400, {}),
-    ("/v2/embed", {"texts": ["a"], "input_type": "clustering", "model": "x"}, 404, {}),
-    (
-        "/v2/embed",
-        {"texts": ["a"], "input_type": "clustering", "embedding_types": ["int8"]},
-        400,
-        {},
-    ),
-    ("/embed/text", {"text": ""}, 400, {}),
-    ("/embed/text", {"text": 5}, 422, {}),
-    ("/embed/text", {"text": "a", "model": "x"}, 404, {}),
-    ("/embed/batch", {"texts": ["", ""]}, 400, {}),
-]
-#: Where each dialect's error has its words.
-WORDS = {"/embed": "error", "/similarity": "error", "/v2/embed": "message"}
-
-
-@pytest.mark.parametrize(("path", "body", "status", "fields"), ERRORS, ids=str)
-def test_errors_are_the_dialects(
-    client: TestClient, path: str, body: dict[str, Any], status: int, fields: dict[str, Any]
-) -> None:
-    reply = client.post(path, json=body)
-    assert reply.status_code == status, reply.text
-    told = reply.json()
-    assert len(told.pop(WORDS.get(path, "detail"))) > 10
-    assert told == fields
 
 
 def test_refusals_are_counted_under_the_status_that_was_sent(lookup: FakeLookup) -> None:
@@ -234,40 +287,6 @@ def test_refusals_are_counted_under_the_status_that_was_sent(lookup: FakeLookup)
     assert counted == {("embedserve_requests", "422"): 1}
 
 
-@pytest.mark.parametrize(
-    ("error", "statuses"),
-    [
-        (Overloaded("full", 7), {429}),
-        (Unavailable("gone"), {503}),
-        (EngineFailed("broken"), {424, 500}),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_faults_are_told_in_each_dialect(
-    client: TestClient, lookup: FakeLookup, error: EmbedServeError, statuses: set[int]
-) -> None:
-    lookup.error = error
-    bodies: dict[str, dict[str, Any]] = {
-        "/v1/embeddings": {"input": "a"},
-        "/embed": {"inputs": "a"},
-        "/v2/embed": {"texts": ["a"], "input_type": "clustering"},
-        "/embed/text": {"text": "a"},
-    }
-    for path, body in bodies.items():
-        reply = client.post(path, json=body)
-        assert reply.status_code in statuses, path
-        assert str(error) in reply.text
-        assert reply.headers.get("retry-after") == ("7" if reply.status_code == 429 else None)
-
-
-def test_a_path_s_errors_are_its_dialect_s_also_before_the_body_is_read(
-    client: TestClient,
-) -> None:
-    assert client.get("/embed").json()["error_type"] == "Validation"
-    assert "message" in client.post("/v2/embed", content=b"{").json()
-    assert "error" in client.get("/nowhere").json()
-
-
 def test_dialects_of_one_path_have_keys_of_their_own() -> None:
     shared = [candidates for candidates in endpoints().values() if len(candidates) > 1]
     assert shared
@@ -276,10 +295,9 @@ def test_dialects_of_one_path_have_keys_of_their_own() -> None:
             assert one.key != other.key
 
 
-NAMES = sorted({endpoint.key for found in endpoints().values() for endpoint in found})
-FIELDS = [*NAMES, "model", "dimensions", "truncate", "truncation_direction", "embedding_types"]
-FIELDS += ["prompt_name", "output_dimension", "priority", "normalize", "use_cache", "parameters"]
-FIELDS += ["encoding_format", "output_dtype", "images", "content", "source_sentence", "sentences"]
+EACH = [endpoint for found in endpoints().values() for endpoint in found]
+FIELDS = sorted({field.name for endpoint in EACH for field in endpoint.fields})
+FIELDS += ["content", "images", "sentences", "source_sentence", "text", "type"]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: (
@@ -289,18 +307,42 @@ json_values = st.recursive(
     max_leaves=12,
 )
 
+EDGES: list[Any] = ["", " ", "\0", 0, -1, 1e9, True, None, {}]
+EDGES += [[], [""], [0], [-1], [None], [[]], [{}], [{"content": [{}]}], [{"inputs": []}]]
+
+
+def near(endpoint: Endpoint) -> st.SearchStrategy[tuple[str, object]]:
+    """A path, and a body with fields of its own: what they must have, or anything."""
+    must = {field.name: st.just(field.sample()) for field in endpoint.fields if field.required}
+    required = {name: good | good | json_values for name, good in must.items()}
+    others = {field.name: json_values for field in endpoint.fields if not field.required}
+    body = st.fixed_dictionaries(required, optional=others)
+    return st.tuples(st.just(endpoint.path), body)
+
+
+def answered_or_refused(client: TestClient, path: str, body: object) -> None:
+    headers = {"content-type": "application/json"}
+    reply = client.post(path, content=json.dumps(body), headers=headers)
+    assert reply.status_code in (200, 400, 404, 422, 424), (body, reply.text)
+
 
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(
-    path=st.sampled_from(sorted(endpoints())),
-    body=st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=6) | json_values,
-)
+@given(st.one_of(*map(near, EACH)) | st.tuples(st.sampled_from(sorted(endpoints())), json_values))
 def test_whatever_json_comes_it_is_answered_or_refused(
-    client: TestClient, path: str, body: object
+    client: TestClient, sent: tuple[str, object]
 ) -> None:
-    reply = client.post(
-        path, content=json.dumps(body), headers={"content-type": "application/json"}
-    )
-    assert reply.status_code in (200, 400, 404, 422)
+    answered_or_refused(client, *sent)
+
+
+@pytest.mark.parametrize("endpoint", EACH, ids=lambda one: f"{one.dialect} {one.path}")
+def test_whatever_a_field_holds_it_is_answered_or_refused(
+    client: TestClient, endpoint: Endpoint
+) -> None:
+    whole = sample(endpoint.fields)
+    for field in endpoint.fields:
+        without = {name: value for name, value in whole.items() if name != field.name}
+        answered_or_refused(client, endpoint.path, without)
+        for edge in EDGES:
+            answered_or_refused(client, endpoint.path, {**without, field.name: edge})

@@ -1,0 +1,176 @@
+"""What tells of the service: our own routes, and the shapes that several dialects share."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import orjson
+
+from serve_app.service import EmbedService
+from serve_app.web.dialects import openai, sidecar
+from serve_app.web.endpoint import Shown, View
+from serve_app.web.shapes import (
+    BOOLEAN,
+    INTEGER,
+    NUMBER,
+    STRING,
+    Shape,
+    listed,
+    or_null,
+    thing,
+    words,
+)
+
+_NOT_HEALTHY = {503: "No live replica has computed a vector lately."}
+
+
+async def _health(service: EmbedService, path: Mapping[str, str]) -> Shown:
+    report, cache, device = await asyncio.gather(
+        service.health(), service.cache_state(), service.device()
+    )
+    degraded = cache.state in ("degraded", "unknown")
+    body = {
+        "status": ("degraded" if degraded else "ok") if report.healthy else "unavailable",
+        "reason": report.reason or cache.reason,
+        "last_vector_age_s": None if report.age_s is None else round(report.age_s, 3),
+        "model": service.spec.name,
+        "dim": service.spec.dim,
+        "device": device,
+        "cache": cache._asdict(),
+        "unix": time.time(),
+    }
+    if not report.healthy:
+        body |= {"error": "unhealthy", "error_type": "Unhealthy"}  # TEI's words
+    return Shown(orjson.dumps(body), 200 if report.healthy else 503)
+
+
+_HEALTH = thing(
+    {
+        "status": words(["ok", "degraded", "unavailable"]),
+        "reason": or_null(STRING),
+        "last_vector_age_s": or_null(NUMBER),
+        "model": STRING,
+        "dim": INTEGER,
+        "device": or_null(STRING),
+        "cache": thing({"state": STRING, "reason": or_null(STRING), "kind": STRING}),
+        "unix": NUMBER,
+        "error": STRING,
+        "error_type": STRING,
+    },
+    optional=("error", "error_type"),
+)
+
+
+async def _info(service: EmbedService, path: Mapping[str, str]) -> Shown:
+    return Shown(orjson.dumps(await service.info()))
+
+
+async def _metrics(service: EmbedService, path: Mapping[str, str]) -> Shown:
+    text = await service.fleet.exposition()
+    return Shown(text.encode(), media_type="text/plain; version=0.0.4")
+
+
+async def _embedding_health(service: EmbedService, path: Mapping[str, str]) -> Shown:
+    report = await service.health()
+    body = {
+        "status": "healthy" if report.healthy else "unhealthy",
+        "model_server": report.healthy,
+        "model": service.spec.name,
+        "reason": report.reason,
+    }
+    return Shown(orjson.dumps(body), 200 if report.healthy else 503)
+
+
+async def _embedding_stats(service: EmbedService, path: Mapping[str, str]) -> Shown:
+    totals = await service.fleet.totals()
+    body = {
+        "model": service.spec.name,
+        **{name: round(value, 3) for name, value in totals._asdict().items()},
+        "cache_hit_rate": totals.cached_texts / totals.texts if totals.texts else 0.0,
+        "seconds_per_request": totals.seconds / totals.requests if totals.requests else 0.0,
+    }
+    return Shown(orjson.dumps(body))
+
+
+_STATS = thing(
+    {
+        "model": STRING,
+        **dict.fromkeys(
+            ("requests", "failed", "texts", "cached_texts", "tokens", "seconds"), NUMBER
+        ),
+        "cache_hit_rate": NUMBER,
+        "seconds_per_request": NUMBER,
+    }
+)
+
+
+def _healthy(path: str, dialect: str) -> View:
+    return View(
+        path,
+        dialect,
+        "Whether a live replica has computed a real vector lately.",
+        _health,
+        _HEALTH,
+        openai.refuse,
+        public=True,
+        statuses=_NOT_HEALTHY,
+    )
+
+
+#: Of `EmbedService.info`, as far as dialects rely on it.
+_INFO: Shape = thing(
+    {
+        "model": STRING,
+        "model_id": STRING,
+        "version": STRING,
+        "dim": INTEGER,
+        "device": or_null(STRING),
+        "space": STRING,
+        "max_input_length": INTEGER,
+        "max_client_batch_size": INTEGER,
+        "auto_truncate": BOOLEAN,
+        "aliases": listed(STRING),
+    }
+)
+
+VIEWS = (
+    _healthy("/health", "all"),
+    _healthy("/", "TEI"),
+    _healthy("/ping", "TEI"),
+    View(
+        "/info", "TEI, sidecar", "What is served, and what runs it.", _info, _INFO, sidecar.refuse
+    ),
+    View(
+        "/metrics",
+        "TEI",
+        "Every metric of the service, for Prometheus.",
+        _metrics,
+        STRING,
+        openai.refuse,
+    ),
+    View(
+        "/embedding/health",
+        "a search product",
+        "Whether the model server is there.",
+        _embedding_health,
+        thing(
+            {
+                "status": STRING,
+                "model_server": BOOLEAN,
+                "model": STRING,
+                "reason": or_null(STRING),
+            }
+        ),
+        sidecar.refuse,
+        public=True,
+        statuses=_NOT_HEALTHY,
+    ),
+    View(
+        "/embedding/stats",
+        "a search product",
+        "What was answered since the start, by all replicas.",
+        _embedding_stats,
+        _STATS,
+        sidecar.refuse,
+    ),
+)

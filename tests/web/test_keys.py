@@ -1,0 +1,230 @@
+"""What a client with a key, without one, or with a wrong one gets, in each dialect."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from serve_app.access.access import Access
+from serve_app.access.quota import MemoryLedger
+from serve_app.config import AccessSettings, ApiKey, IngressSettings
+from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS
+from serve_app.service import EmbedService
+from serve_app.types import Tier
+from serve_app.web.app import create_app
+from serve_app.web.dialects import endpoints, views
+from serve_app.web.fields import sample
+from tests.fakes import SPEC, FakeLookup
+
+SECRETS = {
+    name: f"es-{name}-0123456789" for name in ("all", "other", "few", "small", "one", "bulk")
+}
+KEYS = (
+    ApiKey(name="all", sha256=hashlib.sha256(SECRETS["all"].encode()).hexdigest()),
+    ApiKey(
+        name="other",
+        sha256=hashlib.sha256(SECRETS["other"].encode()).hexdigest(),
+        models=("org/another",),
+    ),
+    ApiKey(
+        name="few",
+        sha256=hashlib.sha256(SECRETS["few"].encode()).hexdigest(),
+        requests_per_minute=2,
+    ),
+    ApiKey(
+        name="small",
+        sha256=hashlib.sha256(SECRETS["small"].encode()).hexdigest(),
+        tokens_per_minute=20,
+    ),
+    ApiKey(
+        name="one",
+        sha256=hashlib.sha256(SECRETS["one"].encode()).hexdigest(),
+        models=(SPEC.name,),
+        requests_per_minute=600,
+        tokens_per_minute=60_000,
+    ),
+    ApiKey(name="bulk", sha256=hashlib.sha256(SECRETS["bulk"].encode()).hexdigest(), lane="bulk"),
+)
+
+#: A request of each dialect, and where its errors have their words.
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/embeddings": {"input": "a"},
+    "/embed": {"inputs": "a"},
+    "/v2/embed": {"texts": ["a"], "input_type": "clustering"},
+    "/embeddings": {"input": "a"},
+    "/embed/text": {"text": "a"},
+}
+
+
+@pytest.fixture
+def lookup() -> FakeLookup:
+    return FakeLookup()
+
+
+@pytest.fixture
+def service(lookup: FakeLookup) -> EmbedService:
+    return EmbedService(SPEC, lookup, IngressSettings())
+
+
+@pytest.fixture
+async def access(service: EmbedService) -> Access:
+    access = Access(MemoryLedger(), service.meter)
+    access.apply(AccessSettings(keys=KEYS))
+    return access
+
+
+@pytest.fixture
+def client(service: EmbedService, access: Access) -> Iterator[TestClient]:
+    with TestClient(create_app(service, access), raise_server_exceptions=False) as client:
+        yield client
+
+
+def bearer(name: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {SECRETS[name]}"}
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"authorization": "Bearer es-wrong"}], ids=["none", "wrong"]
+)
+def test_no_key_or_a_wrong_one_in_each_dialect(
+    client: TestClient, lookup: FakeLookup, headers: dict[str, str]
+) -> None:
+    replies = {path: client.post(path, json=b, headers=headers) for path, b in BODIES.items()}
+    assert {reply.status_code for reply in replies.values()} == {401}
+    error = replies["/v1/embeddings"].json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
+    assert "API key" in error["message"]
+    assert replies["/embed"].content == b""
+    assert "API key" in replies["/v2/embed"].json()["message"]
+    assert replies["/embeddings"].json() == {"detail": "Unauthorized"}
+    assert replies["/embeddings"].headers["www-authenticate"] == "Bearer"
+    assert "API key" in replies["/embed/text"].json()["detail"]
+    assert "es-wrong" not in "".join(reply.text for reply in replies.values())
+    assert lookup.groups == []
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_key_opens_each_dialect(client: TestClient, path: str) -> None:
+    assert client.post(path, json=BODIES[path], headers=bearer("all")).status_code == 200
+    as_header = {"x-api-key": SECRETS["all"]}
+    assert client.post(path, json=BODIES[path], headers=as_header).status_code == 200
+
+
+def test_a_key_for_another_model_in_each_dialect(client: TestClient, lookup: FakeLookup) -> None:
+    replies = {
+        path: client.post(path, json=b, headers=bearer("other")) for path, b in BODIES.items()
+    }
+    assert {reply.status_code for reply in replies.values()} == {403}
+    assert replies["/v1/embeddings"].json()["error"]["code"] == "model_not_allowed"
+    assert replies["/embed"].json()["error_type"] == "Validation"
+    assert all("may not use the model" in reply.text for reply in replies.values())
+    assert lookup.groups == []
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_key_over_its_quota_in_each_dialect(client: TestClient, path: str) -> None:
+    replies = [client.post(path, json=BODIES[path], headers=bearer("few")) for _ in range(3)]
+    assert [reply.status_code for reply in replies] == [200, 200, 429]
+    assert [reply.headers["x-ratelimit-remaining-requests"] for reply in replies] == ["1", "0", "0"]
+    assert 1 <= int(replies[2].headers["retry-after"]) <= 30
+    assert "requests" in replies[2].text
+    assert client.post(path, json=BODIES[path], headers=bearer("all")).status_code == 200
+
+
+def test_tokens_are_paid_as_they_were_counted(client: TestClient) -> None:
+    """FakeLookup's tokens are letters, more than anybody would guess."""
+    first = client.post("/v1/embeddings", json={"input": "x" * 16}, headers=bearer("small"))
+    assert first.headers["x-ratelimit-limit-tokens"] == "20"
+    second = client.post("/v1/embeddings", json={"input": "y" * 16}, headers=bearer("small"))
+    third = client.post("/v1/embeddings", json={"input": "z"}, headers=bearer("small"))
+    assert [first.status_code, second.status_code, third.status_code] == [200, 429, 200]
+    assert second.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_how_a_key_stands_is_told_in_openai_s_headers(client: TestClient) -> None:
+    headers = client.post("/v1/embeddings", json={"input": "a"}, headers=bearer("one")).headers
+    assert headers["x-ratelimit-limit-requests"] == "600"
+    assert headers["x-ratelimit-remaining-requests"] == "599"
+    assert headers["x-ratelimit-reset-requests"].endswith("ms")
+    assert headers["x-ratelimit-limit-tokens"] == "60000"
+    unlimited = client.post("/v1/embeddings", json={"input": "a"}, headers=bearer("all")).headers
+    assert not [name for name in unlimited if name.startswith("x-ratelimit")]
+
+
+def test_a_key_s_lane_goes_before_the_client_s_wish(client: TestClient, lookup: FakeLookup) -> None:
+    headers = bearer("bulk") | {"x-priority": "interactive"}
+    for path, body in BODIES.items():
+        client.post(path, json=body, headers=headers)
+    client.post("/vertex", json={"instances": [{"inputs": "a"}]}, headers=headers)
+    assert [group.lane for group in lookup.groups] == ["bulk"] * 6
+
+
+def test_failures_cost_no_tokens(client: TestClient, service: EmbedService) -> None:
+    for texts in ([""], ["\x00" * 3], ["a", 7]):
+        client.post("/v1/embeddings", json={"input": texts}, headers=bearer("small"))
+    reply = client.post("/v1/embeddings", json={"input": "a"}, headers=bearer("small"))
+    assert reply.headers["x-ratelimit-remaining-tokens"] == "19"
+    counts = service.meter.drain()
+    assert counts[KEY_TOKENS, ("small",)] == 1
+    assert counts[KEY_REQUESTS, ("small", "admitted")] == 4
+
+
+def test_what_needs_a_key_and_what_does_not(client: TestClient) -> None:
+    for view in views():
+        path = view.path.replace("{name:path}", SPEC.name)
+        reply = client.request(view.method, path)
+        assert (reply.status_code == 401) == (not view.public), path
+        assert client.request(view.method, path, headers=bearer("all")).status_code == 200, path
+    assert client.get("/docs").status_code == client.get("/openapi.json").status_code == 200
+    assert client.get("/openapi.json").json()["security"] == [{"bearer": []}, {"key": []}]
+    for path, found in endpoints().items():
+        for endpoint in found:
+            assert client.post(path, json=sample(endpoint.fields)).status_code == 401, path
+
+
+def test_a_body_is_not_read_for_a_client_without_a_key(
+    service: EmbedService, access: Access
+) -> None:
+    def body() -> Iterator[bytes]:
+        raise AssertionError("It was read.")
+        yield b""
+
+    with TestClient(create_app(service, access)) as client:
+        reply = client.post("/v1/embeddings", content=body())
+    assert reply.status_code == 401
+
+
+def test_keys_change_without_a_restart(client: TestClient, access: Access) -> None:
+    assert ask(client, "all").status_code == 200
+    access.apply(AccessSettings(keys=KEYS[1:]))
+    assert ask(client, "all").status_code == 401
+
+
+def ask(client: TestClient, name: str) -> httpx2.Response:
+    return client.post("/v1/embeddings", json={"input": "a"}, headers=bearer(name))
+
+
+def test_no_key_is_in_any_log_line(
+    client: TestClient, service: EmbedService, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for name in SECRETS:
+        for _ in range(3):
+            ask(client, name)
+    service.embed = None  # type: ignore[method-assign, assignment]
+    assert ask(client, "all").status_code == 500
+    client.post("/v1/embeddings", content=b"{", headers=bearer("all"))
+    assert caplog.text
+    assert not [secret for secret in SECRETS.values() if secret in caplog.text]
+
+
+def test_cached_texts_count_as_used(client: TestClient, lookup: FakeLookup) -> None:
+    lookup.tiers = [Tier.L1]
+    reply = client.post("/v1/embeddings", json={"input": "x" * 12}, headers=bearer("small"))
+    again = client.post("/v1/embeddings", json={"input": "x" * 12}, headers=bearer("small"))
+    assert reply.json()["usage"]["cached_tokens"] == 12
+    assert int(again.headers["x-ratelimit-remaining-tokens"]) <= 5
