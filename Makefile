@@ -32,7 +32,7 @@ check: $(VENV)/.installed-dev  ## Check formatting, lint and types
 
 constraints:  ## Resolve every dependency anew into constraints.txt
 	@rm -rf $(VENV)-resolve && $(PYTHON) -m venv $(VENV)-resolve
-	@$(VENV)-resolve/bin/pip install --quiet '.[bench,dev]'
+	@$(VENV)-resolve/bin/pip install --quiet '.[tiktoken,bench,clients,dev]'
 	@{ sed -n '/^#/p' constraints.txt; $(VENV)-resolve/bin/pip freeze \
 	  | grep -v '^embedserve' | sed 's/^torch==.*/torch==2.13.0/'; } > constraints.new
 	@mv constraints.new constraints.txt && rm -rf $(VENV)-resolve
@@ -54,5 +54,5 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo 'Installing what the tests need.'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tiktoken,bench,clients,dev]'
 	@touch $@

@@ -14,14 +14,15 @@ FILES = sorted((ROOT / "serve_app").rglob("*.py"))
 #: From the bottom up. A module may import from its own layer and from those below.
 LAYERS = [
     ["types", "errors", "metrics"],
-    ["config"],
+    ["config", "quantize"],
     ["models"],
     ["cache", "engine", "autoscale", "coalescer"],
-    ["health", "service"],
+    ["access"],
+    ["health", "fleet", "foreign_ids", "long_texts", "quantize", "validate", "service"],
     ["web"],
     ["deployments"],
     ["app", "launch"],
-    ["cli", "cache_command"],
+    ["cli", "cache_command", "key_command"],
 ]
 #: Modules of one layer that stand side by side and know nothing of each other.
 APART = {"cache", "engine", "autoscale", "coalescer"}
@@ -30,7 +31,7 @@ APART = {"cache", "engine", "autoscale", "coalescer"}
 ROOMS = {
     "ray": ("app", "deployments", "autoscale", "metrics", "cli", "cache_command"),
     "torch": ("engine.torch_engine", "engine.prepare"),
-    "sentence_transformers": ("engine.torch_engine", "engine.prepare"),
+    "sentence_transformers": ("engine.torch_engine", "engine.prepare", "engine.calibrate"),
     "openvino": ("engine.openvino_engine", "engine.prepare"),
     "tokenizers": ("engine.tokenizer",),
     "transformers": (),
@@ -93,6 +94,7 @@ def test_libraries_stay_in_their_rooms(file: Path) -> None:
         ("serve_app.models", {"ray", "torch", "transformers", "starlette"}),
         ("serve_app.web.app", {"ray", "torch", "transformers"}),
         ("serve_app.cache.lookup", {"ray", "torch", "starlette"}),
+        ("serve_app.access.access", {"ray", "torch", "starlette"}),
         ("serve_app.engine.scheduler", {"ray", "torch", "starlette"}),
         ("serve_app.engine.choice", {"ray", "torch", "openvino", "tokenizers"}),
         ("serve_app.engine.hashing_engine", {"ray", "torch", "openvino", "tokenizers"}),

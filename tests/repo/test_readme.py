@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,17 @@ def test_the_dependencies_are_the_projects_own() -> None:
 
 def test_every_dependency_is_pinned() -> None:
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-")
-    every = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    every = [*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())]
     for line in every:
         name = re.split(r"[\[=~<> ]", line)[0].lower().replace("_", "-")
         assert re.search(rf"^{re.escape(name)}==\S+$", pins, re.MULTILINE), name
     assert "\ntorch==2.13.0\n" in pins
+
+
+def test_the_tests_have_every_group() -> None:
+    groups = ",".join(PROJECT["optional-dependencies"])
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert makefile.count(f"'.[{groups}]'") == 2  # for the tests, and for the pins
 
 
 def test_the_file_map_is_the_tree() -> None:
