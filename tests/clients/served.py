@@ -107,8 +107,9 @@ class HashingLookup(FakeLookup):
 class Served:
     """Where the application listens, and what stands behind it."""
 
-    def __init__(self, url: str, lookup: HashingLookup) -> None:
+    def __init__(self, url: str, service: EmbedService, lookup: HashingLookup) -> None:
         self.url = url
+        self.service = service
         self.lookup = lookup
 
 
@@ -116,7 +117,8 @@ class Served:
 def serve() -> Iterator[Served]:
     """The application, on a free port of the loopback interface."""
     lookup = HashingLookup()
-    app = create_app(EmbedService(SPEC, lookup, IngressSettings()))
+    service = EmbedService(SPEC, lookup, IngressSettings())
+    app = create_app(service)
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
@@ -127,7 +129,8 @@ def serve() -> Iterator[Served]:
                 assert thread.is_alive()
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", lookup)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield Served(url, service, lookup)
         finally:
             server.should_exit = True
             thread.join(30)

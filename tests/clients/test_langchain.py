@@ -1,11 +1,13 @@
 """The library `langchain-openai`."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from langchain_openai import OpenAIEmbeddings
 
+from serve_app.config import IngressSettings
 from serve_app.service import cut_dimensions
 from tests.clients.served import KEY, MODEL, TEXTS, Served, same, vectors
 
@@ -31,6 +33,28 @@ def test_ids_of_another_vocabulary_are_refused_and_the_way_out_is_told(
 async def test_ids_of_another_vocabulary_are_refused_async(served: Served) -> None:
     with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
         await embeddings(served).aembed_query("Hello, world")
+
+
+@pytest.fixture
+def reads_cl100k(served: Served) -> Iterator[None]:
+    served.service.apply(IngressSettings(token_ids="cl100k_base"))
+    yield
+    served.service.apply(IngressSettings())
+
+
+@pytest.mark.usefixtures("reads_cl100k")
+def test_default_settings_work_where_the_service_is_told_whose_ids_they_are(served: Served) -> None:
+    client = embeddings(served)
+    assert same(client.embed_query(TEXTS[1]), vectors(TEXTS[1])[0])
+    assert same(client.embed_documents(TEXTS), vectors(*TEXTS))
+
+
+@pytest.mark.usefixtures("reads_cl100k")
+def test_ids_that_the_encoding_does_not_have(served: Served) -> None:
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0)
+    for ids in ([100_300], [2**63], [-1]):
+        with pytest.raises(openai.BadRequestError, match="token ids"):
+            client.embeddings.create(model=MODEL, input=ids)
 
 
 def test_embeds(served: Served) -> None:
