@@ -221,7 +221,7 @@ def _showing(
     content = {media_type: {"schema": shape}}
     return {
         "operationId": _name(method.lower(), path),
-        "tags": ["all"],
+        "tags": ["status"],
         "summary": about,
         "responses": {"200": {"description": "What was asked for.", "content": content}},
     }

@@ -189,7 +189,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         "/rerank",
-        "Infinity, Jina, Cohere",
+        "Infinity",
         "For rerankers; refused.",
         "documents",
         (_DOCUMENTS,),

@@ -336,8 +336,8 @@ _NIM_HEALTH = thing({"object": STRING, "message": STRING, "ready": BOOLEAN})
 ENDPOINTS = (
     Endpoint(
         "/v1/embeddings",
-        "OpenAI, Jina, Voyage, NIM",
-        "Vectors of texts.",
+        "OpenAI",
+        "Vectors of texts; with fields of Jina, Voyage, NIM and vLLM.",
         "input",
         FIELDS,
         parse,

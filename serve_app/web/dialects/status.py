@@ -134,11 +134,11 @@ _INFO: Shape = thing(
 )
 
 VIEWS = (
-    _healthy("/health", "all"),
+    _healthy("/health", "status"),
     _healthy("/", "TEI"),
     _healthy("/ping", "TEI"),
     View(
-        "/info", "TEI, sidecar", "What is served, and what runs it.", _info, _INFO, sidecar.refuse
+        "/info", "status", "What is served, and what runs it.", _info, _INFO, sidecar.refuse
     ),
     View(
         "/metrics",
