@@ -15,7 +15,10 @@ from serve_app.engine.base import TokenIds
 from serve_app.engine.scheduler import Scheduler
 from serve_app.errors import ConfigurationError
 from serve_app.types import Input, TextGroup, Vectors
-from tests.fakes import FakeEngine
+from tests.fakes import SPEC, FakeEngine
+
+#: So long that they are tokenised in a thread, and not in place.
+LEAVES, STAYS = "leaves " * 400, "stays " * 400
 
 
 class SlowTokenizer(FakeEngine):
@@ -53,9 +56,9 @@ async def test_a_caller_that_leaves_while_its_texts_are_tokenized_costs_no_batch
             engine, EmbedderSettings(), engine_threads=one, tokenizer_thread=two
         )
         embedder._scheduler.start()
-        leaves = asyncio.create_task(embedder.embed((TextGroup(("leaves",)),)))
+        leaves = asyncio.create_task(embedder.embed((TextGroup((LEAVES,)),)))
         await asyncio.to_thread(engine.begun.wait, 10)
-        stays = asyncio.create_task(embedder.embed((TextGroup(("stays",)),)))
+        stays = asyncio.create_task(embedder.embed((TextGroup((STAYS,)),)))
         await asyncio.sleep(0)
         leaves.cancel()
         await asyncio.sleep(0)
@@ -63,7 +66,7 @@ async def test_a_caller_that_leaves_while_its_texts_are_tokenized_costs_no_batch
         (vectors,) = await stays
         assert isinstance(vectors, Vectors)
         await embedder._scheduler.stop()
-    assert engine.batches == [["stays"]]
+    assert engine.batches == [[STAYS[: SPEC.max_tokens]]]
 
 
 @pytest.mark.parametrize(

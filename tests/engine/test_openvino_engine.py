@@ -23,7 +23,7 @@ from serve_app.models import folder, resolve
 from serve_app.types import Float32
 from tests.engine.texts import mixed_texts
 
-TEXTS = mixed_texts(160)
+TEXTS = mixed_texts(100)
 #: Of the default model's ranges, on every machine: int8 vectors lie in indexes.
 RANGES_SHA256 = "692dcc0e3177c72007b7cba46252866f5ef7b57fa7b13c920b5fa709e9fe64dd"
 GATES = {"fp32": 0.99999, "bf16": 0.9999}

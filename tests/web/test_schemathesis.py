@@ -32,7 +32,7 @@ _NO = ["400", "404", "405", "413", "415", "422", "424"]
 _CONFIG = SchemathesisConfig.from_dict(
     {
         "seed": 1,
-        "generation": {"max-examples": 30, "database": "none"},
+        "generation": {"max-examples": 15, "database": "none"},
         "checks": {
             "enabled": False,
             **{name: {"enabled": True} for name in _CHECKS},
