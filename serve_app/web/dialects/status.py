@@ -137,9 +137,7 @@ VIEWS = (
     _healthy("/health", "status"),
     _healthy("/", "TEI"),
     _healthy("/ping", "TEI"),
-    View(
-        "/info", "status", "What is served, and what runs it.", _info, _INFO, sidecar.refuse
-    ),
+    View("/info", "status", "What is served, and what runs it.", _info, _INFO, sidecar.refuse),
     View(
         "/metrics",
         "TEI",
