@@ -40,9 +40,6 @@ _INPUT = Texts(
     "input", "One text, or a list; they lose the white space around them.", True, blank=False
 )
 _MODEL = Model("model", "The served model.", also=("default/not-specified",))
-_FORMAT = Choice(
-    "encoding_format", "`base64`: each vector's bytes, little-endian.", choices=("float", "base64")
-)
 _DIMENSIONS = Dimensions("dimensions", "Components to keep; 0: all.", zero=True)
 _OUTPUT_DIMENSION = Dimensions("output_dimension", "As `dimensions` (LiteLLM).")
 _MODALITY = Choice("modality", "Images and sound aren't taken.", choices=("text",))
@@ -56,7 +53,7 @@ def parse(body: Body, spec: ModelSpec) -> Call:
     Raises:
         InvalidRequest: it isn't of the dialect's shape, or asks for images or sound.
     """
-    encoding = _FORMAT(body)
+    encoding = openai.ENCODING_FORMAT(body)
     if body.get("modality") in ("image", "audio"):
         raise NotAbleTo(f"The model {spec.name!r} embeds texts only.", "modality")
     _MODALITY(body)
@@ -175,7 +172,7 @@ ENDPOINTS = (
         (
             _INPUT,
             _MODEL,
-            _FORMAT,
+            openai.ENCODING_FORMAT,
             _DIMENSIONS,
             _OUTPUT_DIMENSION,
             _MODALITY,

@@ -45,7 +45,7 @@ _PARAMS = {"texts": "input", "max_tokens": "truncate_prompt_tokens"}
 
 _INPUT = Texts("input", "One text, or a list; or the model's token ids.", True, ids=True)
 _MODEL = Model("model", "The served model, by any of its names.")
-_FORMAT = Choice(
+ENCODING_FORMAT = Choice(
     "encoding_format", "`base64`: each vector's bytes, little-endian.", choices=("float", "base64")
 )
 _DIMENSIONS = Dimensions("dimensions", "Components to keep, at unit length again.")
@@ -129,7 +129,7 @@ _TRUNCATE = _Truncate(
 FIELDS = (
     _INPUT,
     _MODEL,
-    _FORMAT,
+    ENCODING_FORMAT,
     _DIMENSIONS,
     _USER,
     _INPUT_TYPE,
@@ -158,7 +158,7 @@ def parse(body: Body, spec: ModelSpec) -> Call:
     """
     if body.keys() <= _COMMON:
         job = EmbedJob(_INPUT(body), _MODEL(body), dimensions=_DIMENSIONS(body))
-        encoding, dtype = _FORMAT(body), None
+        encoding, dtype = ENCODING_FORMAT(body), None
         _USER(body)
     else:
         job, encoding, dtype = _parse_all(body, spec)
@@ -167,7 +167,7 @@ def parse(body: Body, spec: ModelSpec) -> Call:
 
 
 #: Of OpenAI's own fields; a request that has no others is read in half the time.
-_COMMON = {field.name for field in (_INPUT, _MODEL, _FORMAT, _DIMENSIONS, _USER)}
+_COMMON = {field.name for field in (_INPUT, _MODEL, ENCODING_FORMAT, _DIMENSIONS, _USER)}
 
 
 def _parse_all(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None, str | None]:
@@ -189,7 +189,7 @@ def _parse_all(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None, str |
         overflow=_overflow(body),
         max_tokens=_CUT_TO(body),
     )
-    return job, _FORMAT(body), dtype or embedding_type
+    return job, ENCODING_FORMAT(body), dtype or embedding_type
 
 
 def check_unused(
