@@ -3,10 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 from urllib.request import urlopen
 
 import ray
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from serve_app.metrics import Meter, Totals
 
@@ -23,6 +25,7 @@ class IngressFleet:
     def __init__(self, meter: Meter) -> None:
         """Takes what this replica counts, for when the others can't be asked."""
         self._meter = meter
+        self._handle: DeploymentHandle[Any] | None = None
 
     async def totals(self) -> Totals:
         """What all replicas have answered; those that don't answer are left out."""
@@ -43,10 +46,11 @@ class IngressFleet:
         return "".join(f"{line}\n" for line in _merged(texts))
 
     async def _ask(self, method: str) -> list[Totals]:
-        context = serve.get_replica_context()
-        handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        if self._handle is None:  # each handle has a router of its own, which stays
+            context = serve.get_replica_context()
+            self._handle = serve.get_deployment_handle(context.deployment, context.app_name)
         try:
-            answers = await handle.broadcast(method).results_async(
+            answers = await self._handle.broadcast(method).results_async(
                 timeout_s=_ANSWER_S, return_exceptions=True
             )
         except Exception as error:

@@ -7,7 +7,16 @@ from typing import Any
 from serve_app.access.access import Access
 from serve_app.config import ApiKey
 from serve_app.service import EmbedService
-from serve_app.types import DecodeJob, EmbedJob, EmbedResult, Input, Job, Several, TokenVectorsJob
+from serve_app.types import (
+    DecodeJob,
+    EmbedJob,
+    EmbedResult,
+    Input,
+    Job,
+    Several,
+    TokenVectors,
+    TokenVectorsJob,
+)
 
 #: Letters that a token stands for, about, until it is known.
 _CHARS_PER_TOKEN = 4
@@ -93,5 +102,7 @@ def _tokens(result: Any) -> int:
             return result.total_tokens
         case [EmbedResult(), *_]:
             return sum(one.total_tokens for one in result)
+        case [TokenVectors(), *_]:
+            return sum(len(one.values) for one in result)
         case _:
             return 0

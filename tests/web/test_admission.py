@@ -76,7 +76,7 @@ async def ask(
         ("/v1/embeddings", {"input": ["x" * 1000]}, 16, 16),
         ("/v1/embeddings", {"input": [[97, 98, 99]]}, 3, 3),
         ("/vertex", {"instances": [{"inputs": "abcd"}, {"inputs": ["a", "b"]}]}, 2 + 1 + 1, 6),
-        ("/embed_all", {"inputs": ["abcd"]}, 2, 0),
+        ("/embed_all", {"inputs": ["abcd"]}, 2, 4),
         ("/tokenize", {"inputs": "a"}, 1, 0),
         ("/decode", {"ids": [97]}, 0, 0),
     ],

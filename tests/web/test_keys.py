@@ -145,6 +145,15 @@ def test_tokens_are_paid_as_they_were_counted(client: TestClient) -> None:
     assert second.json()["error"]["type"] == "rate_limit_error"
 
 
+def test_vectors_of_tokens_are_paid_too(client: TestClient) -> None:
+    for text, left in (
+        ("x" * 16, 16),
+        ("y", 3),
+    ):  # what was charged at the entrance, and paid since
+        reply = client.post("/embed_all", json={"inputs": text}, headers=bearer("small"))
+        assert int(reply.headers["x-ratelimit-remaining-tokens"]) <= left
+
+
 def test_how_a_key_stands_is_told_in_openai_s_headers(client: TestClient) -> None:
     headers = client.post("/v1/embeddings", json={"input": "a"}, headers=bearer("one")).headers
     assert headers["x-ratelimit-limit-requests"] == "600"
