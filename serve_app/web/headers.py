@@ -29,8 +29,12 @@ _TRACEPARENT = re.compile(
 
 
 def read(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Headers as ASGI hands them over, for looking up many of them."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+    """Headers as ASGI hands them over, for looking up many of them; repeated ones are one list."""
+    found: dict[str, str] = {}
+    for name, value in raw:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        found[key] = f"{found[key]}, {text}" if key in found else text
+    return found
 
 
 def trace(given: Mapping[str, str]) -> dict[str, str]:

@@ -77,6 +77,12 @@ def test_what_is_no_traces_context_does_not(parent: str) -> None:
     assert "traceparent" not in trace({"traceparent": parent})
 
 
+def test_a_repeated_header_is_one_list(client: TestClient, lookup: FakeLookup) -> None:
+    headers = [("cache-control", "no-store"), ("cache-control", "no-transform")]
+    assert client.post("/v1/embeddings", json={"input": "a"}, headers=headers).is_success
+    assert [group.use_cache for group in lookup.groups] == [False]
+
+
 def test_the_log_names_the_request_that_failed_by_surprise(
     client: TestClient, lookup: FakeLookup, caplog: pytest.LogCaptureFixture
 ) -> None:
