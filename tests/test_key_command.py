@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from embedserve_client.command.main import main
 
 from serve_app import cli, key_command
 from serve_app.access.keys import KeyRing, digest, new_key
-from serve_app.cli import main
 from serve_app.config import AccessSettings
 
 ROOT = Path(__file__).parents[1]

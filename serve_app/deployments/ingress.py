@@ -136,6 +136,13 @@ class Ingress:
         )
         return result.vectors
 
+    async def space(self) -> str:
+        """For other Ray jobs: what the vectors of `embed` are made by, `<family>-<precision>`.
+
+        Vectors of two spaces can't be compared, but those of one family at float precisions.
+        """
+        return self._service.spec.space_id
+
     async def warm(
         self, texts: Sequence[str], input_type: str | None = None
     ) -> Warmed | EmbedServeError:

@@ -49,7 +49,7 @@ def prepare(config: ModelConfig, precision: str, place: Path) -> None:
     tokenizer.save(place)
     _convert(model, tokenizer, place, precision)
     texts = canaries(spec.max_tokens)
-    expected: Float32 = np.asarray(model.encode(texts), dtype=np.float32)
+    expected: Float32 = np.asarray(model.encode(texts, prompt=""), dtype=np.float32)
     engine = OpenVinoEngine(place, spec, precision=precision, threads=1)
     write_parity(place, parity(engine, texts, expected, precision))
     calibrate(model, spec.prompts, place)

@@ -168,7 +168,7 @@ class TorchEngine:
         sums belong. bf16 is too coarse for that: only products of matrices are computed in it.
         """
         texts = canaries(spec.max_tokens)
-        expected: Float32 = np.asarray(self._model.encode(texts), dtype=np.float32)
+        expected: Float32 = np.asarray(self._model.encode(texts, prompt=""), dtype=np.float32)
         self._bf16 = precision == "bf16"
         if precision == "fp16":
             self._model[0].half().register_forward_hook(_widen)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from embedserve_client.model_files import ROLES
+
 from serve_app.config import IngressSettings
 from serve_app.errors import EmptyInput, InvalidRequest, short
 from serve_app.models import ModelSpec
@@ -27,11 +29,6 @@ from serve_app.web.shapes import (
 
 Body = Mapping[str, Any]
 
-#: What dialects call the two sides of a search; a model has one of the names of a side, or none.
-_ROLES = (
-    ("query", "search_query", "retrieval.query"),
-    ("document", "passage", "search_document", "retrieval.passage"),
-)
 _MOST = 2**31 - 1
 _GREETING = "Hello, world"
 #: Other purposes, for which most models have no prompt of their own.
@@ -203,7 +200,7 @@ class Purpose(Field):
         return input_type(asked, spec)
 
     def _kind(self, scope: Scope) -> Shape:
-        known = {*(name for names in _ROLES for name in names), *_PURPOSES, *scope.spec.prompts}
+        known = {*(name for names in ROLES for name in names), *_PURPOSES, *scope.spec.prompts}
         return words(self.only or sorted(known))
 
     def sample(self) -> Any:
@@ -349,7 +346,7 @@ def input_type(asked: str | None, spec: ModelSpec) -> str | None:
     """
     if asked is None or asked in spec.prompts:
         return asked
-    for names in _ROLES:
+    for names in ROLES:
         if asked in names:
             return next((name for name in names if name in spec.prompts), None)
     return None if asked in _PURPOSES else asked

@@ -1,0 +1,173 @@
+"""What the sync and the async client share: everything but the waiting."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+from urllib.parse import urlsplit
+
+from embedserve_client.errors import EmbedError, HTTPError
+from embedserve_client.fallback import Fallback
+from embedserve_client.flow import Rules
+from embedserve_client.local import LocalModel
+from embedserve_client.retry import Retry
+from embedserve_client.settings import Environment
+from embedserve_client.space import Space, SpaceGuard
+from embedserve_client.wire import (
+    Encoding,
+    Lane,
+    Options,
+    Overflow,
+    Reply,
+    Request,
+    read_object,
+    refusal,
+)
+
+#: With a model at hand it isn't worth the wait to try the service many times.
+_RETRY = Retry()
+_RETRY_WITH_FALLBACK = Retry(attempts=1)
+INFO = Request("GET", "/info")
+MODELS = Request("GET", "/v1/models")
+
+
+class How(TypedDict, total=False):
+    """How texts are embedded; all of it may be left out.
+
+    Attributes:
+        input_type: `query`, `document`, or another prompt of the model's.
+        dimensions: the first of each vector, at unit length again.
+        lane: `interactive` goes before `bulk`; else small requests are interactive.
+        overflow: of a text that is too long `end` or `start` is left out, it is an `error`, or it
+            is embedded in parts (`chunk`).
+        use_cache: False: all is computed anew, and nothing is kept.
+        model: another name than the client's.
+        timeout_s: of each request, in place of the client's.
+    """
+
+    input_type: str | None
+    dimensions: int | None
+    lane: Lane | None
+    overflow: Overflow
+    use_cache: bool
+    model: str | None
+    timeout_s: float
+
+
+class BaseClient:
+    """Settings of a client, and how a call is cut into requests."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        timeout_s: float = 60.0,
+        retry: Retry | None = None,
+        batch_size: int = 256,
+        concurrency: int = 4,
+        encoding: Encoding = "raw",
+        fallback: Literal["local", "none"] | None = None,
+        local_model: str | LocalModel | None = None,
+        space: str | Space | None = None,
+        allow_mixed_spaces: bool = False,
+    ) -> None:
+        """A client of one service.
+
+        Args:
+            url: where it is; None: `EMBEDSERVE_URL`, or port 8000 of this machine.
+            api_key: None: `EMBEDSERVE_API_KEY`, or none.
+            model: by one of its names; None: whatever is served.
+            timeout_s: of each request, its retries included.
+            retry: how often and how soon; `Retry(attempts=0)`: never.
+            batch_size: texts in one request; longer lists are sent as several.
+            concurrency: requests of one call that are under way at a time.
+            encoding: `raw` bytes, or `base64` in JSON where something between can't pass bytes on.
+            fallback: `local`: computes in this process while the service is away; `none`: doesn't;
+                None: what `EMBEDSERVE_FALLBACK` says, or `none`.
+            local_model: for that; None: `EMBEDSERVE_LOCAL_MODEL`, or the service's default model.
+            space: the space that vectors must be of; None: that of the first ones.
+            allow_mixed_spaces: takes vectors of other spaces than those before, too.
+
+        Raises:
+            ValueError: one of these can't be.
+        """
+        environment = Environment.read()
+        self.url = _checked(url or environment.url)
+        self.model = model
+        self.timeout_s = timeout_s
+        if not (timeout_s > 0 and batch_size >= 1 and concurrency >= 1):
+            raise ValueError(
+                "`timeout_s` must be above 0, `batch_size` and `concurrency` 1 or more."
+            )
+        self._batch_size = batch_size
+        self._concurrency = concurrency
+        self._api_key = api_key or environment.api_key
+        wanted = fallback or environment.fallback or "none"
+        if wanted not in ("local", "none"):
+            raise ValueError(f"A fall-back is 'local' or 'none', not {wanted!r}.")
+        at_hand = LocalModel.of(local_model or environment.local_model)
+        self.fallback = Fallback(at_hand) if wanted == "local" else None
+        self._rules = Rules(
+            retry or (_RETRY_WITH_FALLBACK if self.fallback else _RETRY),
+            encoding,
+            SpaceGuard(
+                Space.parse(space) if isinstance(space, str) else space,
+                strict=not allow_mixed_spaces,
+            ),
+            self.fallback,
+        )
+
+    @property
+    def space(self) -> Space | None:
+        """The space of this client's vectors; None: none came yet."""
+        return self._rules.guard.expected
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+
+    def _call(self, texts: Sequence[str], how: How) -> tuple[list[Sequence[str]], Options, float]:
+        """The requests that a call is cut into, their options, and the time of each in seconds."""
+        given: dict[str, Any] = dict(how)
+        timeout_s = float(given.pop("timeout_s", self.timeout_s))
+        given["model"] = given.get("model") or self.model
+        size = self._batch_size
+        parts = [texts[i : i + size] for i in range(0, len(texts), size)] or [texts]
+        if len(parts) > 1:
+            # The rest of a long list isn't a query, however short.
+            given["lane"] = given.get("lane") or "bulk"
+        return parts, Options(**given), timeout_s
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+
+def _checked(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} isn't an address; write http://host:port.")
+    return url.rstrip("/")
+
+
+def located(error: EmbedError, first: int, part: Sequence[str]) -> EmbedError:
+    """The error of one request of several: places in it count from the first of its own texts."""
+    if isinstance(error, HTTPError):
+        last = first + len(part) - 1
+        error.args = (f"{error.args[0]} Of texts {first} to {last}, which were sent together.",)
+    return error
+
+
+def health_of(reply: Reply) -> dict[str, Any]:
+    """What the service says of itself, also where it says that it can't embed.
+
+    Raises:
+        HTTPError, ParseError: it says something else.
+    """
+    if reply.status != 503 and (error := refusal(reply)):
+        raise error
+    return read_object(reply)
+
+
+def model_names(body: Mapping[str, Any]) -> list[str]:
+    """The names in what `/v1/models` answers."""
+    return [str(item["id"]) for item in body.get("data", [])]
