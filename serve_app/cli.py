@@ -11,9 +11,9 @@ from types import FrameType
 from typing import Any
 
 import yaml
-from embedserve_client.command.main import main
 
 from benchmarks.command import add_commands as bench_commands
+from embedserve_client.command.main import main
 from serve_app import cache_command, key_command
 from serve_app.access.access import may_serve
 from serve_app.config import USER_CONFIGS, AppConfig, IngressSettings, settings_markdown

@@ -27,6 +27,7 @@ import psutil
 import yaml
 
 from serve_app.cache.supervisor import SAVE_S, owner_of
+from serve_app.lifetime import ends_with_me
 
 _POLL_S = 0.3
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -139,6 +140,7 @@ class Launch:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,  # Ctrl-C in a terminal reaches the parent only
+            preexec_fn=ends_with_me(signal.SIGINT),  # on which Ray ends all that it started
         )
         self._reader = threading.Thread(target=self._read_output, args=(self._child,), daemon=True)
         self._reader.start()

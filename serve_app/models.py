@@ -18,7 +18,6 @@ from embedserve_client.model_files import (
     package_folder,
     read_json,
 )
-
 from serve_app.config import ModelConfig
 from serve_app.errors import InvalidRequest, ModelSourceError, short
 from serve_app.types import Float32

@@ -4,7 +4,6 @@ A process of its own that no replica is the parent of, so that the server outliv
 crash. It starts the server again when it dies, and ends it when nobody needs it any more.
 """
 
-import ctypes
 import os
 import select
 import signal
@@ -16,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from serve_app.cache.slot import Lock, Slot, ask, is_alive, slots_lock, wait_exclusive
+from serve_app.lifetime import ends_with_me
 
 #: How long a server may take to write its data down before it is killed. The dump of before stays.
 SAVE_S = 10.0
@@ -26,7 +26,6 @@ _FAILURES_MAX = 5
 #: Who has run for that long has not failed to start.
 _SETTLED_S = 10.0
 _FIRST_PAUSE_S = 0.1
-_PR_SET_PDEATHSIG = 1
 _CONFIG = {
     "port": "0",
     "unixsocketperm": "700",
@@ -119,18 +118,11 @@ class _Server:
             "maxmemory": str(about[1].max_bytes),
         }
         options = [word for name, value in config.items() for word in (f"--{name}", value)]
-        die_with_me = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-        mine = os.getpid()
-
-        def prepare() -> None:
-            if die_with_me is not None:
-                die_with_me(_PR_SET_PDEATHSIG, signal.SIGTERM)
-                if os.getppid() != mine:
-                    os._exit(0)
-
         self._since = time.monotonic()
         self._process = subprocess.Popen(
-            [self._binary, *options], stdin=subprocess.DEVNULL, preexec_fn=prepare
+            [self._binary, *options],
+            stdin=subprocess.DEVNULL,
+            preexec_fn=ends_with_me(signal.SIGTERM),
         )
 
 

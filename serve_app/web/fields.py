@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from embedserve_client.model_files import ROLES
-
 from serve_app.config import IngressSettings
 from serve_app.errors import EmptyInput, InvalidRequest, short
 from serve_app.models import ModelSpec

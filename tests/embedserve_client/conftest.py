@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pytest
+
 from embedserve_client import AsyncClient, Client, Retry
 from embedserve_client.vectors import Vectors
-
 from tests.embedserve_client.scripted import Scripted, scripted
 
 #: Tries again without waiting.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from embedserve_client import (
     Client,
     EmbedError,
@@ -23,7 +24,6 @@ from embedserve_client import (
     Timeout,
     Vectors,
 )
-
 from tests.embedserve_client import scripted
 from tests.embedserve_client.scripted import (
     DIM,

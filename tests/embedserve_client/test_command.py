@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from embedserve_client import __version__
 from embedserve_client.command import main as command
 from embedserve_client.command.main import main
-
 from tests.embedserve_client.scripted import SPACE, Handler, Scripted, refuse, vector, vectors
 
 ROOT = Path(__file__).parents[2]
+ONE_LINE = str(ROOT / "tests" / "embedserve_client" / "one_line.txt")
 TEXTS = [f"text {i}" for i in range(600)]
 
 
@@ -134,7 +135,7 @@ def test_a_service_that_is_away_for_a_while_is_waited_for(server: Scripted, text
         (["embed", "/no/file", "--url", "x", "--local"], 2, "not allowed with"),
         (["embed", __file__, "-o", "x.py"], 1, "must end in .npy"),
         (["embed", __file__, "--batch-size", "0"], 2, "0 is not 1 or more"),
-        (["embed", __file__, "--local", "/no/model", "-o", "-"], 1, "There is no model"),
+        (["embed", ONE_LINE, "--local", "/no/model", "-o", "-"], 1, "There is no model"),
         (["health", "--url", "localhost"], 1, "isn't an address"),
         ([], 2, "required: COMMAND"),
     ],

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from embedserve_client import (
     HTTPError,
     LocalModel,
@@ -17,7 +18,6 @@ from embedserve_client.fallback import Fallback
 from embedserve_client.space import Space
 from embedserve_client.vectors import About
 from embedserve_client.wire import Options
-
 from tests.embedserve_client.scripted import SPACE, Scripted, hang_up, refuse, vector, vectors
 
 AWAY = "http://127.0.0.1:9"

@@ -12,13 +12,13 @@ import orjson
 import pyarrow
 import pyarrow.parquet
 import pytest
+
 from embedserve_client.base import How
 from embedserve_client.errors import FileError, HTTPError, NetworkError, SpaceMismatch
 from embedserve_client.files.job import FileJob, Run
 from embedserve_client.files.source import open_source
 from embedserve_client.space import Space
 from embedserve_client.vectors import About, Vectors
-
 from tests.embedserve_client.scripted import SPACE, vector
 
 N = 1000
@@ -44,6 +44,8 @@ class Stub:
         self.texts += texts
         about = About(self.space, "m", "service", 0, (0,))
         return Vectors([vector(text) for text in texts], about)
+
+    async def close(self) -> None: ...
 
 
 def write(file: Path, texts: Sequence[str]) -> Path:

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 from embedserve_client.client import Client
 from embedserve_client.errors import HTTPError, IndexMismatch, SpaceMismatch
 from embedserve_client.index import Hit, VectorIndex
 from embedserve_client.space import Space
 from embedserve_client.vectors import About, Float32, Vectors
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-
 from serve_app.errors import Overloaded
 from tests.clients.served import DIM, PROMPTS, SPEC, TEXTS, Served, serve, vectors
 

@@ -11,6 +11,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
+
 from embedserve_client.errors import FileError
 from embedserve_client.index import VectorIndex
 from embedserve_client.space import Space

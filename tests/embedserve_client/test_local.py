@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
+
 from embedserve_client import LocalModel, LocalModelError
 from embedserve_client.settings import DEFAULT_MODEL
 from embedserve_client.wire import Options
-from sentence_transformers import SentenceTransformer
-
 from serve_app.config import MINILM
 from serve_app.models import folder, resolve
 

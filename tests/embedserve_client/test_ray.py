@@ -5,10 +5,15 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import embedserve_client.ray
 import numpy as np
 import pytest
 import ray
+from ray import serve
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
+import embedserve_client.ray
 from embedserve_client.errors import (
     EmbedError,
     HTTPError,
@@ -22,11 +27,6 @@ from embedserve_client.errors import (
 )
 from embedserve_client.ray import Embedder, embed_dataset
 from embedserve_client.space import Space
-from ray import serve
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
-from ray.serve._private.common import DeploymentID
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-
 from serve_app import errors as service
 from serve_app.types import Float32
 

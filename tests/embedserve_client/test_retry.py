@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import pytest
+
 from embedserve_client.errors import EmbedError, HTTPError, NetworkError, Overloaded, Timeout
 from embedserve_client.retry import Retry, Send, Wait, exchange
 from embedserve_client.wire import Reply, Request

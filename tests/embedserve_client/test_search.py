@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 from embedserve_client import search
 from embedserve_client.client import Client
 from embedserve_client.errors import IndexMismatch, SpaceMismatch
 from embedserve_client.index import Hit
 from embedserve_client.search import build_vector_index, generate_embeddings, rank, search_index
 from embedserve_client.vectors import About, Vectors
-
 from tests.clients.served import DIM, TEXTS, Served, same, serve, vectors
 
 QUERY = "the lazy dog and its lake"

@@ -1,4 +1,5 @@
 import pytest
+
 from embedserve_client.errors import SpaceMismatch
 from embedserve_client.space import Space, SpaceGuard
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import pytest
+
 from embedserve_client.base import How
 from embedserve_client.errors import Timeout
 from embedserve_client.space import Space
 from embedserve_client.stdio import Bridge
 from embedserve_client.vectors import About, Vectors
-
 from tests.embedserve_client.scripted import SPACE, Scripted, refuse, vector
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +42,8 @@ class Slow:
         if texts[0] == "late":
             raise Timeout("The call's time ran out.")
         return Vectors([vector(text) for text in texts], ABOUT)
+
+    async def close(self) -> None: ...
 
 
 def line(name: Any, command: str = "encode-query", **params: Any) -> bytes:

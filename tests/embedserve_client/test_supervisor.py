@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+
 from embedserve_client import Client, EmbedError, NotRunning, Supervisor
 from embedserve_client.service_room import Room
-
 from serve_app.launch import free_port
 from tests.embedserve_client.scripted import scripted, vector
 

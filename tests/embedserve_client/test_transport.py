@@ -1,5 +1,6 @@
 import httpx2
 import pytest
+
 from embedserve_client.errors import EmbedError, NetworkError, ParseError, Timeout
 from embedserve_client.transport import mapped
 

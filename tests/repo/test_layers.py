@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "serve_app").rglob("*.py"))
 
 #: From the bottom up. A module may import from its own layer and from those below.
 LAYERS = [
-    ["types", "errors", "metrics"],
+    ["types", "errors", "metrics", "lifetime"],
     ["config", "quantize"],
     ["models"],
     ["cache", "engine", "autoscale", "coalescer"],

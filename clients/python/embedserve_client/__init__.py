@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from embedserve_client.async_client import AsyncClient
     from embedserve_client.client import Client
     from embedserve_client.errors import (
+        BadAddress,
         EmbedError,
         FileError,
         HTTPError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from embedserve_client.vectors import Vectors
 
 _ERRORS = (
+    "BadAddress",
     "EmbedError",
     "FileError",
     "HTTPError",
@@ -60,6 +62,7 @@ _PLACES = {
 
 __all__ = [
     "AsyncClient",
+    "BadAddress",
     "Client",
     "EmbedError",
     "FileError",

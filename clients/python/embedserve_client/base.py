@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 from urllib.parse import urlsplit
 
-from embedserve_client.errors import EmbedError, HTTPError
+from embedserve_client.errors import BadAddress, EmbedError, HTTPError
 from embedserve_client.fallback import Fallback
 from embedserve_client.flow import Rules
 from embedserve_client.local import LocalModel
@@ -89,7 +89,8 @@ class BaseClient:
             allow_mixed_spaces: takes vectors of other spaces than those before, too.
 
         Raises:
-            ValueError: one of these can't be.
+            BadAddress: `url` isn't one.
+            ValueError: another of these can't be.
         """
         environment = Environment.read()
         self.url = _checked(url or environment.url)
@@ -145,7 +146,7 @@ class BaseClient:
 def _checked(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} isn't an address; write http://host:port.")
+        raise BadAddress(f"{url!r} isn't an address; write http://host:port.")
     return url.rstrip("/")
 
 

@@ -11,6 +11,7 @@ The tree:
   x ParseError           PARSE_ERROR         the answer isn't what was asked for
   x SpaceMismatch        SPACE_MISMATCH      vectors that can't be compared with those before
   x LocalModelError      LOCAL_MODEL_ERROR   the model in this process can't be used
+  x BadAddress           BAD_ADDRESS         what was given isn't the address of a service
   x NotRunning           NOT_RUNNING         the service could not be started, or doesn't stay up
   x FileError            FILE_ERROR          a file of texts or vectors can't be read or written
   x IndexMismatch        INDEX_MISMATCH      an index and what is asked of it don't belong together
@@ -113,6 +114,12 @@ class LocalModelError(EmbedError):
     """The model in this process can't be had, or can't do what is asked."""
 
     code = "LOCAL_MODEL_ERROR"
+
+
+class BadAddress(EmbedError, ValueError):
+    """What was given isn't the address of a service."""
+
+    code = "BAD_ADDRESS"
 
 
 class NotRunning(EmbedError):

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import ray
+
 from embedserve_client.ray import embed_dataset
 
 #: The service's replicas may hold all CPUs; reading and writing must not wait for them.

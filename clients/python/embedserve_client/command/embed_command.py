@@ -1,7 +1,6 @@
 """`embedserve embed`: a file of texts into a file of vectors."""
 
 import argparse
-import asyncio
 import json
 import sys
 import time
@@ -18,7 +17,7 @@ from rich.progress import (
 )
 
 from embedserve_client.base import How
-from embedserve_client.command.whom import add_whom, whom
+from embedserve_client.command.whom import add_whom, finish, whom
 from embedserve_client.files.job import FileJob, OnEmpty, Run
 from embedserve_client.files.journal import Progress as Done
 from embedserve_client.files.sink import sink_kind
@@ -100,7 +99,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         shown.begin(run.progress)
         began = time.monotonic()
         try:
-            asyncio.run(run.run())
+            finish(embedder, run.run())
         except BaseException:
             shown.interrupted(run.progress, target)
             raise

@@ -1,12 +1,11 @@
 """`embedserve stdio`: vectors over standard input and output."""
 
 import argparse
-import asyncio
 from typing import Any
 
 import orjson
 
-from embedserve_client.command.whom import add_whom, whom
+from embedserve_client.command.whom import add_whom, finish, whom
 from embedserve_client.errors import FileError
 from embedserve_client.stdio import BATCH, QUERY, Bridge, encode, private_streams
 
@@ -53,12 +52,12 @@ def _stdio(arguments: argparse.Namespace) -> int:
     lines, replies = private_streams()
     with whom(arguments, timeout_s=arguments.timeout) as embedder:
         if arguments.mode == "server":
-            asyncio.run(Bridge(embedder, lines, replies, max(1, arguments.most)).run())
+            finish(embedder, Bridge(embedder, lines, replies, max(1, arguments.most)).run())
             return 0
         texts = arguments.texts or _read(lines.read(), arguments.mode)
         if arguments.mode == QUERY and len(texts) != 1:
             raise FileError(f"{QUERY} takes one text; {len(texts)} came.")
-        result = asyncio.run(encode(embedder, arguments.mode, texts))
+        result = finish(embedder, encode(embedder, arguments.mode, texts))
     option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     replies.write(orjson.dumps(result, option=option))
     replies.flush()

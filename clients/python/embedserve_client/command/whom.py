@@ -1,10 +1,11 @@
 """The options that say who computes: a service, one that is started, or a model in this process."""
 
 import argparse
+import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from embedserve_client.async_client import AsyncClient
 from embedserve_client.files.job import Embedder
@@ -13,6 +14,7 @@ from embedserve_client.local import LocalModel
 from embedserve_client.settings import HERE, Environment
 from embedserve_client.supervisor import Supervisor, port_of
 
+T = TypeVar("T")
 _ENVIRONMENT = """
 environment: EMBEDSERVE_URL (in place of --url), EMBEDSERVE_API_KEY (the key to show the service),
 EMBEDSERVE_LOCAL_MODEL (in place of --local's MODEL)
@@ -47,7 +49,7 @@ def add_whom(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def whom(arguments: argparse.Namespace, **settings: Any) -> Iterator[Embedder]:
-    """Who computes, for an event loop; `settings` are those of an `AsyncClient`.
+    """Who computes, to `finish` work with; `settings` are those of an `AsyncClient`.
 
     Raises:
         NotRunning: the service can't be started.
@@ -60,6 +62,18 @@ def whom(arguments: argparse.Namespace, **settings: Any) -> Iterator[Embedder]:
             yield AsyncClient(supervisor.url, **settings)
     else:
         yield AsyncClient(arguments.url, **settings)
+
+
+def finish(embedder: Embedder, work: Coroutine[Any, Any, T]) -> T:
+    """Does the work on an event loop, and closes the embedder there."""
+
+    async def both() -> T:
+        try:
+            return await work
+        finally:
+            await embedder.close()
+
+    return asyncio.run(both())
 
 
 def _say(text: str) -> None:

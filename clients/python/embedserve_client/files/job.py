@@ -44,6 +44,10 @@ class Embedder(Protocol):
         """Vectors of texts, shape (n, dim)."""
         ...
 
+    async def close(self) -> None:
+        """Lets go of what is open."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FileJob:

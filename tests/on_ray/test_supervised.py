@@ -1,0 +1,104 @@
+"""The service as the client keeps it: killed in the middle of calls, and back by itself."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from embedserve_client import Client, EmbedError, Supervisor
+from serve_app.config import ModelConfig
+from serve_app.engine.hashing_engine import HashingEngine
+from serve_app.launch import beside, free_port
+from serve_app.models import resolve
+
+ROOT = Path(__file__).parents[2]
+SOURCE = "hashing:64"
+CALLS, THREADS = 1000, 8
+
+
+def mentioning(folder: str) -> list[str]:
+    """The command lines that tell of a folder."""
+    every = (" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
+    return [line for line in every if folder in line]
+
+
+@pytest.fixture
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
+    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
+        config = beside(config, free_port(), Path(scratch))
+        model = {"name": "hashing", "source": SOURCE}
+        config["applications"][0]["args"] = {"model": model, "cache": {"url": "none"}}
+        file = Path(scratch) / "config.yaml"
+        file.write_text(yaml.safe_dump(config), "utf-8")
+        monkeypatch.setenv("RAY_TMPDIR", scratch)
+        monkeypatch.setenv("RAY_ADDRESS", "local")
+        found = Supervisor(
+            config["http_options"]["port"],
+            config=file,
+            ready_timeout_s=180,
+            folder=Path(scratch) / "room",
+            on_progress=print,
+        )
+        yield found
+        found.stop()
+        deadline = time.monotonic() + 30  # the keeper ends a moment after what it keeps
+        while left := mentioning(scratch):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+@pytest.mark.parametrize("killed", ["everything", "the first process"])
+def test_a_kill_in_the_middle_of_a_thousand_calls(supervisor: Supervisor, killed: str) -> None:
+    supervisor.start()
+    engine = HashingEngine(resolve(ModelConfig(name="hashing", source=SOURCE)))
+    answered: list[int] = []
+    failed: list[EmbedError] = []
+
+    with Client(supervisor.url, timeout_s=120) as client:
+
+        def ask(first: int) -> None:
+            for i in range(first, CALLS, THREADS):
+                text = f"call {i}"
+                try:
+                    vector = client.embed(text)
+                except EmbedError as error:
+                    failed.append(error)
+                    continue
+                assert np.array_equal(vector, engine.embed(engine.tokenize([text]))[0])
+                answered.append(i)
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        while len(answered) < CALLS // 3:
+            time.sleep(0.01)
+        before = supervisor.status().pid
+        assert before is not None
+        for process in family(before) if killed == "everything" else family(before)[:1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        for thread in threads:
+            thread.join(180)
+            assert not thread.is_alive()
+        # It is back without anybody's doing, for the same client.
+        deadline = time.monotonic() + 120
+        while not client.is_healthy():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert np.array_equal(client.embed("call 0"), engine.embed(engine.tokenize(["call 0"]))[0])
+    assert len(answered) + len(failed) == CALLS
+    assert supervisor.status().restarts >= 1
+    assert supervisor.status().pid != before
