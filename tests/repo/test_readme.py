@@ -13,6 +13,8 @@ from serve_app.config import settings_markdown
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLIENT_HOME = ROOT / "clients" / "python"
+CLIENT = tomllib.loads((CLIENT_HOME / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -31,10 +33,23 @@ def test_the_dependencies_are_the_projects_own() -> None:
     assert told == declared
 
 
+def test_so_are_those_of_the_client() -> None:
+    readme = (CLIENT_HOME / "README.md").read_text(encoding="utf-8")
+    told = re.findall(
+        r"^\| `([\w\-\[\]]+)` \|", readme.split("\n## Dependencies\n")[1], re.MULTILINE
+    )
+    extras = chain(*CLIENT["optional-dependencies"].values())
+    declared = [re.split(r"[=~<> ]", line)[0] for line in (*CLIENT["dependencies"], *extras)]
+    assert told == declared
+
+
 def test_every_dependency_is_pinned() -> None:
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-")
     every = [*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())]
+    every += [*CLIENT["dependencies"], *chain(*CLIENT["optional-dependencies"].values())]
     for line in every:
+        if line.startswith("embedserve-client"):
+            continue  # it lies in this repository
         name = re.split(r"[\[=~<> ]", line)[0].lower().replace("_", "-")
         assert re.search(rf"^{re.escape(name)}==\S+$", pins, re.MULTILINE), name
     assert "\ntorch==2.13.0\n" in pins
@@ -53,6 +68,7 @@ def test_the_file_map_is_the_tree() -> None:
         ROOT,
         ROOT / "tests",
         ROOT / "benchmarks",
+        ROOT / "clients",
         ROOT / "serve_app",
         *(ROOT / "serve_app").iterdir(),
     ]

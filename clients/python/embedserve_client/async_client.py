@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 from embedserve_client import base
-from embedserve_client.base import BaseClient, How
+from embedserve_client.base import BaseClient, How, Settings
 from embedserve_client.errors import EmbedError
 from embedserve_client.flow import HEALTH, Compute, embed
 from embedserve_client.retry import Retry, Send, Wait, exchange
@@ -24,8 +24,8 @@ class AsyncClient(BaseClient):
         vectors = await client.embed(["a text", "another"])
     """
 
-    def __init__(self, url: str | None = None, **settings: Any) -> None:
-        """A client; see `BaseClient` for its settings."""
+    def __init__(self, url: str | None = None, **settings: Unpack[Settings]) -> None:
+        """As `BaseClient`."""
         super().__init__(url, **settings)
         self._transport = AsyncTransport(self.url, self._headers, self._concurrency)
 

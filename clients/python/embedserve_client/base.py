@@ -1,7 +1,7 @@
 """What the sync and the async client share: everything but the waiting."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from embedserve_client.errors import BadAddress, EmbedError, HTTPError
@@ -52,68 +52,70 @@ class How(TypedDict, total=False):
     timeout_s: float
 
 
+class Settings(TypedDict, total=False):
+    """What a client is given beside its address; all of it may be left out.
+
+    Attributes:
+        api_key: None: `EMBEDSERVE_API_KEY`, or none.
+        model: by one of its names; None: whatever is served.
+        timeout_s: of each request, its retries included (default: 60).
+        retry: how often and how soon; `Retry(attempts=0)`: never.
+        batch_size: texts in one request; longer lists are sent as several (default: 256).
+        concurrency: requests of one call that are under way at a time (default: 4).
+        encoding: `raw` bytes (default), or `base64` in JSON, where something between can't pass
+            bytes on.
+        fallback: `local`: computes in this process while the service is away; `none`: doesn't;
+            None: what `EMBEDSERVE_FALLBACK` says, or `none`.
+        local_model: for that; None: `EMBEDSERVE_LOCAL_MODEL`, or the service's default model.
+        space: the space that vectors must be of; None: that of the first ones.
+        allow_mixed_spaces: takes vectors of other spaces than those before, too (default: False).
+    """
+
+    api_key: str | None
+    model: str | None
+    timeout_s: float
+    retry: Retry | None
+    batch_size: int
+    concurrency: int
+    encoding: Encoding
+    fallback: Literal["local", "none"] | None
+    local_model: str | LocalModel | None
+    space: str | Space | None
+    allow_mixed_spaces: bool
+
+
 class BaseClient:
     """Settings of a client, and how a call is cut into requests."""
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        api_key: str | None = None,
-        model: str | None = None,
-        timeout_s: float = 60.0,
-        retry: Retry | None = None,
-        batch_size: int = 256,
-        concurrency: int = 4,
-        encoding: Encoding = "raw",
-        fallback: Literal["local", "none"] | None = None,
-        local_model: str | LocalModel | None = None,
-        space: str | Space | None = None,
-        allow_mixed_spaces: bool = False,
-    ) -> None:
-        """A client of one service.
-
-        Args:
-            url: where it is; None: `EMBEDSERVE_URL`, or port 8000 of this machine.
-            api_key: None: `EMBEDSERVE_API_KEY`, or none.
-            model: by one of its names; None: whatever is served.
-            timeout_s: of each request, its retries included.
-            retry: how often and how soon; `Retry(attempts=0)`: never.
-            batch_size: texts in one request; longer lists are sent as several.
-            concurrency: requests of one call that are under way at a time.
-            encoding: `raw` bytes, or `base64` in JSON where something between can't pass bytes on.
-            fallback: `local`: computes in this process while the service is away; `none`: doesn't;
-                None: what `EMBEDSERVE_FALLBACK` says, or `none`.
-            local_model: for that; None: `EMBEDSERVE_LOCAL_MODEL`, or the service's default model.
-            space: the space that vectors must be of; None: that of the first ones.
-            allow_mixed_spaces: takes vectors of other spaces than those before, too.
+    def __init__(self, url: str | None = None, **settings: Unpack[Settings]) -> None:
+        """A client of the service at `url`; None: `EMBEDSERVE_URL`, or port 8000 of this machine.
 
         Raises:
             BadAddress: `url` isn't one.
-            ValueError: another of these can't be.
+            ValueError: a setting can't be.
         """
+        unknown = settings.keys() - Settings.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"A client has no setting {min(unknown)!r}.")
         environment = Environment.read()
         self.url = _checked(url or environment.url)
-        self.model = model
-        self.timeout_s = timeout_s
-        if not (timeout_s > 0 and batch_size >= 1 and concurrency >= 1):
+        self.model = settings.get("model")
+        self.timeout_s = settings.get("timeout_s", 60.0)
+        self._batch_size = settings.get("batch_size", 256)
+        self._concurrency = settings.get("concurrency", 4)
+        if not (self.timeout_s > 0 and self._batch_size >= 1 and self._concurrency >= 1):
             raise ValueError(
                 "`timeout_s` must be above 0, `batch_size` and `concurrency` 1 or more."
             )
-        self._batch_size = batch_size
-        self._concurrency = concurrency
-        self._api_key = api_key or environment.api_key
-        wanted = fallback or environment.fallback or "none"
-        if wanted not in ("local", "none"):
-            raise ValueError(f"A fall-back is 'local' or 'none', not {wanted!r}.")
-        at_hand = LocalModel.of(local_model or environment.local_model)
-        self.fallback = Fallback(at_hand) if wanted == "local" else None
+        self._api_key = settings.get("api_key") or environment.api_key
+        self.fallback = _fallback(settings, environment)
+        space = settings.get("space")
         self._rules = Rules(
-            retry or (_RETRY_WITH_FALLBACK if self.fallback else _RETRY),
-            encoding,
+            settings.get("retry") or (_RETRY_WITH_FALLBACK if self.fallback else _RETRY),
+            settings.get("encoding", "raw"),
             SpaceGuard(
                 Space.parse(space) if isinstance(space, str) else space,
-                strict=not allow_mixed_spaces,
+                strict=not settings.get("allow_mixed_spaces", False),
             ),
             self.fallback,
         )
@@ -141,6 +143,15 @@ class BaseClient:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
+
+
+def _fallback(settings: Settings, environment: Environment) -> Fallback | None:
+    wanted = settings.get("fallback") or environment.fallback or "none"
+    if wanted not in ("local", "none"):
+        raise ValueError(f"A fall-back is 'local' or 'none', not {wanted!r}.")
+    if wanted == "none":
+        return None
+    return Fallback(LocalModel.of(settings.get("local_model") or environment.local_model))
 
 
 def _checked(url: str) -> str:

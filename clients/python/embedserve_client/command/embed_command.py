@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from embedserve_client.base import How
+from embedserve_client.base import How, Settings
 from embedserve_client.command.whom import add_whom, finish, whom
 from embedserve_client.files.job import FileJob, OnEmpty, Run
 from embedserve_client.files.journal import Progress as Done
@@ -92,7 +92,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     # A service may be away for longer than a few tries: the time is the bound, not their number.
-    settings = {"timeout_s": arguments.patience, "retry": Retry(attempts=sys.maxsize)}
+    settings: Settings = {"timeout_s": arguments.patience, "retry": Retry(attempts=sys.maxsize)}
     shown = Display(source, quiet=arguments.quiet)
     with whom(arguments, **settings) as embedder, shown:
         run = Run(job, embedder, shown.update)

@@ -5,9 +5,10 @@ import asyncio
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from embedserve_client.async_client import AsyncClient
+from embedserve_client.base import Settings
 from embedserve_client.files.job import Embedder
 from embedserve_client.in_process import InProcess
 from embedserve_client.local import LocalModel
@@ -48,7 +49,7 @@ def add_whom(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def whom(arguments: argparse.Namespace, **settings: Any) -> Iterator[Embedder]:
+def whom(arguments: argparse.Namespace, **settings: Unpack[Settings]) -> Iterator[Embedder]:
     """Who computes, to `finish` work with; `settings` are those of an `AsyncClient`.
 
     Raises:
