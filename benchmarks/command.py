@@ -7,7 +7,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.target import DIALECTS, HANDLE, HandleTarget, HttpTarget, Target
+from benchmarks.target import (
+    DIALECTS,
+    HANDLE,
+    OURS,
+    ClientTarget,
+    HandleTarget,
+    HttpTarget,
+    Target,
+)
 from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
@@ -95,9 +103,10 @@ def _count(text: str) -> int:
 
 
 def _url(text: str) -> str:
-    if not text.startswith(("http://", HANDLE)):
+    if not text.startswith(("http://", OURS, HANDLE)):
         raise argparse.ArgumentTypeError(
-            f"{text} is neither http://host:port (TLS isn't spoken) nor {HANDLE}application"
+            f"{text} is neither http://host:port (TLS isn't spoken), nor {OURS}http://host:port "
+            f"(through our own client), nor {HANDLE}application"
         )
     return text
 
@@ -105,6 +114,8 @@ def _url(text: str) -> str:
 def _target(url: str, dialect: str, model: str) -> Target:
     if url.startswith(HANDLE):
         return HandleTarget(url.removeprefix(HANDLE))
+    if url.startswith(OURS):
+        return ClientTarget(url.removeprefix(OURS))
     return HttpTarget(url, dialect, model)
 
 

@@ -1,4 +1,4 @@
-"""What is put under load: an HTTP server in its dialect, or the handle of a Ray application."""
+"""What is put under load: an HTTP server, by itself or through our own client, or a Ray handle."""
 
 import asyncio
 import logging
@@ -13,6 +13,8 @@ import orjson
 
 from benchmarks.client import Client, HttpClient
 from benchmarks.connection import Connection
+from embedserve_client import AsyncClient, EmbedError, Retry
+from embedserve_client import Client as OwnClient
 from serve_app.types import Float32
 
 _TIMEOUT_S = 60.0
@@ -23,6 +25,7 @@ _BODIES: dict[str, tuple[str, Callable[[list[str], str], dict[str, Any]]]] = {
 }
 DIALECTS = tuple(_BODIES)
 HANDLE = "ray:"
+OURS = "client:"
 
 
 class Target(Protocol):
@@ -105,6 +108,57 @@ class HttpTarget:
     def _address(self) -> tuple[str, int]:
         parts = urlsplit(self.url)
         return parts.hostname or "127.0.0.1", parts.port or 80
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTarget:
+    """A server that is asked through our own Python client, to tell what that costs."""
+
+    address: str
+
+    @property
+    def url(self) -> str:
+        """`client:` and the address."""
+        return f"{OURS}{self.address}"
+
+    def describe(self) -> dict[str, str]:
+        """What a record tells of it."""
+        return {"url": self.url, "dialect": "client"}
+
+    def client(self, most: int) -> Client:
+        """A client with at most `most` calls on their way."""
+        return _OwnClient(self.address, most)
+
+    async def knock(self) -> None:
+        """Asks whether it is there."""
+        async with AsyncClient(self.address) as client:
+            if not await client.is_healthy():
+                raise OSError(f"Nobody answers at {self.address}.")
+
+    def vectors(self, texts: list[str]) -> Float32:
+        """The server's vectors of texts, shape (n, dim)."""
+        try:
+            with OwnClient(self.address) as client:
+                return client.embed(texts)
+        except EmbedError as error:
+            raise OSError(str(error)) from None
+
+
+class _OwnClient:
+    def __init__(self, address: str, most: int) -> None:
+        self._client = AsyncClient(address, retry=Retry(attempts=0))
+        self._places = asyncio.Semaphore(most)
+
+    async def ask(self, texts: list[str]) -> str | None:
+        async with self._places:
+            try:
+                await self._client.embed(texts)
+            except EmbedError as error:
+                return error.code
+        return None
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from embedserve_client.command.main import main
 
+from embedserve_client.command.main import main
 from serve_app import __version__, cli
 from serve_app.config import MINILM, AppConfig, settings_markdown
 from serve_app.engine.choice import Choice, choose

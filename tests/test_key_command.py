@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from embedserve_client.command.main import main
 
+from embedserve_client.command.main import main
 from serve_app import cli, key_command
 from serve_app.access.keys import KeyRing, digest, new_key
 from serve_app.config import AccessSettings

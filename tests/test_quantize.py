@@ -4,23 +4,19 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
-from serve_app.config import MINILM
 from serve_app.engine.ranges import ranges_around
-from serve_app.models import folder
 from serve_app.quantize import quantize
 from serve_app.types import Float32
-from tests.engine.texts import mixed_texts
+from tests.engine import reference
 
 Kind = Literal["int8", "uint8"]
 
 
 @pytest.fixture(scope="module")
 def vectors() -> Float32:
-    model = SentenceTransformer(str(folder(MINILM)), device="cpu", local_files_only=True)
-    return np.asarray(model.encode(mixed_texts(120)), dtype=np.float32)
+    return reference.vectors(120)
 
 
 @pytest.fixture(scope="module")

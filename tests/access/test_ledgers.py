@@ -53,16 +53,25 @@ async def opened(
         await ledger.close()
 
 
-@pytest.fixture(params=["memory", "server", "cluster"])
-async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ledger]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]:
+    """One for all tests: a cluster takes nothing in the first two seconds."""
+    with ValkeyProcess(tmp_path_factory.mktemp("cluster"), cluster=True) as process:
+        yield process
+
+
+@pytest.fixture(params=["memory", "valkey", "cluster"])
+async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[Ledger]:
     if request.param == "memory":
         yield MemoryLedger()
         return
-    with ValkeyProcess(tmp_path / "valkey", cluster=request.param == "cluster") as valkey:
-        meter = Meter()
-        async with opened(valkey.url, meter=meter) as shared:
-            yield shared
-        assert fallbacks(meter) == {}
+    server: ValkeyProcess = request.getfixturevalue(request.param)
+    server.call("FLUSHALL")
+    server.call("SCRIPT", "FLUSH")
+    meter = Meter()
+    async with opened(server.url, meter=meter) as shared:
+        yield shared
+    assert fallbacks(meter) == {}
 
 
 def fallbacks(meter: Meter) -> dict[str, float]:

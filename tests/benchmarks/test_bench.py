@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from embedserve_client.command.main import main
 
 from benchmarks.peers.base import Peer
 from benchmarks.target import DIALECTS
 from benchmarks.workloads import WORKLOADS
+from embedserve_client.command.main import main
 from serve_app.launch import free_port
 from tests.benchmarks.server import Server
 

@@ -25,8 +25,6 @@ def _shipped_encodings() -> str:
 
 # The clients read these when they are imported, which is after this.
 os.environ |= {
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "LANGSMITH_TRACING": "false",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "TIKTOKEN_CACHE_DIR": _shipped_encodings(),

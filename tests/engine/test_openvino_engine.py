@@ -19,8 +19,9 @@ from serve_app.engine.openvino_engine import OpenVinoEngine
 from serve_app.engine.prepared import Prepared, prepared
 from serve_app.engine.ranges import ranges_around, read_ranges
 from serve_app.errors import SpaceMismatch
-from serve_app.models import folder, resolve
+from serve_app.models import resolve
 from serve_app.types import Float32
+from tests.engine.reference import model, vectors
 from tests.engine.texts import mixed_texts
 
 TEXTS = mixed_texts(100)
@@ -31,7 +32,7 @@ GATES = {"fp32": 0.99999, "bf16": 0.9999}
 
 @pytest.fixture(scope="module")
 def reference() -> SentenceTransformer:
-    return SentenceTransformer(str(folder(MINILM)), device="cpu", local_files_only=True)
+    return model()
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +65,15 @@ def embed(engine: OpenVinoEngine, texts: list[str], batch: int) -> Float32:
     )
 
 
+@pytest.fixture(scope="module")
+def by_16(engine: OpenVinoEngine) -> Float32:
+    return embed(engine, TEXTS, 16)
+
+
 def test_vectors_are_those_of_sentence_transformers(
-    engine: OpenVinoEngine, reference: SentenceTransformer, precision: str
+    engine: OpenVinoEngine, by_16: Float32, precision: str
 ) -> None:
-    expected = reference.encode(TEXTS)
-    got = embed(engine, TEXTS, 16)
+    expected, got = vectors(len(TEXTS)), by_16
     cosine = (got * expected).sum(axis=1) / np.linalg.norm(got, axis=1)
     assert cosine.min() >= GATES[precision]
     assert got.dtype == np.float32
@@ -84,11 +89,13 @@ def test_tokens_are_the_tokenizers_own(
     assert any(t.truncated for t in tokens)
 
 
-def test_a_vector_does_not_depend_on_its_batch(engine: OpenVinoEngine, precision: str) -> None:
+def test_a_vector_does_not_depend_on_its_batch(
+    engine: OpenVinoEngine, by_16: Float32, precision: str
+) -> None:
     tolerance = {"fp32": 1e-5, "bf16": 2e-3}[precision]
-    together = embed(engine, TEXTS, 32)
+    together = embed(engine, TEXTS[::-1], 32)[::-1]
     np.testing.assert_allclose(embed(engine, TEXTS, 1), together, atol=tolerance)
-    np.testing.assert_allclose(embed(engine, TEXTS[::-1], 16)[::-1], together, atol=tolerance)
+    np.testing.assert_allclose(by_16, together, atol=tolerance)
 
 
 def test_a_result_is_not_overwritten_by_the_next_run(engine: OpenVinoEngine) -> None:
@@ -105,9 +112,10 @@ def test_as_many_threads_as_streams_give_the_vectors_of_one(made: Prepared, prec
     batches += [engine.tokenize([text]) for text in ("short", "a short one", "one")]
     with ThreadPoolExecutor(4) as pool:  # more than it has: two of them wait
         got = list(pool.map(engine.embed, batches * 3))
-    for vectors, batch in zip(got, batches * 3, strict=True):
+    alone = list(map(engine.embed, batches))
+    for values, expected in zip(got, alone * 3, strict=True):
         tolerance = {"fp32": 1e-5, "bf16": 2e-3}[precision]
-        np.testing.assert_allclose(vectors, engine.embed(batch), atol=tolerance)
+        np.testing.assert_allclose(values, expected, atol=tolerance)
 
 
 def test_the_gate_was_passed_and_is_kept(made: Prepared, precision: str) -> None:
@@ -183,7 +191,8 @@ def test_asking_for_tokens_changes_no_vector_of_a_text(made: Prepared, precision
     calls: list[Callable[[Any], Any]] = [engine.embed, engine.embed_tokens] * 5
     with ThreadPoolExecutor(4) as pool:  # the first of them compiles, while others compute
         got = list(pool.map(lambda call, batch: call(batch), calls * 2, batches * 2))
-    for values, call, batch in zip(got, calls * 2, batches * 2, strict=True):
-        for one, same in zip(values, call(batch), strict=True):
+    alone = [call(batch) for call, batch in zip(calls, batches, strict=True)]
+    for values, expected in zip(got, alone * 2, strict=True):
+        for one, same in zip(values, expected, strict=True):
             np.testing.assert_allclose(one, same, atol={"fp32": 1e-4, "bf16": 5e-2}[precision])
     assert np.array_equal(embed(engine, TEXTS[:40], 8), before)

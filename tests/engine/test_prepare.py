@@ -1,5 +1,6 @@
 """Converting models of other kinds: tiny ones with fixed random weights."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from transformers import (
 )
 
 from serve_app.config import MINILM, ModelConfig
+from serve_app.engine import kept
+from serve_app.engine.kept import Recipe
+from serve_app.engine.prepare import prepare
 from serve_app.engine.prepared import prepared
 from serve_app.errors import ParityFailed
 from serve_app.models import folder, resolve
@@ -56,8 +60,19 @@ def tiny(place: Path, kind: str, pooling: str, *, dense: bool = False) -> ModelC
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converts in this process; one of its own for each would mostly load torch once more."""
+
+    def make(place: Path, recipe: Recipe) -> None:
+        assert recipe.module == prepare.__module__
+        config, precision = recipe.arguments
+        place.mkdir()
+        with warnings.catch_warnings(action="ignore"):  # in a process of its own they are lost
+            prepare(ModelConfig.model_validate_json(config), precision, place)
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CI", "true")  # as kept does it: the converter reports to nobody
+    monkeypatch.setattr(kept, "_make", make)
 
 
 @pytest.mark.parametrize(

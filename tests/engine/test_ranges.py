@@ -25,9 +25,9 @@ from serve_app.engine.ranges import (
     write_ranges,
 )
 from serve_app.errors import ConfigurationError
-from serve_app.models import folder, resolve
+from serve_app.models import resolve
 from serve_app.types import Float32
-from tests.engine.texts import mixed_texts
+from tests.engine import reference
 
 #: Of all texts. If it changes, `RANGES_FORMAT` must change with it: codes lie in indexes.
 CORPUS_SHA256 = "4a047069f29cd136d6d3f0feeab32f8f551ca857451051da4f4155693c0b0e28"
@@ -35,7 +35,7 @@ CORPUS_SHA256 = "4a047069f29cd136d6d3f0feeab32f8f551ca857451051da4f4155693c0b0e2
 
 @pytest.fixture(scope="module")
 def model() -> SentenceTransformer:
-    return SentenceTransformer(str(folder(MINILM)), device="cpu", local_files_only=True)
+    return reference.model()
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +65,8 @@ def test_the_corpus_has_texts_of_all_lengths_and_many_scripts() -> None:
     assert not any("{" in text for text in texts)  # nothing was left to be filled in
 
 
-def test_a_models_ranges_hold_nearly_all_that_it_gives(
-    calibrated: Float32, model: SentenceTransformer
-) -> None:
-    others: Float32 = model.encode(mixed_texts(160))  # much odder than the corpus
+def test_a_models_ranges_hold_nearly_all_that_it_gives(calibrated: Float32) -> None:
+    others = reference.vectors(160)  # much odder than the corpus
     outside = (others < calibrated[0]) | (others > calibrated[1])
     assert calibrated.shape == (2, 384)
     assert outside.mean() < 0.001

@@ -11,7 +11,8 @@ from serve_app.engine import torch_engine
 from serve_app.engine.parity import GATES
 from serve_app.engine.torch_engine import TorchEngine
 from serve_app.errors import ConfigurationError, ParityFailed, SpaceMismatch
-from serve_app.models import folder, resolve
+from serve_app.models import resolve
+from tests.engine.reference import model, vectors
 from tests.engine.texts import mixed_texts
 
 TEXTS = mixed_texts(120)
@@ -19,7 +20,7 @@ TEXTS = mixed_texts(120)
 
 @pytest.fixture(scope="module")
 def reference() -> SentenceTransformer:
-    return SentenceTransformer(str(folder(MINILM)), device="cpu", local_files_only=True)
+    return model()
 
 
 def load(precision: str) -> TorchEngine:
@@ -37,10 +38,8 @@ def bf16() -> TorchEngine:
     return load("bf16")
 
 
-def test_vectors_are_those_of_sentence_transformers(
-    engine: TorchEngine, reference: SentenceTransformer
-) -> None:
-    expected = reference.encode(TEXTS)
+def test_vectors_are_those_of_sentence_transformers(engine: TorchEngine) -> None:
+    expected = vectors(len(TEXTS))
     tokens = engine.tokenize(TEXTS)
     got = np.concatenate([engine.embed(tokens[i : i + 32]) for i in range(0, len(TEXTS), 32)])
     cosine = (got * expected).sum(axis=1) / np.linalg.norm(got, axis=1)
@@ -75,10 +74,8 @@ def test_fp32_is_the_reference_itself(engine: TorchEngine) -> None:
     assert (engine.info.precision, engine.info.parity, engine.streams) == ("fp32", None, 1)
 
 
-def test_bf16_passes_its_gate_and_gives_float32(
-    bf16: TorchEngine, reference: SentenceTransformer
-) -> None:
-    expected = reference.encode(TEXTS)
+def test_bf16_passes_its_gate_and_gives_float32(bf16: TorchEngine) -> None:
+    expected = vectors(len(TEXTS))
     tokens = bf16.tokenize(TEXTS)
     got = np.concatenate([bf16.embed(tokens[i : i + 16]) for i in range(0, len(TEXTS), 16)])
     cosine = (got * expected).sum(axis=1) / np.linalg.norm(got, axis=1)
@@ -142,17 +139,15 @@ def test_a_gpu_that_pytorch_cannot_reach_is_told(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_on_a_gpu_two_threads_give_the_vectors_of_one(
-    precision: str, reference: SentenceTransformer
-) -> None:
+def test_on_a_gpu_two_threads_give_the_vectors_of_one(precision: str) -> None:
     spec = resolve(MINILM, precision)
     engine = TorchEngine(MINILM, spec, device="cuda", precision=precision, threads=1)
     batches = [engine.tokenize(TEXTS[i : i + 8]) for i in range(0, len(TEXTS), 8)] * 8
     with ThreadPoolExecutor(engine.streams) as pool:
         got = list(pool.map(engine.embed, batches))
-    for vectors, batch in zip(got, batches, strict=True):
-        np.testing.assert_array_equal(vectors, engine.embed(batch))
-    expected = reference.encode(TEXTS)
+    for values, batch in zip(got, batches, strict=True):
+        np.testing.assert_array_equal(values, engine.embed(batch))
+    expected = vectors(len(TEXTS))
     cosine = (np.concatenate(got[: len(got) // 8]) * expected).sum(axis=1)
     assert cosine.min() >= 0.9998
 

@@ -23,6 +23,9 @@ from serve_app.launch import Launch, beside, free_port
 
 ROOT = Path(__file__).parents[2]
 
+# Ray's processes give way to others by default: here to the tests that run meanwhile.
+os.environ |= {"RAY_worker_niceness": "0"}
+
 #: What the tests change in serve_config.yaml, so that they needn't wait for minutes.
 USER_CONFIG = {
     "Ingress": {"health_max_age_s": 1, "health_timeout_s": 2},
@@ -90,11 +93,25 @@ class Service:
         """Runs code as another Ray driver would, and returns what it prints."""
         return self.command("-c", code)
 
+    def _gcs_address(self) -> str:
+        for process in self.launch.processes():
+            with suppress(psutil.NoSuchProcess):
+                if found := re.search(r"--gcs-address=(\S+)", " ".join(process.cmdline())):
+                    return found.group(1)
+        raise AssertionError("The service has no Ray.")
+
     def command(self, *words: str) -> str:
         """Runs Python with these arguments, on the service's Ray; what it prints."""
         done = subprocess.run(
             [sys.executable, *words],
-            env={**os.environ, **self._env, "RAY_ADDRESS": "auto"},
+            # `auto` may find another Ray on this machine; and where it isn't asked to look for an
+            # address, Ray needs to be told to read its token.
+            env={
+                **os.environ,
+                **self._env,
+                "RAY_ADDRESS": self._gcs_address(),
+                "RAY_AUTH_MODE": "token",
+            },
             capture_output=True,
             text=True,
             timeout=120,
@@ -110,13 +127,14 @@ class Service:
             await asyncio.sleep(0.5)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service() -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
         config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
         config = beside(config, free_port(), Path(scratch))
         args = config["applications"][0].setdefault("args", {})
         args["cache"] = {"folder": f"{scratch}/cache"}
+        args["cors_origins"] = ["*"]
         for deployment in config["applications"][0]["deployments"]:
             deployment.setdefault("user_config", {}).update(USER_CONFIG.get(deployment["name"], {}))
             if deployment["name"] == "Embedder":

@@ -5,7 +5,7 @@ import orjson
 from tests.on_ray.conftest import Service
 
 RUN = """
-from serve_app.cli import main
+from embedserve_client.command.main import main
 asked = ["bench", "run", "{url}", "--duration", "1.5", "--warmup", "0.5"]
 raise SystemExit(main([*asked, *{more}]))
 """

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import tempfile
 import time
 from base64 import b64decode
 from collections.abc import Sequence
@@ -14,10 +13,8 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-import yaml
 
-from serve_app.launch import Launch, beside, free_port
-from tests.on_ray.conftest import ROOT, Load, Service
+from tests.on_ray.conftest import Load, Service
 
 CLI = ("-m", "serve_app.cli", "cache")
 
@@ -41,33 +38,6 @@ def ask(url: str, texts: Sequence[str], **fields: object) -> tuple[bytes, str]:
 def reports(service: Service) -> dict[str, Any]:
     found = json.loads(service.command(*CLI, "stats", "--json"))
     return {report["deployment"]: report for report in found}
-
-
-def test_what_is_known_is_not_computed_again_even_after_a_restart() -> None:
-    texts = new_texts(1000)
-    given: list[tuple[bytes, str]] = []
-    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
-        for life in ("serve_config.yaml", "configs/one-machine.yaml"):  # which share their keys
-            config = yaml.safe_load((ROOT / life).read_text("utf-8"))
-            config["applications"][0]["args"]["cache"] = {"folder": f"{scratch}/cache"}
-            launch = Launch(
-                beside(config, free_port(), Path(scratch)),
-                env={"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
-            )
-            launch.start()
-            try:
-                for doing in launch.wait_until_ready(timeout_s=180):
-                    print(life, doing)
-                given += [ask(launch.url, texts) for _ in range(2)]
-            finally:
-                launch.stop()
-    assert [cache for _, cache in given] == [
-        "hits=0; misses=1000",
-        "hits=1000; misses=0; tier=l1",
-        "hits=1000; misses=0; tier=l2",
-        "hits=1000; misses=0; tier=l1",
-    ]
-    assert len({vectors for vectors, _ in given}) == 1
 
 
 async def test_only_new_texts_are_computed_and_each_once(service: Service) -> None:

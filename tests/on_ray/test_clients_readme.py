@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +68,6 @@ def test_each_example_is_tried_here() -> None:
     assert len(python) == len(EXAMPLES) + len(ON_RAY)
     for words in (*EXAMPLES, *ON_RAY):
         assert block("python", words)
-    assert [kind for kind, _ in BLOCKS].count("js") == 2
 
 
 @pytest.mark.parametrize("words", EXAMPLES)
@@ -130,28 +128,3 @@ def test_a_new_user_in_a_shell(service: Service, installed: Path, tmp_path: Path
 def test_curl(service: Service, tmp_path: Path) -> None:
     printed = run(["bash", "-ec", at(service, block("bash", "curl"))], tmp_path, service)
     assert len(json.loads(printed)["data"]) == 2
-
-
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a program for Node, in which a new user has installed the client."""
-    if shutil.which("npm") is None:
-        pytest.skip("There is no Node.js here.")
-    folder = tmp_path_factory.mktemp("node")
-    source = folder / "typescript"
-    unwanted = shutil.ignore_patterns("node_modules", "dist", "build", "*.tgz")
-    shutil.copytree(ROOT / "clients" / "typescript", source, ignore=unwanted)
-    command = block("bash", "npm ci").replace("cd clients/typescript", f"cd {source}")
-    (folder / "package.json").write_text('{"type": "module", "private": true}')
-    for words in (command, f"npm install {source}/*.tgz openai"):
-        subprocess.run(["bash", "-ec", words], cwd=folder, check=True, timeout=300)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("words", "shown"), [("EmbedClient", r"2 384 \w{16}-\w+\n"), ("OpenAI", "384\n")]
-)
-def test_node(service: Service, node: Path, words: str, shown: str) -> None:
-    (node / "example.mjs").write_text(at(service, block("js", words)))
-    printed = run(["node", "example.mjs"], node, service)
-    assert re.fullmatch(shown, printed), printed

@@ -9,13 +9,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import pytest
 import yaml
 
 from serve_app.launch import free_port
+from tests.on_ray.test_cache import ask, new_texts
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,46 +84,64 @@ def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
         assert started_in(scratch) == []
 
 
-@pytest.mark.parametrize(
-    ("config", "signals"),
-    [
-        pytest.param("serve_config.yaml", [signal.SIGINT], id="default, Ctrl-C"),
-        pytest.param(
-            "configs/portable.yaml", [signal.SIGTERM, *[signal.SIGINT] * 3], id="portable, hurried"
-        ),
-    ],
-)
-def test_start_use_and_end(config: str, signals: list[signal.Signals]) -> None:
-    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "serve_app.cli", "serve"),
-                *(with_cache_in(config, scratch), "--port", str(free_port())),
-            ],
-            env={**os.environ, "RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+@contextmanager
+def by_command(config: str, scratch: str, *signals: signal.Signals) -> Iterator[str]:
+    """A service that a person starts, tries as it says, and ends; its URL."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "serve_app.cli", "serve"),
+            *(with_cache_in(config, scratch), "--port", str(free_port())),
+        ],
+        env={**os.environ, "RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        shown = read_until(process, r"curl [\s\S]*'\n", timeout_s=180)
+        for stage in ("model", "weights", "space", "Ray", "replicas", "ready"):
+            assert stage in shown
+        started = family(process)
+        assert any(map(is_haproxy, started)) == (config != "configs/portable.yaml")
+        assert any("valkey-server" in p.name() for p in started_in(f"{scratch}/cache"))
+        curl = shown[shown.index("curl ") :]
+        reply = subprocess.run(
+            ["bash", "-c", f"{curl.strip()} -s"], capture_output=True, check=True, timeout=60
         )
-        try:
-            shown = read_until(process, r"curl [\s\S]*'\n", timeout_s=180)
-            for stage in ("model", "weights", "space", "Ray", "replicas", "ready"):
-                assert stage in shown
-            started = family(process)
-            assert any(map(is_haproxy, started)) == (config != "configs/portable.yaml")
-            assert any("valkey-server" in p.name() for p in started_in(f"{scratch}/cache"))
-            curl = shown[shown.index("curl ") :]
-            reply = subprocess.run(
-                ["bash", "-c", f"{curl.strip()} -s"], capture_output=True, check=True, timeout=60
-            )
-            assert len(json.loads(reply.stdout)["data"][0]["embedding"]) == 384
-        finally:
-            for number in signals:
-                process.send_signal(number)
-                time.sleep(1)
-            last_words, _ = process.communicate(timeout=60)
-        assert process.returncode == 0
-        assert "stopped" in last_words
-        assert [child for child in started if child.is_running()] == []
-        assert started_in(scratch) == []
+        assert len(json.loads(reply.stdout)["data"][0]["embedding"]) == 384
+        yield curl.split()[1].removesuffix("/v1/embeddings")
+    finally:
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(1)
+        last_words, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "stopped" in last_words
+    assert [child for child in started if child.is_running()] == []
+    assert started_in(scratch) == []
+
+
+def test_start_use_and_end_in_a_hurry() -> None:
+    signals = [signal.SIGTERM, *[signal.SIGINT] * 3]
+    with (
+        tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch,
+        by_command("configs/portable.yaml", scratch, *signals),
+    ):
+        pass
+
+
+def test_start_use_and_end_and_what_is_known_is_not_computed_again() -> None:
+    texts = new_texts(1000)
+    given: list[tuple[bytes, str]] = []
+    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+        for life in ("serve_config.yaml", "configs/one-machine.yaml"):  # which share their keys
+            with by_command(life, scratch, signal.SIGINT) as url:
+                given += [ask(url, texts) for _ in range(2)]
+    assert [cache for _, cache in given] == [
+        "hits=0; misses=1000",
+        "hits=1000; misses=0; tier=l1",
+        "hits=1000; misses=0; tier=l2",
+        "hits=1000; misses=0; tier=l1",
+    ]
+    assert len({vectors for vectors, _ in given}) == 1

@@ -1,16 +1,13 @@
 """Ray Data against the running service, as jobs of its own Ray; nothing here needs a CPU."""
 
 import json
-import re
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
-import psutil
 import pyarrow.parquet
 import pytest
 
@@ -18,19 +15,14 @@ from serve_app.types import Float32
 from tests.on_ray.conftest import ROOT, USER_CONFIG, Service
 
 EXAMPLE = "examples/embed_rows.py"
-#: What is run gets the address of the service's own Ray first: `auto` may find another one on this
-#: machine. Ray reads a token that lies there by itself only where it looks for an address, too.
-OWN_RAY = """
-import os, sys
-os.environ["RAY_ADDRESS"] = sys.argv.pop(1)
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-"""
 SUBMIT = """
+import os, sys
+os.environ["RAY_ADDRESS"] = sys.argv.pop(1)  # here that of the dashboard
 from ray.scripts.scripts import main
 main()
 """
 BEGIN = """
-import json
+import json, sys
 import numpy as np
 import ray
 ray.init(log_to_driver=False)
@@ -112,21 +104,11 @@ def over_http(service: Service, texts: list[str], **fields: object) -> Float32:
     return np.frombuffer(reply.content, "<f4").reshape(len(texts), -1)
 
 
-def gcs_address(service: Service) -> str:
-    for process in service.launch.processes():
-        with suppress(psutil.NoSuchProcess):
-            if found := re.search(r"--gcs-address=(\S+)", " ".join(process.cmdline())):
-                return found.group(1)
-    raise AssertionError("The service has no Ray.")
-
-
 def as_job(service: Service, tmp_path: Path, code: str, texts: list[str]) -> tuple[str, Any]:
     """What a job prints, and the array that it saves."""
     given, made = tmp_path / "texts.json", tmp_path / "vectors.npy"
     given.write_text(json.dumps(texts), "utf-8")
-    printed = service.command(
-        "-c", OWN_RAY + BEGIN + code, gcs_address(service), str(given), str(made)
-    )
+    printed = service.command("-c", BEGIN + code, str(given), str(made))
     return printed, np.load(made)
 
 
@@ -172,7 +154,7 @@ def test_the_example_as_a_job(service: Service, tmp_path: Path) -> None:
     file.write_text("".join(json.dumps({"n": i, "t": t}) + "\n" for i, t in enumerate(asked)))
     dashboard = service.launch._dashboard
     assert dashboard
-    submit = ("-c", OWN_RAY + SUBMIT, dashboard, "job", "submit")
+    submit = ("-c", SUBMIT, dashboard, "job", "submit")
     job = ("--working-dir", str(ROOT / "clients" / "python"), "--", sys.executable, EXAMPLE)
     options = (
         "--column",
