@@ -1,7 +1,7 @@
 """A run of everything takes two processes, since waiting is most of what tests of a service do.
 
-One has the tests that start a service or measure, one after the other; the other process has all
-the rest, which computes, and pauses while a test must have the machine to itself. Who names files
+One has the tests that start a service or measure, one after the other; the other process has the
+rest, folder by folder, which computes, and pauses while a test must have the machine to itself. Who names files
 or tests gets one process, whose output and debugger are at hand; so does `-n 0`.
 """
 
@@ -56,7 +56,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 class _InTwo(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
-        return "services" if nodeid.startswith((_ON_RAY, _BENCHMARKS)) else "the rest"
+        if nodeid.startswith((_ON_RAY, _BENCHMARKS)):
+            return "services"
+        return nodeid.split("/")[1]  # a folder of tests shares what it has loaded
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

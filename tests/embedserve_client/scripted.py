@@ -79,6 +79,7 @@ class Scripted(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.script: list[Act] = []
         self.healthy = True
+        self.outlasted = False  #: a client waited for longer than anybody should
         self.asked: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -151,8 +152,10 @@ def drip(handler: Handler) -> None:
     for _ in range(200):
         handler.wfile.write(b"x")
         time.sleep(0.05)
+    handler.server.outlasted = True
 
 
 def silence(handler: Handler) -> None:
     """Nothing, for longer than anybody waits."""
     time.sleep(5)
+    handler.server.outlasted = True

@@ -10,6 +10,7 @@
 
 import getpass
 import os
+import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,10 +44,11 @@ def run_folder() -> Path:
     """Where programs of one user that share a service find each other; nobody else may look in.
 
     Raises:
-        PermissionError: somebody else has made it.
+        PermissionError: somebody else has made it, or it is no folder.
     """
     folder = Path(tempfile.gettempdir()) / f"embedserve-{getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user. Remove it, or set TMPDIR.")
+    about = folder.lstat()
+    if hasattr(os, "getuid") and (about.st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode)):
+        raise PermissionError(f"{folder} is somebody else's. Remove it, or set TMPDIR.")
     return folder
