@@ -1,8 +1,8 @@
 """A run of everything takes two processes, since waiting is most of what tests of a service do.
 
 One has the tests that start a service or measure, one after the other; the other process has the
-rest, folder by folder, which computes, and pauses while a test must have the machine to itself. Who names files
-or tests gets one process, whose output and debugger are at hand; so does `-n 0`.
+rest, folder by folder, which computes, and pauses while a test must have the machine to itself. Who
+names files or tests gets one process, whose output and debugger are at hand; so does `-n 0`.
 """
 
 import fcntl
