@@ -17,7 +17,7 @@ from xdist.scheduler import LoadScopeScheduling
 _ON_RAY = "tests/on_ray/"
 _BENCHMARKS = "tests/benchmarks/"
 #: What is asserted here comes out otherwise when something else wants the cores.
-_ALONE = (_ON_RAY + "test_faults.py", _ON_RAY + "test_served.py", _BENCHMARKS)
+_ALONE = (_ON_RAY + "test_faults.py", _ON_RAY + "test_served.py")
 
 # Read when huggingface_hub is imported, which most folders do: else the first test of a day to use
 # it asks its makers' server for something.

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from embedserve_client import Client, EmbedError, NotRunning, Supervisor
+from embedserve_client import Client, EmbedError, NotRunning, Retry, Supervisor
 from embedserve_client.service_room import Room
 from serve_app.launch import free_port
 from tests.embedserve_client.scripted import scripted, vector
@@ -234,7 +234,8 @@ def test_a_kill_in_the_middle_of_a_thousand_calls(place: Place) -> None:
     wrong: list[str] = []
     done = threading.Semaphore(0)
 
-    with Client(supervisor.url, timeout_s=30) as client:
+    patient = Retry(attempts=1000, most_wait_s=0.5)  # the time is what bounds it
+    with Client(supervisor.url, timeout_s=60, retry=patient) as client:
 
         def ask(first: int) -> None:
             for i in range(first, 1000, 8):
