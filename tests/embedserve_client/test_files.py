@@ -156,9 +156,10 @@ def test_what_came_after_the_last_save_is_cut_off(tmp_path: Path, target: str) -
         (left / "000007.parquet").write_bytes(b"torn")
     else:
         with left.open("ab") as file:
-            file.write(b"torn in the mid")
+            file.write(b"torn in the middle" * 100_000)  # longer than all that is still to come
     run(given, out)
     assert np.array_equal(read(out), expected(given))
+    assert b"torn" not in out.read_bytes()
 
 
 def test_another_job_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -230,6 +231,12 @@ def test_a_file_that_is_wrong_is_told_of(
     with pytest.raises(FileError, match=words):
         run(tmp_path / name, tmp_path / "out.npy")
     assert not (tmp_path / "out.npy").exists()
+
+
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a\nbc\n", "utf-8-sig")
+    run(tmp_path / "in.txt", tmp_path / "out.npy")
+    assert np.array_equal(read(tmp_path / "out.npy"), expected(tmp_path, ["a", "bc"]))
 
 
 def test_strings_are_json_lines_too(tmp_path: Path) -> None:

@@ -95,10 +95,15 @@ async def test_answers_come_when_they_are_ready_not_in_the_order_of_questions() 
 
 async def test_no_more_are_read_than_may_be_under_way() -> None:
     embedder = Slow()
+    embedder.gates = dict.fromkeys((f"text {i}" for i in range(100)), asyncio.Event())
     lines = b"".join(line(i, text=f"text {i}") for i in range(100))
-    replies = await run(embedder, lines, most=5)
-    assert len(replies) == 101
-    assert embedder.most <= 5
+    running = asyncio.create_task(run(embedder, lines, most=5))
+    while embedder.under_way < 5:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.1)  # for more to come, if any do
+    embedder.gates["text 0"].set()
+    assert len(await running) == 101
+    assert embedder.most == 5
 
 
 @pytest.mark.parametrize(

@@ -228,9 +228,6 @@ class ParquetSink:
         self._parts = int(state.get("parts", 0))
         self._folder = partial(target)
         self._folder.mkdir(exist_ok=True)
-        for file in self._folder.iterdir():
-            if file.stem.isdigit() and int(file.stem) >= self._parts:
-                file.unlink()
 
     def write(self, records: Sequence[Record], vectors: Float32) -> None:
         """Keeps them until the next save."""
