@@ -15,6 +15,6 @@ compile("-p", "tsconfig.browser.json");
 
 compile("-p", "tsconfig.test.json");
 // Most of what they do is wait.
-const run = ["--test", "--test-concurrency=6", "build/tests/test/"];
+const run = ["--test", "--test-concurrency=3", "build/tests/test/"];
 const { status } = spawnSync(process.execPath, run, { stdio: "inherit" });
 process.exit(status ?? 1);

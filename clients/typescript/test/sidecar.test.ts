@@ -107,7 +107,7 @@ test("the configuration goes behind `serve`", async (t) => {
 });
 
 test("the first call starts it", async (t) => {
-  const { sidecar, log } = await fake(t, { slowMs: 200 }, { client: { timeout: 150 } });
+  const { sidecar, log } = await fake(t, { slowMs: 4000 }, { client: { timeout: 3000 } });
   const both = await Promise.all([sidecar.embed(["a"]), sidecar.embedSingle("b")]);
   assert.equal(both.length, 2);
   assert.equal(log().split("start").length, 2);
