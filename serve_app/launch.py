@@ -26,8 +26,8 @@ from typing import Any
 import psutil
 import yaml
 
-from serve_app.cache.supervisor import SAVE_S, owner_of
-from serve_app.lifetime import ends_with_me
+from serve_app.valkey.supervisor import SAVE_S, owner_of
+from serve_app.valkey.parent_death import ends_with_me
 
 _POLL_S = 0.3
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"

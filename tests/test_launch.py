@@ -10,7 +10,7 @@ import pytest
 import redis
 import yaml
 
-from serve_app.cache.embedded import lease_server
+from serve_app.valkey.embedded import lease_server
 from serve_app.launch import Launch, LaunchFailed, beside, free_port, taken_port
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "serve_config.yaml").read_text("utf-8"))
@@ -51,7 +51,7 @@ def test_a_child_that_ends_is_told_with_its_last_words() -> None:
 OWNER = """
 import os, signal, time
 from pathlib import Path
-from serve_app.cache.embedded import lease_server
+from serve_app.valkey.embedded import lease_server
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # who starts the tests may have it ignored
 lease_server(Path({base!r}), "service", os.getpid(), 10_000_000, grace_s=3600)
 time.sleep(3600)

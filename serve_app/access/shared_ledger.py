@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
-from serve_app.access.line import Line
+from serve_app.valkey.pipeline import Line
 from serve_app.access.quota import Level, MemoryLedger, Standing, Ticket, Waits
-from serve_app.cache.breaker import Breaker
-from serve_app.cache.embedded import EmbeddedUnavailable
-from serve_app.cache.redis_client import (
+from serve_app.valkey.breaker import Breaker
+from serve_app.valkey.embedded import EmbeddedUnavailable
+from serve_app.valkey.client import (
     Client,
     Script,
     close,
@@ -31,7 +31,7 @@ from serve_app.cache.redis_client import (
     run,
     words,
 )
-from serve_app.cache.server import Server
+from serve_app.valkey.shared_server import Server
 from serve_app.config import ApiKey
 from serve_app.errors import ConfigurationError
 from serve_app.metrics import QUOTA_FALLBACKS, Meter

@@ -14,8 +14,8 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from serve_app.cache.breaker import Breaker
-from serve_app.cache.redis_client import (
+from serve_app.valkey.breaker import Breaker
+from serve_app.valkey.client import (
     Client,
     ask,
     close,

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 
-from serve_app.cache.embedded import EmbeddedUnavailable
+from serve_app.valkey.embedded import EmbeddedUnavailable
 from serve_app.cache.redis_store import RedisStore
-from serve_app.cache.server import Server
+from serve_app.valkey.shared_server import Server
 from serve_app.config import CacheConfig
 from serve_app.metrics import Meter
 from serve_app.types import CacheState, StoreStats

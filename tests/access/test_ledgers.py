@@ -15,12 +15,12 @@ from serve_app.access.quota import Ledger, Level, MemoryLedger, Standing, Ticket
 from serve_app.access.shared_ledger import SharedLedger
 from serve_app.cache import redis_client
 from serve_app.cache import server as which_server
-from serve_app.cache.embedded import EmbeddedUnavailable
-from serve_app.cache.server import Server
+from serve_app.valkey.embedded import EmbeddedUnavailable
+from serve_app.valkey.shared_server import Server
 from serve_app.config import ApiKey, CacheConfig
 from serve_app.errors import ConfigurationError, QuotaExceeded
 from serve_app.metrics import QUOTA_FALLBACKS, Meter
-from tests.valkey import ValkeyProcess
+from tests.valkey_server import ValkeyProcess
 
 LIMIT_S = 20
 #: So slow that nothing comes back during a test.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
-from serve_app.cache.redis_client import connect
+from serve_app.valkey.client import connect
 from serve_app.cache.redis_store import RedisStore
 from serve_app.cache.value import Codec
 from serve_app.config import IngressSettings, ModelConfig
@@ -34,7 +34,7 @@ from serve_app.types import (
 from serve_app.web.dialects.openai import render
 from serve_app.web.output import Encoder
 from tests.fakes import FakeLookup
-from tests.valkey import ValkeyProcess
+from tests.valkey_server import ValkeyProcess
 
 #: Two widths, two limits; and with the last, one family at two limits.
 MODELS = [("hashing:16", 4), ("hashing:64", 4), ("hashing:64", 6)]

@@ -14,13 +14,13 @@ import pytest
 
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
-from serve_app.cache.redis_client import connect
+from serve_app.valkey.client import connect
 from serve_app.cache.redis_store import RedisStore
 from serve_app.cache.value import Codec
 from serve_app.metrics import Meter
 from serve_app.types import TextGroup, Tier
 from tests.fakes import DIM, FakeLookup, fake_vector
-from tests.valkey import ValkeyProcess
+from tests.valkey_server import ValkeyProcess
 
 TIMEOUT_S = 0.05
 #: A bound that holds on a busy machine too; what matters is that nobody waits for the server.

@@ -13,7 +13,7 @@ import uvloop
 from redis.asyncio import Redis, SSLConnection
 
 from serve_app.cache import redis_client, redis_store
-from serve_app.cache.redis_client import connect
+from serve_app.valkey.client import connect
 from serve_app.cache.redis_store import RedisStore
 from serve_app.errors import ConfigurationError, Unavailable
 from serve_app.metrics import (
@@ -25,7 +25,7 @@ from serve_app.metrics import (
     Meter,
     Metric,
 )
-from tests.valkey import ValkeyProcess
+from tests.valkey_server import ValkeyProcess
 
 #: Far above what anything here should take, far below "waits for ever".
 LIMIT_S = 10

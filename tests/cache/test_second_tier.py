@@ -9,16 +9,16 @@ import pytest
 from pydantic import SecretStr
 
 from serve_app.cache import server as which_server
-from serve_app.cache.embedded import EmbeddedUnavailable
+from serve_app.valkey.embedded import EmbeddedUnavailable
 from serve_app.cache.second_tier import SecondTier
-from serve_app.cache.supervisor import owner_of
+from serve_app.valkey.supervisor import owner_of
 from serve_app.cache.tiers import Tiers
 from serve_app.config import CacheConfig
 from serve_app.errors import ConfigurationError, Unavailable
 from serve_app.metrics import L2_UP, Meter
 from serve_app.types import CacheState, TextGroup, Tier
 from tests.fakes import SPEC, FakeLookup
-from tests.valkey import ValkeyProcess
+from tests.valkey_server import ValkeyProcess
 
 LIMIT_S = 20.0
 

@@ -6,7 +6,7 @@ import psutil
 
 PROGRAM = """
 import signal, subprocess, sys, time
-from serve_app.lifetime import ends_with_me
+from serve_app.valkey.parent_death import ends_with_me
 child = subprocess.Popen(
     [sys.executable, "-c", "import time; time.sleep(60)"], preexec_fn=ends_with_me(signal.SIGINT)
 )

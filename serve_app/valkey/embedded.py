@@ -16,8 +16,8 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from serve_app.cache.slot import Lock, Owner, Slot, Terms, ask, is_alive, locked_slots
-from serve_app.cache.supervisor import command
+from serve_app.valkey.slot import Lock, Owner, Slot, Terms, ask, is_alive, locked_slots
+from serve_app.valkey.supervisor import command
 
 _POLL_S = 0.02
 #: How long a crashed replica may take to be replaced before its server ends.

@@ -17,15 +17,15 @@ import pytest
 import redis
 
 from serve_app.cache import embedded, supervisor
-from serve_app.cache.embedded import EmbeddedUnavailable, Lease, default_base, lease_server
-from serve_app.cache.slot import slots_lock
+from serve_app.valkey.embedded import EmbeddedUnavailable, Lease, default_base, lease_server
+from serve_app.valkey.slot import slots_lock
 
 MB = 1_000_000
 LONG_S = 3600.0
 REPLICA = """
 import sys
 from pathlib import Path
-from serve_app.cache.embedded import lease_server
+from serve_app.valkey.embedded import lease_server
 base, service, owner_pid = sys.argv[1:]
 lease = lease_server(Path(base), service, int(owner_pid), 50_000_000, grace_s=3600)
 print(lease.socket, flush=True)
@@ -390,7 +390,7 @@ def test_owners_are_read_from_command_lines() -> None:
 
 
 def test_a_supervisor_loads_nothing_heavy() -> None:
-    code = "import sys, serve_app.cache.supervisor; print(*sys.modules)"
+    code = "import sys, serve_app.valkey.supervisor; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -1,6 +1,6 @@
 import pytest
 
-from serve_app.cache.breaker import Breaker
+from serve_app.valkey.breaker import Breaker
 
 
 class Clock:

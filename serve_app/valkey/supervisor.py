@@ -1,4 +1,4 @@
-"""Runs one cache server: `python -m serve_app.cache.supervisor FOLDER OWNER_PID BINARY`.
+"""Runs one cache server: `python -m serve_app.valkey.supervisor FOLDER OWNER_PID BINARY`.
 
 A process of its own that no replica is the parent of, so that the server outlives a replica's
 crash. It starts the server again when it dies, and ends it when nobody needs it any more.
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from serve_app.cache.slot import Lock, Slot, ask, is_alive, slots_lock, wait_exclusive
-from serve_app.lifetime import ends_with_me
+from serve_app.valkey.slot import Lock, Slot, ask, is_alive, slots_lock, wait_exclusive
+from serve_app.valkey.parent_death import ends_with_me
 
 #: How long a server may take to write its data down before it is killed. The dump of before stays.
 SAVE_S = 10.0
-_MODULE = "serve_app.cache.supervisor"
+_MODULE = "serve_app.valkey.supervisor"
 _POLL_S = 0.5
 _LOCK_S = 2.0
 _FAILURES_MAX = 5

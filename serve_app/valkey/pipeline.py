@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from serve_app.cache.redis_client import Client, Script, errors_in, in_time, run
+from serve_app.valkey.client import Client, Script, errors_in, in_time, run
 
 _MAX_SCRIPTS = 128  # in one pipeline: about 1 ms of the server's time
 

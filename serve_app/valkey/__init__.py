@@ -1,0 +1,1 @@
+"""Redis and Valkey: clients that fail fast, and the embedded server. Knows nothing of vectors."""
