@@ -15,7 +15,7 @@ import yaml
 from benchmarks.command import add_commands as bench_commands
 from embedserve_client.command.main import main
 from serve_app import cache_command, key_command
-from serve_app.access.access import may_serve
+from serve_app.access.entrance import may_serve
 from serve_app.config import USER_CONFIGS, AppConfig, IngressSettings, settings_markdown
 from serve_app.engine.choice import choose
 from serve_app.errors import ConfigurationError, EmbedServeError

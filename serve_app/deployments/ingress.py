@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 from starlette.types import ASGIApp
 
-from serve_app.access.access import Access, may_serve
+from serve_app.access.entrance import Access, may_serve
 from serve_app.cache.tiers import Tiers
 from serve_app.coalescer import Coalescer
 from serve_app.config import AppConfig, IngressSettings

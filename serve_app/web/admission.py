@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from serve_app.access.access import Access
+from serve_app.access.entrance import Access
 from serve_app.config import ApiKey
 from serve_app.service import EmbedService
 from serve_app.types import (

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from serve_app.access.access import Access
+from serve_app.access.entrance import Access
 from serve_app.access.quota import MemoryLedger
 from serve_app.errors import EmbedServeError
 from serve_app.service import EmbedService

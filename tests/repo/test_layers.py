@@ -96,7 +96,7 @@ def test_libraries_stay_in_their_rooms(file: Path) -> None:
         ("serve_app.models", {"ray", "torch", "transformers", "starlette"}),
         ("serve_app.web.app", {"ray", "torch", "transformers"}),
         ("serve_app.cache.lookup", {"ray", "torch", "starlette"}),
-        ("serve_app.access.access", {"ray", "torch", "starlette"}),
+        ("serve_app.access.entrance", {"ray", "torch", "starlette"}),
         ("serve_app.engine.scheduler", {"ray", "torch", "starlette"}),
         ("serve_app.engine.choice", {"ray", "torch", "openvino", "tokenizers"}),
         ("serve_app.engine.hashing_engine", {"ray", "torch", "openvino", "tokenizers"}),

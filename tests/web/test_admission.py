@@ -7,7 +7,7 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from serve_app.access.access import Access
+from serve_app.access.entrance import Access
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import Unavailable
 from serve_app.service import EmbedService

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 
 from serve_app import errors
-from serve_app.access.access import Access
+from serve_app.access.entrance import Access
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import EmbedServeError, Forbidden, QuotaExceeded, Unauthorized
 from serve_app.fleet import Alone

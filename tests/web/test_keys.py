@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.access.access import Access
+from serve_app.access.entrance import Access
 from serve_app.access.quota import MemoryLedger
 from serve_app.config import AccessSettings, ApiKey, IngressSettings
 from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS

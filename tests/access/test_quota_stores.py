@@ -12,7 +12,7 @@ import pytest
 
 from serve_app.access import line, shared_ledger
 from serve_app.access.quota import Ledger, Level, MemoryLedger, Standing, Ticket
-from serve_app.access.shared_ledger import SharedLedger
+from serve_app.access.shared_quota import SharedLedger
 from serve_app.cache import redis_client
 from serve_app.cache import server as which_server
 from serve_app.valkey.embedded import EmbeddedUnavailable

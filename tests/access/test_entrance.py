@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from serve_app.access import keys
-from serve_app.access.access import Access, may_serve
+from serve_app.access.entrance import Access, may_serve
 from serve_app.access.keys import digest
 from serve_app.access.quota import MemoryLedger, Ticket
 from serve_app.config import AccessSettings, ApiKey, IngressSettings
