@@ -9,7 +9,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.cache.value import Storage
+from serve_app.cache.codec import Storage
 from serve_app.config import AppConfig
 from serve_app.deployments.cache_lookup import CacheLookup
 from serve_app.deployments.embedder import Embedder

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from serve_app.cache.value import Codec
+from serve_app.cache.codec import Codec
 from serve_app.types import NO_TIME, Row, TextGroup, Tier, Timings, Vectors
 
 _LOOK_EVERY_S = 0.02

@@ -8,8 +8,8 @@ from typing import Protocol
 from serve_app.cache.key import cache_key
 from serve_app.cache.lease import Leases, SharedStore
 from serve_app.cache.memory import MemoryCache
-from serve_app.cache.single_flight import SingleFlight
-from serve_app.cache.value import Codec
+from serve_app.cache.in_flight import SingleFlight
+from serve_app.cache.codec import Codec
 from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED, Meter
 from serve_app.types import NO_TIME, Row, TextGroup, Tier, Timings, Vectors
 

@@ -6,8 +6,8 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 
-from serve_app.cache.tiers import Tiers
-from serve_app.coalescer import Coalescer
+from serve_app.cache.stack import Tiers
+from serve_app.cache.coalescer import Coalescer
 from serve_app.config import CacheConfig, CacheLookupSettings
 from serve_app.deployments.remote import RemoteMethod
 from serve_app.deployments.this_service import open_second_tier

@@ -10,8 +10,8 @@ from ray.serve.schema import ReplicaRank
 from starlette.types import ASGIApp
 
 from serve_app.access.entrance import Access, may_serve
-from serve_app.cache.tiers import Tiers
-from serve_app.coalescer import Coalescer
+from serve_app.cache.stack import Tiers
+from serve_app.cache.coalescer import Coalescer
 from serve_app.config import AppConfig, IngressSettings
 from serve_app.deployments.ingress_fleet import IngressFleet
 from serve_app.deployments.remote import RemoteMethod

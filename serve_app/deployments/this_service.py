@@ -10,7 +10,7 @@ from ray.serve.config import ProxyLocation
 
 from serve_app.access.quota import Ledger, MemoryLedger
 from serve_app.access.shared_quota import SharedLedger
-from serve_app.cache.second_tier import SecondTier
+from serve_app.cache.l2 import SecondTier
 from serve_app.valkey.shared_server import Server
 from serve_app.config import CacheConfig
 from serve_app.metrics import Meter

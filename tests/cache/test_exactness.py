@@ -14,7 +14,7 @@ from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.valkey.client import connect
 from serve_app.cache.redis_store import RedisStore
-from serve_app.cache.value import Codec
+from serve_app.cache.codec import Codec
 from serve_app.config import IngressSettings, ModelConfig
 from serve_app.engine.hashing_engine import HashingEngine
 from serve_app.metrics import Meter

@@ -7,7 +7,7 @@ import pytest
 from serve_app.cache.key import cache_key
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
-from serve_app.cache.value import Codec
+from serve_app.cache.codec import Codec
 from serve_app.errors import EngineFailed
 from serve_app.metrics import Meter
 from serve_app.types import Input, TextGroup, Tier, Vectors

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from serve_app.cache.single_flight import Computed, SingleFlight
+from serve_app.cache.in_flight import Computed, SingleFlight
 from serve_app.errors import EngineFailed
 from serve_app.types import Input, Lane, TextGroup
 from tests.fakes import FakeLookup, fake_vector

@@ -10,9 +10,9 @@ from pydantic import SecretStr
 
 from serve_app.cache import server as which_server
 from serve_app.valkey.embedded import EmbeddedUnavailable
-from serve_app.cache.second_tier import SecondTier
+from serve_app.cache.l2 import SecondTier
 from serve_app.valkey.supervisor import owner_of
-from serve_app.cache.tiers import Tiers
+from serve_app.cache.stack import Tiers
 from serve_app.config import CacheConfig
 from serve_app.errors import ConfigurationError, Unavailable
 from serve_app.metrics import L2_UP, Meter

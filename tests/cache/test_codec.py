@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.cache.value import Codec, Storage
+from serve_app.cache.codec import Codec, Storage
 from serve_app.types import Row, Tier
 
 vectors = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=16)

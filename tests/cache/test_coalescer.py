@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.coalescer import Coalescer
+from serve_app.cache.coalescer import Coalescer
 from serve_app.errors import EmbedServeError, EngineFailed, Unavailable
 from serve_app.types import Input, Lane, TextGroup, Vectors
 from tests.fakes import FakeLookup

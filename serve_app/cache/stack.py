@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from serve_app.cache.lookup import Fetch, Lookup
 from serve_app.cache.memory import MemoryCache
-from serve_app.cache.second_tier import SecondTier
-from serve_app.cache.value import Codec, Storage
+from serve_app.cache.l2 import SecondTier
+from serve_app.cache.codec import Codec, Storage
 from serve_app.metrics import (
     CACHE_BYTES,
     CACHE_ENTRIES,
