@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from benchmarks.compare import cosines
 from serve_app.config import MINILM, ModelConfig
-from serve_app.engine.torch_engine import TorchEngine
+from serve_app.engines.torch_engine import TorchEngine
 from serve_app.models import folder, resolve
 from serve_app.types import Float32
 

@@ -14,7 +14,7 @@ from serve_app.config import AppConfig
 from serve_app.deployments.cache_lookup import CacheLookup
 from serve_app.deployments.embedder import Embedder
 from serve_app.deployments.ingress import Ingress
-from serve_app.engine.choice import choose
+from serve_app.model_prep.engine_selection import choose
 from serve_app.models import ModelSpec
 
 logger = logging.getLogger(__name__)

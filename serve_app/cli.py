@@ -17,7 +17,7 @@ from embedserve_client.command.main import main
 from serve_app import cache_command, key_command
 from serve_app.access.entrance import may_serve
 from serve_app.config import USER_CONFIGS, AppConfig, IngressSettings, settings_markdown
-from serve_app.engine.choice import choose
+from serve_app.model_prep.engine_selection import choose
 from serve_app.errors import ConfigurationError, EmbedServeError
 
 EXAMPLES = """\

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from serve_app.engine.base import TokenIds
+from serve_app.engines.base import TokenIds
 from serve_app.errors import EmbedServeError, InvalidRequest
 from serve_app.models import ModelSpec
 from serve_app.types import (

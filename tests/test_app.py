@@ -6,7 +6,7 @@ import pytest
 
 from serve_app import app
 from serve_app.config import AppConfig, CacheConfig, ModelConfig
-from serve_app.engine.choice import choose
+from serve_app.model_prep.engine_selection import choose
 
 
 def test_replicas_get_what_was_chosen_and_the_log_tells_what_was_refused(

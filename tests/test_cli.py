@@ -8,7 +8,7 @@ import pytest
 from embedserve_client.command.main import main
 from serve_app import __version__, cli
 from serve_app.config import MINILM, AppConfig, settings_markdown
-from serve_app.engine.choice import Choice, choose
+from serve_app.model_prep.engine_selection import Choice, choose
 from serve_app.launch import free_port
 from serve_app.types import Parity
 from tests.fakes import SPEC

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sentence_transformers.util import quantize_embeddings
 
-from serve_app.engine.ranges import ranges_around
+from serve_app.model_prep.quantization_ranges import ranges_around
 from serve_app.quantize import quantize
 from serve_app.types import Float32
 from tests.engine import reference

@@ -7,9 +7,9 @@ from benchmarks.peers.base import OFFLINE, Peer
 from benchmarks.peers.embedserve import cores
 from benchmarks.peers.in_process import answer
 from serve_app.config import AppConfig, EmbedderSettings
-from serve_app.engine.choice import choose, load_engine
-from serve_app.engine.scheduler import Scheduler
-from serve_app.engine.submission import Submission
+from serve_app.model_prep.engine_selection import choose, load_engine
+from serve_app.scheduler.scheduler import Scheduler
+from serve_app.scheduler.pending import Submission
 from serve_app.errors import EmbedServeError
 from serve_app.types import Float32, TextGroup
 

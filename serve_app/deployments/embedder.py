@@ -11,12 +11,12 @@ from ray import serve
 from ray.serve.schema import ReplicaRank
 
 from serve_app.config import EmbedderSettings
-from serve_app.engine.affinity import available_cpus, choose_cpus, move_threads, pin_thread
-from serve_app.engine.base import Engine
-from serve_app.engine.choice import Choice, load_engine
-from serve_app.engine.scheduler import Scheduler
-from serve_app.engine.speller import Speller
-from serve_app.engine.submission import Submission, TokenSubmission
+from serve_app.engines.affinity import available_cpus, choose_cpus, move_threads, pin_thread
+from serve_app.engines.base import Engine
+from serve_app.model_prep.engine_selection import Choice, load_engine
+from serve_app.scheduler.scheduler import Scheduler
+from serve_app.engines.tokenizer_service import Speller
+from serve_app.scheduler.pending import Submission, TokenSubmission
 from serve_app.errors import ConfigurationError, EmbedServeError, SpaceMismatch
 from serve_app.metrics import export
 from serve_app.models import resolve

@@ -7,7 +7,7 @@ from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.cache.codec import Codec
 from serve_app.config import ModelConfig
-from serve_app.engine.hashing_engine import HashingEngine
+from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.models import resolve
 from serve_app.types import NO_TIME, Row, TextGroup, Tier, Vectors
 

@@ -16,7 +16,7 @@ from serve_app.valkey.client import connect
 from serve_app.cache.redis_store import RedisStore
 from serve_app.cache.codec import Codec
 from serve_app.config import IngressSettings, ModelConfig
-from serve_app.engine.hashing_engine import HashingEngine
+from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.metrics import Meter
 from serve_app.models import resolve
 from serve_app.service import EmbedService

@@ -13,9 +13,9 @@ import uvicorn
 from tokenizers import Tokenizer
 
 from serve_app.config import MINILM, IngressSettings, ModelConfig
-from serve_app.engine.hashing_engine import HashingEngine
-from serve_app.engine.ranges import hashing_ranges
-from serve_app.engine.tokenizer import Padding, TextTokenizer
+from serve_app.engines.hashing_engine import HashingEngine
+from serve_app.model_prep.quantization_ranges import hashing_ranges
+from serve_app.engines.tokenizer import Padding, TextTokenizer
 from serve_app.errors import EmbedServeError
 from serve_app.models import folder, resolve
 from serve_app.service import EmbedService

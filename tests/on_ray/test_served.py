@@ -15,10 +15,10 @@ from huggingface_hub import InferenceClient
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM, AppConfig
-from serve_app.engine.choice import choose
-from serve_app.engine.parity import GATES
+from serve_app.model_prep.engine_selection import choose
+from serve_app.engines.parity import GATES
 from serve_app.models import folder
-from tests.engine.texts import mixed_texts
+from tests.engines.texts import mixed_texts
 from tests.on_ray.conftest import Service
 
 TEXTS = mixed_texts(300)

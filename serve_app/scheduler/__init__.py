@@ -1,0 +1,1 @@
+"""The scheduler that keeps an engine busy: queues, batches, budgets and load."""

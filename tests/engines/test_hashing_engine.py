@@ -1,0 +1,102 @@
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from serve_app.config import ModelConfig
+from serve_app.engines.hashing_engine import HashingEngine
+from serve_app.errors import InvalidRequest
+from serve_app.models import resolve
+from serve_app.types import Float32
+from tests.engines.texts import mixed_texts
+
+GOLDEN = [0, 0, 0, 0, 0, 2, 0, 2, 1, 0, -1, -1, -3, -2, -3, 0]
+TEXTS = mixed_texts(120)
+CODE = """
+from tests.engines.test_hashing_engine import TEXTS, engine, embed
+print(hash("differs"), embed(engine(32), *TEXTS).tobytes().hex())
+"""
+
+
+def engine(dim: int = 256, max_tokens: int = 512) -> HashingEngine:
+    model = ModelConfig(name="words", source=f"hashing:{dim}", max_tokens=max_tokens)
+    return HashingEngine(resolve(model))
+
+
+def embed(engine: HashingEngine, *texts: str) -> Float32:
+    return engine.embed(engine.tokenize(texts))
+
+
+@pytest.mark.parametrize("dim", [8, 100, 65536])
+def test_vectors_are_finite_and_of_unit_length(dim: int) -> None:
+    vectors = embed(engine(dim), *TEXTS, "", "?!", "\ud800 half")
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(TEXTS) + 3, dim)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+
+
+def test_features_that_collide_never_cancel_a_whole_text() -> None:
+    texts = [f"w{i} " * n + "end" for i in range(500) for n in range(5)]
+    vectors = embed(engine(8), *texts)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+
+
+def test_a_vector_is_the_same_bits_in_every_batch() -> None:
+    words = engine()
+    together = embed(words, *TEXTS)
+    alone = np.concatenate([embed(words, text) for text in TEXTS])
+    backwards = embed(words, *TEXTS[::-1])[::-1]
+    assert together.tobytes() == alone.tobytes() == backwards.tobytes()
+
+
+def test_it_is_the_same_in_every_process() -> None:
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert runs[0][0] != runs[1][0]  # Python's own hash is not
+    assert runs[0][1] == runs[1][1] == embed(engine(32), *TEXTS).tobytes().hex()
+
+
+def test_it_is_the_same_in_every_version_of_this_service() -> None:
+    """If it can't be, `_HASHING_VERSION` must change with it: vectors lie in indexes."""
+    (vector,) = embed(engine(16), "The river under the old bridge, the bridge over the river")
+    counts = np.round(vector / np.abs(vector[vector != 0]).min()).astype(int)
+    assert counts.tolist() == GOLDEN
+
+
+def test_texts_that_share_words_are_near_each_other() -> None:
+    vectors = embed(
+        engine(1024), "The old river bridge", "an old river BRIDGE", "bread market prices"
+    )
+    assert vectors[0] @ vectors[1] > 0.5
+    assert abs(vectors[0] @ vectors[2]) < 0.2
+
+
+def test_the_order_of_words_counts() -> None:
+    vectors = embed(engine(1024), "dog bites man", "man bites dog")
+    assert 0.3 < vectors[0] @ vectors[1] < 0.9
+
+
+def test_words_over_the_limit_are_cut_and_told() -> None:
+    short = engine(max_tokens=4)
+    exact, over = short.tokenize(["one two three four", "one two three four five"])
+    assert exact.ids == over.ids
+    assert (len(exact.ids), exact.truncated, over.truncated) == (4, False, True)
+
+
+def test_what_needs_a_vocabulary_is_refused_in_words() -> None:
+    words = engine()
+    asked: list[Callable[[], object]] = [
+        lambda: words.tokenize(["fine", (101, 102)]),
+        lambda: words.spell(["a"], special=True),
+        lambda: words.decode([[1]], skip_special=True),
+        lambda: words.embed_tokens(words.tokenize(["a"])),
+    ]
+    for ask in asked:
+        with pytest.raises(InvalidRequest, match="`hashing` has no vocabulary"):
+            ask()
