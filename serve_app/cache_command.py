@@ -31,7 +31,7 @@ from serve_app.errors import (
     Unavailable,
 )
 from serve_app.types import CacheReport, Warmed
-from serve_app.validate import validate_inputs
+from serve_app.service.validation import validate_inputs
 
 #: Texts in one call, and calls under way; so many keep every Embedder busy.
 _CALL_TEXTS = 256

@@ -27,7 +27,7 @@ from rich.table import Table
 from starlette.types import ASGIApp, Message, Scope
 
 from serve_app.config import IngressSettings
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, openai, views
 from serve_app.web.shapes import either

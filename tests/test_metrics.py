@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.fleet import Alone
+from serve_app.service.replica_stats import Alone
 from serve_app.metrics import (
     BATCH_SECONDS,
     CACHED_TEXTS,

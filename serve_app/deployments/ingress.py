@@ -19,7 +19,7 @@ from serve_app.deployments.this_service import http_host, open_ledger, open_seco
 from serve_app.errors import EmbedServeError
 from serve_app.metrics import Meter, Totals, export
 from serve_app.models import ModelSpec
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import CacheReport, CacheState, EmbedJob, Float32, Lane, Tier, Warmed
 from serve_app.web.app import create_app
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from serve_app.access.entrance import Access
 from serve_app.config import ApiKey
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import (
     DecodeJob,
     EmbedJob,

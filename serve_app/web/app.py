@@ -15,7 +15,7 @@ from starlette.routing import Route
 from serve_app.access.entrance import Access
 from serve_app.access.quota import MemoryLedger
 from serve_app.errors import EmbedServeError
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.web.admission import Admission
 from serve_app.web.dialects import endpoints, views
 from serve_app.web.endpoint import Endpoint, View

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedResult, Job
 from serve_app.web.fields import Body, Field
 from serve_app.web.shapes import Shape

@@ -9,7 +9,7 @@ import numpy as np
 
 from serve_app.errors import InvalidRequest
 from serve_app.models import ModelSpec
-from serve_app.quantize import quantize
+from serve_app.service.quantization import quantize
 from serve_app.types import EmbedResult
 from serve_app.web.fields import Choice, Choices, Scope
 from serve_app.web.shapes import INTEGER, STRING, VECTOR, Shape, either, listed, words

@@ -24,7 +24,7 @@ from serve_app.errors import (
     UnsupportedMediaType,
 )
 from serve_app.metrics import CACHED_TEXTS, REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedResult, Tier
 from serve_app.web import headers
 from serve_app.web.admission import Admission

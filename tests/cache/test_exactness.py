@@ -19,7 +19,7 @@ from serve_app.config import IngressSettings, ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.metrics import Meter
 from serve_app.models import resolve
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import (
     NO_TIME,
     CacheState,

@@ -18,7 +18,7 @@ from serve_app.model_prep.quantization_ranges import hashing_ranges
 from serve_app.engines.tokenizer import Padding, TextTokenizer
 from serve_app.errors import EmbedServeError
 from serve_app.models import folder, resolve
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import CacheState, EngineInfo, Float32, TextGroup, Tier, Vectors
 from serve_app.web.app import create_app
 from tests.fakes import FakeLookup

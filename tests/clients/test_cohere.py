@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cohere.core.request_options import RequestOptions
 
-from serve_app.service import cut_dimensions
+from serve_app.service.embed import cut_dimensions
 from tests.clients.served import DIM, KEY, MODEL, TEXTS, Served, same, vectors, words
 
 ONCE = RequestOptions(max_retries=0)

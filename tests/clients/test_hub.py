@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError
 
-from serve_app.service import cut_dimensions
+from serve_app.service.embed import cut_dimensions
 from tests.clients.served import TEXTS, Served, same, vectors
 
 #: A server is named with the route or, as that of text-embeddings-inference, without.

@@ -8,7 +8,7 @@ import pytest
 from langchain_openai import OpenAIEmbeddings
 
 from serve_app.config import IngressSettings
-from serve_app.service import cut_dimensions
+from serve_app.service.embed import cut_dimensions
 from tests.clients.served import KEY, MODEL, TEXTS, Served, same, vectors
 
 

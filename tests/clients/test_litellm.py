@@ -11,7 +11,7 @@ import pytest
 from litellm import close_litellm_async_clients
 from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 
-from serve_app.service import cut_dimensions
+from serve_app.service.embed import cut_dimensions
 from tests.clients.served import KEY, MODEL, TEXTS, Served, same, vectors, words
 
 #: The service whose clients are asked for, the path of its URL, and what it is told of a text.

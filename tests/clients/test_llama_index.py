@@ -10,7 +10,7 @@ import pytest
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
 
-from serve_app.service import cut_dimensions
+from serve_app.service.embed import cut_dimensions
 from tests.clients.served import MODEL, TEXTS, Served, same, vectors
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import openai
 import pytest
 
-from serve_app.service import cut_dimensions
+from serve_app.service.embed import cut_dimensions
 from tests.clients.served import DIM, KEY, MODEL, TEXTS, Served, same, vectors, words
 
 

@@ -7,7 +7,7 @@ import pytest
 import voyageai
 from voyageai import error
 
-from serve_app.service import cut_dimensions
+from serve_app.service.embed import cut_dimensions
 from tests.clients.served import DIM, KEY, MODEL, TEXTS, Served, same, vectors, words
 
 

@@ -10,7 +10,7 @@ import pytest
 from serve_app.access.entrance import Access
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import Unavailable
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob
 from serve_app.web.admission import Admission
 from serve_app.web.app import create_app

@@ -11,7 +11,7 @@ from starlette.types import Message
 
 from serve_app.config import IngressSettings
 from serve_app.errors import Unavailable
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import Tier
 from serve_app.web.app import create_app
 from serve_app.web.headers import cache_header, index_ranges

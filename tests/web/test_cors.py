@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
 from serve_app.errors import Overloaded
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from tests.fakes import SPEC, FakeLookup
 

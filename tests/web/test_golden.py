@@ -29,9 +29,9 @@ from serve_app import errors
 from serve_app.access.entrance import Access
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import EmbedServeError, Forbidden, QuotaExceeded, Unauthorized
-from serve_app.fleet import Alone
+from serve_app.service.replica_stats import Alone
 from serve_app.metrics import Meter
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import CacheState, Float32, Tier
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, views

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
 from serve_app.errors import EmbedServeError
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.headers import trace
 from tests.fakes import SPEC, FakeLookup

@@ -13,7 +13,7 @@ from serve_app.access.entrance import Access
 from serve_app.access.quota import MemoryLedger
 from serve_app.config import AccessSettings, ApiKey, IngressSettings
 from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import Tier
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, views

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
 from serve_app.errors import EngineFailed, Overloaded, Unavailable
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, views
 from serve_app.web.endpoint import Endpoint, View

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import InvalidRequest
-from serve_app.service import cut_dimensions
+from serve_app.service.embed import cut_dimensions
 from serve_app.types import EmbedResult, Float32
 from serve_app.web.output import OUTPUT_TYPES, Encoder
 from tests.fakes import DIM, SPEC

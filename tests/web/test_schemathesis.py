@@ -10,7 +10,7 @@ from schemathesis.core.transport import Response
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serve_app.config import IngressSettings
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints
 from tests.fakes import FakeLookup

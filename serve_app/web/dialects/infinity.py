@@ -17,7 +17,7 @@ from serve_app.errors import (
     Unauthorized,
 )
 from serve_app.models import ModelSpec
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult
 from serve_app.web.dialects import openai
 from serve_app.web.dialects.own import CHUNK, USE_CACHE

@@ -12,7 +12,7 @@ import orjson
 
 from serve_app.errors import EmbedServeError, EmptyInput, InvalidRequest, NotJson
 from serve_app.models import ModelSpec
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult, Input, Tier
 from serve_app.web.dialects.own import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Call, Endpoint, Refusal, Shown, View, refusal

@@ -11,7 +11,7 @@ import orjson
 
 from serve_app.errors import EmbedServeError, InvalidRequest, ModelNotFound
 from serve_app.models import ModelSpec
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult, Lane, Overflow
 from serve_app.web.dialects.own import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Call, Endpoint, Refusal, Shown, View, refusal

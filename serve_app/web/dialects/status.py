@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import orjson
 
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.web.dialects import openai, sidecar
 from serve_app.web.endpoint import Shown, View
 from serve_app.web.shapes import (

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
-from serve_app.service import EmbedService
+from serve_app.service.embed import EmbedService
 from serve_app.types import Float32
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints

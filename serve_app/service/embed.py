@@ -22,10 +22,10 @@ from serve_app.errors import (
     TextTooLong,
     short,
 )
-from serve_app.fleet import Alone, Fleet
-from serve_app.foreign_ids import ForeignIds
-from serve_app.health import Health, HealthReport
-from serve_app.long_texts import LongTexts
+from serve_app.service.replica_stats import Alone, Fleet
+from serve_app.service.openai_token_ids import ForeignIds
+from serve_app.service.health import Health, HealthReport
+from serve_app.service.truncation import LongTexts
 from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
 from serve_app.types import (
@@ -47,7 +47,7 @@ from serve_app.types import (
     TokenVectorsJob,
     Vectors,
 )
-from serve_app.validate import validate_inputs
+from serve_app.service.validation import validate_inputs
 
 _PROBE = TextGroup(("Is anybody there?",), use_cache=False)
 _INFO_TIMEOUT_S = 2.0

@@ -15,7 +15,7 @@ from serve_app.errors import (
     TextTooLong,
     Unavailable,
 )
-from serve_app.service import EmbedService, cut_dimensions
+from serve_app.service.embed import EmbedService, cut_dimensions
 from serve_app.types import (
     DecodeJob,
     EmbedJob,

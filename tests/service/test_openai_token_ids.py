@@ -5,8 +5,8 @@ import pytest
 
 from serve_app.config import IngressSettings
 from serve_app.errors import ConfigurationError, InvalidRequest
-from serve_app.foreign_ids import ForeignIds
-from serve_app.service import EmbedService
+from serve_app.service.openai_token_ids import ForeignIds
+from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, TokenVectorsJob
 from tests.fakes import SPEC, FakeLookup
 

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from serve_app.errors import Unavailable
-from serve_app.health import Health
+from serve_app.service.health import Health
 
 
 class Clock:

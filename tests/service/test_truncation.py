@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import InvalidRequest
-from serve_app.long_texts import LongTexts
+from serve_app.service.truncation import LongTexts
 from serve_app.types import (
     Float32,
     Input,
