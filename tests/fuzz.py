@@ -30,7 +30,7 @@ from serve_app.config import IngressSettings
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, openai, views
-from serve_app.web.shapes import either
+from serve_app.web.schema.json_schema import either
 from tests.fakes import SPEC, FakeLookup
 from tests.mutations import Request, request
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from serve_app.config import IngressSettings
 from serve_app.web.dialects import endpoints, views
-from serve_app.web.fields import (
+from serve_app.web.schema.fields import (
     Choice,
     Choices,
     Dimensions,

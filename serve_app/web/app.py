@@ -19,10 +19,10 @@ from serve_app.service.embed import EmbedService
 from serve_app.web.admission import Admission
 from serve_app.web.dialects import endpoints, views
 from serve_app.web.endpoint import Endpoint, View
-from serve_app.web.fields import Scope
-from serve_app.web.openapi import openapi
-from serve_app.web.page import page
-from serve_app.web.road import Road
+from serve_app.web.schema.fields import Scope
+from serve_app.web.schema.openapi import openapi
+from serve_app.web.schema.docs_page import page
+from serve_app.web.handler import Road
 
 _RATES = ("limit", "remaining", "reset")
 #: What a script in a browser may read of a reply's headers.

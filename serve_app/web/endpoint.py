@@ -8,8 +8,8 @@ from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedResult, Job
-from serve_app.web.fields import Body, Field
-from serve_app.web.shapes import Shape
+from serve_app.web.schema.fields import Body, Field
+from serve_app.web.schema.json_schema import Shape
 
 
 class Call(NamedTuple):

@@ -32,7 +32,7 @@ from serve_app.types import (
     Vectors,
 )
 from serve_app.web.dialects.openai import render
-from serve_app.web.output import Encoder
+from serve_app.web.schema.vector_encoding import Encoder
 from tests.fakes import FakeLookup
 from tests.valkey_server import ValkeyProcess
 

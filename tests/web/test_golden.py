@@ -35,7 +35,7 @@ from serve_app.service.embed import EmbedService
 from serve_app.types import CacheState, Float32, Tier
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, views
-from serve_app.web.road import Road
+from serve_app.web.handler import Road
 from tests.fakes import DIM, SPEC, FakeLookup
 
 Pair = dict[str, Any]

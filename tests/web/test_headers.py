@@ -87,7 +87,7 @@ def test_the_log_names_the_request_that_failed_by_surprise(
     client: TestClient, lookup: FakeLookup, caplog: pytest.LogCaptureFixture
 ) -> None:
     lookup.error = cast(EmbedServeError, ZeroDivisionError("secret"))
-    with caplog.at_level(logging.ERROR, "serve_app.web.road"):
+    with caplog.at_level(logging.ERROR, "serve_app.web.handler"):
         own = client.post("/embed", json={"inputs": "a"}, headers={"x-request-id": "r-1"})
     assert own.status_code == 500
     assert "secret" not in own.text

@@ -17,7 +17,7 @@ from serve_app.service.embed import EmbedService
 from serve_app.types import Tier
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, views
-from serve_app.web.fields import sample
+from serve_app.web.schema.fields import sample
 from tests.fakes import SPEC, FakeLookup
 
 SECRETS = {

@@ -14,7 +14,7 @@ from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints
 from tests.fakes import FakeLookup
-from tests.web.test_openapi import CALIBRATED
+from tests.web.schema.test_openapi import CALIBRATED
 
 _CHECKS = (
     "not_a_server_error",

@@ -10,9 +10,9 @@ import orjson
 from serve_app.errors import EmbedServeError, EmptyInput, InvalidRequest
 from serve_app.models import ModelSpec
 from serve_app.types import DecodeJob, EmbedJob, EmbedResult, Input, Overflow, Spelling, SpellJob
-from serve_app.web.dialects.own import CHUNK, USE_CACHE
+from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Call, Endpoint, Refusal, refusal
-from serve_app.web.fields import (
+from serve_app.web.schema.fields import (
     Body,
     Choice,
     Content,
@@ -26,8 +26,8 @@ from serve_app.web.fields import (
     Texts,
     Whole,
 )
-from serve_app.web.output import OUTPUT_TYPES, Encoder, VectorTypes
-from serve_app.web.shapes import INTEGER, STRING, VECTOR, Shape, listed, thing, words
+from serve_app.web.schema.vector_encoding import OUTPUT_TYPES, Encoder, VectorTypes
+from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Shape, listed, thing, words
 
 
 class _Nothing(Field):

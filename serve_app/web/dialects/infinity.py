@@ -20,11 +20,11 @@ from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult
 from serve_app.web.dialects import openai
-from serve_app.web.dialects.own import CHUNK, USE_CACHE
+from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Call, Endpoint, Refusal, Shown, View, refusal
-from serve_app.web.fields import Body, Choice, Dimensions, Model, Text, Texts
-from serve_app.web.output import Encoder
-from serve_app.web.shapes import (
+from serve_app.web.schema.fields import Body, Choice, Dimensions, Model, Text, Texts
+from serve_app.web.schema.vector_encoding import Encoder
+from serve_app.web.schema.json_schema import (
     INTEGER,
     NUMBER,
     STRING,

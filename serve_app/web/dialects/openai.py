@@ -13,9 +13,9 @@ from serve_app.errors import EmbedServeError, InvalidRequest, ModelNotFound
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult, Lane, Overflow
-from serve_app.web.dialects.own import CHUNK, USE_CACHE
+from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Call, Endpoint, Refusal, Shown, View, refusal
-from serve_app.web.fields import (
+from serve_app.web.schema.fields import (
     Body,
     Choice,
     Dimensions,
@@ -27,8 +27,8 @@ from serve_app.web.fields import (
     Texts,
     Whole,
 )
-from serve_app.web.output import EMBEDDING, Encoder, VectorType
-from serve_app.web.shapes import (
+from serve_app.web.schema.vector_encoding import EMBEDDING, Encoder, VectorType
+from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,
     STRING,

@@ -5,11 +5,11 @@ import orjson
 from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
 from serve_app.types import EmbedJob, EmbedResult
-from serve_app.web.dialects.own import CHUNK, USE_CACHE
+from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Call, Endpoint, Refusal, refusal
-from serve_app.web.fields import Body, Flag, Texts
-from serve_app.web.output import as_floats
-from serve_app.web.shapes import STRING, VECTOR, listed, thing
+from serve_app.web.schema.fields import Body, Flag, Texts
+from serve_app.web.schema.vector_encoding import as_floats
+from serve_app.web.schema.json_schema import STRING, VECTOR, listed, thing
 
 _TEXTS = Texts("texts", "One text, or a list.", True)
 _NORMALIZE = Flag("normalize", "Vectors of unit length; true unless said otherwise.")

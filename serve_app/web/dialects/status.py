@@ -9,7 +9,7 @@ import orjson
 from serve_app.service.embed import EmbedService
 from serve_app.web.dialects import openai, sidecar
 from serve_app.web.endpoint import Shown, View
-from serve_app.web.shapes import (
+from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,
     NUMBER,

@@ -32,9 +32,9 @@ from serve_app.types import (
     TokenVectorsJob,
 )
 from serve_app.web.dialects import openai
-from serve_app.web.dialects.own import CHUNK, USE_CACHE
+from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Call, Endpoint, Refusal, refusal
-from serve_app.web.fields import (
+from serve_app.web.schema.fields import (
     Body,
     Choice,
     Content,
@@ -47,8 +47,8 @@ from serve_app.web.fields import (
     Scope,
     Texts,
 )
-from serve_app.web.output import as_floats
-from serve_app.web.shapes import (
+from serve_app.web.schema.vector_encoding import as_floats
+from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,
     STRING,

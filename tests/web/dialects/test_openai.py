@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from serve_app.types import EmbedJob, EmbedResult, Float32
 from serve_app.web.dialects import openai
 from serve_app.web.endpoint import Call
-from serve_app.web.output import Encoder
+from serve_app.web.schema.vector_encoding import Encoder
 from tests.fakes import SPEC
 
 FLOATS = Encoder(SPEC, None)

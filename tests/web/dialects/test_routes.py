@@ -20,7 +20,7 @@ from serve_app.types import Float32
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints
 from serve_app.web.endpoint import Endpoint
-from serve_app.web.fields import sample
+from serve_app.web.schema.fields import sample
 from tests.fakes import SPEC, FakeLookup, fake_vector
 
 #: Of a model whose vectors have unit length, so that no dialect's default changes their bits.

@@ -22,7 +22,7 @@ from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, views
 from serve_app.web.endpoint import Endpoint, View
-from serve_app.web.fields import (
+from serve_app.web.schema.fields import (
     Choice,
     Dimensions,
     Field,
@@ -35,8 +35,8 @@ from serve_app.web.fields import (
     Whole,
     sample,
 )
-from serve_app.web.openapi import openapi
-from serve_app.web.page import page
+from serve_app.web.schema.openapi import openapi
+from serve_app.web.schema.docs_page import page
 from tests.fakes import DIM, SPEC, FakeLookup
 from tests.fuzz import in_process
 from tests.mutations import Request

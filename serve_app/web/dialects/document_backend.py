@@ -14,11 +14,11 @@ from serve_app.errors import EmbedServeError, EmptyInput, InvalidRequest, NotJso
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult, Input, Tier
-from serve_app.web.dialects.own import CHUNK, USE_CACHE
+from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Call, Endpoint, Refusal, Shown, View, refusal
-from serve_app.web.fields import Body, Content, Model, Texts, Whole, input_type
-from serve_app.web.output import as_floats
-from serve_app.web.shapes import (
+from serve_app.web.schema.fields import Body, Content, Model, Texts, Whole, input_type
+from serve_app.web.schema.vector_encoding import as_floats
+from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,
     NUMBER,

@@ -1,6 +1,6 @@
 """Fields of our own, which every dialect takes beside its own."""
 
-from serve_app.web.fields import Flag
+from serve_app.web.schema.fields import Flag
 
 CHUNK = Flag(
     "chunk",

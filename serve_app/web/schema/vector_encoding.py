@@ -11,8 +11,8 @@ from serve_app.errors import InvalidRequest
 from serve_app.models import ModelSpec
 from serve_app.service.quantization import quantize
 from serve_app.types import EmbedResult
-from serve_app.web.fields import Choice, Choices, Scope
-from serve_app.web.shapes import INTEGER, STRING, VECTOR, Shape, either, listed, words
+from serve_app.web.schema.fields import Choice, Choices, Scope
+from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Shape, either, listed, words
 
 #: What vectors are written as. A bit is 1 where a component is above zero; `ubinary` packs eight
 #: of them into a byte, the first one highest, `binary` is that less 128. `int8` and `uint8` are the

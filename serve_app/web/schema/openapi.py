@@ -26,9 +26,9 @@ from serve_app.errors import (
 )
 from serve_app.types import EmbedJob, EmbedResult
 from serve_app.web.endpoint import Call, Endpoint, Refuse, View
-from serve_app.web.fields import Scope, record, sample
+from serve_app.web.schema.fields import Scope, record, sample
 from serve_app.web.headers import of_raw, of_result
-from serve_app.web.shapes import STRING, Shape, either, words
+from serve_app.web.schema.json_schema import STRING, Shape, either, words
 
 _DESCRIPTION = """\
 Vectors of texts, in the words of many clients. Fields that a dialect doesn't know are left \

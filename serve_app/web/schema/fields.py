@@ -12,7 +12,7 @@ from serve_app.config import IngressSettings
 from serve_app.errors import EmptyInput, InvalidRequest, short
 from serve_app.models import ModelSpec
 from serve_app.types import Input
-from serve_app.web.shapes import (
+from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,
     STRING,

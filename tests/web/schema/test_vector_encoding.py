@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serve_app.errors import InvalidRequest
 from serve_app.service.embed import cut_dimensions
 from serve_app.types import EmbedResult, Float32
-from serve_app.web.output import OUTPUT_TYPES, Encoder
+from serve_app.web.schema.vector_encoding import OUTPUT_TYPES, Encoder
 from tests.fakes import DIM, SPEC
 
 RANGES = np.stack([np.linspace(-1, -0.2, DIM), np.linspace(0.3, 1.5, DIM)]).astype(np.float32)

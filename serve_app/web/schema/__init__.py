@@ -1,0 +1,1 @@
+"""Schemas: the fields that requests are parsed by, JSON Schema, OpenAPI and its page."""
