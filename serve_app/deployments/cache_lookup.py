@@ -9,8 +9,8 @@ from ray.serve.schema import ReplicaRank
 from serve_app.cache.stack import Tiers
 from serve_app.cache.coalescer import Coalescer
 from serve_app.config import CacheConfig, CacheLookupSettings
-from serve_app.deployments.remote import RemoteMethod
-from serve_app.deployments.this_service import open_second_tier
+from serve_app.deployments.retrying_call import RemoteMethod
+from serve_app.deployments.service_identity import open_second_tier
 from serve_app.errors import EmbedServeError
 from serve_app.metrics import Meter, export
 from serve_app.models import ModelSpec

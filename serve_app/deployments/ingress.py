@@ -13,9 +13,9 @@ from serve_app.access.entrance import Access, may_serve
 from serve_app.cache.stack import Tiers
 from serve_app.cache.coalescer import Coalescer
 from serve_app.config import AppConfig, IngressSettings
-from serve_app.deployments.ingress_fleet import IngressFleet
-from serve_app.deployments.remote import RemoteMethod
-from serve_app.deployments.this_service import http_host, open_ledger, open_second_tier
+from serve_app.deployments.ingress_stats import IngressFleet
+from serve_app.deployments.retrying_call import RemoteMethod
+from serve_app.deployments.service_identity import http_host, open_ledger, open_second_tier
 from serve_app.errors import EmbedServeError
 from serve_app.metrics import Meter, Totals, export
 from serve_app.models import ModelSpec

@@ -10,7 +10,7 @@ from serve_app.access.quota import MemoryLedger
 from serve_app.access.shared_quota import SharedLedger
 from serve_app.config import CacheConfig
 from serve_app.deployments import this_service
-from serve_app.deployments.this_service import http_host, open_ledger
+from serve_app.deployments.service_identity import http_host, open_ledger
 from serve_app.metrics import Meter
 
 

@@ -7,7 +7,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
 from serve_app.deployments import remote
-from serve_app.deployments.remote import RemoteMethod
+from serve_app.deployments.retrying_call import RemoteMethod
 from serve_app.errors import EngineFailed, Overloaded, Unavailable
 
 
