@@ -18,7 +18,7 @@ from benchmarks.usage import Usage
 from embedserve_client import Client, LocalModel, Supervisor
 from embedserve_client.settings import DEFAULT_MODEL
 from embedserve_client.wire import Options
-from serve_app.launch import free_port
+from serve_app.command.serve import free_port
 
 _TEXTS = [f"text {i} of those that each worker embeds" for i in range(64)]
 

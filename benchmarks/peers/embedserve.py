@@ -26,7 +26,7 @@ def _command(at: Place, config: Path, replicas: int, cpus: int | None) -> list[s
                 deployment["ray_actor_options"] = {"num_cpus": cpus}
     file = at.scratch / "embedserve.yaml"
     file.write_text(json.dumps(content))
-    return [at.python, "-m", "serve_app.cli", "serve", str(file), "--port", str(at.port)]
+    return [at.python, "-m", "serve_app.command.main", "serve", str(file), "--port", str(at.port)]
 
 
 def embedserve(

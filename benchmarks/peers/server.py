@@ -14,7 +14,7 @@ import psutil
 from benchmarks.peers.base import Peer, PeerFailed, Place
 from benchmarks.target import HttpTarget
 from benchmarks.usage import family, resume
-from serve_app.launch import free_port
+from serve_app.command.serve import free_port
 from serve_app.types import Float32
 
 _POLL_S = 0.3

@@ -3,7 +3,7 @@
 import shutil
 
 from benchmarks.peers.base import OFFLINE, Peer, Place
-from serve_app.launch import free_port
+from serve_app.command.serve import free_port
 
 _PROGRAM = "text-embeddings-router"
 

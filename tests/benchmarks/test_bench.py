@@ -10,7 +10,7 @@ from benchmarks.peers.base import Peer
 from benchmarks.target import DIALECTS
 from benchmarks.workloads import WORKLOADS
 from embedserve_client.command.main import main
-from serve_app.launch import free_port
+from serve_app.command.serve import free_port
 from tests.benchmarks.server import Server
 
 SHORT = ["--duration", "0.5", "--warmup", "0.1", "--connections", "2"]

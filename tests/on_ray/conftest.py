@@ -19,7 +19,7 @@ import pytest
 import yaml
 from openai import AsyncOpenAI, OpenAI
 
-from serve_app.launch import Launch, beside, free_port
+from serve_app.command.serve import Launch, beside, free_port
 
 ROOT = Path(__file__).parents[2]
 

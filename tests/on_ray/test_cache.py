@@ -16,7 +16,7 @@ import pytest
 
 from tests.on_ray.conftest import Load, Service
 
-CLI = ("-m", "serve_app.cli", "cache")
+CLI = ("-m", "serve_app.command.main", "cache")
 
 
 def new_texts(n: int) -> list[str]:

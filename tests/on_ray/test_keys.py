@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import yaml
 
-from serve_app.launch import Launch, beside, free_port
+from serve_app.command.serve import Launch, beside, free_port
 from tests.on_ray.conftest import ROOT
 
 KEY, LATER = "es-of-the-first-hour", "es-of-later"

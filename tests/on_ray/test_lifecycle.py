@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from serve_app.launch import free_port
+from serve_app.command.serve import free_port
 from tests.on_ray.test_cache import ask, new_texts
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
     config.write_text(text.replace(at, f"{at}    args: {{device: cuda}}\n"), "utf-8")
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
         ended = subprocess.run(
-            [sys.executable, "-m", "serve_app.cli", "serve", config, "--port", str(free_port())],
+            [sys.executable, "-m", "serve_app.command.main", "serve", config, "--port", str(free_port())],
             env={**os.environ, "RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
             cwd=ROOT,
             capture_output=True,
@@ -89,7 +89,7 @@ def by_command(config: str, scratch: str, *signals: signal.Signals) -> Iterator[
     """A service that a person starts, tries as it says, and ends; its URL."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "serve_app.cli", "serve"),
+            *(sys.executable, "-m", "serve_app.command.main", "serve"),
             *(with_cache_in(config, scratch), "--port", str(free_port())),
         ],
         env={**os.environ, "RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},

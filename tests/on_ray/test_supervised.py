@@ -15,7 +15,7 @@ import yaml
 from embedserve_client import Client, EmbedError, Supervisor
 from serve_app.config import ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
-from serve_app.launch import beside, free_port
+from serve_app.command.serve import beside, free_port
 from serve_app.models import resolve
 
 ROOT = Path(__file__).parents[2]

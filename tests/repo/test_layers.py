@@ -101,7 +101,7 @@ def test_libraries_stay_in_their_rooms(file: Path) -> None:
         ("serve_app.model_prep.engine_selection", {"ray", "torch", "openvino", "tokenizers"}),
         ("serve_app.engines.hashing_engine", {"ray", "torch", "openvino", "tokenizers"}),
         ("serve_app.autoscale", {"ray", "torch", "numpy"}),
-        ("serve_app.cli", {"ray", "torch", "starlette"}),
+        ("serve_app.command.main", {"ray", "torch", "starlette"}),
     ],
 )
 def test_importing_a_room_loads_nothing_heavy(module: str, unwanted: set[str]) -> None:
@@ -191,7 +191,7 @@ def test_the_public_names_are_those_that_there_are() -> None:
 KNOWN = {
     "serve_app.config.MINILM",
     "serve_app.models.folder",
-    "serve_app.launch.free_port",
+    "serve_app.command.serve.free_port",
     "serve_app.types.Float32",
 }
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))

@@ -14,7 +14,8 @@ import yaml
 
 from benchmarks.command import add_commands as bench_commands
 from embedserve_client.command.main import main
-from serve_app import cache_command, key_command
+from serve_app.command import cache as cache_command
+from serve_app.command import key as key_command
 from serve_app.access.entrance import may_serve
 from serve_app.config import USER_CONFIGS, AppConfig, IngressSettings, settings_markdown
 from serve_app.model_prep.engine_selection import choose
@@ -38,7 +39,7 @@ EXAMPLES = """\
 #: Errors whose words are for people.
 ERRORS = (EmbedServeError,)
 #: What is served where nobody says otherwise and no such file lies at hand.
-_PACKAGED = Path(__file__).with_name("serve_config.yaml")
+_PACKAGED = Path(__file__).parents[1] / "serve_config.yaml"
 _AT_HAND = Path("serve_config.yaml")
 
 
@@ -79,7 +80,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from serve_app.launch import Launch, LaunchFailed, beside, taken_port
+    from serve_app.command.serve import Launch, LaunchFailed, beside, taken_port
 
     config, application = _read(arguments.config)
     _check_entrance(config)

@@ -6,11 +6,12 @@ import pytest
 import yaml
 
 from embedserve_client.command.main import main
-from serve_app import cli, key_command
+from serve_app.command import key as key_command
+from serve_app.command import main as cli
 from serve_app.access.keys import KeyRing, digest, new_key
 from serve_app.config import AccessSettings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Typed(io.StringIO):

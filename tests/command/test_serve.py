@@ -11,9 +11,9 @@ import redis
 import yaml
 
 from serve_app.valkey.embedded import lease_server
-from serve_app.launch import Launch, LaunchFailed, beside, free_port, taken_port
+from serve_app.command.serve import Launch, LaunchFailed, beside, free_port, taken_port
 
-CONFIG = yaml.safe_load((Path(__file__).parents[1] / "serve_config.yaml").read_text("utf-8"))
+CONFIG = yaml.safe_load((Path(__file__).parents[2] / "serve_config.yaml").read_text("utf-8"))
 
 
 def test_a_second_service_keeps_out_of_the_firsts_way(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_the_cache_server_ends_with_the_service_and_keeps_its_data(
         stand_in.chmod(0o700)
         launch = Launch({"http_options": {"port": free_port()}})
         with monkeypatch.context() as patched:
-            patched.setattr("serve_app.launch.sys.executable", str(stand_in))
+            patched.setattr("serve_app.command.serve.sys.executable", str(stand_in))
             launch.start()
         try:
             end = time.monotonic() + 30

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from embedserve_client.command.main import main
-from serve_app import cache_command
+from serve_app.command import cache as cache_command
 from serve_app.errors import EmbedServeError, EngineFailed, Overloaded
 from serve_app.types import CacheReport, CacheState, MemoryStats, StoreStats, Warmed
 

@@ -9,11 +9,11 @@ from embedserve_client.command.main import main
 from serve_app import __version__, cli
 from serve_app.config import MINILM, AppConfig, settings_markdown
 from serve_app.model_prep.engine_selection import Choice, choose
-from serve_app.launch import free_port
+from serve_app.command.serve import free_port
 from serve_app.types import Parity
 from tests.fakes import SPEC
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "serve_config.yaml")
 
 
