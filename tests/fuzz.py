@@ -32,7 +32,7 @@ from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, openai, views
 from serve_app.web.schema.json_schema import either
 from tests.fakes import SPEC, FakeLookup
-from tests.mutations import Request, request
+from tests.malformed_requests import Request, request
 
 _TIMEOUT_S = 10.0
 _MIB = 1 << 20

@@ -8,7 +8,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests import fuzz
-from tests.mutations import Request, request
+from tests.malformed_requests import Request, request
 
 
 def run(app: ASGIApp, bodies: int) -> fuzz.Report:

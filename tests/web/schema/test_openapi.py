@@ -39,7 +39,7 @@ from serve_app.web.schema.openapi import openapi
 from serve_app.web.schema.docs_page import page
 from tests.fakes import DIM, SPEC, FakeLookup
 from tests.fuzz import in_process
-from tests.mutations import Request
+from tests.malformed_requests import Request
 
 #: With it every type of vector is there.
 RANGES = np.stack([np.full(DIM, -1, np.float32), np.full(DIM, 1, np.float32)])
