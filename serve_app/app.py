@@ -14,7 +14,7 @@ from serve_app.config import AppConfig
 from serve_app.deployments.cache_lookup import CacheLookup
 from serve_app.deployments.embedder import Embedder
 from serve_app.deployments.ingress import Ingress
-from serve_app.model_prep.engine_selection import choose
+from serve_app.model_prep.engine_selection import select_engine
 from serve_app.models import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def build(args: AppConfig) -> Application:
         ModelSourceError: the model's files are missing or not the ones that were asked for.
         ConfigurationError: no engine that was asked for can be had.
     """
-    choice = choose(args)
+    choice = select_engine(args)
     for refusal in choice.refused:
         logger.warning("Refused: %s", refusal)
     logger.info("Chosen: %s at %s.", choice.config.engine, choice.config.precision)

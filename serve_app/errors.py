@@ -3,11 +3,12 @@
 The tree:
 
 * EmbedServeError
-  x InvalidRequest            400   the request can't be answered as it stands
-    + EmptyInput              400
-    + TextTooLong             400
-    + NotAbleTo               400
-    + NotJson                 400
+  x ClientError
+    + InvalidRequest          400   malformed or not servable; retrying unchanged can't help
+      - EmptyInput            400
+      - TextTooLong           400
+      - UnsupportedOperation  400
+      - InvalidJSON           400
     + Unauthorized            401
     + Forbidden               403
     + ModelNotFound           404
@@ -16,15 +17,16 @@ The tree:
     + BodyTimeout             408
     + BodyTooLarge            413
     + UnsupportedMediaType    415
-  x Overloaded                429   more work than fits; carries `retry_after_s`
-    + QuotaExceeded           429   more than the client's key may ask for now
-  x EngineFailed              500   the model ran and did not give a usable vector
-  x Unavailable               503   no replica can answer now
-  x DeadlineExceeded          504   the answer did not come in time
-  x ConfigurationError        500   the service can't start as it is configured
-    + ModelSourceError
-    + SpaceMismatch
-    + ParityFailed
+    + Overloaded              429   the queue is full; carries `retry_after_s`
+      - QuotaExceeded         429   the API key has reached a limit
+  x ServerError
+    + InferenceError          500   the model ran and returned no usable vector
+    + Unavailable             503   no replica can answer
+    + DeadlineExceeded        504   no answer within the time limit
+    + ConfigurationError      500   the service can't start with this configuration
+      - ModelSourceError
+      - SpaceMismatch
+      - ParityFailed
 
 Errors cross process boundaries by pickle, so every constructor takes positional arguments
 and hands all of them to `Exception.__init__`. Messages reach the client: they say what is
@@ -62,10 +64,19 @@ class EmbedServeError(Exception):
         return self.message
 
 
-class InvalidRequest(EmbedServeError):
-    """The request can't be answered as it stands; trying again unchanged won't help."""
+class ClientError(EmbedServeError):
+    """Base of the errors that the client can mend: status 4xx."""
 
     status = HTTPStatus.BAD_REQUEST
+
+
+class ServerError(EmbedServeError):
+    """Base of the errors that the client can't mend: status 5xx."""
+
+
+class InvalidRequest(ClientError):
+    """The request can't be answered as it stands; trying again unchanged won't help."""
+
     code = "invalid_value"
 
 
@@ -79,73 +90,73 @@ class TextTooLong(InvalidRequest):
     code = "text_too_long"
 
 
-class NotAbleTo(InvalidRequest):
+class UnsupportedOperation(InvalidRequest):
     """The model is of another kind than what is asked of it."""
 
     code = "not_able_to"
 
 
-class NotJson(InvalidRequest):
+class InvalidJSON(InvalidRequest):
     """The body isn't JSON."""
 
 
-class Unauthorized(InvalidRequest):
+class Unauthorized(ClientError):
     """No API key came along, or one that isn't known."""
 
     status = HTTPStatus.UNAUTHORIZED
     code = "invalid_api_key"
 
 
-class Forbidden(InvalidRequest):
+class Forbidden(ClientError):
     """The API key may not use the model."""
 
     status = HTTPStatus.FORBIDDEN
     code = "model_not_allowed"
 
 
-class ModelNotFound(InvalidRequest):
+class ModelNotFound(ClientError):
     """The named model isn't served here."""
 
     status = HTTPStatus.NOT_FOUND
     code = "model_not_found"
 
 
-class RouteNotFound(InvalidRequest):
+class RouteNotFound(ClientError):
     """Nothing is served under the path."""
 
     status = HTTPStatus.NOT_FOUND
     code = "unknown_url"
 
 
-class MethodNotAllowed(InvalidRequest):
+class MethodNotAllowed(ClientError):
     """The path exists, the method doesn't."""
 
     status = HTTPStatus.METHOD_NOT_ALLOWED
     code = "method_not_allowed"
 
 
-class BodyTimeout(InvalidRequest):
+class BodyTimeout(ClientError):
     """The client did not finish sending its body in time."""
 
     status = HTTPStatus.REQUEST_TIMEOUT
     code = "body_timeout"
 
 
-class BodyTooLarge(InvalidRequest):
+class BodyTooLarge(ClientError):
     """The body is over the configured limit."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     code = "body_too_large"
 
 
-class UnsupportedMediaType(InvalidRequest):
+class UnsupportedMediaType(ClientError):
     """The body isn't declared as JSON."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     code = "unsupported_media_type"
 
 
-class Overloaded(EmbedServeError):
+class Overloaded(ClientError):
     """More work than fits; nothing of the request was taken on."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
@@ -169,27 +180,27 @@ class QuotaExceeded(Overloaded):
         self.headers = headers
 
 
-class EngineFailed(EmbedServeError):
+class InferenceError(ServerError):
     """The model ran and did not give a usable vector."""
 
     code = "engine_failed"
 
 
-class Unavailable(EmbedServeError):
+class Unavailable(ServerError):
     """No replica can answer now; another try may succeed."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "unavailable"
 
 
-class DeadlineExceeded(EmbedServeError):
+class DeadlineExceeded(ServerError):
     """The answer did not come inside the request's time limit."""
 
     status = HTTPStatus.GATEWAY_TIMEOUT
     code = "deadline_exceeded"
 
 
-class ConfigurationError(EmbedServeError):
+class ConfigurationError(ServerError):
     """The service can't start as it is configured."""
 
     code = "configuration_error"

@@ -50,7 +50,7 @@ L2_SECONDS = Metric("embedserve_l2_seconds", "Seconds that reads of the shared c
 L2_READS = Metric("embedserve_l2_reads", "Reads of the shared cache, each for many texts.")
 L2_FAILURES = Metric(
     "embedserve_l2_failures",
-    "Calls to the shared cache that failed (reads, claims, writes, probes), by reason.",
+    "Calls to the shared cache that failed (reads, writes, probes), by reason.",
     ("reason",),
 )
 L2_WRITTEN = Metric("embedserve_l2_written", "Values written to the shared cache.")
@@ -116,10 +116,10 @@ class Meter:
         return counts
 
     def totals(self) -> Totals:
-        """Of all that was counted since `begin_anew`."""
+        """Of all that was counted since `reset`."""
         return self._totals().plus(self._before, -1)
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """Has `totals` begin at zero; what Ray is handed goes on."""
         self._before = self._totals()
 

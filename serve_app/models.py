@@ -46,7 +46,7 @@ class ModelSpec:
     pooling: str | None = None  #: how vectors of tokens become one: `mean`, `cls`, …
     #: Of each component the least and the greatest value, shape (2, dim), by which int8 vectors are
     #: made; None: not known. They come with the engine's choice, not out of the model's files.
-    ranges: Float32 | None = field(default=None, compare=False, repr=False)
+    quantization_ranges: Float32 | None = field(default=None, compare=False, repr=False)
 
     def accepts(self, name: str | None) -> bool:
         """Whether a client that asks for `name` (None: any) is answered by this model."""

@@ -25,7 +25,7 @@ Lane = Literal["interactive", "bulk"]
 
 #: What becomes of a text that is longer than the model takes: its end or its start is left out, it
 #: is an error, or its parts are embedded and their mean, weighted by length, stands for it.
-Overflow = Literal["end", "start", "error", "chunk"]
+Truncation = Literal["end", "start", "error", "chunk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class EmbedJob:
     lane: Lane | None = None  #: None: by the number of texts
     use_cache: bool = True  #: False: computed anew, and not kept
     normalize: bool = False  #: True: at unit length, also where the model's pipeline doesn't do it
-    overflow: Overflow = "end"
+    truncation: Truncation = "end"
     max_tokens: int | None = None  #: longest text, special tokens included; None: the model's own
 
 
@@ -51,7 +51,7 @@ class TokenVectorsJob:
 
 
 @dataclass(frozen=True, slots=True)
-class SpellJob:
+class TokenizeJob:
     """Asks how the tokenizer spells texts."""
 
     texts: tuple[str, ...]
@@ -70,13 +70,13 @@ class DecodeJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Several:
+class BatchJob:
     """Jobs that are answered together."""
 
     jobs: tuple[EmbedJob, ...]
 
 
-Job = EmbedJob | TokenVectorsJob | SpellJob | DecodeJob | Several
+Job = EmbedJob | TokenVectorsJob | TokenizeJob | DecodeJob | BatchJob
 
 
 class Tier(IntEnum):
@@ -97,7 +97,7 @@ class Timings(NamedTuple):
 
 
 #: Of what took no time.
-NO_TIME = Timings()
+NO_TIMINGS = Timings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class EmbedResult:
     tokens: Int32  #: shape (n,); the model's own count, special tokens included, after truncation
     truncated: Bool  #: shape (n,); True where the text was longer than the model takes
     tiers: UInt8  #: shape (n,); of each text its `Tier`
-    timings: Timings = NO_TIME
+    timings: Timings = NO_TIMINGS
     raw: Float32 | None = None  #: shape (n, dim): as the model gave them; None: as `vectors`
     characters: int = 0  #: of all texts as they were given; token ids have none
 
@@ -158,7 +158,7 @@ class Vectors:
     tokens: Int32  #: shape (n,)
     truncated: Bool  #: shape (n,)
     tiers: UInt8  #: shape (n,); of each text its `Tier`
-    timings: Timings = NO_TIME
+    timings: Timings = NO_TIMINGS
 
     @classmethod
     def of(cls, rows: Sequence[Row], timings: Timings) -> Self:
@@ -185,7 +185,7 @@ class Vectors:
 
 
 @dataclass(frozen=True, slots=True)
-class Spelling:
+class Tokenization:
     """A text as the model's tokenizer spells it, not cut; one item for each token."""
 
     ids: list[int]
@@ -240,7 +240,7 @@ class CacheReport(NamedTuple):
     store: StoreStats | None  #: None: it doesn't ask the server itself, or got no answer
 
 
-class Warmed(NamedTuple):
+class WarmResult(NamedTuple):
     """What it took to make a list of texts known."""
 
     texts: int

@@ -15,9 +15,9 @@ from serve_app.types import (
     EngineInfo,
     Float32,
     Input,
-    Spelling,
     TextGroup,
     Tier,
+    Tokenization,
     TokenVectors,
     Vectors,
 )
@@ -93,9 +93,9 @@ class FakeEngine:
         limit, read = SPEC.max_tokens, map(as_text, texts)
         return [TokenIds([ord(c) for c in text[:limit]], len(text) > limit) for text in read]
 
-    def spell(self, texts: Sequence[str], *, special: bool) -> list[Spelling]:
+    def spell(self, texts: Sequence[str], *, special: bool) -> list[Tokenization]:
         return [
-            Spelling(
+            Tokenization(
                 [*map(ord, text), *([_END] if special else ())],
                 [*text, *(["</s>"] if special else ())],
                 [*(False for _ in text), *([True] if special else ())],
@@ -133,7 +133,7 @@ class FakeEngine:
         return texts
 
 
-class FakeLookup:
+class FakeBackend:
     """The tier behind the service: computes everything, and counts what it was asked."""
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class FakeLookup:
         if self.error is not None:
             raise self.error
 
-    async def fetch(self, group: TextGroup) -> Vectors:
+    async def embed(self, group: TextGroup) -> Vectors:
         self.groups.append(group)
         _check_ids(group.texts)
         await self._work()
@@ -172,11 +172,11 @@ class FakeLookup:
             raise self.error
         return FakeEngine.info
 
-    async def spell(self, texts: tuple[str, ...], special: bool) -> list[Spelling]:
+    async def spell(self, texts: tuple[str, ...], special: bool) -> list[Tokenization]:
         await self._work()
         framed = [f"[{text}]" if special else text for text in texts]
         return [
-            Spelling(
+            Tokenization(
                 list(map(ord, text)),
                 list(text),
                 [special and i in (0, len(text) - 1) for i in range(len(text))],

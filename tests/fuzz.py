@@ -30,8 +30,8 @@ from serve_app.config import IngressSettings
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, openai, views
-from serve_app.web.schema.json_schema import either
-from tests.fakes import SPEC, FakeLookup
+from serve_app.web.schema.json_schema import any_of
+from tests.fakes import SPEC, FakeBackend
 from tests.malformed_requests import Request, request
 
 _TIMEOUT_S = 10.0
@@ -82,13 +82,13 @@ class Judge:
     def __init__(self) -> None:
         shapes: dict[str, list[dict[str, Any]]] = {}
         for path, found in endpoints().items():
-            shapes.setdefault(path, []).extend(one.refuse.shape for one in found)
+            shapes.setdefault(path, []).extend(one.render_error.schema for one in found)
         for view in views():
-            told = [view.refuse.shape, *([view.reply] if view.statuses else [])]
+            told = [view.render_error.schema, *([view.reply] if view.statuses else [])]
             shapes.setdefault(view.path.partition("{")[0], []).extend(told)
         self._empty_401 = {path for path, found in endpoints().items() if found[0].dialect == "TEI"}
-        self._errors = {path: Draft202012Validator(either(*all_)) for path, all_ in shapes.items()}
-        self._unknown = Draft202012Validator(openai.refuse.shape)
+        self._errors = {path: Draft202012Validator(any_of(*all_)) for path, all_ in shapes.items()}
+        self._unknown = Draft202012Validator(openai.render_error.schema)
 
     def route(self, reply: Reply) -> str:
         """What an answer is counted under."""
@@ -283,10 +283,10 @@ def application() -> ASGIApp:
     return create_app(EmbedService(SPEC, _Forgetful(), IngressSettings()))
 
 
-class _Forgetful(FakeLookup):
-    async def fetch(self, group: Any) -> Any:
+class _Forgetful(FakeBackend):
+    async def embed(self, group: Any) -> Any:
         self.groups.clear()
-        return await super().fetch(group)
+        return await super().embed(group)
 
 
 async def _main(args: argparse.Namespace) -> Report:

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 from serve_app.config import IngressSettings
 from serve_app.web.dialects import endpoints, views
 from serve_app.web.schema.fields import (
-    Choice,
-    Choices,
-    Dimensions,
+    BoolField,
+    DimensionsField,
+    EnumField,
+    EnumListField,
     Field,
-    Flag,
-    Model,
-    Nested,
-    Purpose,
-    Whole,
+    InputTypeField,
+    IntField,
+    ModelField,
+    ObjectField,
     sample,
 )
 
@@ -230,7 +230,7 @@ def _valid(rng: _Random, fields: tuple[Field, ...]) -> dict[str, Any]:
 
 def _about(rng: _Random, one: Field) -> Any:
     """A value for a field that is sometimes right."""
-    if isinstance(one, Nested) and rng.random() < 0.7:
+    if isinstance(one, ObjectField) and rng.random() < 0.7:
         inner = _valid(rng, one.fields)
         return [inner] * rng.randint(0, 3) if one.many else inner
     return _fitting(rng, one) if rng.random() < 0.4 else _odd(rng)
@@ -238,17 +238,17 @@ def _about(rng: _Random, one: Field) -> Any:
 
 def _fitting(rng: _Random, one: Field) -> Any:
     match one:
-        case Flag():
+        case BoolField():
             return rng.random() < 0.5
-        case Whole() | Dimensions():
+        case IntField() | DimensionsField():
             return rng.randint(-1, 8)
-        case Choice():
+        case EnumField():
             return rng.choice(one.choices)
-        case Choices():
+        case EnumListField():
             return rng.sample(one.choices, 2)
-        case Purpose():
-            return rng.choice(one.only or ("query", "document", "clustering"))
-        case Model():
+        case InputTypeField():
+            return rng.choice(one.allowed or ("query", "document", "clustering"))
+        case ModelField():
             return rng.choice(["fake", "org/fake"])
         case _:
             return one.sample()

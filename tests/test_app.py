@@ -6,15 +6,15 @@ import pytest
 
 from serve_app import app
 from serve_app.config import AppConfig, CacheConfig, ModelConfig
-from serve_app.model_prep.engine_selection import choose
+from serve_app.model_prep.engine_selection import select_engine
 
 
 def test_replicas_get_what_was_chosen_and_the_log_tells_what_was_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = AppConfig(model=ModelConfig(name="words", source="hashing:64"))
-    choice = replace(choose(asked), refused=("x at bf16: no",))
-    monkeypatch.setattr(app, "choose", lambda config: choice)
+    choice = replace(select_engine(asked), refused=("x at bf16: no",))
+    monkeypatch.setattr(app, "select_engine", lambda config: choice)
     with caplog.at_level(logging.INFO):
         ingress: Any = app.build(asked)._bound_deployment
     assert caplog.messages == ["Refused: x at bf16: no", "Chosen: hashing at fp32."]

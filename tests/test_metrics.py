@@ -2,7 +2,6 @@ from typing import Any
 
 import pytest
 
-from serve_app.service.replica_stats import Alone
 from serve_app.metrics import (
     BATCH_SECONDS,
     CACHED_TEXTS,
@@ -13,6 +12,7 @@ from serve_app.metrics import (
     Meter,
     Totals,
 )
+from serve_app.service.replica_stats import SingleReplica
 
 
 def test_counts_come_together_until_they_are_drained() -> None:
@@ -64,7 +64,7 @@ def test_totals_can_begin_anew_and_what_is_drained_goes_on(drain: bool) -> None:
         count(meter)
         if drain:
             drained.append(meter.drain())
-        meter.begin_anew()
+        meter.reset()
         assert meter.totals() == Totals()
     count(meter)
     assert meter.totals() == COUNTED
@@ -78,9 +78,9 @@ def test_totals_of_several_come_together() -> None:
 
 async def test_a_fleet_of_one_tells_what_it_counts() -> None:
     meter = Meter()
-    fleet = Alone(meter)
+    fleet = SingleReplica(meter)
     count(meter)
     assert await fleet.totals() == COUNTED
-    await fleet.begin_anew()
+    await fleet.reset()
     assert await fleet.totals() == Totals()
-    assert await fleet.exposition() == ""
+    assert await fleet.prometheus_text() == ""

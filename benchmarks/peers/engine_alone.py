@@ -7,10 +7,10 @@ from benchmarks.peers.base import OFFLINE, Peer
 from benchmarks.peers.embedserve import cores
 from benchmarks.peers.in_process import answer
 from serve_app.config import AppConfig, EmbedderSettings
-from serve_app.model_prep.engine_selection import choose, load_engine
-from serve_app.scheduler.scheduler import Scheduler
-from serve_app.scheduler.pending import Submission
 from serve_app.errors import EmbedServeError
+from serve_app.model_prep.engine_selection import load_engine, select_engine
+from serve_app.scheduler.pending import PendingVectors
+from serve_app.scheduler.scheduler import Scheduler
 from serve_app.types import Float32, TextGroup
 
 PEER = Peer(
@@ -26,7 +26,7 @@ class _Engine:
 
     def __init__(self) -> None:
         self._scheduler = Scheduler(
-            load_engine(choose(AppConfig()), threads=cores()),
+            load_engine(select_engine(AppConfig()), threads=cores()),
             EmbedderSettings(),
             engine_threads=ThreadPoolExecutor(cores()),
             tokenizer_thread=ThreadPoolExecutor(1),
@@ -34,7 +34,7 @@ class _Engine:
 
     async def embed(self, texts: list[str]) -> Float32:
         self._scheduler.start()
-        submission = Submission(TextGroup(tuple(texts)))
+        submission = PendingVectors(TextGroup(tuple(texts)))
         await self._scheduler.submit([submission])
         vectors = await submission.reply
         if isinstance(vectors, EmbedServeError):

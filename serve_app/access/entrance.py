@@ -6,20 +6,20 @@ import contextvars
 import ipaddress
 
 from serve_app.access.keys import KeyRing
-from serve_app.access.quota import Ledger, Ticket
+from serve_app.access.quota import QuotaStore, Reservation
 from serve_app.config import AccessSettings, ApiKey
 from serve_app.errors import ConfigurationError, Forbidden, QuotaExceeded, Unauthorized
 from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS, Meter
 
 
-class Access:
+class Entrance:
     """Lets requests in, by their keys. For one event loop.
 
     A request is identified, enters, and leaves; whoever let it enter sees that it leaves, once,
     however it ends.
     """
 
-    def __init__(self, ledger: Ledger, meter: Meter | None = None) -> None:
+    def __init__(self, ledger: QuotaStore, meter: Meter | None = None) -> None:
         self._ledger = ledger
         self._meter = meter or Meter()
         self._ring = KeyRing()
@@ -81,7 +81,7 @@ class Access:
             )
         return key
 
-    async def enter(self, key: ApiKey, model: str, estimated_tokens: int) -> Ticket:
+    async def enter(self, key: ApiKey, model: str, estimated_tokens: int) -> Reservation:
         """Lets a request in, and takes it from the key's quota.
 
         Args:
@@ -101,14 +101,14 @@ class Access:
             if key.is_limited:
                 ticket = await self._ledger.take(key, estimated_tokens)
             else:
-                ticket = Ticket(key, estimated_tokens)
+                ticket = Reservation(key, estimated_tokens)
         except (Forbidden, QuotaExceeded) as error:
             self._meter.add(KEY_REQUESTS, 1, key.name, error.code)
             raise
         self._meter.add(KEY_REQUESTS, 1, key.name, "admitted")
         return ticket
 
-    async def leave(self, ticket: Ticket, tokens: int | None) -> None:
+    async def leave(self, ticket: Reservation, tokens: int | None) -> None:
         """Settles a request that was let in. Never raises, never waits for a server.
 
         Args:
@@ -120,7 +120,7 @@ class Access:
             await self._ledger.settle(ticket, tokens)
 
 
-def may_serve(host: str | None, settings: AccessSettings) -> None:
+def require_keys_beyond_loopback(host: str | None, settings: AccessSettings) -> None:
     """Whether to serve at all: without any key, only this machine is let in.
 
     Args:
@@ -130,13 +130,13 @@ def may_serve(host: str | None, settings: AccessSettings) -> None:
     Raises:
         ConfigurationError: others would be let in without a key.
     """
-    if settings.required or settings.open_beyond_loopback or host is None or _is_loopback(host):
+    if settings.required or settings.allow_unauthenticated or host is None or _is_loopback(host):
         return
     raise ConfigurationError(
         f"`http_options.host` is {host}, which lets other machines in, and no API key is "
         "configured. Make a key with `embedserve key new` and list it under `access` in the "
         "Ingress' user_config, or set `host: 127.0.0.1`, or, where everybody who reaches this "
-        "machine may use the service, set `access.open_beyond_loopback: true`."
+        "machine may use the service, set `access.allow_unauthenticated: true`."
     )
 
 

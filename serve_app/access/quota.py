@@ -22,7 +22,7 @@ _ROUNDING = 1e-6
 _ROOM_S = 1.0
 
 
-class Level(NamedTuple):
+class BucketLevel(NamedTuple):
     """How a bucket stands."""
 
     limit: int
@@ -38,11 +38,11 @@ class Level(NamedTuple):
         }
 
 
-class Standing(NamedTuple):
+class QuotaStatus(NamedTuple):
     """How a key stands; None: it has no such limit."""
 
-    requests: Level | None = None
-    tokens: Level | None = None
+    requests: BucketLevel | None = None
+    tokens: BucketLevel | None = None
 
     def headers(self) -> Mapping[str, str]:
         """For the reply, in OpenAI's words."""
@@ -51,16 +51,16 @@ class Standing(NamedTuple):
         return {**requests, **tokens}
 
 
-_NO_LIMITS = Standing()
+_NO_LIMITS = QuotaStatus()
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class Reservation:
     """A request that was let in."""
 
     key: ApiKey
     tokens: int  #: that were charged
-    standing: Standing = _NO_LIMITS  #: when it was let in
+    standing: QuotaStatus = _NO_LIMITS  #: when it was let in
     entry: str | None = None  #: what a shared server calls it; None: no server knows of it
 
     def headers(self) -> Mapping[str, str]:
@@ -68,7 +68,7 @@ class Ticket:
         return self.standing.headers()
 
 
-class Ledger(Protocol):
+class QuotaStore(Protocol):
     """Counts what each key uses."""
 
     def open(self) -> None:
@@ -79,7 +79,7 @@ class Ledger(Protocol):
         """
         ...
 
-    async def take(self, key: ApiKey, tokens: int) -> Ticket:
+    async def take(self, key: ApiKey, tokens: int) -> Reservation:
         """Charges a key for one request of about so many tokens, wholly or not at all.
 
         Raises:
@@ -87,7 +87,7 @@ class Ledger(Protocol):
         """
         ...
 
-    async def settle(self, ticket: Ticket, tokens: int | None) -> None:
+    async def settle(self, ticket: Reservation, tokens: int | None) -> None:
         """Puts the charge right, once the request is done; None: it failed, tokens come back.
 
         Call it exactly once for each ticket. Never raises, never waits for a server.
@@ -106,11 +106,11 @@ class Bucket:
         self._left = math.inf
         self._at = 0.0
 
-    def level(self, limit: int, now_s: float) -> Level:
+    def level(self, limit: int, now_s: float) -> BucketLevel:
         """How it stands at a time that doesn't run backwards."""
         self._left = min(limit, self._left + (now_s - self._at) * limit / 60)
         self._at = now_s
-        return Level(limit, self._left)
+        return BucketLevel(limit, self._left)
 
     def charge(self, amount: float) -> None:
         """Takes out, or with a negative amount puts back."""
@@ -118,7 +118,7 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Waits:
+class RetryDelays:
     """How long until a request fits, by each of its key's limits, in seconds; 0: it does now."""
 
     requests_s: float
@@ -126,7 +126,7 @@ class Waits:
     concurrent_s: float
 
     @classmethod
-    def of(cls, key: ApiKey, tokens: int, standing: Standing, held: float) -> "Waits":
+    def of(cls, key: ApiKey, tokens: int, standing: QuotaStatus, held: float) -> "RetryDelays":
         """Of a request of so many tokens, while the key holds others in work."""
         limit = key.concurrent_tokens
         is_room = limit is None or held == 0 or held + tokens <= limit
@@ -141,7 +141,7 @@ class Waits:
         """Until it fits by all of them."""
         return max(self.requests_s, self.tokens_s, self.concurrent_s)
 
-    def refusal(self, key: ApiKey, tokens: int, standing: Standing) -> QuotaExceeded:
+    def refusal(self, key: ApiKey, tokens: int, standing: QuotaStatus) -> QuotaExceeded:
         """The error that tells of the longest."""
         if self.longest_s == self.requests_s:
             why = f"is limited to {key.requests_per_minute} requests a minute"
@@ -163,7 +163,7 @@ class Waits:
         )
 
 
-def _wait_s(level: Level | None, amount: int) -> float:
+def _wait_s(level: BucketLevel | None, amount: int) -> float:
     if level is None:
         return 0.0
     short = min(amount, level.limit) - level.left
@@ -178,16 +178,16 @@ class _Account:
         self.tokens = Bucket()
         self.held = 0  #: tokens in work
 
-    def standing(self, key: ApiKey, now_s: float) -> Standing:
+    def standing(self, key: ApiKey, now_s: float) -> QuotaStatus:
         """How the key stands, its buckets filled for the time until now."""
         requests, tokens = key.requests_per_minute, key.tokens_per_minute
-        return Standing(
+        return QuotaStatus(
             None if requests is None else self.requests.level(requests, now_s),
             None if tokens is None else self.tokens.level(tokens, now_s),
         )
 
 
-class MemoryLedger:
+class MemoryQuotaStore:
     """Counts in this process alone. For one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -195,22 +195,22 @@ class MemoryLedger:
         self._accounts = defaultdict[str, _Account](_Account)
 
     def open(self) -> None:
-        """See `Ledger`."""
+        """See `QuotaStore`."""
 
-    async def take(self, key: ApiKey, tokens: int) -> Ticket:
-        """See `Ledger`."""
+    async def take(self, key: ApiKey, tokens: int) -> Reservation:
+        """See `QuotaStore`."""
         account, now_s = self._accounts[key.name], self._clock()
         before = account.standing(key, now_s)
-        waits = Waits.of(key, tokens, before, account.held)
+        waits = RetryDelays.of(key, tokens, before, account.held)
         if waits.longest_s > 0:
             raise waits.refusal(key, tokens, before)
         account.requests.charge(1)
         account.tokens.charge(tokens)
         account.held += tokens
-        return Ticket(key, tokens, account.standing(key, now_s))
+        return Reservation(key, tokens, account.standing(key, now_s))
 
-    async def settle(self, ticket: Ticket, tokens: int | None) -> None:
-        """See `Ledger`."""
+    async def settle(self, ticket: Reservation, tokens: int | None) -> None:
+        """See `QuotaStore`."""
         account = self._accounts[ticket.key.name]
         account.standing(
             ticket.key, self._clock()
@@ -219,7 +219,7 @@ class MemoryLedger:
         account.held -= ticket.tokens
 
     async def close(self) -> None:
-        """See `Ledger`."""
+        """See `QuotaStore`."""
 
 
 def duration(seconds: float) -> str:

@@ -16,10 +16,17 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
-from serve_app.valkey.pipeline import Line
-from serve_app.access.quota import Level, MemoryLedger, Standing, Ticket, Waits
+from serve_app.access.quota import (
+    BucketLevel,
+    MemoryQuotaStore,
+    QuotaStatus,
+    Reservation,
+    RetryDelays,
+)
+from serve_app.config import ApiKey
+from serve_app.errors import ConfigurationError
+from serve_app.metrics import QUOTA_FALLBACKS, Meter
 from serve_app.valkey.breaker import Breaker
-from serve_app.valkey.embedded import EmbeddedUnavailable
 from serve_app.valkey.client import (
     Client,
     Script,
@@ -31,10 +38,9 @@ from serve_app.valkey.client import (
     run,
     words,
 )
+from serve_app.valkey.embedded import EmbeddedUnavailable
+from serve_app.valkey.pipeline import ScriptPipeline
 from serve_app.valkey.shared_server import Server
-from serve_app.config import ApiKey
-from serve_app.errors import ConfigurationError
-from serve_app.metrics import QUOTA_FALLBACKS, Meter
 
 logger = logging.getLogger(__name__)
 
@@ -133,11 +139,11 @@ class _Asked(NamedTuple):
     """The server, once there is one, and the two ways to it."""
 
     client: Client
-    takes: Line
-    settlements: Line
+    takes: ScriptPipeline
+    settlements: ScriptPipeline
 
 
-class SharedLedger:
+class SharedQuotaStore:
     """Counts on a server that all processes ask. For one event loop."""
 
     def __init__(self, server: Server, *, prefix: str, timeout_s: float, meter: Meter) -> None:
@@ -155,7 +161,7 @@ class SharedLedger:
         #: Of what nobody waits for.
         self._background_timeout_s = max(10 * timeout_s, 0.5)
         self._meter = meter
-        self._memory = MemoryLedger()
+        self._memory = MemoryQuotaStore()
         self._asked: _Asked | None = None
         self._breaker = Breaker(
             max_failures=_MAX_FAILURES, probe_every_s=_PROBE_EVERY_S, idle_after_s=_IDLE_AFTER_S
@@ -171,7 +177,7 @@ class SharedLedger:
         return "down" if self._asked is None or self._breaker.is_open else "up"
 
     def open(self) -> None:
-        """See `Ledger`."""
+        """See `QuotaStore`."""
         if self._opened:
             return
         if not self._server.is_embedded:
@@ -182,7 +188,7 @@ class SharedLedger:
         )
 
     async def close(self) -> None:
-        """See `Ledger`."""
+        """See `QuotaStore`."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -195,8 +201,8 @@ class SharedLedger:
                     await close(asked.client)
         self._server.release()
 
-    async def take(self, key: ApiKey, tokens: int) -> Ticket:
-        """See `Ledger`."""
+    async def take(self, key: ApiKey, tokens: int) -> Reservation:
+        """See `QuotaStore`."""
         if not self._opened:
             self._open_late()
         if self._asked is None or self._breaker.is_open:
@@ -207,30 +213,30 @@ class SharedLedger:
             async with in_time(self._timeout_s):
                 fits, standing, held = _read(key, await asyncio.shield(reply))
         except asyncio.CancelledError:
-            self._give_back_late(reply, Ticket(key, tokens, entry=entry))
+            self._give_back_late(reply, Reservation(key, tokens, entry=entry))
             raise
         except Exception as error:
             if kind(error) == "timeout":
-                self._give_back_late(reply, Ticket(key, tokens, entry=entry))
+                self._give_back_late(reply, Reservation(key, tokens, entry=entry))
             return await self._by_itself(key, tokens, kind(error))
         if not fits:
-            raise Waits.of(key, tokens, standing, held).refusal(key, tokens, standing)
-        return Ticket(key, tokens, standing, entry)
+            raise RetryDelays.of(key, tokens, standing, held).refusal(key, tokens, standing)
+        return Reservation(key, tokens, standing, entry)
 
-    async def settle(self, ticket: Ticket, tokens: int | None) -> None:
-        """See `Ledger`."""
+    async def settle(self, ticket: Reservation, tokens: int | None) -> None:
+        """See `QuotaStore`."""
         if ticket.entry is None:
             await self._memory.settle(ticket, tokens)
         else:
             self._settle(ticket, tokens)
 
-    def _settle(self, ticket: Ticket, tokens: int | None) -> None:
+    def _settle(self, ticket: Reservation, tokens: int | None) -> None:
         if self._asked is not None and not self._breaker.is_open:
             more = (tokens or 0) - ticket.tokens
             script = self._script(_SETTLE, ticket.key, more, ticket.entry or "")
             self._asked.settlements.send(script)
 
-    def _give_back_late(self, reply: asyncio.Future[Any], ticket: Ticket) -> None:
+    def _give_back_late(self, reply: asyncio.Future[Any], ticket: Reservation) -> None:
         """For a request that no longer waits: the server may let it in all the same, only late."""
 
         def arrived(reply: asyncio.Future[Any]) -> None:
@@ -240,7 +246,7 @@ class SharedLedger:
 
         reply.add_done_callback(arrived)
 
-    async def _by_itself(self, key: ApiKey, tokens: int, reason: str) -> Ticket:
+    async def _by_itself(self, key: ApiKey, tokens: int, reason: str) -> Reservation:
         self._meter.add(QUOTA_FALLBACKS, 1, reason)
         return await self._memory.take(key, tokens)
 
@@ -258,8 +264,8 @@ class SharedLedger:
             return None
         return _Asked(
             client,
-            Line(client, self._timeout_s, self._take_ended),
-            Line(client, self._background_timeout_s, self._settlement_ended),
+            ScriptPipeline(client, self._timeout_s, self._take_ended),
+            ScriptPipeline(client, self._background_timeout_s, self._settlement_ended),
         )
 
     def _open_late(self) -> None:
@@ -324,12 +330,12 @@ class SharedLedger:
             logger.warning("Each process counts quotas by itself: %s.", words(error))
 
 
-def _read(key: ApiKey, reply: Sequence[Any]) -> tuple[bool, Standing, float]:
+def _read(key: ApiKey, reply: Sequence[Any]) -> tuple[bool, QuotaStatus, float]:
     """A script's answer: whether the request fits, how the key stands, what it has in work."""
     fits, requests_left, tokens_left, held = reply
     requests, tokens = key.requests_per_minute, key.tokens_per_minute
-    standing = Standing(
-        None if requests is None else Level(requests, float(requests_left)),
-        None if tokens is None else Level(tokens, float(tokens_left)),
+    standing = QuotaStatus(
+        None if requests is None else BucketLevel(requests, float(requests_left)),
+        None if tokens is None else BucketLevel(tokens, float(tokens_left)),
     )
     return bool(fits), standing, float(held)

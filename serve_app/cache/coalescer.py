@@ -31,8 +31,8 @@ class Coalescer:
     when all have left.
     """
 
-    def __init__(self, send: Send, max_calls: int) -> None:
-        self.max_calls = max_calls
+    def __init__(self, send: Send, max_in_flight_calls: int) -> None:
+        self.max_in_flight_calls = max_in_flight_calls
         self._send = send
         self._waiting: deque[tuple[TextGroup, asyncio.Future[Vectors]]] = deque()
         self._calls = set[asyncio.Task[None]]()
@@ -59,7 +59,7 @@ class Coalescer:
     def _leave(self) -> None:
         self._leaving = False
         while self._waiting and (
-            self._in_flight < self.max_calls or len(self._waiting) >= _MAX_GROUPS
+            self._in_flight < self.max_in_flight_calls or len(self._waiting) >= _MAX_GROUPS
         ):
             call: list[tuple[TextGroup, asyncio.Future[Vectors]]] = []
             while self._waiting and len(call) < _MAX_GROUPS:

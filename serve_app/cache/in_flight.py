@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from serve_app.types import NO_TIME, Lane, Row, TextGroup, Timings
+from serve_app.types import NO_TIMINGS, Lane, Row, TextGroup, Timings
 
 #: A row for each text of a group, and where the time went.
 Computed = tuple[list[Row], Timings]
@@ -34,7 +34,7 @@ class _Flight:
                 self.task.cancel()
 
 
-class Landed(NamedTuple):
+class FlightResult(NamedTuple):
     """What a request gets of the flights that its texts were on."""
 
     rows: list[Row]
@@ -54,7 +54,7 @@ class SingleFlight:
         self._compute = compute
         self._flights: dict[bytes, _Flight] = {}
 
-    async def fetch(self, group: TextGroup, keys: Sequence[bytes]) -> Landed:
+    async def run(self, group: TextGroup, keys: Sequence[bytes]) -> FlightResult:
         """A row for each text of a group, in its order.
 
         Raises:
@@ -66,7 +66,7 @@ class SingleFlight:
         flights = [flight or mine for flight in joined]
         distinct = list(dict.fromkeys(flight for flight in flights if flight))
         rows: dict[bytes, Row] = {}
-        timings = NO_TIME
+        timings = NO_TIMINGS
         for flight, answer in zip(distinct, await _all(distinct), strict=True):
             if not isinstance(answer, BaseException):
                 rows.update(zip(flight.keys, answer[0], strict=True))
@@ -78,7 +78,9 @@ class SingleFlight:
             again = [keys[i] for i in lost]
             fresh, timings = await self._compute(_part(group, lost), again)
             rows.update(zip(again, fresh, strict=True))
-        return Landed([rows[key] for key in keys], timings, len(keys) - len(alone) - len(lost))
+        return FlightResult(
+            [rows[key] for key in keys], timings, len(keys) - len(alone) - len(lost)
+        )
 
     def _joinable(self, key: bytes, lane: Lane) -> _Flight | None:
         flight = self._flights.get(key)

@@ -3,19 +3,19 @@
 import asyncio
 import logging
 
-from serve_app.valkey.embedded import EmbeddedUnavailable
 from serve_app.cache.redis_store import RedisStore
-from serve_app.valkey.shared_server import Server
 from serve_app.config import CacheConfig
 from serve_app.metrics import Meter
 from serve_app.types import CacheState, StoreStats
+from serve_app.valkey.embedded import EmbeddedUnavailable
+from serve_app.valkey.shared_server import Server
 
 logger = logging.getLogger(__name__)
 
 _FLUSH_S = 2.0
 
 
-class SecondTier:
+class L2Cache:
     """Opens the store at the start, and closes it when the last values are written."""
 
     def __init__(

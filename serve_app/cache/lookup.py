@@ -5,20 +5,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from serve_app.cache.key import cache_key
-from serve_app.cache.lease import Leases, SharedStore
-from serve_app.cache.memory import MemoryCache
-from serve_app.cache.in_flight import SingleFlight
 from serve_app.cache.codec import Codec
+from serve_app.cache.in_flight import SingleFlight
+from serve_app.cache.key import cache_key
+from serve_app.cache.memory import MemoryCache
 from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED, Meter
-from serve_app.types import NO_TIME, Row, TextGroup, Tier, Timings, Vectors
+from serve_app.types import NO_TIMINGS, Row, TextGroup, Tier, Timings, Vectors
 
 #: Answers what a tier doesn't know: the next tier.
-Fetch = Callable[[TextGroup], Awaitable[Vectors]]
+EmbedGroup = Callable[[TextGroup], Awaitable[Vectors]]
 
 
-class Store(SharedStore, Protocol):
+class Store(Protocol):
     """What a lookup needs of the second tier. It never raises and never makes anybody wait."""
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values by key; None where there is none, or the store doesn't answer."""
+        ...
 
     def put(self, key: bytes, value: bytes) -> None:
         """Keeps a value; returns at once."""
@@ -38,10 +41,9 @@ class Lookup:
         space_id: str,
         codec: Codec,
         memory: MemoryCache,
-        rest: Fetch,
+        rest: EmbedGroup,
         *,
         store: Store | None = None,
-        lease_s: float = 0.0,
         meter: Meter | None = None,
     ) -> None:
         """A lookup.
@@ -52,8 +54,6 @@ class Lookup:
             memory: the first tier.
             rest: the next tier, or the engine.
             store: the second tier.
-            lease_s: how long other processes leave a text to the one that claimed it first; 0:
-                none claims any.
             meter: counts hits and misses.
         """
         self._space_id = space_id
@@ -61,11 +61,10 @@ class Lookup:
         self._memory = memory
         self._rest = rest
         self._store = store
-        self._leases = Leases(store, codec, rest, lease_s) if store and lease_s else None
         self._flights = SingleFlight(self._compute)
         self._meter = meter or Meter()
 
-    async def fetch(self, group: TextGroup) -> Vectors:
+    async def embed(self, group: TextGroup) -> Vectors:
         """Vectors for a group of n texts, values of shape (n, dim), in the group's order.
 
         Raises:
@@ -80,13 +79,13 @@ class Lookup:
         if self._store is not None and len(rows) < len(keys):
             await self._from_store(self._store, keys, rows)
         looked_up_s = time.perf_counter() - started
-        timings = NO_TIME
+        timings = NO_TIMINGS
         missing = [i for i, key in enumerate(keys) if key not in rows]
         if missing:
             self._meter.add(CACHE_MISSES, len(missing))
             texts = tuple(group.texts[i] for i in missing)
             left = [keys[i] for i in missing]
-            landed = await self._flights.fetch(replace(group, texts=texts), left)
+            landed = await self._flights.run(replace(group, texts=texts), left)
             rows.update(zip(left, landed.rows, strict=True))
             timings = landed.timings
             self._meter.add(COALESCED, landed.joined)
@@ -112,8 +111,7 @@ class Lookup:
         self._meter.add(CACHE_HITS, found, "l2")
 
     async def _compute(self, group: TextGroup, keys: Sequence[bytes]) -> tuple[list[Row], Timings]:
-        leases = self._leases
-        fresh = await (leases.fetch(group, keys) if leases else self._rest(group))
+        fresh = await self._rest(group)
         rows = self._rounded(fresh).rows()
         for key, row in zip(keys, rows, strict=True):
             value = self._codec.encode(row)

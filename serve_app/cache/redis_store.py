@@ -14,6 +14,16 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from serve_app.errors import Unavailable
+from serve_app.metrics import (
+    L2_FAILURES,
+    L2_READS,
+    L2_SECONDS,
+    L2_WRITE_DROPS,
+    L2_WRITTEN,
+    Meter,
+)
+from serve_app.types import StoreStats
 from serve_app.valkey.breaker import Breaker
 from serve_app.valkey.client import (
     Client,
@@ -28,16 +38,6 @@ from serve_app.valkey.client import (
     primaries,
     words,
 )
-from serve_app.errors import Unavailable
-from serve_app.metrics import (
-    L2_FAILURES,
-    L2_READS,
-    L2_SECONDS,
-    L2_WRITE_DROPS,
-    L2_WRITTEN,
-    Meter,
-)
-from serve_app.types import StoreStats
 
 logger = logging.getLogger(__name__)
 
@@ -164,19 +164,8 @@ class RedisStore:
             async with asyncio.timeout(timeout_s):
                 await self._written.wait()
 
-    async def claim(self, keys: Sequence[bytes], lease_s: float) -> list[bool]:
-        """For each key, True where this caller may compute it: nobody else did within `lease_s`.
-
-        True for all when the store can't tell.
-        """
-        if not keys or self._off:
-            return [True] * len(keys)
-        lease = ("NX", "PX", max(1, round(lease_s * 1000)))
-        commands = [("SET", self._prefix + b"lease:" + key, b"", *lease) for key in keys]
-        return await asyncio.shield(self._start(self._claim(commands)))
-
     async def purge(self) -> int:
-        """Deletes all keys below the prefix, leases too; their number.
+        """Deletes all keys below the prefix; their number.
 
         What is queued is written first, so that it doesn't come back.
 
@@ -272,15 +261,6 @@ class RedisStore:
             if not read.answer.done():
                 read.answer.set_result(values[at : at + len(read.keys)])
             at += len(read.keys)
-
-    async def _claim(self, commands: Sequence[tuple[Any, ...]]) -> list[bool]:
-        try:
-            async with in_time(self._timeout_s), self._slots:
-                replies = await pipeline(self._client, commands)
-        except Exception as error:
-            self._failed(error)
-            return [True] * len(commands)
-        return [reply is not None for reply in replies]
 
     async def _write_on(self) -> None:
         while True:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from serve_app.cache.lookup import Fetch, Lookup
-from serve_app.cache.memory import MemoryCache
-from serve_app.cache.l2 import SecondTier
 from serve_app.cache.codec import Codec, Storage
+from serve_app.cache.l2 import L2Cache
+from serve_app.cache.lookup import EmbedGroup, Lookup
+from serve_app.cache.memory import MemoryCache
 from serve_app.metrics import (
     CACHE_BYTES,
     CACHE_ENTRIES,
@@ -18,54 +18,50 @@ from serve_app.models import ModelSpec
 from serve_app.types import CacheReport, CacheState, TextGroup, Vectors
 
 
-class Tiers:
+class CacheStack:
     """Memory, a second tier where there is one, and the look-up through both."""
 
     def __init__(
         self,
         spec: ModelSpec,
-        rest: Fetch,
+        rest: EmbedGroup,
         *,
-        memory_max_bytes: int,
+        l1_max_bytes: int,
         storage: Storage,
         meter: Meter,
-        second: SecondTier | None = None,
-        lease_s: float = 0.0,
+        second: L2Cache | None = None,
     ) -> None:
         """The tiers of one process.
 
         Args:
             spec: whose vectors are kept.
             rest: answers what is in neither tier.
-            memory_max_bytes: the bound of the first.
+            l1_max_bytes: the bound of the first.
             storage: what vectors are kept as.
             meter: counts what is found and what is not.
             second: the tier that all processes share; None: another process asks it.
-            lease_s: see `CacheConfig`.
         """
-        self._memory = MemoryCache(memory_max_bytes)
+        self._memory = MemoryCache(l1_max_bytes)
         self._second = second
         self._meter = meter
         self._evictions = 0
         store = None if second is None else second.store
         codec = Codec(spec.dim, storage)
-        lookup = Lookup(
-            spec.space_id, codec, self._memory, rest, store=store, lease_s=lease_s, meter=meter
-        )
-        self._fetch = lookup.fetch
+        lookup = Lookup(spec.space_id, codec, self._memory, rest, store=store, meter=meter)
+        self._embed = lookup.embed
 
-    async def fetch(self, group: TextGroup) -> Vectors:
-        """See `Lookup.fetch`."""
-        return await self._fetch(group)
+    async def embed(self, group: TextGroup) -> Vectors:
+        """See `Lookup.embed`."""
+        return await self._embed(group)
 
     def start(self) -> None:
         """Begins what runs beside requests; call it once, in the event loop."""
         if self._second is not None:
             self._second.start()
 
-    def resize(self, memory_max_bytes: int) -> None:
+    def resize(self, l1_max_bytes: int) -> None:
         """Changes the bound of memory; what is cached stays as far as it fits."""
-        self._memory.resize(memory_max_bytes)
+        self._memory.resize(l1_max_bytes)
 
     @property
     def state(self) -> CacheState:

@@ -30,8 +30,8 @@ from serve_app.errors import (
     Overloaded,
     Unavailable,
 )
-from serve_app.types import CacheReport, Warmed
 from serve_app.service.validation import validate_inputs
+from serve_app.types import CacheReport, WarmResult
 
 #: Texts in one call, and calls under way; so many keep every Embedder busy.
 _CALL_TEXTS = 256
@@ -114,7 +114,7 @@ def _take(
     call, answer = under_way.popleft()
     while True:
         try:
-            warmed: Warmed | EmbedServeError = answer.result(timeout_s=_ANSWER_S)
+            warmed: WarmResult | EmbedServeError = answer.result(timeout_s=_ANSWER_S)
         except TimeoutError:
             raise Unavailable(f"No answer to {len(call)} texts in {_ANSWER_S:.0f} s.") from None
         if isinstance(warmed, Overloaded):

@@ -14,12 +14,12 @@ import yaml
 
 from benchmarks.command import add_commands as bench_commands
 from embedserve_client.command.main import main
+from serve_app.access.entrance import require_keys_beyond_loopback
 from serve_app.command import cache as cache_command
 from serve_app.command import key as key_command
-from serve_app.access.entrance import may_serve
 from serve_app.config import USER_CONFIGS, AppConfig, IngressSettings, settings_markdown
-from serve_app.model_prep.engine_selection import choose
 from serve_app.errors import ConfigurationError, EmbedServeError
+from serve_app.model_prep.engine_selection import select_engine
 
 EXAMPLES = """\
   embedserve serve                         serve what serve_config.yaml says, until Ctrl-C
@@ -80,15 +80,15 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from serve_app.command.serve import Launch, LaunchFailed, beside, taken_port
+    from serve_app.command.serve import Launch, LaunchError, port_in_use, with_free_ports
 
     config, application = _read(arguments.config)
     _check_entrance(config)
     _make_ready(application)
     with tempfile.TemporaryDirectory(prefix="embedserve-") as scratch:
         if arguments.port is not None:
-            config = beside(config, arguments.port, Path(scratch))
-        taken = taken_port(config)
+            config = with_free_ports(config, arguments.port, Path(scratch))
+        taken = port_in_use(config)
         if taken is not None:
             return _fail(
                 f"Port {taken} is in use. Stop what listens there, or start beside it: "
@@ -104,7 +104,7 @@ def _serve(arguments: argparse.Namespace) -> int:
                 _say("starting", doing)
             _show_ready(launch.url)
             return launch.wait()
-        except LaunchFailed as error:
+        except LaunchError as error:
             return _fail(f"{error}\nRay's logs: /tmp/ray/session_latest/logs/serve")
         except KeyboardInterrupt:
             _say("stopping", "a few seconds   (Ctrl-C again kills it)")
@@ -150,14 +150,16 @@ def _check_entrance(config: dict[str, Any]) -> None:
     """Refuses at once what each Ingress would refuse, in the same words.
 
     Raises:
-        ConfigurationError: see `may_serve`.
+        ConfigurationError: see `require_keys_beyond_loopback`.
     """
     if config.get("proxy_location") == "Disabled":
         return
     deployments = config["applications"][0].get("deployments", [])
     given = [d.get("user_config") for d in deployments if d["name"] == "Ingress"]
     settings = IngressSettings.model_validate((given and given[0]) or {})
-    may_serve(config.get("http_options", {}).get("host", "0.0.0.0"), settings.access)
+    require_keys_beyond_loopback(
+        config.get("http_options", {}).get("host", "0.0.0.0"), settings.access
+    )
 
 
 def _catch_signals() -> None:
@@ -184,7 +186,7 @@ def _end_with_input() -> None:
 def _make_ready(application: AppConfig) -> None:
     """Chooses the engine, as the application will, and tells what will be served."""
     _say("preparing", "the model, where its engine asks for that, once (half a minute)")
-    choice = choose(application)
+    choice = select_engine(application)
     spec, parity = choice.spec, choice.parity
     _say("model", f"{spec.name}, {spec.dim} dimensions, {spec.max_tokens} tokens")
     if spec.weights_sha256 is not None:

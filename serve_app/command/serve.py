@@ -26,8 +26,8 @@ from typing import Any
 import psutil
 import yaml
 
+from serve_app.valkey.parent_death import die_with_parent
 from serve_app.valkey.supervisor import SAVE_S, owner_of
-from serve_app.valkey.parent_death import ends_with_me
 
 _POLL_S = 0.3
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -44,7 +44,7 @@ _RAISED = re.compile(r"^(?:\w+\.)*[A-Z]\w+: ", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class LaunchFailed(Exception):
+class LaunchError(Exception):
     """The service did not come up; the message says why."""
 
 
@@ -55,7 +55,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def taken_port(config: Mapping[str, Any]) -> int | None:
+def port_in_use(config: Mapping[str, Any]) -> int | None:
     """A port that the service would listen on and something else does; None: all are free."""
     http = config.get("http_options", {})
     ports = [http.get("port", 8000)]
@@ -75,7 +75,7 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
-def beside(config: Mapping[str, Any], port: int, scratch: Path) -> dict[str, Any]:
+def with_free_ports(config: Mapping[str, Any], port: int, scratch: Path) -> dict[str, Any]:
     """The same configuration for one more service on this machine.
 
     Moves the HTTP port, and out of each other's way what HAProxy opens beside it: its other
@@ -140,7 +140,7 @@ class Launch:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,  # Ctrl-C in a terminal reaches the parent only
-            preexec_fn=ends_with_me(signal.SIGINT),  # on which Ray ends all that it started
+            preexec_fn=die_with_parent(signal.SIGINT),  # on which Ray ends all that it started
         )
         self._reader = threading.Thread(target=self._read_output, args=(self._child,), daemon=True)
         self._reader.start()
@@ -149,15 +149,15 @@ class Launch:
         """Yields what is going on, once for each change, until the service answers.
 
         Raises:
-            LaunchFailed: it ended, failed to deploy, or is not ready in time.
+            LaunchError: it ended, failed to deploy, or is not ready in time.
         """
         begin = time.monotonic()
         said = ""
         while not self._healthy():
             if self._child is None or self._child.poll() is not None:
-                raise LaunchFailed("Ray ended before the service was up:\n" + "".join(self._tail))
+                raise LaunchError("Ray ended before the service was up:\n" + "".join(self._tail))
             if time.monotonic() - begin > timeout_s:
-                raise LaunchFailed(f"The service was not ready after {timeout_s:.0f} s: {said}.")
+                raise LaunchError(f"The service was not ready after {timeout_s:.0f} s: {said}.")
             doing = self._doing()
             if doing != said:
                 said = doing
@@ -220,7 +220,7 @@ class Launch:
         if application is None:
             return "the application"
         if application.get("status") == "DEPLOY_FAILED":
-            raise LaunchFailed(_why(application))
+            raise LaunchError(_why(application))
         replicas = _replica_states(application)
         if not replicas:
             return "the application"

@@ -72,7 +72,7 @@ class AccessSettings(Section):
         default=None,
         description="Name of an environment variable with the same content as such a file.",
     )
-    open_beyond_loopback: bool = Field(
+    allow_unauthenticated: bool = Field(
         default=False,
         description="Serve other machines even without any key. Else the service doesn't start "
         "without one where `http_options.host` lets others in.",

@@ -123,13 +123,6 @@ class CacheConfig(Section):
         description="How vectors are kept. `float16` takes half of the room and rounds all "
         "vectors, computed ones too: they are of a space of their own.",
     )
-    lease_s: float = Field(
-        default=0.0,
-        ge=0,
-        le=60,
-        description="How long a CacheLookup replica leaves a text to the replica that was asked "
-        "for it first. One more round trip for each miss; 0: two may compute the same text.",
-    )
 
 
 class AppConfig(Section):

@@ -52,14 +52,14 @@ class IngressSettings(Section):
         description="Requests of so many texts are interactive and go before all others, unless "
         "the header `x-priority` says `bulk` or `interactive`.",
     )
-    memory_max_bytes: int = Field(
+    l1_max_bytes: int = Field(
         default=64 * MIB,
         ge=0,
         le=1024 * GIB,
         description="Memory for vectors in one replica, answered without asking another process; "
         "0: none.",
     )
-    max_calls: int = Field(
+    max_in_flight_calls: int = Field(
         default=4,
         ge=1,
         le=1024,
@@ -86,22 +86,25 @@ class IngressSettings(Section):
 class CacheLookupSettings(Section):
     """`user_config` of the deployment `CacheLookup`."""
 
-    memory_max_bytes: int = Field(
+    l1_max_bytes: int = Field(
         default=64 * MIB,
         ge=0,
         le=1024 * GIB,
         description="Memory for vectors in one replica, its own bookkeeping counted; 0: none. "
         "One MiniLM vector takes about 2 KiB.",
     )
-    max_calls: int = Field(
-        default=4, ge=1, le=1024, description="As the Ingress' `max_calls`, for calls to Embedders."
+    max_in_flight_calls: int = Field(
+        default=4,
+        ge=1,
+        le=1024,
+        description="As the Ingress' `max_in_flight_calls`, for calls to Embedders.",
     )
 
 
 class EmbedderSettings(Section):
     """`user_config` of the deployment `Embedder`."""
 
-    budget_tokens: int = Field(
+    max_batch_tokens: int = Field(
         default=8192,
         ge=64,
         le=16 * MIB,
@@ -112,16 +115,16 @@ class EmbedderSettings(Section):
         gt=0,
         le=60,
         description="How long one model batch should take, which is what an interactive text may "
-        "have to wait for; batches grow until they do, inside `budget_tokens`.",
+        "have to wait for; batches grow until they do, inside `max_batch_tokens`.",
     )
     max_batch_texts: int = Field(default=64, ge=1, le=4096, description="Texts in one model batch.")
-    bulk_max_wait_s: float = Field(
+    bulk_promotion_after_s: float = Field(
         default=1.0,
         ge=0,
         le=3600,
         description="Bulk texts that waited longer take turns with interactive ones.",
     )
-    lookahead_texts: int = Field(
+    batch_lookahead_texts: int = Field(
         default=512,
         ge=1,
         le=65536,

@@ -6,11 +6,11 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 
-from serve_app.cache.stack import Tiers
 from serve_app.cache.coalescer import Coalescer
+from serve_app.cache.stack import CacheStack
 from serve_app.config import CacheConfig, CacheLookupSettings
-from serve_app.deployments.retrying_call import RemoteMethod
-from serve_app.deployments.service_identity import open_second_tier
+from serve_app.deployments.retrying_call import RetryingCall
+from serve_app.deployments.service_identity import open_l2_cache
 from serve_app.errors import EmbedServeError
 from serve_app.metrics import Meter, export
 from serve_app.models import ModelSpec
@@ -26,15 +26,14 @@ class CacheLookup:
         settings = CacheLookupSettings()
         self._spec = spec
         self._meter = Meter()
-        self._compute = Coalescer(RemoteMethod(embedder, "embed"), settings.max_calls)
-        self._tiers = Tiers(
+        self._compute = Coalescer(RetryingCall(embedder, "embed"), settings.max_in_flight_calls)
+        self._tiers = CacheStack(
             spec,
             self._compute,
-            memory_max_bytes=settings.memory_max_bytes,
+            l1_max_bytes=settings.l1_max_bytes,
             storage=cache.storage,
             meter=self._meter,
-            second=open_second_tier(cache, spec.space_id, self._meter),
-            lease_s=cache.lease_s,
+            second=open_l2_cache(cache, spec.space_id, self._meter),
         )
         self._exporting: asyncio.Task[None] | None = None
 
@@ -48,16 +47,16 @@ class CacheLookup:
             self._exporting = asyncio.create_task(export(self._meter, self._tiers.gauges))
             self._tiers.start()
         settings = CacheLookupSettings.model_validate(user_config or {})
-        self._tiers.resize(settings.memory_max_bytes)
-        self._compute.max_calls = settings.max_calls
+        self._tiers.resize(settings.l1_max_bytes)
+        self._compute.max_in_flight_calls = settings.max_in_flight_calls
 
-    async def fetch(self, groups: tuple[TextGroup, ...]) -> list[Vectors | EmbedServeError]:
+    async def embed(self, groups: tuple[TextGroup, ...]) -> list[Vectors | EmbedServeError]:
         """For each group its vectors, or the error that stands for them."""
-        return await asyncio.gather(*(self._fetch(group) for group in groups))
+        return await asyncio.gather(*(self._embed(group) for group in groups))
 
-    async def _fetch(self, group: TextGroup) -> Vectors | EmbedServeError:
+    async def _embed(self, group: TextGroup) -> Vectors | EmbedServeError:
         try:
-            return await self._tiers.fetch(group)
+            return await self._tiers.embed(group)
         except EmbedServeError as error:
             return error
 

@@ -13,14 +13,14 @@ from ray.serve.schema import ReplicaRank
 from serve_app.config import EmbedderSettings
 from serve_app.engines.affinity import available_cpus, choose_cpus, move_threads, pin_thread
 from serve_app.engines.base import Engine
-from serve_app.model_prep.engine_selection import Choice, load_engine
-from serve_app.scheduler.scheduler import Scheduler
-from serve_app.engines.tokenizer_service import Speller
-from serve_app.scheduler.pending import Submission, TokenSubmission
+from serve_app.engines.tokenizer_service import TokenizerService
 from serve_app.errors import ConfigurationError, EmbedServeError, SpaceMismatch
 from serve_app.metrics import export
+from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.models import resolve
-from serve_app.types import EngineInfo, Spelling, TextGroup, TokenVectors, Vectors
+from serve_app.scheduler.pending import PendingTokenVectors, PendingVectors
+from serve_app.scheduler.scheduler import Scheduler
+from serve_app.types import EngineInfo, TextGroup, Tokenization, TokenVectors, Vectors
 
 #: Calls that one run of the collector may gather; it waits for none.
 _COLLECT = 256
@@ -31,7 +31,7 @@ _GPU_STREAMS = 2
 class Embedder:
     """Computes vectors of texts, prompts already in front."""
 
-    def __init__(self, choice: Choice) -> None:
+    def __init__(self, choice: EngineSelection) -> None:
         config, spec = choice.config, choice.spec
         _check_device(config.device, given=bool(ray.get_gpu_ids()))
         local = resolve(config.model, config.precision)
@@ -57,13 +57,13 @@ class Embedder:
             engine_threads=engine_threads,
             tokenizer_thread=tokenizer_thread,
         )
-        self._speller = Speller(engine, tokenizer_thread)
+        self._speller = TokenizerService(engine, tokenizer_thread)
         self._exporting: asyncio.Task[None] | None = None
 
     def _my_cpus(self, local_rank: int) -> frozenset[int]:
         return choose_cpus(self._all_cpus, self._threads, local_rank)
 
-    def _load(self, choice: Choice) -> Engine:
+    def _load(self, choice: EngineSelection) -> Engine:
         engine = load_engine(choice, threads=self._threads)
         engine.embed(engine.tokenize(["The first run pays for lazy start-up."]))
         return engine
@@ -85,7 +85,7 @@ class Embedder:
 
     async def embed(self, groups: tuple[TextGroup, ...]) -> list[Vectors | EmbedServeError]:
         """For each group its vectors, or the error that stands for them."""
-        submissions = [Submission(group) for group in groups]
+        submissions = [PendingVectors(group) for group in groups]
         try:
             await self._collect(submissions)
             return [await submission.reply for submission in submissions]
@@ -95,7 +95,7 @@ class Embedder:
 
     async def embed_tokens(self, group: TextGroup) -> list[TokenVectors] | EmbedServeError:
         """Of each text the vectors of its tokens, or the error that stands for all."""
-        submission = TokenSubmission(group)
+        submission = PendingTokenVectors(group)
         try:
             await self._scheduler.submit([submission])
             return await submission.reply
@@ -103,7 +103,7 @@ class Embedder:
             submission.reply.cancel()
 
     @serve.batch(max_batch_size=_COLLECT, batch_wait_timeout_s=0, max_concurrent_batches=64)
-    async def _collect(self, calls: list[list[Submission]]) -> list[None]:
+    async def _collect(self, calls: list[list[PendingVectors]]) -> list[None]:
         # Collects what arrives together for one run of the tokenizer. It ends when all is in the
         # queue, not when all is computed: a short request never waits for a long one it came with.
         await self._scheduler.submit(list(chain.from_iterable(calls)))
@@ -111,7 +111,7 @@ class Embedder:
 
     async def spell(
         self, texts: tuple[str, ...], special: bool
-    ) -> list[Spelling] | EmbedServeError:
+    ) -> list[Tokenization] | EmbedServeError:
         """How the tokenizer spells texts, not cut; `special`: with special tokens around them."""
         return await self._speller.spell(texts, special=special)
 

@@ -9,22 +9,22 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 from starlette.types import ASGIApp
 
-from serve_app.access.entrance import Access, may_serve
-from serve_app.cache.stack import Tiers
+from serve_app.access.entrance import Entrance, require_keys_beyond_loopback
 from serve_app.cache.coalescer import Coalescer
+from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, IngressSettings
-from serve_app.deployments.ingress_stats import IngressFleet
-from serve_app.deployments.retrying_call import RemoteMethod
-from serve_app.deployments.service_identity import http_host, open_ledger, open_second_tier
+from serve_app.deployments.ingress_stats import IngressStats
+from serve_app.deployments.retrying_call import RetryingCall
+from serve_app.deployments.service_identity import http_host, open_l2_cache, open_quota_store
 from serve_app.errors import EmbedServeError
 from serve_app.metrics import Meter, Totals, export
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
-from serve_app.types import CacheReport, CacheState, EmbedJob, Float32, Lane, Tier, Warmed
+from serve_app.types import CacheReport, CacheState, EmbedJob, Float32, Lane, Tier, WarmResult
 from serve_app.web.app import create_app
 
 
-class _Behind:
+class _Backend:
     """What is behind the service: its own tiers, then other deployments."""
 
     def __init__(
@@ -37,29 +37,26 @@ class _Behind:
     ) -> None:
         settings = IngressSettings()
         cache, inline = config.cache, config.topology == "inline"
-        self._rest = Coalescer(
-            RemoteMethod(handle, "embed" if inline else "fetch"), settings.max_calls
-        )
-        self.tiers = Tiers(
+        self._rest = Coalescer(RetryingCall(handle, "embed"), settings.max_in_flight_calls)
+        self.tiers = CacheStack(
             spec,
             self._rest,
-            memory_max_bytes=settings.memory_max_bytes,
+            l1_max_bytes=settings.l1_max_bytes,
             storage=cache.storage,
             meter=meter,
-            second=open_second_tier(cache, spec.space_id, meter) if inline else None,
-            lease_s=cache.lease_s if inline else 0.0,
+            second=open_l2_cache(cache, spec.space_id, meter) if inline else None,
         )
-        self.fetch = self.tiers.fetch
-        self.describe = RemoteMethod(embedder, "describe")
-        self.spell = RemoteMethod(embedder, "spell")
-        self.decode = RemoteMethod(embedder, "decode")
-        self.embed_tokens = RemoteMethod(embedder, "embed_tokens")
-        self.cache_state = self._own_state if inline else RemoteMethod(handle, "cache_state")
+        self.embed = self.tiers.embed
+        self.describe = RetryingCall(embedder, "describe")
+        self.spell = RetryingCall(embedder, "spell")
+        self.decode = RetryingCall(embedder, "decode")
+        self.embed_tokens = RetryingCall(embedder, "embed_tokens")
+        self.cache_state = self._own_state if inline else RetryingCall(handle, "cache_state")
 
     def apply(self, settings: IngressSettings) -> None:
         """Takes new settings; what is cached stays as far as it fits."""
-        self.tiers.resize(settings.memory_max_bytes)
-        self._rest.max_calls = settings.max_calls
+        self.tiers.resize(settings.l1_max_bytes)
+        self._rest.max_in_flight_calls = settings.max_in_flight_calls
 
     async def _own_state(self) -> CacheState:
         return self.tiers.state
@@ -86,10 +83,10 @@ class Ingress:
         """
         self._meter = Meter()
         self._cors_origins = config.cors_origins
-        self._behind = _Behind(spec, handle, config, embedder, self._meter)
-        fleet = IngressFleet(self._meter)
+        self._behind = _Backend(spec, handle, config, embedder, self._meter)
+        fleet = IngressStats(self._meter)
         self._service = EmbedService(spec, self._behind, IngressSettings(), self._meter, fleet)
-        self._access = Access(open_ledger(config.cache, self._meter), self._meter)
+        self._access = Entrance(open_quota_store(config.cache, self._meter), self._meter)
         self._exporting: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -106,7 +103,7 @@ class Ingress:
                 ends the replica then, tries a new one, and tells why.
         """
         settings = IngressSettings.model_validate(user_config or {})
-        may_serve(await http_host(), settings.access)
+        require_keys_beyond_loopback(await http_host(), settings.access)
         self._access.apply(settings.access)
         if self._exporting is None:
             self._exporting = asyncio.create_task(export(self._meter, self._behind.tiers.gauges))
@@ -145,14 +142,14 @@ class Ingress:
 
     async def warm(
         self, texts: Sequence[str], input_type: str | None = None
-    ) -> Warmed | EmbedServeError:
+    ) -> WarmResult | EmbedServeError:
         """Embeds texts as bulk, so that the cache knows them."""
         try:
             job = EmbedJob(tuple(texts), input_type=input_type, lane="bulk")
             result = await self._service.embed(job)
         except EmbedServeError as error:
             return error
-        return Warmed(len(texts), result.tiers.tolist().count(Tier.COMPUTED))
+        return WarmResult(len(texts), result.tiers.tolist().count(Tier.COMPUTED))
 
     async def cache_report(self) -> CacheReport:
         """What this replica knows of its tiers."""
@@ -170,13 +167,13 @@ class Ingress:
         except EmbedServeError as error:
             return error
 
-    async def own_totals(self) -> Totals:
+    async def replica_totals(self) -> Totals:
         """What this replica has answered."""
         return self._meter.totals()
 
-    async def count_anew(self) -> None:
+    async def reset_totals(self) -> None:
         """Counts what it answers from zero."""
-        self._meter.begin_anew()
+        self._meter.reset()
 
     async def __del__(self) -> None:
         """Ray calls it when the replica stops."""

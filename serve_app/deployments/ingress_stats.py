@@ -19,7 +19,7 @@ _SCRAPE_S = 2.0
 _OURS = "ray_embedserve_"
 
 
-class IngressFleet:
+class IngressStats:
     """The Ingress replicas of one application."""
 
     def __init__(self, meter: Meter) -> None:
@@ -29,18 +29,18 @@ class IngressFleet:
 
     async def totals(self) -> Totals:
         """What all replicas have answered; those that don't answer are left out."""
-        replies = await self._ask("own_totals")
+        replies = await self._ask("replica_totals")
         totals = Totals()
         for reply in replies or [self._meter.totals()]:
             totals = totals.plus(reply)
         return totals
 
-    async def begin_anew(self) -> None:
+    async def reset(self) -> None:
         """Has all replicas count `totals` from zero."""
-        self._meter.begin_anew()
-        await self._ask("count_anew")
+        self._meter.reset()
+        await self._ask("reset_totals")
 
-    async def exposition(self) -> str:
+    async def prometheus_text(self) -> str:
         """Every metric of the service on every node, as Ray's agents tell them (every 10 s)."""
         texts = await asyncio.to_thread(lambda: list(_scrape()))
         return "".join(f"{line}\n" for line in _merged(texts))

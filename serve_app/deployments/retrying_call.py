@@ -16,7 +16,7 @@ _ATTEMPTS = 3
 _BACKOFF_S = 0.1
 
 
-class RemoteMethod:
+class RetryingCall:
     """One method of another deployment, as a plain coroutine function.
 
     Embedding a text twice gives the same vector, so a call whose replica dies goes to another

@@ -8,32 +8,32 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import ProxyLocation
 
-from serve_app.access.quota import Ledger, MemoryLedger
-from serve_app.access.shared_quota import SharedLedger
-from serve_app.cache.l2 import SecondTier
-from serve_app.valkey.shared_server import Server
+from serve_app.access.quota import MemoryQuotaStore, QuotaStore
+from serve_app.access.shared_quota import SharedQuotaStore
+from serve_app.cache.l2 import L2Cache
 from serve_app.config import CacheConfig
 from serve_app.metrics import Meter
+from serve_app.valkey.shared_server import Server
 
 
-def open_second_tier(config: CacheConfig, space_id: str, meter: Meter) -> SecondTier:
+def open_l2_cache(config: CacheConfig, space_id: str, meter: Meter) -> L2Cache:
     """The shared tier of this replica's application.
 
     Raises:
-        ConfigurationError: see `SecondTier`.
+        ConfigurationError: see `L2Cache`.
     """
-    return SecondTier(config, space_id, **_service(), meter=meter)
+    return L2Cache(config, space_id, **_service(), meter=meter)
 
 
-def open_ledger(config: CacheConfig, meter: Meter) -> Ledger:
+def open_quota_store(config: CacheConfig, meter: Meter) -> QuotaStore:
     """What counts the quotas of keys: on the server that the cache is on, where there is one.
 
     It asks for the server only when some key has a limit. An embedded server is of one machine,
     so each machine of a cluster counts by itself.
     """
     if config.url.get_secret_value() == "none":
-        return MemoryLedger()
-    return SharedLedger(
+        return MemoryQuotaStore()
+    return SharedQuotaStore(
         Server(config, **_service()),
         prefix=config.prefix,
         timeout_s=config.timeout_s,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from serve_app.types import EngineInfo, Float32, Input, Spelling
+from serve_app.types import EngineInfo, Float32, Input, Tokenization
 
 
 class TokenIds(NamedTuple):
@@ -39,7 +39,7 @@ class Engine(Protocol):
         """
         ...
 
-    def spell(self, texts: Sequence[str], *, special: bool) -> list[Spelling]:
+    def spell(self, texts: Sequence[str], *, special: bool) -> list[Tokenization]:
         """How the tokenizer spells texts, not cut; `special`: with its special tokens around them.
 
         Raises:

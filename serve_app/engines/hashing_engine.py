@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from serve_app.engines.base import TokenIds
 from serve_app.errors import InvalidRequest
 from serve_app.models import ModelSpec
-from serve_app.types import EngineInfo, Float32, Input, Spelling
+from serve_app.types import EngineInfo, Float32, Input, Tokenization
 
 _WORD = re.compile(r"\w+")
 #: Stands for a text without words, so that it has a feature too.
@@ -55,7 +55,7 @@ class HashingEngine:
             tokens.append(TokenIds(ids or [_NO_WORD], len(words) > self._max_words))
         return tokens
 
-    def spell(self, texts: Sequence[str], *, special: bool) -> list[Spelling]:
+    def spell(self, texts: Sequence[str], *, special: bool) -> list[Tokenization]:
         """Nothing that it could tell.
 
         Raises:

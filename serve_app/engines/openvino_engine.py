@@ -13,7 +13,7 @@ from serve_app.engines.base import TokenIds
 from serve_app.engines.tokenizer import TextTokenizer
 from serve_app.errors import SpaceMismatch
 from serve_app.models import ModelSpec
-from serve_app.types import EngineInfo, Float32, Input, Parity, Spelling
+from serve_app.types import EngineInfo, Float32, Input, Parity, Tokenization
 
 GRAPH = "model.xml"
 #: What the graph gives: vectors of texts, and those of their tokens.
@@ -105,7 +105,7 @@ class OpenVinoEngine:
         """
         return self._tokenizer.tokenize(texts)
 
-    def spell(self, texts: Sequence[str], *, special: bool) -> list[Spelling]:
+    def spell(self, texts: Sequence[str], *, special: bool) -> list[Tokenization]:
         """How texts are spelled, not cut; `special`: with special tokens around them."""
         return self._tokenizer.spell(texts, special=special)
 

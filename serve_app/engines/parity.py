@@ -44,12 +44,12 @@ _ODD = (
 _BATCH = 16
 
 
-def holds(found: Parity) -> bool:
+def passes_gate(found: Parity) -> bool:
     """Whether the vectors may be served; NaN never passes."""
     return found.cosine_min >= GATES[found.precision]
 
 
-def canaries(max_tokens: int) -> list[str]:
+def canary_texts(max_tokens: int) -> list[str]:
     """Fixed texts of every length that the model takes, and some that are odd."""
     rng = random.Random(20260101)
     lengths = [*range(1, 33), *(48, 64, 96, 128, 192, 256, 384, 512)]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from serve_app.engines.base import TokenIds
 from serve_app.errors import InvalidRequest, ModelSourceError
-from serve_app.types import Float32, Input, Spelling
+from serve_app.types import Float32, Input, Tokenization
 
 _TOKENIZER, _PADDING = "tokenizer.json", "padding.json"
 #: Token ids that an error quotes of a row.
@@ -92,11 +92,11 @@ class TextTokenizer:
             for encoding in self._tokenizer.encode_batch_fast(list(texts))
         ]
 
-    def spell(self, texts: Sequence[str], *, special: bool) -> list[Spelling]:
+    def spell(self, texts: Sequence[str], *, special: bool) -> list[Tokenization]:
         """How texts are spelled, not cut; `special`: with special tokens around them."""
         encodings = self._uncut.encode_batch(list(texts), add_special_tokens=special)
         return [
-            Spelling(e.ids, e.tokens, list(map(bool, e.special_tokens_mask)), e.offsets)
+            Tokenization(e.ids, e.tokens, list(map(bool, e.special_tokens_mask)), e.offsets)
             for e in encodings
         ]
 

@@ -8,15 +8,15 @@ from functools import partial
 from typing import TypeVar
 
 from serve_app.engines.base import Engine
-from serve_app.errors import EmbedServeError, EngineFailed
-from serve_app.types import Spelling
+from serve_app.errors import EmbedServeError, InferenceError
+from serve_app.types import Tokenization
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 
-class Speller:
+class TokenizerService:
     """Asks an engine's tokenizer, off the event loop. An error of the service is a value."""
 
     def __init__(self, engine: Engine, thread: Executor) -> None:
@@ -26,7 +26,7 @@ class Speller:
 
     async def spell(
         self, texts: Sequence[str], *, special: bool
-    ) -> list[Spelling] | EmbedServeError:
+    ) -> list[Tokenization] | EmbedServeError:
         """How the tokenizer spells texts, not cut; `special`: with special tokens around them."""
         return await self._ask(partial(self._engine.spell, texts, special=special))
 
@@ -43,4 +43,4 @@ class Speller:
             return error
         except Exception as error:
             logger.exception("The tokenizer failed")
-            return EngineFailed(f"The tokenizer failed: {type(error).__name__}.")
+            return InferenceError(f"The tokenizer failed: {type(error).__name__}.")

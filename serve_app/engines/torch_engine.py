@@ -13,11 +13,11 @@ from sentence_transformers import SentenceTransformer
 
 from serve_app.config import ModelConfig
 from serve_app.engines.base import TokenIds
-from serve_app.engines.parity import GATES, canaries, holds, parity
+from serve_app.engines.parity import GATES, canary_texts, parity, passes_gate
 from serve_app.engines.tokenizer import TextTokenizer
 from serve_app.errors import ConfigurationError, ParityFailed, SpaceMismatch
 from serve_app.models import ModelSpec, folder
-from serve_app.types import EngineInfo, Float32, Input, Parity, Spelling
+from serve_app.types import EngineInfo, Float32, Input, Parity, Tokenization
 
 #: While one thread's batch computes, another pads the next one and copies it to the GPU.
 _STREAMS = {"cpu": 1, "cuda": 2}
@@ -97,7 +97,7 @@ class TorchEngine:
         """
         return self._tokenizer.tokenize(texts)
 
-    def spell(self, texts: Sequence[str], *, special: bool) -> list[Spelling]:
+    def spell(self, texts: Sequence[str], *, special: bool) -> list[Tokenization]:
         """How texts are spelled, not cut; `special`: with special tokens around them."""
         return self._tokenizer.spell(texts, special=special)
 
@@ -167,13 +167,13 @@ class TorchEngine:
         fp16 converts the transformer; pooling and what follows it stay at float32, where long
         sums belong. bf16 is too coarse for that: only products of matrices are computed in it.
         """
-        texts = canaries(spec.max_tokens)
+        texts = canary_texts(spec.max_tokens)
         expected: Float32 = np.asarray(self._model.encode(texts, prompt=""), dtype=np.float32)
         self._bf16 = precision == "bf16"
         if precision == "fp16":
             self._model[0].half().register_forward_hook(_widen)
         found = parity(self, texts, expected, precision)
-        if not holds(found):
+        if not passes_gate(found):
             raise ParityFailed(
                 f"With torch at {precision} the vectors of {spec.name} are only within cosine "
                 f"{found.cosine_min:.6f} of those at fp32; {GATES[precision]} is asked. "

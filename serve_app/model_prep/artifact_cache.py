@@ -31,15 +31,15 @@ _QUIET = {"CI": "true"}
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a folder is filled: `python -m <module> <arguments> <folder>`; it ends with `seal`."""
+class BuildStep:
+    """How a folder is filled: `python -m <module> <arguments> <folder>`; it ends with `write_manifest`."""
 
     what: str  #: what will be in it, for errors
     module: str
     arguments: tuple[str, ...]
 
 
-def find_or_make(name: str, recipe: Recipe) -> Path:
+def get_or_build(name: str, recipe: BuildStep) -> Path:
     """The folder of that name in the user's cache; made first where there is none that is whole.
 
     Raises:
@@ -61,13 +61,13 @@ def find_or_make(name: str, recipe: Recipe) -> Path:
     return folder
 
 
-def seal(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """Writes down what lies in a folder, so that it can be trusted later. The last step."""
     digests = {file.name: _sha256(file) for file in folder.iterdir()}
     (folder / _DIGESTS).write_bytes(orjson.dumps(digests, option=orjson.OPT_INDENT_2))
 
 
-def _find_or_make(folder: Path, recipe: Recipe) -> bool:
+def _find_or_make(folder: Path, recipe: BuildStep) -> bool:
     if _whole(folder):
         return True
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _whole(folder: Path) -> bool:
         return False
 
 
-def _make(folder: Path, recipe: Recipe) -> None:
+def _make(folder: Path, recipe: BuildStep) -> None:
     """Makes it beside its place and moves it there whole."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="making-") as making:
         place = Path(making) / "made"

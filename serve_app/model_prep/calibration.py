@@ -9,10 +9,10 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import ModelConfig
-from serve_app.model_prep.calibration_corpus import corpus
-from serve_app.model_prep.artifact_cache import seal
-from serve_app.model_prep.quantization_ranges import ranges_around, write_ranges
 from serve_app.engines.torch_engine import load_pipeline
+from serve_app.model_prep.artifact_cache import write_manifest
+from serve_app.model_prep.calibration_corpus import corpus
+from serve_app.model_prep.quantization_ranges import ranges_around, write_quantization_ranges
 from serve_app.models import resolve
 
 _BATCH = 16
@@ -26,9 +26,11 @@ def calibrate(model: SentenceTransformer, prompts: Mapping[str, str], place: Pat
     The model's prompts take turns, since what it is served with decides its vectors.
     """
     try:
-        write_ranges(place, ranges_around(_vectors(model, list(prompts.values()) or [""])))
+        write_quantization_ranges(
+            place, ranges_around(_vectors(model, list(prompts.values()) or [""]))
+        )
     except Exception as error:  # the service does without
-        write_ranges(place, None, f"{type(error).__name__}: {error}")
+        write_quantization_ranges(place, None, f"{type(error).__name__}: {error}")
 
 
 def _vectors(model: SentenceTransformer, prompts: list[str]) -> np.ndarray:
@@ -48,7 +50,7 @@ def main() -> None:
     model = load_pipeline(config, "cpu")
     model.max_seq_length = spec.max_tokens
     calibrate(model, spec.prompts, place)
-    seal(place)
+    write_manifest(place)
 
 
 if __name__ == "__main__":

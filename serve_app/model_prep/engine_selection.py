@@ -6,9 +6,13 @@ from pathlib import Path
 
 from serve_app.config import AppConfig
 from serve_app.engines.base import Engine
-from serve_app.model_prep.prepared_model import prepared
-from serve_app.model_prep.quantization_ranges import find_or_make_ranges, hashing_ranges, read_ranges
 from serve_app.errors import ConfigurationError, SpaceMismatch
+from serve_app.model_prep.prepared_model import prepared
+from serve_app.model_prep.quantization_ranges import (
+    get_or_build_quantization_ranges,
+    hashing_quantization_ranges,
+    read_quantization_ranges,
+)
 from serve_app.models import ModelSpec, resolve
 from serve_app.types import Float32, Parity
 
@@ -21,7 +25,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class EngineSelection:
     """What is served and by which engine, the same in every replica."""
 
     config: AppConfig  #: as asked for, engine and precision named
@@ -30,7 +34,7 @@ class Choice:
     refused: tuple[str, ...] = ()  #: better engines that were not taken, and why
 
 
-def choose(config: AppConfig) -> Choice:
+def select_engine(config: AppConfig) -> EngineSelection:
     """The best engine of those that the configuration allows and that prove themselves.
 
     What the configuration names is held fast: it is taken or refused, never replaced. A model
@@ -47,13 +51,15 @@ def choose(config: AppConfig) -> Choice:
         settled = config.model_copy(update={"engine": engine, "precision": precision})
         spec = resolve(config.model, precision)
         try:
-            parity, ranges = _proven(settled, spec)
+            parity, quantization_ranges = _proven(settled, spec)
         except ConfigurationError as error:
             if len(candidates) == 1:
                 raise
             refused.append(f"{engine} at {precision}: {error}")
             continue
-        return Choice(settled, replace(spec, ranges=ranges), parity, tuple(refused))
+        return EngineSelection(
+            settled, replace(spec, quantization_ranges=quantization_ranges), parity, tuple(refused)
+        )
     raise ConfigurationError("No engine that was asked for can be had. " + " ".join(refused))
 
 
@@ -73,22 +79,22 @@ def _candidates(config: AppConfig) -> list[tuple[str, str]]:
 def _proven(config: AppConfig, spec: ModelSpec) -> tuple[Parity | None, Float32 | None]:
     """What the gate measured of the engine, where a replica needn't load it first; and ranges."""
     if config.engine == "hashing":
-        return None, hashing_ranges(spec.dim)
+        return None, hashing_quantization_ranges(spec.dim)
     if config.engine != "openvino":
-        return None, find_or_make_ranges(config.model, spec)
+        return None, get_or_build_quantization_ranges(config.model, spec)
     _check_cpu(config)
     found = prepared(config.model, spec, config.precision)
-    return found.parity, read_ranges(found.folder)
+    return found.parity, read_quantization_ranges(found.folder)
 
 
-def load_engine(choice: Choice, *, threads: int) -> Engine:
+def load_engine(choice: EngineSelection, *, threads: int) -> Engine:
     """The chosen engine, its model loaded.
 
     An engine's libraries are imported only when it is chosen: a replica with a prepared model
     never pays for torch.
 
     Args:
-        choice: what `choose` gave.
+        choice: what `select_engine` gave.
         threads: CPU threads for the model.
 
     Raises:

@@ -13,13 +13,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import ModelConfig
-from serve_app.model_prep.calibration import calibrate
-from serve_app.model_prep.artifact_cache import seal
 from serve_app.engines.openvino_engine import GRAPH, OpenVinoEngine
-from serve_app.engines.parity import canaries, parity
-from serve_app.model_prep.prepared_model import write_parity
+from serve_app.engines.parity import canary_texts, parity
 from serve_app.engines.tokenizer import TextTokenizer
 from serve_app.engines.torch_engine import load_pipeline
+from serve_app.model_prep.artifact_cache import write_manifest
+from serve_app.model_prep.calibration import calibrate
+from serve_app.model_prep.prepared_model import write_parity
 from serve_app.models import resolve
 from serve_app.types import Float32
 
@@ -48,12 +48,12 @@ def prepare(config: ModelConfig, precision: str, place: Path) -> None:
     tokenizer = TextTokenizer.of(model.tokenizer, spec.max_tokens)
     tokenizer.save(place)
     _convert(model, tokenizer, place, precision)
-    texts = canaries(spec.max_tokens)
+    texts = canary_texts(spec.max_tokens)
     expected: Float32 = np.asarray(model.encode(texts, prompt=""), dtype=np.float32)
     engine = OpenVinoEngine(place, spec, precision=precision, threads=1)
     write_parity(place, parity(engine, texts, expected, precision))
     calibrate(model, spec.prompts, place)
-    seal(place)
+    write_manifest(place)
 
 
 def _convert(

@@ -10,10 +10,10 @@ from pathlib import Path
 import orjson
 
 from serve_app.config import ModelConfig
-from serve_app.model_prep.artifact_cache import Recipe, find_or_make
-from serve_app.engines.parity import GATES, holds
-from serve_app.model_prep.quantization_ranges import RANGES_FORMAT
+from serve_app.engines.parity import GATES, passes_gate
 from serve_app.errors import ConfigurationError, ParityFailed
+from serve_app.model_prep.artifact_cache import BuildStep, get_or_build
+from serve_app.model_prep.quantization_ranges import RANGES_FORMAT
 from serve_app.models import ModelSpec
 from serve_app.types import Parity
 
@@ -23,14 +23,14 @@ _FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedModel:
     """A model in a folder, as OpenVINO reads it."""
 
     folder: Path
     parity: Parity
 
 
-def prepared(config: ModelConfig, spec: ModelSpec, precision: str) -> Prepared:
+def prepared(config: ModelConfig, spec: ModelSpec, precision: str) -> PreparedModel:
     """The prepared model of a space; makes it first where there is none that is whole.
 
     Raises:
@@ -41,20 +41,20 @@ def prepared(config: ModelConfig, spec: ModelSpec, precision: str) -> Prepared:
         name = f"prepared/{spec.space_id}-openvino-{version('openvino')}-{_FORMAT}.{RANGES_FORMAT}"
     except PackageNotFoundError:
         raise ConfigurationError("OpenVINO isn't installed. Run `pip install openvino`.") from None
-    recipe = Recipe(
+    recipe = BuildStep(
         f"the prepared model of {spec.name}",
         "serve_app.model_prep.openvino_export",
         (config.model_dump_json(), precision),
     )
-    folder = find_or_make(name, recipe)
+    folder = get_or_build(name, recipe)
     parity = _read_parity(folder)
-    if not holds(parity):
+    if not passes_gate(parity):
         raise ParityFailed(
             f"With OpenVINO at {precision} the vectors of {spec.name} are only within cosine "
             f"{parity.cosine_min:.6f} of sentence-transformers; {GATES[precision]} is asked. "
             "Set `precision: fp32`, or `engine: torch`."
         )
-    return Prepared(folder, parity)
+    return PreparedModel(folder, parity)
 
 
 def write_parity(folder: Path, parity: Parity) -> None:

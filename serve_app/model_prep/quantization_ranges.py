@@ -13,8 +13,8 @@ import numpy as np
 import orjson
 
 from serve_app.config import ModelConfig
-from serve_app.model_prep.artifact_cache import Recipe, find_or_make
 from serve_app.errors import ConfigurationError
+from serve_app.model_prep.artifact_cache import BuildStep, get_or_build
 from serve_app.models import ModelSpec
 from serve_app.types import Float32
 
@@ -30,22 +30,22 @@ _MARGIN = 1 / 8
 _GRID = 1 / 8
 
 
-def find_or_make_ranges(config: ModelConfig, spec: ModelSpec) -> Float32 | None:
+def get_or_build_quantization_ranges(config: ModelConfig, spec: ModelSpec) -> Float32 | None:
     """The ranges of a model that isn't prepared, shape (2, dim); made first where there are none.
 
     None, and a word in the log, where they can't be had: the service does without.
     """
     family = spec.space_id.rpartition("-")[0]
     what = f"the ranges of {spec.name} for int8 vectors"
-    recipe = Recipe(what, "serve_app.model_prep.calibration", (config.model_dump_json(),))
+    recipe = BuildStep(what, "serve_app.model_prep.calibration", (config.model_dump_json(),))
     try:
-        return read_ranges(find_or_make(f"ranges/{family}-{RANGES_FORMAT}", recipe))
+        return read_quantization_ranges(get_or_build(f"ranges/{family}-{RANGES_FORMAT}", recipe))
     except ConfigurationError as error:
         logger.warning("No int8 or uint8 vectors: %s", error)
         return None
 
 
-def hashing_ranges(dim: int) -> Float32:
+def hashing_quantization_ranges(dim: int) -> Float32:
     """Of vectors of unit length, of which nothing else is known; shape (2, dim)."""
     return np.repeat(np.array([[-1.0], [1.0]], dtype=np.float32), dim, axis=1)
 
@@ -71,14 +71,14 @@ def ranges_around(vectors: Float32) -> Float32:
     return np.array([low * grid, high * grid], dtype=np.float32)
 
 
-def write_ranges(folder: Path, ranges: Float32 | None, trouble: str = "") -> None:
+def write_quantization_ranges(folder: Path, ranges: Float32 | None, trouble: str = "") -> None:
     """Keeps ranges; or that there are none, and why, so that nobody tries again."""
     content = {"trouble": trouble} if ranges is None else {"ranges": ranges.tolist()}
     (folder / _RANGES).write_bytes(orjson.dumps(content))
 
 
-def read_ranges(folder: Path) -> Float32 | None:
-    """What `write_ranges` kept, shape (2, dim); None, and a word in the log, if there are none."""
+def read_quantization_ranges(folder: Path) -> Float32 | None:
+    """What `write_quantization_ranges` kept, shape (2, dim); None, and a word in the log, if there are none."""
     content = orjson.loads((folder / _RANGES).read_bytes())
     if "ranges" in content:
         return np.array(content["ranges"], dtype=np.float32)

@@ -12,7 +12,7 @@ _FULL = 0.5
 _STEP = 1.5
 
 
-class TokenBudget:
+class BatchBudget:
     """Learns from full batches how many tokens the engine computes in the time a batch may take.
 
     A batch can't be interrupted: its time is what an interactive text may have to wait for. Larger

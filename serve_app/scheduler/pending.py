@@ -31,11 +31,11 @@ Values = Float32 | Sequence[Float32]
 _MOST_TOKENS = 32768
 
 
-class Asked(Generic[_Reply]):
+class PendingGroup(Generic[_Reply]):
     """A group of texts that is answered together.
 
     `reply` is answered with what is asked for, or with the error that stands for it:
-    `InvalidRequest`, `Overloaded`, `DeadlineExceeded`, `EngineFailed`, `Unavailable`. Cancelling
+    `InvalidRequest`, `Overloaded`, `DeadlineExceeded`, `InferenceError`, `Unavailable`. Cancelling
     it takes what still waits out of the queue, at any time.
     """
 
@@ -53,7 +53,7 @@ class Asked(Generic[_Reply]):
 
     def tokenized(
         self, tokens: Sequence[TokenIds], *, arrived_s: float, tokenize_s: float
-    ) -> list["Waiting"]:
+    ) -> list["QueuedText"]:
         """Takes its texts' tokens; returns the texts as they wait in the queue.
 
         Args:
@@ -69,7 +69,7 @@ class Asked(Generic[_Reply]):
         self._tokenize_s = tokenize_s
         self.waiting_tokens = int(self._tokens.sum())
         self.arrived_s = arrived_s
-        return [Waiting(self, i, text) for i, text in enumerate(tokens)]
+        return [QueuedText(self, i, text) for i, text in enumerate(tokens)]
 
     def wanted(self, now_s: float) -> bool:
         """Whether somebody still waits; past its deadline it is answered so."""
@@ -117,7 +117,7 @@ class Asked(Generic[_Reply]):
         raise NotImplementedError
 
 
-class Submission(Asked[Vectors]):
+class PendingVectors(PendingGroup[Vectors]):
     """Asks for the vectors of texts."""
 
     def compute(self, engine: Engine, batch: Sequence[TokenIds]) -> Float32:
@@ -134,7 +134,7 @@ class Submission(Asked[Vectors]):
         return Vectors(np.array(self._values), self._tokens, self._truncated, tiers, timings)
 
 
-class TokenSubmission(Asked[list[TokenVectors]]):
+class PendingTokenVectors(PendingGroup[list[TokenVectors]]):
     """Asks for the vectors of texts' tokens."""
 
     def __init__(self, group: TextGroup) -> None:
@@ -143,7 +143,7 @@ class TokenSubmission(Asked[list[TokenVectors]]):
 
     def tokenized(
         self, tokens: Sequence[TokenIds], *, arrived_s: float, tokenize_s: float
-    ) -> list["Waiting"]:
+    ) -> list["QueuedText"]:
         """As of any; refused, with nothing to wait, where the reply would be too large."""
         count = sum(len(t.ids) for t in tokens)
         if count > _MOST_TOKENS:
@@ -170,10 +170,10 @@ class TokenSubmission(Asked[list[TokenVectors]]):
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
+class QueuedText:
     """One text in the queue."""
 
-    submission: Asked[Any]
+    submission: PendingGroup[Any]
     index: int
     tokens: TokenIds
 

@@ -17,13 +17,9 @@ from typing import Any
 
 from serve_app.config import EmbedderSettings
 from serve_app.engines.base import Engine, TokenIds
-from serve_app.scheduler.batch_budget import TokenBudget
-from serve_app.scheduler.queues import Lanes
-from serve_app.scheduler.load import LoadMeter
-from serve_app.scheduler.pending import Asked, Values, Waiting
 from serve_app.errors import (
     EmbedServeError,
-    EngineFailed,
+    InferenceError,
     InvalidRequest,
     Overloaded,
     Unavailable,
@@ -41,6 +37,10 @@ from serve_app.metrics import (
     Meter,
     Metric,
 )
+from serve_app.scheduler.batch_budget import BatchBudget
+from serve_app.scheduler.load import LoadMeter
+from serve_app.scheduler.pending import PendingGroup, QueuedText, Values
+from serve_app.scheduler.queues import TextQueues
 from serve_app.types import Input
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,8 @@ class Scheduler:
         self._engine_threads = engine_threads
         self._tokenizer_thread = tokenizer_thread
         self._clock = clock
-        self._lanes = Lanes()
-        self._budget = TokenBudget()
+        self._lanes = TextQueues()
+        self._budget = BatchBudget()
         self._arrived = asyncio.Event()
         self._batches_started: dict[int, float] = {}
         self._runners: list[asyncio.Task[None]] = []
@@ -102,7 +102,7 @@ class Scheduler:
         await asyncio.gather(*self._runners, return_exceptions=True)
         _fail(self._lanes.take_all(), Unavailable(_STOPPING))
 
-    async def submit(self, submissions: Sequence[Asked[Any]]) -> None:
+    async def submit(self, submissions: Sequence[PendingGroup[Any]]) -> None:
         """Tokenises submissions together and queues each whole, or refuses it whole."""
         arrived_s = self._clock()
         texts = list(chain.from_iterable(submission.texts for submission in submissions))
@@ -114,7 +114,7 @@ class Scheduler:
         except Exception as error:
             logger.exception("The tokenizer failed on %d texts", len(texts))
             for submission in submissions:
-                submission.fail(EngineFailed(f"The tokenizer failed: {type(error).__name__}."))
+                submission.fail(InferenceError(f"The tokenizer failed: {type(error).__name__}."))
             return
         took_s = self._clock() - arrived_s
         rest = iter(tokenized)
@@ -124,7 +124,9 @@ class Scheduler:
                 waiting = submission.tokenized(own, arrived_s=arrived_s, tokenize_s=took_s)
                 self._admit(submission, waiting)
 
-    async def _submit_each(self, submissions: Sequence[Asked[Any]], error: InvalidRequest) -> None:
+    async def _submit_each(
+        self, submissions: Sequence[PendingGroup[Any]], error: InvalidRequest
+    ) -> None:
         """After one of them was refused: it fails alone."""
         if len(submissions) == 1:
             submissions[0].fail(error)
@@ -136,15 +138,15 @@ class Scheduler:
         """Tells whether the engine still moves.
 
         Raises:
-            EngineFailed: one batch has been running for longer than `stall_timeout_s`, or a task
+            InferenceError: one batch has been running for longer than `stall_timeout_s`, or a task
                 of the scheduler has ended.
         """
         if any(runner.done() for runner in self._runners) and not self._stopping:
-            raise EngineFailed("The scheduler has stopped. This is a bug.")
+            raise InferenceError("The scheduler has stopped. This is a bug.")
         for started in self._batches_started.values():
             running_s = self._clock() - started
             if running_s > self.settings.stall_timeout_s:
-                raise EngineFailed(f"One batch has been running for {running_s:.0f} s.")
+                raise InferenceError(f"One batch has been running for {running_s:.0f} s.")
 
     async def _tokenize(self, texts: Sequence[Input]) -> list[TokenIds]:
         if sum(map(len, texts)) <= _TOKENIZE_HERE:
@@ -153,7 +155,7 @@ class Scheduler:
             self._tokenizer_thread, self._engine.tokenize, texts
         )
 
-    def _admit(self, submission: Asked[Any], waiting: Sequence[Waiting]) -> None:
+    def _admit(self, submission: PendingGroup[Any], waiting: Sequence[QueuedText]) -> None:
         tokens, queued = submission.waiting_tokens, self.load.queued_tokens
         if self._stopping:
             submission.fail(Unavailable(_STOPPING))
@@ -176,7 +178,7 @@ class Scheduler:
         self._lanes.put(waiting)
         self._arrived.set()
 
-    def _forget(self, submission: Asked[Any]) -> None:
+    def _forget(self, submission: PendingGroup[Any]) -> None:
         """It was answered, or its caller left: what of it still waits counts no more."""
         self.load.leave(submission.waiting_tokens)
         submission.waiting_tokens = 0
@@ -184,14 +186,14 @@ class Scheduler:
     async def _run(self, stream: int) -> None:
         while True:
             await self._arrived.wait()
-            limit = self.settings.budget_tokens
+            limit = self.settings.max_batch_tokens
             batch = self._lanes.next_batch(self.settings, self._budget.tokens(limit), self._clock())
             if batch:
                 await self._take(batch, stream)
             else:
                 self._arrived.clear()
 
-    async def _take(self, batch: Sequence[Waiting], stream: int) -> None:
+    async def _take(self, batch: Sequence[QueuedText], stream: int) -> None:
         """Computes a batch that was just taken out of the queue."""
         tokens = sum(waiting.length for waiting in batch)
         for waiting in batch:
@@ -204,7 +206,7 @@ class Scheduler:
         finally:
             self.load.leave(tokens)
 
-    async def _compute(self, batch: Sequence[Waiting], stream: int) -> None:
+    async def _compute(self, batch: Sequence[QueuedText], stream: int) -> None:
         """Runs a batch; where that fails, each half of it, so that one bad text fails alone."""
         started = self._clock()
         try:
@@ -220,7 +222,7 @@ class Scheduler:
         for half in halves:
             await self._compute(half, stream)
 
-    async def _run_engine(self, batch: Sequence[Waiting], stream: int) -> Values:
+    async def _run_engine(self, batch: Sequence[QueuedText], stream: int) -> Values:
         loop = asyncio.get_running_loop()
         self._batches_started[stream] = self._clock()
         self.load.begin()
@@ -238,7 +240,7 @@ class Scheduler:
             self.load.end(computed)
             del self._batches_started[stream]
 
-    def _halves(self, batch: Sequence[Waiting], error: Exception) -> list[Sequence[Waiting]]:
+    def _halves(self, batch: Sequence[QueuedText], error: Exception) -> list[Sequence[QueuedText]]:
         """What to try after a failure; nothing when the batch was one text, which has failed."""
         self.meter.add(BATCH_FAILURES)
         if isinstance(error, MemoryError):
@@ -252,7 +254,7 @@ class Scheduler:
         return [batch[:half], batch[half:]]
 
     def _deliver(
-        self, batch: Sequence[Waiting], values: Values, started: float, seconds: float
+        self, batch: Sequence[QueuedText], values: Values, started: float, seconds: float
     ) -> None:
         self._measure(batch, seconds)
         usable = batch[0].submission.usable(values)
@@ -263,17 +265,17 @@ class Scheduler:
                 waiting.submission.finish(waiting.index, value, started + seconds)
             else:
                 waiting.submission.fail(
-                    EngineFailed(f"The model gave no finite vector for {_quote(waiting)}.")
+                    InferenceError(f"The model gave no finite vector for {_quote(waiting)}.")
                 )
 
-    def _measure(self, batch: Sequence[Waiting], seconds: float) -> None:
+    def _measure(self, batch: Sequence[QueuedText], seconds: float) -> None:
         lengths = [waiting.length for waiting in batch]
         tokens, padded = sum(lengths), max(lengths) * len(batch)
         self._budget.ran(
             padded,
             seconds,
             target_s=self.settings.batch_target_s,
-            limit=self.settings.budget_tokens,
+            limit=self.settings.max_batch_tokens,
         )
         self.meter.add(BATCHES)
         self.meter.add(BATCH_TEXTS, len(batch))
@@ -285,22 +287,22 @@ class Scheduler:
         """What goes up and down."""
         return {
             QUEUED_TOKENS: self.load.queued_tokens,
-            BUDGET_TOKENS: self._budget.tokens(self.settings.budget_tokens),
+            BUDGET_TOKENS: self._budget.tokens(self.settings.max_batch_tokens),
         }
 
 
-def _fail(texts: Iterable[Waiting], error: EmbedServeError) -> None:
+def _fail(texts: Iterable[QueuedText], error: EmbedServeError) -> None:
     for waiting in texts:
         waiting.submission.fail(error)
 
 
-def _fail_alone(waiting: Waiting, error: Exception) -> None:
+def _fail_alone(waiting: QueuedText, error: Exception) -> None:
     logger.error("The engine failed on a text of %d tokens", waiting.length, exc_info=error)
     waiting.submission.fail(
-        EngineFailed(f"The model failed on {_quote(waiting)}: {type(error).__name__}.")
+        InferenceError(f"The model failed on {_quote(waiting)}: {type(error).__name__}.")
     )
 
 
-def _quote(waiting: Waiting) -> str:
+def _quote(waiting: QueuedText) -> str:
     text = waiting.submission.group.texts[waiting.index]
     return f"the text {text[:_QUOTED]!r}{'…' if len(text) > _QUOTED else ''}"

@@ -22,13 +22,15 @@ from serve_app.errors import (
     TextTooLong,
     short,
 )
-from serve_app.service.replica_stats import Alone, Fleet
-from serve_app.service.openai_token_ids import ForeignIds
-from serve_app.service.health import Health, HealthReport
-from serve_app.service.truncation import LongTexts
 from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
+from serve_app.service.health import Health, HealthReport
+from serve_app.service.openai_token_ids import TiktokenDecoder
+from serve_app.service.replica_stats import ReplicaStats, SingleReplica
+from serve_app.service.truncation import Truncator
+from serve_app.service.validation import validate_inputs
 from serve_app.types import (
+    BatchJob,
     Bool,
     CacheState,
     DecodeJob,
@@ -39,24 +41,22 @@ from serve_app.types import (
     Input,
     Job,
     Lane,
-    Several,
-    Spelling,
-    SpellJob,
     TextGroup,
+    Tokenization,
+    TokenizeJob,
     TokenVectors,
     TokenVectorsJob,
     Vectors,
 )
-from serve_app.service.validation import validate_inputs
 
 _PROBE = TextGroup(("Is anybody there?",), use_cache=False)
 _INFO_TIMEOUT_S = 2.0
 
 
-class LookupCalls(Protocol):
+class Backend(Protocol):
     """What the service asks of the tiers behind it."""
 
-    async def fetch(self, group: TextGroup) -> Vectors:
+    async def embed(self, group: TextGroup) -> Vectors:
         """Full-size vectors of the group's texts, in order."""
         ...
 
@@ -68,7 +68,7 @@ class LookupCalls(Protocol):
         """How the shared tier of the cache is."""
         ...
 
-    async def spell(self, texts: tuple[str, ...], special: bool) -> Sequence[Spelling]:
+    async def spell(self, texts: tuple[str, ...], special: bool) -> Sequence[Tokenization]:
         """How the model's tokenizer spells texts; `special`: with the tokens around them."""
         ...
 
@@ -87,10 +87,10 @@ class EmbedService:
     def __init__(
         self,
         spec: ModelSpec,
-        lookup: LookupCalls,
+        lookup: Backend,
         settings: IngressSettings,
         meter: Meter | None = None,
-        fleet: Fleet | None = None,
+        fleet: ReplicaStats | None = None,
     ) -> None:
         """A service.
 
@@ -104,10 +104,10 @@ class EmbedService:
         self.spec = spec
         self._lookup = lookup
         self.meter = meter or Meter()
-        self.fleet = fleet or Alone(self.meter)
+        self.fleet = fleet or SingleReplica(self.meter)
         self._device: str | None = None
-        self._long = LongTexts(
-            lambda texts: lookup.spell(texts, True), lookup.fetch, spec.max_tokens
+        self._long = Truncator(
+            lambda texts: lookup.spell(texts, True), lookup.embed, spec.max_tokens
         )
         self.apply(settings)
 
@@ -118,10 +118,10 @@ class EmbedService:
             ConfigurationError: the token ids that they ask for can't be read here.
         """
         named = settings.token_ids
-        self._foreign = None if named == "model" else ForeignIds(named)
+        self._foreign = None if named == "model" else TiktokenDecoder(named)
         self.settings = settings
         self._health = Health(
-            lambda: self._lookup.fetch(_PROBE),
+            lambda: self._lookup.embed(_PROBE),
             max_age_s=settings.health_max_age_s,
             timeout_s=settings.health_timeout_s,
         )
@@ -134,7 +134,7 @@ class EmbedService:
             ModelNotFound: another model is asked for.
             Overloaded: the job doesn't fit into what waits already.
             DeadlineExceeded: no answer within `request_timeout_s`.
-            EngineFailed, Unavailable: see `errors`.
+            InferenceError, Unavailable: see `errors`.
         """
         job = self._read(job)
         self._validate(job)
@@ -143,17 +143,17 @@ class EmbedService:
         group = self._group(job, tuple(places))
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
-                if job.overflow in ("end", "error") and job.max_tokens is None:
-                    found = await self._lookup.fetch(group)
+                if job.truncation in ("end", "error") and job.max_tokens is None:
+                    found = await self._lookup.embed(group)
                 else:
-                    found = await self._long.fetch(group, job.overflow, job.max_tokens)
+                    found = await self._long.embed(group, job.truncation, job.max_tokens)
         except TimeoutError:
             raise self._late() from None
         if found.computed:
             self._health.computed()
-        if job.overflow == "error":
+        if job.truncation == "error":
             self._none_cut(found.truncated[order], job.max_tokens)
-        vectors = cut_dimensions(found.values, job.dimensions)
+        vectors = truncate_dimensions(found.values, job.dimensions)
         if job.normalize and not self.spec.unit_length:  # dividing once more would change bits
             vectors = to_unit_length(vectors)
         tokens, truncated, tiers, raw = found.tokens, found.truncated, found.tiers, found.values
@@ -169,8 +169,8 @@ class EmbedService:
         """What a job of any kind asks for.
 
         Returns:
-            An `EmbedResult`; a list of them for `Several`; of `TokenVectors` for a
-            `TokenVectorsJob`, of `Spelling` for a `SpellJob`, of texts for a `DecodeJob`.
+            An `EmbedResult`; a list of them for `BatchJob`; of `TokenVectors` for a
+            `TokenVectorsJob`, of `Tokenization` for a `TokenizeJob`, of texts for a `DecodeJob`.
 
         Raises:
             EmbedServeError: as `embed`; also where the model's engine can't do it.
@@ -180,11 +180,11 @@ class EmbedService:
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
                 match job:
-                    case Several():
+                    case BatchJob():
                         return await self._several(job.jobs)
                     case TokenVectorsJob():
                         return await self._token_vectors(job.job)
-                    case SpellJob():
+                    case TokenizeJob():
                         return await self._spell(job)
                     case DecodeJob():
                         return await self._decode(job)
@@ -204,18 +204,18 @@ class EmbedService:
         self._validate(job)
         group = self._group(job, job.texts)
         truncated: Sequence[bool] = ()
-        if job.overflow == "start":
-            fitted = await self._long.fit(group, job.overflow)
+        if job.truncation == "start":
+            fitted = await self._long.fit(group, job.truncation)
             group = replace(group, texts=tuple(one.parts[0] for one in fitted))
             truncated = [one.truncated for one in fitted]
         found = await self._lookup.embed_tokens(group)
-        if job.overflow == "error":
+        if job.truncation == "error":
             self._none_cut(np.array([one.truncated for one in found]))
         if not truncated:
             return list(found)
         return [one._replace(truncated=cut) for one, cut in zip(found, truncated, strict=True)]
 
-    async def _spell(self, job: SpellJob) -> list[Spelling]:
+    async def _spell(self, job: TokenizeJob) -> list[Tokenization]:
         self._check_model(job.model)
         validate_inputs(job.texts, self.settings)
         prompt = "" if job.input_type is None else self.spec.prompt(job.input_type)
@@ -359,7 +359,7 @@ class EmbedService:
         validate_inputs(job.texts, self.settings)
 
 
-def cut_dimensions(vectors: Float32, dimensions: int | None) -> Float32:
+def truncate_dimensions(vectors: Float32, dimensions: int | None) -> Float32:
     """The first `dimensions` components of vectors of shape (n, dim), at unit length again.
 
     Cutting is what Matryoshka-trained models are made for (Kusupati et al., 2022,

@@ -6,7 +6,7 @@ from serve_app.errors import ConfigurationError, InvalidRequest
 from serve_app.types import Input
 
 
-class ForeignIds:
+class TiktokenDecoder:
     """Decodes ids of one of OpenAI's encodings; the package `tiktoken` knows them."""
 
     def __init__(self, encoding: str) -> None:

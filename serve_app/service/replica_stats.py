@@ -5,23 +5,23 @@ from typing import Protocol
 from serve_app.metrics import Meter, Totals
 
 
-class Fleet(Protocol):
+class ReplicaStats(Protocol):
     """The replicas of a service."""
 
     async def totals(self) -> Totals:
         """What all of them have answered."""
         ...
 
-    async def begin_anew(self) -> None:
+    async def reset(self) -> None:
         """Has all of them count `totals` from zero."""
         ...
 
-    async def exposition(self) -> str:
+    async def prometheus_text(self) -> str:
         """Every metric of the service, in Prometheus' text format."""
         ...
 
 
-class Alone:
+class SingleReplica:
     """A service that is one process."""
 
     def __init__(self, meter: Meter) -> None:
@@ -31,10 +31,10 @@ class Alone:
         """What it has answered."""
         return self._meter.totals()
 
-    async def begin_anew(self) -> None:
+    async def reset(self) -> None:
         """Counts `totals` from zero."""
-        self._meter.begin_anew()
+        self._meter.reset()
 
-    async def exposition(self) -> str:
+    async def prometheus_text(self) -> str:
         """Nothing: its metrics go nowhere."""
         return ""

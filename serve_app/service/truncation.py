@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from serve_app.errors import InvalidRequest
-from serve_app.types import Float32, Input, Overflow, Row, Spelling, TextGroup, Tier, Vectors
+from serve_app.types import Float32, Input, Row, TextGroup, Tier, Tokenization, Truncation, Vectors
 
 #: How the tokenizer spells texts, special tokens included.
-Spell = Callable[[tuple[str, ...]], Awaitable[Sequence[Spelling]]]
+Spell = Callable[[tuple[str, ...]], Awaitable[Sequence[Tokenization]]]
 
 
-class Fitted(NamedTuple):
+class Chunks(NamedTuple):
     """What is embedded for one text."""
 
     parts: tuple[Input, ...]  #: the text itself, where it is short enough, or token ids
@@ -21,13 +21,13 @@ class Fitted(NamedTuple):
     truncated: bool  #: whether something of the text is in none of them
 
 
-class LongTexts:
+class Truncator:
     """Cuts texts where a job wants them cut, and puts vectors of parts together."""
 
     def __init__(
         self,
         spell: Spell,
-        fetch: Callable[[TextGroup], Awaitable[Vectors]],
+        embed: Callable[[TextGroup], Awaitable[Vectors]],
         max_tokens: int,
     ) -> None:
         """Stands before the next tier.
@@ -38,11 +38,11 @@ class LongTexts:
             max_tokens: what the model takes, special tokens included.
         """
         self._spell = spell
-        self._fetch = fetch
+        self._embed = embed
         self._max_tokens = max_tokens
 
-    async def fetch(
-        self, group: TextGroup, overflow: Overflow, max_tokens: int | None = None
+    async def embed(
+        self, group: TextGroup, truncation: Truncation, max_tokens: int | None = None
     ) -> Vectors:
         """Vectors of a group's texts.
 
@@ -58,12 +58,12 @@ class LongTexts:
             InvalidRequest: the limit leaves no room for a text.
             EmbedServeError: whatever the tokenizer or the next tier raises.
         """
-        fitted = await self.fit(group, overflow, max_tokens)
+        fitted = await self.fit(group, truncation, max_tokens)
         places: dict[Input, int] = {}
         for one in fitted:
             for part in one.parts:
                 places.setdefault(part, len(places))
-        found = await self._fetch(replace(group, texts=tuple(places)))
+        found = await self._embed(replace(group, texts=tuple(places)))
         rows = found.rows()
         return Vectors.of(
             [_joined([rows[places[part]] for part in one.parts], one) for one in fitted],
@@ -71,25 +71,27 @@ class LongTexts:
         )
 
     async def fit(
-        self, group: TextGroup, overflow: Overflow, max_tokens: int | None = None
-    ) -> list[Fitted]:
+        self, group: TextGroup, truncation: Truncation, max_tokens: int | None = None
+    ) -> list[Chunks]:
         """For each of a group's texts what is to be embedded for it."""
         limit = min(max_tokens or self._max_tokens, self._max_tokens)
         texts = tuple(text for text in group.texts if isinstance(text, str))
         prompted = tuple(group.prompt + text for text in texts)
         spelled = iter(await self._spell(prompted) if prompted else ())
         return [
-            _fit(text, next(spelled), len(group.prompt), overflow, limit)
+            _fit(text, next(spelled), len(group.prompt), truncation, limit)
             if isinstance(text, str)
-            else Fitted((text,), (1,), False)
+            else Chunks((text,), (1,), False)
             for text in group.texts
         ]
 
 
-def _fit(text: str, spelling: Spelling, prompt: int, overflow: Overflow, limit: int) -> Fitted:
+def _fit(
+    text: str, spelling: Tokenization, prompt: int, truncation: Truncation, limit: int
+) -> Chunks:
     ids = spelling.ids
     if len(ids) <= limit:
-        return Fitted((text,), (len(ids),), False)
+        return Chunks((text,), (len(ids),), False)
     own = [
         i
         for i, (special, (_, stop)) in enumerate(
@@ -106,18 +108,18 @@ def _fit(text: str, spelling: Spelling, prompt: int, overflow: Overflow, limit: 
             f"{len(head) + len(tail)}.",
             "max_tokens",
         )
-    if overflow == "chunk":
+    if truncation == "chunk":
         pieces = [inner[i : i + room] for i in range(0, len(inner), room)]
     else:
-        pieces = [inner[-room:] if overflow == "start" else inner[:room]]
-    return Fitted(
+        pieces = [inner[-room:] if truncation == "start" else inner[:room]]
+    return Chunks(
         tuple((*head, *piece, *tail) for piece in pieces),
         tuple(map(len, pieces)),
-        overflow != "chunk",
+        truncation != "chunk",
     )
 
 
-def _joined(rows: Sequence[Row], fitted: Fitted) -> Row:
+def _joined(rows: Sequence[Row], fitted: Chunks) -> Row:
     if len(rows) == 1:
         return rows[0]._replace(truncated=rows[0].truncated or fitted.truncated)
     mean: Float32 = np.average([row.vector for row in rows], axis=0, weights=fitted.weights)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 _PR_SET_PDEATHSIG = 1
 
 
-def ends_with_me(number: signal.Signals) -> Callable[[], None] | None:
+def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
     """For `preexec_fn`: the child gets the signal when the thread that starts it has ended.
 
     None where the system can't do that: only Linux can.

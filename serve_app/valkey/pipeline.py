@@ -12,7 +12,7 @@ from serve_app.valkey.client import Client, Script, errors_in, in_time, run
 _MAX_SCRIPTS = 128  # in one pipeline: about 1 ms of the server's time
 
 
-class Line:
+class ScriptPipeline:
     """Sends scripts on; what comes while a pipeline is under way leaves in the next one.
 
     There is no timer: an idle line takes at once what has come in one turn of the loop.

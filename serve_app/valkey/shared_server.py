@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from serve_app.valkey.embedded import EmbeddedUnavailable, Lease, default_base, lease_server
-from serve_app.valkey.client import Client, connect
 from serve_app.config import CacheConfig
 from serve_app.config.secret import read_secret
+from serve_app.valkey.client import Client, connect
+from serve_app.valkey.embedded import EmbeddedUnavailable, Lease, default_base, lease_server
 
 logger = logging.getLogger(__name__)
 

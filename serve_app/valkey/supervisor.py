@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from serve_app.valkey.parent_death import die_with_parent
 from serve_app.valkey.slot import Lock, Slot, ask, is_alive, slots_lock, wait_exclusive
-from serve_app.valkey.parent_death import ends_with_me
 
 #: How long a server may take to write its data down before it is killed. The dump of before stays.
 SAVE_S = 10.0
@@ -122,7 +122,7 @@ class _Server:
         self._process = subprocess.Popen(
             [self._binary, *options],
             stdin=subprocess.DEVNULL,
-            preexec_fn=ends_with_me(signal.SIGTERM),
+            preexec_fn=die_with_parent(signal.SIGTERM),
         )
 
 

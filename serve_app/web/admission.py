@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from serve_app.access.entrance import Access
+from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey
 from serve_app.service.embed import EmbedService
 from serve_app.types import (
+    BatchJob,
     DecodeJob,
     EmbedJob,
     EmbedResult,
     Input,
     Job,
-    Several,
     TokenVectors,
     TokenVectorsJob,
 )
@@ -25,7 +25,7 @@ _CHARS_PER_TOKEN = 4
 class Admission:
     """Runs jobs of clients that have a key, inside what the key allows."""
 
-    def __init__(self, service: EmbedService, access: Access) -> None:
+    def __init__(self, service: EmbedService, access: Entrance) -> None:
         self._service = service
         self._access = access
 
@@ -71,7 +71,7 @@ def _about(given: Input) -> int:
 
 def _inputs(job: Job) -> tuple[Input, ...]:
     match job:
-        case Several():
+        case BatchJob():
             return tuple(text for one in job.jobs for text in one.texts)
         case TokenVectorsJob():
             return job.job.texts
@@ -89,8 +89,8 @@ def _in_lane(job: Job, key: ApiKey) -> Job:
             return replace(job, lane=key.lane)
         case TokenVectorsJob():
             return replace(job, job=replace(job.job, lane=key.lane))
-        case Several():
-            return Several(tuple(replace(one, lane=key.lane) for one in job.jobs))
+        case BatchJob():
+            return BatchJob(tuple(replace(one, lane=key.lane) for one in job.jobs))
         case _:
             return job
 

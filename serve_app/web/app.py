@@ -12,17 +12,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from serve_app.access.entrance import Access
-from serve_app.access.quota import MemoryLedger
+from serve_app.access.entrance import Entrance
+from serve_app.access.quota import MemoryQuotaStore
 from serve_app.errors import EmbedServeError
 from serve_app.service.embed import EmbedService
 from serve_app.web.admission import Admission
 from serve_app.web.dialects import endpoints, views
-from serve_app.web.endpoint import Endpoint, View
+from serve_app.web.endpoint import Endpoint, ViewRoute
+from serve_app.web.handler import RequestHandler
+from serve_app.web.schema.docs_page import page
 from serve_app.web.schema.fields import Scope
 from serve_app.web.schema.openapi import openapi
-from serve_app.web.schema.docs_page import page
-from serve_app.web.handler import Road
 
 _RATES = ("limit", "remaining", "reset")
 #: What a script in a browser may read of a reply's headers.
@@ -42,7 +42,7 @@ _EXPOSED = (
 
 
 def create_app(
-    service: EmbedService, access: Access | None = None, cors_origins: Sequence[str] = ()
+    service: EmbedService, access: Entrance | None = None, cors_origins: Sequence[str] = ()
 ) -> Starlette:
     """The application for one service.
 
@@ -51,10 +51,10 @@ def create_app(
         access: who may ask; None: everybody.
         cors_origins: origins whose scripts may ask from a browser; `*`: all.
     """
-    access = access or Access(MemoryLedger())
+    access = access or Entrance(MemoryQuotaStore())
     shown = views()
-    road = Road(service, Admission(service, access), endpoints(), shown)
-    documented = _Documented(service, access, road.endpoints, shown)
+    handler = RequestHandler(service, Admission(service, access), endpoints(), shown)
+    documented = _Documented(service, access, handler.endpoints, shown)
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(cors_origins),
@@ -65,19 +65,19 @@ def create_app(
     return Starlette(
         routes=[
             *(
-                Route(path, _embedding(road, found), methods=["POST"])
-                for path, found in road.endpoints.items()
+                Route(path, _embedding(handler, found), methods=["POST"])
+                for path, found in handler.endpoints.items()
             ),
-            *(Route(view.path, _viewing(road, view), methods=[view.method]) for view in shown),
+            *(Route(view.path, _viewing(handler, view), methods=[view.method]) for view in shown),
             Route("/openapi.json", documented.as_json),
             Route("/docs", documented.as_page),
         ],
         middleware=[cors] if cors_origins else [],
         exception_handlers={
-            EmbedServeError: road.known_error,
-            HTTPException: road.http_error,
-            ClientDisconnect: road.client_left,
-            Exception: road.unknown_error,
+            EmbedServeError: handler.known_error,
+            HTTPException: handler.http_error,
+            ClientDisconnect: handler.client_left,
+            Exception: handler.unknown_error,
         },
     )
 
@@ -88,9 +88,9 @@ class _Documented:
     def __init__(
         self,
         service: EmbedService,
-        access: Access,
+        access: Entrance,
         endpoints: Mapping[str, Sequence[Endpoint]],
-        views: Sequence[View],
+        views: Sequence[ViewRoute],
     ) -> None:
         self._service = service
         self._access = access
@@ -110,16 +110,16 @@ class _Documented:
 
 
 def _embedding(
-    road: Road, candidates: Sequence[Endpoint]
+    handler: RequestHandler, candidates: Sequence[Endpoint]
 ) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        return await road.answer(request, candidates)
+        return await handler.answer(request, candidates)
 
     return answer
 
 
-def _viewing(road: Road, view: View) -> Callable[[Request], Awaitable[Response]]:
+def _viewing(handler: RequestHandler, view: ViewRoute) -> Callable[[Request], Awaitable[Response]]:
     async def show(request: Request) -> Response:
-        return await road.show(request, view)
+        return await handler.show(request, view)
 
     return show

@@ -9,10 +9,10 @@ from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedResult, Job
 from serve_app.web.schema.fields import Body, Field
-from serve_app.web.schema.json_schema import Shape
+from serve_app.web.schema.json_schema import Schema
 
 
-class Call(NamedTuple):
+class ParsedRequest(NamedTuple):
     """A request that was read: what is asked for, and how its reply is written."""
 
     job: Job
@@ -20,7 +20,7 @@ class Call(NamedTuple):
     has_vectors: bool = True  #: whether the job's vectors themselves are what is asked for
 
 
-class Refusal(NamedTuple):
+class ErrorResponse(NamedTuple):
     """An error in a dialect's words."""
 
     status: int
@@ -28,21 +28,23 @@ class Refusal(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-class Refuse(Protocol):
-    """A dialect's way to say no. Its `shape` is that of the body."""
+class ErrorRenderer(Protocol):
+    """A dialect's way to say no. Its `schema` is that of the body."""
 
-    shape: Shape
+    schema: Schema
 
-    def __call__(self, error: EmbedServeError) -> Refusal:
+    def __call__(self, error: EmbedServeError) -> ErrorResponse:
         """The error, in the dialect's words."""
         ...
 
 
-def refusal(shape: Shape) -> Callable[[Callable[[EmbedServeError], Refusal]], Refuse]:
-    """Makes a function into a dialect's `Refuse`."""
+def refusal(
+    schema: Schema,
+) -> Callable[[Callable[[EmbedServeError], ErrorResponse]], ErrorRenderer]:
+    """Makes a function into a dialect's `ErrorRenderer`."""
 
-    def named(function: Callable[[EmbedServeError], Refusal]) -> Refuse:
-        function.shape = shape  # type: ignore[attr-defined]
+    def named(function: Callable[[EmbedServeError], ErrorResponse]) -> ErrorRenderer:
+        function.schema = schema  # type: ignore[attr-defined]
         return function  # type: ignore[return-value]
 
     return named
@@ -58,18 +60,18 @@ class Endpoint:
 
     path: str
     dialect: str
-    about: str
+    description: str
     key: str  #: the field that each of its requests has, and no other dialect's on the same path
     fields: tuple[Field, ...]
     #: Reads a JSON object; raises InvalidRequest where it isn't of the dialect's shape.
-    parse: Callable[[Body, ModelSpec], Call]
-    reply: Shape
-    refuse: Refuse
+    parse: Callable[[Body, ModelSpec], ParsedRequest]
+    reply: Schema
+    render_error: ErrorRenderer
     #: Headers of the dialect's own, from what was computed and the seconds it took in all.
     headers: Callable[[EmbedResult, float], Mapping[str, str]] = _no_headers
 
 
-class Shown(NamedTuple):
+class ViewResponse(NamedTuple):
     """What a view shows."""
 
     body: bytes
@@ -78,16 +80,16 @@ class Shown(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ViewRoute:
     """A route that takes nothing but its path."""
 
     path: str
     dialect: str
-    about: str
+    description: str
     #: From the service and the path's parameters.
-    show: Callable[[EmbedService, Mapping[str, str]], Awaitable[Shown]]
-    reply: Shape
-    refuse: Refuse
+    show: Callable[[EmbedService, Mapping[str, str]], Awaitable[ViewResponse]]
+    reply: Schema
+    render_error: ErrorRenderer
     method: str = "GET"
     public: bool = False  #: shown to clients without a key
     statuses: Mapping[int, str] = field(default_factory=dict)  #: beside 200, and what they mean

@@ -15,9 +15,9 @@ from serve_app.errors import (
     BodyTimeout,
     BodyTooLarge,
     EmbedServeError,
+    InvalidJSON,
     InvalidRequest,
     MethodNotAllowed,
-    NotJson,
     Overloaded,
     QuotaExceeded,
     RouteNotFound,
@@ -29,7 +29,7 @@ from serve_app.types import EmbedResult, Tier
 from serve_app.web import headers
 from serve_app.web.admission import Admission
 from serve_app.web.dialects import openai
-from serve_app.web.endpoint import Endpoint, Refuse, View
+from serve_app.web.endpoint import Endpoint, ErrorRenderer, ViewRoute
 from serve_app.web.limits import Gate, read_body
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class _Answer(NamedTuple):
     status: int = 200
 
 
-class Road:
+class RequestHandler:
     """Takes requests through; each step is the service's, the dialect's or the admission's own."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Road:
         service: EmbedService,
         admission: Admission,
         endpoints: Mapping[str, Sequence[Endpoint]],
-        views: Sequence[View] = (),
+        views: Sequence[ViewRoute] = (),
     ) -> None:
         self._service = service
         self._admission = admission
@@ -63,8 +63,8 @@ class Road:
         self._space = service.spec.space_id
         self.endpoints = endpoints
         #: How a path refuses before it is known what of it is asked.
-        self._refuses = {view.path: view.refuse for view in views}
-        self._refuses |= {path: found[0].refuse for path, found in endpoints.items()}
+        self._refuses = {view.path: view.render_error for view in views}
+        self._refuses |= {path: found[0].render_error for path, found in endpoints.items()}
 
     async def answer(self, request: Request, candidates: Sequence[Endpoint]) -> Response:
         """Answers a request with a body, in the dialect that it is of."""
@@ -96,7 +96,7 @@ class Road:
         fields = _fields(body)
         endpoint = request.state.endpoint = _chosen(candidates, fields)
         call = endpoint.parse(fields, self._service.spec)
-        job = headers.obeyed(call.job, given)
+        job = headers.apply_request_headers(call.job, given)
         result, told = await self._admission.run(key, job)
         if not isinstance(result, EmbedResult):
             content = call.render(result)
@@ -127,7 +127,7 @@ class Road:
                 if seconds:
                     meter.add(STAGE_SECONDS, seconds, stage)
 
-    async def show(self, request: Request, view: View) -> Response:
+    async def show(self, request: Request, view: ViewRoute) -> Response:
         """Answers a request that is nothing but its path."""
         request.state.endpoint = view
         if not view.public:
@@ -147,11 +147,11 @@ class Road:
             about["connection"] = "close"  # the rest of the body is still on its way
         return self._send(request.headers, _Answer(body, about, _JSON if body else "", status))
 
-    def _refusal_of(self, request: Request) -> Refuse:
-        route: Endpoint | View | None = getattr(request.state, "endpoint", None)
+    def _refusal_of(self, request: Request) -> ErrorRenderer:
+        route: Endpoint | ViewRoute | None = getattr(request.state, "endpoint", None)
         if route is None:
-            return self._refuses.get(request.scope["path"], openai.refuse)
-        return route.refuse
+            return self._refuses.get(request.scope["path"], openai.render_error)
+        return route.render_error
 
     async def known_error(self, request: Request, error: Exception) -> Response:
         """For an error of the service, outside of `answer`."""
@@ -235,7 +235,7 @@ def _fields(body: bytes) -> dict[str, Any]:
             if "surrogate" in str(error)
             else ""
         )
-        raise NotJson(f"The body isn't valid JSON: {error}.{hint}") from None
+        raise InvalidJSON(f"The body isn't valid JSON: {error}.{hint}") from None
     if not isinstance(fields, dict):
         raise InvalidRequest("The body must be a JSON object.")
     return fields

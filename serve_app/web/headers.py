@@ -7,11 +7,11 @@ from typing import Any
 
 from serve_app.errors import InvalidRequest
 from serve_app.types import (
+    BatchJob,
     EmbedJob,
     EmbedResult,
     Job,
     Lane,
-    Several,
     Tier,
     Timings,
     TokenVectors,
@@ -46,7 +46,7 @@ def trace(given: Mapping[str, str]) -> dict[str, str]:
     return {"traceparent": parent} if parent and _TRACEPARENT.match(parent) else {}
 
 
-def obeyed(job: Job, given: Mapping[str, str]) -> Job:
+def apply_request_headers(job: Job, given: Mapping[str, str]) -> Job:
     """The job with what its headers add: who can wait, and whether the cache may help."""
     lane, no_store = _lane(given), _no_store(given)
     if lane is None and not no_store:
@@ -60,8 +60,8 @@ def obeyed(job: Job, given: Mapping[str, str]) -> Job:
             return changed(job)
         case TokenVectorsJob():
             return TokenVectorsJob(changed(job.job))
-        case Several():
-            return Several(tuple(map(changed, job.jobs)))
+        case BatchJob():
+            return BatchJob(tuple(map(changed, job.jobs)))
         case _:
             return job
 

@@ -9,9 +9,9 @@ import yaml
 from pydantic import ValidationError
 
 from serve_app.access import keys
-from serve_app.access.entrance import Access, may_serve
+from serve_app.access.entrance import Entrance, require_keys_beyond_loopback
 from serve_app.access.keys import digest
-from serve_app.access.quota import MemoryLedger, Ticket
+from serve_app.access.quota import MemoryQuotaStore, Reservation
 from serve_app.config import AccessSettings, ApiKey, IngressSettings
 from serve_app.errors import ConfigurationError, Forbidden, QuotaExceeded, Unauthorized
 from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS, Meter
@@ -19,7 +19,7 @@ from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS, Meter
 SECRET = "es-s3cret"
 
 
-class SpyLedger(MemoryLedger):
+class SpyLedger(MemoryQuotaStore):
     """Remembers what is asked of it."""
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class SpyLedger(MemoryLedger):
     def open(self) -> None:
         self.calls.append("open")
 
-    async def take(self, key: ApiKey, tokens: int) -> Ticket:
+    async def take(self, key: ApiKey, tokens: int) -> Reservation:
         self.calls.append("take")
         return await super().take(key, tokens)
 
-    async def settle(self, ticket: Ticket, tokens: int | None) -> None:
+    async def settle(self, ticket: Reservation, tokens: int | None) -> None:
         self.calls.append(f"settle {tokens}")
         await super().settle(ticket, tokens)
 
@@ -57,14 +57,14 @@ def meter() -> Meter:
 
 
 @pytest.fixture
-async def access(ledger: SpyLedger, meter: Meter) -> AsyncIterator[Access]:
-    access = Access(ledger, meter)
+async def access(ledger: SpyLedger, meter: Meter) -> AsyncIterator[Entrance]:
+    access = Entrance(ledger, meter)
     yield access
     await access.close()
     assert ledger.calls[-1] == "close"
 
 
-def alice(access: Access) -> ApiKey:
+def alice(access: Entrance) -> ApiKey:
     key = access.identify(f"Bearer {SECRET}", None)
     assert key is not None
     return key
@@ -75,7 +75,7 @@ def counts(meter: Meter) -> dict[tuple[str, ...], float]:
     return {(metric.name.removeprefix("embedserve_"), *tags): n for (metric, tags), n in drained}
 
 
-async def test_without_keys_everybody_is_let_in(access: Access) -> None:
+async def test_without_keys_everybody_is_let_in(access: Entrance) -> None:
     for applied in (False, True):
         assert not access.required
         assert access.identify(None, None) is None
@@ -98,7 +98,7 @@ async def test_without_keys_everybody_is_let_in(access: Access) -> None:
     ],
 )
 async def test_a_key_is_taken_from_either_header(
-    access: Access, authorization: str | None, x_api_key: str | None
+    access: Entrance, authorization: str | None, x_api_key: str | None
 ) -> None:
     access.apply(settings())
     assert access.required
@@ -122,7 +122,7 @@ async def test_a_key_is_taken_from_either_header(
     ],
 )
 async def test_who_has_no_key_stays_outside(
-    access: Access,
+    access: Entrance,
     authorization: str | None,
     x_api_key: str | None,
     words: str,
@@ -139,7 +139,9 @@ async def test_who_has_no_key_stays_outside(
     assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
 
 
-async def test_a_key_opens_only_its_models(access: Access, ledger: SpyLedger, meter: Meter) -> None:
+async def test_a_key_opens_only_its_models(
+    access: Entrance, ledger: SpyLedger, meter: Meter
+) -> None:
     access.apply(settings(models=["small"], requests_per_minute=5))
     await access.enter(alice(access), "small", 3)
     with pytest.raises(Forbidden, match="'alice' may not use the model 'large'") as caught:
@@ -155,7 +157,7 @@ async def test_a_key_opens_only_its_models(access: Access, ledger: SpyLedger, me
 
 
 async def test_a_key_without_limits_is_counted_and_never_held_up(
-    access: Access, ledger: SpyLedger, meter: Meter
+    access: Entrance, ledger: SpyLedger, meter: Meter
 ) -> None:
     access.apply(settings())
     ticket = await access.enter(alice(access), "m", 10**9)
@@ -166,7 +168,7 @@ async def test_a_key_without_limits_is_counted_and_never_held_up(
 
 
 async def test_a_quota_is_taken_at_the_entrance_and_put_right_at_the_exit(
-    access: Access, ledger: SpyLedger, meter: Meter
+    access: Entrance, ledger: SpyLedger, meter: Meter
 ) -> None:
     access.apply(settings(tokens_per_minute=60))
     ticket = await access.enter(alice(access), "m", 60)
@@ -187,7 +189,7 @@ async def test_a_quota_is_taken_at_the_entrance_and_put_right_at_the_exit(
 
 
 async def test_a_limit_that_comes_with_a_change_opens_the_ledger(
-    access: Access, ledger: SpyLedger
+    access: Entrance, ledger: SpyLedger
 ) -> None:
     access.apply(settings())
     assert ledger.calls == []
@@ -195,7 +197,7 @@ async def test_a_limit_that_comes_with_a_change_opens_the_ledger(
     assert ledger.calls == ["open"]
 
 
-async def test_a_quota_goes_on_through_a_change_of_the_settings(access: Access) -> None:
+async def test_a_quota_goes_on_through_a_change_of_the_settings(access: Entrance) -> None:
     access.apply(settings(requests_per_minute=1))
     await access.enter(alice(access), "m", 1)
     access.apply(settings(requests_per_minute=1, lane="bulk"))
@@ -204,7 +206,7 @@ async def test_a_quota_goes_on_through_a_change_of_the_settings(access: Access) 
 
 
 async def test_the_file_of_keys_is_watched(
-    access: Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    access: Entrance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "_LOOK_EVERY_S", 0.01)
     file = tmp_path / "keys.yaml"
@@ -237,22 +239,22 @@ BEYOND = ["0.0.0.0", "::", "", "192.168.1.5", "example.org", "localhost.example.
 
 @pytest.mark.parametrize("host", [*LOOPBACK, *BEYOND], ids=str)
 def test_with_a_key_or_by_order_any_host_is_served(host: str | None) -> None:
-    may_serve(host, settings())
-    may_serve(host, AccessSettings(keys_file="anywhere"))
-    may_serve(host, AccessSettings(keys_env="ANYTHING"))
-    may_serve(host, AccessSettings(open_beyond_loopback=True))
+    require_keys_beyond_loopback(host, settings())
+    require_keys_beyond_loopback(host, AccessSettings(keys_file="anywhere"))
+    require_keys_beyond_loopback(host, AccessSettings(keys_env="ANYTHING"))
+    require_keys_beyond_loopback(host, AccessSettings(allow_unauthenticated=True))
 
 
 @pytest.mark.parametrize("host", LOOPBACK, ids=str)
 def test_without_keys_this_machine_is_served(host: str | None) -> None:
-    may_serve(host, AccessSettings())
+    require_keys_beyond_loopback(host, AccessSettings())
 
 
 @pytest.mark.parametrize("host", BEYOND, ids=str)
 def test_without_keys_no_other_machine_is_served(host: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        may_serve(host, AccessSettings())
-    for way_out in ("embedserve key new", "host: 127.0.0.1", "open_beyond_loopback: true"):
+        require_keys_beyond_loopback(host, AccessSettings())
+    for way_out in ("embedserve key new", "host: 127.0.0.1", "allow_unauthenticated: true"):
         assert way_out in str(caught.value)
 
 

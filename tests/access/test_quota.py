@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.access.quota import Bucket, Level, MemoryLedger, Standing, Ticket, duration
+from serve_app.access.quota import (
+    Bucket,
+    BucketLevel,
+    MemoryQuotaStore,
+    QuotaStatus,
+    Reservation,
+    duration,
+)
 from serve_app.config import ApiKey
 from serve_app.errors import QuotaExceeded
 
@@ -23,7 +30,7 @@ class Clock:
         return self.now_s
 
 
-async def refused(ledger: MemoryLedger, key: ApiKey, tokens: int = 1) -> QuotaExceeded:
+async def refused(ledger: MemoryQuotaStore, key: ApiKey, tokens: int = 1) -> QuotaExceeded:
     with pytest.raises(QuotaExceeded) as caught:
         await ledger.take(key, tokens)
     return caught.value
@@ -38,7 +45,7 @@ async def test_in_no_span_of_time_more_passes_than_capacity_and_rate_allow(
     steps: list[tuple[float, int]],
 ) -> None:
     clock = Clock()
-    ledger, limited = MemoryLedger(clock), key(tokens_per_minute=CAPACITY)
+    ledger, limited = MemoryQuotaStore(clock), key(tokens_per_minute=CAPACITY)
     passed: list[tuple[float, int]] = []
     for pause_s, tokens in steps:
         clock.now_s += pause_s
@@ -58,7 +65,7 @@ async def test_in_no_span_of_time_more_passes_than_capacity_and_rate_allow(
 @given(STEPS)
 async def test_whoever_waits_as_told_gets_in(steps: list[tuple[float, int]]) -> None:
     clock = Clock()
-    ledger = MemoryLedger(clock)
+    ledger = MemoryQuotaStore(clock)
     limited = key(requests_per_minute=7, tokens_per_minute=CAPACITY)
     for pause_s, tokens in steps:
         clock.now_s += pause_s
@@ -80,24 +87,26 @@ def test_a_bucket_is_never_fuller_than_full(steps: list[tuple[float, float]]) ->
 
 async def test_a_bucket_follows_its_limit() -> None:
     clock = Clock()
-    ledger = MemoryLedger(clock)
+    ledger = MemoryQuotaStore(clock)
     await ledger.take(key(tokens_per_minute=100), 40)
-    assert (await ledger.take(key(tokens_per_minute=50), 0)).standing.tokens == Level(50, 50)
+    assert (await ledger.take(key(tokens_per_minute=50), 0)).standing.tokens == BucketLevel(50, 50)
     clock.now_s += 30
-    assert (await ledger.take(key(tokens_per_minute=100), 0)).standing.tokens == Level(100, 100)
+    assert (await ledger.take(key(tokens_per_minute=100), 0)).standing.tokens == BucketLevel(
+        100, 100
+    )
 
 
 async def test_keys_do_not_share() -> None:
-    ledger = MemoryLedger(Clock())
+    ledger = MemoryQuotaStore(Clock())
     await ledger.take(key("a", requests_per_minute=1), 1)
     await ledger.take(key("b", requests_per_minute=1), 1)
     await refused(ledger, key("a", requests_per_minute=1))
 
 
 def test_a_reply_tells_only_of_limits_that_there_are() -> None:
-    assert Ticket(key(), 5).headers() == {}
-    standing = Standing(None, Level(600, 149.7))
-    assert Ticket(key(), 5, standing).headers() == {
+    assert Reservation(key(), 5).headers() == {}
+    standing = QuotaStatus(None, BucketLevel(600, 149.7))
+    assert Reservation(key(), 5, standing).headers() == {
         "x-ratelimit-limit-tokens": "600",
         "x-ratelimit-remaining-tokens": "149",
         "x-ratelimit-reset-tokens": "46s",
@@ -105,7 +114,7 @@ def test_a_reply_tells_only_of_limits_that_there_are() -> None:
 
 
 def test_a_debt_is_told_as_nothing_left() -> None:
-    headers = Standing(Level(60, -60), Level(60, 60)).headers()
+    headers = QuotaStatus(BucketLevel(60, -60), BucketLevel(60, 60)).headers()
     assert headers["x-ratelimit-remaining-requests"] == "0"
     assert headers["x-ratelimit-reset-requests"] == "2m0s"
     assert headers["x-ratelimit-remaining-tokens"] == "60"
@@ -145,7 +154,7 @@ def test_a_duration_reads_as_openai_writes_it(seconds: float, told: str) -> None
 async def test_a_refusal_names_the_limit_and_when_to_come_back(
     limits: dict[str, Any], taken: list[int], words: str, retry_after_s: int
 ) -> None:
-    ledger, limited = MemoryLedger(Clock()), key(**limits)
+    ledger, limited = MemoryQuotaStore(Clock()), key(**limits)
     for tokens in taken:
         await ledger.take(limited, tokens)
     error = await refused(ledger, limited, 40)
@@ -157,10 +166,10 @@ async def test_a_refusal_names_the_limit_and_when_to_come_back(
 
 
 async def test_what_is_refused_is_not_charged() -> None:
-    ledger = MemoryLedger(Clock())
+    ledger = MemoryQuotaStore(Clock())
     limited = key(requests_per_minute=10, tokens_per_minute=60, concurrent_tokens=1000)
     await ledger.take(limited, 50)
     for _ in range(20):
         await refused(ledger, limited, 20)
     standing = (await ledger.take(limited, 10)).standing
-    assert standing == Standing(Level(10, 8), Level(60, 0))
+    assert standing == QuotaStatus(BucketLevel(10, 8), BucketLevel(60, 0))

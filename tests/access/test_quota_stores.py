@@ -10,16 +10,22 @@ from typing import Any
 
 import pytest
 
-from serve_app.access import line, shared_ledger
-from serve_app.access.quota import Ledger, Level, MemoryLedger, Standing, Ticket
-from serve_app.access.shared_quota import SharedLedger
-from serve_app.cache import redis_client
-from serve_app.cache import server as which_server
-from serve_app.valkey.embedded import EmbeddedUnavailable
-from serve_app.valkey.shared_server import Server
+from serve_app.access import shared_quota
+from serve_app.access.quota import (
+    BucketLevel,
+    MemoryQuotaStore,
+    QuotaStatus,
+    QuotaStore,
+    Reservation,
+)
+from serve_app.access.shared_quota import SharedQuotaStore
 from serve_app.config import ApiKey, CacheConfig
 from serve_app.errors import ConfigurationError, QuotaExceeded
 from serve_app.metrics import QUOTA_FALLBACKS, Meter
+from serve_app.valkey import client as redis_client
+from serve_app.valkey import pipeline, shared_server
+from serve_app.valkey.embedded import EmbeddedUnavailable
+from serve_app.valkey.shared_server import Server
 from tests.valkey_server import ValkeyProcess
 
 LIMIT_S = 20
@@ -40,11 +46,11 @@ def valkey(tmp_path: Path) -> Iterator[ValkeyProcess]:
 @contextlib.asynccontextmanager
 async def opened(
     url: str, *, meter: Meter | None = None, timeout_s: float = 5, **settings: object
-) -> AsyncIterator[SharedLedger]:
+) -> AsyncIterator[SharedQuotaStore]:
     """The ledger of a new process."""
     config = CacheConfig.model_validate({"url": url, "timeout_s": timeout_s, **settings})
     server = Server(config, service="test", owner_pid=os.getpid())
-    ledger = SharedLedger(
+    ledger = SharedQuotaStore(
         server, prefix=config.prefix, timeout_s=config.timeout_s, meter=meter or Meter()
     )
     try:
@@ -61,9 +67,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]
 
 
 @pytest.fixture(params=["memory", "valkey", "cluster"])
-async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[Ledger]:
+async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[QuotaStore]:
     if request.param == "memory":
-        yield MemoryLedger()
+        yield MemoryQuotaStore()
         return
     server: ValkeyProcess = request.getfixturevalue(request.param)
     server.call("FLUSHALL")
@@ -79,7 +85,7 @@ def fallbacks(meter: Meter) -> dict[str, float]:
     return {tags[0]: amount for (metric, tags), amount in counts if metric is QUOTA_FALLBACKS}
 
 
-async def sent(ledger: SharedLedger) -> None:
+async def sent(ledger: SharedQuotaStore) -> None:
     """Waits until nothing is on its way to the server."""
     assert ledger._asked is not None
     await asyncio.sleep(0)  # for what a reply that has come brings about
@@ -87,19 +93,19 @@ async def sent(ledger: SharedLedger) -> None:
         await way.close(LIMIT_S)
 
 
-async def settled(ledger: Ledger, ticket: Ticket, tokens: int | None) -> None:
+async def settled(ledger: QuotaStore, ticket: Reservation, tokens: int | None) -> None:
     await ledger.settle(ticket, tokens)
-    if isinstance(ledger, SharedLedger):
+    if isinstance(ledger, SharedQuotaStore):
         await sent(ledger)
 
 
-async def refused(ledger: Ledger, key: ApiKey, tokens: int = 1) -> QuotaExceeded:
+async def refused(ledger: QuotaStore, key: ApiKey, tokens: int = 1) -> QuotaExceeded:
     with pytest.raises(QuotaExceeded) as caught:
         await ledger.take(key, tokens)
     return caught.value
 
 
-async def left(ledger: Ledger, key: ApiKey) -> int:
+async def left(ledger: QuotaStore, key: ApiKey) -> int:
     """Tokens that the key may use now, whole ones."""
     standing = (await ledger.take(key, 0)).standing
     assert standing.tokens is not None
@@ -112,7 +118,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_requests_are_counted(ledger: Ledger) -> None:
+async def test_requests_are_counted(ledger: QuotaStore) -> None:
     limited = key(requests_per_minute=3)
     for _ in range(3):
         await ledger.take(limited, 10**6)
@@ -122,7 +128,7 @@ async def test_requests_are_counted(ledger: Ledger) -> None:
     await ledger.take(key("bob", requests_per_minute=3), 1)
 
 
-async def test_an_estimate_that_was_wrong_is_put_right(ledger: Ledger) -> None:
+async def test_an_estimate_that_was_wrong_is_put_right(ledger: QuotaStore) -> None:
     limited = key(tokens_per_minute=60)
     ticket = await ledger.take(limited, 60)
     await refused(ledger, limited, 30)
@@ -135,7 +141,7 @@ async def test_an_estimate_that_was_wrong_is_put_right(ledger: Ledger) -> None:
     assert 500 < error.retry_after_s <= 561
 
 
-async def test_a_request_that_failed_costs_itself_and_no_tokens(ledger: Ledger) -> None:
+async def test_a_request_that_failed_costs_itself_and_no_tokens(ledger: QuotaStore) -> None:
     limited = key(requests_per_minute=2, tokens_per_minute=1000)
     ticket = await ledger.take(limited, 1000)
     await settled(ledger, ticket, None)
@@ -146,7 +152,7 @@ async def test_a_request_that_failed_costs_itself_and_no_tokens(ledger: Ledger) 
 
 
 async def test_more_than_a_minutes_worth_passes_a_full_bucket_and_leaves_a_debt(
-    ledger: Ledger,
+    ledger: QuotaStore,
 ) -> None:
     limited = key(tokens_per_minute=100)
     ticket = await ledger.take(limited, 300)
@@ -159,7 +165,7 @@ async def test_more_than_a_minutes_worth_passes_a_full_bucket_and_leaves_a_debt(
     await refused(ledger, small, 300)
 
 
-async def test_tokens_in_work_are_bounded(ledger: Ledger) -> None:
+async def test_tokens_in_work_are_bounded(ledger: QuotaStore) -> None:
     limited = key(concurrent_tokens=100)
     first = await ledger.take(limited, 60)
     second = await ledger.take(limited, 40)
@@ -177,17 +183,17 @@ async def test_tokens_in_work_are_bounded(ledger: Ledger) -> None:
     await ledger.take(limited, 100)
 
 
-async def test_a_limit_that_comes_later_begins_full(ledger: Ledger) -> None:
+async def test_a_limit_that_comes_later_begins_full(ledger: QuotaStore) -> None:
     await ledger.take(key(requests_per_minute=SLOW + 1), 10**6)
     standing = (await ledger.take(key(requests_per_minute=2, tokens_per_minute=50), 10)).standing
-    assert standing.tokens == Level(50, 40)
+    assert standing.tokens == BucketLevel(50, 40)
     assert standing.requests is not None
     assert standing.requests.left == pytest.approx(0, abs=0.5)
 
 
-async def test_a_ticket_tells_how_the_key_stands(ledger: Ledger) -> None:
+async def test_a_ticket_tells_how_the_key_stands(ledger: QuotaStore) -> None:
     ticket = await ledger.take(key(requests_per_minute=SLOW, tokens_per_minute=1000), 400)
-    assert ticket.standing == Standing(Level(SLOW, 0), Level(1000, 600))
+    assert ticket.standing == QuotaStatus(BucketLevel(SLOW, 0), BucketLevel(1000, 600))
     assert ticket.headers() == {
         "x-ratelimit-limit-requests": "1",
         "x-ratelimit-remaining-requests": "0",
@@ -198,14 +204,14 @@ async def test_a_ticket_tells_how_the_key_stands(ledger: Ledger) -> None:
     }
 
 
-async def test_a_crowd_gets_no_more_than_there_is(ledger: Ledger) -> None:
+async def test_a_crowd_gets_no_more_than_there_is(ledger: QuotaStore) -> None:
     limited = key(requests_per_minute=20, tokens_per_minute=10**6)
     results = await asyncio.gather(
         *(ledger.take(limited, 100) for _ in range(200)), return_exceptions=True
     )
-    assert {type(result) for result in results} == {Ticket, QuotaExceeded}
+    assert {type(result) for result in results} == {Reservation, QuotaExceeded}
     # The server may need some of the seconds that each bring a third of one more.
-    assert 20 <= sum(isinstance(result, Ticket) for result in results) <= 25
+    assert 20 <= sum(isinstance(result, Reservation) for result in results) <= 25
 
 
 async def test_processes_share_one_budget(valkey: ValkeyProcess) -> None:
@@ -230,7 +236,7 @@ async def test_processes_with_another_prefix_do_not_share(valkey: ValkeyProcess)
 async def test_a_process_that_died_does_not_keep_its_tokens(
     valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_ledger, "_HOLD_S", 1)
+    monkeypatch.setattr(shared_quota, "_HOLD_S", 1)
     limited = key(concurrent_tokens=100)
     async with opened(valkey.url) as ledger:
         await ledger.take(limited, 100)  # and is never settled
@@ -327,7 +333,7 @@ async def test_nobody_waits_for_long_behind_others(
             await going_on.wait()
             return await redis_client.run(*args)
 
-        monkeypatch.setattr(line, "run", wait)
+        monkeypatch.setattr(pipeline, "run", wait)
         assert ledger._asked is not None
         ledger._asked.takes._timeout_s = 3600
         async with asyncio.timeout(LIMIT_S):
@@ -346,7 +352,7 @@ async def test_a_crowd_travels_together(
         sizes.append(len(scripts))
         return await redis_client.run(client, scripts)
 
-    monkeypatch.setattr(line, "run", spy)
+    monkeypatch.setattr(pipeline, "run", spy)
     async with opened(valkey.url) as ledger:
         limited = key(requests_per_minute=10**6)
         await asyncio.gather(*(ledger.take(limited, 1) for _ in range(200)))
@@ -361,11 +367,11 @@ async def test_what_the_server_let_in_too_late_is_given_back(
         await ledger.take(limited, 0)
 
         async def lose(*args: Any) -> None:
-            monkeypatch.setattr(line, "run", redis_client.run)
+            monkeypatch.setattr(pipeline, "run", redis_client.run)
             await redis_client.run(*args)
             raise TimeoutError
 
-        monkeypatch.setattr(line, "run", lose)
+        monkeypatch.setattr(pipeline, "run", lose)
         assert (await ledger.take(limited, 900)).entry is None
         await sent(ledger)
         assert (await ledger.take(limited, 900)).entry is not None
@@ -387,7 +393,7 @@ async def test_what_was_taken_for_a_client_who_left_is_given_back(valkey: Valkey
 async def test_a_server_that_takes_no_writes_is_down(
     valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_ledger, "_IDLE_AFTER_S", 0.2)
+    monkeypatch.setattr(shared_quota, "_IDLE_AFTER_S", 0.2)
     limited = key(requests_per_minute=2)
     meter = Meter()
     async with opened(valkey.url, meter=meter) as ledger:
@@ -425,7 +431,7 @@ async def test_without_an_embedded_server_each_process_counts_by_itself(
     def refuse(*args: object) -> None:
         raise EmbeddedUnavailable("There is no server for this system.")
 
-    monkeypatch.setattr(which_server, "lease_server", refuse)
+    monkeypatch.setattr(shared_server, "lease_server", refuse)
     limited = key(requests_per_minute=1)
     async with opened("embedded", folder=str(tmp_path)) as ledger:
         ledger.open()

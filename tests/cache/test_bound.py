@@ -3,13 +3,13 @@
 import numpy as np
 import psutil
 
+from serve_app.cache.codec import Codec
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
-from serve_app.cache.codec import Codec
 from serve_app.config import ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.models import resolve
-from serve_app.types import NO_TIME, Row, TextGroup, Tier, Vectors
+from serve_app.types import NO_TIMINGS, Row, TextGroup, Tier, Vectors
 
 TEXTS, BATCH = 1_000_000, 1000
 MAX_BYTES = 32 << 20
@@ -25,18 +25,18 @@ async def test_a_million_distinct_texts_stay_inside_the_bound() -> None:
     async def compute(group: TextGroup) -> Vectors:
         tokens = engine.tokenize(list(map(str, group.texts)))
         vectors = engine.embed(tokens)
-        return Vectors.of([Row(v, 1, False, Tier.COMPUTED) for v in vectors], NO_TIME)
+        return Vectors.of([Row(v, 1, False, Tier.COMPUTED) for v in vectors], NO_TIMINGS)
 
     lookup = Lookup(spec.space_id, Codec(spec.dim), memory, compute)
     process = psutil.Process()
     before = process.memory_info().rss
     for start in range(0, TEXTS, BATCH):
         texts = tuple(f"text {i}" for i in range(start, start + BATCH))
-        found = await lookup.fetch(TextGroup(texts))
+        found = await lookup.embed(TextGroup(texts))
         assert found.computed == BATCH
     assert memory.stats().bytes <= MAX_BYTES
     assert memory.stats().evictions > TEXTS // 2
     assert process.memory_info().rss - before <= MAX_BYTES + SLACK_BYTES
-    again = await lookup.fetch(TextGroup(texts))
+    again = await lookup.embed(TextGroup(texts))
     assert again.computed < BATCH
     assert np.array_equal(again.values, engine.embed(engine.tokenize(texts)))

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.cache.coalescer import Coalescer
-from serve_app.errors import EmbedServeError, EngineFailed, Unavailable
+from serve_app.errors import EmbedServeError, InferenceError, Unavailable
 from serve_app.types import Input, Lane, TextGroup, Vectors
-from tests.fakes import FakeLookup
+from tests.fakes import FakeBackend
 
 REQUEST = contextvars.ContextVar("request", default="none")
 
@@ -24,7 +24,7 @@ class Way:
         self.error: Exception | None = None
         self.at_once = 0
         self._gate = asyncio.Semaphore(0 if held else 1_000_000)
-        self._tier = FakeLookup()
+        self._tier = FakeBackend()
 
     def let_through(self, calls: int) -> None:
         for _ in range(calls):
@@ -42,7 +42,7 @@ class Way:
         if self.error is not None:
             raise self.error
         return [
-            EngineFailed("bad") if "bad" in group.texts else await self._tier.fetch(group)
+            InferenceError("bad") if "bad" in group.texts else await self._tier.embed(group)
             for group in groups
         ]
 
@@ -65,7 +65,7 @@ async def turns(n: int = 8) -> None:
 
 
 async def test_what_arrives_while_calls_are_in_flight_leaves_together(way: Way) -> None:
-    coalescer = Coalescer(way, max_calls=2)
+    coalescer = Coalescer(way, max_in_flight_calls=2)
     asked = []
     for text in "abcde":
         asked.append(ask(coalescer, text))
@@ -77,12 +77,12 @@ async def test_what_arrives_while_calls_are_in_flight_leaves_together(way: Way) 
     way.let_through(2)
     for text, reply in zip("abcde", asked, strict=True):
         assert (await reply).values.tolist() == (
-            await FakeLookup().fetch(TextGroup((text,)))
+            await FakeBackend().embed(TextGroup((text,)))
         ).values.tolist()
 
 
 async def test_what_arrives_in_one_turn_of_the_loop_leaves_together(way: Way) -> None:
-    coalescer = Coalescer(way, max_calls=4)
+    coalescer = Coalescer(way, max_in_flight_calls=4)
     asked = [ask(coalescer, text) for text in "abc"]
     await turns()
     assert way.calls == [["a", "b", "c"]]
@@ -91,7 +91,7 @@ async def test_what_arrives_in_one_turn_of_the_loop_leaves_together(way: Way) ->
 
 
 async def test_a_full_call_never_waits(way: Way) -> None:
-    coalescer = Coalescer(way, max_calls=1)
+    coalescer = Coalescer(way, max_in_flight_calls=1)
     asked = [ask(coalescer, "first")]
     await turns()
     asked += [ask(coalescer, str(i)) for i in range(70)]
@@ -103,7 +103,7 @@ async def test_a_full_call_never_waits(way: Way) -> None:
 
 
 async def test_bulk_leaves_at_once_and_alone_and_holds_nobody_up(way: Way) -> None:
-    coalescer = Coalescer(way, max_calls=1)
+    coalescer = Coalescer(way, max_in_flight_calls=1)
     asked = [ask(coalescer, f"bulk {i}", lane="bulk") for i in range(2)]
     asked.append(ask(coalescer, "query"))
     await turns()
@@ -113,7 +113,7 @@ async def test_bulk_leaves_at_once_and_alone_and_holds_nobody_up(way: Way) -> No
 
 
 async def test_a_large_group_travels_alone_whatever_its_lane(way: Way) -> None:
-    coalescer = Coalescer(way, max_calls=1)
+    coalescer = Coalescer(way, max_in_flight_calls=1)
     asked = [ask(coalescer, "query"), ask(coalescer, *map(str, range(33)))]
     await turns()
     assert [len(call) for call in way.calls] == [33, 1]
@@ -122,7 +122,7 @@ async def test_a_large_group_travels_alone_whatever_its_lane(way: Way) -> None:
 
 
 async def test_one_that_leaves_takes_nobody_along(way: Way) -> None:
-    coalescer = Coalescer(way, max_calls=1)
+    coalescer = Coalescer(way, max_in_flight_calls=1)
     leaves, stays = ask(coalescer, "leaves"), ask(coalescer, "stays")
     await turns()
     leaves.cancel()
@@ -133,7 +133,7 @@ async def test_one_that_leaves_takes_nobody_along(way: Way) -> None:
 
 
 async def test_what_nobody_waits_for_is_cancelled_or_never_sent(way: Way) -> None:
-    coalescer = Coalescer(way, max_calls=1)
+    coalescer = Coalescer(way, max_in_flight_calls=1)
     in_flight = [ask(coalescer, text) for text in "ab"]
     await turns()
     waiting = ask(coalescer, "c")
@@ -150,16 +150,16 @@ async def test_what_nobody_waits_for_is_cancelled_or_never_sent(way: Way) -> Non
 
 
 async def test_an_error_is_its_groups_own(way: Way) -> None:
-    coalescer = Coalescer(way, max_calls=1)
+    coalescer = Coalescer(way, max_in_flight_calls=1)
     bad, good = ask(coalescer, "bad"), ask(coalescer, "good")
     way.let_through(1)
-    with pytest.raises(EngineFailed):
+    with pytest.raises(InferenceError):
         await bad
     assert (await good).computed == 1
 
 
 async def test_a_way_that_fails_fails_those_on_it_and_nobody_after(way: Way) -> None:
-    coalescer = Coalescer(way, max_calls=1)
+    coalescer = Coalescer(way, max_in_flight_calls=1)
     way.error = Unavailable("gone")
     way.let_through(2)
     with pytest.raises(Unavailable):
@@ -169,7 +169,7 @@ async def test_a_way_that_fails_fails_those_on_it_and_nobody_after(way: Way) -> 
 
 
 async def test_a_call_does_not_run_in_the_context_of_one_of_its_requests(way: Way) -> None:
-    coalescer = Coalescer(way, max_calls=1)
+    coalescer = Coalescer(way, max_in_flight_calls=1)
     REQUEST.set("mine")
     way.let_through(1)
     await coalescer(TextGroup(("a",)))
@@ -185,9 +185,9 @@ async def test_a_call_does_not_run_in_the_context_of_one_of_its_requests(way: Wa
     st.integers(1, 5),
 )
 async def test_everyone_who_stays_gets_their_own(
-    asked: list[tuple[Lane, bool, int]], max_calls: int
+    asked: list[tuple[Lane, bool, int]], max_in_flight_calls: int
 ) -> None:
-    coalescer = Coalescer(Way(held=False), max_calls)
+    coalescer = Coalescer(Way(held=False), max_in_flight_calls)
     replies = []
     for i, (lane, leaves, pause) in enumerate(asked):
         reply = ask(coalescer, str(i), lane=lane)
@@ -200,5 +200,5 @@ async def test_everyone_who_stays_gets_their_own(
             if leaves:
                 await asyncio.wait([reply])
             else:
-                expected = await FakeLookup().fetch(TextGroup((str(i),)))
+                expected = await FakeBackend().embed(TextGroup((str(i),)))
                 assert (await reply).values.tolist() == expected.values.tolist()

@@ -10,18 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serve_app.cache.codec import Codec
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
-from serve_app.valkey.client import connect
 from serve_app.cache.redis_store import RedisStore
-from serve_app.cache.codec import Codec
 from serve_app.config import IngressSettings, ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.metrics import Meter
 from serve_app.models import resolve
 from serve_app.service.embed import EmbedService
 from serve_app.types import (
-    NO_TIME,
+    NO_TIMINGS,
     CacheState,
     EmbedJob,
     EmbedResult,
@@ -31,9 +30,10 @@ from serve_app.types import (
     Tier,
     Vectors,
 )
+from serve_app.valkey.client import connect
 from serve_app.web.dialects.openai import render
 from serve_app.web.schema.vector_encoding import Encoder
-from tests.fakes import FakeLookup
+from tests.fakes import FakeBackend
 from tests.valkey_server import ValkeyProcess
 
 #: Two widths, two limits; and with the last, one family at two limits.
@@ -50,19 +50,19 @@ SPECS = [
 SMALL = 1500
 
 
-class Engine(FakeLookup):
+class Engine(FakeBackend):
     """The tier behind all: computes everything."""
 
     def __init__(self, model: int) -> None:
         super().__init__()
         self._engine = HashingEngine(SPECS[model])
 
-    async def fetch(self, group: TextGroup) -> Vectors:
+    async def embed(self, group: TextGroup) -> Vectors:
         tokens = self._engine.tokenize(list(map(str, group.prompted)))
         await asyncio.sleep(0)
         rows = zip(self._engine.embed(tokens), tokens, strict=True)
         return Vectors.of(
-            [Row(vector, len(t.ids), t.truncated, Tier.COMPUTED) for vector, t in rows], NO_TIME
+            [Row(vector, len(t.ids), t.truncated, Tier.COMPUTED) for vector, t in rows], NO_TIMINGS
         )
 
     async def describe(self) -> EngineInfo:
@@ -78,11 +78,11 @@ class Tiered(Engine):
     def __init__(self, model: int, store: RedisStore) -> None:
         super().__init__(model)
         spec, codec = SPECS[model], Codec(SPECS[model].dim)
-        behind = Lookup(spec.space_id, codec, MemoryCache(SMALL), super().fetch, store=store)
-        self._front = Lookup(spec.space_id, codec, MemoryCache(SMALL), behind.fetch)
+        behind = Lookup(spec.space_id, codec, MemoryCache(SMALL), super().embed, store=store)
+        self._front = Lookup(spec.space_id, codec, MemoryCache(SMALL), behind.embed)
 
-    async def fetch(self, group: TextGroup) -> Vectors:
-        return await self._front.fetch(group)
+    async def embed(self, group: TextGroup) -> Vectors:
+        return await self._front.embed(group)
 
 
 requests = st.builds(

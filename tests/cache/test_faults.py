@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve_app.cache.codec import Codec
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
-from serve_app.valkey.client import connect
 from serve_app.cache.redis_store import RedisStore
-from serve_app.cache.codec import Codec
 from serve_app.metrics import Meter
 from serve_app.types import TextGroup, Tier
-from tests.fakes import DIM, FakeLookup, fake_vector
+from serve_app.valkey.client import connect
+from tests.fakes import DIM, FakeBackend, fake_vector
 from tests.valkey_server import ValkeyProcess
 
 TIMEOUT_S = 0.05
@@ -41,7 +41,7 @@ class Load:
         self._number = 0
 
     def lookup(self) -> Lookup:
-        fetch = FakeLookup().fetch
+        fetch = FakeBackend().embed
         return Lookup("space", Codec(DIM), MemoryCache(0), fetch, store=self._store)
 
     async def client(self) -> None:
@@ -51,7 +51,7 @@ class Load:
             texts = (f"new {self._number}", *(f"known {i}" for i in range(8)))
             started = time.monotonic()
             try:
-                found = await lookup.fetch(TextGroup(texts))
+                found = await lookup.embed(TextGroup(texts))
             except Exception as error:
                 self.failures.append(repr(error))
                 continue

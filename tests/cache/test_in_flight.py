@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from serve_app.cache.in_flight import Computed, SingleFlight
-from serve_app.errors import EngineFailed
+from serve_app.errors import InferenceError
 from serve_app.types import Input, Lane, TextGroup
-from tests.fakes import FakeLookup, fake_vector
+from tests.fakes import FakeBackend, fake_vector
 
 
 class Computes:
@@ -18,7 +18,7 @@ class Computes:
         self.cancelled = 0
         self.go = asyncio.Event()
         self.fail_once = ""
-        self._fake = FakeLookup()
+        self._fake = FakeBackend()
 
     async def __call__(self, group: TextGroup, keys: Sequence[bytes]) -> Computed:
         assert [str(text).encode() for text in group.texts] == list(keys)
@@ -31,8 +31,8 @@ class Computes:
             raise
         if self.fail_once in group.texts:
             self.fail_once = ""
-            raise EngineFailed("no")
-        vectors = await self._fake.fetch(group)
+            raise InferenceError("no")
+        vectors = await self._fake.embed(group)
         return vectors.rows(), vectors.timings
 
 
@@ -46,17 +46,17 @@ def flights(computes: Computes) -> SingleFlight:
     return SingleFlight(computes)
 
 
-async def fetch(flights: SingleFlight, texts: str, lane: Lane = "interactive") -> int:
+async def run(flights: SingleFlight, texts: str, lane: Lane = "interactive") -> int:
     """Fetches a text for each letter, checks the vectors, and tells how many it joined."""
     group = TextGroup(tuple(texts), lane=lane)
-    landed = await flights.fetch(group, [str(text).encode() for text in texts])
+    landed = await flights.run(group, [str(text).encode() for text in texts])
     for text, row in zip(texts, landed.rows, strict=True):
         assert np.array_equal(row.vector, fake_vector(text))
     return landed.joined
 
 
 async def start(flights: SingleFlight, texts: str, lane: Lane = "interactive") -> asyncio.Task[int]:
-    task = asyncio.create_task(fetch(flights, texts, lane))
+    task = asyncio.create_task(run(flights, texts, lane))
     for _ in range(5):
         await asyncio.sleep(0)
     return task
@@ -84,7 +84,7 @@ async def test_once_it_has_landed_it_is_computed_anew(
     flights: SingleFlight, computes: Computes
 ) -> None:
     computes.go.set()
-    assert await fetch(flights, "a") == await fetch(flights, "a") == 0
+    assert await run(flights, "a") == await run(flights, "a") == 0
     assert computes.asked == [("a",), ("a",)]
 
 
@@ -119,7 +119,7 @@ async def test_an_error_is_not_that_of_those_who_joined(
     first = await start(flights, "xa")
     others = [await start(flights, "ab"), await start(flights, "a")]
     computes.go.set()
-    with pytest.raises(EngineFailed):
+    with pytest.raises(InferenceError):
         await first
     assert await asyncio.gather(*others) == [0, 0]
     assert computes.asked == [("x", "a"), ("b",), ("a",), ("a",)]

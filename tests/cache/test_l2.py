@@ -8,16 +8,16 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from serve_app.cache import server as which_server
-from serve_app.valkey.embedded import EmbeddedUnavailable
-from serve_app.cache.l2 import SecondTier
-from serve_app.valkey.supervisor import owner_of
-from serve_app.cache.stack import Tiers
+from serve_app.cache.l2 import L2Cache
+from serve_app.cache.stack import CacheStack
 from serve_app.config import CacheConfig
 from serve_app.errors import ConfigurationError, Unavailable
 from serve_app.metrics import L2_UP, Meter
 from serve_app.types import CacheState, TextGroup, Tier
-from tests.fakes import SPEC, FakeLookup
+from serve_app.valkey import shared_server
+from serve_app.valkey.embedded import EmbeddedUnavailable
+from serve_app.valkey.supervisor import owner_of
+from tests.fakes import SPEC, FakeBackend
 from tests.valkey_server import ValkeyProcess
 
 LIMIT_S = 20.0
@@ -29,18 +29,17 @@ def config(folder: Path | None = None, **settings: object) -> CacheConfig:
 
 
 @contextlib.asynccontextmanager
-async def opened(config: CacheConfig, space_id: str = SPEC.space_id) -> AsyncIterator[Tiers]:
+async def opened(config: CacheConfig, space_id: str = SPEC.space_id) -> AsyncIterator[CacheStack]:
     """The tiers of a new process."""
     meter = Meter()
-    second = SecondTier(config, space_id, service="test", owner_pid=os.getpid(), meter=meter)
-    tiers = Tiers(
+    second = L2Cache(config, space_id, service="test", owner_pid=os.getpid(), meter=meter)
+    tiers = CacheStack(
         SPEC,
-        FakeLookup().fetch,
-        memory_max_bytes=8 << 20,
+        FakeBackend().embed,
+        l1_max_bytes=8 << 20,
         storage=config.storage,
         meter=meter,
         second=second,
-        lease_s=config.lease_s,
     )
     tiers.start()
     try:
@@ -49,7 +48,7 @@ async def opened(config: CacheConfig, space_id: str = SPEC.space_id) -> AsyncIte
         await tiers.close()
 
 
-async def until(tiers: Tiers, state: str) -> None:
+async def until(tiers: CacheStack, state: str) -> None:
     async with asyncio.timeout(LIMIT_S):
         while tiers.state.state != state:
             await asyncio.sleep(0.05)
@@ -72,13 +71,13 @@ def no_supervisor_left() -> Iterator[None]:
 async def test_a_restarted_service_knows_what_it_knew(tmp_path: Path) -> None:
     group = TextGroup(tuple(f"text {i}" for i in range(2000)))
     async with opened(config(tmp_path)) as tiers:
-        first = await tiers.fetch(group)
+        first = await tiers.embed(group)
         assert tiers.state == CacheState("up", None, "embedded")
     for process in supervisors():
         process.terminate()
         process.wait(LIMIT_S)
     async with opened(config(tmp_path)) as tiers:
-        again = await tiers.fetch(group)
+        again = await tiers.embed(group)
         assert again.tiers.tolist() == [Tier.L2] * 2000
         assert again.values.tobytes() == first.values.tobytes()
         report = await tiers.report()
@@ -91,7 +90,7 @@ async def test_a_restarted_service_knows_what_it_knew(tmp_path: Path) -> None:
 async def test_a_server_that_was_given_up_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(which_server, "_MEND_EVERY_S", 0.1)
+    monkeypatch.setattr(shared_server, "_MEND_EVERY_S", 0.1)
     async with opened(config(tmp_path)) as tiers:
         await until(tiers, "up")
         for process in supervisors():
@@ -107,10 +106,10 @@ async def test_without_a_server_for_this_system_memory_remains(
     def refuse(*args: object) -> None:
         raise EmbeddedUnavailable("There is no server for this system.")
 
-    monkeypatch.setattr(which_server, "lease_server", refuse)
+    monkeypatch.setattr(shared_server, "lease_server", refuse)
     async with opened(config(tmp_path)) as tiers:
         group = TextGroup(("a",))
-        assert [(await tiers.fetch(group)).computed for _ in range(2)] == [1, 0]
+        assert [(await tiers.embed(group)).computed for _ in range(2)] == [1, 0]
         assert tiers.state == CacheState(
             "degraded", "There is no server for this system.", "embedded"
         )
@@ -122,7 +121,7 @@ async def test_memory_only_where_that_is_asked_for() -> None:
     async with opened(config(url="none")) as tiers:
         assert tiers.state == CacheState("off")
         assert (await tiers.report()).store is None
-        await tiers.fetch(TextGroup(("a", "b")))
+        await tiers.embed(TextGroup(("a", "b")))
         assert await tiers.purge() == 2
 
 
@@ -134,13 +133,13 @@ async def test_a_server_by_its_url_with_a_password_from_the_environment(
         told = config(url=server.url, password_env="TEST_PASSWORD")
         async with opened(told) as tiers:
             await until(tiers, "up")
-            await tiers.fetch(TextGroup(("a", "b")))
+            await tiers.embed(TextGroup(("a", "b")))
             assert tiers.gauges()[L2_UP] == 1
         assert server.call("DBSIZE") == 2
         async with opened(told, "another-space") as tiers:
-            assert (await tiers.fetch(TextGroup(("a",)))).computed == 1
+            assert (await tiers.embed(TextGroup(("a",)))).computed == 1
         async with opened(told) as tiers:
-            assert (await tiers.fetch(TextGroup(("a",)))).computed == 0
+            assert (await tiers.embed(TextGroup(("a",)))).computed == 0
             assert await tiers.purge() == 1 + 2
         assert server.call("DBSIZE") == 1
         server.kill()
@@ -152,7 +151,7 @@ async def test_a_server_by_its_url_with_a_password_from_the_environment(
 
 def test_a_password_that_is_not_there_is_told() -> None:
     with pytest.raises(ConfigurationError, match="NOT_SET_ANYWHERE"):
-        SecondTier(
+        L2Cache(
             config(url="redis://127.0.0.1:1", password_env="NOT_SET_ANYWHERE"),
             "space",
             service="test",

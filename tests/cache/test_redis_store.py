@@ -12,8 +12,7 @@ import pytest
 import uvloop
 from redis.asyncio import Redis, SSLConnection
 
-from serve_app.cache import redis_client, redis_store
-from serve_app.valkey.client import connect
+from serve_app.cache import redis_store
 from serve_app.cache.redis_store import RedisStore
 from serve_app.errors import ConfigurationError, Unavailable
 from serve_app.metrics import (
@@ -25,6 +24,8 @@ from serve_app.metrics import (
     Meter,
     Metric,
 )
+from serve_app.valkey import client as redis_client
+from serve_app.valkey.client import connect
 from tests.valkey_server import ValkeyProcess
 
 #: Far above what anything here should take, far below "waits for ever".
@@ -143,9 +144,7 @@ async def test_a_round_trip(kind: str, tmp_path: Path) -> None:
             values = await store.get_many([*keys, b"unknown", keys[0]])
             assert values == [*(value(key, 1500) for key in keys), None, value(keys[0], 1500)]
             assert await store.get_many([]) == []
-            assert await store.claim([b"a", b"b"], lease_s=30) == [True, True]
-            assert await store.claim([b"b", b"c"], lease_s=30) == [False, True]
-            assert await store.purge() == 603
+            assert await store.purge() == 600
             assert await store.get_many(keys[:2]) == [None, None]
             assert (store.state, store.writable, store.reason) == ("up", True, None)
         assert counts(L2_WRITTEN) == 600
@@ -174,14 +173,6 @@ async def test_values_live_as_long_as_they_should(
     async with opened(server.url, ttl_s=ttl_s) as store:
         [key] = await fill(store, 1)
     assert server.call("TTL", b"test:" + key) in told
-
-
-async def test_a_claim_ends_with_its_lease(server: ValkeyProcess) -> None:
-    async with opened(server.url) as store:
-        assert await store.claim([b"a"], lease_s=0.05) == [True]
-        async with asyncio.timeout(LIMIT_S):
-            while await store.claim([b"a"], lease_s=30) != [True]:
-                await asyncio.sleep(0.02)
 
 
 async def test_reads_of_one_turn_leave_as_one_mget(server: ValkeyProcess) -> None:
@@ -270,8 +261,6 @@ async def hammer(server: ValkeyProcess, url: str, keys: list[bytes]) -> None:
                 if rng.random() < 0.3:
                     await asyncio.sleep(rng.random() * 0.004)
                     read.cancel()
-                if rng.random() < 0.1:
-                    await store.claim(asked, 0.001)
                 with contextlib.suppress(asyncio.CancelledError):
                     for key, got in zip(asked, await read, strict=True):
                         assert got in (None, value(key, 3000))
@@ -335,7 +324,6 @@ async def test_a_server_that_goes_away_costs_little_and_comes_back(
             store.put(b"lost", b"lost")
             await reads_nothing(store, 500)
             assert store.state == "down"
-            assert await store.claim([b"key 0"], lease_s=1) == [True]
             # Whatever is asked once the breaker is open is no further failure but the probes'.
             failures = sum(counts(L2_FAILURES, kind) for kind in ("timeout", "connection"))
             assert 1 <= failures < 20
@@ -532,9 +520,8 @@ async def test_purge_deletes_what_is_below_the_prefix_only(server: ValkeyProcess
         server.call("SET", key, "other")
     async with opened(server.url, prefix=prefix) as store:
         keys = await fill(store, 3000)
-        await store.claim([b"a"], lease_s=30)
         store.put(b"queued", b"")
-        assert await store.purge() == 3002
+        assert await store.purge() == 3001
         await store.flush(LIMIT_S)
         assert await store.get_many(keys[:2]) == [None, None]
     assert sorted(server.call("KEYS", "*")) == sorted(others)
@@ -556,7 +543,6 @@ async def test_close_leaves_nothing_behind(server: ValkeyProcess) -> None:
         await store.close()
         assert len(asyncio.all_tasks()) == tasks - 2
         assert await store.get_many(keys) == [None]
-        assert await store.claim(keys, 1) == [True]
         store.put(b"late", b"")
     async with asyncio.timeout(LIMIT_S):
         while server.call("CLIENT", "LIST").count(b"addr=") > 2:  # each line has two

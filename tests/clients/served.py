@@ -14,14 +14,14 @@ from tokenizers import Tokenizer
 
 from serve_app.config import MINILM, IngressSettings, ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
-from serve_app.model_prep.quantization_ranges import hashing_ranges
 from serve_app.engines.tokenizer import Padding, TextTokenizer
 from serve_app.errors import EmbedServeError
+from serve_app.model_prep.quantization_ranges import hashing_quantization_ranges
 from serve_app.models import folder, resolve
 from serve_app.service.embed import EmbedService
 from serve_app.types import CacheState, EngineInfo, Float32, TextGroup, Tier, Vectors
 from serve_app.web.app import create_app
-from tests.fakes import FakeLookup
+from tests.fakes import FakeBackend
 
 #: Any will do, as long as the service asks for none.
 KEY = "none"
@@ -37,7 +37,7 @@ SPEC = replace(
         )
     ),
     prompts=PROMPTS,
-    ranges=hashing_ranges(DIM),
+    quantization_ranges=hashing_quantization_ranges(DIM),
 )
 _ENGINE = HashingEngine(SPEC)
 
@@ -76,7 +76,7 @@ def words(*texts: str, prompt: str = "") -> int:
     return sum(len(tokens.ids) for tokens in _ENGINE.tokenize(prompted))
 
 
-class HashingLookup(FakeLookup):
+class HashingLookup(FakeBackend):
     """The tiers behind the service: an engine, and on demand a fault."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class HashingLookup(FakeLookup):
         self.error: EmbedServeError | None = None  #: raised for every group
         self.groups: list[TextGroup] = []
 
-    async def fetch(self, group: TextGroup) -> Vectors:
+    async def embed(self, group: TextGroup) -> Vectors:
         _refuse_foreign_ids(group)
         self.groups.append(group)
         if self.error is not None:

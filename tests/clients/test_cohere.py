@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cohere.core.request_options import RequestOptions
 
-from serve_app.service.embed import cut_dimensions
+from serve_app.service.embed import truncate_dimensions
 from tests.clients.served import DIM, KEY, MODEL, TEXTS, Served, same, vectors, words
 
 ONCE = RequestOptions(max_retries=0)
@@ -77,7 +77,7 @@ def test_gives_bytes(served: Served) -> None:
 def test_takes_objects_and_cuts(served: Served) -> None:
     inputs = [{"content": [{"type": "text", "text": text}]} for text in TEXTS]
     reply = embed(served, texts=None, inputs=inputs, output_dimension=16)
-    expected = cut_dimensions(vectors(*TEXTS, prompt="document"), 16)
+    expected = truncate_dimensions(vectors(*TEXTS, prompt="document"), 16)
     assert same(reply.embeddings.float_, expected)
 
 

@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError
 
-from serve_app.service.embed import cut_dimensions
+from serve_app.service.embed import truncate_dimensions
 from tests.clients.served import TEXTS, Served, same, vectors
 
 #: A server is named with the route or, as that of text-embeddings-inference, without.
@@ -37,7 +37,7 @@ def test_tells_queries_from_documents(served: Served, purpose: str) -> None:
 def test_cuts(served: Served) -> None:
     client = InferenceClient(model=f"{served.url}/embed")
     found = client.feature_extraction(TEXTS, dimensions=16, normalize=True, truncate=True)
-    assert same(found, cut_dimensions(vectors(*TEXTS), 16))
+    assert same(found, truncate_dimensions(vectors(*TEXTS), 16))
 
 
 @pytest.mark.parametrize("path", ["", "/similarity"])

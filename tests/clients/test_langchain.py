@@ -8,7 +8,7 @@ import pytest
 from langchain_openai import OpenAIEmbeddings
 
 from serve_app.config import IngressSettings
-from serve_app.service.embed import cut_dimensions
+from serve_app.service.embed import truncate_dimensions
 from tests.clients.served import KEY, MODEL, TEXTS, Served, same, vectors
 
 
@@ -77,7 +77,7 @@ def test_embeds_in_batches(served: Served) -> None:
 
 def test_cuts(served: Served) -> None:
     client = embeddings(served, check_embedding_ctx_length=False, dimensions=16)
-    assert same(client.embed_documents(TEXTS), cut_dimensions(vectors(*TEXTS), 16))
+    assert same(client.embed_documents(TEXTS), truncate_dimensions(vectors(*TEXTS), 16))
 
 
 def test_tells_queries_from_documents(served: Served) -> None:

@@ -11,7 +11,7 @@ import pytest
 from litellm import close_litellm_async_clients
 from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 
-from serve_app.service.embed import cut_dimensions
+from serve_app.service.embed import truncate_dimensions
 from tests.clients.served import KEY, MODEL, TEXTS, Served, same, vectors, words
 
 #: The service whose clients are asked for, the path of its URL, and what it is told of a text.
@@ -64,7 +64,7 @@ def test_counts_tokens(served: Served) -> None:
 )
 def test_cuts(served: Served, service: str, path: str, also: dict[str, Any]) -> None:
     reply = litellm.embedding(**ask(served, service, path, dimensions=16, **also))
-    assert same(numbers(reply), cut_dimensions(vectors(*TEXTS), 16))
+    assert same(numbers(reply), truncate_dimensions(vectors(*TEXTS), 16))
 
 
 def test_an_unknown_model(served: Served) -> None:

@@ -10,7 +10,7 @@ import pytest
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
 
-from serve_app.service.embed import cut_dimensions
+from serve_app.service.embed import truncate_dimensions
 from tests.clients.served import MODEL, TEXTS, Served, same, vectors
 
 
@@ -43,7 +43,7 @@ async def test_embeds_async(served: Served, client: Any) -> None:
 
 def test_cuts(served: Served) -> None:
     model = openai_like(served, dimensions=16)
-    assert same(model.get_text_embedding_batch(TEXTS), cut_dimensions(vectors(*TEXTS), 16))
+    assert same(model.get_text_embedding_batch(TEXTS), truncate_dimensions(vectors(*TEXTS), 16))
 
 
 def test_tells_queries_from_documents(served: Served) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import openai
 import pytest
 
-from serve_app.service.embed import cut_dimensions
+from serve_app.service.embed import truncate_dimensions
 from tests.clients.served import DIM, KEY, MODEL, TEXTS, Served, same, vectors, words
 
 
@@ -45,7 +45,7 @@ def test_embeds_one_text_as_decimals(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize("dimensions", [1, 16, DIM])
 def test_cuts(client: openai.OpenAI, dimensions: int) -> None:
     reply = client.embeddings.create(model=MODEL, input=TEXTS[:3], dimensions=dimensions)
-    expected = cut_dimensions(vectors(*TEXTS[:3]), dimensions)
+    expected = truncate_dimensions(vectors(*TEXTS[:3]), dimensions)
     assert same([item.embedding for item in reply.data], expected)
 
 

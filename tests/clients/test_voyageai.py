@@ -7,7 +7,7 @@ import pytest
 import voyageai
 from voyageai import error
 
-from serve_app.service.embed import cut_dimensions
+from serve_app.service.embed import truncate_dimensions
 from tests.clients.served import DIM, KEY, MODEL, TEXTS, Served, same, vectors, words
 
 
@@ -34,7 +34,7 @@ async def test_embeds_async(served: Served) -> None:
 
 def test_cuts(served: Served) -> None:
     reply = embed(served, output_dimension=16, output_dtype="float")
-    assert same(reply.embeddings, cut_dimensions(vectors(*TEXTS), 16))
+    assert same(reply.embeddings, truncate_dimensions(vectors(*TEXTS), 16))
 
 
 def test_gives_bits(served: Served) -> None:

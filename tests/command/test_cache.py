@@ -8,8 +8,8 @@ import pytest
 
 from embedserve_client.command.main import main
 from serve_app.command import cache as cache_command
-from serve_app.errors import EmbedServeError, EngineFailed, Overloaded
-from serve_app.types import CacheReport, CacheState, MemoryStats, StoreStats, Warmed
+from serve_app.errors import EmbedServeError, InferenceError, Overloaded
+from serve_app.types import CacheReport, CacheState, MemoryStats, StoreStats, WarmResult
 
 REPORT = CacheReport(
     MemoryStats(hits=30, misses=10, evictions=1, entries=5, bytes=1 << 20),
@@ -41,7 +41,7 @@ class FakeServe:
 
     def _warm(self, texts: list[str], input_type: str | None) -> Any:
         self.calls.append(("warm", (texts, input_type)))
-        given = self.answers.pop(0) if self.answers else Warmed(len(texts), len(texts) // 2)
+        given = self.answers.pop(0) if self.answers else WarmResult(len(texts), len(texts) // 2)
         return SimpleNamespace(result=lambda timeout_s: given)
 
 
@@ -75,7 +75,7 @@ def test_warm_sends_every_text_once_and_counts(
 def test_what_is_refused_for_load_is_sent_again(
     serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    serve.answers = [Overloaded("full", 0), Overloaded("full", 0), Warmed(1, 1)]
+    serve.answers = [Overloaded("full", 0), Overloaded("full", 0), WarmResult(1, 1)]
     assert main(["cache", "warm", lines(tmp_path, '"a"')]) == 0
     assert serve.calls == [("warm", (["a"], None))] * 3
     assert "1 computed" in capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_what_is_refused_for_load_is_sent_again(
 def test_another_error_ends_it_with_its_words(
     serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    serve.answers = [EngineFailed("The model broke.")]
+    serve.answers = [InferenceError("The model broke.")]
     assert main(["cache", "warm", lines(tmp_path, '"a"')]) == 1
     assert "The model broke." in capsys.readouterr().err
 

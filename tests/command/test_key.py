@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from embedserve_client.command.main import main
+from serve_app.access.keys import KeyRing, digest, new_key
 from serve_app.command import key as key_command
 from serve_app.command import main as cli
-from serve_app.access.keys import KeyRing, digest, new_key
 from serve_app.config import AccessSettings
 
 ROOT = Path(__file__).parents[2]

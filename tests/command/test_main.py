@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from embedserve_client.command.main import main
-from serve_app import __version__, cli
-from serve_app.config import MINILM, AppConfig, settings_markdown
-from serve_app.model_prep.engine_selection import Choice, choose
+from serve_app import __version__
+from serve_app.command import main as cli
 from serve_app.command.serve import free_port
+from serve_app.config import MINILM, AppConfig, settings_markdown
+from serve_app.model_prep.engine_selection import EngineSelection, select_engine
 from serve_app.types import Parity
 from tests.fakes import SPEC
 
@@ -22,7 +23,7 @@ def test_prepare_shows_what_will_be_served(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     assert f"{MINILM.name}, 384 dimensions, 256 tokens" in shown
     assert str(MINILM.sha256)[:16] in shown
-    choice = choose(AppConfig())
+    choice = select_engine(AppConfig())
     assert choice.spec.space_id in shown
     assert f"{choice.config.engine} at {choice.config.precision}" in shown
 
@@ -30,9 +31,9 @@ def test_prepare_shows_what_will_be_served(capsys: pytest.CaptureFixture[str]) -
 def test_prepare_shows_what_was_refused_and_why(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choice = Choice(AppConfig(engine="openvino", precision="fp32"), SPEC)
+    choice = EngineSelection(AppConfig(engine="openvino", precision="fp32"), SPEC)
     refusing = replace(choice, parity=Parity("fp32", 50, 0.9999999), refused=("x at bf16: no",))
-    monkeypatch.setattr(cli, "choose", lambda config: refusing)
+    monkeypatch.setattr(cli, "select_engine", lambda config: refusing)
     assert main(["prepare", CONFIG]) == 0
     shown = capsys.readouterr().out
     assert "openvino at fp32" in shown

@@ -12,8 +12,8 @@ from ray.serve.schema import ReplicaRank
 from serve_app.config import EmbedderSettings
 from serve_app.deployments.embedder import Embedder, _check_device
 from serve_app.engines.base import TokenIds
-from serve_app.scheduler.scheduler import Scheduler
 from serve_app.errors import ConfigurationError
+from serve_app.scheduler.scheduler import Scheduler
 from serve_app.types import Input, TextGroup, Vectors
 from tests.fakes import SPEC, FakeEngine
 

@@ -6,9 +6,9 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
-from serve_app.deployments import remote
-from serve_app.deployments.retrying_call import RemoteMethod
-from serve_app.errors import EngineFailed, Overloaded, Unavailable
+from serve_app.deployments import retrying_call
+from serve_app.deployments.retrying_call import RetryingCall
+from serve_app.errors import InferenceError, Overloaded, Unavailable
 
 
 class FakeHandle:
@@ -26,7 +26,7 @@ class FakeHandle:
     async def remote(self, *arguments: object) -> object:
         self.arguments.append(arguments)
         play = self.plays.pop(0)
-        if isinstance(play, Exception) and not isinstance(play, EngineFailed):
+        if isinstance(play, Exception) and not isinstance(play, InferenceError):
             raise play
         return play
 
@@ -41,18 +41,18 @@ def gone() -> Exception:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_BACKOFF_S", 0)
+    monkeypatch.setattr(retrying_call, "_BACKOFF_S", 0)
 
 
-def method(handle: FakeHandle) -> RemoteMethod:
-    return RemoteMethod(handle, "fetch")  # type: ignore[arg-type]
+def method(handle: FakeHandle) -> RetryingCall:
+    return RetryingCall(handle, "embed")  # type: ignore[arg-type]
 
 
 async def test_a_reply_is_handed_on() -> None:
     handle = FakeHandle("reply")
     assert await method(handle)("argument") == "reply"
     assert handle.arguments == [("argument",)]
-    assert handle.options_given["method_name"] == "fetch"
+    assert handle.options_given["method_name"] == "embed"
 
 
 @pytest.mark.parametrize("death", [died, gone], ids=["died", "unavailable"])
@@ -70,14 +70,14 @@ async def test_a_request_that_kills_its_replicas_does_not_kill_them_all() -> Non
 
 
 async def test_an_error_of_the_service_is_a_value_on_the_way_and_raised_here() -> None:
-    handle = FakeHandle(EngineFailed("no"))
-    with pytest.raises(EngineFailed, match="no"):
+    handle = FakeHandle(InferenceError("no"))
+    with pytest.raises(InferenceError, match="no"):
         await method(handle)("argument")
     assert len(handle.arguments) == 1
 
 
 async def test_a_call_that_nobody_waits_for_is_cancelled_there_too() -> None:
-    class Call:
+    class ParsedRequest:
         cancelled = False
 
         def __await__(self) -> Generator[Any, None, None]:
@@ -90,7 +90,7 @@ async def test_a_call_that_nobody_waits_for_is_cancelled_there_too() -> None:
         def remote(self, *arguments: object) -> Any:
             return call
 
-    call = Call()
+    call = ParsedRequest()
     task = asyncio.ensure_future(method(Handle())("argument"))
     await asyncio.sleep(0)
     task.cancel()

@@ -6,11 +6,11 @@ import pytest
 import ray
 from ray.serve.config import ProxyLocation
 
-from serve_app.access.quota import MemoryLedger
-from serve_app.access.shared_quota import SharedLedger
+from serve_app.access.quota import MemoryQuotaStore
+from serve_app.access.shared_quota import SharedQuotaStore
 from serve_app.config import CacheConfig
-from serve_app.deployments import this_service
-from serve_app.deployments.service_identity import http_host, open_ledger
+from serve_app.deployments import service_identity
+from serve_app.deployments.service_identity import http_host, open_quota_store
 from serve_app.metrics import Meter
 
 
@@ -34,8 +34,8 @@ class FakeController:
 def on_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(get_runtime_context=lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
     serve = SimpleNamespace(get_replica_context=lambda: SimpleNamespace(app_name="embedserve"))
-    monkeypatch.setattr(this_service, "ray", fake)
-    monkeypatch.setattr(this_service, "serve", serve)
+    monkeypatch.setattr(service_identity, "ray", fake)
+    monkeypatch.setattr(service_identity, "serve", serve)
 
 
 @pytest.mark.parametrize(
@@ -60,17 +60,17 @@ async def test_what_http_listens_on(
 
 @pytest.mark.usefixtures("on_serve")
 def test_quotas_are_counted_where_the_cache_is() -> None:
-    shared = open_ledger(CacheConfig(), Meter())
-    assert isinstance(shared, SharedLedger)
+    shared = open_quota_store(CacheConfig(), Meter())
+    assert isinstance(shared, SharedQuotaStore)
     assert shared.state == "down"  # until some key has a limit
     assert isinstance(
-        open_ledger(CacheConfig.model_validate({"url": "none"}), Meter()), MemoryLedger
+        open_quota_store(CacheConfig.model_validate({"url": "none"}), Meter()), MemoryQuotaStore
     )
 
 
 @pytest.mark.usefixtures("on_serve")
 def test_replicas_of_one_application_on_one_machine_are_one_service() -> None:
-    assert this_service._service() == {
+    assert service_identity._service() == {
         "service": "10.0.0.1:6379/embedserve",
         "owner_pid": os.getppid(),
     }

@@ -245,7 +245,7 @@ def test_texts_that_kill_replicas_do_not_kill_all(handle: FakeHandle, waits: lis
     [
         (in_a_replica(service.EmptyInput("Text 3 is empty.", "texts")), HTTPError, 400, "Text 3"),
         (service.ModelNotFound("No such model.", "model"), HTTPError, 404, "No such model"),
-        (in_a_replica(service.EngineFailed("NaN.")), ServerError, 500, "NaN"),
+        (in_a_replica(service.InferenceError("NaN.")), ServerError, 500, "NaN"),
         (in_a_replica(ZeroDivisionError("division")), ServerError, 500, "division"),
         (DeploymentUnavailableError(DeploymentID("a")), NotRunning, None, "failed to deploy"),
         (np.zeros((3, DIM)), ParseError, None, "float64"),

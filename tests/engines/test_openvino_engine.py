@@ -14,11 +14,11 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM
-from serve_app.model_prep.calibration_corpus import corpus
 from serve_app.engines.openvino_engine import OpenVinoEngine
-from serve_app.model_prep.prepared_model import Prepared, prepared
-from serve_app.model_prep.quantization_ranges import ranges_around, read_ranges
 from serve_app.errors import SpaceMismatch
+from serve_app.model_prep.calibration_corpus import corpus
+from serve_app.model_prep.prepared_model import PreparedModel, prepared
+from serve_app.model_prep.quantization_ranges import ranges_around, read_quantization_ranges
 from serve_app.models import resolve
 from serve_app.types import Float32
 from tests.engines.reference import model, vectors
@@ -46,14 +46,14 @@ def precision(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(precision: str, cache: Path) -> Prepared:
+def made(precision: str, cache: Path) -> PreparedModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         return prepared(MINILM, resolve(MINILM, precision), precision)
 
 
 @pytest.fixture(scope="module")
-def engine(precision: str, made: Prepared) -> OpenVinoEngine:
+def engine(precision: str, made: PreparedModel) -> OpenVinoEngine:
     spec = resolve(MINILM, precision)
     return OpenVinoEngine(made.folder, spec, precision=precision, threads=2)
 
@@ -105,7 +105,9 @@ def test_a_result_is_not_overwritten_by_the_next_run(engine: OpenVinoEngine) -> 
     assert np.array_equal(first, kept)
 
 
-def test_as_many_threads_as_streams_give_the_vectors_of_one(made: Prepared, precision: str) -> None:
+def test_as_many_threads_as_streams_give_the_vectors_of_one(
+    made: PreparedModel, precision: str
+) -> None:
     engine = OpenVinoEngine(made.folder, resolve(MINILM, precision), precision=precision, threads=2)
     assert engine.streams == 2
     batches = [engine.tokenize(TEXTS[i : i + 4]) for i in range(0, 40, 4)]
@@ -118,21 +120,21 @@ def test_as_many_threads_as_streams_give_the_vectors_of_one(made: Prepared, prec
         np.testing.assert_allclose(values, expected, atol=tolerance)
 
 
-def test_the_gate_was_passed_and_is_kept(made: Prepared, precision: str) -> None:
+def test_the_gate_was_passed_and_is_kept(made: PreparedModel, precision: str) -> None:
     assert made.parity.precision == precision
     assert made.parity.texts > 40
     assert GATES[precision] <= made.parity.cosine_min <= 1.0001
 
 
 def test_a_replica_that_finds_it_prepared_loads_no_torch(
-    made: Prepared, cache: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+    made: PreparedModel, cache: Path, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     code = f"""
 import sys
 from serve_app.config import AppConfig
-from serve_app.model_prep.engine_selection import choose, load_engine
-engine = load_engine(choose(AppConfig(engine="openvino", precision="{precision}")), threads=1)
+from serve_app.model_prep.engine_selection import load_engine, select_engine
+engine = load_engine(select_engine(AppConfig(engine="openvino", precision="{precision}")), threads=1)
 assert engine.info.parity.precision == "{precision}"
 print(engine.embed(engine.tokenize(["a"])).shape)
 print(*sys.modules)
@@ -144,7 +146,7 @@ print(*sys.modules)
 
 
 def test_a_model_that_differs_from_its_promise_does_not_start(
-    made: Prepared, precision: str
+    made: PreparedModel, precision: str
 ) -> None:
     spec = resolve(MINILM, precision)
     other = type(spec)(**{**{f: getattr(spec, f) for f in spec.__slots__}, "dim": 128})
@@ -153,9 +155,9 @@ def test_a_model_that_differs_from_its_promise_does_not_start(
 
 
 def test_ranges_are_those_of_the_model_at_fp32_whatever_it_is_prepared_for(
-    made: Prepared, engine: OpenVinoEngine, precision: str
+    made: PreparedModel, engine: OpenVinoEngine, precision: str
 ) -> None:
-    found = read_ranges(made.folder)
+    found = read_quantization_ranges(made.folder)
     assert found is not None
     assert found.shape == (2, engine.dim)
     assert hashlib.sha256(found.tobytes()).hexdigest() == RANGES_SHA256
@@ -184,7 +186,7 @@ def test_vectors_of_tokens_are_those_of_sentence_transformers(
     np.testing.assert_allclose(alone, mixed[0][5], atol={"fp32": 1e-5, "bf16": 5e-2}[precision])
 
 
-def test_asking_for_tokens_changes_no_vector_of_a_text(made: Prepared, precision: str) -> None:
+def test_asking_for_tokens_changes_no_vector_of_a_text(made: PreparedModel, precision: str) -> None:
     engine = OpenVinoEngine(made.folder, resolve(MINILM, precision), precision=precision, threads=2)
     before = embed(engine, TEXTS[:40], 8)
     batches = [engine.tokenize(TEXTS[i : i + 4]) for i in range(0, 40, 4)]

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.engines.tokenizer_service import Speller
-from serve_app.errors import EngineFailed, InvalidRequest
+from serve_app.engines.tokenizer_service import TokenizerService
+from serve_app.errors import InferenceError, InvalidRequest
 from tests.fakes import FakeEngine
 
 
@@ -16,12 +16,12 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def speller(engine: FakeEngine) -> Iterator[Speller]:
+def speller(engine: FakeEngine) -> Iterator[TokenizerService]:
     with ThreadPoolExecutor(1, "apart") as thread:
-        yield Speller(engine, thread)
+        yield TokenizerService(engine, thread)
 
 
-async def test_it_asks_the_engine(speller: Speller) -> None:
+async def test_it_asks_the_engine(speller: TokenizerService) -> None:
     spelled = await speller.spell(("ab",), special=True)
     assert isinstance(spelled, list)
     assert [spelling.ids for spelling in spelled] == [[97, 98, 0]]
@@ -29,17 +29,17 @@ async def test_it_asks_the_engine(speller: Speller) -> None:
 
 
 async def test_an_error_of_the_service_is_a_value_and_any_other_too(
-    engine: FakeEngine, speller: Speller, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, speller: TokenizerService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(await speller.decode(((-1,),), skip_special=True), InvalidRequest)
     monkeypatch.setattr(engine, "spell", lambda texts, special: 1 / 0)
     failed = await speller.spell(("a",), special=False)
-    assert isinstance(failed, EngineFailed)
+    assert isinstance(failed, InferenceError)
     assert "ZeroDivisionError" in str(failed)
 
 
 async def test_the_event_loop_goes_on_meanwhile(
-    engine: FakeEngine, speller: Speller, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, speller: TokenizerService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
 

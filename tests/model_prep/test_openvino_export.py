@@ -23,11 +23,11 @@ from transformers import (
 )
 
 from serve_app.config import MINILM, ModelConfig
-from serve_app.engines import kept
-from serve_app.model_prep.artifact_cache import Recipe
+from serve_app.errors import ParityFailed
+from serve_app.model_prep import artifact_cache
+from serve_app.model_prep.artifact_cache import BuildStep
 from serve_app.model_prep.openvino_export import prepare
 from serve_app.model_prep.prepared_model import prepared
-from serve_app.errors import ParityFailed
 from serve_app.models import folder, resolve
 
 
@@ -63,7 +63,7 @@ def tiny(place: Path, kind: str, pooling: str, *, dense: bool = False) -> ModelC
 def made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Converts in this process; one of its own for each would mostly load torch once more."""
 
-    def make(place: Path, recipe: Recipe) -> None:
+    def make(place: Path, recipe: BuildStep) -> None:
         assert recipe.module == prepare.__module__
         config, precision = recipe.arguments
         place.mkdir()
@@ -72,7 +72,7 @@ def made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CI", "true")  # as kept does it: the converter reports to nobody
-    monkeypatch.setattr(kept, "_make", make)
+    monkeypatch.setattr(artifact_cache, "_make", make)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from serve_app.config import ModelConfig
-from serve_app.engines import kept
-from serve_app.model_prep.artifact_cache import Recipe, seal
-from serve_app.model_prep.prepared_model import prepared, write_parity
 from serve_app.errors import ConfigurationError, ParityFailed
+from serve_app.model_prep import artifact_cache
+from serve_app.model_prep.artifact_cache import BuildStep, write_manifest
+from serve_app.model_prep.prepared_model import prepared, write_parity
 from serve_app.types import Parity
 from tests.fakes import SPEC
 
@@ -23,15 +23,15 @@ def makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made: list[Path] = []
 
-    def make(folder: Path, recipe: Recipe) -> None:
+    def make(folder: Path, recipe: BuildStep) -> None:
         made.append(folder)
         assert recipe.arguments == (CONFIG.model_dump_json(), "fp32")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         write_parity(folder, Parity("fp32", 50, COSINE[0]))
-        seal(folder)
+        write_manifest(folder)
 
-    monkeypatch.setattr(kept, "_make", make)
+    monkeypatch.setattr(artifact_cache, "_make", make)
     COSINE[0] = 1.0
     return made
 

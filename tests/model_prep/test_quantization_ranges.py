@@ -12,22 +12,22 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM
-from serve_app.engines import calibrate as calibrate_module
-from serve_app.engines import kept
+from serve_app.errors import ConfigurationError
+from serve_app.model_prep import artifact_cache
+from serve_app.model_prep import calibration as calibrate_module
+from serve_app.model_prep.artifact_cache import BuildStep, write_manifest
 from serve_app.model_prep.calibration import calibrate
 from serve_app.model_prep.calibration_corpus import corpus
-from serve_app.model_prep.artifact_cache import Recipe, seal
 from serve_app.model_prep.quantization_ranges import (
-    find_or_make_ranges,
-    hashing_ranges,
+    get_or_build_quantization_ranges,
+    hashing_quantization_ranges,
     ranges_around,
-    read_ranges,
-    write_ranges,
+    read_quantization_ranges,
+    write_quantization_ranges,
 )
-from serve_app.errors import ConfigurationError
 from serve_app.models import resolve
 from serve_app.types import Float32
-from tests.engine import reference
+from tests.engines import reference
 
 #: Of all texts. If it changes, `RANGES_FORMAT` must change with it: codes lie in indexes.
 CORPUS_SHA256 = "4a047069f29cd136d6d3f0feeab32f8f551ca857451051da4f4155693c0b0e28"
@@ -42,7 +42,7 @@ def model() -> SentenceTransformer:
 def calibrated(model: SentenceTransformer, tmp_path_factory: pytest.TempPathFactory) -> Float32:
     place = tmp_path_factory.mktemp("ranges")
     calibrate(model, {}, place)
-    found = read_ranges(place)
+    found = read_quantization_ranges(place)
     assert found is not None
     return found
 
@@ -97,7 +97,7 @@ def test_what_is_no_number_gives_no_ranges(value: float) -> None:
 
 
 def test_hashing_has_the_ranges_of_unit_vectors() -> None:
-    assert hashing_ranges(3).tolist() == [[-1, -1, -1], [1, 1, 1]]
+    assert hashing_quantization_ranges(3).tolist() == [[-1, -1, -1], [1, 1, 1]]
 
 
 def test_prompts_take_turns(tmp_path: Path) -> None:
@@ -122,10 +122,10 @@ def test_a_model_that_fails_or_is_too_slow_has_no_ranges_and_is_not_tried_again(
             raise RuntimeError("no such kernel")
 
     calibrate(Broken(), {}, tmp_path)  # type: ignore[arg-type]
-    assert read_ranges(tmp_path) is None
+    assert read_quantization_ranges(tmp_path) is None
     monkeypatch.setattr(calibrate_module, "_TIME_S", -1.0)
     calibrate(Broken(), {}, tmp_path)  # type: ignore[arg-type]
-    assert read_ranges(tmp_path) is None
+    assert read_quantization_ranges(tmp_path) is None
     assert "RuntimeError: no such kernel" in caplog.messages[0]
     assert "TimeoutError: it takes longer than" in caplog.messages[1]
     assert str(tmp_path) in caplog.messages[1]
@@ -137,22 +137,22 @@ def makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made: list[Path] = []
 
-    def make(place: Path, recipe: Recipe) -> None:
+    def make(place: Path, recipe: BuildStep) -> None:
         made.append(place)
         assert recipe.arguments == (MINILM.model_dump_json(),)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        write_ranges(place, hashing_ranges(384))
-        seal(place)
+        write_quantization_ranges(place, hashing_quantization_ranges(384))
+        write_manifest(place)
 
-    monkeypatch.setattr(kept, "_make", make)
+    monkeypatch.setattr(artifact_cache, "_make", make)
     return made
 
 
 def test_precisions_of_one_family_have_the_same_ranges(makes: list[Path]) -> None:
     for precision in ("fp32", "bf16", "fp16"):
-        found = find_or_make_ranges(MINILM, resolve(MINILM, precision))
-        assert np.array_equal(found, hashing_ranges(384))  # type: ignore[arg-type]
+        found = get_or_build_quantization_ranges(MINILM, resolve(MINILM, precision))
+        assert np.array_equal(found, hashing_quantization_ranges(384))  # type: ignore[arg-type]
     assert len(makes) == 1
     assert makes[0].name.startswith(resolve(MINILM).space_id.removesuffix("-fp32"))
 
@@ -162,10 +162,10 @@ def test_without_ranges_the_service_goes_on(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def make(place: Path, recipe: Recipe) -> None:
+    def make(place: Path, recipe: BuildStep) -> None:
         raise ConfigurationError(f"Making {recipe.what} failed.")
 
-    monkeypatch.setattr(kept, "_make", make)
-    assert find_or_make_ranges(MINILM, resolve(MINILM)) is None
+    monkeypatch.setattr(artifact_cache, "_make", make)
+    assert get_or_build_quantization_ranges(MINILM, resolve(MINILM)) is None
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "No int8 or uint8 vectors: Making the ranges of" in caplog.messages[0]

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from openai import AsyncOpenAI, OpenAI
 
-from serve_app.command.serve import Launch, beside, free_port
+from serve_app.command.serve import Launch, free_port, with_free_ports
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,7 +131,7 @@ class Service:
 def service() -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
         config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
-        config = beside(config, free_port(), Path(scratch))
+        config = with_free_ports(config, free_port(), Path(scratch))
         args = config["applications"][0].setdefault("args", {})
         args["cache"] = {"folder": f"{scratch}/cache"}
         args["cors_origins"] = ["*"]

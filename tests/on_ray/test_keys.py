@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import yaml
 
-from serve_app.command.serve import Launch, beside, free_port
+from serve_app.command.serve import Launch, free_port, with_free_ports
 from tests.on_ray.conftest import ROOT
 
 KEY, LATER = "es-of-the-first-hour", "es-of-later"
@@ -37,7 +37,7 @@ def running(keys: Path, scratch: str) -> Iterator[Launch]:
         if deployment["name"] == "Embedder":
             deployment["ray_actor_options"] = {"num_cpus": 1}
     launch = Launch(
-        beside(config, free_port(), Path(scratch)),
+        with_free_ports(config, free_port(), Path(scratch)),
         env={"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
     )
     launch.start()

@@ -70,7 +70,15 @@ def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
     config.write_text(text.replace(at, f"{at}    args: {{device: cuda}}\n"), "utf-8")
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
         ended = subprocess.run(
-            [sys.executable, "-m", "serve_app.command.main", "serve", config, "--port", str(free_port())],
+            [
+                sys.executable,
+                "-m",
+                "serve_app.command.main",
+                "serve",
+                config,
+                "--port",
+                str(free_port()),
+            ],
             env={**os.environ, "RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
             cwd=ROOT,
             capture_output=True,

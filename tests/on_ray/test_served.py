@@ -15,8 +15,8 @@ from huggingface_hub import InferenceClient
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM, AppConfig
-from serve_app.model_prep.engine_selection import choose
 from serve_app.engines.parity import GATES
+from serve_app.model_prep.engine_selection import select_engine
 from serve_app.models import folder
 from tests.engines.texts import mixed_texts
 from tests.on_ray.conftest import Service
@@ -46,7 +46,7 @@ def test_300_texts_are_embedded_as_sentence_transformers_does(
     )
     got = np.array([d["embedding"] for d in as_float.json()["data"]], dtype=np.float32)
     cosine = (got * expected).sum(axis=1) / np.linalg.norm(got, axis=1)
-    assert cosine.min() >= GATES[choose(AppConfig()).config.precision]
+    assert cosine.min() >= GATES[select_engine(AppConfig()).config.precision]
     assert as_float.json()["usage"]["prompt_tokens"] == sum(counts)
     raw = b"".join(base64.b64decode(d["embedding"]) for d in as_base64.json()["data"])
     assert raw == got.tobytes()
@@ -56,7 +56,7 @@ def test_300_texts_are_embedded_as_sentence_transformers_does(
 def test_a_vector_does_not_depend_on_its_neighbours(
     service: Service, reference: SentenceTransformer
 ) -> None:
-    tolerance = {"fp32": 1e-5, "bf16": 2e-3}[choose(AppConfig()).config.precision]
+    tolerance = {"fp32": 1e-5, "bf16": 2e-3}[select_engine(AppConfig()).config.precision]
     texts = [f"{text} {i}" for i, text in enumerate(TEXTS[:60])]  # new ones: nothing is cached
     together = service.client().embeddings.create(model=MINILM.name, input=texts)
     for text, data in zip(texts, together.data, strict=True):
@@ -101,7 +101,7 @@ def test_the_openai_client_gets_its_own_errors(service: Service) -> None:
 
 def test_info_and_health_tell_the_truth(service: Service) -> None:
     info = httpx2.get(f"{service.url}/info").json()
-    choice = choose(AppConfig())
+    choice = select_engine(AppConfig())
     chosen = (choice.config.engine, "cpu", choice.config.precision)
     assert info["space"] == choice.spec.space_id
     assert (info["engine"], info["device"], info["precision"]) == chosen

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from embedserve_client import Client, EmbedError, Supervisor
+from serve_app.command.serve import free_port, with_free_ports
 from serve_app.config import ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
-from serve_app.command.serve import beside, free_port
 from serve_app.models import resolve
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def mentioning(folder: str) -> list[str]:
 def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
         config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
-        config = beside(config, free_port(), Path(scratch))
+        config = with_free_ports(config, free_port(), Path(scratch))
         model = {"name": "hashing", "source": SOURCE}
         config["applications"][0]["args"] = {"model": model, "cache": {"url": "none"}}
         file = Path(scratch) / "config.yaml"

@@ -15,27 +15,31 @@ CLIENT_FILES = sorted(CLIENT.rglob("*.py"))
 
 #: From the bottom up. A module may import from its own layer and from those below.
 LAYERS = [
-    ["types", "errors", "metrics", "lifetime"],
-    ["config", "quantize"],
-    ["models"],
-    ["cache", "engine", "autoscale", "coalescer"],
-    ["access"],
-    ["health", "fleet", "foreign_ids", "long_texts", "quantize", "validate", "service"],
+    ["types", "errors", "metrics"],
+    ["config"],
+    ["models", "valkey"],
+    ["engines"],
+    ["access", "autoscale", "cache", "model_prep", "scheduler"],
+    ["service"],
     ["web"],
     ["deployments"],
-    ["app", "launch"],
-    ["cli", "cache_command", "key_command"],
+    ["app"],
+    ["command"],
 ]
-#: Modules of one layer that stand side by side and know nothing of each other.
-APART = {"cache", "engine", "autoscale", "coalescer"}
+#: Rooms of one layer that know nothing of each other.
+APART = {"access", "autoscale", "cache", "model_prep", "scheduler"}
 
 #: Who may import what.
 ROOMS = {
-    "ray": ("app", "deployments", "autoscale", "metrics", "cli", "cache_command"),
-    "torch": ("engine.torch_engine", "engine.prepare"),
-    "sentence_transformers": ("engine.torch_engine", "engine.prepare", "engine.calibrate"),
-    "openvino": ("engine.openvino_engine", "engine.prepare"),
-    "tokenizers": ("engine.tokenizer",),
+    "ray": ("app", "deployments", "autoscale", "metrics", "command.main", "command.cache"),
+    "torch": ("engines.torch_engine", "model_prep.openvino_export"),
+    "sentence_transformers": (
+        "engines.torch_engine",
+        "model_prep.openvino_export",
+        "model_prep.calibration",
+    ),
+    "openvino": ("engines.openvino_engine", "model_prep.openvino_export"),
+    "tokenizers": ("engines.tokenizer",),
     "transformers": (),
     "starlette": ("web", "deployments.ingress"),
     "huggingface_hub": ("models",),

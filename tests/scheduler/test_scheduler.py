@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.config import EmbedderSettings
-from serve_app.scheduler.load import LoadMeter
-from serve_app.scheduler.scheduler import Scheduler
-from serve_app.scheduler.pending import Submission, TokenSubmission
 from serve_app.errors import (
     DeadlineExceeded,
-    EngineFailed,
+    InferenceError,
     InvalidRequest,
     Overloaded,
     Unavailable,
 )
+from serve_app.scheduler.load import LoadMeter
+from serve_app.scheduler.pending import PendingTokenVectors, PendingVectors
+from serve_app.scheduler.scheduler import Scheduler
 from serve_app.types import Input, TextGroup, Vectors
 from tests.fakes import SPEC, FakeEngine, fake_vector
 
@@ -59,7 +59,7 @@ async def until(true: Callable[[], object]) -> None:
 
 async def submit(scheduler: Scheduler, *groups: list[str]) -> list[Any]:
     """Submits groups of texts together; their replies, as futures."""
-    submissions = [Submission(TextGroup(tuple(texts))) for texts in groups]
+    submissions = [PendingVectors(TextGroup(tuple(texts))) for texts in groups]
     await scheduler.submit(submissions)
     return [submission.reply for submission in submissions]
 
@@ -95,7 +95,7 @@ async def test_what_arrives_while_the_engine_is_busy_leaves_together(
 async def test_texts_of_similar_length_share_a_batch(engine: FakeEngine, running: Running) -> None:
     short, long = [c * 2 for c in "abcdefgh"], [c * 16 for c in "abcd"]
     mixed = [text for pair in zip(short[:4], long, strict=True) for text in pair] + short[4:]
-    async with running(budget_tokens=64) as scheduler:
+    async with running(max_batch_tokens=64) as scheduler:
         vectors = await embed(scheduler, *mixed)
     assert np.array_equal(vectors.values, np.stack([fake_vector(text) for text in mixed]))
     padding = [sum(max(map(len, b)) - len(text) for text in b) for b in engine.batches]
@@ -163,7 +163,7 @@ async def test_a_caller_that_goes_while_its_texts_are_tokenized_costs_nothing(
     engine: FakeEngine, running: Running
 ) -> None:
     async with running() as scheduler:
-        gone = Submission(TextGroup(("gone",)))
+        gone = PendingVectors(TextGroup(("gone",)))
         submitting = asyncio.create_task(scheduler.submit([gone]))
         await asyncio.sleep(0)
         gone.reply.cancel()
@@ -179,7 +179,7 @@ async def test_one_failing_text_among_500_fails_alone(engine: FakeEngine, runnin
         replies = await asyncio.gather(*await submit(scheduler, *groups))
         assert (await embed(scheduler, "fine")).values.shape == (1, 8)
         assert scheduler.load.queued_tokens == 0
-    failed = [i for i, reply in enumerate(replies) if isinstance(reply, EngineFailed)]
+    failed = [i for i, reply in enumerate(replies) if isinstance(reply, InferenceError)]
     assert failed == [123]
     assert "the text 'boom'" in str(replies[123])
     for group, reply in zip(groups, replies, strict=True):
@@ -229,7 +229,7 @@ async def test_interactive_texts_wait_for_no_bulk_but_the_batch_that_runs(
 ) -> None:
     async with running(max_batch_texts=4) as scheduler:
         engine.hold()
-        bulk = Submission(TextGroup(("bulk",) * 12, lane="bulk"))
+        bulk = PendingVectors(TextGroup(("bulk",) * 12, lane="bulk"))
         await scheduler.submit([bulk])
         await until(lambda: engine.batches)
         (query,) = await submit(scheduler, ["query"])
@@ -243,7 +243,7 @@ async def test_past_its_deadline_a_text_costs_nothing(engine: FakeEngine, runnin
         engine.hold()
         (first,) = await submit(scheduler, ["first"])
         await until(lambda: engine.batches)
-        late = Submission(TextGroup(("late",), timeout_s=0.01))
+        late = PendingVectors(TextGroup(("late",), timeout_s=0.01))
         await scheduler.submit([late])
         await asyncio.sleep(0.02)
         engine.release()
@@ -276,7 +276,7 @@ async def test_a_vector_that_is_not_finite_is_never_handed_out(
     async with running() as scheduler:
         bad, good = await submit(scheduler, ["nan"], ["fine"])
         error = await bad
-        assert isinstance(error, EngineFailed)
+        assert isinstance(error, InferenceError)
         assert "no finite vector" in str(error)
         assert isinstance(await good, Vectors)
 
@@ -285,7 +285,7 @@ async def test_token_ids_are_what_the_engine_reads_with_no_prompt(
     engine: FakeEngine, running: Running
 ) -> None:
     async with running() as scheduler:
-        job = Submission(TextGroup(("ab", (97, 98)), prompt="query: "))
+        job = PendingVectors(TextGroup(("ab", (97, 98)), prompt="query: "))
         await scheduler.submit([job])
         vectors = await job.reply
     assert isinstance(vectors, Vectors)
@@ -299,7 +299,7 @@ async def test_token_ids_that_are_refused_fail_alone(
 ) -> None:
     groups: list[tuple[Input, ...]] = [("a text", (97,)), ("beside", (-1,)), ("another",) * many]
     async with running(max_batch_texts=500) as scheduler:
-        jobs = [Submission(TextGroup(texts)) for texts in groups]
+        jobs = [PendingVectors(TextGroup(texts)) for texts in groups]
         await scheduler.submit(jobs)
         first, refused, last = await asyncio.gather(*(job.reply for job in jobs))
         assert isinstance(first, Vectors)
@@ -317,7 +317,7 @@ async def test_a_broken_tokenizer_is_an_error_not_a_hang(
     async with running() as scheduler:
         monkeypatch.setattr(engine, "tokenize", lambda texts: 1 / 0)
         (reply,) = await submit(scheduler, ["a"])
-        assert isinstance(await reply, EngineFailed)
+        assert isinstance(await reply, InferenceError)
 
 
 async def test_a_stalled_engine_is_told(engine: FakeEngine, running: Running) -> None:
@@ -327,7 +327,7 @@ async def test_a_stalled_engine_is_told(engine: FakeEngine, running: Running) ->
         (reply,) = await submit(scheduler, ["a"])
         await until(lambda: engine.batches)
         await asyncio.sleep(0.03)
-        with pytest.raises(EngineFailed, match="has been running"):
+        with pytest.raises(InferenceError, match="has been running"):
             scheduler.check()
         engine.release()
         await reply
@@ -356,8 +356,8 @@ async def test_new_settings_reach_the_next_batch(engine: FakeEngine, running: Ru
     assert [len(batch) for batch in engine.batches] == [2, 2]
 
 
-async def ask_for_tokens(scheduler: Scheduler, *texts: Input) -> TokenSubmission:
-    asked = TokenSubmission(TextGroup(texts))
+async def ask_for_tokens(scheduler: Scheduler, *texts: Input) -> PendingTokenVectors:
+    asked = PendingTokenVectors(TextGroup(texts))
     await scheduler.submit([asked])
     return asked
 
@@ -376,7 +376,7 @@ async def test_vectors_of_tokens_are_one_for_each_token(
 async def test_vectors_of_tokens_come_in_batches_and_interactive_texts_wait_for_one_at_most(
     engine: FakeEngine, running: Running
 ) -> None:
-    async with running(budget_tokens=64) as scheduler:
+    async with running(max_batch_tokens=64) as scheduler:
         engine.hold()
         tokens = await ask_for_tokens(scheduler, *["t" * 16] * 12)
         await until(lambda: engine.batches)
@@ -391,7 +391,7 @@ async def test_vectors_of_tokens_come_in_batches_and_interactive_texts_wait_for_
 async def test_who_asks_for_tokens_and_leaves_takes_what_waits_with_it(
     engine: FakeEngine, running: Running
 ) -> None:
-    async with running(budget_tokens=64) as scheduler:
+    async with running(max_batch_tokens=64) as scheduler:
         engine.hold()
         leaves = await ask_for_tokens(scheduler, *["t" * 16] * 12)
         await until(lambda: engine.batches)
@@ -432,11 +432,11 @@ async def test_more_vectors_of_tokens_than_memory_should_hold_are_refused(
 async def test_a_text_whose_tokens_fail_fails_alone(engine: FakeEngine, running: Running) -> None:
     async with running() as scheduler:
         groups = ["fine", "boom", "nan", "good"]
-        asked = [TokenSubmission(TextGroup((text,))) for text in groups]
+        asked = [PendingTokenVectors(TextGroup((text,))) for text in groups]
         await scheduler.submit(asked)
         replies = [await one.reply for one in asked]
         assert scheduler.load.queued_tokens == 0
-    assert [type(reply) for reply in replies] == [list, EngineFailed, EngineFailed, list]
+    assert [type(reply) for reply in replies] == [list, InferenceError, InferenceError, list]
 
 
 async def test_an_engine_that_has_no_vectors_of_tokens_says_so(
@@ -465,7 +465,9 @@ async def test_no_text_is_lost_or_doubled_and_budgets_hold(
     groups: list[list[str]], budget: int, most: int, lookahead: int
 ) -> None:
     engine = FakeEngine()
-    limits = EmbedderSettings(budget_tokens=budget, max_batch_texts=most, lookahead_texts=lookahead)
+    limits = EmbedderSettings(
+        max_batch_tokens=budget, max_batch_texts=most, batch_lookahead_texts=lookahead
+    )
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
         scheduler = Scheduler(engine, limits, engine_threads=one, tokenizer_thread=two)
         scheduler.start()

@@ -15,36 +15,36 @@ from serve_app.errors import (
     TextTooLong,
     Unavailable,
 )
-from serve_app.service.embed import EmbedService, cut_dimensions
+from serve_app.service.embed import EmbedService, truncate_dimensions
 from serve_app.types import (
+    BatchJob,
     DecodeJob,
     EmbedJob,
     EmbedResult,
     Input,
     Job,
     Parity,
-    Several,
-    SpellJob,
     TextGroup,
     Tier,
+    TokenizeJob,
     TokenVectorsJob,
     Vectors,
 )
-from tests.fakes import DIM, SPEC, FakeEngine, FakeLookup, fake_vector
+from tests.fakes import DIM, SPEC, FakeBackend, FakeEngine, fake_vector
 
 
 @pytest.fixture
-def lookup() -> FakeLookup:
-    return FakeLookup()
+def lookup() -> FakeBackend:
+    return FakeBackend()
 
 
 @pytest.fixture
-def service(lookup: FakeLookup) -> EmbedService:
+def service(lookup: FakeBackend) -> EmbedService:
     return EmbedService(SPEC, lookup, IngressSettings(max_texts_per_request=4))
 
 
 async def test_equal_texts_are_asked_for_once_and_answered_in_order(
-    service: EmbedService, lookup: FakeLookup
+    service: EmbedService, lookup: FakeBackend
 ) -> None:
     result = await service.embed(EmbedJob(("a", "b", "a", "c")))
     assert lookup.groups[0].texts == ("a", "b", "c")
@@ -66,11 +66,11 @@ async def test_dimensions_are_cut_and_at_unit_length_again(service: EmbedService
 
 
 def test_a_zero_vector_stays_zero() -> None:
-    assert cut_dimensions(np.zeros((1, 4), dtype=np.float32), 2).tolist() == [[0, 0]]
+    assert truncate_dimensions(np.zeros((1, 4), dtype=np.float32), 2).tolist() == [[0, 0]]
 
 
 async def test_an_input_type_brings_the_models_prompt(
-    service: EmbedService, lookup: FakeLookup
+    service: EmbedService, lookup: FakeBackend
 ) -> None:
     await service.embed(EmbedJob(("a",), input_type="query"))
     assert lookup.groups[0].prompt == "query: "
@@ -100,7 +100,7 @@ async def test_another_model_is_not_found(service: EmbedService) -> None:
     ids=["none", "too many", "empty", "number", "null", "NUL", "surrogate"],
 )
 async def test_texts_that_cannot_be_embedded(
-    service: EmbedService, lookup: FakeLookup, texts: tuple[str, ...], message: str
+    service: EmbedService, lookup: FakeBackend, texts: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=message) as caught:
         await service.embed(EmbedJob(texts))
@@ -114,7 +114,7 @@ async def test_dimensions_the_model_does_not_have(service: EmbedService, dimensi
         await service.embed(EmbedJob(("a",), dimensions=dimensions))
 
 
-async def test_nothing_waits_for_ever(lookup: FakeLookup) -> None:
+async def test_nothing_waits_for_ever(lookup: FakeBackend) -> None:
     lookup.delay_s = 60
     service = EmbedService(SPEC, lookup, IngressSettings(request_timeout_s=0.05))
     with pytest.raises(DeadlineExceeded):
@@ -122,7 +122,7 @@ async def test_nothing_waits_for_ever(lookup: FakeLookup) -> None:
 
 
 async def test_an_error_from_below_reaches_the_caller_as_it_is(
-    service: EmbedService, lookup: FakeLookup
+    service: EmbedService, lookup: FakeBackend
 ) -> None:
     lookup.error = Unavailable("gone")
     with pytest.raises(Unavailable, match="gone"):
@@ -130,7 +130,7 @@ async def test_an_error_from_below_reaches_the_caller_as_it_is(
 
 
 async def test_info_tells_what_is_known_when_no_engine_answers(
-    service: EmbedService, lookup: FakeLookup
+    service: EmbedService, lookup: FakeBackend
 ) -> None:
     known = await service.info()
     assert (known["engine"], known["parity"], known["refused"]) == ("fake", None, [])
@@ -141,7 +141,7 @@ async def test_info_tells_what_is_known_when_no_engine_answers(
 
 
 async def test_info_tells_how_near_the_vectors_are_and_what_was_refused(
-    service: EmbedService, lookup: FakeLookup, monkeypatch: pytest.MonkeyPatch
+    service: EmbedService, lookup: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = replace(FakeEngine.info, parity=Parity("bf16", 50, 0.9999), refused=("a: b",))
     monkeypatch.setattr(FakeEngine, "info", measured)
@@ -151,7 +151,7 @@ async def test_info_tells_how_near_the_vectors_are_and_what_was_refused(
 
 
 async def test_the_health_try_goes_past_the_cache(
-    service: EmbedService, lookup: FakeLookup
+    service: EmbedService, lookup: FakeBackend
 ) -> None:
     assert (await service.health()).healthy
     assert [group.use_cache for group in lookup.groups] == [False]
@@ -159,16 +159,16 @@ async def test_the_health_try_goes_past_the_cache(
 
 @given(st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=40))
 async def test_permuting_the_texts_permutes_the_vectors(texts: list[str]) -> None:
-    service = EmbedService(SPEC, FakeLookup(), IngressSettings())
+    service = EmbedService(SPEC, FakeBackend(), IngressSettings())
     result = await service.embed(EmbedJob(tuple(texts)))
     assert np.array_equal(result.vectors, np.stack([fake_vector(text) for text in texts]))
 
 
-class Longer(FakeLookup):
+class Longer(FakeBackend):
     """A model whose pipeline doesn't bring vectors to unit length."""
 
-    async def fetch(self, group: TextGroup) -> Vectors:
-        vectors = await super().fetch(group)
+    async def embed(self, group: TextGroup) -> Vectors:
+        vectors = await super().embed(group)
         return replace(vectors, values=3 * vectors.values)
 
 
@@ -188,11 +188,11 @@ async def test_what_is_of_unit_length_already_keeps_its_bits() -> None:
 
 async def test_a_text_that_may_not_be_cut_is_refused_and_named(service: EmbedService) -> None:
     with pytest.raises(TextTooLong, match=r"^Text 1 is longer than the 16 tokens.*2 of 4"):
-        await service.embed(EmbedJob(("a", "x" * 99, "b", "x" * 99), overflow="error"))
-    assert len((await service.embed(EmbedJob(("a", "b"), overflow="error"))).tokens) == 2
+        await service.embed(EmbedJob(("a", "x" * 99, "b", "x" * 99), truncation="error"))
+    assert len((await service.embed(EmbedJob(("a", "b"), truncation="error"))).tokens) == 2
 
 
-async def test_each_text_tells_its_tier(service: EmbedService, lookup: FakeLookup) -> None:
+async def test_each_text_tells_its_tier(service: EmbedService, lookup: FakeBackend) -> None:
     lookup.tiers = [Tier.L1, Tier.COMPUTED]
     result = await service.embed(EmbedJob(("aa", "b", "aa")))
     assert result.tiers.tolist() == [Tier.L1, Tier.COMPUTED, Tier.L1]
@@ -211,36 +211,36 @@ async def test_a_job_of_texts_is_embedded(service: EmbedService) -> None:
 
 async def test_several_jobs_are_answered_each_as_it_asks(service: EmbedService) -> None:
     jobs = (EmbedJob(("a",), input_type="query"), EmbedJob(("b", "c"), dimensions=2))
-    first, second = await service.run(Several(jobs))
+    first, second = await service.run(BatchJob(jobs))
     assert np.array_equal(first.vectors, [fake_vector("query: a")])
     assert second.vectors.shape == (2, 2)
 
 
 async def test_several_jobs_have_as_many_texts_as_all_of_them(
-    service: EmbedService, lookup: FakeLookup
+    service: EmbedService, lookup: FakeBackend
 ) -> None:
     with pytest.raises(InvalidRequest, match="at most 4"):
-        await service.run(Several((EmbedJob(("a", "b")), EmbedJob(("c", "d", "e")))))
+        await service.run(BatchJob((EmbedJob(("a", "b")), EmbedJob(("c", "d", "e")))))
     assert lookup.groups == []
 
 
 @pytest.mark.parametrize(("texts", "lane"), [(8, "interactive"), (9, "bulk")])
 async def test_several_jobs_go_together_in_the_lane_of_all_their_texts(
-    lookup: FakeLookup, texts: int, lane: str
+    lookup: FakeBackend, texts: int, lane: str
 ) -> None:
     service = EmbedService(SPEC, lookup, IngressSettings())
-    await service.run(Several(tuple(EmbedJob((f"text {i}",)) for i in range(texts))))
+    await service.run(BatchJob(tuple(EmbedJob((f"text {i}",)) for i in range(texts))))
     assert {group.lane for group in lookup.groups} == {lane}
 
 
 async def test_each_of_several_jobs_may_have_a_lane_of_its_own(
-    service: EmbedService, lookup: FakeLookup
+    service: EmbedService, lookup: FakeBackend
 ) -> None:
-    await service.run(Several((EmbedJob(("a",), lane="bulk"), EmbedJob(("b",)))))
+    await service.run(BatchJob((EmbedJob(("a",), lane="bulk"), EmbedJob(("b",)))))
     assert [group.lane for group in lookup.groups] == ["bulk", "interactive"]
 
 
-async def test_vectors_of_tokens(service: EmbedService, lookup: FakeLookup) -> None:
+async def test_vectors_of_tokens(service: EmbedService, lookup: FakeBackend) -> None:
     found = await service.run(TokenVectorsJob(EmbedJob(("ab", "c"), input_type="query")))
     (group,) = lookup.groups
     assert (group.texts, group.prompt) == (("ab", "c"), "query: ")
@@ -249,7 +249,7 @@ async def test_vectors_of_tokens(service: EmbedService, lookup: FakeLookup) -> N
 
 
 async def test_vectors_of_tokens_of_a_text_that_loses_its_start(service: EmbedService) -> None:
-    job = EmbedJob((LONG, "ab"), overflow="start")
+    job = EmbedJob((LONG, "ab"), truncation="start")
     cut, whole = await service.run(TokenVectorsJob(job))
     assert np.array_equal(cut.values, [fake_vector(c) for c in f"[{LONG[-14:]}]"])
     assert np.array_equal(whole.values, [fake_vector(c) for c in "ab"])
@@ -258,13 +258,13 @@ async def test_vectors_of_tokens_of_a_text_that_loses_its_start(service: EmbedSe
 
 async def test_vectors_of_tokens_of_a_text_that_may_not_be_cut(service: EmbedService) -> None:
     with pytest.raises(TextTooLong, match=r"^Text 1 "):
-        await service.run(TokenVectorsJob(EmbedJob(("a", LONG), overflow="error")))
+        await service.run(TokenVectorsJob(EmbedJob(("a", LONG), truncation="error")))
 
 
 async def test_texts_are_spelled_with_a_prompt_only_where_one_is_named() -> None:
-    service = EmbedService(replace(SPEC, default_prompt="query"), FakeLookup(), IngressSettings())
-    (plain,) = await service.run(SpellJob(("a",)))
-    (asked,) = await service.run(SpellJob(("a",), special=False, input_type="query"))
+    service = EmbedService(replace(SPEC, default_prompt="query"), FakeBackend(), IngressSettings())
+    (plain,) = await service.run(TokenizeJob(("a",)))
+    (asked,) = await service.run(TokenizeJob(("a",), special=False, input_type="query"))
     assert ("".join(plain.pieces), "".join(asked.pieces)) == ("[a]", "query: a")
 
 
@@ -276,18 +276,18 @@ async def test_token_ids_are_decoded(service: EmbedService) -> None:
 
 JOBS = [
     EmbedJob(("a",)),
-    EmbedJob((LONG,), overflow="chunk"),
-    Several((EmbedJob(("a",)), EmbedJob(("b",)))),
+    EmbedJob((LONG,), truncation="chunk"),
+    BatchJob((EmbedJob(("a",)), EmbedJob(("b",)))),
     TokenVectorsJob(EmbedJob(("a",))),
-    TokenVectorsJob(EmbedJob((LONG,), overflow="start")),
-    SpellJob(("a",)),
+    TokenVectorsJob(EmbedJob((LONG,), truncation="start")),
+    TokenizeJob(("a",)),
     DecodeJob(((97,),)),
 ]
 KINDS = ["texts", "chunk", "several", "tokens", "tokens, start", "spell", "decode"]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=KINDS)
-async def test_no_job_waits_for_ever(lookup: FakeLookup, job: Job) -> None:
+async def test_no_job_waits_for_ever(lookup: FakeBackend, job: Job) -> None:
     lookup.delay_s = 60
     service = EmbedService(SPEC, lookup, IngressSettings(request_timeout_s=0.02))
     with pytest.raises(DeadlineExceeded, match=r"within 0\.02 s"):
@@ -296,7 +296,7 @@ async def test_no_job_waits_for_ever(lookup: FakeLookup, job: Job) -> None:
 
 @pytest.mark.parametrize("job", JOBS, ids=KINDS)
 async def test_an_error_from_below_reaches_the_caller_of_any_job(
-    service: EmbedService, lookup: FakeLookup, job: Job
+    service: EmbedService, lookup: FakeBackend, job: Job
 ) -> None:
     lookup.error = Unavailable("gone")
     with pytest.raises(Unavailable, match="gone"):
@@ -307,9 +307,9 @@ async def test_an_error_from_below_reaches_the_caller_of_any_job(
     "job",
     [
         EmbedJob(("a",), model="x"),
-        Several((EmbedJob(("a",), model="x"),)),
+        BatchJob((EmbedJob(("a",), model="x"),)),
         TokenVectorsJob(EmbedJob(("a",), model="x")),
-        SpellJob(("a",), model="x"),
+        TokenizeJob(("a",), model="x"),
         DecodeJob(((97,),), model="x"),
     ],
     ids=lambda job: type(job).__name__,
@@ -324,9 +324,9 @@ async def test_no_job_is_done_by_another_model(service: EmbedService, job: Job) 
     [
         EmbedJob(()),
         TokenVectorsJob(EmbedJob(("",))),
-        SpellJob(("",)),
+        TokenizeJob(("",)),
         DecodeJob(((),)),
-        Several(()),
+        BatchJob(()),
     ],
     ids=lambda job: type(job).__name__,
 )
@@ -347,7 +347,7 @@ async def test_no_job_is_empty(service: EmbedService, job: Job) -> None:
     ids=["string", "longer string", "ids", "more ids", "id below 0"],
 )
 async def test_texts_and_token_ids_have_a_longest(
-    lookup: FakeLookup, texts: tuple[Input, ...], message: str | None
+    lookup: FakeBackend, texts: tuple[Input, ...], message: str | None
 ) -> None:
     service = EmbedService(SPEC, lookup, IngressSettings(max_text_chars=5))
     if message is None:
@@ -362,7 +362,7 @@ async def test_a_text_longer_than_it_may_be_is_measured_by_what_was_asked_for(
     service: EmbedService,
 ) -> None:
     with pytest.raises(TextTooLong, match=r"^Text 0 is longer than 5 tokens"):
-        await service.embed(EmbedJob(("abcdefgh",), overflow="error", max_tokens=5))
+        await service.embed(EmbedJob(("abcdefgh",), truncation="error", max_tokens=5))
 
 
 @pytest.mark.parametrize("max_tokens", [0, SPEC.max_tokens + 1])

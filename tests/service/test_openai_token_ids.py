@@ -5,10 +5,10 @@ import pytest
 
 from serve_app.config import IngressSettings
 from serve_app.errors import ConfigurationError, InvalidRequest
-from serve_app.service.openai_token_ids import ForeignIds
 from serve_app.service.embed import EmbedService
+from serve_app.service.openai_token_ids import TiktokenDecoder
 from serve_app.types import EmbedJob, TokenVectorsJob
-from tests.fakes import SPEC, FakeLookup
+from tests.fakes import SPEC, FakeBackend
 
 
 class Letters:
@@ -29,7 +29,7 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("encodings")
 async def test_ids_are_the_text_that_they_were_made_of() -> None:
-    lookup = FakeLookup()
+    lookup = FakeBackend()
     service = EmbedService(SPEC, lookup, IngressSettings(token_ids="cl100k_base"))
     job = EmbedJob(("a text", tuple(b"another")), input_type="query")
     as_ids = await service.embed(job)
@@ -41,20 +41,20 @@ async def test_ids_are_the_text_that_they_were_made_of() -> None:
 
 @pytest.mark.usefixtures("encodings")
 def test_ids_split_inside_a_character_are_still_text() -> None:
-    assert ForeignIds("cl100k_base").text(tuple("é!".encode()[1:])) == "\ufffd!"
+    assert TiktokenDecoder("cl100k_base").text(tuple("é!".encode()[1:])) == "\ufffd!"
 
 
 @pytest.mark.usefixtures("encodings")
 @pytest.mark.parametrize("ids", [(256,), (97, 2**70)])
 def test_ids_of_no_encoding_are_refused(ids: tuple[int, ...]) -> None:
     with pytest.raises(InvalidRequest, match="not all of cl100k_base"):
-        ForeignIds("cl100k_base").text(ids)
+        TiktokenDecoder("cl100k_base").text(ids)
 
 
 def test_without_tiktoken_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     with pytest.raises(ConfigurationError, match=r"embedserve\[tiktoken\]"):
-        EmbedService(SPEC, FakeLookup(), IngressSettings(token_ids="o200k_base"))
+        EmbedService(SPEC, FakeBackend(), IngressSettings(token_ids="o200k_base"))
 
 
 def test_without_a_network_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,4 +63,4 @@ def test_without_a_network_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "tiktoken", SimpleNamespace(get_encoding=unreachable))
     with pytest.raises(ConfigurationError, match="TIKTOKEN_CACHE_DIR"):
-        ForeignIds("o200k_base")
+        TiktokenDecoder("o200k_base")

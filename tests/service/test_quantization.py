@@ -9,7 +9,7 @@ from sentence_transformers.util import quantize_embeddings
 from serve_app.model_prep.quantization_ranges import ranges_around
 from serve_app.service.quantization import quantize
 from serve_app.types import Float32
-from tests.engine import reference
+from tests.engines import reference
 
 Kind = Literal["int8", "uint8"]
 

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import InvalidRequest
-from serve_app.service.truncation import LongTexts
+from serve_app.service.truncation import Truncator
 from serve_app.types import (
     Float32,
     Input,
-    Overflow,
-    Spelling,
     TextGroup,
     Tier,
     Timings,
+    Tokenization,
+    Truncation,
     Vectors,
 )
 
@@ -46,21 +46,21 @@ class Below:
         self.tiers: dict[Input, Tier] = {}
         self.too_long: set[Input] = set()
 
-    async def spell(self, texts: tuple[str, ...]) -> Sequence[Spelling]:
+    async def spell(self, texts: tuple[str, ...]) -> Sequence[Tokenization]:
         self.spelled.append(texts)
         return [self._spelling(text) for text in texts]
 
-    def _spelling(self, text: str) -> Spelling:
+    def _spelling(self, text: str) -> Tokenization:
         inner, width = ids_of(text, self.width), self.width
         offsets = [(i * width, min((i + 1) * width, len(text))) for i in range(len(inner))]
         ids = [*HEAD, *inner, *TAIL]
         special = [True] * len(HEAD) + [False] * len(inner) + [True] * len(TAIL)
         frame = [(0, 0)]
-        return Spelling(
+        return Tokenization(
             ids, list(map(str, ids)), special, frame * len(HEAD) + offsets + frame * len(TAIL)
         )
 
-    async def fetch(self, group: TextGroup) -> Vectors:
+    async def embed(self, group: TextGroup) -> Vectors:
         self.groups.append(group)
         n = [len(t) if isinstance(t, tuple) else len(self._spelling(t).ids) for t in group.texts]
         return Vectors(
@@ -72,8 +72,8 @@ class Below:
         )
 
 
-def over(below: Below) -> LongTexts:
-    return LongTexts(below.spell, below.fetch, LIMIT)
+def over(below: Below) -> Truncator:
+    return Truncator(below.spell, below.embed, LIMIT)
 
 
 def framed(inner: Sequence[int]) -> tuple[int, ...]:
@@ -85,11 +85,11 @@ SHORT, LONG = "abc", "abcdefghijklmnopq"
 words = st.text("abcdefgh", min_size=1, max_size=40)
 
 
-@pytest.mark.parametrize("overflow", ["start", "end", "chunk", "error"])
-async def test_a_short_text_goes_on_as_it_is(overflow: Overflow) -> None:
+@pytest.mark.parametrize("truncation", ["start", "end", "chunk", "error"])
+async def test_a_short_text_goes_on_as_it_is(truncation: Truncation) -> None:
     below = Below()
     group = TextGroup((SHORT,), lane="bulk", use_cache=False, timeout_s=7)
-    found = await over(below).fetch(group, overflow)
+    found = await over(below).embed(group, truncation)
     assert below.groups == [group]
     assert np.array_equal(found.values[0], vector(SHORT))
     assert found.truncated.tolist() == [False]
@@ -97,12 +97,14 @@ async def test_a_short_text_goes_on_as_it_is(overflow: Overflow) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overflow", "kept"),
+    ("truncation", "kept"),
     [("start", LONG[-ROOM:]), ("end", LONG[:ROOM]), ("error", LONG[:ROOM])],
 )
-async def test_a_long_text_is_cut_inside_its_special_tokens(overflow: Overflow, kept: str) -> None:
+async def test_a_long_text_is_cut_inside_its_special_tokens(
+    truncation: Truncation, kept: str
+) -> None:
     below = Below()
-    found = await over(below).fetch(TextGroup((SHORT, LONG)), overflow)
+    found = await over(below).embed(TextGroup((SHORT, LONG)), truncation)
     cut = framed(ids_of(kept, 1))
     assert below.groups[0].texts == (SHORT, cut)
     assert found.tokens.tolist() == [len(SHORT) + 3, LIMIT]
@@ -122,16 +124,16 @@ async def test_what_counts_as_long_can_be_less_than_the_model_takes(asked: int, 
     assert len(fitted.parts[0]) == limit
 
 
-@pytest.mark.parametrize("overflow", ["start", "end", "chunk"])
-async def test_a_prompt_stays_before_each_part(overflow: Overflow) -> None:
+@pytest.mark.parametrize("truncation", ["start", "end", "chunk"])
+async def test_a_prompt_stays_before_each_part(truncation: Truncation) -> None:
     below, prompt = Below(), "q: "
     group = TextGroup((LONG,), prompt)
-    (fitted,) = await over(below).fit(group, overflow)
+    (fitted,) = await over(below).fit(group, truncation)
     assert below.spelled == [(prompt + LONG,)]
     for part in fitted.parts:
         assert part[: len(HEAD) + 3] == (*HEAD, *ids_of(prompt, 1))
         assert part[-1:] == TAIL
-    await over(below).fetch(group, overflow)
+    await over(below).embed(group, truncation)
     assert below.groups[0].prompt == prompt  # which token ids don't get once more
 
 
@@ -144,7 +146,7 @@ async def test_a_prompt_without_room_behind_it_is_told() -> None:
 async def test_token_ids_are_left_to_the_engine() -> None:
     below, ids = Below(), tuple(range(99))
     below.too_long = {ids}
-    found = await over(below).fetch(TextGroup((ids,)), "chunk")
+    found = await over(below).embed(TextGroup((ids,)), "chunk")
     assert below.groups[0].texts == (ids,)
     assert below.spelled == []
     assert found.truncated.tolist() == [True]
@@ -152,7 +154,7 @@ async def test_token_ids_are_left_to_the_engine() -> None:
 
 async def test_token_ids_and_texts_keep_their_places() -> None:
     below = Below()
-    found = await over(below).fetch(TextGroup((LONG, (7, 8), SHORT, (9,))), "start")
+    found = await over(below).embed(TextGroup((LONG, (7, 8), SHORT, (9,))), "start")
     cut = framed(ids_of(LONG[-ROOM:], 1))
     assert below.groups[0].texts == (cut, (7, 8), SHORT, (9,))
     assert np.array_equal(found.values, [vector(text) for text in below.groups[0].texts])
@@ -161,7 +163,7 @@ async def test_token_ids_and_texts_keep_their_places() -> None:
 async def test_equal_parts_are_computed_once() -> None:
     below = Below()
     half = LONG[:ROOM]
-    found = await over(below).fetch(TextGroup((half * 2, "z", half + "z" * ROOM)), "chunk")
+    found = await over(below).embed(TextGroup((half * 2, "z", half + "z" * ROOM)), "chunk")
     first, second = framed(ids_of(half, 1)), framed(ids_of("z" * ROOM, 1))
     assert below.groups[0].texts == (first, "z", second)
     assert found.tokens.tolist() == [2 * LIMIT, 4, 2 * LIMIT]
@@ -184,14 +186,14 @@ async def test_a_mean_is_as_cached_as_the_farthest_of_its_parts(
     below = Below()
     (fitted,) = await over(below).fit(TextGroup((LONG[: ROOM + 3],)), "chunk")
     below.tiers = dict(zip(fitted.parts, tiers, strict=True))
-    found = await over(below).fetch(TextGroup((LONG[: ROOM + 3],)), "chunk")
+    found = await over(below).embed(TextGroup((LONG[: ROOM + 3],)), "chunk")
     assert found.tiers.tolist() == [tier]
 
 
 async def test_parts_that_cancel_out_give_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     signs = iter([1, -1])
     monkeypatch.setattr(f"{__name__}.vector", lambda text: np.full(DIM, next(signs), "f4"))
-    found = await over(Below()).fetch(TextGroup((LONG[: 2 * ROOM],)), "chunk")
+    found = await over(Below()).embed(TextGroup((LONG[: 2 * ROOM],)), "chunk")
     assert found.values.tolist() == [[0.0] * DIM]
 
 
@@ -217,7 +219,7 @@ async def test_chunk_is_the_weighted_mean_at_unit_length(
     texts: list[str], prompt: str, width: int
 ) -> None:
     distinct = tuple(dict.fromkeys(texts))
-    found = await over(Below(width)).fetch(TextGroup(distinct, prompt), "chunk")
+    found = await over(Below(width)).embed(TextGroup(distinct, prompt), "chunk")
     wanted = np.array([mean_of_parts(text, prompt, width) for text in distinct])
     np.testing.assert_allclose(found.values, wanted, atol=1e-6)
     assert found.values.dtype == np.float32
@@ -255,5 +257,5 @@ async def test_cutting_the_start_keeps_the_end(text: str, prompt: str, width: in
 async def test_the_group_keeps_what_else_it_says() -> None:
     below = Below()
     group = TextGroup((LONG,), "p", use_cache=False, lane="bulk", timeout_s=3)
-    await over(below).fetch(group, "start")
+    await over(below).embed(group, "start")
     assert below.groups == [replace(group, texts=below.groups[0].texts)]

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import redis
 
-from serve_app.cache import embedded, supervisor
+from serve_app.valkey import embedded, supervisor
 from serve_app.valkey.embedded import EmbeddedUnavailable, Lease, default_base, lease_server
 from serve_app.valkey.slot import slots_lock
 

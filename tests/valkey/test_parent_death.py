@@ -6,9 +6,9 @@ import psutil
 
 PROGRAM = """
 import signal, subprocess, sys, time
-from serve_app.valkey.parent_death import ends_with_me
+from serve_app.valkey.parent_death import die_with_parent
 child = subprocess.Popen(
-    [sys.executable, "-c", "import time; time.sleep(60)"], preexec_fn=ends_with_me(signal.SIGINT)
+    [sys.executable, "-c", "import time; time.sleep(60)"], preexec_fn=die_with_parent(signal.SIGINT)
 )
 print(child.pid, flush=True)
 time.sleep(60)

@@ -7,24 +7,24 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from serve_app.access.entrance import Access
+from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import Unavailable
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob
 from serve_app.web.admission import Admission
 from serve_app.web.app import create_app
-from tests.fakes import SPEC, FakeLookup
+from tests.fakes import SPEC, FakeBackend
 
 KEY = ApiKey(name="reader", sha256="0" * 64)
 
 
-class Ticket:
+class FakeReservation:
     def headers(self) -> Mapping[str, str]:
         return {"x-ratelimit-remaining-requests": "9"}
 
 
-class Entrance:
+class FakeEntrance:
     """Lets one key in, and writes down who came and who left."""
 
     required = True
@@ -39,30 +39,30 @@ class Entrance:
         self.presented.append((authorization, x_api_key))
         return self.key
 
-    async def enter(self, key: ApiKey, model: str, estimated_tokens: int) -> Ticket:
+    async def enter(self, key: ApiKey, model: str, estimated_tokens: int) -> FakeReservation:
         self.entered.append((key.name, model, estimated_tokens))
-        return Ticket()
+        return FakeReservation()
 
-    async def leave(self, ticket: Ticket, tokens: int | None) -> None:
+    async def leave(self, ticket: FakeReservation, tokens: int | None) -> None:
         self.left.append(tokens)
 
 
 @pytest.fixture
-def lookup() -> FakeLookup:
-    return FakeLookup()
+def lookup() -> FakeBackend:
+    return FakeBackend()
 
 
 def client_of(
-    lookup: FakeLookup, entrance: Entrance, settings: IngressSettings | None = None
+    lookup: FakeBackend, entrance: FakeEntrance, settings: IngressSettings | None = None
 ) -> httpx2.AsyncClient:
     service = EmbedService(SPEC, lookup, settings or IngressSettings())
-    app = create_app(service, cast(Access, entrance))
+    app = create_app(service, cast(Entrance, entrance))
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     return httpx2.AsyncClient(transport=transport, base_url="http://test")
 
 
 async def ask(
-    lookup: FakeLookup, entrance: Entrance, path: str, body: Any, **headers: str
+    lookup: FakeBackend, entrance: FakeEntrance, path: str, body: Any, **headers: str
 ) -> httpx2.Response:
     async with client_of(lookup, entrance) as client:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -83,9 +83,9 @@ async def ask(
     ids=str,
 )
 async def test_a_key_enters_with_an_estimate_and_leaves_with_what_was_used(
-    lookup: FakeLookup, path: str, body: Any, estimate: int, tokens: int
+    lookup: FakeBackend, path: str, body: Any, estimate: int, tokens: int
 ) -> None:
-    entrance = Entrance()
+    entrance = FakeEntrance()
     reply = await ask(lookup, entrance, path, body, authorization="Bearer k", x_api_key="j")
     assert reply.status_code == 200, reply.text
     assert reply.headers["x-ratelimit-remaining-requests"] == "9"
@@ -94,8 +94,8 @@ async def test_a_key_enters_with_an_estimate_and_leaves_with_what_was_used(
     assert entrance.left == [tokens]
 
 
-async def test_a_request_that_fails_leaves_without_tokens(lookup: FakeLookup) -> None:
-    entrance = Entrance()
+async def test_a_request_that_fails_leaves_without_tokens(lookup: FakeBackend) -> None:
+    entrance = FakeEntrance()
     lookup.error = Unavailable("gone")
     await ask(lookup, entrance, "/embed", {"inputs": "a"})
     lookup.error = cast(Unavailable, ZeroDivisionError())
@@ -103,11 +103,11 @@ async def test_a_request_that_fails_leaves_without_tokens(lookup: FakeLookup) ->
     assert entrance.left == [None, None]
 
 
-async def test_a_request_whose_client_goes_away_leaves_too(lookup: FakeLookup) -> None:
-    entrance = Entrance()
+async def test_a_request_whose_client_goes_away_leaves_too(lookup: FakeBackend) -> None:
+    entrance = FakeEntrance()
     lookup.delay_s = 60
     service = EmbedService(SPEC, lookup, IngressSettings())
-    admission = Admission(service, cast(Access, entrance))
+    admission = Admission(service, cast(Entrance, entrance))
     task = asyncio.create_task(admission.run(KEY, EmbedJob(("a",))))
     while not lookup.groups:
         await asyncio.sleep(0)
@@ -117,8 +117,8 @@ async def test_a_request_whose_client_goes_away_leaves_too(lookup: FakeLookup) -
     assert entrance.left == [None]
 
 
-async def test_what_is_no_request_of_the_model_does_not_enter(lookup: FakeLookup) -> None:
-    entrance = Entrance()
+async def test_what_is_no_request_of_the_model_does_not_enter(lookup: FakeBackend) -> None:
+    entrance = FakeEntrance()
     assert (await ask(lookup, entrance, "/embed", {"inputs": 1})).status_code == 422
     async with client_of(lookup, entrance) as client:
         assert (await client.get("/v1/models")).status_code == 200
@@ -135,12 +135,12 @@ async def test_what_is_no_request_of_the_model_does_not_enter(lookup: FakeLookup
         ("/embed_all", {"inputs": "a"}),
     ],
 )
-async def test_a_keys_lane_is_what_counts(lookup: FakeLookup, path: str, body: Any) -> None:
-    entrance = Entrance(KEY.model_copy(update={"lane": "bulk"}))
+async def test_a_keys_lane_is_what_counts(lookup: FakeBackend, path: str, body: Any) -> None:
+    entrance = FakeEntrance(KEY.model_copy(update={"lane": "bulk"}))
     await ask(lookup, entrance, path, body, x_priority="interactive")
     assert {group.lane for group in lookup.groups} == {"bulk"}
 
 
-async def test_a_key_without_a_lane_leaves_it_to_the_client(lookup: FakeLookup) -> None:
-    await ask(lookup, Entrance(), "/embed", {"inputs": "a"}, x_priority="bulk")
+async def test_a_key_without_a_lane_leaves_it_to_the_client(lookup: FakeBackend) -> None:
+    await ask(lookup, FakeEntrance(), "/embed", {"inputs": "a"}, x_priority="bulk")
     assert lookup.groups[0].lane == "bulk"

@@ -15,18 +15,18 @@ from serve_app.service.embed import EmbedService
 from serve_app.types import Tier
 from serve_app.web.app import create_app
 from serve_app.web.headers import cache_header, index_ranges
-from tests.fakes import SPEC, FakeLookup
+from tests.fakes import SPEC, FakeBackend
 
 JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
-def lookup() -> FakeLookup:
-    return FakeLookup()
+def lookup() -> FakeBackend:
+    return FakeBackend()
 
 
 @pytest.fixture
-def service(lookup: FakeLookup) -> EmbedService:
+def service(lookup: FakeBackend) -> EmbedService:
     return EmbedService(SPEC, lookup, IngressSettings(max_body_bytes=100_000))
 
 
@@ -77,7 +77,7 @@ def test_the_cache_header(tiers: list[int], value: str) -> None:
 )
 def test_a_client_may_do_without_the_cache(
     client: TestClient,
-    lookup: FakeLookup,
+    lookup: FakeBackend,
     headers: dict[str, str],
     body: dict[str, object],
     cached: bool,
@@ -106,7 +106,7 @@ def test_counts_what_was_answered_and_how(client: TestClient, service: EmbedServ
     ],
 )
 def test_the_lane_is_what_the_client_says_or_follows_from_the_number_of_texts(
-    client: TestClient, lookup: FakeLookup, texts: int, priority: str | None, lane: str
+    client: TestClient, lookup: FakeBackend, texts: int, priority: str | None, lane: str
 ) -> None:
     headers = {} if priority is None else {"x-priority": priority}
     body = {"input": [f"text {i}" for i in range(texts)]}
@@ -114,7 +114,7 @@ def test_the_lane_is_what_the_client_says_or_follows_from_the_number_of_texts(
     assert lookup.groups[0].lane == lane
 
 
-def test_health_is_the_engines(client: TestClient, lookup: FakeLookup) -> None:
+def test_health_is_the_engines(client: TestClient, lookup: FakeBackend) -> None:
     lookup.error = Unavailable("All replicas are gone.")
     sick = client.get("/health")
     assert (sick.status_code, sick.json()["reason"]) == (503, "All replicas are gone.")
@@ -152,7 +152,7 @@ BAD_BODIES: list[Any] = [
 
 @pytest.mark.parametrize(("body", "status", "param", "words"), BAD_BODIES)
 def test_bad_input_is_told_how_to_mend_it(
-    client: TestClient, lookup: FakeLookup, body: bytes, status: int, param: str | None, words: str
+    client: TestClient, lookup: FakeBackend, body: bytes, status: int, param: str | None, words: str
 ) -> None:
     reply = client.post("/v1/embeddings", content=body, headers=JSON)
     assert reply.status_code == status
@@ -179,7 +179,7 @@ def test_a_charset_behind_the_content_type_is_fine(client: TestClient) -> None:
     assert client.post("/v1/embeddings", content=b'{"input": "a"}', headers=headers).is_success
 
 
-async def test_more_requests_than_fit_are_refused_at_once(lookup: FakeLookup) -> None:
+async def test_more_requests_than_fit_are_refused_at_once(lookup: FakeBackend) -> None:
     lookup.delay_s = 0.2
     service = EmbedService(SPEC, lookup, IngressSettings(max_concurrent_requests=2))
     transport = httpx2.ASGITransport(app=create_app(service))
@@ -238,7 +238,7 @@ async def test_a_client_that_leaves_while_it_sends_is_no_failure(service: EmbedS
 
 
 def test_totals_count_what_was_answered_and_how(
-    client: TestClient, service: EmbedService, lookup: FakeLookup
+    client: TestClient, service: EmbedService, lookup: FakeBackend
 ) -> None:
     lookup.tiers = [Tier.L1, Tier.COMPUTED]
     client.post("/v1/embeddings", json={"input": ["a", "bc", "a"]})

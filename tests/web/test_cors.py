@@ -7,14 +7,14 @@ from serve_app.config import IngressSettings
 from serve_app.errors import Overloaded
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
-from tests.fakes import SPEC, FakeLookup
+from tests.fakes import SPEC, FakeBackend
 
 OURS, THEIRS = "https://app.example", "https://evil.example"
 ALLOWED = "access-control-allow-origin"
 
 
-def client_of(*origins: str, lookup: FakeLookup | None = None) -> TestClient:
-    service = EmbedService(SPEC, lookup or FakeLookup(), IngressSettings())
+def client_of(*origins: str, lookup: FakeBackend | None = None) -> TestClient:
+    service = EmbedService(SPEC, lookup or FakeBackend(), IngressSettings())
     return TestClient(create_app(service, cors_origins=origins), raise_server_exceptions=False)
 
 
@@ -60,7 +60,7 @@ def test_what_a_script_may_read_of_a_reply() -> None:
 
 
 def test_an_error_can_be_read_too() -> None:
-    lookup = FakeLookup()
+    lookup = FakeBackend()
     lookup.error = Overloaded("Full.", 7)
     reply = client_of(OURS, lookup=lookup).post(
         "/embed", json={"inputs": "a"}, headers={"origin": OURS}

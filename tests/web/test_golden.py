@@ -26,17 +26,17 @@ import numpy as np
 import pytest
 
 from serve_app import errors
-from serve_app.access.entrance import Access
+from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import EmbedServeError, Forbidden, QuotaExceeded, Unauthorized
-from serve_app.service.replica_stats import Alone
 from serve_app.metrics import Meter
 from serve_app.service.embed import EmbedService
+from serve_app.service.replica_stats import SingleReplica
 from serve_app.types import CacheState, Float32, Tier
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, views
-from serve_app.web.handler import Road
-from tests.fakes import DIM, SPEC, FakeLookup
+from serve_app.web.handler import RequestHandler
+from tests.fakes import DIM, SPEC, FakeBackend
 
 Pair = dict[str, Any]
 
@@ -72,8 +72,8 @@ def exact_vector(text: str) -> Float32:
     return vector
 
 
-class Entrance:
-    """In the place of `Access`: lets everybody in, or fails as a pair asks for."""
+class FakeEntrance:
+    """In the place of `Entrance`: lets everybody in, or fails as a pair asks for."""
 
     required = True
 
@@ -85,25 +85,25 @@ class Entrance:
             raise self._error
         return ApiKey(name="x", sha256="0" * 64)
 
-    async def enter(self, key: ApiKey, model: str, estimated_tokens: int) -> "Entrance":
+    async def enter(self, key: ApiKey, model: str, estimated_tokens: int) -> "FakeEntrance":
         if isinstance(self._error, Forbidden | QuotaExceeded):
             raise self._error
         return self
 
-    async def leave(self, ticket: "Entrance", tokens: int | None) -> None: ...
+    async def leave(self, ticket: "FakeEntrance", tokens: int | None) -> None: ...
 
     def headers(self) -> dict[str, str]:
         return {}
 
 
-class Told(Alone):
+class Told(SingleReplica):
     """A fleet of one, which tells metrics."""
 
     def __init__(self, meter: Meter, text: str) -> None:
         super().__init__(meter)
         self._text = text
 
-    async def exposition(self) -> str:
+    async def prometheus_text(self) -> str:
         return self._text
 
 
@@ -120,7 +120,7 @@ def error_of(given: list[Any] | None) -> Exception | None:
 def client_of(given: Pair) -> httpx2.AsyncClient:
     """A client of a service as a pair wants it."""
     error = error_of(given.get("error"))
-    lookup = FakeLookup()
+    lookup = FakeBackend()
     if not isinstance(error, Unauthorized | Forbidden | QuotaExceeded):
         lookup.error = cast("EmbedServeError | None", error)
     lookup.delay_s = given.get("delay_s", 0.0)
@@ -129,8 +129,8 @@ def client_of(given: Pair) -> httpx2.AsyncClient:
     if "cache_error" in given:
         lookup.cache = cast(EmbedServeError, error_of(given["cache_error"]))
     spec = dict(given.get("spec", {}))
-    if "ranges" in spec:
-        spec["ranges"] = np.array(spec["ranges"], dtype=np.float32)
+    if "quantization_ranges" in spec:
+        spec["quantization_ranges"] = np.array(spec["quantization_ranges"], dtype=np.float32)
     meter = Meter()
     service = EmbedService(
         replace(SPEC, **spec),
@@ -139,7 +139,7 @@ def client_of(given: Pair) -> httpx2.AsyncClient:
         meter,
         Told(meter, given.get("exposition", "")),
     )
-    app = create_app(service, cast(Access, Entrance(error)))
+    app = create_app(service, cast(Entrance, FakeEntrance(error)))
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     return httpx2.AsyncClient(transport=transport, base_url="http://test")
 
@@ -191,13 +191,13 @@ def differs(wanted: Any, got: Any) -> str | None:
 def refused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The errors that were told, by name."""
     names: list[str] = []
-    refuse = Road._refuse
+    render_error = RequestHandler._refuse
 
-    def spied(self: Road, request: Any, error: EmbedServeError) -> Any:
+    def spied(self: RequestHandler, request: Any, error: EmbedServeError) -> Any:
         names.append(type(error).__name__)
-        return refuse(self, request, error)
+        return render_error(self, request, error)
 
-    monkeypatch.setattr(Road, "_refuse", spied)
+    monkeypatch.setattr(RequestHandler, "_refuse", spied)
     return names
 
 
@@ -228,7 +228,7 @@ async def test_pair(pair: Pair, refused: list[str], monkeypatch: pytest.MonkeyPa
 DIALECTS = {
     "OpenAI, Jina, Voyage, NIM": "openai",
     "Infinity, Jina, Cohere": "infinity",
-    "document backend": "native",
+    "document backend": "document_backend",
 }
 #: No request of TEI's has a path that isn't TEI's.
 IMPOSSIBLE = {("tei", "RouteNotFound")}
@@ -270,7 +270,9 @@ def reaching_clients() -> list[str]:
     return [
         name
         for name, cls in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(cls, EmbedServeError) and not issubclass(cls, errors.ConfigurationError)
+        if issubclass(cls, EmbedServeError)
+        and not issubclass(cls, errors.ConfigurationError)
+        and cls not in (errors.ClientError, errors.ServerError)
     ]
 
 

@@ -12,18 +12,18 @@ from serve_app.errors import EmbedServeError
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.headers import trace
-from tests.fakes import SPEC, FakeLookup
+from tests.fakes import SPEC, FakeBackend
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @pytest.fixture
-def lookup() -> FakeLookup:
-    return FakeLookup()
+def lookup() -> FakeBackend:
+    return FakeBackend()
 
 
 @pytest.fixture
-def client(lookup: FakeLookup) -> Iterator[TestClient]:
+def client(lookup: FakeBackend) -> Iterator[TestClient]:
     app = create_app(EmbedService(SPEC, lookup, IngressSettings()))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
@@ -77,14 +77,14 @@ def test_what_is_no_traces_context_does_not(parent: str) -> None:
     assert "traceparent" not in trace({"traceparent": parent})
 
 
-def test_a_repeated_header_is_one_list(client: TestClient, lookup: FakeLookup) -> None:
+def test_a_repeated_header_is_one_list(client: TestClient, lookup: FakeBackend) -> None:
     headers = [("cache-control", "no-store"), ("cache-control", "no-transform")]
     assert client.post("/v1/embeddings", json={"input": "a"}, headers=headers).is_success
     assert [group.use_cache for group in lookup.groups] == [False]
 
 
 def test_the_log_names_the_request_that_failed_by_surprise(
-    client: TestClient, lookup: FakeLookup, caplog: pytest.LogCaptureFixture
+    client: TestClient, lookup: FakeBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     lookup.error = cast(EmbedServeError, ZeroDivisionError("secret"))
     with caplog.at_level(logging.ERROR, "serve_app.web.handler"):

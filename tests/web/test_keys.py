@@ -9,8 +9,8 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.access.entrance import Access
-from serve_app.access.quota import MemoryLedger
+from serve_app.access.entrance import Entrance
+from serve_app.access.quota import MemoryQuotaStore
 from serve_app.config import AccessSettings, ApiKey, IngressSettings
 from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS
 from serve_app.service.embed import EmbedService
@@ -18,7 +18,7 @@ from serve_app.types import Tier
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, views
 from serve_app.web.schema.fields import sample
-from tests.fakes import SPEC, FakeLookup
+from tests.fakes import SPEC, FakeBackend
 
 SECRETS = {
     name: f"es-{name}-0123456789" for name in ("all", "other", "few", "small", "one", "bulk")
@@ -61,24 +61,24 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def lookup() -> FakeLookup:
-    return FakeLookup()
+def lookup() -> FakeBackend:
+    return FakeBackend()
 
 
 @pytest.fixture
-def service(lookup: FakeLookup) -> EmbedService:
+def service(lookup: FakeBackend) -> EmbedService:
     return EmbedService(SPEC, lookup, IngressSettings())
 
 
 @pytest.fixture
-async def access(service: EmbedService) -> Access:
-    access = Access(MemoryLedger(), service.meter)
+async def access(service: EmbedService) -> Entrance:
+    access = Entrance(MemoryQuotaStore(), service.meter)
     access.apply(AccessSettings(keys=KEYS))
     return access
 
 
 @pytest.fixture
-def client(service: EmbedService, access: Access) -> Iterator[TestClient]:
+def client(service: EmbedService, access: Entrance) -> Iterator[TestClient]:
     with TestClient(create_app(service, access), raise_server_exceptions=False) as client:
         yield client
 
@@ -91,7 +91,7 @@ def bearer(name: str) -> dict[str, str]:
     "headers", [{}, {"authorization": "Bearer es-wrong"}], ids=["none", "wrong"]
 )
 def test_no_key_or_a_wrong_one_in_each_dialect(
-    client: TestClient, lookup: FakeLookup, headers: dict[str, str]
+    client: TestClient, lookup: FakeBackend, headers: dict[str, str]
 ) -> None:
     replies = {path: client.post(path, json=b, headers=headers) for path, b in BODIES.items()}
     assert {reply.status_code for reply in replies.values()} == {401}
@@ -114,7 +114,7 @@ def test_a_key_opens_each_dialect(client: TestClient, path: str) -> None:
     assert client.post(path, json=BODIES[path], headers=as_header).status_code == 200
 
 
-def test_a_key_for_another_model_in_each_dialect(client: TestClient, lookup: FakeLookup) -> None:
+def test_a_key_for_another_model_in_each_dialect(client: TestClient, lookup: FakeBackend) -> None:
     replies = {
         path: client.post(path, json=b, headers=bearer("other")) for path, b in BODIES.items()
     }
@@ -164,7 +164,9 @@ def test_how_a_key_stands_is_told_in_openai_s_headers(client: TestClient) -> Non
     assert not [name for name in unlimited if name.startswith("x-ratelimit")]
 
 
-def test_a_key_s_lane_goes_before_the_client_s_wish(client: TestClient, lookup: FakeLookup) -> None:
+def test_a_key_s_lane_goes_before_the_client_s_wish(
+    client: TestClient, lookup: FakeBackend
+) -> None:
     headers = bearer("bulk") | {"x-priority": "interactive"}
     for path, body in BODIES.items():
         client.post(path, json=body, headers=headers)
@@ -196,7 +198,7 @@ def test_what_needs_a_key_and_what_does_not(client: TestClient) -> None:
 
 
 def test_a_body_is_not_read_for_a_client_without_a_key(
-    service: EmbedService, access: Access
+    service: EmbedService, access: Entrance
 ) -> None:
     def body() -> Iterator[bytes]:
         raise AssertionError("It was read.")
@@ -207,7 +209,7 @@ def test_a_body_is_not_read_for_a_client_without_a_key(
     assert reply.status_code == 401
 
 
-def test_keys_change_without_a_restart(client: TestClient, access: Access) -> None:
+def test_keys_change_without_a_restart(client: TestClient, access: Entrance) -> None:
     assert ask(client, "all").status_code == 200
     access.apply(AccessSettings(keys=KEYS[1:]))
     assert ask(client, "all").status_code == 401
@@ -231,7 +233,7 @@ def test_no_key_is_in_any_log_line(
     assert not [secret for secret in SECRETS.values() if secret in caplog.text]
 
 
-def test_cached_texts_count_as_used(client: TestClient, lookup: FakeLookup) -> None:
+def test_cached_texts_count_as_used(client: TestClient, lookup: FakeBackend) -> None:
     lookup.tiers = [Tier.L1]
     reply = client.post("/v1/embeddings", json={"input": "x" * 12}, headers=bearer("small"))
     again = client.post("/v1/embeddings", json={"input": "x" * 12}, headers=bearer("small"))

@@ -13,7 +13,7 @@ from serve_app.config import IngressSettings
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints
-from tests.fakes import FakeLookup
+from tests.fakes import FakeBackend
 from tests.web.schema.test_openapi import CALIBRATED
 
 _CHECKS = (
@@ -42,7 +42,7 @@ _CONFIG = SchemathesisConfig.from_dict(
 )
 #: Small, so that what is just too much is small too.
 _LIMITS = IngressSettings(max_texts_per_request=20, max_text_chars=200)
-APP = create_app(EmbedService(CALIBRATED, FakeLookup(), _LIMITS))
+APP = create_app(EmbedService(CALIBRATED, FakeBackend(), _LIMITS))
 DOCUMENT = schemathesis.openapi.from_asgi("/openapi.json", APP, config=_CONFIG)
 REFUSING = {path for path, found in endpoints().items() if not any(one.reply for one in found)}
 

@@ -9,25 +9,33 @@ import orjson
 
 from serve_app.errors import EmbedServeError, EmptyInput, InvalidRequest
 from serve_app.models import ModelSpec
-from serve_app.types import DecodeJob, EmbedJob, EmbedResult, Input, Overflow, Spelling, SpellJob
+from serve_app.types import (
+    DecodeJob,
+    EmbedJob,
+    EmbedResult,
+    Input,
+    Tokenization,
+    TokenizeJob,
+    Truncation,
+)
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
-from serve_app.web.endpoint import Call, Endpoint, Refusal, refusal
+from serve_app.web.endpoint import Endpoint, ErrorResponse, ParsedRequest, refusal
 from serve_app.web.schema.fields import (
     Body,
-    Choice,
-    Content,
-    Dimensions,
+    DimensionsField,
+    EnumField,
     Field,
-    Ids,
-    Model,
-    Nested,
-    Purpose,
+    InputTypeField,
+    IntField,
+    ModelField,
+    ObjectField,
     Scope,
-    Texts,
-    Whole,
+    TextField,
+    TextsField,
+    TokenIdsField,
 )
+from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Schema, array, enum, object_
 from serve_app.web.schema.vector_encoding import OUTPUT_TYPES, Encoder, VectorTypes
-from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Shape, listed, thing, words
 
 
 class _Nothing(Field):
@@ -37,36 +45,36 @@ class _Nothing(Field):
 
     def __call__(self, body: Body) -> None:
         if body.get(self.name) not in (None, []):
-            raise InvalidRequest(f"`{self.name}` must be empty. {self.about}", self.name)
+            raise InvalidRequest(f"`{self.name}` must be empty. {self.description}", self.name)
 
-    def _kind(self, scope: Scope) -> Shape:
+    def _kind(self, scope: Scope) -> Schema:
         return {"type": "array", "maxItems": 0}
 
 
 _PURPOSES = ("search_document", "search_query", "classification", "clustering")
-_OVERFLOWS: dict[str | None, Overflow] = {"NONE": "error", "START": "start"}
+_TRUNCATIONS: dict[str | None, Truncation] = {"NONE": "error", "START": "start"}
 
-_MODEL = Model("model", "The served model, by any of its names.")
-_PURPOSE = Purpose("input_type", "What the texts are for.", True, only=_PURPOSES)
-_TEXTS = Texts("texts", "Texts; or `inputs`.", alone=False, unless="inputs")
-_TYPE = Choice("type", "Images aren't taken.", choices=("text",))
-_PART_TEXT = Content("text", "A part.", True)
-_PART = Nested("content", "Its parts.", True, fields=(_TYPE, _PART_TEXT), many=True)
-_INPUTS = Nested(
+_MODEL = ModelField("model", "The served model, by any of its names.")
+_PURPOSE = InputTypeField("input_type", "What the texts are for.", True, allowed=_PURPOSES)
+_TEXTS = TextsField("texts", "Texts; or `inputs`.", allow_single=False, exclusive_with="inputs")
+_TYPE = EnumField("type", "Images aren't taken.", choices=("text",))
+_PART_TEXT = TextField("text", "A part.", True)
+_PART = ObjectField("content", "Its parts.", True, fields=(_TYPE, _PART_TEXT), many=True)
+_INPUTS = ObjectField(
     "inputs", "Texts in parts, in place of `texts`.", fields=(_PART,), many=True, texts=True
 )
 _IMAGES = _Nothing("images", "The model takes no images.")
-_DIMENSIONS = Dimensions("output_dimension", "Components to keep, at unit length again.")
+_DIMENSIONS = DimensionsField("output_dimension", "Components to keep, at unit length again.")
 _TYPES = VectorTypes(
     "embedding_types", "The types that vectors are wanted in; `float` unless said otherwise."
 )
-_TRUNCATE = Choice(
+_TRUNCATE = EnumField(
     "truncate",
     "What a text that is too long loses; NONE: it is an error.",
     choices=("NONE", "START", "END"),
 )
-_MAX_TOKENS = Whole("max_tokens", "Tokens that a text is cut to, as `truncate` says.", minimum=1)
-_PRIORITY = Whole("priority", "Above 0: the request can wait.", minimum=0, maximum=999)
+_MAX_TOKENS = IntField("max_tokens", "Tokens that a text is cut to, as `truncate` says.", minimum=1)
+_PRIORITY = IntField("priority", "Above 0: the request can wait.", minimum=0, maximum=999)
 _FIELDS = (
     _MODEL,
     _PURPOSE,
@@ -81,11 +89,11 @@ _FIELDS = (
     CHUNK,
     USE_CACHE,
 )
-_SPELLED = Content("text", "What is spelled.", True)
-_IDS = Ids("tokens", "Token ids.", True, many=False)
+_SPELLED = TextField("text", "What is spelled.", True)
+_IDS = TokenIdsField("tokens", "Token ids.", True, many=False)
 
 
-def parse(body: Body, spec: ModelSpec) -> Call:
+def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads the body of `POST /v2/embed`.
 
     Raises:
@@ -96,7 +104,7 @@ def parse(body: Body, spec: ModelSpec) -> Call:
     kinds = _TYPES(body) or ("float",)
     encoders = {kind: Encoder(spec, kind) for kind in kinds}
     given = _texts(body)
-    overflow, chunk = _OVERFLOWS.get(_TRUNCATE(body), "end"), CHUNK(body)
+    truncation, chunk = _TRUNCATIONS.get(_TRUNCATE(body), "end"), CHUNK(body)
     cut_to = _MAX_TOKENS(body)
     job = EmbedJob(
         given,
@@ -104,11 +112,11 @@ def parse(body: Body, spec: ModelSpec) -> Call:
         input_type=_PURPOSE(body, spec),
         dimensions=_DIMENSIONS(body),
         lane="bulk" if _PRIORITY(body) else None,
-        overflow="chunk" if chunk else overflow,
+        truncation="chunk" if chunk else truncation,
         use_cache=USE_CACHE(body) is not False,
         max_tokens=None if cut_to is None else min(cut_to, spec.max_tokens),
     )
-    return Call(job, partial(_render, encoders=encoders, texts=given))
+    return ParsedRequest(job, partial(_render, encoders=encoders, texts=given))
 
 
 def _texts(body: Body) -> tuple[Input, ...]:
@@ -137,7 +145,7 @@ def _part(part: Body) -> str:
     return text
 
 
-def parse_tokenize(body: Body, spec: ModelSpec) -> Call:
+def parse_tokenize(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads the body of `POST /v1/tokenize`.
 
     Raises:
@@ -148,16 +156,16 @@ def parse_tokenize(body: Body, spec: ModelSpec) -> Call:
         raise InvalidRequest("`text` is missing. Send a string.", "text")
     if not text:
         raise EmptyInput("`text` is empty. Send at least one character.", "text")
-    return Call(SpellJob((text,), special=False, model=_MODEL(body)), _render_tokens)
+    return ParsedRequest(TokenizeJob((text,), special=False, model=_MODEL(body)), _render_tokens)
 
 
-def parse_detokenize(body: Body, spec: ModelSpec) -> Call:
+def parse_detokenize(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads the body of `POST /v1/detokenize`.
 
     Raises:
         InvalidRequest: it isn't of the dialect's shape.
     """
-    return Call(DecodeJob(_IDS(body), model=_MODEL(body)), _render_text)
+    return ParsedRequest(DecodeJob(_IDS(body), model=_MODEL(body)), _render_text)
 
 
 def _render(
@@ -180,7 +188,7 @@ def _render(
 _META: dict[str, Any] = {"api_version": {"version": "2"}}
 
 
-def _render_tokens(rows: Sequence[Spelling]) -> bytes:
+def _render_tokens(rows: Sequence[Tokenization]) -> bytes:
     (row,) = rows
     return orjson.dumps({"tokens": row.ids, "token_strings": row.pieces, "meta": _META})
 
@@ -189,41 +197,48 @@ def _render_text(texts: Sequence[str]) -> bytes:
     return orjson.dumps({"text": texts[0], "meta": _META})
 
 
-@refusal(thing({"message": STRING}))
-def refuse(error: EmbedServeError) -> Refusal:
+@refusal(object_({"message": STRING}))
+def render_error(error: EmbedServeError) -> ErrorResponse:
     """The error's body."""
-    return Refusal(error.status, orjson.dumps({"message": str(error)}))
+    return ErrorResponse(error.status, orjson.dumps({"message": str(error)}))
 
 
-_ABOUT: Shape = thing({"api_version": thing({"version": STRING})})
-_EMBEDDINGS: Shape = {
+_ABOUT: Schema = object_({"api_version": object_({"version": STRING})})
+_EMBEDDINGS: Schema = {
     "type": "object",
     "properties": {
-        "float": listed(VECTOR),
-        "base64": listed(STRING),
-        **{kind: listed(listed(INTEGER)) for kind in OUTPUT_TYPES if kind != "float"},
+        "float": array(VECTOR),
+        "base64": array(STRING),
+        **{kind: array(array(INTEGER)) for kind in OUTPUT_TYPES if kind != "float"},
     },
     "additionalProperties": False,
 }
-_REPLY = thing(
+_REPLY = object_(
     {
         "id": STRING,
         "embeddings": _EMBEDDINGS,
-        "texts": listed(STRING),
-        "meta": thing(
+        "texts": array(STRING),
+        "meta": object_(
             {
                 **_ABOUT["properties"],
-                "billed_units": thing({"input_tokens": INTEGER}),
+                "billed_units": object_({"input_tokens": INTEGER}),
                 "cached_tokens": INTEGER,
             }
         ),
-        "response_type": words(["embeddings_by_type"]),
+        "response_type": enum(["embeddings_by_type"]),
     }
 )
 
 ENDPOINTS = (
     Endpoint(
-        "/v2/embed", "Cohere", "Vectors of texts.", "input_type", _FIELDS, parse, _REPLY, refuse
+        "/v2/embed",
+        "Cohere",
+        "Vectors of texts.",
+        "input_type",
+        _FIELDS,
+        parse,
+        _REPLY,
+        render_error,
     ),
     Endpoint(
         "/v1/tokenize",
@@ -232,8 +247,8 @@ ENDPOINTS = (
         "text",
         (_SPELLED, _MODEL),
         parse_tokenize,
-        thing({"tokens": listed(INTEGER), "token_strings": listed(STRING), "meta": _ABOUT}),
-        refuse,
+        object_({"tokens": array(INTEGER), "token_strings": array(STRING), "meta": _ABOUT}),
+        render_error,
     ),
     Endpoint(
         "/v1/detokenize",
@@ -242,7 +257,7 @@ ENDPOINTS = (
         "tokens",
         (_IDS, _MODEL),
         parse_detokenize,
-        thing({"text": STRING, "meta": _ABOUT}),
-        refuse,
+        object_({"text": STRING, "meta": _ABOUT}),
+        render_error,
     ),
 )

@@ -10,34 +10,50 @@ from typing import Any
 
 import orjson
 
-from serve_app.errors import EmbedServeError, EmptyInput, InvalidRequest, NotJson
+from serve_app.errors import EmbedServeError, EmptyInput, InvalidJSON, InvalidRequest
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult, Input, Tier
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
-from serve_app.web.endpoint import Call, Endpoint, Refusal, Shown, View, refusal
-from serve_app.web.schema.fields import Body, Content, Model, Texts, Whole, input_type
-from serve_app.web.schema.vector_encoding import as_floats
+from serve_app.web.endpoint import (
+    Endpoint,
+    ErrorResponse,
+    ParsedRequest,
+    ViewResponse,
+    ViewRoute,
+    refusal,
+)
+from serve_app.web.schema.fields import (
+    Body,
+    IntField,
+    ModelField,
+    TextField,
+    TextsField,
+    input_type,
+)
 from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,
     NUMBER,
     STRING,
     VECTOR,
-    Shape,
-    listed,
-    thing,
-    words,
+    Schema,
+    array,
+    enum,
+    object_,
 )
+from serve_app.web.schema.vector_encoding import as_floats
 
-_TEXT = Content("text", "What is embedded.", True)
-_QUERY = Content("query", "What is embedded.", True)
-_TEXTS = Texts("texts", "Texts; empty ones are left out.", True, alone=False, holes=True)
-_MODEL = Model("model", "The served model, by any of its names.")
-_BATCH_SIZE = Whole("batch_size", "Taken, and not used: batches are packed by tokens here.")
+_TEXT = TextField("text", "What is embedded.", True)
+_QUERY = TextField("query", "What is embedded.", True)
+_TEXTS = TextsField(
+    "texts", "Texts; empty ones are left out.", True, allow_single=False, allow_empty_items=True
+)
+_MODEL = ModelField("model", "The served model, by any of its names.")
+_BATCH_SIZE = IntField("batch_size", "Taken, and not used: batches are packed by tokens here.")
 
 
-def parse_one(body: Body, spec: ModelSpec, *, field: Content, purpose: str) -> Call:
+def parse_one(body: Body, spec: ModelSpec, *, field: TextField, purpose: str) -> ParsedRequest:
     """Reads `{text, model?, use_cache?}`, or the same with `query`.
 
     Raises:
@@ -48,10 +64,10 @@ def parse_one(body: Body, spec: ModelSpec, *, field: Content, purpose: str) -> C
         raise InvalidRequest(f"`{field.name}` is missing. Send a string.", field.name)
     if not text:
         raise EmptyInput(f"`{field.name}` is empty. Send at least one character.", field.name)
-    return Call(_job(body, (text,), input_type(purpose, spec)), _render_one)
+    return ParsedRequest(_job(body, (text,), input_type(purpose, spec)), _render_one)
 
 
-def parse_batch(body: Body, spec: ModelSpec) -> Call:
+def parse_batch(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads `{texts, model?, batch_size?, use_cache?}`; empty texts are left out.
 
     Raises:
@@ -61,7 +77,7 @@ def parse_batch(body: Body, spec: ModelSpec) -> Call:
     kept = tuple(text for text in _TEXTS(body) if text != "")
     if not kept:
         raise EmptyInput("`texts` holds no text. Send at least one.", "texts")
-    return Call(_job(body, kept, input_type("document", spec)), _render_batch)
+    return ParsedRequest(_job(body, kept, input_type("document", spec)), _render_batch)
 
 
 def _job(body: Body, texts: tuple[Input, ...], purpose: str | None) -> EmbedJob:
@@ -70,7 +86,7 @@ def _job(body: Body, texts: tuple[Input, ...], purpose: str | None) -> EmbedJob:
         model=_MODEL(body),
         input_type=purpose,
         use_cache=USE_CACHE(body) is not False,
-        overflow="chunk" if CHUNK(body) else "end",
+        truncation="chunk" if CHUNK(body) else "end",
     )
 
 
@@ -87,7 +103,7 @@ def _render_one(result: EmbedResult) -> bytes:
     )
 
 
-_ONE = thing(
+_ONE = object_(
     {
         "embedding": VECTOR,
         "dimension": INTEGER,
@@ -112,9 +128,9 @@ def _render_batch(result: EmbedResult) -> bytes:
     )
 
 
-_BATCH = thing(
+_BATCH = object_(
     {
-        "embeddings": listed(VECTOR),
+        "embeddings": array(VECTOR),
         "dimension": INTEGER,
         "model": STRING,
         "total_embeddings": INTEGER,
@@ -128,19 +144,19 @@ def _dumps(reply: Mapping[str, Any]) -> bytes:
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-@refusal(thing({"detail": STRING}))
-def refuse(error: EmbedServeError) -> Refusal:
+@refusal(object_({"detail": STRING}))
+def render_error(error: EmbedServeError) -> ErrorResponse:
     """The error's body."""
-    status = 422 if type(error) in (InvalidRequest, NotJson) else error.status
-    return Refusal(status, orjson.dumps({"detail": str(error)}))
+    status = 422 if type(error) in (InvalidRequest, InvalidJSON) else error.status
+    return ErrorResponse(status, orjson.dumps({"detail": str(error)}))
 
 
-async def _models(service: EmbedService, path: Mapping[str, str]) -> Shown:
+async def _models(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
     spec = service.spec
-    return Shown(orjson.dumps({"models": [spec.name, *spec.aliases], "default": spec.name}))
+    return ViewResponse(orjson.dumps({"models": [spec.name, *spec.aliases], "default": spec.name}))
 
 
-async def _health(service: EmbedService, path: Mapping[str, str]) -> Shown:
+async def _health(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
     report, cache = await asyncio.gather(service.health(), service.cache_state())
     body = {
         "status": "healthy" if report.healthy else "unhealthy",
@@ -149,10 +165,10 @@ async def _health(service: EmbedService, path: Mapping[str, str]) -> Shown:
         "caching_enabled": cache.state != "off",
         "models_loaded": [service.spec.name],
     }
-    return Shown(orjson.dumps(body), 200 if report.healthy else 503)
+    return ViewResponse(orjson.dumps(body), 200 if report.healthy else 503)
 
 
-async def _metrics(service: EmbedService, path: Mapping[str, str]) -> Shown:
+async def _metrics(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
     totals = await service.fleet.totals()
     computed = totals.texts - totals.cached_texts
     metrics = {
@@ -165,12 +181,12 @@ async def _metrics(service: EmbedService, path: Mapping[str, str]) -> Shown:
         "total_cost_usd": 0.0,
         "errors": int(totals.failed),
     }
-    return Shown(orjson.dumps({"metrics": metrics}))
+    return ViewResponse(orjson.dumps({"metrics": metrics}))
 
 
-_METRICS: Shape = thing(
+_METRICS: Schema = object_(
     {
-        "metrics": thing(
+        "metrics": object_(
             {
                 "total_requests": INTEGER,
                 "total_embeddings_generated": INTEGER,
@@ -186,14 +202,16 @@ _METRICS: Shape = thing(
 )
 
 
-async def _reset(service: EmbedService, path: Mapping[str, str]) -> Shown:
-    await service.fleet.begin_anew()
-    return Shown(orjson.dumps({"status": "success", "message": "Metrics begin at zero."}))
+async def _reset(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
+    await service.fleet.reset()
+    return ViewResponse(orjson.dumps({"status": "success", "message": "Metrics begin at zero."}))
 
 
 ENDPOINTS = tuple(
-    Endpoint(path, "document backend", about, fields[0].name, fields, parse, reply, refuse)
-    for path, about, fields, parse, reply in (
+    Endpoint(
+        path, "document backend", description, fields[0].name, fields, parse, reply, render_error
+    )
+    for path, description, fields, parse, reply in (
         (
             "/embed/text",
             "A document's vector.",
@@ -218,13 +236,15 @@ ENDPOINTS = tuple(
     )
 )
 VIEWS = tuple(
-    View(path, "document backend", about, show, reply, refuse, method, public, statuses)
-    for path, about, show, reply, method, public, statuses in (
+    ViewRoute(
+        path, "document backend", description, show, reply, render_error, method, public, statuses
+    )
+    for path, description, show, reply, method, public, statuses in (
         (
             "/embed/models",
             "The model, under each of its names.",
             _models,
-            thing({"models": listed(STRING), "default": STRING}),
+            object_({"models": array(STRING), "default": STRING}),
             "GET",
             False,
             {},
@@ -242,7 +262,7 @@ VIEWS = tuple(
             "/embed/metrics/reset",
             "Has `/embed/metrics` and `/embedding/stats` begin at zero.",
             _reset,
-            thing({"status": STRING, "message": STRING}),
+            object_({"status": STRING, "message": STRING}),
             "POST",
             False,
             {},
@@ -251,13 +271,13 @@ VIEWS = tuple(
             "/embed/health",
             "Whether it can embed now.",
             _health,
-            thing(
+            object_(
                 {
-                    "status": words(["healthy", "unhealthy"]),
+                    "status": enum(["healthy", "unhealthy"]),
                     "service": STRING,
                     "default_model": STRING,
                     "caching_enabled": BOOLEAN,
-                    "models_loaded": listed(STRING),
+                    "models_loaded": array(STRING),
                 }
             ),
             "GET",

@@ -12,68 +12,77 @@ import orjson
 from serve_app.errors import EmbedServeError, InvalidRequest, ModelNotFound
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
-from serve_app.types import EmbedJob, EmbedResult, Lane, Overflow
+from serve_app.types import EmbedJob, EmbedResult, Lane, Truncation
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
-from serve_app.web.endpoint import Call, Endpoint, Refusal, Shown, View, refusal
+from serve_app.web.endpoint import (
+    Endpoint,
+    ErrorResponse,
+    ParsedRequest,
+    ViewResponse,
+    ViewRoute,
+    refusal,
+)
 from serve_app.web.schema.fields import (
     Body,
-    Choice,
-    Dimensions,
-    Flag,
-    Model,
-    Purpose,
+    BoolField,
+    DimensionsField,
+    EnumField,
+    InputTypeField,
+    IntField,
+    ModelField,
     Scope,
-    Text,
-    Texts,
-    Whole,
+    StringField,
+    TextsField,
 )
-from serve_app.web.schema.vector_encoding import EMBEDDING, Encoder, VectorType
 from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,
     STRING,
-    Shape,
-    either,
-    listed,
-    or_null,
-    thing,
-    words,
+    Schema,
+    any_of,
+    array,
+    enum,
+    nullable,
+    object_,
 )
+from serve_app.web.schema.vector_encoding import EMBEDDING, Encoder, VectorType
 
 #: What a field of a job is called in this dialect.
 _PARAMS = {"texts": "input", "max_tokens": "truncate_prompt_tokens"}
 
-_INPUT = Texts("input", "One text, or a list; or the model's token ids.", True, ids=True)
-_MODEL = Model("model", "The served model, by any of its names.")
-ENCODING_FORMAT = Choice(
+_INPUT = TextsField(
+    "input", "One text, or a list; or the model's token ids.", True, allow_token_ids=True
+)
+_MODEL = ModelField("model", "The served model, by any of its names.")
+ENCODING_FORMAT = EnumField(
     "encoding_format", "`base64`: each vector's bytes, little-endian.", choices=("float", "base64")
 )
-_DIMENSIONS = Dimensions("dimensions", "Components to keep, at unit length again.")
-_USER = Text("user", "Taken, and not used.")
-_INPUT_TYPE = Purpose("input_type", "What the texts are for (Voyage, NIM).")
-_TASK = Purpose("task", "What the texts are for (Jina).")
-_OUTPUT_DIMENSION = Dimensions("output_dimension", "As `dimensions` (Voyage).")
+_DIMENSIONS = DimensionsField("dimensions", "Components to keep, at unit length again.")
+_USER = StringField("user", "Taken, and not used.")
+_INPUT_TYPE = InputTypeField("input_type", "What the texts are for (Voyage, NIM).")
+_TASK = InputTypeField("task", "What the texts are for (Jina).")
+_OUTPUT_DIMENSION = DimensionsField("output_dimension", "As `dimensions` (Voyage).")
 _OUTPUT_DTYPE = VectorType("output_dtype", "Type of the components (Voyage).")
 _EMBEDDING_TYPE = VectorType("embedding_type", "Type of the components (Jina, NIM).")
-_NORMALIZED = Flag("normalized", "Vectors of unit length, whatever the model gives (Jina).")
-_TRUNCATION = Flag("truncation", "false: a text that is too long is an error (Voyage).")
-_SIDE = Choice(
+_NORMALIZED = BoolField("normalized", "Vectors of unit length, whatever the model gives (Jina).")
+_TRUNCATION = BoolField("truncation", "false: a text that is too long is an error (Voyage).")
+_SIDE = EnumField(
     "truncation_side", "Which end a text that is too long loses (vLLM).", choices=("left", "right")
 )
-_PRIORITY = Whole("priority", "Above 0: the request can wait (vLLM).")
+_PRIORITY = IntField("priority", "Above 0: the request can wait (vLLM).")
 
 
-class _CutTo(Whole):
+class _CutTo(IntField):
     """vLLM says -1 for as many as the model takes."""
 
     __slots__ = ()
 
     def __call__(self, body: Body) -> int | None:
-        value = Whole.__call__(self, body)
+        value = IntField.__call__(self, body)
         return None if value == -1 else value
 
-    def _kind(self, scope: Scope) -> Shape:
-        return either({"const": -1}, INTEGER | {"minimum": 1, "maximum": scope.spec.max_tokens})
+    def _kind(self, scope: Scope) -> Schema:
+        return any_of({"const": -1}, INTEGER | {"minimum": 1, "maximum": scope.spec.max_tokens})
 
 
 _CUT_TO = _CutTo(
@@ -83,29 +92,29 @@ _CUT_TO = _CutTo(
 )
 
 
-class _Never(Flag):
+class _Never(BoolField):
     """Something that isn't done here: true would get other vectors than were asked for."""
 
     __slots__ = ()
 
     def __call__(self, body: Body) -> bool | None:
-        if Flag.__call__(self, body):
+        if BoolField.__call__(self, body):
             raise InvalidRequest(f"`{self.name}` isn't served here. Leave it out.", self.name)
         return False
 
-    def _kind(self, scope: Scope) -> Shape:
+    def _kind(self, scope: Scope) -> Schema:
         return {"const": False}
 
 
 _LATE_CHUNKING = _Never("late_chunking", "Isn't served (Jina).")
-_EMBED_DTYPE = Choice("embed_dtype", "Others aren't served (vLLM).", choices=("float32",))
-_ENDIANNESS = Choice("endianness", "Another isn't served (vLLM).", choices=("native", "little"))
+_EMBED_DTYPE = EnumField("embed_dtype", "Others aren't served (vLLM).", choices=("float32",))
+_ENDIANNESS = EnumField("endianness", "Another isn't served (vLLM).", choices=("native", "little"))
 
 
 _UNSERVED = (_LATE_CHUNKING, _EMBED_DTYPE, _ENDIANNESS)
 
 
-class _Truncate(Choice):
+class _Truncate(EnumField):
     """Jina says true or false, NIM says it in words."""
 
     __slots__ = ()
@@ -114,10 +123,10 @@ class _Truncate(Choice):
         value = body.get(self.name)
         if isinstance(value, bool):
             return "END" if value else "NONE"
-        return Choice.__call__(self, body)
+        return EnumField.__call__(self, body)
 
-    def _kind(self, scope: Scope) -> Shape:
-        return either(BOOLEAN, words(self.choices))
+    def _kind(self, scope: Scope) -> Schema:
+        return any_of(BOOLEAN, enum(self.choices))
 
 
 _TRUNCATE = _Truncate(
@@ -149,7 +158,7 @@ FIELDS = (
 )
 
 
-def parse(body: Body, spec: ModelSpec) -> Call:
+def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads the body of `POST /v1/embeddings`. null stands for an absent optional field.
 
     Raises:
@@ -163,7 +172,7 @@ def parse(body: Body, spec: ModelSpec) -> Call:
     else:
         job, encoding, dtype = _parse_all(body, spec)
     encoder = Encoder(spec, dtype, as_base64=encoding == "base64")
-    return Call(job, partial(render, encoder=encoder))
+    return ParsedRequest(job, partial(render, encoder=encoder))
 
 
 #: Of OpenAI's own fields; a request that has no others is read in half the time.
@@ -186,7 +195,7 @@ def _parse_all(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None, str |
         lane=_lane(body),
         use_cache=USE_CACHE(body) is not False,
         normalize=_NORMALIZED(body) is True,
-        overflow=_overflow(body),
+        truncation=_truncation(body),
         max_tokens=_CUT_TO(body),
     )
     return job, ENCODING_FORMAT(body), dtype or embedding_type
@@ -213,7 +222,7 @@ def _lane(body: Body) -> Lane | None:
     return "bulk" if (_PRIORITY(body) or 0) > 0 else None
 
 
-def _overflow(body: Body) -> Overflow:
+def _truncation(body: Body) -> Truncation:
     side, cut, truncation = _SIDE(body), _TRUNCATE(body), _TRUNCATION(body)
     if CHUNK(body):
         return "chunk"
@@ -246,33 +255,35 @@ def reply(result: EmbedResult, encoder: Encoder) -> dict[str, Any]:
 
 
 #: Of `reply`.
-REPLY: Shape = thing(
+REPLY: Schema = object_(
     {
-        "object": words(["list"]),
-        "data": listed(
-            thing({"object": words(["embedding"]), "index": INTEGER, "embedding": EMBEDDING})
+        "object": enum(["list"]),
+        "data": array(
+            object_({"object": enum(["embedding"]), "index": INTEGER, "embedding": EMBEDDING})
         ),
         "model": STRING,
-        "usage": thing(dict.fromkeys(("prompt_tokens", "total_tokens", "cached_tokens"), INTEGER)),
+        "usage": object_(
+            dict.fromkeys(("prompt_tokens", "total_tokens", "cached_tokens"), INTEGER)
+        ),
     }
 )
 
 
 @refusal(
-    thing(
+    object_(
         {
-            "error": thing(
+            "error": object_(
                 {
                     "message": STRING,
                     "type": STRING,
-                    "param": or_null(STRING),
-                    "code": or_null(STRING),
+                    "param": nullable(STRING),
+                    "code": nullable(STRING),
                 }
             )
         }
     )
 )
-def refuse(error: EmbedServeError) -> Refusal:
+def render_error(error: EmbedServeError) -> ErrorResponse:
     """The error envelope."""
     if error.status == 429:
         kind = "rate_limit_error"
@@ -283,18 +294,18 @@ def refuse(error: EmbedServeError) -> Refusal:
     param = None if error.param is None else _PARAMS.get(error.param, error.param)
     envelope = {"message": str(error), "type": kind, "param": param, "code": error.code}
     # `detail` is where the clients of Voyage and Jina look; others read `error` only.
-    return Refusal(error.status, orjson.dumps({"error": envelope, "detail": str(error)}))
+    return ErrorResponse(error.status, orjson.dumps({"error": envelope, "detail": str(error)}))
 
 
-async def _models(service: EmbedService, path: Mapping[str, str]) -> Shown:
+async def _models(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
     spec = service.spec
     names = (spec.name, *spec.aliases)
-    return Shown(
+    return ViewResponse(
         orjson.dumps({"object": "list", "data": [_about_model(spec, name) for name in names]})
     )
 
 
-async def _model(service: EmbedService, path: Mapping[str, str]) -> Shown:
+async def _model(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
     """The model, under the name that was asked for.
 
     Raises:
@@ -305,25 +316,25 @@ async def _model(service: EmbedService, path: Mapping[str, str]) -> Shown:
         raise ModelNotFound(
             f"The model {name!r} isn't served here. Served: {spec.name!r}.", "model"
         )
-    return Shown(orjson.dumps(_about_model(spec, name)))
+    return ViewResponse(orjson.dumps(_about_model(spec, name)))
 
 
 def _about_model(spec: ModelSpec, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": spec.created_s, "owned_by": "embedserve"}
 
 
-_ABOUT_MODEL = thing(
-    {"id": STRING, "object": words(["model"]), "created": INTEGER, "owned_by": STRING}
+_ABOUT_MODEL = object_(
+    {"id": STRING, "object": enum(["model"]), "created": INTEGER, "owned_by": STRING}
 )
 
 
-async def _ready(service: EmbedService, path: Mapping[str, str]) -> Shown:
+async def _ready(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
     healthy = (await service.health()).healthy
-    return Shown(_nim_health(healthy), 200 if healthy else 503)
+    return ViewResponse(_nim_health(healthy), 200 if healthy else 503)
 
 
-async def _live(service: EmbedService, path: Mapping[str, str]) -> Shown:
-    return Shown(_nim_health(True))
+async def _live(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
+    return ViewResponse(_nim_health(True))
 
 
 def _nim_health(ready: bool) -> bytes:
@@ -331,7 +342,7 @@ def _nim_health(ready: bool) -> bytes:
     return orjson.dumps({"object": "health.response", "message": message, "ready": ready})
 
 
-_NIM_HEALTH = thing({"object": STRING, "message": STRING, "ready": BOOLEAN})
+_NIM_HEALTH = object_({"object": STRING, "message": STRING, "ready": BOOLEAN})
 
 ENDPOINTS = (
     Endpoint(
@@ -342,36 +353,43 @@ ENDPOINTS = (
         FIELDS,
         parse,
         REPLY,
-        refuse,
+        render_error,
     ),
 )
 VIEWS = (
-    View(
+    ViewRoute(
         "/v1/models",
         "OpenAI",
         "The model, under each of its names.",
         _models,
-        thing({"object": words(["list"]), "data": listed(_ABOUT_MODEL)}),
-        refuse,
+        object_({"object": enum(["list"]), "data": array(_ABOUT_MODEL)}),
+        render_error,
     ),
-    View("/v1/models/{name:path}", "OpenAI", "The model by a name.", _model, _ABOUT_MODEL, refuse),
-    View(
+    ViewRoute(
+        "/v1/models/{name:path}",
+        "OpenAI",
+        "The model by a name.",
+        _model,
+        _ABOUT_MODEL,
+        render_error,
+    ),
+    ViewRoute(
         "/v1/health/ready",
         "NIM",
         "Whether a live replica has computed a vector lately.",
         _ready,
         _NIM_HEALTH,
-        refuse,
+        render_error,
         public=True,
         statuses={503: "Not ready."},
     ),
-    View(
+    ViewRoute(
         "/v1/health/live",
         "NIM",
         "That it answers.",
         _live,
         _NIM_HEALTH,
-        refuse,
+        render_error,
         public=True,
     ),
 )

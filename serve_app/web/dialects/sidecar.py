@@ -6,16 +6,16 @@ from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
 from serve_app.types import EmbedJob, EmbedResult
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
-from serve_app.web.endpoint import Call, Endpoint, Refusal, refusal
-from serve_app.web.schema.fields import Body, Flag, Texts
+from serve_app.web.endpoint import Endpoint, ErrorResponse, ParsedRequest, refusal
+from serve_app.web.schema.fields import Body, BoolField, TextsField
+from serve_app.web.schema.json_schema import STRING, VECTOR, array, object_
 from serve_app.web.schema.vector_encoding import as_floats
-from serve_app.web.schema.json_schema import STRING, VECTOR, listed, thing
 
-_TEXTS = Texts("texts", "One text, or a list.", True)
-_NORMALIZE = Flag("normalize", "Vectors of unit length; true unless said otherwise.")
+_TEXTS = TextsField("texts", "One text, or a list.", True)
+_NORMALIZE = BoolField("normalize", "Vectors of unit length; true unless said otherwise.")
 
 
-def parse(body: Body, spec: ModelSpec) -> Call:
+def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads `{"texts": […], "normalize": true}`.
 
     Raises:
@@ -24,20 +24,20 @@ def parse(body: Body, spec: ModelSpec) -> Call:
     job = EmbedJob(
         _TEXTS(body),
         normalize=_NORMALIZE(body) is not False,
-        overflow="chunk" if CHUNK(body) else "end",
+        truncation="chunk" if CHUNK(body) else "end",
         use_cache=USE_CACHE(body) is not False,
     )
-    return Call(job, _render)
+    return ParsedRequest(job, _render)
 
 
 def _render(result: EmbedResult) -> bytes:
     return orjson.dumps({"vectors": as_floats(result)}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-@refusal(thing({"error": STRING}))
-def refuse(error: EmbedServeError) -> Refusal:
+@refusal(object_({"error": STRING}))
+def render_error(error: EmbedServeError) -> ErrorResponse:
     """The error's body."""
-    return Refusal(error.status, orjson.dumps({"error": str(error)}))
+    return ErrorResponse(error.status, orjson.dumps({"error": str(error)}))
 
 
 ENDPOINTS = (
@@ -48,7 +48,7 @@ ENDPOINTS = (
         "texts",
         (_TEXTS, _NORMALIZE, CHUNK, USE_CACHE),
         parse,
-        thing({"vectors": listed(VECTOR)}),
-        refuse,
+        object_({"vectors": array(VECTOR)}),
+        render_error,
     ),
 )

@@ -8,23 +8,23 @@ import orjson
 
 from serve_app.service.embed import EmbedService
 from serve_app.web.dialects import openai, sidecar
-from serve_app.web.endpoint import Shown, View
+from serve_app.web.endpoint import ViewResponse, ViewRoute
 from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,
     NUMBER,
     STRING,
-    Shape,
-    listed,
-    or_null,
-    thing,
-    words,
+    Schema,
+    array,
+    enum,
+    nullable,
+    object_,
 )
 
 _NOT_HEALTHY = {503: "No live replica has computed a vector lately."}
 
 
-async def _health(service: EmbedService, path: Mapping[str, str]) -> Shown:
+async def _health(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
     report, cache, device = await asyncio.gather(
         service.health(), service.cache_state(), service.device()
     )
@@ -41,18 +41,18 @@ async def _health(service: EmbedService, path: Mapping[str, str]) -> Shown:
     }
     if not report.healthy:
         body |= {"error": "unhealthy", "error_type": "Unhealthy"}  # TEI's words
-    return Shown(orjson.dumps(body), 200 if report.healthy else 503)
+    return ViewResponse(orjson.dumps(body), 200 if report.healthy else 503)
 
 
-_HEALTH = thing(
+_HEALTH = object_(
     {
-        "status": words(["ok", "degraded", "unavailable"]),
-        "reason": or_null(STRING),
-        "last_vector_age_s": or_null(NUMBER),
+        "status": enum(["ok", "degraded", "unavailable"]),
+        "reason": nullable(STRING),
+        "last_vector_age_s": nullable(NUMBER),
         "model": STRING,
         "dim": INTEGER,
-        "device": or_null(STRING),
-        "cache": thing({"state": STRING, "reason": or_null(STRING), "kind": STRING}),
+        "device": nullable(STRING),
+        "cache": object_({"state": STRING, "reason": nullable(STRING), "kind": STRING}),
         "unix": NUMBER,
         "error": STRING,
         "error_type": STRING,
@@ -61,16 +61,16 @@ _HEALTH = thing(
 )
 
 
-async def _info(service: EmbedService, path: Mapping[str, str]) -> Shown:
-    return Shown(orjson.dumps(await service.info()))
+async def _info(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
+    return ViewResponse(orjson.dumps(await service.info()))
 
 
-async def _metrics(service: EmbedService, path: Mapping[str, str]) -> Shown:
-    text = await service.fleet.exposition()
-    return Shown(text.encode(), media_type="text/plain; version=0.0.4")
+async def _metrics(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
+    text = await service.fleet.prometheus_text()
+    return ViewResponse(text.encode(), media_type="text/plain; version=0.0.4")
 
 
-async def _embedding_health(service: EmbedService, path: Mapping[str, str]) -> Shown:
+async def _embedding_health(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
     report = await service.health()
     body = {
         "status": "healthy" if report.healthy else "unhealthy",
@@ -78,10 +78,10 @@ async def _embedding_health(service: EmbedService, path: Mapping[str, str]) -> S
         "model": service.spec.name,
         "reason": report.reason,
     }
-    return Shown(orjson.dumps(body), 200 if report.healthy else 503)
+    return ViewResponse(orjson.dumps(body), 200 if report.healthy else 503)
 
 
-async def _embedding_stats(service: EmbedService, path: Mapping[str, str]) -> Shown:
+async def _embedding_stats(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
     totals = await service.fleet.totals()
     body = {
         "model": service.spec.name,
@@ -89,10 +89,10 @@ async def _embedding_stats(service: EmbedService, path: Mapping[str, str]) -> Sh
         "cache_hit_rate": totals.cached_texts / totals.texts if totals.texts else 0.0,
         "seconds_per_request": totals.seconds / totals.requests if totals.requests else 0.0,
     }
-    return Shown(orjson.dumps(body))
+    return ViewResponse(orjson.dumps(body))
 
 
-_STATS = thing(
+_STATS = object_(
     {
         "model": STRING,
         **dict.fromkeys(
@@ -104,32 +104,32 @@ _STATS = thing(
 )
 
 
-def _healthy(path: str, dialect: str) -> View:
-    return View(
+def _healthy(path: str, dialect: str) -> ViewRoute:
+    return ViewRoute(
         path,
         dialect,
         "Whether a live replica has computed a real vector lately.",
         _health,
         _HEALTH,
-        openai.refuse,
+        openai.render_error,
         public=True,
         statuses=_NOT_HEALTHY,
     )
 
 
 #: Of `EmbedService.info`, as far as dialects rely on it.
-_INFO: Shape = thing(
+_INFO: Schema = object_(
     {
         "model": STRING,
         "model_id": STRING,
         "version": STRING,
         "dim": INTEGER,
-        "device": or_null(STRING),
+        "device": nullable(STRING),
         "space": STRING,
         "max_input_length": INTEGER,
         "max_client_batch_size": INTEGER,
         "auto_truncate": BOOLEAN,
-        "aliases": listed(STRING),
+        "aliases": array(STRING),
     }
 )
 
@@ -137,38 +137,40 @@ VIEWS = (
     _healthy("/health", "status"),
     _healthy("/", "TEI"),
     _healthy("/ping", "TEI"),
-    View("/info", "status", "What is served, and what runs it.", _info, _INFO, sidecar.refuse),
-    View(
+    ViewRoute(
+        "/info", "status", "What is served, and what runs it.", _info, _INFO, sidecar.render_error
+    ),
+    ViewRoute(
         "/metrics",
         "TEI",
         "Every metric of the service, for Prometheus.",
         _metrics,
         STRING,
-        openai.refuse,
+        openai.render_error,
     ),
-    View(
+    ViewRoute(
         "/embedding/health",
         "a search product",
         "Whether the model server is there.",
         _embedding_health,
-        thing(
+        object_(
             {
                 "status": STRING,
                 "model_server": BOOLEAN,
                 "model": STRING,
-                "reason": or_null(STRING),
+                "reason": nullable(STRING),
             }
         ),
-        sidecar.refuse,
+        sidecar.render_error,
         public=True,
         statuses=_NOT_HEALTHY,
     ),
-    View(
+    ViewRoute(
         "/embedding/stats",
         "a search product",
         "What was answered since the start, by all replicas.",
         _embedding_stats,
         _STATS,
-        sidecar.refuse,
+        sidecar.render_error,
     ),
 )

@@ -10,134 +10,141 @@ import orjson
 from serve_app.errors import (
     EmbedServeError,
     EmptyInput,
-    EngineFailed,
+    InferenceError,
+    InvalidJSON,
+    ClientError,
     InvalidRequest,
-    NotAbleTo,
-    NotJson,
     Overloaded,
     Unauthorized,
     Unavailable,
+    UnsupportedOperation,
 )
 from serve_app.models import ModelSpec
 from serve_app.types import (
+    BatchJob,
     DecodeJob,
     EmbedJob,
     EmbedResult,
     Input,
-    Overflow,
-    Several,
-    Spelling,
-    SpellJob,
+    Tokenization,
+    TokenizeJob,
     TokenVectors,
     TokenVectorsJob,
+    Truncation,
 )
 from serve_app.web.dialects import openai
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
-from serve_app.web.endpoint import Call, Endpoint, Refusal, refusal
+from serve_app.web.endpoint import Endpoint, ErrorResponse, ParsedRequest, refusal
 from serve_app.web.schema.fields import (
     Body,
-    Choice,
-    Content,
-    Dimensions,
+    BoolField,
+    DimensionsField,
+    EnumField,
     Field,
-    Flag,
-    Ids,
-    Nested,
-    Purpose,
+    InputTypeField,
+    ObjectField,
     Scope,
-    Texts,
+    TextField,
+    TextsField,
+    TokenIdsField,
 )
-from serve_app.web.schema.vector_encoding import as_floats
 from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,
     STRING,
     VECTOR,
-    Shape,
-    either,
-    listed,
-    thing,
+    Schema,
+    any_of,
+    array,
+    object_,
 )
+from serve_app.web.schema.vector_encoding import as_floats
 
-_INPUTS = Texts("inputs", "One text, or a list; or the model's token ids.", True, ids=True)
-_TRUNCATE = Flag("truncate", "false: a text that is too long is an error.")
-_DIRECTION = Choice(
+_INPUTS = TextsField(
+    "inputs", "One text, or a list; or the model's token ids.", True, allow_token_ids=True
+)
+_TRUNCATE = BoolField("truncate", "false: a text that is too long is an error.")
+_DIRECTION = EnumField(
     "truncation_direction",
     "Which end a text that is too long loses.",
     choices=("Right", "right", "Left", "left"),
 )
-_PROMPT = Purpose("prompt_name", "Which of the model's prompts is put before each text.")
-_NORMALIZE = Flag("normalize", "Vectors of unit length; true unless said otherwise.")
-_DIMENSIONS = Dimensions("dimensions", "Components to keep, at unit length again.")
-_OVERFLOW = (_TRUNCATE, _DIRECTION)
-_EMBED = (_INPUTS, *_OVERFLOW, _PROMPT, _NORMALIZE, _DIMENSIONS, CHUNK, USE_CACHE)
-_EMBED_ALL = (_INPUTS, *_OVERFLOW, _PROMPT)
-_SOURCE = Content("source_sentence", "What the others are compared with.", True)
-_SENTENCES = Texts("sentences", "What is compared.", True, alone=False, room=1)
-_PAIR = Nested("inputs", "What is compared.", True, fields=(_SOURCE, _SENTENCES))
-_PARAMETERS = Nested("parameters", "As for `/embed`.", fields=(*_OVERFLOW, _PROMPT))
-_INSTANCES = Nested(
+_PROMPT = InputTypeField("prompt_name", "Which of the model's prompts is put before each text.")
+_NORMALIZE = BoolField("normalize", "Vectors of unit length; true unless said otherwise.")
+_DIMENSIONS = DimensionsField("dimensions", "Components to keep, at unit length again.")
+_TRUNCATION = (_TRUNCATE, _DIRECTION)
+_EMBED = (_INPUTS, *_TRUNCATION, _PROMPT, _NORMALIZE, _DIMENSIONS, CHUNK, USE_CACHE)
+_EMBED_ALL = (_INPUTS, *_TRUNCATION, _PROMPT)
+_SOURCE = TextField("source_sentence", "What the others are compared with.", True)
+_SENTENCES = TextsField("sentences", "What is compared.", True, allow_single=False, reserved=1)
+_PAIR = ObjectField("inputs", "What is compared.", True, fields=(_SOURCE, _SENTENCES))
+_PARAMETERS = ObjectField("parameters", "As for `/embed`.", fields=(*_TRUNCATION, _PROMPT))
+_INSTANCES = ObjectField(
     "instances", "Bodies as for `/embed`.", True, fields=_EMBED, many=True, texts=True
 )
-_TOKENIZED = Texts("inputs", "One text, or a list.", True)
-_SPECIAL = Flag("add_special_tokens", "With the tokens around a text; true unless said otherwise.")
-_IDS = Ids("ids", "Token ids of one text, or a list of such lists.", True)
-_SKIP = Flag("skip_special_tokens", "Without the tokens around a text; true unless said otherwise.")
+_TOKENIZED = TextsField("inputs", "One text, or a list.", True)
+_SPECIAL = BoolField(
+    "add_special_tokens", "With the tokens around a text; true unless said otherwise."
+)
+_IDS = TokenIdsField("ids", "Token ids of one text, or a list of such lists.", True)
+_SKIP = BoolField(
+    "skip_special_tokens", "Without the tokens around a text; true unless said otherwise."
+)
 
 #: What the dialect calls our errors, the first that fits, and its status; None: our own.
 _ERRORS: tuple[tuple[type[EmbedServeError], str, int | None], ...] = (
     (EmptyInput, "Empty", 400),
-    (NotJson, "Validation", 400),
-    (NotAbleTo, "Backend", 424),
+    (InvalidJSON, "Validation", 400),
+    (UnsupportedOperation, "Backend", 424),
     (Overloaded, "Overloaded", 429),
     (Unavailable, "Unhealthy", 503),
-    (EngineFailed, "Backend", 424),
-    (InvalidRequest, "Validation", None),
+    (InferenceError, "Backend", 424),
+    (ClientError, "Validation", None),
 )
 #: What the dialect's messages begin with, of errors that are about what is asked for.
 _BEGINNINGS = {400: "Input validation error: ", 422: "Input validation error: "}
 _BEGINNINGS |= {424: "Backend error: "}
 
 
-def parse_embed(body: Body, spec: ModelSpec) -> Call:
+def parse_embed(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads the body of `POST /embed`.
 
     Raises:
         InvalidRequest: it isn't of the dialect's shape.
     """
-    return Call(_embed_job(body, spec), _render_embed)
+    return ParsedRequest(_embed_job(body, spec), _render_embed)
 
 
 def _embed_job(body: Body, spec: ModelSpec) -> EmbedJob:
-    overflow, chunk = _overflow(body), CHUNK(body)
+    truncation, chunk = _truncation(body), CHUNK(body)
     return EmbedJob(
         _INPUTS(body),
         input_type=_PROMPT(body, spec),
         dimensions=_DIMENSIONS(body),
         normalize=_NORMALIZE(body) is not False,
-        overflow="chunk" if chunk else overflow,
+        truncation="chunk" if chunk else truncation,
         use_cache=USE_CACHE(body) is not False,
     )
 
 
-def _overflow(body: Body) -> Overflow:
+def _truncation(body: Body) -> Truncation:
     direction = _DIRECTION(body)
     if _TRUNCATE(body) is False:
         return "error"
     return "start" if direction in ("Left", "left") else "end"
 
 
-def parse_embed_all(body: Body, spec: ModelSpec) -> Call:
+def parse_embed_all(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads the body of `POST /embed_all`.
 
     Raises:
         InvalidRequest: it isn't of the dialect's shape.
     """
-    job = EmbedJob(_INPUTS(body), input_type=_PROMPT(body, spec), overflow=_overflow(body))
-    return Call(TokenVectorsJob(job), _render_embed_all)
+    job = EmbedJob(_INPUTS(body), input_type=_PROMPT(body, spec), truncation=_truncation(body))
+    return ParsedRequest(TokenVectorsJob(job), _render_embed_all)
 
 
-def parse_similarity(body: Body, spec: ModelSpec) -> Call:
+def parse_similarity(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads the body of `POST /similarity`.
 
     Raises:
@@ -152,30 +159,34 @@ def parse_similarity(body: Body, spec: ModelSpec) -> Call:
         raise EmptyInput("`sentences` is empty. Send at least one.", "inputs")
     more = _PARAMETERS(body) or {}
     texts: tuple[Input, ...] = (source, *sentences)
-    job = EmbedJob(texts, input_type=_PROMPT(more, spec), normalize=True, overflow=_overflow(more))
-    return Call(job, _render_similarity, has_vectors=False)
+    job = EmbedJob(
+        texts, input_type=_PROMPT(more, spec), normalize=True, truncation=_truncation(more)
+    )
+    return ParsedRequest(job, _render_similarity, has_vectors=False)
 
 
-class _TextsOrPair(Texts):
+class _TextsOrPair(TextsField):
     """What `/embed` takes, or what `/similarity` takes."""
 
     __slots__ = ()
 
-    def _kind(self, scope: Scope) -> Shape:
-        return either(Texts._kind(self, scope), _PAIR._kind(scope))
+    def _kind(self, scope: Scope) -> Schema:
+        return any_of(TextsField._kind(self, scope), _PAIR._kind(scope))
 
 
-_EITHER = _TextsOrPair("inputs", "As for `/embed`, or as for `/similarity`.", True, ids=True)
+_EITHER = _TextsOrPair(
+    "inputs", "As for `/embed`, or as for `/similarity`.", True, allow_token_ids=True
+)
 
 
-def parse_root(body: Body, spec: ModelSpec) -> Call:
+def parse_root(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads a body that is of `POST /embed`, or where `inputs` is an object of `/similarity`.
 
     Raises:
         InvalidRequest: it isn't of the dialect's shape.
     """
     more = _PARAMETERS(body) or {}
-    _overflow(more)  # must be right also where `/embed` has no use for it
+    _truncation(more)  # must be right also where `/embed` has no use for it
     openai.check_unused(spec, purpose=_PROMPT(more, spec))
     if not isinstance(body.get("inputs"), dict):
         return parse_embed(body, spec)
@@ -184,31 +195,31 @@ def parse_root(body: Body, spec: ModelSpec) -> Call:
     return parse_similarity(body, spec)
 
 
-def parse_tokenize(body: Body, spec: ModelSpec) -> Call:
+def parse_tokenize(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads the body of `POST /tokenize`.
 
     Raises:
         InvalidRequest: it isn't of the dialect's shape.
     """
     texts = _TOKENIZED(body)
-    job = SpellJob(
+    job = TokenizeJob(
         texts,  # type: ignore[arg-type]  # which items are strings is the service's to see
         special=_SPECIAL(body) is not False,
         input_type=_PROMPT(body, spec),
     )
-    return Call(job, _render_tokens)
+    return ParsedRequest(job, _render_tokens)
 
 
-def parse_decode(body: Body, spec: ModelSpec) -> Call:
+def parse_decode(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads the body of `POST /decode`.
 
     Raises:
         InvalidRequest: it isn't of the dialect's shape.
     """
-    return Call(DecodeJob(_IDS(body), _SKIP(body) is not False), orjson.dumps)
+    return ParsedRequest(DecodeJob(_IDS(body), _SKIP(body) is not False), orjson.dumps)
 
 
-def parse_vertex(body: Body, spec: ModelSpec) -> Call:
+def parse_vertex(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Reads the body of `POST /vertex`: several bodies of `/embed`.
 
     Raises:
@@ -220,16 +231,16 @@ def parse_vertex(body: Body, spec: ModelSpec) -> Call:
     if not instances:
         raise EmptyInput("`instances` is empty. Send at least one.", "instances")
     jobs = tuple(_embed_job(instance, spec) for instance in instances)
-    return Call(Several(jobs), _render_vertex)
+    return ParsedRequest(BatchJob(jobs), _render_vertex)
 
 
-def refuse_task(body: Body, spec: ModelSpec, *, needs: str) -> Call:
+def refuse_task(body: Body, spec: ModelSpec, *, needs: str) -> ParsedRequest:
     """Says that the model can't do it.
 
     Raises:
-        NotAbleTo: always.
+        UnsupportedOperation: always.
     """
-    raise NotAbleTo(needs)
+    raise UnsupportedOperation(needs)
 
 
 def _dumps(reply: Any) -> bytes:
@@ -249,11 +260,11 @@ def _render_similarity(result: EmbedResult) -> bytes:
     return _dumps(np.stack(sentences) @ source)
 
 
-def _render_tokens(rows: Sequence[Spelling]) -> bytes:
+def _render_tokens(rows: Sequence[Tokenization]) -> bytes:
     return _dumps([_tokens(row) for row in rows])
 
 
-def _tokens(row: Spelling) -> list[dict[str, Any]]:
+def _tokens(row: Tokenization) -> list[dict[str, Any]]:
     parts = zip(row.ids, row.pieces, row.special, row.offsets, strict=True)
     return [
         {"id": token, "text": piece, "special": special}
@@ -266,17 +277,17 @@ def _render_vertex(results: Sequence[EmbedResult]) -> bytes:
     return _dumps({"predictions": [as_floats(result) for result in results]})
 
 
-@refusal(thing({"error": STRING, "error_type": STRING}))
-def refuse(error: EmbedServeError) -> Refusal:
+@refusal(object_({"error": STRING, "error_type": STRING}))
+def render_error(error: EmbedServeError) -> ErrorResponse:
     """The error's body; there is none where the key is wrong."""
     if isinstance(error, Unauthorized):
-        return Refusal(error.status, b"")
+        return ErrorResponse(error.status, b"")
     fits = ((name, status) for kind, name, status in _ERRORS if isinstance(error, kind))
     name, status = next(fits, ("Unhealthy", None))
     if status is None:
         status = 422 if error.status == 400 else error.status
     told = _BEGINNINGS.get(status, "") + str(error)
-    return Refusal(status, orjson.dumps({"error": told, "error_type": name}))
+    return ErrorResponse(status, orjson.dumps({"error": told, "error_type": name}))
 
 
 def headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:
@@ -297,8 +308,8 @@ def headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:
     }
 
 
-_EMBEDDED = listed(VECTOR)
-_SPELLED = thing(
+_EMBEDDED = array(VECTOR)
+_SPELLED = object_(
     {"id": INTEGER, "text": STRING, "special": BOOLEAN, "start": INTEGER, "stop": INTEGER},
     optional=("start", "stop"),
 )
@@ -306,17 +317,19 @@ _SPELLED = thing(
 
 def _endpoint(
     path: str,
-    about: str,
+    description: str,
     fields: tuple[Field, ...],
-    parse: Callable[[Body, ModelSpec], Call],
-    reply: Shape,
+    parse: Callable[[Body, ModelSpec], ParsedRequest],
+    reply: Schema,
 ) -> Endpoint:
-    return Endpoint(path, "TEI", about, fields[0].name, fields, parse, reply, refuse, headers)
+    return Endpoint(
+        path, "TEI", description, fields[0].name, fields, parse, reply, render_error, headers
+    )
 
 
-def _refused(path: str, about: str, key: Field, needs: str) -> Endpoint:
+def _refused(path: str, description: str, key: Field, needs: str) -> Endpoint:
     """A route of TEI's for models of another kind."""
-    return _endpoint(path, about, (key,), partial(refuse_task, needs=needs), {})
+    return _endpoint(path, description, (key,), partial(refuse_task, needs=needs), {})
 
 
 ENDPOINTS = (
@@ -327,7 +340,7 @@ ENDPOINTS = (
             "Vectors of texts, or cosines of texts to one.",
             (_EITHER, *_EMBED[1:], _PARAMETERS),
             parse_root,
-            either(_EMBEDDED, VECTOR),
+            any_of(_EMBEDDED, VECTOR),
         )
         for path in ("/", "/invocations")
     ),
@@ -336,7 +349,7 @@ ENDPOINTS = (
         "Vectors of each text's tokens.",
         _EMBED_ALL,
         parse_embed_all,
-        listed(_EMBEDDED),
+        array(_EMBEDDED),
     ),
     _endpoint(
         "/similarity", "Cosines of texts to one.", (_PAIR, _PARAMETERS), parse_similarity, VECTOR
@@ -346,32 +359,32 @@ ENDPOINTS = (
         "How the model's tokenizer spells texts.",
         (_TOKENIZED, _SPECIAL, _PROMPT),
         parse_tokenize,
-        listed(listed(_SPELLED)),
+        array(array(_SPELLED)),
     ),
-    _endpoint("/decode", "Texts of token ids.", (_IDS, _SKIP), parse_decode, listed(STRING)),
+    _endpoint("/decode", "Texts of token ids.", (_IDS, _SKIP), parse_decode, array(STRING)),
     _endpoint(
         "/vertex",
         "Several bodies of `/embed` in one.",
         (_INSTANCES,),
         parse_vertex,
-        thing({"predictions": listed(_EMBEDDED)}),
+        object_({"predictions": array(_EMBEDDED)}),
     ),
     _refused(
         "/embed_sparse",
         "For SPLADE models; refused.",
-        Texts("inputs", "Texts.", True),
+        TextsField("inputs", "Texts.", True),
         "Model is not an embedding model with SPLADE pooling",
     ),
     _refused(
         "/predict",
         "For classifiers; refused.",
-        Texts("inputs", "Texts.", True),
+        TextsField("inputs", "Texts.", True),
         "Model is not a classifier model",
     ),
     _refused(
         "/rerank",
         "For rerankers; refused.",
-        Texts("texts", "Texts.", True, alone=False),
+        TextsField("texts", "Texts.", True, allow_single=False),
         "model is not a re-ranker model",
     ),
 )

@@ -112,40 +112,44 @@ def _parameters(operation: Mapping[str, Any]) -> Iterator[str]:
 
 def _fields(schema: Mapping[str, Any], within: str = "") -> Iterator[str]:
     """A row for each field, and for each of those inside it."""
-    for name, shape in schema["properties"].items():
+    for name, field in schema["properties"].items():
         must = name in schema.get("required", ())
-        yield _row(within + name, shape, must, shape.get("description", ""))
-        for inner in shape.get("anyOf", [shape]):
+        yield _row(within + name, field, must, field.get("description", ""))
+        for inner in field.get("anyOf", [field]):
             many = inner.get("type") == "array"
             inner = inner.get("items", {}) if many else inner
             if "properties" in inner:
                 yield from _fields(inner, f"{within}{name}{'[]' if many else ''}.")
 
 
-def _row(name: str, shape: Mapping[str, Any], must: bool, about: str, place: str = "") -> str:
+def _row(
+    name: str, schema: Mapping[str, Any], must: bool, description: str, place: str = ""
+) -> str:
     where = f" <span class=soft>{escape(place)}</span>" if place else ""
     mark = "<span class=must title=required> *</span>" if must else ""
-    kind = f"<code>{escape(_kind(shape))}</code>"
-    return f"<tr><td><code>{escape(name)}</code>{mark}{where}<td>{kind}<td>{_prose(about)}</tr>"
+    kind = f"<code>{escape(_kind(schema))}</code>"
+    return (
+        f"<tr><td><code>{escape(name)}</code>{mark}{where}<td>{kind}<td>{_prose(description)}</tr>"
+    )
 
 
-def _kind(shape: Mapping[str, Any]) -> str:
+def _kind(schema: Mapping[str, Any]) -> str:
     """A schema as a type."""
-    if "anyOf" in shape:
-        kinds = (_kind(one) for one in shape["anyOf"] if one.get("type") != "null")
+    if "anyOf" in schema:
+        kinds = (_kind(one) for one in schema["anyOf"] if one.get("type") != "null")
         return " | ".join(sorted(dict.fromkeys(kinds), key=len))
-    if "enum" in shape or "const" in shape:
-        return " | ".join(json.dumps(one) for one in shape.get("enum", [shape.get("const")]))
-    match shape.get("type"):
-        case "array" if shape.get("maxItems") == 0:
+    if "enum" in schema or "const" in schema:
+        return " | ".join(json.dumps(one) for one in schema.get("enum", [schema.get("const")]))
+    match schema.get("type"):
+        case "array" if schema.get("maxItems") == 0:
             return "[]"
         case "array":
-            inner = _kind(shape["items"])
+            inner = _kind(schema["items"])
             return f"({inner})[]" if " | " in inner else f"{inner}[]"
         case "object":
-            return "{" + ", ".join(shape["properties"]) + "}"
-        case "integer" if shape.get("maximum", _HUGE) < _HUGE:
-            return f"integer {shape['minimum']}…{shape['maximum']}"
+            return "{" + ", ".join(schema["properties"]) + "}"
+        case "integer" if schema.get("maximum", _HUGE) < _HUGE:
+            return f"integer {schema['minimum']}…{schema['maximum']}"
         case kind:
             return str(kind or "anything")
 

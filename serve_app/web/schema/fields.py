@@ -17,13 +17,13 @@ from serve_app.web.schema.json_schema import (
     INTEGER,
     STRING,
     TOKEN,
-    Shape,
-    either,
-    just_one,
-    listed,
-    or_null,
-    thing,
-    words,
+    Schema,
+    any_of,
+    array,
+    enum,
+    exactly_one,
+    nullable,
+    object_,
 )
 
 Body = Mapping[str, Any]
@@ -46,16 +46,16 @@ class Field:
     """One field of a request's body. null stands for an absent one, unless it is required."""
 
     name: str
-    about: str
+    description: str
     required: bool = False
-    unless: str | None = None  #: another field, and a request has just one of the two
+    exclusive_with: str | None = None  #: another field, and a request has just one of the two
 
-    def schema(self, scope: Scope) -> Shape:
+    def schema(self, scope: Scope) -> Schema:
         """Of its value."""
-        shape = self._kind(scope) if self.required else or_null(self._kind(scope))
-        return {**shape, "description": self.about}
+        schema = self._kind(scope) if self.required else nullable(self._kind(scope))
+        return {**schema, "description": self.description}
 
-    def _kind(self, scope: Scope) -> Shape:
+    def _kind(self, scope: Scope) -> Schema:
         """Of a value that isn't null."""
         return {}
 
@@ -65,7 +65,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Text(Field):
+class StringField(Field):
     """A string."""
 
     def __call__(self, body: Body) -> str | None:
@@ -73,35 +73,35 @@ class Text(Field):
         value: str | None = _optional(body, self.name, str, "a string")
         return value
 
-    def _kind(self, scope: Scope) -> Shape:
+    def _kind(self, scope: Scope) -> Schema:
         return STRING
 
 
 @dataclass(frozen=True, slots=True)
-class Content(Text):
+class TextField(StringField):
     """A string that is to be embedded or spelled."""
 
-    def _kind(self, scope: Scope) -> Shape:
+    def _kind(self, scope: Scope) -> Schema:
         return _content(scope)
 
 
 @dataclass(frozen=True, slots=True)
-class Model(Text):
+class ModelField(StringField):
     """A model's name."""
 
-    also: tuple[str, ...] = ()  #: names that stand for no model in particular
+    wildcard_names: tuple[str, ...] = ()  #: names that stand for no model in particular
 
     def __call__(self, body: Body) -> str | None:
         """Its value; None: any model."""
         value: str | None = _optional(body, self.name, str, "a string")
-        return None if value in self.also else value
+        return None if value in self.wildcard_names else value
 
-    def _kind(self, scope: Scope) -> Shape:
-        return words((scope.spec.name, *scope.spec.aliases, *self.also))
+    def _kind(self, scope: Scope) -> Schema:
+        return enum((scope.spec.name, *scope.spec.aliases, *self.wildcard_names))
 
 
 @dataclass(frozen=True, slots=True)
-class Flag(Field):
+class BoolField(Field):
     """true or false."""
 
     def __call__(self, body: Body) -> bool | None:
@@ -109,12 +109,12 @@ class Flag(Field):
         value: bool | None = _optional(body, self.name, bool, "true or false")
         return value
 
-    def _kind(self, scope: Scope) -> Shape:
+    def _kind(self, scope: Scope) -> Schema:
         return BOOLEAN
 
 
 @dataclass(frozen=True, slots=True)
-class Whole(Field):
+class IntField(Field):
     """An integer."""
 
     minimum: int = -(2**31)
@@ -130,12 +130,12 @@ class Whole(Field):
             bounds = f"at least {self.minimum}"
         raise InvalidRequest(f"`{self.name}` must be {bounds}; it was {value}.", self.name)
 
-    def _kind(self, scope: Scope) -> Shape:
+    def _kind(self, scope: Scope) -> Schema:
         return INTEGER | {"minimum": self.minimum, "maximum": self.maximum}
 
 
 @dataclass(frozen=True, slots=True)
-class Dimensions(Field):
+class DimensionsField(Field):
     """How many components of the vector are wanted."""
 
     zero: bool = False  #: whether 0 stands for all of them
@@ -145,12 +145,12 @@ class Dimensions(Field):
         value: int | None = _optional(body, self.name, int, "an integer")
         return None if self.zero and value == 0 else value
 
-    def _kind(self, scope: Scope) -> Shape:
+    def _kind(self, scope: Scope) -> Schema:
         return INTEGER | {"minimum": 0 if self.zero else 1, "maximum": scope.spec.dim}
 
 
 @dataclass(frozen=True, slots=True)
-class Choice(Field):
+class EnumField(Field):
     """One of some words."""
 
     choices: tuple[str, ...] = ()
@@ -159,8 +159,8 @@ class Choice(Field):
         """Its value, or None."""
         return one_of(body.get(self.name), self.name, self.choices)
 
-    def _kind(self, scope: Scope) -> Shape:
-        return words(self.choices)
+    def _kind(self, scope: Scope) -> Schema:
+        return enum(self.choices)
 
     def sample(self) -> Any:
         """The first."""
@@ -168,7 +168,7 @@ class Choice(Field):
 
 
 @dataclass(frozen=True, slots=True)
-class Choices(Field):
+class EnumListField(Field):
     """A list of some words."""
 
     choices: tuple[str, ...] = ()
@@ -180,72 +180,72 @@ class Choices(Field):
             raise InvalidRequest(f"Each of `{self.name}` must be a string.", self.name)
         return tuple(str(one_of(word, self.name, self.choices)) for word in given)
 
-    def _kind(self, scope: Scope) -> Shape:
-        return listed(words(self.choices))
+    def _kind(self, scope: Scope) -> Schema:
+        return array(enum(self.choices))
 
 
 @dataclass(frozen=True, slots=True)
-class Purpose(Field):
+class InputTypeField(Field):
     """What a text is for, in a dialect's words or the model's own."""
 
-    only: tuple[str, ...] = ()  #: the dialect's words; empty: any that a model may know
+    allowed: tuple[str, ...] = ()  #: the dialect's words; empty: any that a model may know
 
     def __call__(self, body: Body, spec: ModelSpec) -> str | None:
         """The model's own name for it, or None: its default."""
-        if self.only:
-            asked = one_of(body.get(self.name), self.name, self.only)
+        if self.allowed:
+            asked = one_of(body.get(self.name), self.name, self.allowed)
         else:
             asked = _optional(body, self.name, str, "a string")
         return input_type(asked, spec)
 
-    def _kind(self, scope: Scope) -> Shape:
+    def _kind(self, scope: Scope) -> Schema:
         known = {*(name for names in ROLES for name in names), *_PURPOSES, *scope.spec.prompts}
-        return words(self.only or sorted(known))
+        return enum(self.allowed or sorted(known))
 
     def sample(self) -> Any:
         """The dialect's first."""
-        return self.only[0]
+        return self.allowed[0]
 
 
 @dataclass(frozen=True, slots=True)
-class Texts(Field):
+class TextsField(Field):
     """One text, or a list of them; where the dialect has token ids, these in their place."""
 
-    ids: bool = False
-    alone: bool = True  #: whether one text may come without a list around it
-    blank: bool = True  #: whether a text may be nothing but white space
-    holes: bool = False  #: whether there may be empty ones among others
-    room: int = 0  #: how many texts a request has beside these
+    allow_token_ids: bool = False
+    allow_single: bool = True  #: whether one text may come without a list around it
+    allow_blank: bool = True  #: whether a text may be nothing but white space
+    allow_empty_items: bool = False  #: whether there may be empty ones among others
+    reserved: int = 0  #: how many texts a request has beside these
 
     def __call__(self, body: Body) -> tuple[Input, ...]:
         """Its texts. Whether they can be embedded is not decided here."""
         given = body.get(self.name)
-        if isinstance(given, str) and self.alone:
+        if isinstance(given, str) and self.allow_single:
             return (given,)
-        what = "a string or a list of strings" if self.alone else "a list of strings"
+        what = "a string or a list of strings" if self.allow_single else "a list of strings"
         if given is None:
             raise InvalidRequest(f"`{self.name}` is missing. Send {what}.", "texts")
         if not isinstance(given, list):
             kind = type(given).__name__
             raise InvalidRequest(f"`{self.name}` must be {what}, not {kind}.", "texts")
-        if not self.ids:
+        if not self.allow_token_ids:
             return tuple(given)
         if given and all(_is_token(item) for item in given):
             return (tuple(given),)
         return tuple(_as_ids(item) if isinstance(item, list) else item for item in given)
 
-    def _kind(self, scope: Scope) -> Shape:
-        text, row = _content(scope, blank=self.blank), _row(scope)
-        item = either(text, row) if self.ids else text
-        texts = listed(item, minItems=1, maxItems=_most(scope) - self.room)
-        if self.holes:
+    def _kind(self, scope: Scope) -> Schema:
+        text, row = _content(scope, allow_blank=self.allow_blank), _row(scope)
+        item = any_of(text, row) if self.allow_token_ids else text
+        texts = array(item, minItems=1, maxItems=_most(scope) - self.reserved)
+        if self.allow_empty_items:
             texts |= {"items": {**text, "minLength": 0}, "contains": {"minLength": 1}}
-        shapes = [texts]
-        if self.alone:
-            shapes.append(text)
-        if self.ids:
-            shapes.append(row)
-        return either(*shapes)
+        schemas = [texts]
+        if self.allow_single:
+            schemas.append(text)
+        if self.allow_token_ids:
+            schemas.append(row)
+        return any_of(*schemas)
 
     def sample(self) -> Any:
         """Some texts."""
@@ -253,7 +253,7 @@ class Texts(Field):
 
 
 @dataclass(frozen=True, slots=True)
-class Ids(Field):
+class TokenIdsField(Field):
     """A list of token ids, or with `many` also a list of such lists."""
 
     many: bool = True
@@ -272,9 +272,9 @@ class Ids(Field):
             raise InvalidRequest(f"`{self.name}` must hold token ids.", self.name)
         return rows
 
-    def _kind(self, scope: Scope) -> Shape:
+    def _kind(self, scope: Scope) -> Schema:
         row = _row(scope)
-        return either(row, listed(row, minItems=1, maxItems=_most(scope))) if self.many else row
+        return any_of(row, array(row, minItems=1, maxItems=_most(scope))) if self.many else row
 
     def sample(self) -> Any:
         """One that most vocabularies have."""
@@ -282,7 +282,7 @@ class Ids(Field):
 
 
 @dataclass(frozen=True, slots=True)
-class Nested(Field):
+class ObjectField(Field):
     """An object with fields of its own, or with `many` a list of them."""
 
     fields: tuple[Field, ...] = ()
@@ -298,10 +298,10 @@ class Nested(Field):
             raise InvalidRequest(f"Each of `{self.name}` must be an object.", self.name)
         return given
 
-    def _kind(self, scope: Scope) -> Shape:
+    def _kind(self, scope: Scope) -> Schema:
         item = record(self.fields, scope)
         bounds = {"maxItems": _most(scope)} if self.texts else {}
-        return listed(item, minItems=1, **bounds) if self.many else item
+        return array(item, minItems=1, **bounds) if self.many else item
 
     def sample(self) -> Any:
         """With what it must have."""
@@ -311,17 +311,19 @@ class Nested(Field):
 
 def sample(fields: Sequence[Field]) -> dict[str, Any]:
     """An object with the fields that it must have."""
-    return {field.name: field.sample() for field in fields if field.required or field.unless}
+    return {
+        field.name: field.sample() for field in fields if field.required or field.exclusive_with
+    }
 
 
-def record(fields: Sequence[Field], scope: Scope) -> Shape:
+def record(fields: Sequence[Field], scope: Scope) -> Schema:
     """The schema of an object with such fields."""
-    shapes = {field.name: field.schema(scope) for field in fields}
-    shape = thing(shapes, optional=[field.name for field in fields if not field.required])
+    schemas = {field.name: field.schema(scope) for field in fields}
+    schema = object_(schemas, optional=[field.name for field in fields if not field.required])
     for field in fields:
-        if field.unless:
-            shape |= just_one(field.name, field.unless)
-    return shape
+        if field.exclusive_with:
+            schema |= exactly_one(field.name, field.exclusive_with)
+    return schema
 
 
 def one_of(value: Any, name: str, choices: Sequence[str]) -> str | None:
@@ -363,14 +365,14 @@ def _optional(body: Body, name: str, kind: type, what: str) -> Any:
     raise InvalidRequest(f"`{name}` must be {what}, not {type(value).__name__}.", name)
 
 
-def _content(scope: Scope, *, blank: bool = True) -> Shape:
-    pattern = r"^[^\u0000]*$" if blank else r"^[^\u0000]*[^\s\u0000][^\u0000]*$"
+def _content(scope: Scope, *, allow_blank: bool = True) -> Schema:
+    pattern = r"^[^\u0000]*$" if allow_blank else r"^[^\u0000]*[^\s\u0000][^\u0000]*$"
     longest = scope.settings.max_text_chars
     return {"type": "string", "minLength": 1, "maxLength": longest, "pattern": pattern}
 
 
-def _row(scope: Scope) -> Shape:
-    return listed(TOKEN, minItems=1, maxItems=scope.settings.max_text_chars)
+def _row(scope: Scope) -> Schema:
+    return array(TOKEN, minItems=1, maxItems=scope.settings.max_text_chars)
 
 
 def _most(scope: Scope) -> int:

@@ -3,44 +3,44 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Shape = dict[str, Any]
+Schema = dict[str, Any]
 
-STRING: Shape = {"type": "string"}
-INTEGER: Shape = {"type": "integer"}
-NUMBER: Shape = {"type": "number"}
-BOOLEAN: Shape = {"type": "boolean"}
+STRING: Schema = {"type": "string"}
+INTEGER: Schema = {"type": "integer"}
+NUMBER: Schema = {"type": "number"}
+BOOLEAN: Schema = {"type": "boolean"}
 #: The id of a token; no vocabulary is larger.
-TOKEN: Shape = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
-VECTOR: Shape = {"type": "array", "items": NUMBER}
+TOKEN: Schema = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+VECTOR: Schema = {"type": "array", "items": NUMBER}
 
 
-def listed(item: Shape, **bounds: int) -> Shape:
+def array(item: Schema, **bounds: int) -> Schema:
     """A list of such items; bounds as `minItems`."""
     return {"type": "array", "items": item, **bounds}
 
 
-def words(choices: Sequence[str]) -> Shape:
+def enum(choices: Sequence[str]) -> Schema:
     """One of some strings."""
     return {"type": "string", "enum": list(choices)}
 
 
-def either(*shapes: Shape) -> Shape:
+def any_of(*schemas: Schema) -> Schema:
     """Of one of these shapes."""
-    return {"anyOf": list(shapes)}
+    return {"anyOf": list(schemas)}
 
 
-def or_null(shape: Shape) -> Shape:
+def nullable(schema: Schema) -> Schema:
     """Of this shape, or null."""
-    return either(shape, {"type": "null"})
+    return any_of(schema, {"type": "null"})
 
 
-def thing(properties: Mapping[str, Shape], optional: Sequence[str] = ()) -> Shape:
+def object_(properties: Mapping[str, Schema], optional: Sequence[str] = ()) -> Schema:
     """An object with these properties, which it has all but the optional ones."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": dict(properties), "required": required}
 
 
-def just_one(name: str, other: str) -> Shape:
+def exactly_one(name: str, other: str) -> Schema:
     """What is added to an object that has one of two lists, and not the other."""
     return {
         "oneOf": [

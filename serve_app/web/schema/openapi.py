@@ -14,28 +14,28 @@ from serve_app.errors import (
     DeadlineExceeded,
     EmbedServeError,
     EmptyInput,
-    EngineFailed,
     Forbidden,
+    InferenceError,
     InvalidRequest,
     ModelNotFound,
-    NotAbleTo,
     Overloaded,
     Unauthorized,
     Unavailable,
     UnsupportedMediaType,
+    UnsupportedOperation,
 )
 from serve_app.types import EmbedJob, EmbedResult
-from serve_app.web.endpoint import Call, Endpoint, Refuse, View
-from serve_app.web.schema.fields import Scope, record, sample
+from serve_app.web.endpoint import Endpoint, ErrorRenderer, ParsedRequest, ViewRoute
 from serve_app.web.headers import of_raw, of_result
-from serve_app.web.schema.json_schema import STRING, Shape, either, words
+from serve_app.web.schema.fields import Scope, record, sample
+from serve_app.web.schema.json_schema import STRING, Schema, any_of, enum
 
 _DESCRIPTION = """\
 Vectors of texts, in the words of many clients. Fields that a dialect doesn't know are left \
 alone; `null` stands for an absent optional field. Each reply names the space of its vectors in \
 the header `x-embedding-space`: vectors of two spaces can't be compared. With `Accept: \
 application/octet-stream` vectors come as their bytes, little-endian float32 in rows, whose \
-number and length the header `x-embedding-shape` tells; with `Cache-Control: no-store` nothing is \
+number and length the header `x-embedding-schema` tells; with `Cache-Control: no-store` nothing is \
 taken from the cache or kept in it. Each reply, errors too, has an `x-request-id`: the client's \
 own, or a new one.\
 """
@@ -47,7 +47,7 @@ _PRIORITY = {
     "name": "x-priority",
     "in": "header",
     "description": "Who goes first: somebody waits for `interactive` texts, nobody for `bulk`.",
-    "schema": words(("interactive", "bulk")),
+    "schema": enum(("interactive", "bulk")),
 }
 
 #: What an answer may be instead, and what only with keys.
@@ -56,13 +56,13 @@ _WITH_KEYS: Final = (Unauthorized, Forbidden)
 _WITH_A_BODY: Final = (
     InvalidRequest,
     EmptyInput,
-    NotAbleTo,
+    UnsupportedOperation,
     ModelNotFound,
     BodyTimeout,
     BodyTooLarge,
     UnsupportedMediaType,
     Overloaded,
-    EngineFailed,
+    InferenceError,
     *_ALWAYS,
     DeadlineExceeded,
 )
@@ -85,7 +85,7 @@ _ITSELF = {
 def openapi(
     scope: Scope,
     endpoints: Mapping[str, Sequence[Endpoint]],
-    views: Sequence[View],
+    views: Sequence[ViewRoute],
     *,
     keys: bool = False,
 ) -> dict[str, Any]:
@@ -103,18 +103,18 @@ def openapi(
     for view in views:
         path = re.sub(r":path(?=})", "", view.path)
         paths.setdefault(path, {})[view.method.lower()] = _viewing(path, view, scope, keys)
-    for path, (about, media_type, shape) in _ITSELF.items():
-        paths[path] = {"get": _showing(path, about, media_type, shape) | {"security": [{}]}}
-    every: list[Endpoint | View] = [one for found in endpoints.values() for one in found]
+    for path, (description, media_type, schema) in _ITSELF.items():
+        paths[path] = {"get": _showing(path, description, media_type, schema) | {"security": [{}]}}
+    every: list[Endpoint | ViewRoute] = [one for found in endpoints.values() for one in found]
     every += views
-    refuses: list[Refuse] = [one.refuse for one in every]
+    refuses: list[ErrorRenderer] = [one.render_error for one in every]
     return {
         "openapi": "3.1.0",
         "info": {"title": "EmbedServe", "version": __version__, "description": _DESCRIPTION},
         "tags": [{"name": name} for name in dict.fromkeys(one.dialect for one in every)],
         "paths": dict(sorted(paths.items())),
         "components": {
-            "schemas": {_named(refuse): refuse.shape for refuse in refuses},
+            "schemas": {_named(render_error): render_error.schema for render_error in refuses},
             "securitySchemes": _SECURITY,
         },
         "security": [*([] if keys else [{}]), *({name: []} for name in _SECURITY)],
@@ -128,7 +128,7 @@ def _embedding(path: str, found: Sequence[Endpoint], scope: Scope, keys: bool) -
     return {
         "operationId": _name("post", path),
         "tags": [endpoint.dialect for endpoint in found],
-        "summary": " ".join(dict.fromkeys(endpoint.about for endpoint in found)),
+        "summary": " ".join(dict.fromkeys(endpoint.description for endpoint in found)),
         "parameters": [_PRIORITY] if embedding else [],
         "requestBody": {
             "required": True,
@@ -143,26 +143,26 @@ def _embedding(path: str, found: Sequence[Endpoint], scope: Scope, keys: bool) -
         },
         "responses": {
             **_answers(found, embedding, any(call and call.has_vectors for _, call in calls)),
-            **_refusals([endpoint.refuse for endpoint in found], errors),
+            **_refusals([endpoint.render_error for endpoint in found], errors),
         },
     }
 
 
-def _bodies(found: Sequence[Endpoint], scope: Scope) -> list[Shape]:
+def _bodies(found: Sequence[Endpoint], scope: Scope) -> list[Schema]:
     """Of each endpoint; where one has the field that another is known by, it is the other's."""
-    shapes: list[Shape] = []
+    schemas: list[Schema] = []
     for i, endpoint in enumerate(found):
-        shape = record(endpoint.fields, scope)
+        schema = record(endpoint.fields, scope)
         others = [{"required": [other.key]} for other in found[:i]]
-        shapes.append(shape | {"not": _any(others)} if others else shape)
-    return shapes
+        schemas.append(schema | {"not": _any(others)} if others else schema)
+    return schemas
 
 
-def _embeds(endpoint: Endpoint, scope: Scope) -> Call | None:
+def _embeds(endpoint: Endpoint, scope: Scope) -> ParsedRequest | None:
     """What a request for vectors of texts is read as; None: the route is for something else."""
     try:
         call = endpoint.parse(sample(endpoint.fields), scope.spec)
-    except NotAbleTo:
+    except UnsupportedOperation:
         return None
     return call if isinstance(call.job, EmbedJob) else None
 
@@ -185,9 +185,9 @@ def _answers(
     return {"200": answer}
 
 
-def _viewing(path: str, view: View, scope: Scope, keys: bool) -> dict[str, Any]:
+def _viewing(path: str, view: ViewRoute, scope: Scope, keys: bool) -> dict[str, Any]:
     media_type = "text/plain" if view.reply == STRING else "application/json"
-    names = words((scope.spec.name, *scope.spec.aliases))
+    names = enum((scope.spec.name, *scope.spec.aliases))
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": names}
         for name in re.findall(r"{(\w+)}", path)
@@ -197,7 +197,7 @@ def _viewing(path: str, view: View, scope: Scope, keys: bool) -> dict[str, Any]:
         *((ModelNotFound,) if parameters else ()),
         *_ALWAYS,
     )
-    shown = _showing(path, view.about, media_type, view.reply, view.method)
+    shown = _showing(path, view.description, media_type, view.reply, view.method)
     content = shown["responses"]["200"]["content"]
     return {
         **shown,
@@ -206,7 +206,7 @@ def _viewing(path: str, view: View, scope: Scope, keys: bool) -> dict[str, Any]:
         "parameters": parameters,
         "responses": {
             **shown["responses"],
-            **_refusals([view.refuse], errors),
+            **_refusals([view.render_error], errors),
             **{
                 str(status): {"description": meaning, "content": content}
                 for status, meaning in view.statuses.items()
@@ -216,27 +216,27 @@ def _viewing(path: str, view: View, scope: Scope, keys: bool) -> dict[str, Any]:
 
 
 def _showing(
-    path: str, about: str, media_type: str, shape: Shape, method: str = "GET"
+    path: str, description: str, media_type: str, schema: Schema, method: str = "GET"
 ) -> dict[str, Any]:
-    content = {media_type: {"schema": shape}}
+    content = {media_type: {"schema": schema}}
     return {
         "operationId": _name(method.lower(), path),
         "tags": ["status"],
-        "summary": about,
+        "summary": description,
         "responses": {"200": {"description": "What was asked for.", "content": content}},
     }
 
 
 def _refusals(
-    refuses: Sequence[Refuse], errors: Iterable[type[EmbedServeError]]
+    refuses: Sequence[ErrorRenderer], errors: Iterable[type[EmbedServeError]]
 ) -> dict[str, dict[str, Any]]:
     """By status, what is said then; the dialects themselves tell the status of an error."""
     found: dict[str, dict[str, Any]] = {}
-    shapes: dict[str, list[Shape]] = {}
-    for kind, refuse in product(errors, dict.fromkeys(refuses)):
-        if kind in _BEFORE_THE_BODY and refuse is not refuses[0]:
+    schemas: dict[str, list[Schema]] = {}
+    for kind, render_error in product(errors, dict.fromkeys(refuses)):
+        if kind in _BEFORE_THE_BODY and render_error is not refuses[0]:
             continue
-        refusal = refuse(kind(""))
+        refusal = render_error(kind(""))
         status = str(int(refusal.status))
         answer = found.setdefault(status, {"description": "", "headers": {}})
         meaning = _BUG if kind is EmbedServeError else (kind.__doc__ or "").partition("\n")[0]
@@ -245,9 +245,9 @@ def _refusals(
         names = [*refusal.headers, *(["retry-after"] if kind is Overloaded else [])]
         answer["headers"] |= _headers(names)
         if refusal.body:
-            ref = {"$ref": f"#/components/schemas/{_named(refuse)}"}
-            shapes.setdefault(status, []).append(ref)
-    for status, known in shapes.items():
+            ref = {"$ref": f"#/components/schemas/{_named(render_error)}"}
+            schemas.setdefault(status, []).append(ref)
+    for status, known in schemas.items():
         found[status]["content"] = {"application/json": {"schema": _any(known)}}
     return dict(sorted(found.items()))
 
@@ -262,15 +262,15 @@ def _headers(names: Iterable[str]) -> dict[str, Any]:
     return {name: {"schema": STRING, "required": name in every} for name in names}
 
 
-def _named(refuse: Refuse) -> str:
+def _named(render_error: ErrorRenderer) -> str:
     """What the schema of a dialect's errors is called."""
-    module: str = refuse.__module__
+    module: str = render_error.__module__
     return f"error_{module.rpartition('.')[2]}"
 
 
-def _any(shapes: Sequence[Shape]) -> Shape:
-    distinct = [shape for i, shape in enumerate(shapes) if shape not in shapes[:i]]
-    return distinct[0] if len(distinct) == 1 else either(*distinct)
+def _any(schemas: Sequence[Schema]) -> Schema:
+    distinct = [schema for i, schema in enumerate(schemas) if schema not in schemas[:i]]
+    return distinct[0] if len(distinct) == 1 else any_of(*distinct)
 
 
 def _name(method: str, path: str) -> str:

@@ -11,8 +11,8 @@ from serve_app.errors import InvalidRequest
 from serve_app.models import ModelSpec
 from serve_app.service.quantization import quantize
 from serve_app.types import EmbedResult
-from serve_app.web.schema.fields import Choice, Choices, Scope
-from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Shape, either, listed, words
+from serve_app.web.schema.fields import EnumField, EnumListField, Scope
+from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Schema, any_of, array, enum
 
 #: What vectors are written as. A bit is 1 where a component is above zero; `ubinary` packs eight
 #: of them into a byte, the first one highest, `binary` is that less 128. `int8` and `uint8` are the
@@ -23,31 +23,31 @@ OutputType = Literal["float", "int8", "uint8", "binary", "ubinary"]
 OUTPUT_TYPES: tuple[str, ...] = get_args(OutputType)
 _CALIBRATED = ("int8", "uint8")
 _DTYPES = ("base64", *OUTPUT_TYPES)
-EMBEDDING: Shape = either(VECTOR, listed(INTEGER), STRING)
+EMBEDDING: Schema = any_of(VECTOR, array(INTEGER), STRING)
 
 
 @dataclass(frozen=True, slots=True)
-class VectorType(Choice):
+class VectorType(EnumField):
     """A field: the type that vectors are wanted in."""
 
     choices: tuple[str, ...] = _DTYPES
 
-    def _kind(self, scope: Scope) -> Shape:
-        return words(_known(scope))
+    def _kind(self, scope: Scope) -> Schema:
+        return enum(_known(scope))
 
 
 @dataclass(frozen=True, slots=True)
-class VectorTypes(Choices):
+class VectorTypes(EnumListField):
     """A field: the types that vectors are wanted in."""
 
     choices: tuple[str, ...] = _DTYPES
 
-    def _kind(self, scope: Scope) -> Shape:
-        return listed(words(_known(scope)))
+    def _kind(self, scope: Scope) -> Schema:
+        return array(enum(_known(scope)))
 
 
 def _known(scope: Scope) -> Sequence[str]:
-    has_ranges = scope.spec.ranges is not None
+    has_ranges = scope.spec.quantization_ranges is not None
     return [kind for kind in _DTYPES if has_ranges or kind not in _CALIBRATED]
 
 
@@ -62,8 +62,8 @@ class Encoder:
         """
         self._output: OutputType = "float" if output in (None, "base64") else output  # type: ignore[assignment]
         self._as_base64 = as_base64 or output == "base64"
-        self._ranges = spec.ranges
-        if self._output in _CALIBRATED and spec.ranges is None:
+        self._ranges = spec.quantization_ranges
+        if self._output in _CALIBRATED and spec.quantization_ranges is None:
             raise InvalidRequest(
                 f"The model has no calibrated ranges for {self._output}. Take 'float', 'binary' or "
                 "'ubinary'."

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from serve_app.types import EmbedJob, EmbedResult, Float32
 from serve_app.web.dialects import openai
-from serve_app.web.endpoint import Call
+from serve_app.web.endpoint import ParsedRequest
 from serve_app.web.schema.vector_encoding import Encoder
 from tests.fakes import SPEC
 
@@ -21,7 +21,7 @@ def result(vectors: Float32) -> EmbedResult:
     return EmbedResult("m", vectors, tokens, whole, np.arange(n, dtype=np.uint8) % 3)
 
 
-def embedding(call: Call) -> object:
+def embedding(call: ParsedRequest) -> object:
     """The first vector of the reply that the call would get."""
     return orjson.loads(call.render(result(np.eye(2, dtype=np.float32))))["data"][0]["embedding"]
 
@@ -57,22 +57,22 @@ def test_fields_it_does_not_know_are_left_alone() -> None:
         ({"input_type": "other"}, EmbedJob(("a",), input_type="other")),
         ({"output_dimension": 4}, EmbedJob(("a",), dimensions=4)),
         ({"normalized": True}, EmbedJob(("a",), normalize=True)),
-        ({"truncation": False}, EmbedJob(("a",), overflow="error")),
+        ({"truncation": False}, EmbedJob(("a",), truncation="error")),
         ({"truncation": True}, EmbedJob(("a",))),
-        ({"truncate": "NONE"}, EmbedJob(("a",), overflow="error")),
+        ({"truncate": "NONE"}, EmbedJob(("a",), truncation="error")),
         ({"truncate": "END"}, EmbedJob(("a",))),
-        ({"truncate": "START"}, EmbedJob(("a",), overflow="start")),
+        ({"truncate": "START"}, EmbedJob(("a",), truncation="start")),
         ({"truncate": True}, EmbedJob(("a",))),
-        ({"truncation_side": "left"}, EmbedJob(("a",), overflow="start")),
+        ({"truncation_side": "left"}, EmbedJob(("a",), truncation="start")),
         ({"truncate_prompt_tokens": 7}, EmbedJob(("a",), max_tokens=7)),
         ({"truncate_prompt_tokens": -1}, EmbedJob(("a",))),
-        ({"chunk": True, "truncate": "NONE"}, EmbedJob(("a",), overflow="chunk")),
+        ({"chunk": True, "truncate": "NONE"}, EmbedJob(("a",), truncation="chunk")),
         ({"priority": 1}, EmbedJob(("a",), lane="bulk")),
         ({"priority": 0, "late_chunking": False, "endianness": "little"}, EmbedJob(("a",))),
         ({"use_cache": False}, EmbedJob(("a",), use_cache=False)),
         ({"input": [101, 102]}, EmbedJob(((101, 102),))),
         ({"input": [[101, 102], [101, 7, 102]]}, EmbedJob(((101, 102), (101, 7, 102)))),
-        ({"truncate": False}, EmbedJob(("a",), overflow="error")),
+        ({"truncate": False}, EmbedJob(("a",), truncation="error")),
     ],
     ids=str,
 )

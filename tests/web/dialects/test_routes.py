@@ -21,7 +21,7 @@ from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints
 from serve_app.web.endpoint import Endpoint
 from serve_app.web.schema.fields import sample
-from tests.fakes import SPEC, FakeLookup, fake_vector
+from tests.fakes import SPEC, FakeBackend, fake_vector
 
 #: Of a model whose vectors have unit length, so that no dialect's default changes their bits.
 UNIT = replace(SPEC, unit_length=True)
@@ -30,12 +30,12 @@ LONG = "abcdefghijklmnopqrst"
 
 
 @pytest.fixture
-def lookup() -> FakeLookup:
-    return FakeLookup()
+def lookup() -> FakeBackend:
+    return FakeBackend()
 
 
 @pytest.fixture
-def client(lookup: FakeLookup) -> Iterator[TestClient]:
+def client(lookup: FakeBackend) -> Iterator[TestClient]:
     app = create_app(EmbedService(UNIT, lookup, IngressSettings()))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
@@ -247,7 +247,7 @@ def test_what_may_not_be_cut_is_refused(
     assert "longer than the 16 tokens" in reply.text
 
 
-def test_cutting_keeps_a_prompt(client: TestClient, lookup: FakeLookup) -> None:
+def test_cutting_keeps_a_prompt(client: TestClient, lookup: FakeBackend) -> None:
     body = {"inputs": LONG, "truncation_direction": "Left", "prompt_name": "query"}
     reply = post(client, "/embed", **body)
     kept = f"[query: {LONG[-7:]}]"
@@ -256,7 +256,7 @@ def test_cutting_keeps_a_prompt(client: TestClient, lookup: FakeLookup) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS.values(), VERTEX], ids=[*WAYS, "vertex"])
 def test_headers_say_who_can_wait_and_what_is_not_kept(
-    client: TestClient, lookup: FakeLookup, way: Way
+    client: TestClient, lookup: FakeBackend, way: Way
 ) -> None:
     headers = {"x-priority": "bulk", "cache-control": "no-store"}
     assert client.post(way.path, json=way.ask("a"), headers=headers).is_success
@@ -266,20 +266,20 @@ def test_headers_say_who_can_wait_and_what_is_not_kept(
 
 @a_way
 def test_every_dialect_can_do_without_the_cache(
-    client: TestClient, lookup: FakeLookup, way: Way
+    client: TestClient, lookup: FakeBackend, way: Way
 ) -> None:
     post(client, way.path, **way.ask("a"), use_cache=False)
     assert [group.use_cache for group in lookup.groups] == [False]
 
 
-def test_cohere_priority_is_the_lane(client: TestClient, lookup: FakeLookup) -> None:
+def test_cohere_priority_is_the_lane(client: TestClient, lookup: FakeBackend) -> None:
     for priority in (0, 5):
         body = {"model": "fake", "input_type": "clustering", "texts": ["a"]}
         post(client, "/v2/embed", **body, priority=priority)
     assert [group.lane for group in lookup.groups] == ["interactive", "bulk"]
 
 
-def test_refusals_are_counted_under_the_status_that_was_sent(lookup: FakeLookup) -> None:
+def test_refusals_are_counted_under_the_status_that_was_sent(lookup: FakeBackend) -> None:
     service = EmbedService(SPEC, lookup, IngressSettings())
     with TestClient(create_app(service)) as client:
         assert client.post("/embed", json={"inputs": 1}).status_code == 422

@@ -17,33 +17,33 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
-from serve_app.errors import EngineFailed, Overloaded, Unavailable
+from serve_app.errors import InferenceError, Overloaded, Unavailable
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialects import endpoints, views
-from serve_app.web.endpoint import Endpoint, View
+from serve_app.web.endpoint import Endpoint, ViewRoute
+from serve_app.web.schema.docs_page import page
 from serve_app.web.schema.fields import (
-    Choice,
-    Dimensions,
+    BoolField,
+    DimensionsField,
+    EnumField,
     Field,
-    Flag,
-    Model,
-    Nested,
-    Purpose,
+    InputTypeField,
+    IntField,
+    ModelField,
+    ObjectField,
     Scope,
-    Text,
-    Whole,
+    StringField,
     sample,
 )
 from serve_app.web.schema.openapi import openapi
-from serve_app.web.schema.docs_page import page
-from tests.fakes import DIM, SPEC, FakeLookup
+from tests.fakes import DIM, SPEC, FakeBackend
 from tests.fuzz import in_process
 from tests.malformed_requests import Request
 
 #: With it every type of vector is there.
 RANGES = np.stack([np.full(DIM, -1, np.float32), np.full(DIM, 1, np.float32)])
-CALIBRATED = replace(SPEC, ranges=RANGES)
+CALIBRATED = replace(SPEC, quantization_ranges=RANGES)
 ENDPOINTS = [one for found in endpoints().values() for one in found]
 EMBEDDING = [one for one in ENDPOINTS if one.reply]
 REFUSING = [one for one in ENDPOINTS if not one.reply]
@@ -52,17 +52,17 @@ REFUSING = [one for one in ENDPOINTS if not one.reply]
 TYPE = ("content-type", b"application/json")
 
 
-def named(one: Endpoint | View) -> str:
+def named(one: Endpoint | ViewRoute) -> str:
     return f"{one.path} {one.dialect}"
 
 
 @pytest.fixture
-def lookup() -> FakeLookup:
-    return FakeLookup()
+def lookup() -> FakeBackend:
+    return FakeBackend()
 
 
 @pytest.fixture
-def client(lookup: FakeLookup) -> Iterator[TestClient]:
+def client(lookup: FakeBackend) -> Iterator[TestClient]:
     app = create_app(EmbedService(CALIBRATED, lookup, IngressSettings()))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
@@ -102,7 +102,7 @@ def check(reply: httpx2.Response, document: dict[str, Any], path: str, method: s
 
 
 def test_it_tells_of_every_route_and_of_nothing_else(document: dict[str, Any]) -> None:
-    app = create_app(EmbedService(SPEC, FakeLookup(), IngressSettings()))
+    app = create_app(EmbedService(SPEC, FakeBackend(), IngressSettings()))
     served = {
         (re.sub(r":\w+}", "}", route.path), method.lower())
         for route in app.routes
@@ -146,20 +146,20 @@ def test_each_refusing_route_refuses_as_documented(
     reply = client.post(endpoint.path, json=sample(endpoint.fields))
     assert 400 <= reply.status_code < 500
     check(reply, document, endpoint.path, "post")
-    Draft202012Validator(endpoint.refuse.shape).validate(reply.json())
+    Draft202012Validator(endpoint.render_error.schema).validate(reply.json())
     assert "200" not in document["paths"][endpoint.path]["post"]["responses"] or any(
         other.reply for other in endpoints()[endpoint.path]
     )
 
 
-FAULTS = [Overloaded("full", 7), EngineFailed("broken"), Unavailable("gone"), ZeroDivisionError()]
+FAULTS = [Overloaded("full", 7), InferenceError("broken"), Unavailable("gone"), ZeroDivisionError()]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
 @pytest.mark.parametrize("endpoint", EMBEDDING, ids=named)
 def test_faults_are_told_as_documented(
     client: TestClient,
-    lookup: FakeLookup,
+    lookup: FakeBackend,
     document: dict[str, Any],
     endpoint: Endpoint,
     fault: Any,
@@ -168,7 +168,7 @@ def test_faults_are_told_as_documented(
     async def fail(*args: object) -> None:
         raise fault
 
-    for name in ("fetch", "spell", "decode", "embed_tokens"):
+    for name in ("embed", "spell", "decode", "embed_tokens"):
         monkeypatch.setattr(lookup, name, fail)
     reply = client.post(endpoint.path, json=sample(endpoint.fields))
     assert reply.status_code >= 424
@@ -177,7 +177,7 @@ def test_faults_are_told_as_documented(
 
 @pytest.mark.parametrize("view", views(), ids=named)
 def test_each_view_is_as_documented(
-    client: TestClient, document: dict[str, Any], view: View
+    client: TestClient, document: dict[str, Any], view: ViewRoute
 ) -> None:
     path = re.sub(r":path(?=})", "", view.path)
     for name in (SPEC.name, "other"):
@@ -191,7 +191,7 @@ def test_each_view_is_as_documented(
 
 @pytest.mark.parametrize("view", views(), ids=named)
 def test_each_view_of_a_sick_service_is_as_documented(
-    client: TestClient, lookup: FakeLookup, document: dict[str, Any], view: View
+    client: TestClient, lookup: FakeBackend, document: dict[str, Any], view: ViewRoute
 ) -> None:
     lookup.error = Unavailable("gone")
     lookup.cache = Unavailable("gone")
@@ -253,10 +253,10 @@ def full(fields: tuple[Field, ...], switch: bool | None) -> dict[str, Any]:
     """A body with every field: flags as told, others null or as in the example."""
     body: dict[str, Any] = {}
     for field in fields:
-        if isinstance(field, Nested) and (field.required or not field.many):
+        if isinstance(field, ObjectField) and (field.required or not field.many):
             inner = full(field.fields, switch)
             body[field.name] = [inner] if field.many else inner
-        elif field.required or field.unless:
+        elif field.required or field.exclusive_with:
             body[field.name] = field.sample()
         else:
             body[field.name] = switch if type(field).__name__ == "Flag" else None
@@ -268,7 +268,7 @@ def drift(fields: tuple[Field, ...], body: Recorder) -> Iterator[str]:
     yield from (f"{name} is read, not declared" for name in body.read - declared)
     yield from (f"{name} is declared, not read" for name in declared - body.read)
     for field in fields:
-        if isinstance(field, Nested):
+        if isinstance(field, ObjectField):
             given = dict(body).get(field.name)
             for inner in given if isinstance(given, list) else [given]:
                 if inner is not None:
@@ -371,14 +371,20 @@ ODD += [[{"content": [{"type": "image", "text": "a"}]}], [{"content": [{"type": 
 
 def complete(fields: tuple[Field, ...]) -> dict[str, Any]:
     """A body with a right value for nearly every field."""
-    values: dict[type, Any] = {Flag: True, Dimensions: 3, Text: "a", Model: "fake", Whole: 16}
+    values: dict[type, Any] = {
+        BoolField: True,
+        DimensionsField: 3,
+        StringField: "a",
+        ModelField: "fake",
+        IntField: 16,
+    }
     body = sample(fields)
     for field in fields:
-        if field.name in body or isinstance(field, Nested):
+        if field.name in body or isinstance(field, ObjectField):
             continue
-        if isinstance(field, Purpose):
+        if isinstance(field, InputTypeField):
             body[field.name] = "query"
-        elif isinstance(field, Choice):
+        elif isinstance(field, EnumField):
             body[field.name] = field.choices[0]
         else:
             body[field.name] = values.get(type(field))
@@ -388,7 +394,7 @@ def complete(fields: tuple[Field, ...]) -> dict[str, Any]:
 @pytest.mark.parametrize("endpoint", EMBEDDING, ids=named)
 async def test_what_the_schema_allows_is_what_is_taken(endpoint: Endpoint) -> None:
     limits = IngressSettings(max_texts_per_request=5, max_text_chars=20)
-    send = in_process(create_app(EmbedService(CALIBRATED, FakeLookup(), limits)))
+    send = in_process(create_app(EmbedService(CALIBRATED, FakeBackend(), limits)))
     scope = Scope(CALIBRATED, limits)
     told = openapi(scope, endpoints(), views())["paths"][endpoint.path]["post"]["requestBody"]
     schema = Draft202012Validator(told["content"]["application/json"]["schema"])
@@ -413,7 +419,7 @@ async def test_what_the_schema_allows_is_what_is_taken(endpoint: Endpoint) -> No
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_types_of_vectors_that_need_ranges_are_there_with_them(calibrated: bool) -> None:
     spec = CALIBRATED if calibrated else SPEC
-    client = TestClient(create_app(EmbedService(spec, FakeLookup(), IngressSettings())))
+    client = TestClient(create_app(EmbedService(spec, FakeBackend(), IngressSettings())))
     paths = client.get("/openapi.json").json()["paths"]
     told = paths["/v2/embed"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     (some, _) = told["properties"]["embedding_types"]["anyOf"]
@@ -432,7 +438,7 @@ def test_the_page_shows_every_path_and_every_field(
     for endpoint in ENDPOINTS:
         for field in endpoint.fields:
             assert f"<code>{field.name}</code>" in reply.text, field.name
-            parts = [html.escape(part) for part in field.about.split("`")]
+            parts = [html.escape(part) for part in field.description.split("`")]
             assert all(part in reply.text for part in parts), field.name
 
 

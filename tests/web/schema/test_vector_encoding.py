@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import InvalidRequest
-from serve_app.service.embed import cut_dimensions
+from serve_app.service.embed import truncate_dimensions
 from serve_app.types import EmbedResult, Float32
 from serve_app.web.schema.vector_encoding import OUTPUT_TYPES, Encoder
 from tests.fakes import DIM, SPEC
 
 RANGES = np.stack([np.linspace(-1, -0.2, DIM), np.linspace(0.3, 1.5, DIM)]).astype(np.float32)
-RANGED = replace(SPEC, ranges=RANGES)
+RANGED = replace(SPEC, quantization_ranges=RANGES)
 floats = st.floats(-2, 2, width=32)
 vectors_of = st.lists(st.lists(floats, min_size=DIM, max_size=DIM), min_size=1, max_size=4).map(
     lambda rows: np.array(rows, dtype=np.float32)
@@ -70,7 +70,7 @@ def test_codes_of_a_cut_vector_are_the_first_of_the_whole_one(
     vectors: Float32, dimensions: int, kind: str
 ) -> None:
     encoder = Encoder(RANGED, kind)
-    cut = cut_dimensions(vectors, dimensions)
+    cut = truncate_dimensions(vectors, dimensions)
     codes = rows(encoder(result(cut, raw=vectors)))
     assert codes == [row[:dimensions] for row in rows(encoder(result(vectors)))]
 
