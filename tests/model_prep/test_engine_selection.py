@@ -48,14 +48,18 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> dict[str, ConfigurationError]:
 
 
 @pytest.fixture(autouse=True)
-def quantization_ranges(monkeypatch: pytest.MonkeyPatch) -> dict[str, Float32 | None]:
+def ranges(monkeypatch: pytest.MonkeyPatch) -> dict[str, Float32 | None]:
     """A model's ranges, by where they are found: in what was `prepared`, or on their own."""
     found: dict[str, Float32 | None] = {
         "prepared": np.array([[-2], [2]], dtype=np.float32),
         "alone": np.array([[-3], [3]], dtype=np.float32),
     }
-    monkeypatch.setattr(choice_module, "read_ranges", lambda folder: found[folder.name])
-    monkeypatch.setattr(choice_module, "get_or_build_quantization_ranges", lambda config, spec: found["alone"])
+    monkeypatch.setattr(
+        choice_module, "read_quantization_ranges", lambda folder: found[folder.name]
+    )
+    monkeypatch.setattr(
+        choice_module, "get_or_build_quantization_ranges", lambda config, spec: found["alone"]
+    )
     return found
 
 
@@ -115,9 +119,9 @@ def test_ranges_are_decided_with_the_engine_and_go_to_every_replica(
 
 
 def test_a_model_without_ranges_is_served_all_the_same(
-    quantization_ranges: dict[str, Float32 | None],
+    ranges: dict[str, Float32 | None],
 ) -> None:
-    quantization_ranges["prepared"] = None
+    ranges["prepared"] = None
     choice = select_engine(AppConfig())
     assert (choice.config.engine, choice.spec.quantization_ranges, choice.refused) == (
         "openvino",
