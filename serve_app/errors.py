@@ -43,7 +43,7 @@ _REPR: Final = Repr()
 _REPR.maxstring = _REPR.maxother = 100
 
 
-def short(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """What a client sent, for a message: neither long, nor deeper than Python can show."""
     return _REPR.repr(value)
 

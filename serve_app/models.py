@@ -19,7 +19,7 @@ from embedserve_client.model_files import (
     read_json,
 )
 from serve_app.config import ModelConfig
-from serve_app.errors import InvalidRequest, ModelSourceError, short
+from serve_app.errors import InvalidRequest, ModelSourceError, short_repr
 from serve_app.types import Float32
 
 #: A hashing engine that gives other vectors needs another number.
@@ -64,7 +64,8 @@ class ModelSpec:
         if name not in self.prompts:
             known = ", ".join(sorted(self.prompts)) or "none"
             raise InvalidRequest(
-                f"The model has no input type {short(name)}. Known ones: {known}.", "input_type"
+                f"The model has no input type {short_repr(name)}. Known ones: {known}.",
+                "input_type",
             )
         return self.prompts[name]
 

@@ -136,12 +136,12 @@ class TextGroup:
     timeout_s: float = 120.0  #: after which nobody waits for them any more
 
     @property
-    def prompted(self) -> list[Input]:
+    def prompted_inputs(self) -> list[Input]:
         """What the model reads of each: texts with the prompt in front, token ids as they are."""
         return [self.prompt + text if isinstance(text, str) else text for text in self.texts]
 
 
-class Row(NamedTuple):
+class VectorRow(NamedTuple):
     """One text's vector, and what else a reply tells of the text."""
 
     vector: Float32  #: shape (dim,)
@@ -161,7 +161,7 @@ class Vectors:
     timings: Timings = NO_TIMINGS
 
     @classmethod
-    def of(cls, rows: Sequence[Row], timings: Timings) -> Self:
+    def from_rows(cls, rows: Sequence[VectorRow], timings: Timings) -> Self:
         """Rows, put together."""
         vectors, tokens, truncated, tiers = zip(*rows, strict=True)
         return cls(
@@ -172,13 +172,15 @@ class Vectors:
             timings,
         )
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[VectorRow]:
         """Its rows; the vectors are views of `values`."""
         tiers = map(Tier, self.tiers.tolist())
-        return list(map(Row, self.values, self.tokens.tolist(), self.truncated.tolist(), tiers))
+        return list(
+            map(VectorRow, self.values, self.tokens.tolist(), self.truncated.tolist(), tiers)
+        )
 
     @property
-    def computed(self) -> int:
+    def computed_count(self) -> int:
         """How many of the texts the engine had to compute."""
         tiers: list[int] = self.tiers.tolist()
         return tiers.count(Tier.COMPUTED)

@@ -198,7 +198,7 @@ class FakeBackend:
         limit = SPEC.max_tokens
         return [
             TokenVectors(np.stack([fake_vector(c) for c in text[:limit]]), len(text) > limit)
-            for text in map(as_text, group.prompted)
+            for text in map(as_text, group.prompted_inputs)
         ]
 
     async def cache_state(self) -> CacheState:

@@ -78,9 +78,9 @@ def test_totals_of_several_come_together() -> None:
 
 async def test_a_fleet_of_one_tells_what_it_counts() -> None:
     meter = Meter()
-    fleet = SingleReplica(meter)
+    replica_stats = SingleReplica(meter)
     count(meter)
-    assert await fleet.totals() == COUNTED
-    await fleet.reset()
-    assert await fleet.totals() == Totals()
-    assert await fleet.prometheus_text() == ""
+    assert await replica_stats.totals() == COUNTED
+    await replica_stats.reset()
+    assert await replica_stats.totals() == Totals()
+    assert await replica_stats.prometheus_text() == ""

@@ -7,14 +7,14 @@ import pytest
 
 from serve_app.config import MINILM, ModelConfig
 from serve_app.errors import InvalidRequest, ModelSourceError
-from serve_app.models import ModelSpec, folder, resolve
+from serve_app.models import ModelSpec, model_dir, resolve
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of the default model's files with tiny stand-in weights."""
     target = tmp_path / "model"
-    shutil.copytree(folder(MINILM), target, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(model_dir(MINILM), target, ignore=shutil.ignore_patterns("*.safetensors"))
     (target / "model.safetensors").write_bytes(b"not really weights")
     return target
 
@@ -117,7 +117,7 @@ def test_hashing_has_no_files_but_a_space_of_its_parameters() -> None:
     assert spec(source="hashing:128").space_id != first.space_id
     assert spec(max_tokens=8).space_id != first.space_id
     with pytest.raises(ModelSourceError, match="has no files"):
-        folder(ModelConfig(name="words", source="hashing:64"))
+        model_dir(ModelConfig(name="words", source="hashing:64"))
 
 
 def test_broken_files_are_a_clear_error(copy: Path) -> None:

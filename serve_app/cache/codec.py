@@ -12,7 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from serve_app.types import Float32, Row, Tier
+from serve_app.types import Float32, VectorRow, Tier
 
 #: What vectors are kept as. float16 takes half of the room and rounds: its space is another one.
 Storage = Literal["float32", "float16"]
@@ -36,14 +36,14 @@ class Codec:
         """Vectors as they will be read again, so that a miss gives the bits that a hit gives."""
         return vectors.astype(np.float16).astype(np.float32) if self._half else vectors
 
-    def encode(self, row: Row) -> bytes:
+    def encode(self, row: VectorRow) -> bytes:
         """The bytes to keep for a row; its vector has shape (dim,)."""
         flags = _TRUNCATED if row.truncated else 0
         head = _HEAD.pack(0, _VERSION, flags, row.tokens, self._dim)[_CHECKSUM.size :]
         body = head + row.vector.astype(self._dtype, copy=False).tobytes()
         return _CHECKSUM.pack(crc32(body)) + body
 
-    def decode(self, value: bytes, tier: Tier) -> Row | None:
+    def decode(self, value: bytes, tier: Tier) -> VectorRow | None:
         """What the bytes hold; None where they aren't a value of this space, whole and unchanged.
 
         The vector is a read-only view of the bytes where they are float32.
@@ -58,4 +58,4 @@ class Codec:
         vector = np.frombuffer(value, self._dtype, offset=_HEAD.size)
         if self._half:
             vector = vector.astype(np.float32)
-        return Row(vector, tokens, bool(flags & _TRUNCATED), tier)
+        return VectorRow(vector, tokens, bool(flags & _TRUNCATED), tier)

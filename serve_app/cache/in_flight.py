@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from serve_app.types import NO_TIMINGS, Lane, Row, TextGroup, Timings
+from serve_app.types import NO_TIMINGS, Lane, VectorRow, TextGroup, Timings
 
 #: A row for each text of a group, and where the time went.
-Computed = tuple[list[Row], Timings]
+Computed = tuple[list[VectorRow], Timings]
 #: Computes a group whose texts have these keys.
 Compute = Callable[[TextGroup, Sequence[bytes]], Awaitable[Computed]]
 
@@ -37,7 +37,7 @@ class _Flight:
 class FlightResult(NamedTuple):
     """What a request gets of the flights that its texts were on."""
 
-    rows: list[Row]
+    rows: list[VectorRow]
     timings: Timings
     joined: int  #: texts that another request had computed
 
@@ -65,7 +65,7 @@ class SingleFlight:
         mine = self._start(_part(group, alone), [keys[i] for i in alone]) if alone else None
         flights = [flight or mine for flight in joined]
         distinct = list(dict.fromkeys(flight for flight in flights if flight))
-        rows: dict[bytes, Row] = {}
+        rows: dict[bytes, VectorRow] = {}
         timings = NO_TIMINGS
         for flight, answer in zip(distinct, await _all(distinct), strict=True):
             if not isinstance(answer, BaseException):

@@ -10,7 +10,7 @@ from serve_app.cache.in_flight import SingleFlight
 from serve_app.cache.key import cache_key
 from serve_app.cache.memory import MemoryCache
 from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED, Meter
-from serve_app.types import NO_TIMINGS, Row, TextGroup, Tier, Timings, Vectors
+from serve_app.types import NO_TIMINGS, VectorRow, TextGroup, Tier, Timings, Vectors
 
 #: Answers what a tier doesn't know: the next tier.
 EmbedGroup = Callable[[TextGroup], Awaitable[Vectors]]
@@ -89,16 +89,16 @@ class Lookup:
             rows.update(zip(left, landed.rows, strict=True))
             timings = landed.timings
             self._meter.add(COALESCED, landed.joined)
-        return Vectors.of(
+        return Vectors.from_rows(
             [rows[key] for key in keys], timings._replace(cache_s=timings.cache_s + looked_up_s)
         )
 
-    def _from_memory(self, key: bytes) -> Row | None:
+    def _from_memory(self, key: bytes) -> VectorRow | None:
         value = self._memory.get(key)
         return None if value is None else self._codec.decode(value, Tier.L1)
 
     async def _from_store(
-        self, store: Store, keys: Sequence[bytes], rows: dict[bytes, Row]
+        self, store: Store, keys: Sequence[bytes], rows: dict[bytes, VectorRow]
     ) -> None:
         missing = [key for key in keys if key not in rows]
         found = 0
@@ -110,7 +110,9 @@ class Lookup:
                 found += 1
         self._meter.add(CACHE_HITS, found, "l2")
 
-    async def _compute(self, group: TextGroup, keys: Sequence[bytes]) -> tuple[list[Row], Timings]:
+    async def _compute(
+        self, group: TextGroup, keys: Sequence[bytes]
+    ) -> tuple[list[VectorRow], Timings]:
         fresh = await self._rest(group)
         rows = self._rounded(fresh).rows()
         for key, row in zip(keys, rows, strict=True):

@@ -80,7 +80,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from serve_app.command.serve import Launch, LaunchError, port_in_use, with_free_ports
+    from serve_app.command.serve import ServiceProcess, StartupError, port_in_use, with_free_ports
 
     config, application = _read(arguments.config)
     _check_entrance(config)
@@ -97,14 +97,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         _catch_signals()
         if arguments.until_eof:
             threading.Thread(target=_end_with_input, daemon=True).start()
-        launch = Launch(config, verbose=arguments.verbose)
+        launch = ServiceProcess(config, verbose=arguments.verbose)
         try:
             launch.start()
             for doing in launch.wait_until_ready():
                 _say("starting", doing)
             _show_ready(launch.url)
             return launch.wait()
-        except LaunchError as error:
+        except StartupError as error:
             return _fail(f"{error}\nRay's logs: /tmp/ray/session_latest/logs/serve")
         except KeyboardInterrupt:
             _say("stopping", "a few seconds   (Ctrl-C again kills it)")

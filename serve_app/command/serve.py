@@ -44,7 +44,7 @@ _RAISED = re.compile(r"^(?:\w+\.)*[A-Z]\w+: ", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class LaunchError(Exception):
+class StartupError(Exception):
     """The service did not come up; the message says why."""
 
 
@@ -100,7 +100,7 @@ def _switches(config: Mapping[str, Any]) -> dict[str, str]:
     return switches
 
 
-class Launch:
+class ServiceProcess:
     """One service, from start to end."""
 
     def __init__(
@@ -155,9 +155,9 @@ class Launch:
         said = ""
         while not self._healthy():
             if self._child is None or self._child.poll() is not None:
-                raise LaunchError("Ray ended before the service was up:\n" + "".join(self._tail))
+                raise StartupError("Ray ended before the service was up:\n" + "".join(self._tail))
             if time.monotonic() - begin > timeout_s:
-                raise LaunchError(f"The service was not ready after {timeout_s:.0f} s: {said}.")
+                raise StartupError(f"The service was not ready after {timeout_s:.0f} s: {said}.")
             doing = self._doing()
             if doing != said:
                 said = doing
@@ -220,7 +220,7 @@ class Launch:
         if application is None:
             return "the application"
         if application.get("status") == "DEPLOY_FAILED":
-            raise LaunchError(_why(application))
+            raise StartupError(_why(application))
         replicas = _replica_states(application)
         if not replicas:
             return "the application"

@@ -84,8 +84,10 @@ class Ingress:
         self._meter = Meter()
         self._cors_origins = config.cors_origins
         self._behind = _Backend(spec, handle, config, embedder, self._meter)
-        fleet = IngressStats(self._meter)
-        self._service = EmbedService(spec, self._behind, IngressSettings(), self._meter, fleet)
+        replica_stats = IngressStats(self._meter)
+        self._service = EmbedService(
+            spec, self._behind, IngressSettings(), self._meter, replica_stats
+        )
         self._access = Entrance(open_quota_store(config.cache, self._meter), self._meter)
         self._exporting: asyncio.Task[None] | None = None
 

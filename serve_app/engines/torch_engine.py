@@ -16,7 +16,7 @@ from serve_app.engines.base import TokenIds
 from serve_app.engines.parity import GATES, canary_texts, parity, passes_gate
 from serve_app.engines.tokenizer import TextTokenizer
 from serve_app.errors import ConfigurationError, ParityFailed, SpaceMismatch
-from serve_app.models import ModelSpec, folder
+from serve_app.models import ModelSpec, model_dir
 from serve_app.types import EngineInfo, Float32, Input, Parity, Tokenization
 
 #: While one thread's batch computes, another pads the next one and copies it to the GPU.
@@ -185,7 +185,7 @@ class TorchEngine:
 def load_pipeline(config: ModelConfig, device: str) -> SentenceTransformer:
     """The model at float32, at whatever precision its files were saved."""
     model = SentenceTransformer(
-        str(folder(config)),
+        str(model_dir(config)),
         device=device,
         trust_remote_code=config.trust_remote_code,
         local_files_only=True,

@@ -41,7 +41,7 @@ class PendingGroup(Generic[_Reply]):
 
     def __init__(self, group: TextGroup) -> None:
         self.group = group
-        self.texts = group.prompted
+        self.texts = group.prompted_inputs
         self.queue: Queue = group.lane
         self.reply: asyncio.Future[_Reply | EmbedServeError] = (
             asyncio.get_running_loop().create_future()

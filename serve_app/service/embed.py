@@ -20,11 +20,11 @@ from serve_app.errors import (
     InvalidRequest,
     ModelNotFound,
     TextTooLong,
-    short,
+    short_repr,
 )
 from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
-from serve_app.service.health import Health, HealthReport
+from serve_app.service.health import HealthProbe, HealthReport
 from serve_app.service.openai_token_ids import TiktokenDecoder
 from serve_app.service.replica_stats import ReplicaStats, SingleReplica
 from serve_app.service.truncation import Truncator
@@ -90,7 +90,7 @@ class EmbedService:
         lookup: Backend,
         settings: IngressSettings,
         meter: Meter | None = None,
-        fleet: ReplicaStats | None = None,
+        replica_stats: ReplicaStats | None = None,
     ) -> None:
         """A service.
 
@@ -104,7 +104,7 @@ class EmbedService:
         self.spec = spec
         self._lookup = lookup
         self.meter = meter or Meter()
-        self.fleet = fleet or SingleReplica(self.meter)
+        self.replica_stats = replica_stats or SingleReplica(self.meter)
         self._device: str | None = None
         self._long = Truncator(
             lambda texts: lookup.spell(texts, True), lookup.embed, spec.max_tokens
@@ -120,7 +120,7 @@ class EmbedService:
         named = settings.token_ids
         self._foreign = None if named == "model" else TiktokenDecoder(named)
         self.settings = settings
-        self._health = Health(
+        self._health = HealthProbe(
             lambda: self._lookup.embed(_PROBE),
             max_age_s=settings.health_max_age_s,
             timeout_s=settings.health_timeout_s,
@@ -149,8 +149,8 @@ class EmbedService:
                     found = await self._long.embed(group, job.truncation, job.max_tokens)
         except TimeoutError:
             raise self._late() from None
-        if found.computed:
-            self._health.computed()
+        if found.computed_count:
+            self._health.record_success()
         if job.truncation == "error":
             self._none_cut(found.truncated[order], job.max_tokens)
         vectors = truncate_dimensions(found.values, job.dimensions)
@@ -205,7 +205,7 @@ class EmbedService:
         group = self._group(job, job.texts)
         truncated: Sequence[bool] = ()
         if job.truncation == "start":
-            fitted = await self._long.fit(group, job.truncation)
+            fitted = await self._long.plan(group, job.truncation)
             group = replace(group, texts=tuple(one.parts[0] for one in fitted))
             truncated = [one.truncated for one in fitted]
         found = await self._lookup.embed_tokens(group)
@@ -339,7 +339,8 @@ class EmbedService:
     def _check_model(self, name: str | None) -> None:
         if not self.spec.accepts(name):
             raise ModelNotFound(
-                f"The model {short(name)} isn't served here. Served: {self.spec.name!r}.", "model"
+                f"The model {short_repr(name)} isn't served here. Served: {self.spec.name!r}.",
+                "model",
             )
 
     def _validate(self, job: EmbedJob) -> None:

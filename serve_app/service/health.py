@@ -18,7 +18,7 @@ class HealthReport:
     reason: str | None  #: why it isn't healthy
 
 
-class Health:
+class HealthProbe:
     """Healthy means: the engine gave a real vector not long ago.
 
     Traffic that computes something is proof enough. Without any, a check asks `probe` to
@@ -41,7 +41,7 @@ class Health:
         self._computed_at: float | None = None
         self._trying: asyncio.Task[str | None] | None = None
 
-    def computed(self) -> None:
+    def record_success(self) -> None:
         """The engine has just given a vector."""
         self._computed_at = self._clock()
 
@@ -70,5 +70,5 @@ class Health:
             return f"No vector came within {self._timeout_s:g} s."
         except EmbedServeError as error:
             return str(error)
-        self.computed()
+        self.record_success()
         return None

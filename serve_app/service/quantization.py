@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from serve_app.types import Float32, UInt8
 
 #: Steps of a range are counted from 0 (`uint8`), or from -128 (`int8`).
-ByteKind = Literal["int8", "uint8"]
+QuantizedType = Literal["int8", "uint8"]
 
 
-def quantize(vectors: Float32, ranges: Float32, kind: ByteKind) -> NDArray[np.int8] | UInt8:
+def quantize(vectors: Float32, ranges: Float32, kind: QuantizedType) -> NDArray[np.int8] | UInt8:
     """Codes of the first d components of vectors, the same as `sentence_transformers` gives.
 
     What lies outside of its range gets the first or the last code.

@@ -7,7 +7,16 @@ from typing import NamedTuple
 import numpy as np
 
 from serve_app.errors import InvalidRequest
-from serve_app.types import Float32, Input, Row, TextGroup, Tier, Tokenization, Truncation, Vectors
+from serve_app.types import (
+    Float32,
+    Input,
+    VectorRow,
+    TextGroup,
+    Tier,
+    Tokenization,
+    Truncation,
+    Vectors,
+)
 
 #: How the tokenizer spells texts, special tokens included.
 Spell = Callable[[tuple[str, ...]], Awaitable[Sequence[Tokenization]]]
@@ -58,19 +67,19 @@ class Truncator:
             InvalidRequest: the limit leaves no room for a text.
             EmbedServeError: whatever the tokenizer or the next tier raises.
         """
-        fitted = await self.fit(group, truncation, max_tokens)
+        fitted = await self.plan(group, truncation, max_tokens)
         places: dict[Input, int] = {}
         for one in fitted:
             for part in one.parts:
                 places.setdefault(part, len(places))
         found = await self._embed(replace(group, texts=tuple(places)))
         rows = found.rows()
-        return Vectors.of(
+        return Vectors.from_rows(
             [_joined([rows[places[part]] for part in one.parts], one) for one in fitted],
             found.timings,
         )
 
-    async def fit(
+    async def plan(
         self, group: TextGroup, truncation: Truncation, max_tokens: int | None = None
     ) -> list[Chunks]:
         """For each of a group's texts what is to be embedded for it."""
@@ -119,12 +128,12 @@ def _fit(
     )
 
 
-def _joined(rows: Sequence[Row], fitted: Chunks) -> Row:
+def _joined(rows: Sequence[VectorRow], fitted: Chunks) -> VectorRow:
     if len(rows) == 1:
         return rows[0]._replace(truncated=rows[0].truncated or fitted.truncated)
     mean: Float32 = np.average([row.vector for row in rows], axis=0, weights=fitted.weights)
     computed = any(row.tier == Tier.COMPUTED for row in rows)
-    return Row(
+    return VectorRow(
         (mean / (np.linalg.norm(mean) or 1.0)).astype(np.float32),
         sum(row.tokens for row in rows),
         fitted.truncated,

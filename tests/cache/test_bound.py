@@ -9,7 +9,7 @@ from serve_app.cache.memory import MemoryCache
 from serve_app.config import ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.models import resolve
-from serve_app.types import NO_TIMINGS, Row, TextGroup, Tier, Vectors
+from serve_app.types import NO_TIMINGS, VectorRow, TextGroup, Tier, Vectors
 
 TEXTS, BATCH = 1_000_000, 1000
 MAX_BYTES = 32 << 20
@@ -25,7 +25,9 @@ async def test_a_million_distinct_texts_stay_inside_the_bound() -> None:
     async def compute(group: TextGroup) -> Vectors:
         tokens = engine.tokenize(list(map(str, group.texts)))
         vectors = engine.embed(tokens)
-        return Vectors.of([Row(v, 1, False, Tier.COMPUTED) for v in vectors], NO_TIMINGS)
+        return Vectors.from_rows(
+            [VectorRow(v, 1, False, Tier.COMPUTED) for v in vectors], NO_TIMINGS
+        )
 
     lookup = Lookup(spec.space_id, Codec(spec.dim), memory, compute)
     process = psutil.Process()
@@ -33,10 +35,10 @@ async def test_a_million_distinct_texts_stay_inside_the_bound() -> None:
     for start in range(0, TEXTS, BATCH):
         texts = tuple(f"text {i}" for i in range(start, start + BATCH))
         found = await lookup.embed(TextGroup(texts))
-        assert found.computed == BATCH
+        assert found.computed_count == BATCH
     assert memory.stats().bytes <= MAX_BYTES
     assert memory.stats().evictions > TEXTS // 2
     assert process.memory_info().rss - before <= MAX_BYTES + SLACK_BYTES
     again = await lookup.embed(TextGroup(texts))
-    assert again.computed < BATCH
+    assert again.computed_count < BATCH
     assert np.array_equal(again.values, engine.embed(engine.tokenize(texts)))

@@ -129,7 +129,7 @@ async def test_one_that_leaves_takes_nobody_along(way: Way) -> None:
     await turns()
     assert way.cancelled == []
     way.let_through(1)
-    assert (await stays).computed == 1
+    assert (await stays).computed_count == 1
 
 
 async def test_what_nobody_waits_for_is_cancelled_or_never_sent(way: Way) -> None:
@@ -155,7 +155,7 @@ async def test_an_error_is_its_groups_own(way: Way) -> None:
     way.let_through(1)
     with pytest.raises(InferenceError):
         await bad
-    assert (await good).computed == 1
+    assert (await good).computed_count == 1
 
 
 async def test_a_way_that_fails_fails_those_on_it_and_nobody_after(way: Way) -> None:

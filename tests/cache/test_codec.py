@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.cache.codec import Codec, Storage
-from serve_app.types import Row, Tier
+from serve_app.types import VectorRow, Tier
 
 vectors = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=16)
 
@@ -14,7 +14,7 @@ vectors = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=16
 @given(vectors, st.integers(0, 2**32 - 1), st.booleans())
 def test_comes_back_bit_for_bit(floats: list[float], tokens: int, truncated: bool) -> None:
     codec = Codec(len(floats))
-    row = Row(np.array(floats, dtype=np.float32), tokens, truncated, Tier.COMPUTED)
+    row = VectorRow(np.array(floats, dtype=np.float32), tokens, truncated, Tier.COMPUTED)
     back = codec.decode(codec.encode(row), Tier.L2)
     assert back is not None
     assert back.vector.tobytes() == row.vector.tobytes()
@@ -26,7 +26,7 @@ def test_half_precision_comes_back_as_it_was_rounded(floats: list[float]) -> Non
     codec = Codec(len(floats), "float16")
     rounded = codec.round(np.array([floats], dtype=np.float32))
     assert np.abs(rounded - np.array(floats, dtype=np.float32)).max() < 5e-4
-    value = codec.encode(Row(rounded[0], 3, False, Tier.COMPUTED))
+    value = codec.encode(VectorRow(rounded[0], 3, False, Tier.COMPUTED))
     back = codec.decode(value, Tier.L1)
     assert back is not None
     assert back.vector.dtype == np.float32
@@ -36,7 +36,7 @@ def test_half_precision_comes_back_as_it_was_rounded(floats: list[float]) -> Non
 
 def test_the_largest_width_there_may_be() -> None:
     codec = Codec(65536)
-    row = Row(np.ones(65536, dtype=np.float32), 1, False, Tier.COMPUTED)
+    row = VectorRow(np.ones(65536, dtype=np.float32), 1, False, Tier.COMPUTED)
     assert codec.decode(codec.encode(row), Tier.L1) is not None
 
 
@@ -44,7 +44,7 @@ def resealed(value: bytes) -> bytes:
     return crc32(value[4:]).to_bytes(4, "little") + value[4:]
 
 
-ROW = Row(np.ones(4, dtype=np.float32), 3, False, Tier.COMPUTED)
+ROW = VectorRow(np.ones(4, dtype=np.float32), 3, False, Tier.COMPUTED)
 VALUE = Codec(4).encode(ROW)
 
 

@@ -25,7 +25,7 @@ from serve_app.types import (
     EmbedJob,
     EmbedResult,
     EngineInfo,
-    Row,
+    VectorRow,
     TextGroup,
     Tier,
     Vectors,
@@ -58,11 +58,12 @@ class Engine(FakeBackend):
         self._engine = HashingEngine(SPECS[model])
 
     async def embed(self, group: TextGroup) -> Vectors:
-        tokens = self._engine.tokenize(list(map(str, group.prompted)))
+        tokens = self._engine.tokenize(list(map(str, group.prompted_inputs)))
         await asyncio.sleep(0)
         rows = zip(self._engine.embed(tokens), tokens, strict=True)
-        return Vectors.of(
-            [Row(vector, len(t.ids), t.truncated, Tier.COMPUTED) for vector, t in rows], NO_TIMINGS
+        return Vectors.from_rows(
+            [VectorRow(vector, len(t.ids), t.truncated, Tier.COMPUTED) for vector, t in rows],
+            NO_TIMINGS,
         )
 
     async def describe(self) -> EngineInfo:

@@ -109,7 +109,7 @@ async def test_without_a_server_for_this_system_memory_remains(
     monkeypatch.setattr(shared_server, "lease_server", refuse)
     async with opened(config(tmp_path)) as tiers:
         group = TextGroup(("a",))
-        assert [(await tiers.embed(group)).computed for _ in range(2)] == [1, 0]
+        assert [(await tiers.embed(group)).computed_count for _ in range(2)] == [1, 0]
         assert tiers.state == CacheState(
             "degraded", "There is no server for this system.", "embedded"
         )
@@ -137,9 +137,9 @@ async def test_a_server_by_its_url_with_a_password_from_the_environment(
             assert tiers.gauges()[L2_UP] == 1
         assert server.call("DBSIZE") == 2
         async with opened(told, "another-space") as tiers:
-            assert (await tiers.embed(TextGroup(("a",)))).computed == 1
+            assert (await tiers.embed(TextGroup(("a",)))).computed_count == 1
         async with opened(told) as tiers:
-            assert (await tiers.embed(TextGroup(("a",)))).computed == 0
+            assert (await tiers.embed(TextGroup(("a",)))).computed_count == 0
             assert await tiers.purge() == 1 + 2
         assert server.call("DBSIZE") == 1
         server.kill()

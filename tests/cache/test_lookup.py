@@ -22,7 +22,7 @@ class Computes:
         self._fake = FakeBackend()
 
     async def __call__(self, group: TextGroup) -> Vectors:
-        self.asked.append(tuple(group.prompted))
+        self.asked.append(tuple(group.prompted_inputs))
         await asyncio.sleep(0)
         if "fail" in group.texts:
             raise InferenceError("no")
@@ -77,14 +77,14 @@ async def test_only_what_is_missing_is_computed(lookup: Lookup, computes: Comput
     mixed = (*known[:15], "new 1", *known[15:], "new 2")
     found = await lookup.embed(TextGroup(mixed))
     assert computes.asked[1:] == [("new 1", "new 2")]
-    assert found.computed == 2
+    assert found.computed_count == 2
     assert np.array_equal(found.values, np.stack([fake_vector(text) for text in mixed]))
 
 
 async def test_a_hit_tells_the_same_as_a_miss(lookup: Lookup) -> None:
     group = TextGroup(("short", "x" * 99))
     miss, hit = await lookup.embed(group), await lookup.embed(group)
-    assert (miss.computed, hit.computed) == (2, 0)
+    assert (miss.computed_count, hit.computed_count) == (2, 0)
     assert hit.values.tobytes() == miss.values.tobytes()
     assert hit.tokens.tolist() == miss.tokens.tolist()
     assert hit.truncated.tolist() == miss.truncated.tolist() == [False, True]
@@ -115,8 +115,8 @@ async def test_a_torn_value_is_computed_anew_and_overwritten(
     lookup: Lookup, computes: Computes, memory: MemoryCache
 ) -> None:
     memory.put(cache_key("space-fp32", "", "a"), b"torn")
-    assert (await lookup.embed(TextGroup(("a",)))).computed == 1
-    assert (await lookup.embed(TextGroup(("a",)))).computed == 0
+    assert (await lookup.embed(TextGroup(("a",)))).computed_count == 1
+    assert (await lookup.embed(TextGroup(("a",)))).computed_count == 0
 
 
 async def test_another_process_finds_it_in_the_second_tier(
@@ -149,7 +149,7 @@ async def test_a_torn_value_of_the_second_tier_is_overwritten(
     (key,) = store.values
     whole = store.values[key]
     store.values[key] = whole[:-1]
-    assert (await process(store, computes).embed(TextGroup(("a",)))).computed == 1
+    assert (await process(store, computes).embed(TextGroup(("a",)))).computed_count == 1
     assert store.values[key] == whole
 
 

@@ -17,7 +17,7 @@ from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.engines.tokenizer import Padding, TextTokenizer
 from serve_app.errors import EmbedServeError
 from serve_app.model_prep.quantization_ranges import hashing_quantization_ranges
-from serve_app.models import folder, resolve
+from serve_app.models import model_dir, resolve
 from serve_app.service.embed import EmbedService
 from serve_app.types import CacheState, EngineInfo, Float32, TextGroup, Tier, Vectors
 from serve_app.web.app import create_app
@@ -44,7 +44,7 @@ _ENGINE = HashingEngine(SPEC)
 
 def _refuse_foreign_ids(group: TextGroup) -> None:
     """As an Embedder of a real model does; a hashing engine would refuse all of them."""
-    tokenizer = Tokenizer.from_file(str(folder(MINILM) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(model_dir(MINILM) / "tokenizer.json"))
     tokenizer.enable_truncation(MAX_TOKENS)
     reading = TextTokenizer(tokenizer, Padding(0, left=False, inputs=("input_ids",)))
     reading.tokenize([given for given in group.texts if isinstance(given, tuple)])
@@ -89,7 +89,7 @@ class HashingLookup(FakeBackend):
         self.groups.append(group)
         if self.error is not None:
             raise self.error
-        tokens = _ENGINE.tokenize(group.prompted)
+        tokens = _ENGINE.tokenize(group.prompted_inputs)
         return Vectors(
             values=_ENGINE.embed(tokens),
             tokens=np.array([len(t.ids) for t in tokens], dtype=np.int32),

@@ -10,7 +10,13 @@ import pytest
 import redis
 import yaml
 
-from serve_app.command.serve import Launch, LaunchError, free_port, port_in_use, with_free_ports
+from serve_app.command.serve import (
+    ServiceProcess,
+    StartupError,
+    free_port,
+    port_in_use,
+    with_free_ports,
+)
 from serve_app.valkey.embedded import lease_server
 
 CONFIG = yaml.safe_load((Path(__file__).parents[2] / "serve_config.yaml").read_text("utf-8"))
@@ -39,10 +45,10 @@ def test_a_taken_port_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_child_that_ends_is_told_with_its_last_words() -> None:
-    launch = Launch({"http_options": {"port": free_port()}, "not a setting": 1})
+    launch = ServiceProcess({"http_options": {"port": free_port()}, "not a setting": 1})
     launch.start()
     try:
-        with pytest.raises(LaunchError, match="not a setting"):
+        with pytest.raises(StartupError, match="not a setting"):
             list(launch.wait_until_ready())
     finally:
         launch.stop()
@@ -68,7 +74,7 @@ def test_the_cache_server_ends_with_the_service_and_keeps_its_data(
         stand_in = Path(scratch) / "python"
         stand_in.write_text(f"#!/bin/sh\nexec {sys.executable} {owner}\n", "utf-8")
         stand_in.chmod(0o700)
-        launch = Launch({"http_options": {"port": free_port()}})
+        launch = ServiceProcess({"http_options": {"port": free_port()}})
         with monkeypatch.context() as patched:
             patched.setattr("serve_app.command.serve.sys.executable", str(stand_in))
             launch.start()

@@ -15,7 +15,7 @@ from embedserve_client import LocalModel, LocalModelError
 from embedserve_client.settings import DEFAULT_MODEL
 from embedserve_client.wire import Options
 from serve_app.config import MINILM
-from serve_app.models import folder, resolve
+from serve_app.models import model_dir, resolve
 
 TEXTS = ["a query", "Zürich liegt am See; 北京 does not.", "word " * 400, "a query"]
 
@@ -27,7 +27,7 @@ def model() -> LocalModel:
 
 @pytest.fixture(scope="module")
 def reference() -> Any:
-    return SentenceTransformer(str(folder(MINILM)))
+    return SentenceTransformer(str(model_dir(MINILM)))
 
 
 def test_its_vectors_are_those_of_sentence_transformers(model: LocalModel, reference: Any) -> None:
@@ -70,7 +70,7 @@ def test_what_it_cannot_do_is_told(
 
 def test_prompts_are_the_models_own(tmp_path: Path, reference: Any) -> None:
     copy = tmp_path / "model"
-    shutil.copytree(folder(MINILM), copy)
+    shutil.copytree(model_dir(MINILM), copy)
     file = copy / "config_sentence_transformers.json"
     told = json.loads(file.read_text()) | {
         "prompts": {"search_query": "find: ", "other": "x: "},

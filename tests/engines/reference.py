@@ -6,7 +6,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM
-from serve_app.models import folder
+from serve_app.models import model_dir
 from serve_app.types import Float32
 from tests.engines.texts import mixed_texts
 
@@ -16,7 +16,7 @@ _MOST = 160
 
 @cache
 def model() -> SentenceTransformer:
-    return SentenceTransformer(str(folder(MINILM)), device="cpu", local_files_only=True)
+    return SentenceTransformer(str(model_dir(MINILM)), device="cpu", local_files_only=True)
 
 
 def vectors(n: int) -> Float32:

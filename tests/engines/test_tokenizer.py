@@ -11,7 +11,7 @@ from serve_app.config import MINILM
 from serve_app.engines.base import TokenIds
 from serve_app.engines.tokenizer import Padding, TextTokenizer
 from serve_app.errors import InvalidRequest
-from serve_app.models import folder
+from serve_app.models import model_dir
 from tests.engines.texts import mixed_texts
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -37,7 +37,7 @@ def tokenizer(
 @pytest.fixture(scope="module")
 def bert() -> TextTokenizer:
     """That of the default model."""
-    own = Tokenizer.from_file(str(folder(MINILM) / "tokenizer.json"))
+    own = Tokenizer.from_file(str(model_dir(MINILM) / "tokenizer.json"))
     own.no_padding()
     own.enable_truncation(256)
     return TextTokenizer(own, Padding(pad_id=0, left=False, inputs=INPUTS))

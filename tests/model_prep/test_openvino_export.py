@@ -28,13 +28,13 @@ from serve_app.model_prep import artifact_cache
 from serve_app.model_prep.artifact_cache import BuildStep
 from serve_app.model_prep.openvino_export import prepare
 from serve_app.model_prep.prepared_model import prepared
-from serve_app.models import folder, resolve
+from serve_app.models import model_dir, resolve
 
 
 def tiny(place: Path, kind: str, pooling: str, *, dense: bool = False) -> ModelConfig:
     """A model of the kind with MiniLM's tokenizer, 32 dimensions and fixed random weights."""
     torch.manual_seed(7)
-    tokenizer = AutoTokenizer.from_pretrained(str(folder(MINILM)))
+    tokenizer = AutoTokenizer.from_pretrained(str(model_dir(MINILM)))
     size: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from openai import AsyncOpenAI, OpenAI
 
-from serve_app.command.serve import Launch, free_port, with_free_ports
+from serve_app.command.serve import ServiceProcess, free_port, with_free_ports
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ METRICS_S = 3
 class Service:
     """A running service, and what a test needs to know of it."""
 
-    def __init__(self, launch: Launch, env: dict[str, str]) -> None:
+    def __init__(self, launch: ServiceProcess, env: dict[str, str]) -> None:
         self.launch = launch
         self.url = launch.url
         self._env = env
@@ -143,7 +143,7 @@ def service() -> Iterator[Service]:
                 deployment["autoscaling_config"]["downscale_delay_s"] = DOWNSCALE_DELAY_S
         env = {"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"}
         env["RAY_metrics_report_interval_ms"] = "1000"
-        launch = Launch(config, env=env)
+        launch = ServiceProcess(config, env=env)
         launch.start()
         try:
             for doing in launch.wait_until_ready(timeout_s=180):

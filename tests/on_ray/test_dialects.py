@@ -9,7 +9,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM
-from serve_app.models import folder
+from serve_app.models import model_dir
 from serve_app.types import Float32
 from tests.on_ray.conftest import Service
 
@@ -22,7 +22,7 @@ RAW = {"accept": "application/octet-stream"}
 
 @pytest.fixture(scope="module")
 def model() -> SentenceTransformer:
-    return SentenceTransformer(str(folder(MINILM)), device="cpu", local_files_only=True)
+    return SentenceTransformer(str(model_dir(MINILM)), device="cpu", local_files_only=True)
 
 
 def post(service: Service, path: str, headers: dict[str, str] | None = None, **body: object) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import yaml
 
-from serve_app.command.serve import Launch, free_port, with_free_ports
+from serve_app.command.serve import ServiceProcess, free_port, with_free_ports
 from tests.on_ray.conftest import ROOT
 
 KEY, LATER = "es-of-the-first-hour", "es-of-later"
@@ -22,7 +22,7 @@ def entry(name: str, key: str, **limits: int) -> dict[str, object]:
 
 
 @contextmanager
-def running(keys: Path, scratch: str) -> Iterator[Launch]:
+def running(keys: Path, scratch: str) -> Iterator[ServiceProcess]:
     """Two Ingress replicas in front of an engine that needs no model."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
     application = config["applications"][0]
@@ -36,7 +36,7 @@ def running(keys: Path, scratch: str) -> Iterator[Launch]:
             deployment["user_config"]["access"] = {"keys_file": str(keys)}
         if deployment["name"] == "Embedder":
             deployment["ray_actor_options"] = {"num_cpus": 1}
-    launch = Launch(
+    launch = ServiceProcess(
         with_free_ports(config, free_port(), Path(scratch)),
         env={"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
     )

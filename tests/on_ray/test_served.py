@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from serve_app.config import MINILM, AppConfig
 from serve_app.engines.parity import GATES
 from serve_app.model_prep.engine_selection import select_engine
-from serve_app.models import folder
+from serve_app.models import model_dir
 from tests.engines.texts import mixed_texts
 from tests.on_ray.conftest import Service
 
@@ -26,7 +26,7 @@ TEXTS = mixed_texts(300)
 
 @pytest.fixture(scope="module")
 def reference() -> SentenceTransformer:
-    return SentenceTransformer(str(folder(MINILM)), device="cpu", local_files_only=True)
+    return SentenceTransformer(str(model_dir(MINILM)), device="cpu", local_files_only=True)
 
 
 def test_300_texts_are_embedded_as_sentence_transformers_does(

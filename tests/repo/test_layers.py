@@ -194,7 +194,7 @@ def test_the_public_names_are_those_that_there_are() -> None:
 #: What the harness may know of the service: the model that all peers serve, and how to find a port.
 KNOWN = {
     "serve_app.config.MINILM",
-    "serve_app.models.folder",
+    "serve_app.models.model_dir",
     "serve_app.command.serve.free_port",
     "serve_app.types.Float32",
 }

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from serve_app.errors import Unavailable
-from serve_app.service.health import Health
+from serve_app.service.health import HealthProbe
 
 
 class Clock:
@@ -40,18 +40,18 @@ def probe() -> Probe:
 
 
 @pytest.fixture
-def health(probe: Probe, clock: Clock) -> Health:
-    return Health(probe, max_age_s=10, timeout_s=0.05, clock=clock)
+def health(probe: Probe, clock: Clock) -> HealthProbe:
+    return HealthProbe(probe, max_age_s=10, timeout_s=0.05, clock=clock)
 
 
-async def test_traffic_is_proof_enough(health: Health, probe: Probe, clock: Clock) -> None:
-    health.computed()
+async def test_traffic_is_proof_enough(health: HealthProbe, probe: Probe, clock: Clock) -> None:
+    health.record_success()
     clock.now = 9
     report = await health.check()
     assert (report.healthy, report.age_s, probe.tries) == (True, 9, 0)
 
 
-async def test_without_traffic_it_tries(health: Health, probe: Probe, clock: Clock) -> None:
+async def test_without_traffic_it_tries(health: HealthProbe, probe: Probe, clock: Clock) -> None:
     assert (await health.check()).healthy
     clock.now = 9
     assert (await health.check()).healthy
@@ -61,19 +61,19 @@ async def test_without_traffic_it_tries(health: Health, probe: Probe, clock: Clo
     assert probe.tries == 2
 
 
-async def test_a_dead_engine_is_told_with_its_reason(health: Health, probe: Probe) -> None:
+async def test_a_dead_engine_is_told_with_its_reason(health: HealthProbe, probe: Probe) -> None:
     probe.error = Unavailable("All replicas are gone.")
     report = await health.check()
     assert (report.healthy, report.reason) == (False, "All replicas are gone.")
 
 
-async def test_a_hanging_engine_is_told_in_time(health: Health, probe: Probe) -> None:
+async def test_a_hanging_engine_is_told_in_time(health: HealthProbe, probe: Probe) -> None:
     probe.opened.clear()
     report = await health.check()
     assert (report.healthy, report.reason) == (False, "No vector came within 0.05 s.")
 
 
-async def test_it_recovers(health: Health, probe: Probe) -> None:
+async def test_it_recovers(health: HealthProbe, probe: Probe) -> None:
     probe.error = Unavailable("Not yet.")
     assert not (await health.check()).healthy
     probe.error = None
@@ -81,7 +81,7 @@ async def test_it_recovers(health: Health, probe: Probe) -> None:
 
 
 async def test_many_checks_share_a_try_and_none_ends_it_by_leaving(
-    health: Health, probe: Probe
+    health: HealthProbe, probe: Probe
 ) -> None:
     probe.opened.clear()
     checks = [asyncio.create_task(health.check()) for _ in range(5)]

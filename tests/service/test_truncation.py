@@ -113,14 +113,14 @@ async def test_a_long_text_is_cut_inside_its_special_tokens(
 
 @pytest.mark.parametrize(("letters", "is_long"), [(ROOM, False), (ROOM + 1, True)])
 async def test_long_is_what_has_one_token_more(letters: int, is_long: bool) -> None:
-    (fitted,) = await over(Below()).fit(TextGroup(("x" * letters,)), "start")
+    (fitted,) = await over(Below()).plan(TextGroup(("x" * letters,)), "start")
     assert fitted.truncated == is_long
     assert isinstance(fitted.parts[0], tuple) == is_long
 
 
 @pytest.mark.parametrize(("asked", "limit"), [(6, 6), (LIMIT, LIMIT), (LIMIT + 1, LIMIT)])
 async def test_what_counts_as_long_can_be_less_than_the_model_takes(asked: int, limit: int) -> None:
-    (fitted,) = await over(Below()).fit(TextGroup((LONG,)), "end", asked)
+    (fitted,) = await over(Below()).plan(TextGroup((LONG,)), "end", asked)
     assert len(fitted.parts[0]) == limit
 
 
@@ -128,7 +128,7 @@ async def test_what_counts_as_long_can_be_less_than_the_model_takes(asked: int, 
 async def test_a_prompt_stays_before_each_part(truncation: Truncation) -> None:
     below, prompt = Below(), "q: "
     group = TextGroup((LONG,), prompt)
-    (fitted,) = await over(below).fit(group, truncation)
+    (fitted,) = await over(below).plan(group, truncation)
     assert below.spelled == [(prompt + LONG,)]
     for part in fitted.parts:
         assert part[: len(HEAD) + 3] == (*HEAD, *ids_of(prompt, 1))
@@ -139,7 +139,7 @@ async def test_a_prompt_stays_before_each_part(truncation: Truncation) -> None:
 
 async def test_a_prompt_without_room_behind_it_is_told() -> None:
     with pytest.raises(InvalidRequest, match=r"^10 tokens.*alone are 10\.$") as caught:
-        await over(Below()).fit(TextGroup((LONG,), "1234567"), "chunk")
+        await over(Below()).plan(TextGroup((LONG,), "1234567"), "chunk")
     assert caught.value.param == "max_tokens"
 
 
@@ -184,7 +184,7 @@ async def test_a_mean_is_as_cached_as_the_farthest_of_its_parts(
     tiers: tuple[Tier, Tier], tier: Tier
 ) -> None:
     below = Below()
-    (fitted,) = await over(below).fit(TextGroup((LONG[: ROOM + 3],)), "chunk")
+    (fitted,) = await over(below).plan(TextGroup((LONG[: ROOM + 3],)), "chunk")
     below.tiers = dict(zip(fitted.parts, tiers, strict=True))
     found = await over(below).embed(TextGroup((LONG[: ROOM + 3],)), "chunk")
     assert found.tiers.tolist() == [tier]
@@ -230,7 +230,7 @@ async def test_chunk_is_the_weighted_mean_at_unit_length(
 async def test_parts_hold_all_of_a_text_once_and_fit(
     text: str, prompt: str, width: int, asked: int
 ) -> None:
-    (fitted,) = await over(Below(width)).fit(TextGroup((text,), prompt), "chunk", asked)
+    (fitted,) = await over(Below(width)).plan(TextGroup((text,), prompt), "chunk", asked)
     if fitted.parts == (text,):
         return
     before = len(HEAD) + len(prompt) // width
@@ -242,7 +242,7 @@ async def test_parts_hold_all_of_a_text_once_and_fit(
 
 @given(words, st.text("xyz", max_size=5), st.integers(1, 3))
 async def test_cutting_the_start_keeps_the_end(text: str, prompt: str, width: int) -> None:
-    (fitted,) = await over(Below(width)).fit(TextGroup((text,), prompt), "start")
+    (fitted,) = await over(Below(width)).plan(TextGroup((text,), prompt), "start")
     tokens = ids_of(prompt + text, width)
     if len(tokens) + len(HEAD) + len(TAIL) <= LIMIT:
         assert fitted.parts == (text,)

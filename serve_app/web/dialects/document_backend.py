@@ -169,7 +169,7 @@ async def _health(service: EmbedService, path: Mapping[str, str]) -> ViewRespons
 
 
 async def _metrics(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    totals = await service.fleet.totals()
+    totals = await service.replica_stats.totals()
     computed = totals.texts - totals.cached_texts
     metrics = {
         "total_requests": int(totals.requests),
@@ -203,7 +203,7 @@ _METRICS: Schema = object_(
 
 
 async def _reset(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    await service.fleet.reset()
+    await service.replica_stats.reset()
     return ViewResponse(orjson.dumps({"status": "success", "message": "Metrics begin at zero."}))
 
 

@@ -66,7 +66,7 @@ async def _info(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
 
 
 async def _metrics(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    text = await service.fleet.prometheus_text()
+    text = await service.replica_stats.prometheus_text()
     return ViewResponse(text.encode(), media_type="text/plain; version=0.0.4")
 
 
@@ -82,7 +82,7 @@ async def _embedding_health(service: EmbedService, path: Mapping[str, str]) -> V
 
 
 async def _embedding_stats(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    totals = await service.fleet.totals()
+    totals = await service.replica_stats.totals()
     body = {
         "model": service.spec.name,
         **{name: round(value, 3) for name, value in totals._asdict().items()},

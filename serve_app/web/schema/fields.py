@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from embedserve_client.model_files import ROLES
 from serve_app.config import IngressSettings
-from serve_app.errors import EmptyInput, InvalidRequest, short
+from serve_app.errors import EmptyInput, InvalidRequest, short_repr
 from serve_app.models import ModelSpec
 from serve_app.types import Input
 from serve_app.web.schema.json_schema import (
@@ -334,7 +334,9 @@ def one_of(value: Any, name: str, choices: Sequence[str]) -> str | None:
     """
     if value is not None and value not in choices:
         listing = ", ".join(map(repr, choices))
-        raise InvalidRequest(f"`{name}` must be one of {listing}; it was {short(value)}.", name)
+        raise InvalidRequest(
+            f"`{name}` must be one of {listing}; it was {short_repr(value)}.", name
+        )
     word: str | None = value
     return word
 
