@@ -12,7 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from serve_app.types import Float32, VectorRow, Tier
+from serve_app.types import Float32, Tier, VectorRow
 
 #: What vectors are kept as. float16 takes half of the room and rounds: its space is another one.
 Storage = Literal["float32", "float16"]

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from serve_app.types import NO_TIMINGS, Lane, VectorRow, TextGroup, Timings
+from serve_app.types import NO_TIMINGS, Lane, TextGroup, Timings, VectorRow
 
 #: A row for each text of a group, and where the time went.
 Computed = tuple[list[VectorRow], Timings]

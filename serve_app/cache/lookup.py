@@ -10,7 +10,7 @@ from serve_app.cache.in_flight import SingleFlight
 from serve_app.cache.key import cache_key
 from serve_app.cache.memory import MemoryCache
 from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED, Meter
-from serve_app.types import NO_TIMINGS, VectorRow, TextGroup, Tier, Timings, Vectors
+from serve_app.types import NO_TIMINGS, TextGroup, Tier, Timings, VectorRow, Vectors
 
 #: Answers what a tier doesn't know: the next tier.
 EmbedGroup = Callable[[TextGroup], Awaitable[Vectors]]

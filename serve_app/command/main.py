@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from benchmarks.command import add_commands as bench_commands
 from embedserve_client.command.main import main
 from serve_app.access.entrance import require_keys_beyond_loopback
 from serve_app.command import cache as cache_command
@@ -26,11 +25,6 @@ EXAMPLES = """\
   embedserve serve configs/gpu.yaml        serve another configuration
   embedserve serve --port 8001             a second service on this machine
   embedserve prepare                       check the model, choose its engine; for an image build
-  embedserve bench                         measure it against other servers, with a report
-  embedserve bench run --connections 32    how many queries a second it answers
-  embedserve bench run --rate 50           how long a query takes at 50 a second
-  embedserve bench capacity                how many keep p99 under 50 ms
-  embedserve compare URL URL               two servers: speed, and their vectors
   embedserve cache warm texts.jsonl        embed a file's texts, so that they are known
   embedserve cache stats                   what is known, and how often that helped
   embedserve key new alice                 make an API key, and its entry for the configuration
@@ -60,7 +54,6 @@ def add_commands(commands: Any) -> None:
     _add_config(prepare)
     prepare.set_defaults(run=_prepare)
 
-    bench_commands(commands)
     cache_command.add_commands(commands)
     key_command.add_commands(commands)
 

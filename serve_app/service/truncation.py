@@ -10,11 +10,11 @@ from serve_app.errors import InvalidRequest
 from serve_app.types import (
     Float32,
     Input,
-    VectorRow,
     TextGroup,
     Tier,
     Tokenization,
     Truncation,
+    VectorRow,
     Vectors,
 )
 

@@ -9,7 +9,7 @@ from serve_app.cache.memory import MemoryCache
 from serve_app.config import ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.models import resolve
-from serve_app.types import NO_TIMINGS, VectorRow, TextGroup, Tier, Vectors
+from serve_app.types import NO_TIMINGS, TextGroup, Tier, VectorRow, Vectors
 
 TEXTS, BATCH = 1_000_000, 1000
 MAX_BYTES = 32 << 20

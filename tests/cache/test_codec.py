@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.cache.codec import Codec, Storage
-from serve_app.types import VectorRow, Tier
+from serve_app.types import Tier, VectorRow
 
 vectors = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=16)
 

@@ -25,9 +25,9 @@ from serve_app.types import (
     EmbedJob,
     EmbedResult,
     EngineInfo,
-    VectorRow,
     TextGroup,
     Tier,
+    VectorRow,
     Vectors,
 )
 from serve_app.valkey.client import connect
