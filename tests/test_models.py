@@ -11,8 +11,8 @@ from serve_app.models import ModelSpec, model_dir, resolve
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """A copy of the default model's files with tiny stand-in weights."""
+def model_copy(tmp_path: Path) -> Path:
+    """Returns a copy of the default model's files, with a few bytes as weights."""
     target = tmp_path / "model"
     shutil.copytree(model_dir(MINILM), target, ignore=shutil.ignore_patterns("*.safetensors"))
     (target / "model.safetensors").write_bytes(b"not really weights")
@@ -23,11 +23,11 @@ def config(path: Path, **changes: Any) -> ModelConfig:
     return ModelConfig(name="m", source=f"path:{path}", **changes)
 
 
-def edit(file: Path, **changes: Any) -> None:
+def update_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_the_default_model_is_what_it_says() -> None:
+def test_the_default_model_has_its_documented_properties() -> None:
     spec = resolve(MINILM)
     assert (spec.dim, spec.max_tokens) == (384, 256)
     assert spec.weights_sha256 == MINILM.sha256
@@ -35,42 +35,44 @@ def test_the_default_model_is_what_it_says() -> None:
     assert spec.space_id.endswith("-fp32")
 
 
-def test_other_weights_than_asked_for_are_refused(copy: Path) -> None:
-    with pytest.raises(ModelSourceError, match="not the ones that were asked for"):
-        resolve(config(copy, sha256=MINILM.sha256))
+def test_weights_with_another_sha256_are_rejected(model_copy: Path) -> None:
+    with pytest.raises(ModelSourceError, match=r"don't match `model.sha256`"):
+        resolve(config(model_copy, sha256=MINILM.sha256))
 
 
-def test_the_space_is_the_same_wherever_the_files_lie(copy: Path, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    shutil.copytree(copy, elsewhere)
-    assert resolve(config(copy)).space_id == resolve(config(elsewhere)).space_id
+def test_the_space_does_not_depend_on_the_directory(model_copy: Path, tmp_path: Path) -> None:
+    other_dir = tmp_path / "other"
+    shutil.copytree(model_copy, other_dir)
+    assert resolve(config(model_copy)).space_id == resolve(config(other_dir)).space_id
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda path: (path / "model.safetensors").write_bytes(b"other weights"),
-        lambda path: edit(path / "1_Pooling" / "config.json", pooling_mode_cls_token=True),
-        lambda path: edit(path / "sentence_bert_config.json", max_seq_length=128),
-        lambda path: edit(path / "config.json", hidden_act="relu"),
-        lambda path: edit(path / "config_sentence_transformers.json", prompts={"query": "q: "}),
+        lambda path: update_json(path / "1_Pooling" / "config.json", pooling_mode_cls_token=True),
+        lambda path: update_json(path / "sentence_bert_config.json", max_seq_length=128),
+        lambda path: update_json(path / "config.json", hidden_act="relu"),
+        lambda path: update_json(
+            path / "config_sentence_transformers.json", prompts={"query": "q: "}
+        ),
         lambda path: (path / "tokenizer.json").write_text("{}"),
         lambda path: (path / "modules.json").write_text(
             json.dumps(json.loads((path / "modules.json").read_text())[:2])
         ),
     ],
-    ids=["weights", "pooling", "token limit", "activation", "prompts", "tokenizer", "normalise"],
+    ids=["weights", "pooling", "token limit", "activation", "prompts", "tokenizer", "normalize"],
 )
-def test_whatever_decides_a_vector_changes_the_space(copy: Path, change: Any) -> None:
-    before = resolve(config(copy)).space_id
-    change(copy)
-    assert resolve(config(copy)).space_id != before
+def test_each_input_of_the_vectors_changes_the_space(model_copy: Path, change: Any) -> None:
+    before = resolve(config(model_copy)).space_id
+    change(model_copy)
+    assert resolve(config(model_copy)).space_id != before
 
 
-def test_a_note_of_the_library_that_wrote_the_files_does_not(copy: Path) -> None:
-    before = resolve(config(copy)).space_id
-    edit(copy / "config.json", transformers_version="9.9.9")
-    assert resolve(config(copy)).space_id == before
+def test_the_version_of_the_library_does_not_change_the_space(model_copy: Path) -> None:
+    before = resolve(config(model_copy)).space_id
+    update_json(model_copy / "config.json", transformers_version="9.9.9")
+    assert resolve(config(model_copy)).space_id == before
 
 
 def test_the_precision_is_part_of_the_space() -> None:
@@ -79,17 +81,17 @@ def test_the_precision_is_part_of_the_space() -> None:
     assert fp32.split("-")[0] == bf16.split("-")[0]
 
 
-def test_the_configuration_may_lower_the_token_limit(copy: Path) -> None:
-    assert resolve(config(copy, max_tokens=64)).max_tokens == 64
+def test_the_configuration_can_lower_the_token_limit(model_copy: Path) -> None:
+    assert resolve(config(model_copy, max_tokens=64)).max_tokens == 64
 
 
-def test_a_dense_layer_decides_the_width(copy: Path) -> None:
-    modules = json.loads((copy / "modules.json").read_text())
+def test_a_dense_layer_sets_the_dimension(model_copy: Path) -> None:
+    modules = json.loads((model_copy / "modules.json").read_text())
     modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "x.Dense"})
-    (copy / "modules.json").write_text(json.dumps(modules))
-    (copy / "3_Dense").mkdir()
-    (copy / "3_Dense" / "config.json").write_text('{"in_features": 384, "out_features": 100}')
-    assert resolve(config(copy)).dim == 100
+    (model_copy / "modules.json").write_text(json.dumps(modules))
+    (model_copy / "3_Dense").mkdir()
+    (model_copy / "3_Dense" / "config.json").write_text('{"in_features": 384, "out_features": 100}')
+    assert resolve(config(model_copy)).dim == 100
 
 
 @pytest.mark.parametrize(
@@ -100,12 +102,12 @@ def test_a_dense_layer_decides_the_width(copy: Path) -> None:
         ("hub:org/name", "needs `model.revision`"),
     ],
 )
-def test_a_missing_model_tells_how_to_get_it(source: str, message: str) -> None:
+def test_the_error_for_a_missing_model_names_the_fix(source: str, message: str) -> None:
     with pytest.raises(ModelSourceError, match=message):
         resolve(ModelConfig(name="m", source=source))
 
 
-def test_hashing_has_no_files_but_a_space_of_its_parameters() -> None:
+def test_the_parameters_of_a_hashing_model_define_its_space() -> None:
     def spec(**changes: Any) -> ModelSpec:
         return resolve(ModelConfig(**({"name": "words", "source": "hashing:64"} | changes)))
 
@@ -120,21 +122,24 @@ def test_hashing_has_no_files_but_a_space_of_its_parameters() -> None:
         model_dir(ModelConfig(name="words", source="hashing:64"))
 
 
-def test_broken_files_are_a_clear_error(copy: Path) -> None:
-    (copy / "config.json").write_text("{")
+def test_invalid_json_raises_model_source_error(model_copy: Path) -> None:
+    (model_copy / "config.json").write_text("{")
     with pytest.raises(ModelSourceError, match="Could not read the model"):
-        resolve(config(copy))
+        resolve(config(model_copy))
 
 
-def test_missing_weights_are_a_clear_error(copy: Path) -> None:
-    (copy / "model.safetensors").unlink()
+def test_missing_weights_raise_model_source_error(model_copy: Path) -> None:
+    (model_copy / "model.safetensors").unlink()
     with pytest.raises(ModelSourceError, match="has no weights"):
-        resolve(config(copy))
+        resolve(config(model_copy))
 
 
-def test_prompts_are_the_models_own(copy: Path) -> None:
-    edit(copy / "config_sentence_transformers.json", prompts={"query": "search: ", "passage": ""})
-    spec = resolve(config(copy))
+def test_prompts_come_from_the_model_files(model_copy: Path) -> None:
+    update_json(
+        model_copy / "config_sentence_transformers.json",
+        prompts={"query": "search: ", "passage": ""},
+    )
+    spec = resolve(config(model_copy))
     assert spec.prompt("query") == "search: "
     assert spec.prompt(None) == ""
     with pytest.raises(InvalidRequest, match="Known ones: passage, query"):
