@@ -31,6 +31,7 @@ from serve_app.service.truncation import Truncator
 from serve_app.service.validation import validate_inputs
 from serve_app.types import (
     BatchJob,
+    BatchResult,
     Bool,
     CacheState,
     DecodeJob,
@@ -44,8 +45,10 @@ from serve_app.types import (
     TextGroup,
     Tokenization,
     TokenizeJob,
+    TokenizerResult,
     TokenVectors,
     TokenVectorsJob,
+    TokenVectorsResult,
     Vectors,
 )
 
@@ -191,15 +194,16 @@ class EmbedService:
         except TimeoutError:
             raise self._late() from None
 
-    async def _several(self, jobs: Sequence[EmbedJob]) -> list[EmbedResult]:
+    async def _several(self, jobs: Sequence[EmbedJob]) -> BatchResult:
         texts = [text for job in jobs for text in job.texts]
         validate_inputs(texts, self.settings)
         lane = self._lane(len(texts))
-        return await asyncio.gather(
+        results = await asyncio.gather(
             *(self.embed(replace(job, lane=job.lane or lane)) for job in jobs)
         )
+        return BatchResult(results)
 
-    async def _token_vectors(self, job: EmbedJob) -> list[TokenVectors]:
+    async def _token_vectors(self, job: EmbedJob) -> TokenVectorsResult:
         job = self._read(job)
         self._validate(job)
         group = self._group(job, job.texts)
@@ -212,20 +216,22 @@ class EmbedService:
         if job.truncation == "error":
             self._none_cut(np.array([one.truncated for one in found]))
         if not truncated:
-            return list(found)
-        return [one._replace(truncated=cut) for one, cut in zip(found, truncated, strict=True)]
+            return TokenVectorsResult(found)
+        return TokenVectorsResult(
+            one._replace(truncated=cut) for one, cut in zip(found, truncated, strict=True)
+        )
 
-    async def _spell(self, job: TokenizeJob) -> list[Tokenization]:
+    async def _spell(self, job: TokenizeJob) -> TokenizerResult[Tokenization]:
         self._check_model(job.model)
         validate_inputs(job.texts, self.settings)
         prompt = "" if job.input_type is None else self.spec.prompt(job.input_type)
         texts = tuple(prompt + text for text in job.texts)
-        return list(await self._lookup.spell(texts, job.special))
+        return TokenizerResult(await self._lookup.spell(texts, job.special))
 
-    async def _decode(self, job: DecodeJob) -> list[str]:
+    async def _decode(self, job: DecodeJob) -> TokenizerResult[str]:
         self._check_model(job.model)
         validate_inputs(job.rows, self.settings)
-        return list(await self._lookup.decode(job.rows, job.skip_special))
+        return TokenizerResult(await self._lookup.decode(job.rows, job.skip_special))
 
     def _read(self, job: EmbedJob) -> EmbedJob:
         """The job with texts in place of token ids that aren't the model's."""
@@ -265,8 +271,6 @@ class EmbedService:
         engine = await self._ask_engine()
         return {
             "model": self.spec.name,
-            "model_id": self.spec.name,  # what two dialects call it
-            **self._as_tei_tells(engine),
             "version": __version__,
             "aliases": list(self.spec.aliases),
             "dim": self.spec.dim,
@@ -285,24 +289,6 @@ class EmbedService:
                 "ray": version("ray"),
                 **(engine.versions if engine else {}),
             },
-        }
-
-    def _as_tei_tells(self, engine: EngineInfo | None) -> dict[str, Any]:
-        settings = self.settings
-        return {
-            "model_sha": self.spec.weights_sha256,
-            "model_dtype": engine and engine.precision,
-            "served_model_name": self.spec.name,
-            "model_type": {"embedding": {"pooling": self.spec.pooling}},
-            "max_concurrent_requests": settings.max_concurrent_requests,
-            "max_input_length": self.spec.max_tokens,
-            "max_client_batch_size": settings.max_texts_per_request,
-            "max_batch_tokens": None,  # learnt by each replica
-            "max_batch_requests": None,
-            "auto_truncate": True,
-            "tokenization_workers": 1,
-            "sha": None,
-            "docker_label": None,
         }
 
     async def device(self) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import orjson
 
 from serve_app.service.embed import EmbedService
-from serve_app.web.dialects import openai, sidecar
+from serve_app.web.dialects import openai, sidecar, tei
 from serve_app.web.endpoint import ViewResponse, ViewRoute
 from serve_app.web.schema.json_schema import (
     BOOLEAN,
@@ -62,7 +62,8 @@ _HEALTH = object_(
 
 
 async def _info(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    return ViewResponse(orjson.dumps(await service.info()))
+    info = await service.info()
+    return ViewResponse(orjson.dumps(tei.info(service, info["precision"]) | info))
 
 
 async def _metrics(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:

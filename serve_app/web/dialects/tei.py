@@ -20,6 +20,7 @@ from serve_app.errors import (
     UnsupportedOperation,
 )
 from serve_app.models import ModelSpec
+from serve_app.service.embed import EmbedService
 from serve_app.types import (
     BatchJob,
     DecodeJob,
@@ -43,7 +44,7 @@ from serve_app.web.schema.fields import (
     Field,
     InputTypeField,
     ObjectField,
-    Scope,
+    SchemaContext,
     TextField,
     TextsField,
     TokenIdsField,
@@ -58,7 +59,7 @@ from serve_app.web.schema.json_schema import (
     array,
     object_,
 )
-from serve_app.web.schema.vector_encoding import as_floats
+from serve_app.web.schema.vector_encoding import float_rows
 
 _INPUTS = TextsField(
     "inputs", "One text, or a list; or the model's token ids.", True, allow_token_ids=True
@@ -170,8 +171,8 @@ class _TextsOrPair(TextsField):
 
     __slots__ = ()
 
-    def _kind(self, scope: Scope) -> Schema:
-        return any_of(TextsField._kind(self, scope), _PAIR._kind(scope))
+    def _value_schema(self, scope: SchemaContext) -> Schema:
+        return any_of(TextsField._value_schema(self, scope), _PAIR._value_schema(scope))
 
 
 _EITHER = _TextsOrPair(
@@ -248,7 +249,7 @@ def _dumps(reply: Any) -> bytes:
 
 
 def _render_embed(result: EmbedResult) -> bytes:
-    return _dumps(as_floats(result))
+    return _dumps(float_rows(result))
 
 
 def _render_embed_all(rows: Sequence[TokenVectors]) -> bytes:
@@ -274,7 +275,7 @@ def _tokens(row: Tokenization) -> list[dict[str, Any]]:
 
 
 def _render_vertex(results: Sequence[EmbedResult]) -> bytes:
-    return _dumps({"predictions": [as_floats(result) for result in results]})
+    return _dumps({"predictions": [float_rows(result) for result in results]})
 
 
 @refusal(object_({"error": STRING, "error_type": STRING}))
@@ -305,6 +306,27 @@ def headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:
         "x-compute-type": "cpu",
         "x-compute-characters": str(result.characters),
         "x-compute-tokens": str(result.total_tokens - result.cached_tokens),
+    }
+
+
+def info(service: EmbedService, precision: str | None) -> dict[str, Any]:
+    """Returns the fields of TEI's `GET /info`; `precision` is None while no replica answers."""
+    spec, settings = service.spec, service.settings
+    return {
+        "model_id": spec.name,
+        "model_sha": spec.weights_sha256,
+        "model_dtype": precision,
+        "served_model_name": spec.name,
+        "model_type": {"embedding": {"pooling": spec.pooling}},
+        "max_concurrent_requests": settings.max_concurrent_requests,
+        "max_input_length": spec.max_tokens,
+        "max_client_batch_size": settings.max_texts_per_request,
+        "max_batch_tokens": None,  # each replica learns its own
+        "max_batch_requests": None,
+        "auto_truncate": True,
+        "tokenization_workers": 1,
+        "sha": None,
+        "docker_label": None,
     }
 
 
