@@ -4,13 +4,13 @@ import dataclasses
 import sys
 from typing import Any
 
-from benchmarks.display import Display
-from benchmarks.load import Outcome, Plan, run
-from benchmarks.loop import run_async
-from benchmarks.record import keep, line, record
-from benchmarks.target import Target
-from benchmarks.usage import Usage
-from benchmarks.workloads import Workload
+from .display import Display
+from .load import Outcome, Plan, run
+from .loop import run_async
+from .record import keep, line, record
+from .target import Target
+from .usage import Usage
+from .workloads import Workload
 
 _SHOWN = {
     "requests_per_s": "requests/s",

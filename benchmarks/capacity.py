@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.bench import asked, measure, reachable
-from benchmarks.load import Plan
-from benchmarks.peers.base import PeerFailed
-from benchmarks.peers.embedserve import embedserve
-from benchmarks.peers.server import Server
-from benchmarks.record import line, record
-from benchmarks.target import Target
-from benchmarks.workloads import Workload
+from .bench import asked, measure, reachable
+from .load import Plan
+from .peers.base import PeerFailed
+from .peers.embedserve import embedserve
+from .peers.server import Server
+from .record import line, record
+from .target import Target
+from .workloads import Workload
 
 _CLOSE_ENOUGH = 1.05
 _HEADROOM = 0.3

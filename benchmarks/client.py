@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from benchmarks.connection import Connection
+from .connection import Connection
 
 
 class Client(Protocol):

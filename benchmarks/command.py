@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.target import (
+from .target import (
     DIALECTS,
     HANDLE,
     OURS,
@@ -16,11 +16,20 @@ from benchmarks.target import (
     HttpTarget,
     Target,
 )
-from benchmarks.workloads import WORKLOADS
+from .workloads import WORKLOADS
 
 if TYPE_CHECKING:
-    from benchmarks.load import Plan
+    from .load import Plan
 
+EXAMPLES = """\
+  embedserve bench                         measure it against other servers, with a report
+  embedserve bench run --connections 32    throughput with 32 concurrent clients
+  embedserve bench run --rate 50           latency at 50 requests/s
+  embedserve bench capacity                the highest rate at which p99 stays below 50 ms
+  embedserve compare URL URL               compare the speed and the vectors of two servers
+"""
+#: The commands print their own errors.
+ERRORS: tuple[type[Exception], ...] = ()
 HERE = "http://127.0.0.1:8000"
 _WORKLOADS = "\n".join(f"  {w.name:<10} {w.description}" for w in WORKLOADS.values())
 
@@ -150,7 +159,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
 def _plan(
     arguments: argparse.Namespace, rate: float | None = None, *, open_loop: bool = False
 ) -> "Plan":
-    from benchmarks.load import Plan
+    from .load import Plan
 
     connections = 256 if open_loop or rate is not None else 8
     return Plan(
@@ -163,7 +172,7 @@ def _plan(
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from benchmarks.bench import bench
+    from .bench import bench
 
     target = _target(arguments.url, arguments.dialect, arguments.model)
     workload = WORKLOADS[arguments.workload]
@@ -182,7 +191,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _suite(arguments: argparse.Namespace) -> int:
     if not _can_draw():
         return 1
-    from benchmarks.suite import measure_all
+    from .suite import measure_all
 
     return measure_all(quick=arguments.quick, rounds=arguments.rounds)
 
@@ -190,7 +199,7 @@ def _suite(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     if not _can_draw():
         return 1
-    from benchmarks.report.publish import newest, publish
+    from .report.publish import newest, publish
 
     records = arguments.records or newest()
     if records is None or not records.is_file():
@@ -217,7 +226,7 @@ def _fail(message: str) -> int:
 
 
 def _capacity(arguments: argparse.Namespace) -> int:
-    from benchmarks.capacity import capacity, capacity_of_one
+    from .capacity import capacity, capacity_of_one
 
     workload, plan = WORKLOADS[arguments.workload], _plan(arguments, open_loop=True)
     wanted = {"slo_p99_ms": arguments.slo_p99_ms, "for_rate": arguments.for_rate}
@@ -228,7 +237,7 @@ def _capacity(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from benchmarks.compare import compare
+    from .compare import compare
 
     first, second = (
         _target(url, dialect, model)

@@ -12,12 +12,12 @@ from itertools import chain, islice
 
 import numpy as np
 
-from benchmarks.bench import measure, reachable
-from benchmarks.display import Display, figures_line
-from benchmarks.load import Plan
-from benchmarks.record import line, record
-from benchmarks.target import Target
-from benchmarks.workloads import WORKLOADS, Workload
+from .bench import measure, reachable
+from .display import Display, figures_line
+from .load import Plan
+from .record import line, record
+from .target import Target
+from .workloads import WORKLOADS, Workload
 from serve_app.types import Float32
 
 _NEIGHBOURS = 10

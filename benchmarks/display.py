@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from benchmarks.load import Pulse
+from .load import Pulse
 
 #: How much the plan is believed: after so many seconds, as much as what was measured.
 _TRUST_S = 300.0

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.load import Plan
-from benchmarks.peers import (
+from .load import Plan
+from .peers import (
     embedserve,
     engine_alone,
     fastapi_server,
@@ -15,8 +15,8 @@ from benchmarks.peers import (
     tei,
     vllm,
 )
-from benchmarks.peers.base import Peer
-from benchmarks.workloads import WORKLOADS, Workload, repeating, sized
+from .peers.base import Peer
+from .workloads import WORKLOADS, Workload, repeating, sized
 
 SERVERS = (
     embedserve.PEER,

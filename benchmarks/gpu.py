@@ -21,10 +21,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from benchmarks.compare import cosines
+from .compare import cosines
 from serve_app.config import MINILM, ModelConfig
 from serve_app.engines.torch_engine import TorchEngine
-from serve_app.models import folder, resolve
+from serve_app.models import model_dir, resolve
 from serve_app.types import Float32
 
 #: Vectors of texts, shape (n, dim).
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 def random_bert(place: Path, *, quick: bool) -> ModelConfig:
     """A model in a folder, as large as BERT-base unless `quick`, with MiniLM's tokenizer."""
     torch.manual_seed(7)
-    tokenizer = AutoTokenizer.from_pretrained(str(folder(MINILM)))
+    tokenizer = AutoTokenizer.from_pretrained(str(model_dir(MINILM)))
     config = BertConfig(vocab_size=len(tokenizer))
     if quick:
         config.hidden_size, config.intermediate_size, config.num_attention_heads = 32, 64, 2
@@ -87,7 +87,7 @@ def _rows(config: ModelConfig, device: str, rounds: int, total_tokens: int) -> I
         precision=_PRECISIONS[device],
         threads=torch.get_num_threads(),
     )
-    reference = SentenceTransformer(str(folder(config)), device=device, local_files_only=True)
+    reference = SentenceTransformer(str(model_dir(config)), device=device, local_files_only=True)
     if _PRECISIONS[device] == "fp16":
         reference.half()
     with ThreadPoolExecutor(engine.streams) as pool:
@@ -105,7 +105,7 @@ def _rows(config: ModelConfig, device: str, rounds: int, total_tokens: int) -> I
 
 def texts_of(tokens: int, n: int) -> list[str]:
     """As many texts of words that are one token each: `tokens` with the special ones."""
-    vocabulary = AutoTokenizer.from_pretrained(str(folder(MINILM))).get_vocab()
+    vocabulary = AutoTokenizer.from_pretrained(str(model_dir(MINILM))).get_vocab()
     words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
     rng = random.Random(20260101)
     return [" ".join(rng.choices(words, k=tokens - 2)) for _ in range(n)]

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.target import Target
-from benchmarks.tokens import count_tokens
-from benchmarks.workloads import Shape
+from .target import Target
+from .tokens import count_tokens
+from .workloads import Shape
 
 _PERCENTILES = (50, 90, 95, 99)
 

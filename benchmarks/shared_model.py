@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from benchmarks.record import line, record
-from benchmarks.usage import Usage
+from .record import line, record
+from .usage import Usage
 from embedserve_client import Client, LocalModel, Supervisor
 from embedserve_client.settings import DEFAULT_MODEL
 from embedserve_client.wire import Options

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compare import cosines
-from benchmarks.display import Display, figures_line
-from benchmarks.experiments import (
+from .compare import cosines
+from .display import Display, figures_line
+from .experiments import (
     FULL,
     LIBRARIES,
     QUICK,
@@ -33,18 +33,18 @@ from benchmarks.experiments import (
     Point,
     experiments,
 )
-from benchmarks.load import Outcome, Plan, run
-from benchmarks.loop import run_async
-from benchmarks.peers import floor
-from benchmarks.peers.base import Peer, PeerFailed
-from benchmarks.peers.in_process import Worker
-from benchmarks.peers.server import Server
-from benchmarks.record import RESULTS, append, record
-from benchmarks.report.publish import HOME, publish
-from benchmarks.target import Target
-from benchmarks.tokens import count_tokens
-from benchmarks.usage import Usage, pause, resume
-from benchmarks.workloads import WORKLOADS
+from .load import Outcome, Plan, run
+from .loop import run_async
+from .peers import floor
+from .peers.base import Peer, PeerFailed
+from .peers.in_process import Worker
+from .peers.server import Server
+from .record import RESULTS, append, record
+from .report.publish import HOME, publish
+from .target import Target
+from .tokens import count_tokens
+from .usage import Usage, pause, resume
+from .workloads import WORKLOADS
 from serve_app.types import Float32
 
 #: Below it, what a peer serves is another model, and its speed says nothing.

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
-from benchmarks.client import Client, HttpClient
-from benchmarks.connection import Connection
+from .client import Client, HttpClient
+from .connection import Connection
 from embedserve_client import AsyncClient, EmbedError, Retry
 from embedserve_client import Client as OwnClient
 from serve_app.types import Float32

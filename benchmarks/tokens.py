@@ -7,7 +7,7 @@ from itertools import chain, islice
 from tokenizers import Tokenizer
 
 from serve_app.config import MINILM
-from serve_app.models import folder
+from serve_app.models import model_dir
 
 _MAX_TOKENS = 256  # of the default model; what is over is cut
 
@@ -22,7 +22,7 @@ def count_tokens(requests: Iterable[list[str]]) -> list[int]:
 
 @cache
 def _tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(folder(MINILM) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(model_dir(MINILM) / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(_MAX_TOKENS)
     return tokenizer

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import accumulate
 
 from serve_app.config import MINILM
-from serve_app.models import folder
+from serve_app.models import model_dir
 
 _ZIPF_TEXTS = 20_000
 _ZIPF_EXPONENT = 1.1
@@ -47,7 +47,7 @@ class Workload:
 @cache
 def vocabulary() -> list[str]:
     """Whole words of four letters or more."""
-    words = (folder(MINILM) / "vocab.txt").read_text(encoding="utf-8").split()
+    words = (model_dir(MINILM) / "vocab.txt").read_text(encoding="utf-8").split()
     return [word for word in words if word.isalpha() and len(word) >= 4]
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.peers.environment import Environment
+from .environment import Environment
 from serve_app.config import MINILM
-from serve_app.models import folder
+from serve_app.models import model_dir
 
 
 class PeerFailed(Exception):
@@ -24,7 +24,7 @@ class Place:
     @property
     def model(self) -> Path:
         """The folder of the model that all peers serve."""
-        return folder(MINILM)
+        return model_dir(MINILM)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from benchmarks.peers.base import Peer, Place
+from .base import Peer, Place
 
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 

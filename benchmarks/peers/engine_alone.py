@@ -3,9 +3,9 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.peers.base import OFFLINE, Peer
-from benchmarks.peers.embedserve import cores
-from benchmarks.peers.in_process import answer
+from .base import OFFLINE, Peer
+from .embedserve import cores
+from .in_process import answer
 from serve_app.config import AppConfig, EmbedderSettings
 from serve_app.errors import EmbedServeError
 from serve_app.model_prep.engine_selection import load_engine, select_engine

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from benchmarks.peers.base import OFFLINE, Peer
+from .base import OFFLINE, Peer
 
 PEER = Peer(
     name="fastapi",

@@ -4,8 +4,8 @@ import asyncio
 import sys
 from typing import cast
 
-from benchmarks.loop import run_async
-from benchmarks.peers.base import Peer
+from ..loop import run_async
+from .base import Peer
 
 _REPLY = b'HTTP/1.1 200 OK\r\ncontent-length: 27\r\n\r\n{"data":[{"embedding":[]}]}'
 

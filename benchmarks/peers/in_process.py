@@ -15,8 +15,8 @@ from typing import Any, Self
 import numpy as np
 import orjson
 
-from benchmarks.peers.base import Peer, PeerFailed, Place
-from benchmarks.peers.server import python, start
+from .base import Peer, PeerFailed, Place
+from .server import python, start
 from serve_app.types import Float32
 
 #: Vectors of texts, shape (n, dim).

@@ -3,10 +3,10 @@
 import subprocess
 from pathlib import Path
 
-from benchmarks.peers.base import OFFLINE, Peer, Place
-from benchmarks.peers.environment import Environment
+from .base import OFFLINE, Peer, Place
+from .environment import Environment
 from serve_app.config import MINILM
-from serve_app.models import folder
+from serve_app.models import model_dir
 
 
 def _export(environment: Path) -> None:
@@ -15,7 +15,7 @@ def _export(environment: Path) -> None:
     subprocess.run(
         [
             str(environment / "bin" / "optimum-cli"),
-            *("export", "onnx", "--model", str(folder(MINILM)), *asked),
+            *("export", "onnx", "--model", str(model_dir(MINILM)), *asked),
             str(environment / "onnx"),
         ],
         check=True,
@@ -66,5 +66,5 @@ def _peer(engine: str, title: str, model: Path) -> Peer:
     )
 
 
-TORCH = _peer("torch", "infinity (torch)", folder(MINILM))
+TORCH = _peer("torch", "infinity (torch)", model_dir(MINILM))
 OPTIMUM = _peer("optimum", "infinity (ONNX)", _ENVIRONMENT.folder / "onnx")

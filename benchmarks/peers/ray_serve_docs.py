@@ -6,9 +6,9 @@ from typing import Any
 from ray import serve
 from starlette.requests import Request
 
-from benchmarks.peers.base import OFFLINE, Peer, Place
+from .base import OFFLINE, Peer, Place
 from serve_app.config import MINILM
-from serve_app.models import folder
+from serve_app.models import model_dir
 
 
 def _command(at: Place) -> list[str]:
@@ -34,7 +34,7 @@ class Documented:
     def __init__(self) -> None:
         from sentence_transformers import SentenceTransformer
 
-        self._model = SentenceTransformer(str(folder(MINILM)), device="cpu")
+        self._model = SentenceTransformer(str(model_dir(MINILM)), device="cpu")
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)
     async def encode(self, inputs: list[list[str]]) -> list[list[list[float]]]:

@@ -4,8 +4,8 @@ import sys
 
 import numpy as np
 
-from benchmarks.peers.base import OFFLINE, Peer
-from benchmarks.peers.in_process import answer
+from .base import OFFLINE, Peer
+from .in_process import answer
 from serve_app.types import Float32
 
 PEER = Peer(

@@ -11,9 +11,9 @@ from typing import Self
 
 import psutil
 
-from benchmarks.peers.base import Peer, PeerFailed, Place
-from benchmarks.target import HttpTarget
-from benchmarks.usage import family, resume
+from .base import Peer, PeerFailed, Place
+from ..target import HttpTarget
+from ..usage import family, resume
 from serve_app.command.serve import free_port
 from serve_app.types import Float32
 

@@ -2,7 +2,7 @@
 
 import shutil
 
-from benchmarks.peers.base import OFFLINE, Peer, Place
+from .base import OFFLINE, Peer, Place
 from serve_app.command.serve import free_port
 
 _PROGRAM = "text-embeddings-router"

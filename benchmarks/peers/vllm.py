@@ -2,7 +2,7 @@
 
 import shutil
 
-from benchmarks.peers.base import OFFLINE, Peer, Place
+from .base import OFFLINE, Peer, Place
 
 
 def _command(at: Place) -> list[str]:

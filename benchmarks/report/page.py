@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.report.figures import OURS, Figures, number, ratio, spread
+from .figures import OURS, Figures, number, ratio, spread
 
 _BEGIN, _END = "<!-- benchmark -->\n", "<!-- /benchmark -->"
 _CAPTIONS = {

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from benchmarks.report.figures import OURS, Figures, number
+from .figures import OURS, Figures, number
 
 #: Colours that the colour-blind can tell apart (Okabe and Ito), ours the strongest.
 _OURS = "#0072B2"

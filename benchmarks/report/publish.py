@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from benchmarks.record import RESULTS
-from benchmarks.report.figures import Figures
-from benchmarks.report.page import put_into, readme_table, report
-from benchmarks.report.plots import pictures
+from ..record import RESULTS
+from .figures import Figures
+from .page import put_into, readme_table, report
+from .plots import pictures
 
 HOME = RESULTS.parent
 README = HOME.parent / "README.md"
