@@ -81,13 +81,13 @@ class Entrance:
             )
         return key
 
-    async def enter(self, key: ApiKey, model: str, estimated_tokens: int) -> Reservation:
+    async def admit(self, key: ApiKey, model: str, estimated_tokens: int) -> Reservation:
         """Lets a request in, and takes it from the key's quota.
 
         Args:
             key: whose request it is.
             model: the served model's own name, no alias.
-            estimated_tokens: of all its texts; `leave` puts it right.
+            estimated_tokens: of all its texts; `release` puts it right.
 
         Raises:
             Forbidden: the key may not use the model.
@@ -99,25 +99,25 @@ class Entrance:
                     f"The API key {key.name!r} may not use the model {model!r}.", "model"
                 )
             if key.is_limited:
-                ticket = await self._ledger.take(key, estimated_tokens)
+                reservation = await self._ledger.reserve(key, estimated_tokens)
             else:
-                ticket = Reservation(key, estimated_tokens)
+                reservation = Reservation(key, estimated_tokens)
         except (Forbidden, QuotaExceeded) as error:
             self._meter.add(KEY_REQUESTS, 1, key.name, error.code)
             raise
         self._meter.add(KEY_REQUESTS, 1, key.name, "admitted")
-        return ticket
+        return reservation
 
-    async def leave(self, ticket: Reservation, tokens: int | None) -> None:
+    async def release(self, reservation: Reservation, tokens: int | None) -> None:
         """Settles a request that was let in. Never raises, never waits for a server.
 
         Args:
-            ticket: what `enter` gave.
+            ticket: what `admit` gave.
             tokens: that were really used; None: it failed, and only the request itself counts.
         """
-        self._meter.add(KEY_TOKENS, tokens or 0, ticket.key.name)
-        if ticket.key.is_limited:
-            await self._ledger.settle(ticket, tokens)
+        self._meter.add(KEY_TOKENS, tokens or 0, reservation.key.name)
+        if reservation.key.is_limited:
+            await self._ledger.commit(reservation, tokens)
 
 
 def require_keys_beyond_loopback(host: str | None, settings: AccessSettings) -> None:

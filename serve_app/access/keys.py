@@ -24,12 +24,12 @@ _LOOK_EVERY_S = 1.0
 _PREFIX = "es-"
 _KEY_BYTES = 32
 #: Longer ones are nobody's, and aren't hashed.
-MAX_CHARS = 512
+MAX_KEY_CHARS = 512
 #: Of a digest, to look it up by; what can be learnt from it tells nothing of a key.
 _PLACE = 8
 
 
-def new_key() -> str:
+def generate_key() -> str:
     """A key that nobody has: `es-` and 43 characters, 256 random bits."""
     return _PREFIX + secrets.token_urlsafe(_KEY_BYTES)
 
@@ -94,7 +94,7 @@ class KeyRing:
 
     def find(self, presented: str) -> ApiKey | None:
         """Whose key it is; None: nobody's."""
-        if len(presented) > MAX_CHARS or not presented.isascii():
+        if len(presented) > MAX_KEY_CHARS or not presented.isascii():
             return None
         sha256 = digest(presented)
         for key in self._places.get(sha256[:_PLACE], ()):
@@ -179,7 +179,7 @@ def _parsed(content: str | _Unreadable, what: str) -> tuple[ApiKey, ...]:
     except ValidationError as error:
         raise ConfigurationError(
             f"{what} must be a list of keys under `keys`, as `embedserve key new` prints them: "
-            f"{faults(error)}."
+            f"{describe_invalid_keys(error)}."
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none is a ValueError
         raise ConfigurationError(f"{what} is neither YAML nor JSON.") from None
@@ -192,7 +192,7 @@ def _loaded(content: str) -> object:
         return yaml.safe_load(content)
 
 
-def faults(error: ValidationError) -> str:
+def describe_invalid_keys(error: ValidationError) -> str:
     """What is wrong with keys, without anything that was given, the names of fields included."""
     known = {"keys", *ApiKey.model_fields}
     return "; ".join(

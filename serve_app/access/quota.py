@@ -60,12 +60,12 @@ class Reservation:
 
     key: ApiKey
     tokens: int  #: that were charged
-    standing: QuotaStatus = _NO_LIMITS  #: when it was let in
+    status: QuotaStatus = _NO_LIMITS  #: when it was let in
     entry: str | None = None  #: what a shared server calls it; None: no server knows of it
 
     def headers(self) -> Mapping[str, str]:
         """For the reply, in OpenAI's words; nothing where the key has no such limit."""
-        return self.standing.headers()
+        return self.status.headers()
 
 
 class QuotaStore(Protocol):
@@ -79,7 +79,7 @@ class QuotaStore(Protocol):
         """
         ...
 
-    async def take(self, key: ApiKey, tokens: int) -> Reservation:
+    async def reserve(self, key: ApiKey, tokens: int) -> Reservation:
         """Charges a key for one request of about so many tokens, wholly or not at all.
 
         Raises:
@@ -87,7 +87,7 @@ class QuotaStore(Protocol):
         """
         ...
 
-    async def settle(self, ticket: Reservation, tokens: int | None) -> None:
+    async def commit(self, reservation: Reservation, tokens: int | None) -> None:
         """Puts the charge right, once the request is done; None: it failed, tokens come back.
 
         Call it exactly once for each ticket. Never raises, never waits for a server.
@@ -126,13 +126,13 @@ class RetryDelays:
     concurrent_s: float
 
     @classmethod
-    def of(cls, key: ApiKey, tokens: int, standing: QuotaStatus, held: float) -> "RetryDelays":
+    def of(cls, key: ApiKey, tokens: int, status: QuotaStatus, held: float) -> "RetryDelays":
         """Of a request of so many tokens, while the key holds others in work."""
         limit = key.concurrent_tokens
         is_room = limit is None or held == 0 or held + tokens <= limit
         return cls(
-            _wait_s(standing.requests, 1),
-            _wait_s(standing.tokens, tokens),
+            _wait_s(status.requests, 1),
+            _wait_s(status.tokens, tokens),
             0.0 if is_room else _ROOM_S,
         )
 
@@ -141,7 +141,7 @@ class RetryDelays:
         """Until it fits by all of them."""
         return max(self.requests_s, self.tokens_s, self.concurrent_s)
 
-    def refusal(self, key: ApiKey, tokens: int, standing: QuotaStatus) -> QuotaExceeded:
+    def refusal(self, key: ApiKey, tokens: int, status: QuotaStatus) -> QuotaExceeded:
         """The error that tells of the longest."""
         if self.longest_s == self.requests_s:
             why = f"is limited to {key.requests_per_minute} requests a minute"
@@ -159,7 +159,7 @@ class RetryDelays:
         return QuotaExceeded(
             f"The API key {key.name!r} {why}. Try again in {retry_after_s} s.",
             retry_after_s,
-            standing.headers(),
+            status.headers(),
         )
 
 
@@ -178,7 +178,7 @@ class _Account:
         self.tokens = Bucket()
         self.held = 0  #: tokens in work
 
-    def standing(self, key: ApiKey, now_s: float) -> QuotaStatus:
+    def status(self, key: ApiKey, now_s: float) -> QuotaStatus:
         """How the key stands, its buckets filled for the time until now."""
         requests, tokens = key.requests_per_minute, key.tokens_per_minute
         return QuotaStatus(
@@ -197,26 +197,26 @@ class MemoryQuotaStore:
     def open(self) -> None:
         """See `QuotaStore`."""
 
-    async def take(self, key: ApiKey, tokens: int) -> Reservation:
+    async def reserve(self, key: ApiKey, tokens: int) -> Reservation:
         """See `QuotaStore`."""
         account, now_s = self._accounts[key.name], self._clock()
-        before = account.standing(key, now_s)
+        before = account.status(key, now_s)
         waits = RetryDelays.of(key, tokens, before, account.held)
         if waits.longest_s > 0:
             raise waits.refusal(key, tokens, before)
         account.requests.charge(1)
         account.tokens.charge(tokens)
         account.held += tokens
-        return Reservation(key, tokens, account.standing(key, now_s))
+        return Reservation(key, tokens, account.status(key, now_s))
 
-    async def settle(self, ticket: Reservation, tokens: int | None) -> None:
+    async def commit(self, reservation: Reservation, tokens: int | None) -> None:
         """See `QuotaStore`."""
-        account = self._accounts[ticket.key.name]
-        account.standing(
-            ticket.key, self._clock()
+        account = self._accounts[reservation.key.name]
+        account.status(
+            reservation.key, self._clock()
         )  # which fills the buckets for the time until now
-        account.tokens.charge((tokens or 0) - ticket.tokens)
-        account.held -= ticket.tokens
+        account.tokens.charge((tokens or 0) - reservation.tokens)
+        account.held -= reservation.tokens
 
     async def close(self) -> None:
         """See `QuotaStore`."""

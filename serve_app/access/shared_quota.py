@@ -31,16 +31,16 @@ from serve_app.valkey.client import (
     Client,
     Script,
     close,
-    errors_in,
-    forget,
-    in_time,
-    kind,
+    reply_errors,
+    reset_connections,
+    deadline,
+    failure_kind,
     run,
-    words,
+    describe_failure,
 )
 from serve_app.valkey.embedded import EmbeddedUnavailable
 from serve_app.valkey.pipeline import ScriptPipeline
-from serve_app.valkey.shared_server import Server
+from serve_app.valkey.shared_server import SharedServer
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,9 @@ class _Asked(NamedTuple):
 class SharedQuotaStore:
     """Counts on a server that all processes ask. For one event loop."""
 
-    def __init__(self, server: Server, *, prefix: str, timeout_s: float, meter: Meter) -> None:
+    def __init__(
+        self, server: SharedServer, *, prefix: str, timeout_s: float, meter: Meter
+    ) -> None:
         """Asks nothing before it is opened.
 
         Args:
@@ -201,7 +203,7 @@ class SharedQuotaStore:
                     await close(asked.client)
         self._server.release()
 
-    async def take(self, key: ApiKey, tokens: int) -> Reservation:
+    async def reserve(self, key: ApiKey, tokens: int) -> Reservation:
         """See `QuotaStore`."""
         if not self._opened:
             self._open_late()
@@ -210,45 +212,45 @@ class SharedQuotaStore:
         entry = f"{self._process}.{next(self._numbers)}:{tokens}"
         reply = self._asked.takes.send(self._script(_TAKE, key, tokens, entry))
         try:
-            async with in_time(self._timeout_s):
-                fits, standing, held = _read(key, await asyncio.shield(reply))
+            async with deadline(self._timeout_s):
+                fits, status, held = _read(key, await asyncio.shield(reply))
         except asyncio.CancelledError:
             self._give_back_late(reply, Reservation(key, tokens, entry=entry))
             raise
         except Exception as error:
-            if kind(error) == "timeout":
+            if failure_kind(error) == "timeout":
                 self._give_back_late(reply, Reservation(key, tokens, entry=entry))
-            return await self._by_itself(key, tokens, kind(error))
+            return await self._by_itself(key, tokens, failure_kind(error))
         if not fits:
-            raise RetryDelays.of(key, tokens, standing, held).refusal(key, tokens, standing)
-        return Reservation(key, tokens, standing, entry)
+            raise RetryDelays.of(key, tokens, status, held).refusal(key, tokens, status)
+        return Reservation(key, tokens, status, entry)
 
-    async def settle(self, ticket: Reservation, tokens: int | None) -> None:
+    async def commit(self, reservation: Reservation, tokens: int | None) -> None:
         """See `QuotaStore`."""
-        if ticket.entry is None:
-            await self._memory.settle(ticket, tokens)
+        if reservation.entry is None:
+            await self._memory.commit(reservation, tokens)
         else:
-            self._settle(ticket, tokens)
+            self._settle(reservation, tokens)
 
-    def _settle(self, ticket: Reservation, tokens: int | None) -> None:
+    def _settle(self, reservation: Reservation, tokens: int | None) -> None:
         if self._asked is not None and not self._breaker.is_open:
-            more = (tokens or 0) - ticket.tokens
-            script = self._script(_SETTLE, ticket.key, more, ticket.entry or "")
+            more = (tokens or 0) - reservation.tokens
+            script = self._script(_SETTLE, reservation.key, more, reservation.entry or "")
             self._asked.settlements.send(script)
 
-    def _give_back_late(self, reply: asyncio.Future[Any], ticket: Reservation) -> None:
+    def _give_back_late(self, reply: asyncio.Future[Any], reservation: Reservation) -> None:
         """For a request that no longer waits: the server may let it in all the same, only late."""
 
         def arrived(reply: asyncio.Future[Any]) -> None:
             error = reply.exception()
-            if kind(error) == "timeout" if error else reply.result()[0]:
-                self._settle(ticket, None)
+            if failure_kind(error) == "timeout" if error else reply.result()[0]:
+                self._settle(reservation, None)
 
         reply.add_done_callback(arrived)
 
     async def _by_itself(self, key: ApiKey, tokens: int, reason: str) -> Reservation:
         self._meter.add(QUOTA_FALLBACKS, 1, reason)
-        return await self._memory.take(key, tokens)
+        return await self._memory.reserve(key, tokens)
 
     def _script(self, source: str, key: ApiKey, amount: int, entry: str) -> Script:
         limits = (key.requests_per_minute, key.tokens_per_minute, key.concurrent_tokens)
@@ -284,7 +286,7 @@ class SharedQuotaStore:
                 logger.warning("Each process counts quotas by itself: %s", error)
         if self._asked is None:
             return
-        mending = asyncio.create_task(self._server.mend(lambda: self.state == "up"))
+        mending = asyncio.create_task(self._server.keep_alive(lambda: self.state == "up"))
         try:
             while True:
                 if self._breaker.probe_due():
@@ -296,11 +298,11 @@ class SharedQuotaStore:
     async def _probe(self, client: Client) -> None:
         """By a script that writes: a server may answer questions and take nothing."""
         try:
-            async with in_time(self._background_timeout_s):
+            async with deadline(self._background_timeout_s):
                 if self._breaker.is_open:
-                    await forget(client)
+                    await reset_connections(client)
                 script = Script(_SETTLE, self._keys(_PROBE), (1, 0, 0, 0, "", 1))
-                if errors := errors_in(await run(client, [script])):
+                if errors := reply_errors(await run(client, [script])):
                     raise errors[0]
         except Exception as error:
             self._failed(error, probe=True)
@@ -327,15 +329,15 @@ class SharedQuotaStore:
         else:
             self._breaker.failed()
         if self._breaker.is_open and not was_open:
-            logger.warning("Each process counts quotas by itself: %s.", words(error))
+            logger.warning("Each process counts quotas by itself: %s.", describe_failure(error))
 
 
 def _read(key: ApiKey, reply: Sequence[Any]) -> tuple[bool, QuotaStatus, float]:
     """A script's answer: whether the request fits, how the key stands, what it has in work."""
     fits, requests_left, tokens_left, held = reply
     requests, tokens = key.requests_per_minute, key.tokens_per_minute
-    standing = QuotaStatus(
+    status = QuotaStatus(
         None if requests is None else BucketLevel(requests, float(requests_left)),
         None if tokens is None else BucketLevel(tokens, float(tokens_left)),
     )
-    return bool(fits), standing, float(held)
+    return bool(fits), status, float(held)

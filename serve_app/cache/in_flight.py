@@ -39,7 +39,7 @@ class FlightResult(NamedTuple):
 
     rows: list[VectorRow]
     timings: Timings
-    joined: int  #: texts that another request had computed
+    shared: int  #: texts that another request had computed
 
 
 class SingleFlight:
@@ -60,10 +60,10 @@ class SingleFlight:
         Raises:
             EmbedServeError: whatever computing raises.
         """
-        joined = [self._joinable(key, group.lane) for key in keys]
-        alone = [i for i, flight in enumerate(joined) if flight is None]
+        shared = [self._joinable(key, group.lane) for key in keys]
+        alone = [i for i, flight in enumerate(shared) if flight is None]
         mine = self._start(_part(group, alone), [keys[i] for i in alone]) if alone else None
-        flights = [flight or mine for flight in joined]
+        flights = [flight or mine for flight in shared]
         distinct = list(dict.fromkeys(flight for flight in flights if flight))
         rows: dict[bytes, VectorRow] = {}
         timings = NO_TIMINGS

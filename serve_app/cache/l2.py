@@ -8,7 +8,7 @@ from serve_app.config import CacheConfig
 from serve_app.metrics import Meter
 from serve_app.types import CacheState, StoreStats
 from serve_app.valkey.embedded import EmbeddedUnavailable
-from serve_app.valkey.shared_server import Server
+from serve_app.valkey.shared_server import SharedServer
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class L2Cache:
             ConfigurationError: the URL can't be read, or the password isn't there.
         """
         self.store: RedisStore | None = None
-        self._server = Server(config, service=service, owner_pid=owner_pid)
+        self._server = SharedServer(config, service=service, owner_pid=owner_pid)
         self._mending: asyncio.Task[None] | None = None
         self._reason: str | None = None
         try:
@@ -60,7 +60,7 @@ class L2Cache:
             return
         self.store.start()
         store = self.store
-        self._mending = asyncio.create_task(self._server.mend(lambda: store.state == "up"))
+        self._mending = asyncio.create_task(self._server.keep_alive(lambda: store.state == "up"))
 
     @property
     def state(self) -> CacheState:

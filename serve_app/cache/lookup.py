@@ -88,7 +88,7 @@ class Lookup:
             landed = await self._flights.run(replace(group, texts=texts), left)
             rows.update(zip(left, landed.rows, strict=True))
             timings = landed.timings
-            self._meter.add(COALESCED, landed.joined)
+            self._meter.add(COALESCED, landed.shared)
         return Vectors.from_rows(
             [rows[key] for key in keys], timings._replace(cache_s=timings.cache_s + looked_up_s)
         )

@@ -27,16 +27,16 @@ from serve_app.types import StoreStats
 from serve_app.valkey.breaker import Breaker
 from serve_app.valkey.client import (
     Client,
-    ask,
+    ping,
     close,
-    errors_in,
-    forget,
-    in_time,
-    kind,
+    reply_errors,
+    reset_connections,
+    deadline,
+    failure_kind,
     mget,
     pipeline,
     primaries,
-    words,
+    describe_failure,
 )
 
 logger = logging.getLogger(__name__)
@@ -176,23 +176,23 @@ class RedisStore:
         deleted = 0
         try:
             await self.flush(self._background_timeout_s)
-            async with in_time(self._background_timeout_s):
+            async with deadline(self._background_timeout_s):
                 nodes = await primaries(self._client)
             for node in nodes:
                 cursor, more = 0, True
                 while more:
-                    async with in_time(self._background_timeout_s):
+                    async with deadline(self._background_timeout_s):
                         cursor, keys = await node.execute_command(
                             "SCAN", cursor, "MATCH", pattern, "COUNT", 1000
                         )
                         replies = await pipeline(self._client, [("UNLINK", key) for key in keys])
-                    if errors := errors_in(replies):
+                    if errors := reply_errors(replies):
                         raise errors[0]
                     deleted += sum(replies)
                     more = cursor != 0
         except Exception as error:
             raise Unavailable(
-                f"The shared cache could not be emptied: {words(error)}. Entries deleted until "
+                f"The shared cache could not be emptied: {describe_failure(error)}. Entries deleted until "
                 f"then: {deleted}."
             ) from None
         return deleted
@@ -200,7 +200,7 @@ class RedisStore:
     async def stats(self) -> StoreStats | None:
         """What the server tells of itself, all nodes together; None when it doesn't answer."""
         try:
-            async with in_time(self._background_timeout_s):
+            async with deadline(self._background_timeout_s):
                 nodes = await primaries(self._client)
                 told = [await node.execute_command("INFO") for node in nodes]
         except Exception as error:
@@ -241,14 +241,14 @@ class RedisStore:
         values: list[bytes | None] = []
         started = time.perf_counter()
         try:
-            async with in_time(self._timeout_s), self._slots:
+            async with deadline(self._timeout_s), self._slots:
                 while len(values) < len(keys) and not self._off:
                     replies = await mget(self._client, keys[len(values) :][:_MAX_KEYS])
-                    errors = errors_in(replies)
+                    errors = reply_errors(replies)
                     if len(errors) == len(replies):
                         raise errors[0]
                     if errors:  # of a cluster, where the nodes answer one by one
-                        self._meter.add(L2_FAILURES, 1, kind(errors[0]))
+                        self._meter.add(L2_FAILURES, 1, failure_kind(errors[0]))
                     values += [r if isinstance(r, bytes) else None for r in replies]
                     self._breaker.succeeded()
         except Exception as error:
@@ -287,29 +287,31 @@ class RedisStore:
         commands = [("SET", self._prefix + key, value, *self._ttl) for key, value in writes]
         replies: Sequence[Any]
         try:
-            async with in_time(self._background_timeout_s):
+            async with deadline(self._background_timeout_s):
                 replies = await pipeline(self._client, commands)
         except Exception as error:
-            self._meter.add(L2_FAILURES, 1, kind(error))
+            self._meter.add(L2_FAILURES, 1, failure_kind(error))
             replies = [error] * len(writes)
             if not self._off:
                 await self._probe()  # for reads, which may go on though writes don't
         self._queue_bytes -= sum(len(key) + len(value) for key, value in writes)
-        errors = errors_in(replies)
+        errors = reply_errors(replies)
         for refused in errors:
-            self._meter.add(L2_WRITE_DROPS, 1, kind(refused))
+            self._meter.add(L2_WRITE_DROPS, 1, failure_kind(refused))
         self._meter.add(L2_WRITTEN, len(writes) - len(errors))
         self._tell_writes(errors)
         return len(errors) < len(writes)
 
     def _tell_writes(self, errors: Sequence[Exception]) -> None:
         now = time.monotonic()
-        refusals = [error for error in errors if kind(error) in ("refused", "timeout")]
+        refusals = [error for error in errors if failure_kind(error) in ("refused", "timeout")]
         if refusals and not self._off:
             self._refused_at = now
             if self._write_reason is None:
-                logger.warning("The shared cache refuses writes: %s.", words(refusals[0]))
-            self._write_reason = f"writes fail: {words(refusals[0])}"
+                logger.warning(
+                    "The shared cache refuses writes: %s.", describe_failure(refusals[0])
+                )
+            self._write_reason = f"writes fail: {describe_failure(refusals[0])}"
         elif not errors and self._write_reason and now - self._refused_at >= _WRITES_CALM_S:
             self._write_reason = None
             logger.info("The shared cache takes writes again.")
@@ -326,19 +328,19 @@ class RedisStore:
     async def _probe_writing(self) -> None:
         """Without new values nothing else would tell that writes are taken again."""
         try:
-            async with in_time(self._background_timeout_s):
+            async with deadline(self._background_timeout_s):
                 command = ("SET", self._prefix + b"probe", b"", "EX", 1)
                 replies = await pipeline(self._client, [command])
         except Exception as error:
             replies = [error]
-        self._tell_writes(errors_in(replies))
+        self._tell_writes(reply_errors(replies))
 
     async def _probe(self) -> None:
         try:
-            async with in_time(self._background_timeout_s):
+            async with deadline(self._background_timeout_s):
                 if self._breaker.is_open:
-                    await forget(self._client)
-                await ask(self._client, self._prefix + b"probe")
+                    await reset_connections(self._client)
+                await ping(self._client, self._prefix + b"probe")
         except Exception as error:
             self._failed(error, probe=True)
             return
@@ -348,7 +350,7 @@ class RedisStore:
         self._down_reason = None
 
     def _failed(self, error: Exception, *, probe: bool = False) -> None:
-        self._meter.add(L2_FAILURES, 1, kind(error))
+        self._meter.add(L2_FAILURES, 1, failure_kind(error))
         was_open = self._breaker.is_open
         if probe:
             self._breaker.probed(False)
@@ -356,7 +358,7 @@ class RedisStore:
             self._breaker.failed()
         if not self._breaker.is_open:
             return
-        self._down_reason = words(error)
+        self._down_reason = describe_failure(error)
         if not was_open:
             logger.warning("The shared cache is down: %s.", self._down_reason)
             for key, value in self._queue.items():

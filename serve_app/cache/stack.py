@@ -29,7 +29,7 @@ class CacheStack:
         l1_max_bytes: int,
         storage: Storage,
         meter: Meter,
-        second: L2Cache | None = None,
+        l2: L2Cache | None = None,
     ) -> None:
         """The tiers of one process.
 
@@ -42,10 +42,10 @@ class CacheStack:
             second: the tier that all processes share; None: another process asks it.
         """
         self._memory = MemoryCache(l1_max_bytes)
-        self._second = second
+        self._second = l2
         self._meter = meter
         self._evictions = 0
-        store = None if second is None else second.store
+        store = None if l2 is None else l2.store
         codec = Codec(spec.dim, storage)
         lookup = Lookup(spec.space_id, codec, self._memory, rest, store=store, meter=meter)
         self._embed = lookup.embed

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from serve_app.access.keys import MAX_CHARS, digest, faults, new_key
+from serve_app.access.keys import MAX_KEY_CHARS, describe_invalid_keys, digest, generate_key
 from serve_app.config import ApiKey
 from serve_app.errors import ConfigurationError
 
@@ -44,13 +44,15 @@ def add_commands(commands: Any) -> None:
 
 
 def _new(arguments: argparse.Namespace) -> int:
-    key = new_key()
+    key = generate_key()
     given = {name: getattr(arguments, name, None) for name in ApiKey.model_fields}
     entry = {name: value for name, value in given.items() if value is not None}
     try:
         checked = ApiKey.model_validate({**entry, "sha256": digest(key)})
     except ValidationError as error:
-        raise ConfigurationError(f"No such key can be made: {faults(error)}.") from None
+        raise ConfigurationError(
+            f"No such key can be made: {describe_invalid_keys(error)}."
+        ) from None
     print(f"The key of {checked.name}, which is kept nowhere: {key}", file=sys.stderr)
     print(
         "Put this into the list under `keys` in the file of `access.keys_file`, or under "
@@ -67,8 +69,8 @@ def _hash(arguments: argparse.Namespace) -> int:
     key = (getpass("Key: ") if sys.stdin.isatty() else sys.stdin.read()).strip()
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError("A key is one word of ASCII characters, or no header can hold it.")
-    if len(key) > MAX_CHARS:
-        raise ConfigurationError(f"A key has {MAX_CHARS} characters at the most.")
+    if len(key) > MAX_KEY_CHARS:
+        raise ConfigurationError(f"A key has {MAX_KEY_CHARS} characters at the most.")
     if len(key) < _MIN_CHARS:
         raise ConfigurationError(
             f"A key of less than {_MIN_CHARS} characters may be guessed: make one with "

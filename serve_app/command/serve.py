@@ -27,7 +27,7 @@ import psutil
 import yaml
 
 from serve_app.valkey.parent_death import die_with_parent
-from serve_app.valkey.supervisor import SAVE_S, owner_of
+from serve_app.valkey.supervisor import SHUTDOWN_TIMEOUT_S, parse_owner_pid
 
 _POLL_S = 0.3
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -189,7 +189,7 @@ class ServiceProcess:
         for process in servers:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
-        _end(servers, SAVE_S + _LINGER_S)
+        _end(servers, SHUTDOWN_TIMEOUT_S + _LINGER_S)
         if self._reader is not None:
             self._reader.join()
         self._scratch.cleanup()
@@ -294,7 +294,7 @@ def _cache_servers(owners: Collection[int]) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if owner_of(process.cmdline()) in owners:
+            if parse_owner_pid(process.cmdline()) in owners:
                 found += [process, *process.children()]
     return found
 

@@ -33,7 +33,7 @@ class CacheLookup:
             l1_max_bytes=settings.l1_max_bytes,
             storage=cache.storage,
             meter=self._meter,
-            second=open_l2_cache(cache, spec.space_id, self._meter),
+            l2=open_l2_cache(cache, spec.space_id, self._meter),
         )
         self._exporting: asyncio.Task[None] | None = None
 

@@ -44,7 +44,7 @@ class _Backend:
             l1_max_bytes=settings.l1_max_bytes,
             storage=cache.storage,
             meter=meter,
-            second=open_l2_cache(cache, spec.space_id, meter) if inline else None,
+            l2=open_l2_cache(cache, spec.space_id, meter) if inline else None,
         )
         self.embed = self.tiers.embed
         self.describe = RetryingCall(embedder, "describe")

@@ -13,7 +13,7 @@ from serve_app.access.shared_quota import SharedQuotaStore
 from serve_app.cache.l2 import L2Cache
 from serve_app.config import CacheConfig
 from serve_app.metrics import Meter
-from serve_app.valkey.shared_server import Server
+from serve_app.valkey.shared_server import SharedServer
 
 
 def open_l2_cache(config: CacheConfig, space_id: str, meter: Meter) -> L2Cache:
@@ -34,7 +34,7 @@ def open_quota_store(config: CacheConfig, meter: Meter) -> QuotaStore:
     if config.url.get_secret_value() == "none":
         return MemoryQuotaStore()
     return SharedQuotaStore(
-        Server(config, **_service()),
+        SharedServer(config, **_service()),
         prefix=config.prefix,
         timeout_s=config.timeout_s,
         meter=meter,

@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from serve_app.errors import ConfigurationError
 
 Client = Redis | RedisCluster
-Kind = Literal["timeout", "connection", "auth", "refused", "other"]
+FailureKind = Literal["timeout", "connection", "auth", "refused", "other"]
 
 #: More than the store ever uses at once: its reads are bounded, the rest is one writer, one
 #: prober, one purge.
@@ -94,7 +94,7 @@ def connect(url: str, password: str | None, timeout_s: float) -> Client:
     return _by_address(_addresses(hosts, _PORT), shape == "cluster", settings)
 
 
-async def forget(client: Client) -> None:
+async def reset_connections(client: Client) -> None:
     """Drops idle connections and what is known of a cluster, so that the next call starts afresh.
 
     After a failure a pool may hold connections into nowhere, each of which would cost a time-out.
@@ -119,7 +119,7 @@ async def close(client: Client) -> None:
         await pool.sentinel_manager.aclose()
 
 
-async def ask(client: Client, key: bytes) -> None:
+async def ping(client: Client, key: bytes) -> None:
     """Raises unless it answers; of a cluster, unless all primaries do."""
     if isinstance(client, RedisCluster):
         await client.ping(target_nodes=RedisCluster.PRIMARIES)
@@ -183,7 +183,7 @@ async def primaries(client: Client) -> Sequence[Any]:
 
 
 @contextlib.asynccontextmanager
-async def in_time(timeout_s: float) -> AsyncIterator[None]:
+async def deadline(timeout_s: float) -> AsyncIterator[None]:
     """As `asyncio.timeout`, but a reply that lies in the socket already is still taken.
 
     When something holds the event loop longer than the limit, time-out and reply come in the same
@@ -199,17 +199,19 @@ async def in_time(timeout_s: float) -> AsyncIterator[None]:
             timer.cancel()
 
 
-def errors_in(replies: Sequence[Any]) -> list[Exception]:
+def reply_errors(replies: Sequence[Any]) -> list[Exception]:
     """Those among the replies of a pipeline that stand for a failed command."""
     return [reply for reply in replies if isinstance(reply, Exception)]
 
 
-def kind(error: BaseException) -> Kind:
+def failure_kind(error: BaseException) -> FailureKind:
     """What sort of failure an error is, for counting."""
     if isinstance(error, TimeoutError | redis_errors.TimeoutError):
         return "timeout"
     if isinstance(error.__cause__, Exception):
-        deeper = kind(error.__cause__)  # a failed login may come wrapped in a ConnectionError
+        deeper = failure_kind(
+            error.__cause__
+        )  # a failed login may come wrapped in a ConnectionError
         if deeper != "other":
             return deeper
     if isinstance(error, redis_errors.AuthenticationError | redis_errors.AuthorizationError):
@@ -220,9 +222,9 @@ def kind(error: BaseException) -> Kind:
     return "connection" if isinstance(error, lost) else "other"
 
 
-def words(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     """What is wrong, without what a server or a library says: some repeat a password."""
-    match kind(error):
+    match failure_kind(error):
         case "timeout":
             return "no answer in time"
         case "auth":

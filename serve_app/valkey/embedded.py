@@ -1,6 +1,6 @@
 """The second tier where nothing is configured: a real Valkey server, for this machine only.
 
-It lives in a slot (`slot.py`) below the user's cache folder, is run by a supervisor
+It lives in a slot (`server_dir.py`) below the user's cache folder, is run by a supervisor
 (`supervisor.py`), and stays as long as one replica of its service holds a lease.
 """
 
@@ -16,7 +16,15 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from serve_app.valkey.slot import Lock, Owner, Slot, Terms, ask, is_alive, locked_slots
+from serve_app.valkey.server_dir import (
+    FileLock,
+    ServiceInstance,
+    ServerDir,
+    ServerOptions,
+    ask,
+    pid_exists,
+    locked_slots,
+)
 from serve_app.valkey.supervisor import command
 
 _POLL_S = 0.02
@@ -37,9 +45,9 @@ class EmbeddedUnavailable(Exception):
 class Lease:
     """The right to use a server, which stays as long as somebody has one."""
 
-    def __init__(self, address: Path, slot: Slot, lock: Lock) -> None:
+    def __init__(self, address: Path, slot: ServerDir, lock: FileLock) -> None:
         self.socket = address  #: of the server; connect to unix://<socket>
-        self.slot = slot
+        self.server_dir = slot
         self._lock = lock
 
     def release(self) -> None:
@@ -47,7 +55,7 @@ class Lease:
         self._lock.close()
 
 
-def default_base() -> Path:
+def default_cache_dir() -> Path:
     """Where the slots of this user are."""
     return user_cache_path("embedserve") / "cache"
 
@@ -73,7 +81,7 @@ def lease_server(
             dead and no replica is left, the server ends at once.
         max_bytes: bound of the server's memory; what is used least goes first. The latest lease
             decides for all.
-        timeout_s: limit of all waiting; more than `supervisor.SAVE_S`, or the data of a service
+        timeout_s: limit of all waiting; more than `supervisor.SHUTDOWN_TIMEOUT_S`, or the data of a service
             that has just ended may not be ready.
         grace_s: how long the server stays without a lease while the owner lives.
 
@@ -82,7 +90,7 @@ def lease_server(
     """
     deadline = time.monotonic() + timeout_s
     binary = _binary()
-    owner = Owner(service, socket.gethostname(), owner_pid)
+    owner = ServiceInstance(service, socket.gethostname(), owner_pid)
     try:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
         lease = _lease(base, owner, max_bytes, grace_s, binary, deadline)
@@ -106,7 +114,12 @@ def lease_server(
 
 
 def _lease(
-    base: Path, owner: Owner, max_bytes: int, grace_s: float, binary: Path, deadline: float
+    base: Path,
+    owner: ServiceInstance,
+    max_bytes: int,
+    grace_s: float,
+    binary: Path,
+    deadline: float,
 ) -> Lease:
     """A lease on a server that is running or starting."""
     while True:
@@ -116,7 +129,7 @@ def _lease(
                 slot, lock = taken
                 try:
                     address = _address(slot)
-                    slot.write(owner, Terms(str(address), max_bytes, grace_s))
+                    slot.write(owner, ServerOptions(str(address), max_bytes, grace_s))
                     if not slot.is_supervised():
                         _spawn(slot, command(slot.folder, owner.pid, binary))
                 except BaseException:
@@ -128,13 +141,13 @@ def _lease(
         time.sleep(_POLL_S)
 
 
-def _take(base: Path, owner: Owner) -> tuple[Slot, Lock] | None:
+def _take(base: Path, owner: ServiceInstance) -> tuple[ServerDir, FileLock] | None:
     """The slot of a service and the shared lock on it; None: one is about to become free.
 
     The first that can be had is taken, so that a service that starts again finds its data.
     """
     for number in range(_SLOTS_MAX):
-        slot = Slot(base / str(number))
+        slot = ServerDir(base / str(number))
         slot.make()
         lock = slot.lease()
         is_unused = lock.try_exclusive()
@@ -151,12 +164,12 @@ def _take(base: Path, owner: Owner) -> tuple[Slot, Lock] | None:
     raise EmbeddedUnavailable(f"All {_SLOTS_MAX} cache servers in {base} are in use.")
 
 
-def _may_come_back(service: Owner | None, host: str) -> bool:
+def _may_come_back(service: ServiceInstance | None, host: str) -> bool:
     """Whether a service without replicas may still want its server."""
-    return service is not None and (service.host != host or is_alive(service.pid))
+    return service is not None and (service.host != host or pid_exists(service.pid))
 
 
-def _address(slot: Slot) -> Path:
+def _address(slot: ServerDir) -> Path:
     """Where the server listens: in its slot, or in a folder with a shorter name."""
     address = slot.folder / _SOCKET
     if len(os.fsencode(address)) <= _SOCKET_BYTES:
@@ -170,7 +183,7 @@ def _address(slot: Slot) -> Path:
     return folder / _SOCKET
 
 
-def _spawn(slot: Slot, line: list[str]) -> None:
+def _spawn(slot: ServerDir, line: list[str]) -> None:
     """Starts a supervisor, which is nobody's child."""
     if slot.log.exists():
         slot.log.replace(slot.folder / "server.log.old")
@@ -194,16 +207,18 @@ def _spawn(slot: Slot, line: list[str]) -> None:
 
 def _wait_until_ready(lease: Lease, deadline: float) -> None:
     while True:
-        is_supervised = lease.slot.is_supervised()
+        is_supervised = lease.server_dir.is_supervised()
         answer = _ping(lease.socket)
         if answer.startswith(b"+PONG"):
             return
         if not is_supervised:
-            raise EmbeddedUnavailable(_why(lease.slot))
+            raise EmbeddedUnavailable(_why(lease.server_dir))
         if time.monotonic() > deadline:
             if answer.startswith(b"-LOADING"):
                 return  # until it has read its data, it answers no question
-            raise EmbeddedUnavailable(f"The cache server in {lease.slot.folder} doesn't answer.")
+            raise EmbeddedUnavailable(
+                f"The cache server in {lease.server_dir.folder} doesn't answer."
+            )
         time.sleep(_POLL_S)
 
 
@@ -214,7 +229,7 @@ def _ping(address: Path) -> bytes:
         return b""
 
 
-def _why(slot: Slot) -> str:
+def _why(slot: ServerDir) -> str:
     return f"The cache server does not run: {slot.last_words()} More is in {slot.log}."
 
 

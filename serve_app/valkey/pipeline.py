@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from serve_app.valkey.client import Client, Script, errors_in, in_time, run
+from serve_app.valkey.client import Client, Script, reply_errors, deadline, run
 
 _MAX_SCRIPTS = 128  # in one pipeline: about 1 ms of the server's time
 
@@ -56,11 +56,11 @@ class ScriptPipeline:
             batch = [self._waiting.popleft() for _ in range(size)]
             answers: list[Any]
             try:
-                async with in_time(self._timeout_s):
+                async with deadline(self._timeout_s):
                     answers = await run(self._client, [script for script, _ in batch])
             except Exception as error:
                 answers = [error] * size
-            errors = errors_in(answers)
+            errors = reply_errors(answers)
             self._ended(errors[0] if len(errors) == size else None)
             for (_, reply), answer in zip(batch, answers, strict=True):
                 if reply.done():

@@ -9,14 +9,14 @@ from pathlib import Path
 from serve_app.config import CacheConfig
 from serve_app.config.secret import read_secret
 from serve_app.valkey.client import Client, connect
-from serve_app.valkey.embedded import EmbeddedUnavailable, Lease, default_base, lease_server
+from serve_app.valkey.embedded import EmbeddedUnavailable, Lease, default_cache_dir, lease_server
 
 logger = logging.getLogger(__name__)
 
 _MEND_EVERY_S = 20.0
 
 
-class Server:
+class SharedServer:
     """The way to it, and the lease on it where it is embedded."""
 
     def __init__(self, config: CacheConfig, *, service: str, owner_pid: int) -> None:
@@ -30,7 +30,7 @@ class Server:
         self._config = config
         self._url = config.url.get_secret_value()
         self._lease: Lease | None = None
-        base = default_base() if config.folder is None else Path(config.folder)
+        base = default_cache_dir() if config.folder is None else Path(config.folder)
         self._take = partial(lease_server, base, service, owner_pid, config.max_bytes)
         self.kind = self._url.partition(":")[0]  #: as in `CacheState`
 
@@ -56,7 +56,7 @@ class Server:
         password = None if name is None else read_secret(name, "cache.password_env")
         return connect(url, password, self._config.timeout_s)
 
-    async def mend(self, is_up: Callable[[], bool]) -> None:
+    async def keep_alive(self, is_up: Callable[[], bool]) -> None:
         """Has an embedded server that was given up started again: a lease taken anew does that.
 
         Goes on for ever, unless the server is somebody else's.

@@ -15,10 +15,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from serve_app.valkey.parent_death import die_with_parent
-from serve_app.valkey.slot import Lock, Slot, ask, is_alive, slots_lock, wait_exclusive
+from serve_app.valkey.server_dir import (
+    FileLock,
+    ServerDir,
+    ask,
+    pid_exists,
+    slots_lock,
+    wait_exclusive,
+)
 
 #: How long a server may take to write its data down before it is killed. The dump of before stays.
-SAVE_S = 10.0
+SHUTDOWN_TIMEOUT_S = 10.0
 _MODULE = "serve_app.valkey.supervisor"
 _POLL_S = 0.5
 _LOCK_S = 2.0
@@ -46,7 +53,7 @@ def command(folder: Path, owner_pid: int, binary: Path) -> list[str]:
     return [sys.executable, "-m", _MODULE, str(folder), str(owner_pid), str(binary)]
 
 
-def owner_of(line: Sequence[str]) -> int | None:
+def parse_owner_pid(line: Sequence[str]) -> int | None:
     """The owner's pid in the command line of a supervisor; None: it is of another program."""
     at = list(line).index(_MODULE) if _MODULE in line else len(line)
     with suppress(IndexError, ValueError):
@@ -61,7 +68,7 @@ class _GivenUp(Exception):
 class _Server:
     """The server's process, kept alive."""
 
-    def __init__(self, slot: Slot, binary: str) -> None:
+    def __init__(self, slot: ServerDir, binary: str) -> None:
         self._slot = slot
         self._binary = binary
         self._process: subprocess.Popen[bytes] | None = None
@@ -87,9 +94,9 @@ class _Server:
             return
         self._process.terminate()
         try:
-            self._process.wait(SAVE_S)
+            self._process.wait(SHUTDOWN_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            _say(f"The server did not end within {SAVE_S:.0f} s and is killed.")
+            _say(f"The server did not end within {SHUTDOWN_TIMEOUT_S:.0f} s and is killed.")
             self._process.kill()
             self._process.wait()
 
@@ -129,7 +136,7 @@ class _Server:
 class _Need:
     """Tells when nobody needs the server any more."""
 
-    def __init__(self, slot: Slot, owner_pid: int) -> None:
+    def __init__(self, slot: ServerDir, owner_pid: int) -> None:
         self._slots = slots_lock(slot.folder.parent)
         self._slot = slot
         self._owner_pid = owner_pid
@@ -157,7 +164,7 @@ class _Need:
             self._unused_since = now
         about = self._slot.read()
         grace_s = about[1].grace_s if about else 0.0
-        return now - self._unused_since > grace_s or not is_alive(self._owner_pid)
+        return now - self._unused_since > grace_s or not pid_exists(self._owner_pid)
 
 
 def main(folder: str, owner_pid: int, binary: str) -> None:
@@ -166,7 +173,7 @@ def main(folder: str, owner_pid: int, binary: str) -> None:
     Raises:
         TimeoutError: the slot has a supervisor.
     """
-    slot = Slot(Path(folder))
+    slot = ServerDir(Path(folder))
     alone = slot.supervisor()
     wait_exclusive(alone, time.monotonic() + _LOCK_S)
     # The lock goes to the child, whose parent is nobody that anything of Ray would look at.
@@ -175,7 +182,7 @@ def main(folder: str, owner_pid: int, binary: str) -> None:
         _supervise(slot, owner_pid, binary, alone)
 
 
-def _supervise(slot: Slot, owner_pid: int, binary: str, alone: Lock) -> None:
+def _supervise(slot: ServerDir, owner_pid: int, binary: str, alone: FileLock) -> None:
     wake, terminated = _on_signals()
     need = _Need(slot, owner_pid)
     server = _Server(slot, binary)
@@ -206,10 +213,10 @@ def _on_signals() -> tuple[int, list[int]]:
     return wake, terminated
 
 
-def _end_orphan(slot: Slot) -> None:
+def _end_orphan(slot: ServerDir) -> None:
     """Ends a server whose supervisor was killed; two would write one dump and one socket."""
     about = slot.read()
-    deadline = time.monotonic() + SAVE_S
+    deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
     while about is not None:
         try:
             ask(about[1].socket, "SHUTDOWN SAVE FORCE")
@@ -222,7 +229,7 @@ def _end_orphan(slot: Slot) -> None:
         time.sleep(_FIRST_PAUSE_S)
 
 
-def _leave(slot: Slot) -> None:
+def _leave(slot: ServerDir) -> None:
     about = slot.read()
     if about is not None:
         place = Path(about[1].socket)

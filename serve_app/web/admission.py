@@ -48,14 +48,14 @@ class Admission:
         if key is None:
             return await self._service.run(job), {}
         model = self._service.spec.name
-        ticket = await self._access.enter(key, model, self._estimate(job))
+        reservation = await self._access.admit(key, model, self._estimate(job))
         tokens: int | None = None
         try:
             result = await self._service.run(_in_lane(job, key))
             tokens = _tokens(result)
         finally:
-            await self._access.leave(ticket, tokens)
-        return result, ticket.headers()
+            await self._access.release(reservation, tokens)
+        return result, reservation.headers()
 
     def _estimate(self, job: Job) -> int:
         longest = self._service.spec.max_tokens

@@ -29,13 +29,13 @@ class SpyLedger(MemoryQuotaStore):
     def open(self) -> None:
         self.calls.append("open")
 
-    async def take(self, key: ApiKey, tokens: int) -> Reservation:
+    async def reserve(self, key: ApiKey, tokens: int) -> Reservation:
         self.calls.append("take")
-        return await super().take(key, tokens)
+        return await super().reserve(key, tokens)
 
-    async def settle(self, ticket: Reservation, tokens: int | None) -> None:
+    async def commit(self, reservation: Reservation, tokens: int | None) -> None:
         self.calls.append(f"settle {tokens}")
-        await super().settle(ticket, tokens)
+        await super().commit(reservation, tokens)
 
     async def close(self) -> None:
         self.calls.append("close")
@@ -143,26 +143,26 @@ async def test_a_key_opens_only_its_models(
     access: Entrance, ledger: SpyLedger, meter: Meter
 ) -> None:
     access.apply(settings(models=["small"], requests_per_minute=5))
-    await access.enter(alice(access), "small", 3)
+    await access.admit(alice(access), "small", 3)
     with pytest.raises(Forbidden, match="'alice' may not use the model 'large'") as caught:
-        await access.enter(alice(access), "large", 3)
+        await access.admit(alice(access), "large", 3)
     assert (caught.value.status, caught.value.code) == (403, "model_not_allowed")
     assert ledger.calls == ["open", "take"]
     assert counts(meter)["key_requests", "alice", "model_not_allowed"] == 1
     access.apply(settings())
-    await access.enter(alice(access), "large", 3)
+    await access.admit(alice(access), "large", 3)
     access.apply(settings(models=[]))
     with pytest.raises(Forbidden):
-        await access.enter(alice(access), "small", 3)
+        await access.admit(alice(access), "small", 3)
 
 
 async def test_a_key_without_limits_is_counted_and_never_held_up(
     access: Entrance, ledger: SpyLedger, meter: Meter
 ) -> None:
     access.apply(settings())
-    ticket = await access.enter(alice(access), "m", 10**9)
-    assert ticket.headers() == {}
-    await access.leave(ticket, 7)
+    reservation = await access.admit(alice(access), "m", 10**9)
+    assert reservation.headers() == {}
+    await access.release(reservation, 7)
     assert ledger.calls == []
     assert counts(meter) == {("key_requests", "alice", "admitted"): 1, ("key_tokens", "alice"): 7}
 
@@ -171,15 +171,15 @@ async def test_a_quota_is_taken_at_the_entrance_and_put_right_at_the_exit(
     access: Entrance, ledger: SpyLedger, meter: Meter
 ) -> None:
     access.apply(settings(tokens_per_minute=60))
-    ticket = await access.enter(alice(access), "m", 60)
-    assert ticket.headers()["x-ratelimit-remaining-tokens"] == "0"
+    reservation = await access.admit(alice(access), "m", 60)
+    assert reservation.headers()["x-ratelimit-remaining-tokens"] == "0"
     with pytest.raises(QuotaExceeded, match="60 tokens a minute") as caught:
-        await access.enter(alice(access), "m", 60)
+        await access.admit(alice(access), "m", 60)
     assert (caught.value.status, caught.value.code) == (429, "rate_limit_exceeded")
     assert caught.value.headers["x-ratelimit-limit-tokens"] == "60"
     assert pickle.loads(pickle.dumps(caught.value)).headers == caught.value.headers
-    await access.leave(ticket, None)
-    await access.leave(await access.enter(alice(access), "m", 30), 30)
+    await access.release(reservation, None)
+    await access.release(await access.admit(alice(access), "m", 30), 30)
     assert ledger.calls[1:] == ["take", "take", "settle None", "take", "settle 30"]
     assert counts(meter) == {
         ("key_requests", "alice", "admitted"): 2,
@@ -199,10 +199,10 @@ async def test_a_limit_that_comes_with_a_change_opens_the_ledger(
 
 async def test_a_quota_goes_on_through_a_change_of_the_settings(access: Entrance) -> None:
     access.apply(settings(requests_per_minute=1))
-    await access.enter(alice(access), "m", 1)
+    await access.admit(alice(access), "m", 1)
     access.apply(settings(requests_per_minute=1, lane="bulk"))
     with pytest.raises(QuotaExceeded):
-        await access.enter(alice(access), "m", 1)
+        await access.admit(alice(access), "m", 1)
 
 
 async def test_the_file_of_keys_is_watched(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from serve_app.access import keys
-from serve_app.access.keys import KeyRing, digest, new_key
+from serve_app.access.keys import KeyRing, digest, generate_key
 from serve_app.config import AccessSettings
 from serve_app.errors import ConfigurationError
 
@@ -74,7 +74,7 @@ def nothing_secret_in_the_log(caplog: pytest.LogCaptureFixture) -> Iterator[None
 
 
 def test_a_new_key_is_random_and_fits_a_header() -> None:
-    made = {new_key() for _ in range(100)}
+    made = {generate_key() for _ in range(100)}
     assert len(made) == 100
     for key in made:
         assert key.startswith("es-")
@@ -87,7 +87,7 @@ def test_a_digest_is_what_other_tools_make_of_a_key() -> None:
 
 
 def test_each_key_is_known_and_no_other() -> None:
-    made = {f"key-{i}": new_key() for i in range(300)}
+    made = {f"key-{i}": generate_key() for i in range(300)}
     ring = ring_of(*(entry(name, key) for name, key in made.items()))
     for name, key in made.items():
         assert found(ring, key) == name

@@ -32,7 +32,7 @@ class Clock:
 
 async def refused(ledger: MemoryQuotaStore, key: ApiKey, tokens: int = 1) -> QuotaExceeded:
     with pytest.raises(QuotaExceeded) as caught:
-        await ledger.take(key, tokens)
+        await ledger.reserve(key, tokens)
     return caught.value
 
 
@@ -50,7 +50,7 @@ async def test_in_no_span_of_time_more_passes_than_capacity_and_rate_allow(
     for pause_s, tokens in steps:
         clock.now_s += pause_s
         try:
-            await ledger.take(limited, tokens)
+            await ledger.reserve(limited, tokens)
         except QuotaExceeded:
             continue
         passed.append((clock.now_s, tokens))
@@ -70,10 +70,10 @@ async def test_whoever_waits_as_told_gets_in(steps: list[tuple[float, int]]) -> 
     for pause_s, tokens in steps:
         clock.now_s += pause_s
         try:
-            await ledger.take(limited, tokens)
+            await ledger.reserve(limited, tokens)
         except QuotaExceeded as error:
             clock.now_s += error.retry_after_s
-            await ledger.take(limited, tokens)
+            await ledger.reserve(limited, tokens)
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(-100, 100)), max_size=30))
@@ -88,25 +88,25 @@ def test_a_bucket_is_never_fuller_than_full(steps: list[tuple[float, float]]) ->
 async def test_a_bucket_follows_its_limit() -> None:
     clock = Clock()
     ledger = MemoryQuotaStore(clock)
-    await ledger.take(key(tokens_per_minute=100), 40)
-    assert (await ledger.take(key(tokens_per_minute=50), 0)).standing.tokens == BucketLevel(50, 50)
+    await ledger.reserve(key(tokens_per_minute=100), 40)
+    assert (await ledger.reserve(key(tokens_per_minute=50), 0)).status.tokens == BucketLevel(50, 50)
     clock.now_s += 30
-    assert (await ledger.take(key(tokens_per_minute=100), 0)).standing.tokens == BucketLevel(
+    assert (await ledger.reserve(key(tokens_per_minute=100), 0)).status.tokens == BucketLevel(
         100, 100
     )
 
 
 async def test_keys_do_not_share() -> None:
     ledger = MemoryQuotaStore(Clock())
-    await ledger.take(key("a", requests_per_minute=1), 1)
-    await ledger.take(key("b", requests_per_minute=1), 1)
+    await ledger.reserve(key("a", requests_per_minute=1), 1)
+    await ledger.reserve(key("b", requests_per_minute=1), 1)
     await refused(ledger, key("a", requests_per_minute=1))
 
 
 def test_a_reply_tells_only_of_limits_that_there_are() -> None:
     assert Reservation(key(), 5).headers() == {}
-    standing = QuotaStatus(None, BucketLevel(600, 149.7))
-    assert Reservation(key(), 5, standing).headers() == {
+    status = QuotaStatus(None, BucketLevel(600, 149.7))
+    assert Reservation(key(), 5, status).headers() == {
         "x-ratelimit-limit-tokens": "600",
         "x-ratelimit-remaining-tokens": "149",
         "x-ratelimit-reset-tokens": "46s",
@@ -156,7 +156,7 @@ async def test_a_refusal_names_the_limit_and_when_to_come_back(
 ) -> None:
     ledger, limited = MemoryQuotaStore(Clock()), key(**limits)
     for tokens in taken:
-        await ledger.take(limited, tokens)
+        await ledger.reserve(limited, tokens)
     error = await refused(ledger, limited, 40)
     assert words in str(error)
     assert "'alice'" in str(error)
@@ -168,8 +168,8 @@ async def test_a_refusal_names_the_limit_and_when_to_come_back(
 async def test_what_is_refused_is_not_charged() -> None:
     ledger = MemoryQuotaStore(Clock())
     limited = key(requests_per_minute=10, tokens_per_minute=60, concurrent_tokens=1000)
-    await ledger.take(limited, 50)
+    await ledger.reserve(limited, 50)
     for _ in range(20):
         await refused(ledger, limited, 20)
-    standing = (await ledger.take(limited, 10)).standing
-    assert standing == QuotaStatus(BucketLevel(10, 8), BucketLevel(60, 0))
+    status = (await ledger.reserve(limited, 10)).status
+    assert status == QuotaStatus(BucketLevel(10, 8), BucketLevel(60, 0))

@@ -32,7 +32,7 @@ from serve_app.types import (
 )
 from serve_app.valkey.client import connect
 from serve_app.web.dialects.openai import render
-from serve_app.web.schema.vector_encoding import Encoder
+from serve_app.web.schema.vector_encoding import VectorEncoder
 from tests.fakes import FakeBackend
 from tests.valkey_server import ValkeyProcess
 
@@ -154,5 +154,5 @@ def _same(a: EmbedResult, b: EmbedResult, encoding: Literal["float", "base64"]) 
     assert a.tokens.tolist() == b.tokens.tolist()
     assert a.truncated.tolist() == b.truncated.tolist()
     uncounted = replace(a, tiers=b.tiers)
-    encoder = Encoder(SPECS[0], encoding)
+    encoder = VectorEncoder(SPECS[0], encoding)
     assert render(uncounted, encoder=encoder) == render(b, encoder=encoder)

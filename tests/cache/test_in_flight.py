@@ -52,7 +52,7 @@ async def run(flights: SingleFlight, texts: str, lane: Lane = "interactive") -> 
     landed = await flights.run(group, [str(text).encode() for text in texts])
     for text, row in zip(texts, landed.rows, strict=True):
         assert np.array_equal(row.vector, fake_vector(text))
-    return landed.joined
+    return landed.shared
 
 
 async def start(flights: SingleFlight, texts: str, lane: Lane = "interactive") -> asyncio.Task[int]:

@@ -16,7 +16,7 @@ from serve_app.metrics import L2_UP, Meter
 from serve_app.types import CacheState, TextGroup, Tier
 from serve_app.valkey import shared_server
 from serve_app.valkey.embedded import EmbeddedUnavailable
-from serve_app.valkey.supervisor import owner_of
+from serve_app.valkey.supervisor import parse_owner_pid
 from tests.fakes import SPEC, FakeBackend
 from tests.valkey_server import ValkeyProcess
 
@@ -56,7 +56,7 @@ async def until(tiers: CacheStack, state: str) -> None:
 
 def supervisors() -> list[psutil.Process]:
     every = psutil.process_iter(["cmdline"])
-    return [p for p in every if owner_of(p.info["cmdline"] or []) == os.getpid()]
+    return [p for p in every if parse_owner_pid(p.info["cmdline"] or []) == os.getpid()]
 
 
 @pytest.fixture

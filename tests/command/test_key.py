@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from embedserve_client.command.main import main
-from serve_app.access.keys import KeyRing, digest, new_key
+from serve_app.access.keys import KeyRing, digest, generate_key
 from serve_app.command import key as key_command
 from serve_app.command import main as cli
 from serve_app.config import AccessSettings
@@ -72,7 +72,7 @@ def test_what_cannot_be_an_entry_is_not_made(
 def test_hash_prints_the_digest_of_a_key(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = new_key()
+    key = generate_key()
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{key}\n"))
     assert main(["key", "hash"]) == 0
     assert capsys.readouterr() == (f"{digest(key)}\n", "")
@@ -81,7 +81,7 @@ def test_hash_prints_the_digest_of_a_key(
 def test_hash_asks_for_a_key_without_showing_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = new_key()
+    key = generate_key()
     monkeypatch.setattr("sys.stdin", Typed())
     monkeypatch.setattr(key_command, "getpass", lambda prompt: key)
     assert main(["key", "hash"]) == 0

@@ -98,5 +98,5 @@ def test_the_cache_server_ends_with_the_service_and_keeps_its_data(
                 assert client.get("key") == b"value"
         finally:
             lease.release()
-            while lease.slot.is_supervised():
+            while lease.server_dir.is_supervised():
                 time.sleep(0.05)

@@ -17,8 +17,8 @@ import pytest
 import redis
 
 from serve_app.valkey import embedded, supervisor
-from serve_app.valkey.embedded import EmbeddedUnavailable, Lease, default_base, lease_server
-from serve_app.valkey.slot import slots_lock
+from serve_app.valkey.embedded import EmbeddedUnavailable, Lease, default_cache_dir, lease_server
+from serve_app.valkey.server_dir import slots_lock
 
 MB = 1_000_000
 LONG_S = 3600.0
@@ -109,7 +109,7 @@ class Machine:
         for process in psutil.process_iter():
             try:
                 line = process.cmdline()
-                if supervisor.owner_of(line) and str(self.base) in " ".join(line):
+                if supervisor.parse_owner_pid(line) and str(self.base) in " ".join(line):
                     found += [process, *process.children()]
             except psutil.Error:
                 continue
@@ -268,7 +268,7 @@ def test_a_server_that_was_left_behind_is_ended_first(machine: Machine) -> None:
     machine.processes()[0].terminate()
     machine.until_empty()
     address = str(lease.socket)
-    options = ["--port", "0", "--unixsocket", address, "--dir", str(lease.slot.folder)]
+    options = ["--port", "0", "--unixsocket", address, "--dir", str(lease.server_dir.folder)]
     orphan = subprocess.Popen([str(embedded._binary()), *options], stdout=subprocess.DEVNULL)
     try:
         until(lambda: embedded._ping(lease.socket).startswith(b"+PONG"))
@@ -288,22 +288,22 @@ def test_broken_data_are_moved_aside(machine: Machine, kind: str) -> None:
     machine.client(lease).set("key", "value" * 1000)
     lease.release()
     machine.until_empty()
-    dump = lease.slot.dump
+    dump = lease.server_dir.dump
     broken = dump.read_bytes()[:-100] if kind == "torn" else b"not a dump"
     dump.write_bytes(broken)
     lease = machine.lease()
     assert machine.client(lease).get("key") is None
     assert dump.with_name("dump.rdb.broken").read_bytes() == broken
-    assert "dump.rdb.broken" in lease.slot.log.read_text("utf-8")
+    assert "dump.rdb.broken" in lease.server_dir.log.read_text("utf-8")
 
 
 def test_data_that_cannot_be_saved_keep_nothing_from_ending(machine: Machine) -> None:
     lease = machine.lease(grace_s=0)
-    lease.slot.dump.mkdir()
+    lease.server_dir.dump.mkdir()
     machine.client(lease).set("key", "value")
     lease.release()
     machine.until_empty()
-    assert "killed" not in lease.slot.log.read_text("utf-8")
+    assert "killed" not in lease.server_dir.log.read_text("utf-8")
 
 
 def test_a_path_that_is_too_long_for_a_socket(machine: Machine) -> None:
@@ -384,9 +384,9 @@ def test_waiting_has_an_end(machine: Machine) -> None:
 
 def test_owners_are_read_from_command_lines() -> None:
     line = supervisor.command(Path("/a"), 123, Path("/b"))
-    assert supervisor.owner_of(line) == 123
-    assert supervisor.owner_of(line[:3]) is None
-    assert supervisor.owner_of(["python", "-m", "other", "/a", "123"]) is None
+    assert supervisor.parse_owner_pid(line) == 123
+    assert supervisor.parse_owner_pid(line[:3]) is None
+    assert supervisor.parse_owner_pid(["python", "-m", "other", "/a", "123"]) is None
 
 
 def test_a_supervisor_loads_nothing_heavy() -> None:
@@ -399,5 +399,5 @@ def test_a_supervisor_loads_nothing_heavy() -> None:
 
 
 def test_the_default_folder_is_the_users() -> None:
-    assert default_base().parent.name == "embedserve"
-    assert Path.home() in default_base().parents
+    assert default_cache_dir().parent.name == "embedserve"
+    assert Path.home() in default_cache_dir().parents

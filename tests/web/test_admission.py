@@ -39,11 +39,11 @@ class FakeEntrance:
         self.presented.append((authorization, x_api_key))
         return self.key
 
-    async def enter(self, key: ApiKey, model: str, estimated_tokens: int) -> FakeReservation:
+    async def admit(self, key: ApiKey, model: str, estimated_tokens: int) -> FakeReservation:
         self.entered.append((key.name, model, estimated_tokens))
         return FakeReservation()
 
-    async def leave(self, ticket: FakeReservation, tokens: int | None) -> None:
+    async def release(self, reservation: FakeReservation, tokens: int | None) -> None:
         self.left.append(tokens)
 
 

@@ -85,12 +85,12 @@ class FakeEntrance:
             raise self._error
         return ApiKey(name="x", sha256="0" * 64)
 
-    async def enter(self, key: ApiKey, model: str, estimated_tokens: int) -> "FakeEntrance":
+    async def admit(self, key: ApiKey, model: str, estimated_tokens: int) -> "FakeEntrance":
         if isinstance(self._error, Forbidden | QuotaExceeded):
             raise self._error
         return self
 
-    async def leave(self, ticket: "FakeEntrance", tokens: int | None) -> None: ...
+    async def release(self, reservation: "FakeEntrance", tokens: int | None) -> None: ...
 
     def headers(self) -> dict[str, str]:
         return {}

@@ -27,7 +27,7 @@ _POLL_S = 0.02
 _ANSWER_S = 1.0
 
 
-class Owner(NamedTuple):
+class ServiceInstance(NamedTuple):
     """Whose server it is."""
 
     service: str
@@ -35,7 +35,7 @@ class Owner(NamedTuple):
     pid: int  #: as long as this process lives, the service may come back for its server
 
 
-class Terms(NamedTuple):
+class ServerOptions(NamedTuple):
     """How a server shall run."""
 
     socket: str
@@ -43,7 +43,7 @@ class Terms(NamedTuple):
     grace_s: float  #: how long it stays while its owner lives and no replica uses it
 
 
-class Lock:
+class FileLock:
     """A lock on a file that the kernel takes back when its holder dies, however it dies.
 
     Never waits. A descriptor of its own each: two in one process are as strange to each other
@@ -82,7 +82,7 @@ class Lock:
         return True
 
 
-def wait_exclusive(lock: Lock, deadline: float) -> None:
+def wait_exclusive(lock: FileLock, deadline: float) -> None:
     """Waits for a lock until `deadline`, in seconds of the monotonic clock.
 
     Raises:
@@ -94,9 +94,9 @@ def wait_exclusive(lock: Lock, deadline: float) -> None:
         time.sleep(_POLL_S)
 
 
-def slots_lock(base: Path) -> Lock:
+def slots_lock(base: Path) -> FileLock:
     """The lock under which the slots in a folder are looked at and changed."""
-    return Lock(base / "slots.lock")
+    return FileLock(base / "slots.lock")
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def locked_slots(base: Path, deadline: float) -> Iterator[None]:
         lock.close()
 
 
-class Slot:
+class ServerDir:
     """One folder, for one server at a time."""
 
     def __init__(self, folder: Path) -> None:
@@ -124,13 +124,13 @@ class Slot:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self.folder.chmod(0o700)
 
-    def lease(self) -> Lock:
+    def lease(self) -> FileLock:
         """The lock that replicas share."""
-        return Lock(self.folder / "lease")
+        return FileLock(self.folder / "lease")
 
-    def supervisor(self) -> Lock:
+    def supervisor(self) -> FileLock:
         """The lock that a supervisor holds as long as it lives."""
-        return Lock(self.folder / "supervisor")
+        return FileLock(self.folder / "supervisor")
 
     def is_supervised(self) -> bool:
         """Whether a supervisor is alive."""
@@ -140,15 +140,15 @@ class Slot:
         finally:
             lock.close()
 
-    def read(self) -> tuple[Owner, Terms] | None:
+    def read(self) -> tuple[ServiceInstance, ServerOptions] | None:
         """What was written last; None when there is nothing that can be read."""
         try:
             about = json.loads(self._about.read_text("utf-8"))
-            return Owner(**about["owner"]), Terms(**about["terms"])
+            return ServiceInstance(**about["owner"]), ServerOptions(**about["terms"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, owner: Owner, terms: Terms) -> None:
+    def write(self, owner: ServiceInstance, terms: ServerOptions) -> None:
         """Writes down whose server it is and how it shall run, whole or not at all."""
         text = json.dumps({"owner": owner._asdict(), "terms": terms._asdict()})
         new = self._about.with_suffix(".new")
@@ -163,7 +163,7 @@ class Slot:
         return ""
 
 
-def is_alive(pid: int) -> bool:
+def pid_exists(pid: int) -> bool:
     """Whether a process with that id exists.
 
     An id may be used again, so a dead process can be taken for alive. A server then merely
