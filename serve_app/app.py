@@ -61,7 +61,7 @@ def build(args: AppConfig) -> Application:
         logger.warning("Refused: %s", refusal)
     logger.info("Chosen: %s at %s.", choice.config.engine, choice.config.precision)
     embedder = _heavy(Embedder).options(ray_actor_options={"num_cpus": _cpus()}).bind(choice)
-    spec = _as_stored(choice.spec, args.cache.storage)
+    spec = _as_stored(choice.spec, args.cache.dtype)
     if args.topology == "inline":
         return _light(Ingress).bind(spec, embedder, args, embedder)
     lookup = _light(CacheLookup).bind(spec, embedder, args.cache)

@@ -39,7 +39,7 @@ def test_inline_the_ingress_asks_the_embedder_itself() -> None:
 def test_vectors_that_are_kept_rounded_are_of_another_space() -> None:
     asked = AppConfig(
         model=ModelConfig(name="words", source="hashing:64"),
-        cache=CacheConfig(storage="float16"),
+        cache=CacheConfig(dtype="float16"),
     )
     ingress: Any = app.build(asked)._bound_deployment
     spec, lookup, _, _ = ingress.init_args

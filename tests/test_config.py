@@ -4,6 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from serve_app.config import SECTIONS, AppConfig, EmbedderSettings, IngressSettings
+from serve_app.config.section import Section
+from serve_app.errors import ConfigurationError
 
 HASHING = {"name": "words", "source": "hashing:64"}
 
@@ -16,9 +18,70 @@ def test_every_setting_is_described_and_every_number_bounded() -> None:
                 assert len(field.metadata) >= 2, f"{section.__name__}.{name} has no bounds"
 
 
-def test_a_misspelt_setting_is_an_error_that_names_it() -> None:
-    with pytest.raises(ValidationError, match="budget_token\n"):
-        EmbedderSettings.model_validate({"budget_token": 100})
+def test_a_misspelled_setting_is_an_error_that_names_it() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        EmbedderSettings.parse({"max_batch_token": 100})
+    assert str(caught.value) == ("Embedder: user_config: max_batch_token: there is no such setting")
+
+
+@pytest.mark.parametrize(
+    ("location", "former", "current"),
+    [
+        ("Ingress: user_config", "memory_max_bytes", "l1_max_bytes"),
+        ("Ingress: user_config", "max_calls", "max_in_flight_calls"),
+        ("Ingress: user_config", "access.open_beyond_loopback", "allow_unauthenticated"),
+        ("CacheLookup: user_config", "memory_max_bytes", "l1_max_bytes"),
+        ("CacheLookup: user_config", "max_calls", "max_in_flight_calls"),
+        ("Embedder: user_config", "budget_tokens", "max_batch_tokens"),
+        ("Embedder: user_config", "lookahead_texts", "batch_lookahead_texts"),
+        ("Embedder: user_config", "bulk_max_wait_s", "bulk_promotion_after_s"),
+        ("args", "cache.folder", "data_dir"),
+        ("args", "cache.storage", "dtype"),
+    ],
+)
+def test_a_former_name_is_an_error_that_gives_the_current_one(
+    location: str, former: str, current: str
+) -> None:
+    *path, name = former.split(".")
+    values: dict[str, Any] = {name: 1}
+    for section in path:
+        values = {section: values}
+    with pytest.raises(ConfigurationError) as caught:
+        SECTIONS[location].parse(values)
+    where = ": ".join([location, *path])
+    assert str(caught.value) == f"{where}: `{name}` is now called `{current}`"
+
+
+def test_a_removed_setting_is_an_error_that_says_why() -> None:
+    with pytest.raises(ConfigurationError, match=r"^args: cache: `lease_s` was removed: .*Delete"):
+        AppConfig.parse({"cache": {"lease_s": 0}})
+
+
+def test_all_former_names_are_reported_in_one_line() -> None:
+    with pytest.raises(ConfigurationError, match=r"`budget_tokens` is .*; `bulk_max_wait_s` is"):
+        EmbedderSettings.parse({"budget_tokens": 1, "bulk_max_wait_s": 1, "nonsense": 1})
+
+
+def test_each_current_name_exists_and_no_former_one_does() -> None:
+    sections = [Section]
+    while sections:
+        section = sections.pop()
+        sections += section.__subclasses__()
+        fields = section.model_fields.keys()
+        assert set(section.renamed.values()) <= fields
+        assert not (section.renamed.keys() | section.removed.keys()) & fields
+
+
+def test_an_error_contains_no_value() -> None:
+    secret = {"url": ["redis://:s3cret@host"], "password": "s3cret", "ttl_s": "s3cret"}
+    with pytest.raises(ConfigurationError) as caught:
+        AppConfig.parse({"cache": secret, "device": "s3cret"})
+    assert "cache.ttl_s" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_no_values_are_the_defaults() -> None:
+    assert IngressSettings.parse(None) == IngressSettings()
 
 
 @pytest.mark.parametrize("value", [0, -1, 10**9])
@@ -37,13 +100,13 @@ def test_a_source_names_its_kind(source: str) -> None:
         AppConfig.model_validate({"model": {"name": "m", "source": source}})
 
 
-def test_settings_do_not_change_under_those_who_read_them() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError):
         AppConfig().device = "cuda"
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"engine": "openvino", "device": "cuda"}, "runs on CPUs"),
         ({"engine": "openvino", "precision": "fp16"}, "use `bf16` or `fp32`"),
@@ -57,7 +120,7 @@ def test_settings_do_not_change_under_those_who_read_them() -> None:
     ],
 )
 def test_settings_that_contradict_each_other_are_an_error(
-    settings: dict[str, Any], words: str
+    settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValidationError, match=words):
+    with pytest.raises(ValidationError, match=message):
         AppConfig.model_validate(settings)

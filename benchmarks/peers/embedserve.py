@@ -9,15 +9,15 @@ from pathlib import Path
 import psutil
 import yaml
 
-from .base import Peer, Place
+from .base import Peer, PeerProcess
 
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 
 
-def _command(at: Place, config: Path, replicas: int, cpus: int | None) -> list[str]:
+def _command(at: PeerProcess, config: Path, replicas: int, cpus: int | None) -> list[str]:
     content = yaml.safe_load(config.read_text("utf-8"))
     args = content["applications"][0].setdefault("args", {})
-    args["cache"] = {"folder": str(at.scratch / "cache")}  # nothing is known from the last run
+    args["cache"] = {"data_dir": str(at.scratch / "cache")}  # nothing is known from the last run
     for deployment in content["applications"][0]["deployments"]:
         if deployment["name"] == "Embedder":
             deployment.pop("autoscaling_config", None)
@@ -41,19 +41,19 @@ def embedserve(
     )
 
 
-def cores() -> int:
+def available_cores() -> int:
     """The CPU cores of this machine that we may use."""
     return len(psutil.Process().cpu_affinity() or []) or psutil.cpu_count() or 1
 
 
 #: As many replicas as there are pairs of cores, the most that fit on this machine.
-PEER = embedserve("embedserve", "EmbedServe", max(1, cores() // 2))
+PEER = embedserve("embedserve", "EmbedServe", max(1, available_cores() // 2))
 INLINE = embedserve(
     "embedserve-inline",
     "EmbedServe, inline",
-    max(1, cores() // 2),
+    max(1, available_cores() // 2),
     CONFIG.parent / "configs" / "one-machine.yaml",
 )
 #: One replica of one core, and as many of them as there are cores.
 ONE_CORE = embedserve("embedserve-1", "EmbedServe, one core", 1, cpus=1)
-EACH_CORE = embedserve("embedserve-n", "EmbedServe, a replica for each core", cores(), cpus=1)
+EACH_CORE = embedserve("embedserve-n", "EmbedServe, a replica for each core", available_cores(), cpus=1)

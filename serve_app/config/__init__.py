@@ -1,9 +1,9 @@
-"""Every setting of the service: one typed tree with defaults, bounds and descriptions.
+"""All settings of the service: one typed tree with defaults, bounds and descriptions.
 
-Two kinds, by what a change costs. `AppConfig` is the `args` of the application: a change
-restarts all replicas. The `*Settings` classes are the `user_config` of one deployment each:
-Ray hands a change to running replicas. README's tables are printed from here by
-`embedserve settings`.
+There are two kinds, which differ in the cost of a change. `AppConfig` is the `args` of the
+application: a change restarts all replicas. The `*Settings` classes are the `user_config` of one
+deployment each: Ray passes a change to the running replicas. `embedserve settings` prints the
+tables of `docs/settings.md` from this tree.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr
 from serve_app.config.access import AccessSettings, ApiKey
 from serve_app.config.application import MINILM, AppConfig, CacheConfig, ModelConfig
 from serve_app.config.deployments import CacheLookupSettings, EmbedderSettings, IngressSettings
+from serve_app.config.section import Section
 
 __all__ = [
     "MINILM",
@@ -30,16 +31,15 @@ __all__ = [
     "settings_markdown",
 ]
 
-#: The `user_config` that each deployment takes.
-USER_CONFIGS: dict[str, type[BaseModel]] = {
+#: Deployment name → the class of its `user_config`.
+USER_CONFIGS: dict[str, type[Section]] = {
     "Ingress": IngressSettings,
     "CacheLookup": CacheLookupSettings,
     "Embedder": EmbedderSettings,
 }
-#: Where each part of the tree is written in the YAML file.
-SECTIONS: dict[str, type[BaseModel]] = {
-    "args": AppConfig,
-    **{f"{deployment}: user_config": settings for deployment, settings in USER_CONFIGS.items()},
+#: Location in the YAML file → the class of the section.
+SECTIONS: dict[str, type[Section]] = {
+    section.location: section for section in (AppConfig, *USER_CONFIGS.values())
 }
 
 
@@ -49,14 +49,14 @@ def _rows(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _rows(inner, f"{prefix}{name}.")
             continue
-        default = "required" if field.is_required() else _as_yaml(field.get_default())
+        default = "required" if field.is_required() else _yaml_value(field.get_default())
         yield prefix + name, default, field.description or ""
         for item in get_args(inner):
             if isinstance(item, type) and issubclass(item, BaseModel):
                 yield from _rows(item, f"{prefix}{name}[].")
 
 
-def _as_yaml(value: object) -> str:
+def _yaml_value(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -67,10 +67,10 @@ def _as_yaml(value: object) -> str:
 
 
 def settings_markdown() -> str:
-    """All settings as Markdown tables, one for each section."""
+    """Returns all settings as Markdown tables, one per section."""
     lines: list[str] = []
-    for place, section in SECTIONS.items():
-        lines += [f"**{place}**", "", "| setting | default | what it does |", "|---|---|---|"]
+    for location, section in SECTIONS.items():
+        lines += [f"**{location}**", "", "| setting | default | what it does |", "|---|---|---|"]
         lines += [f"| `{name}` | `{default}` | {text} |" for name, default, text in _rows(section)]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

@@ -1,6 +1,7 @@
-"""Who may use the service, and how much of it."""
+"""Settings of access: API keys, what each of them may use, and how much of it."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -8,74 +9,80 @@ from serve_app.config.section import GIB, Section
 
 
 class ApiKey(Section):
-    """One client's key, of which only the digest is known, and what it may do."""
+    """An API key, known by its digest only, with its permissions and limits."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
-        description="What logs, metrics and quotas call the key; no two have the same.",
+        description="Name of the key in logs, metrics and quotas. Each key has a different name.",
     )
     sha256: str = Field(
         pattern=r"^[0-9a-f]{64}$",
-        description="SHA-256 of the key, which itself is kept nowhere; `embedserve key new` makes "
-        "both.",
+        description="SHA-256 digest of the key. The key itself is stored nowhere. "
+        "`embedserve key new` generates both.",
     )
     models: tuple[str, ...] | None = Field(
-        default=None, description="`model.name` of those that it may use; null: all."
+        default=None,
+        description="The models that the key may use, by `model.name`. null: every model.",
     )
     lane: Literal["interactive", "bulk"] | None = Field(
         default=None,
-        description="The lane of its requests, whatever the client says; null: the client says.",
+        description="Lane of all requests with this key; it overrides the client's choice. "
+        "null: the client chooses.",
     )
     requests_per_minute: int | None = Field(
         default=None,
         ge=1,
         le=GIB,
-        description="Requests that it may send; a minute's worth may come at once. null: no limit.",
+        description="Request rate limit; more is a 429. The full minute's quota may be used in "
+        "one burst. null: no limit.",
     )
     tokens_per_minute: int | None = Field(
         default=None,
         ge=1,
         le=1024 * GIB,
-        description="Tokens that it may have embedded, cached ones too; a minute's worth may come "
-        "at once, and a request of more than that when none was used for long. null: no limit.",
+        description="Token rate limit, cached texts included; more is a 429. The full minute's "
+        "quota may be used in one burst. A single request may exceed it when the quota is full. "
+        "null: no limit.",
     )
     concurrent_tokens: int | None = Field(
         default=None,
         ge=1,
         le=1024 * GIB,
-        description="Tokens in its requests that are being answered; a larger request passes when "
-        "it is the only one. null: no limit.",
+        description="Tokens in all requests that are in progress; more is a 429. A single request "
+        "may exceed it when no other is in progress. null: no limit.",
     )
 
     @property
     def is_limited(self) -> bool:
-        """Whether there is anything to count."""
+        """Whether the key has a quota."""
         limits = (self.requests_per_minute, self.tokens_per_minute, self.concurrent_tokens)
         return limits != (None, None, None)
 
 
 class AccessSettings(Section):
-    """Keys that clients must send, and what happens where there is none."""
+    """API keys, and whether the service runs without any."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"open_beyond_loopback": "allow_unauthenticated"}
 
     keys: tuple[ApiKey, ...] = Field(
         default=(),
-        description="API keys, as digests. Where there are keys, every request needs one: "
-        "`Authorization: Bearer <key>` or `x-api-key: <key>`.",
+        description="API keys, as digests. When at least one key source is configured, every "
+        "request needs a key: `Authorization: Bearer <key>` or `x-api-key: <key>`.",
     )
     keys_file: str | None = Field(
         default=None,
-        description="A YAML or JSON file with more of them, a list under `keys`. A change of it is "
-        "seen within two seconds, without a restart; while it can't be read, or is broken, what it "
-        "said before stays. One that lists no key lets nobody in.",
+        description="A YAML or JSON file with more keys, a list under `keys`. The service reads a "
+        "change within two seconds, without a restart. While the file is missing or malformed, its "
+        "previous keys stay valid. With an empty list, no client has access.",
     )
     keys_env: str | None = Field(
         default=None,
-        description="Name of an environment variable with the same content as such a file.",
+        description="Name of an environment variable with the same content as `keys_file`.",
     )
     allow_unauthenticated: bool = Field(
         default=False,
-        description="Serve other machines even without any key. Else the service doesn't start "
-        "without one where `http_options.host` lets others in.",
+        description="Serve other machines without API keys. When false, the service refuses to "
+        "start without a key if `http_options.host` is not a loopback address.",
     )
 
     @property

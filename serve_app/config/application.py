@@ -1,6 +1,7 @@
-"""The application's `args`: a change restarts every replica."""
+"""Settings of the application, the `args` in the YAML file: a change restarts every replica."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -8,47 +9,54 @@ from serve_app.config.section import GIB, MIB, Section
 
 
 class ModelConfig(Section):
-    """Which model is served, and from where."""
+    """The model that is served, and the source of its files."""
 
-    name: str = Field(min_length=1, description="Name that clients send and replies carry.")
+    name: str = Field(
+        min_length=1,
+        description="Name of the model in requests and responses.",
+    )
     aliases: tuple[str, ...] = Field(
         default=(), description="Other names that clients may send for the same model."
     )
     source: str = Field(
         pattern=r"^((package|path|hub):.+|hashing:\d{1,9})$",
-        description="Where the model's files come from: `package:<module>` (its folder "
-        "`model/`), `path:<folder>`, or `hub:<owner>/<name>` with a pinned `revision`. "
-        "`hashing:<dimensions>` (8 to 65536) is no model: it counts words.",
+        description="Source of the model's files: `package:<module>` (the directory `model/` in a "
+        "Python package), `path:<directory>`, or `hub:<owner>/<name>` with a pinned `revision`. "
+        "`hashing:<dimensions>` (8 to 65536) needs no files: it hashes words into a vector.",
     )
     revision: str | None = Field(
         default=None,
         pattern=r"^[0-9a-f]{40}$",
-        description="Commit of a hub model, all 40 digits; a branch can move and vectors with it.",
+        description="Commit of a `hub:` model, 40 hexadecimal digits. A branch name is refused "
+        "because the model, and with it all vectors, could change.",
     )
     sha256: str | None = Field(
         default=None,
         pattern=r"^[0-9a-f]{64}$",
-        description="SHA-256 that `model.safetensors` must have; null: not checked.",
+        description="Expected SHA-256 of `model.safetensors`; on a mismatch the service doesn't "
+        "start. null: not checked.",
     )
     max_tokens: int | None = Field(
         default=None,
         ge=4,
         le=131072,
-        description="Longest input in tokens, special tokens included; what is over is cut. "
-        "null: the model's own limit; 512 words with `hashing`.",
+        description="Longest input in tokens, special tokens included; the rest is truncated. "
+        "null: the model's limit, or 512 words with `hashing`.",
     )
     trust_remote_code: bool = Field(
-        default=False, description="Run Python code that lies beside the model's weights."
+        default=False,
+        description="Execute the Python code in the model's repository. Enable it only for models "
+        "that need it and that you trust.",
     )
 
     @property
     def hashing_dim(self) -> int | None:
-        """Dimensions of `hashing:<dimensions>`; None for a model that has files."""
-        kind, _, place = self.source.partition(":")
-        return int(place) if kind == "hashing" else None
+        """Dimensions of a `hashing:<dimensions>` source; None for a model with files."""
+        kind, _, argument = self.source.partition(":")
+        return int(argument) if kind == "hashing" else None
 
     @model_validator(mode="after")
-    def _hashes_as_it_can(self) -> Self:
+    def _check_hashing(self) -> Self:
         if self.hashing_dim is None:
             return self
         if not 8 <= self.hashing_dim <= 65536:
@@ -67,100 +75,111 @@ MINILM = ModelConfig(
 
 
 class CacheConfig(Section):
-    """The tier of the cache that replicas share, and what all tiers keep."""
+    """The L2 cache, which replicas share, and the format of cached vectors."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"folder": "data_dir", "storage": "dtype"}
+    removed: ClassVar[Mapping[str, str]] = {
+        "lease_s": "it cost more than it saved. Delete it; replicas share vectors as they do "
+        "without it."
+    }
 
     url: SecretStr = Field(
         default=SecretStr("embedded"),
-        description="Where vectors are kept beyond the memory of one process. `embedded`: a Valkey "
-        "server that the service starts for itself, on a private unix socket; its data lies in the "
-        "user's cache folder, so that a restart is warm. `none`: memory only. Else a Redis or "
-        "Valkey server: `redis://host:6379/0`, `rediss://…`, `unix:///path`, "
+        description="The L2 cache. `embedded`: a Valkey server that the service starts on a "
+        "private unix socket; its data survives restarts in the user's cache directory. `none`: no "
+        "L2, process memory only. Otherwise the URL of a Redis or Valkey server: "
+        "`redis://host:6379/0`, `rediss://…`, `unix:///path`, "
         "`redis+sentinel://host:26379,host2:26379/<service>/0`, `redis+cluster://host:6379`.",
     )
     password_env: str | None = Field(
         default=None,
-        description="Name of the environment variable that holds the server's password. Better "
-        "than a password in `url`, which Ray's dashboard would show.",
+        description="Name of an environment variable with the server's password. Prefer it to a "
+        "password in `url`, which Ray's dashboard shows.",
     )
-    folder: str | None = Field(
+    data_dir: str | None = Field(
         default=None,
-        description="Where the embedded server keeps its data; null: in the user's cache folder.",
+        description="Directory for the embedded server's data. null: the user's cache directory.",
     )
     prefix: str = Field(
         default="embedserve",
         pattern=r"^[\w.-]{1,64}$",
-        description="What all keys on the server begin with.",
+        description="Prefix of all keys on the server.",
     )
     max_bytes: int = Field(
         default=256 * MIB,
         ge=MIB,
         le=1024 * GIB,
-        description="Memory of the embedded server; when it is full, the least used vectors go.",
+        description="Memory limit of the embedded server; at the limit it evicts the least "
+        "recently used vectors.",
     )
     ttl_s: int | None = Field(
         default=30 * 24 * 3600,
         ge=1,
         le=10 * 366 * 24 * 3600,
-        description="How long the server keeps a vector; null: until it needs room. A vector never "
-        "goes stale, since its key holds all that decides it.",
+        description="Time to live of a cached vector on the server. null: until eviction. Cached "
+        "vectors never become stale: the key includes everything that determines the vector.",
     )
     timeout_s: float = Field(
         default=0.05,
         gt=0,
         le=10,
-        description="How long a request waits for the server. What comes later counts as not "
-        "found; after five times in a row nobody asks until the server answers again.",
+        description="Timeout of a cache read; a slower one counts as a miss. After five timeouts "
+        "in a row, the service skips the server until it responds again.",
     )
     write_queue_max_bytes: int = Field(
         default=16 * MIB,
         ge=0,
         le=GIB,
-        description="Vectors that wait to be written, in each process; what doesn't fit is not "
-        "kept on the server.",
+        description="Size limit of the write queue in each process; at the limit, vectors are not "
+        "written to the server.",
     )
-    storage: Literal["float32", "float16"] = Field(
+    dtype: Literal["float32", "float16"] = Field(
         default="float32",
-        description="How vectors are kept. `float16` takes half of the room and rounds all "
-        "vectors, computed ones too: they are of a space of their own.",
+        description="Data type of cached vectors. `float16` halves their size and rounds every "
+        "vector, computed ones included, so it defines a vector space of its own.",
     )
 
 
 class AppConfig(Section):
     """The application's `args`: a change restarts every replica."""
 
+    location = "args"
+
     model: ModelConfig = Field(default=MINILM, description="The model that is served.")
     device: Literal["cpu", "cuda"] = Field(
         default="cpu",
-        description="Where it runs. `cuda` needs `num_gpus` in the Embedder's `ray_actor_options`.",
+        description="Device that runs the model. `cuda` needs `num_gpus` in the Embedder's "
+        "`ray_actor_options`.",
     )
     engine: Literal["auto", "openvino", "torch", "hashing"] = Field(
         default="auto",
-        description="What runs the model: `torch` is sentence-transformers, on CPUs and GPUs; "
-        "`openvino` is for CPUs and starts from a prepared model, without torch; `hashing` is for "
-        "a `hashing:` source. `auto`: the fastest whose vectors are right, chosen when the "
-        "application is built; `/info` tells which, and what was refused.",
+        description="Inference engine. `torch`: sentence-transformers, on CPUs and GPUs. "
+        "`openvino`: CPUs only; replicas load a prepared model, without torch. `hashing`: for a "
+        "`hashing:` source. `auto`: the fastest engine with correct vectors, selected when the "
+        "application is built; `/info` reports the selection and the engines that were rejected. "
+        "An engine that you set is never replaced by another: if it can't be used, startup fails.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="What the model computes in. `bf16` with `openvino` needs a CPU with "
-        "AVX512-BF16 or AMX; `fp16` needs `torch`. Part of the space: a cluster with unlike CPUs "
-        "names it.",
+        description="Arithmetic precision of the model. `bf16` with `openvino` needs a CPU with "
+        "AVX512-BF16 or AMX; `fp16` needs `torch`. Vector spaces differ by precision, so set it "
+        "explicitly on a cluster of different CPUs.",
     )
 
-    cache: CacheConfig = Field(default=CacheConfig(), description="The shared tier of the cache.")
+    cache: CacheConfig = Field(default=CacheConfig(), description="The L2 cache.")
     cors_origins: tuple[str, ...] = Field(
         default=(),
-        description="Origins whose scripts may ask from a browser, as `https://app.example`; `*`: "
-        "all.",
+        description="Origins that may call the service from a browser, such as "
+        "`https://app.example`; `*` allows all.",
     )
     topology: Literal["separate", "inline"] = Field(
         default="separate",
-        description="`separate`: CacheLookup is a deployment of its own, shared by all Ingress "
-        "replicas. `inline`: it runs inside the Ingress, one hop less, for one machine.",
+        description="`separate`: CacheLookup is a deployment, shared by all Ingress replicas. "
+        "`inline`: it runs inside the Ingress, which saves one hop on a single machine.",
     )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check_combination(self) -> Self:
         if self.model.hashing_dim is not None:
             if self.engine not in ("auto", "hashing"):
                 raise ValueError(

@@ -1,151 +1,186 @@
-"""The `user_config` of each deployment: a change reaches running replicas."""
+"""Settings of each deployment, its `user_config` in the YAML file: replicas apply a change live."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from serve_app.config.access import AccessSettings
 from serve_app.config.section import GIB, MIB, Section
 
+#: Former field names that Ingress and CacheLookup have in common.
+_RENAMED_CACHE = {"memory_max_bytes": "l1_max_bytes", "max_calls": "max_in_flight_calls"}
+
 
 class IngressSettings(Section):
     """`user_config` of the deployment `Ingress`."""
 
+    location = "Ingress: user_config"
+    renamed: ClassVar[Mapping[str, str]] = _RENAMED_CACHE
+
     max_texts_per_request: int = Field(
-        default=2048, ge=1, le=65536, description="Texts in one request; more is a 400."
+        default=2048,
+        ge=1,
+        le=65536,
+        description="Maximum number of texts in a request; more is a 400.",
     )
     max_text_chars: int = Field(
         default=262_144,
         ge=1,
         le=64 * MIB,
-        description="Characters in one text, or token ids; more is a 400. A text is read whole, "
-        "also where the model then takes only its beginning.",
+        description="Maximum length of a text in characters, or in token ids; more is a 400. The "
+        "tokenizer reads the entire text, even if the model then truncates it.",
     )
     token_ids: Literal["model", "cl100k_base", "o200k_base"] = Field(
         default="model",
-        description="What token ids in place of a text are. `model`: the model's own, used as they "
-        "are. Else OpenAI's, as LangChain sends them by default: turned back into the text, which "
-        "needs the package `tiktoken`.",
+        description="Encoding of token ids that clients send in place of a text. `model`: the ids "
+        "of the served model. Otherwise an encoding of OpenAI's models, which LangChain sends by "
+        "default: the service decodes the ids to text, with the package `tiktoken`.",
     )
     max_body_bytes: int = Field(
         default=8 * MIB,
         ge=1024,
         le=GIB,
-        description="Size of a request body; more is a 413 that is sent before the rest is read.",
+        description="Maximum size of a request body; more is a 413, sent without reading the rest.",
     )
     body_timeout_s: float = Field(
-        default=30.0, gt=0, le=3600, description="Time a client has to send its body; then 408."
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Time limit for a client to send its body; more is a 408.",
     )
     max_concurrent_requests: int = Field(
         default=1024,
         ge=1,
         le=4096,
-        description="Embedding requests in progress in one replica; one more is a 429 at once.",
+        description="Embedding requests in progress in one replica; more is a 429, without delay.",
     )
     request_timeout_s: float = Field(
-        default=120.0, gt=0, le=3600, description="Time from body to vectors; then 504."
+        default=120.0,
+        gt=0,
+        le=3600,
+        description="Time limit from the received body to the vectors; more is a 504.",
     )
     interactive_max_texts: int = Field(
         default=8,
         ge=0,
         le=4096,
-        description="Requests of so many texts are interactive and go before all others, unless "
-        "the header `x-priority` says `bulk` or `interactive`.",
+        description="A request with up to this many texts is interactive and has priority over "
+        "bulk requests. The header `x-priority: interactive` or `bulk` overrides it.",
     )
     l1_max_bytes: int = Field(
         default=64 * MIB,
         ge=0,
         le=1024 * GIB,
-        description="Memory for vectors in one replica, answered without asking another process; "
-        "0: none.",
+        description="Size of the in-memory cache of each replica, which saves the call to another "
+        "process. 0 disables it.",
     )
     max_in_flight_calls: int = Field(
         default=4,
         ge=1,
         le=1024,
-        description="Calls to the next tier that are in flight before interactive requests wait "
-        "for one of them and leave together. A full call (64 requests) never waits.",
+        description="Calls to the next tier in flight from one replica. At the limit, interactive "
+        "requests wait and are sent together in the next call. A full call (64 requests) is sent "
+        "at once.",
     )
     health_max_age_s: float = Field(
         default=10.0,
         gt=0,
         le=3600,
-        description="Age of the last computed vector up to which `/health` asks for no new one.",
+        description="`/health` reports healthy without a probe while the last computed vector is "
+        "not older than this.",
     )
     health_timeout_s: float = Field(
         default=5.0,
         gt=0,
         le=60,
-        description="How long `/health` waits for the vector it tries for.",
+        description="Timeout of the probe that `/health` sends to the engine.",
     )
     access: AccessSettings = Field(
-        default=AccessSettings(), description="API keys, and what each may use."
+        default=AccessSettings(), description="API keys and their permissions."
     )
 
 
 class CacheLookupSettings(Section):
     """`user_config` of the deployment `CacheLookup`."""
 
+    location = "CacheLookup: user_config"
+    renamed: ClassVar[Mapping[str, str]] = _RENAMED_CACHE
+
     l1_max_bytes: int = Field(
         default=64 * MIB,
         ge=0,
         le=1024 * GIB,
-        description="Memory for vectors in one replica, its own bookkeeping counted; 0: none. "
-        "One MiniLM vector takes about 2 KiB.",
+        description="Size of the in-memory cache of each replica, overhead included. One MiniLM "
+        "vector takes about 2 KiB. 0 disables it.",
     )
     max_in_flight_calls: int = Field(
         default=4,
         ge=1,
         le=1024,
-        description="As the Ingress' `max_in_flight_calls`, for calls to Embedders.",
+        description="Calls to Embedders in flight from one replica, like the Ingress' setting.",
     )
 
 
 class EmbedderSettings(Section):
     """`user_config` of the deployment `Embedder`."""
 
+    location = "Embedder: user_config"
+    renamed: ClassVar[Mapping[str, str]] = {
+        "budget_tokens": "max_batch_tokens",
+        "lookahead_texts": "batch_lookahead_texts",
+        "bulk_max_wait_s": "bulk_promotion_after_s",
+    }
+
     max_batch_tokens: int = Field(
         default=8192,
         ge=64,
         le=16 * MIB,
-        description="The most padded tokens in one model batch. A longer single text runs alone.",
+        description="Maximum number of tokens in one model batch, padding included. A longer text "
+        "runs in a batch of its own. Raise it for GPUs.",
     )
     batch_target_s: float = Field(
         default=0.02,
         gt=0,
         le=60,
-        description="How long one model batch should take, which is what an interactive text may "
-        "have to wait for; batches grow until they do, inside `max_batch_tokens`.",
+        description="Target duration of one model batch. The batch size adapts to it, up to "
+        "`max_batch_tokens`. An interactive text waits up to this long for the running batch, so "
+        "lower it for latency and raise it for throughput.",
     )
-    max_batch_texts: int = Field(default=64, ge=1, le=4096, description="Texts in one model batch.")
+    max_batch_texts: int = Field(
+        default=64, ge=1, le=4096, description="Maximum number of texts in one model batch."
+    )
     bulk_promotion_after_s: float = Field(
         default=1.0,
         ge=0,
         le=3600,
-        description="Bulk texts that waited longer take turns with interactive ones.",
+        description="A bulk text that has waited this long alternates with interactive ones, so "
+        "that bulk work never starves.",
     )
     batch_lookahead_texts: int = Field(
         default=512,
         ge=1,
         le=65536,
-        description="Waiting texts, oldest first, that are searched for ones of similar length.",
+        description="Number of queued texts, oldest first, from which a batch selects texts of "
+        "similar length. A larger window means less padding.",
     )
     max_request_tokens: int = Field(
         default=MIB,
         ge=64,
         le=GIB,
-        description="Tokens in the texts of one request that are to be computed; more is a 400.",
+        description="Maximum number of tokens to compute for one request; more is a 400.",
     )
     max_queued_tokens: int = Field(
         default=262_144,
         ge=64,
         le=GIB,
-        description="Tokens waiting in one replica; a request that doesn't fit whole is a 429, "
-        "unless nothing else waits.",
+        description="Queue limit of one replica, in tokens. A request that doesn't fit completely "
+        "is a 429, unless the queue is empty.",
     )
     stall_timeout_s: float = Field(
         default=60.0,
         gt=0,
         le=3600,
-        description="A model batch that runs longer marks the replica as ill, and Ray replaces it.",
+        description="Time limit of one model batch. A replica that exceeds it becomes unhealthy, "
+        "and Ray replaces it.",
     )

@@ -1,4 +1,4 @@
-"""The one place where secrets are read from the environment."""
+"""The only place that reads secrets from the environment."""
 
 import os
 
@@ -6,15 +6,16 @@ from serve_app.errors import ConfigurationError
 
 
 def read_secret(name: str, setting: str) -> str:
-    """The value of an environment variable that a setting names.
+    """Returns the value of the environment variable `name`, which `setting` refers to.
 
     Raises:
-        ConfigurationError: the variable isn't set. The message holds names only.
+        ConfigurationError: The variable isn't set. The message contains names only.
     """
     value = os.environ.get(name)
     if value is None:
         raise ConfigurationError(
-            f"`{setting}` names {name}, which isn't set where the replica runs. Set it for Ray on "
-            "each machine, or in the deployment's `ray_actor_options.runtime_env`."
+            f"`{setting}` names the environment variable {name}, which isn't set where the replica "
+            "runs. Set it for Ray on each machine, or in the deployment's "
+            "`ray_actor_options.runtime_env`."
         )
     return value

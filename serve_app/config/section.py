@@ -1,13 +1,61 @@
-"""What every part of the tree of settings has in common."""
+"""The base class of all settings: strict, immutable, with errors that never contain a value."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from serve_app.errors import ConfigurationError
 
 MIB = 1 << 20
 GIB = 1 << 30
 
 
 class Section(BaseModel):
-    """A part of the tree: it knows all its fields, and nothing changes them."""
+    """A part of the settings tree. It rejects unknown fields, and its values never change."""
 
-    # What was given is in no error: a password or a key may stand where it doesn't belong.
+    # A password or an API key may stand in the wrong field, so errors never quote the input.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    #: Where the section stands in the YAML file; only for sections that Ray hands over as a whole.
+    location: ClassVar[str] = ""
+    #: Former field name → current name.
+    renamed: ClassVar[Mapping[str, str]] = {}
+    #: Former field name → why it was removed, as a sentence.
+    removed: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any] | None) -> Self:
+        """Returns the section with these values; None: all defaults.
+
+        Raises:
+            ConfigurationError: A value is not valid. The message is one line.
+        """
+        try:
+            return cls.model_validate(values or {})
+        except ValidationError as error:
+            raise ConfigurationError(f"{cls.location}: {describe_errors(error)}") from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_former_names(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            former = {old: f"is now called `{new}`" for old, new in cls.renamed.items()}
+            former |= {old: f"was removed: {why}" for old, why in cls.removed.items()}
+            faults = [f"`{old}` {fate}" for old, fate in former.items() if old in values]
+            if faults:
+                raise ValueError("; ".join(faults))
+        return values
+
+
+def describe_errors(error: ValidationError) -> str:
+    """Returns what a validation error says, in one line: the path of each field and its fault."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(_describe(detail["type"], detail["loc"], detail["msg"]) for detail in details)
+
+
+def _describe(kind: str, path: tuple[int | str, ...], message: str) -> str:
+    if kind == "extra_forbidden":
+        message = "there is no such setting"
+    message = message.removeprefix("Value error, ")
+    return f"{'.'.join(map(str, path))}: {message}" if path else message

@@ -31,7 +31,7 @@ class CacheLookup:
             spec,
             self._compute,
             l1_max_bytes=settings.l1_max_bytes,
-            storage=cache.storage,
+            storage=cache.dtype,
             meter=self._meter,
             l2=open_l2_cache(cache, spec.space_id, self._meter),
         )
@@ -43,10 +43,10 @@ class CacheLookup:
         Ray calls it before the first request and at each change; `rank` makes it call even where
         there is no `user_config`.
         """
+        settings = CacheLookupSettings.parse(user_config)
         if self._exporting is None:
             self._exporting = asyncio.create_task(export(self._meter, self._tiers.gauges))
             self._tiers.start()
-        settings = CacheLookupSettings.model_validate(user_config or {})
         self._tiers.resize(settings.l1_max_bytes)
         self._compute.max_in_flight_calls = settings.max_in_flight_calls
 

@@ -57,7 +57,7 @@ class Embedder:
             engine_threads=engine_threads,
             tokenizer_thread=tokenizer_thread,
         )
-        self._speller = TokenizerService(engine, tokenizer_thread)
+        self._tokenizer_service = TokenizerService(engine.tokenizer, tokenizer_thread)
         self._exporting: asyncio.Task[None] | None = None
 
     def _my_cpus(self, local_rank: int) -> frozenset[int]:
@@ -65,7 +65,7 @@ class Embedder:
 
     def _load(self, choice: EngineSelection) -> Engine:
         engine = load_engine(choice, threads=self._threads)
-        engine.embed(engine.tokenize(["The first run pays for lazy start-up."]))
+        engine.embed(engine.tokenizer.encode(["The first run pays for lazy start-up."]))
         return engine
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
@@ -73,11 +73,12 @@ class Embedder:
 
         Ray calls it before the first request and at each change.
         """
+        settings = EmbedderSettings.parse(user_config)
         if self._exporting is None:
             scheduler = self._scheduler
             scheduler.start()
             self._exporting = asyncio.create_task(export(scheduler.meter, scheduler.gauges))
-        self._scheduler.settings = EmbedderSettings.model_validate(user_config or {})
+        self._scheduler.settings = settings
         cpus = self._my_cpus(rank.local_rank)
         if cpus != self._cpus:
             move_threads(self._cpus, cpus)
@@ -88,19 +89,19 @@ class Embedder:
         submissions = [PendingVectors(group) for group in groups]
         try:
             await self._collect(submissions)
-            return [await submission.reply for submission in submissions]
+            return [await submission.future for submission in submissions]
         finally:
             for submission in submissions:
-                submission.reply.cancel()  # the caller left, wherever it was; an answer stays
+                submission.future.cancel()  # the caller left, wherever it was; an answer stays
 
     async def embed_tokens(self, group: TextGroup) -> list[TokenVectors] | EmbedServeError:
         """Of each text the vectors of its tokens, or the error that stands for all."""
         submission = PendingTokenVectors(group)
         try:
             await self._scheduler.submit([submission])
-            return await submission.reply
+            return await submission.future
         finally:
-            submission.reply.cancel()
+            submission.future.cancel()
 
     @serve.batch(max_batch_size=_COLLECT, batch_wait_timeout_s=0, max_concurrent_batches=64)
     async def _collect(self, calls: list[list[PendingVectors]]) -> list[None]:
@@ -109,17 +110,21 @@ class Embedder:
         await self._scheduler.submit(list(chain.from_iterable(calls)))
         return [None] * len(calls)
 
-    async def spell(
-        self, texts: tuple[str, ...], special: bool
+    async def tokenize(
+        self, texts: tuple[str, ...], add_special_tokens: bool
     ) -> list[Tokenization] | EmbedServeError:
-        """How the tokenizer spells texts, not cut; `special`: with special tokens around them."""
-        return await self._speller.spell(texts, special=special)
+        """Returns the tokens of each text, not truncated."""
+        return await self._tokenizer_service.tokenize(
+            texts, add_special_tokens=add_special_tokens
+        )
 
     async def decode(
-        self, rows: tuple[tuple[int, ...], ...], skip_special: bool
+        self, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
     ) -> list[str] | EmbedServeError:
         """The texts that rows of token ids stand for."""
-        return await self._speller.decode(rows, skip_special=skip_special)
+        return await self._tokenizer_service.decode(
+            rows, skip_special_tokens=skip_special_tokens
+        )
 
     async def describe(self) -> EngineInfo:
         """What runs the model here."""
@@ -127,7 +132,7 @@ class Embedder:
 
     async def check_health(self) -> None:
         """Ray replaces the replica when this raises."""
-        self._scheduler.check()
+        self._scheduler.check_health()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscale.TokenPolicy` decides by."""

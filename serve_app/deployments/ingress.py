@@ -42,13 +42,13 @@ class _Backend:
             spec,
             self._rest,
             l1_max_bytes=settings.l1_max_bytes,
-            storage=cache.storage,
+            storage=cache.dtype,
             meter=meter,
             l2=open_l2_cache(cache, spec.space_id, meter) if inline else None,
         )
         self.embed = self.tiers.embed
         self.describe = RetryingCall(embedder, "describe")
-        self.spell = RetryingCall(embedder, "spell")
+        self.tokenize = RetryingCall(embedder, "tokenize")
         self.decode = RetryingCall(embedder, "decode")
         self.embed_tokens = RetryingCall(embedder, "embed_tokens")
         self.cache_state = self._own_state if inline else RetryingCall(handle, "cache_state")
@@ -104,7 +104,7 @@ class Ingress:
             ConfigurationError: its keys can't be used, or it has none and others are let in. Ray
                 ends the replica then, tries a new one, and tells why.
         """
-        settings = IngressSettings.model_validate(user_config or {})
+        settings = IngressSettings.parse(user_config)
         require_keys_beyond_loopback(await http_host(), settings.access)
         self._access.apply(settings.access)
         if self._exporting is None:

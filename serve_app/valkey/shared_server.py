@@ -30,7 +30,7 @@ class SharedServer:
         self._config = config
         self._url = config.url.get_secret_value()
         self._lease: Lease | None = None
-        base = default_cache_dir() if config.folder is None else Path(config.folder)
+        base = default_cache_dir() if config.data_dir is None else Path(config.data_dir)
         self._take = partial(lease_server, base, service, owner_pid, config.max_bytes)
         self.kind = self._url.partition(":")[0]  #: as in `CacheState`
 

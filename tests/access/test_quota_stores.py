@@ -433,7 +433,7 @@ async def test_without_an_embedded_server_each_process_counts_by_itself(
 
     monkeypatch.setattr(shared_server, "lease_server", refuse)
     limited = key(requests_per_minute=1)
-    async with opened("embedded", folder=str(tmp_path)) as ledger:
+    async with opened("embedded", data_dir=str(tmp_path)) as ledger:
         ledger.open()
         await ledger.reserve(limited, 1)
         await refused(ledger, limited)
@@ -443,7 +443,7 @@ async def test_without_an_embedded_server_each_process_counts_by_itself(
 async def test_an_embedded_server_is_shared_by_processes(tmp_path: Path) -> None:
     limited = key(requests_per_minute=1)
     folder = str(tmp_path)
-    async with opened("embedded", folder=folder) as one, opened("embedded", folder=folder) as other:
+    async with opened("embedded", data_dir=folder) as one, opened("embedded", data_dir=folder) as other:
         one.open()
         other.open()
         await until(lambda: one.state == other.state == "up")

@@ -24,7 +24,7 @@ LIMIT_S = 20.0
 
 
 def config(folder: Path | None = None, **settings: object) -> CacheConfig:
-    where = {} if folder is None else {"folder": str(folder)}
+    where = {} if folder is None else {"data_dir": str(folder)}
     return CacheConfig.model_validate({**where, **settings})
 
 
@@ -37,7 +37,7 @@ async def opened(config: CacheConfig, space_id: str = SPEC.space_id) -> AsyncIte
         SPEC,
         FakeBackend().embed,
         l1_max_bytes=8 << 20,
-        storage=config.storage,
+        storage=config.dtype,
         meter=meter,
         second=second,
     )

@@ -133,7 +133,7 @@ def service() -> Iterator[Service]:
         config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
         config = with_free_ports(config, free_port(), Path(scratch))
         args = config["applications"][0].setdefault("args", {})
-        args["cache"] = {"folder": f"{scratch}/cache"}
+        args["cache"] = {"data_dir": f"{scratch}/cache"}
         args["cors_origins"] = ["*"]
         for deployment in config["applications"][0]["deployments"]:
             deployment.setdefault("user_config", {}).update(USER_CONFIG.get(deployment["name"], {}))

@@ -28,7 +28,7 @@ def running(keys: Path, scratch: str) -> Iterator[ServiceProcess]:
     application = config["applications"][0]
     application["args"] = {
         "model": {"name": "words", "source": "hashing:64"},
-        "cache": {"folder": f"{scratch}/cache"},
+        "cache": {"data_dir": f"{scratch}/cache"},
     }
     for deployment in application["deployments"]:
         if deployment["name"] == "Ingress":

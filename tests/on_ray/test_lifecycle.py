@@ -44,7 +44,7 @@ def started_in(folder: str) -> list[psutil.Process]:
 def with_cache_in(config: str, folder: str) -> str:
     """The same configuration, whose cache leaves nothing in the user's folder."""
     content = yaml.safe_load((ROOT / config).read_text("utf-8"))
-    content["applications"][0].setdefault("args", {})["cache"] = {"folder": f"{folder}/cache"}
+    content["applications"][0].setdefault("args", {})["cache"] = {"data_dir": f"{folder}/cache"}
     file = Path(folder) / "config.yaml"
     file.write_text(yaml.safe_dump(content), "utf-8")
     return str(file)
