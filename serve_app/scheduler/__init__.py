@@ -1,1 +1,1 @@
-"""The scheduler that keeps an engine busy: queues, batches, budgets and load."""
+"""The scheduler that feeds an engine: queues, batches, the batch budget and load measurement."""

@@ -1,39 +1,48 @@
-"""How many padded tokens one model batch should hold."""
+"""The number of padded tokens that one batch may hold."""
 
 import math
 
-#: Padded tokens of the first batch, before anything was measured.
-_FIRST_TOKENS = 512
-#: Fewer are never worth a batch: the fixed cost of a run would weigh more than they do.
-_LEAST_TOKENS = 64
-#: A batch that used less than this share of its budget tells nothing about larger ones.
-_FULL = 0.5
-#: How far one batch may move the budget, as a factor.
-_STEP = 1.5
+#: Budget before the first measurement.
+_INITIAL_TOKENS = 512
+#: Below this, the fixed cost of a run outweighs the cost of its tokens.
+_MIN_TOKENS = 64
+#: A batch that fills less than this share of the budget says nothing about larger batches.
+_MIN_FILL = 0.5
+#: Bounds the ratio of target and measured time, so that one outlier moves the budget little.
+_MAX_RATIO = 1.5
 
 
 class BatchBudget:
-    """Learns from full batches how many tokens the engine computes in the time a batch may take.
+    """Learns from full batches how many tokens the engine computes in the target time.
 
-    A batch can't be interrupted: its time is what an interactive text may have to wait for. Larger
-    ones are hardly more efficient once the engine is filled.
+    A running batch can't be interrupted, so its duration bounds the wait of an interactive text.
+    Larger batches are hardly more efficient once the engine is saturated.
     """
 
     def __init__(self) -> None:
-        self._learned = float(_FIRST_TOKENS)
-        self._ceiling = math.inf
+        self._learned = float(_INITIAL_TOKENS)
+        self._memory_limit = math.inf
 
     def tokens(self, limit: int) -> int:
-        """The budget of the next batch, in padded tokens, at most `limit`."""
-        return int(min(self._learned, self._ceiling, limit))
+        """Returns the budget of the next batch in padded tokens, at most `limit`."""
+        return int(min(self._learned, self._memory_limit, limit))
 
-    def ran(self, padded_tokens: int, seconds: float, *, target_s: float, limit: int) -> None:
-        """A batch took so long, and should have taken `target_s`."""
-        if padded_tokens < _FULL * self.tokens(limit):
+    def record_batch(
+        self, padded_tokens: int, seconds: float, *, target_s: float, limit: int
+    ) -> None:
+        """Moves the budget toward the size that takes `target_s`.
+
+        Args:
+            padded_tokens: size of the batch that ran.
+            seconds: duration of the batch.
+            target_s: how long a batch should take.
+            limit: upper bound of the budget.
+        """
+        if padded_tokens < _MIN_FILL * self.tokens(limit):
             return
-        step = min(max(target_s / max(seconds, 1e-6), 1 / _STEP), _STEP)
-        self._learned = min(max(self._learned * math.sqrt(step), _LEAST_TOKENS), float(limit))
+        ratio = min(max(target_s / max(seconds, 1e-6), 1 / _MAX_RATIO), _MAX_RATIO)
+        self._learned = min(max(self._learned * math.sqrt(ratio), _MIN_TOKENS), float(limit))
 
-    def out_of_memory(self, padded_tokens: int) -> None:
-        """A batch didn't fit: none as large is tried again."""
-        self._ceiling = min(self._ceiling, max(padded_tokens // 2, 1))
+    def record_out_of_memory(self, padded_tokens: int) -> None:
+        """Halves the size of a batch that ran out of memory and makes that the upper bound."""
+        self._memory_limit = min(self._memory_limit, max(padded_tokens // 2, 1))

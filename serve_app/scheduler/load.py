@@ -1,67 +1,67 @@
-"""How much a replica is asked to do and how fast it does it, in tokens."""
+"""The load of a replica and the speed of its engine, in tokens."""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: Seconds of computing after which what was measured counts for a third.
-_MEMORY_S = 1.0
+#: Time constant of the moving average of the speed, in seconds of computing.
+_TIME_CONSTANT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """One reading; the names are those of the metrics that the autoscaler sees."""
+class LoadSample:
+    """The load since the previous sample. Field names are the autoscaler's metric names."""
 
-    queued_tokens: int  #: waiting or being computed now
-    offered_tokens_per_s: float  #: arrived since the reading before
-    capacity_tokens_per_s: float  #: speed while the engine is busy; 0: nothing was computed yet
+    queued_tokens: int  #: queued or being computed now
+    offered_tokens_per_s: float  #: admitted since the previous sample
+    capacity_tokens_per_s: float  #: speed of the busy engine; 0 before the first batch
 
 
 class LoadMeter:
-    """Counts tokens as they arrive and leave, and keeps a running measure of the engine's speed."""
+    """Counts admitted and released tokens and averages the engine's speed."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last_read = clock()
-        self._arrived = 0
+        self._sampled_s = clock()
+        self._admitted_tokens = 0
         self.queued_tokens = 0
-        self._running = 0
-        self._since = 0.0  # the last time that a batch began alone, or ended
-        self._tokens = self._seconds = 0.0
+        self._running_batches = 0
+        self._measured_until_s = 0.0  # end of the last interval that the speed includes
+        self._computed_tokens = self._busy_s = 0.0  # both decay exponentially
 
-    def arrive(self, tokens: int) -> None:
-        """Tokens were admitted."""
+    def admit(self, tokens: int) -> None:
+        """Adds tokens that enter the queue."""
         self.queued_tokens += tokens
-        self._arrived += tokens
+        self._admitted_tokens += tokens
 
-    def leave(self, tokens: int) -> None:
-        """Tokens won't wait any longer: computed, failed, or nobody wants them any more."""
+    def release(self, tokens: int) -> None:
+        """Removes tokens that were computed, failed or cancelled."""
         self.queued_tokens -= tokens
 
     @property
     def tokens_per_s(self) -> float:
-        """What the engine computes while it is busy, all its streams together; 0: not known yet."""
-        return self._tokens / max(self._seconds, 1e-9) if self._tokens else 0.0
+        """Speed of the busy engine over all its streams; 0 before the first batch."""
+        return self._computed_tokens / max(self._busy_s, 1e-9) if self._computed_tokens else 0.0
 
-    def begin(self) -> None:
-        """A batch begins to run."""
-        if self._running == 0:
-            self._since = self._clock()
-        self._running += 1
+    def start_batch(self) -> None:
+        """Starts measuring a batch; idle time before it doesn't count."""
+        if self._running_batches == 0:
+            self._measured_until_s = self._clock()
+        self._running_batches += 1
 
-    def end(self, tokens: int) -> None:
-        """A batch has ended: so many tokens computed, none if it failed."""
-        now = self._clock()
-        elapsed, self._since = now - self._since, now
-        self._running -= 1
-        kept = math.exp(-elapsed / _MEMORY_S)
-        self._tokens = self._tokens * kept + tokens
-        self._seconds = self._seconds * kept + elapsed
+    def end_batch(self, tokens: int) -> None:
+        """Ends measuring a batch that computed `tokens`, 0 if it failed."""
+        now_s = self._clock()
+        elapsed_s, self._measured_until_s = now_s - self._measured_until_s, now_s
+        self._running_batches -= 1
+        decay = math.exp(-elapsed_s / _TIME_CONSTANT_S)
+        self._computed_tokens = self._computed_tokens * decay + tokens
+        self._busy_s = self._busy_s * decay + elapsed_s
 
-    def read(self) -> Load:
-        """The load since the reading before."""
-        now = self._clock()
-        elapsed, self._last_read = max(now - self._last_read, 1e-9), now
-        arrived, self._arrived = self._arrived, 0
-        return Load(self.queued_tokens, arrived / elapsed, self.tokens_per_s)
+    def sample(self) -> LoadSample:
+        """Returns the load since the previous call."""
+        now_s = self._clock()
+        elapsed_s, self._sampled_s = max(now_s - self._sampled_s, 1e-9), now_s
+        admitted, self._admitted_tokens = self._admitted_tokens, 0
+        return LoadSample(self.queued_tokens, admitted / elapsed_s, self.tokens_per_s)

@@ -1,4 +1,8 @@
-"""Texts on their way through the queue of an engine, and their callers' hold on them."""
+"""Pending groups of texts and the futures that their callers await.
+
+What flows: `TextGroup` → `PendingGroup` → one `QueuedText` per text → batches → one result per
+text → the group's future.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -21,163 +25,160 @@ from serve_app.types import (
     Vectors,
 )
 
-_Reply = TypeVar("_Reply")
-#: Where texts wait: vectors of texts by their lane, those of tokens apart, since the engine can't
-#: compute both in one batch.
+ResultT = TypeVar("ResultT")
+#: Text vectors are queued by lane. Token vectors have a queue of their own, since an engine can't
+#: compute both kinds in one batch.
 Queue = Lane | Literal["tokens"]
-#: What one run of the engine gives: of each text in the batch a vector, or an array of them.
-Values = Float32 | Sequence[Float32]
-#: Most tokens that one group gets vectors of: 48 MiB at 384 dimensions, and JSON is ten times that.
-_MOST_TOKENS = 32768
+#: The output of one engine run: for each text a vector, or an array of token vectors.
+BatchOutput = Float32 | Sequence[Float32]
+#: Limit of token vectors per group: 48 MiB at 384 dimensions, and ten times that as JSON.
+_MAX_TOKEN_VECTORS = 32768
 
 
-class PendingGroup(Generic[_Reply]):
-    """A group of texts that is answered together.
+class PendingGroup(Generic[ResultT]):
+    """A group of texts that succeeds or fails as a whole.
 
-    `reply` is answered with what is asked for, or with the error that stands for it:
-    `InvalidRequest`, `Overloaded`, `DeadlineExceeded`, `InferenceError`, `Unavailable`. Cancelling
-    it takes what still waits out of the queue, at any time.
+    `future` resolves to the result, or to an error as a value: `InvalidRequest`, `Overloaded`,
+    `DeadlineExceeded`, `InferenceError` or `Unavailable`. Cancelling it removes the group's texts
+    from the queue.
     """
 
     def __init__(self, group: TextGroup) -> None:
-        self.group = group
-        self.texts = group.prompted_inputs
+        self.text_group = group
+        self.inputs = group.prompted_inputs
         self.queue: Queue = group.lane
-        self.reply: asyncio.Future[_Reply | EmbedServeError] = (
+        self.future: asyncio.Future[ResultT | EmbedServeError] = (
             asyncio.get_running_loop().create_future()
         )
-        #: Tokens that wait for a batch: none before admission, none once the last text was taken.
-        self.waiting_tokens = 0
-        self.arrived_s = 0.0
+        #: Tokens of the texts that wait for a batch; 0 before admission.
+        self.tokens_in_queue = 0
+        self.arrival_s = 0.0
         self._tokenize_s = self._infer_s = 0.0
 
-    def tokenized(
-        self, tokens: Sequence[TokenIds], *, arrived_s: float, tokenize_s: float
+    def split(
+        self, token_ids: Sequence[TokenIds], *, arrival_s: float, tokenize_s: float
     ) -> list["QueuedText"]:
-        """Takes its texts' tokens; returns the texts as they wait in the queue.
+        """Returns one `QueuedText` for each text.
 
         Args:
-            tokens: one for each text.
-            arrived_s: when it came, by the scheduler's clock.
-            tokenize_s: what tokenising took.
+            token_ids: one item for each text.
+            arrival_s: time of arrival by the scheduler's clock.
+            tokenize_s: duration of tokenization.
         """
-        n = len(tokens)
-        self._values: list[Any] = [None] * n
-        self._tokens: Int32 = np.array([len(t.ids) for t in tokens], dtype=np.int32)
-        self._truncated: Bool = np.array([t.truncated for t in tokens], dtype=np.bool_)
-        self._missing = n
+        n = len(token_ids)
+        self._results: list[Any] = [None] * n
+        self._tokens: Int32 = np.array([len(row.ids) for row in token_ids], dtype=np.int32)
+        self._truncated: Bool = np.array([row.truncated for row in token_ids], dtype=np.bool_)
+        self._remaining = n
         self._tokenize_s = tokenize_s
-        self.waiting_tokens = int(self._tokens.sum())
-        self.arrived_s = arrived_s
-        return [QueuedText(self, i, text) for i, text in enumerate(tokens)]
+        self.tokens_in_queue = int(self._tokens.sum())
+        self.arrival_s = arrival_s
+        return [QueuedText(self, i, row) for i, row in enumerate(token_ids)]
 
-    def wanted(self, now_s: float) -> bool:
-        """Whether somebody still waits; past its deadline it is answered so."""
-        if self.reply.done():
-            return False
-        if now_s - self.arrived_s > self.group.timeout_s:
+    def enforce_deadline(self, now_s: float) -> None:
+        """Fails the group with `DeadlineExceeded` if its deadline has passed."""
+        timeout_s = self.text_group.timeout_s
+        if now_s - self.arrival_s > timeout_s:
             self.fail(
                 DeadlineExceeded(
-                    f"The texts waited for the model for {self.group.timeout_s:g} s. Send fewer in "
-                    "one request, or try again when there is less load."
+                    f"The texts waited for the model for {timeout_s:g} s. Send fewer texts in one "
+                    "request, or try again when there is less load."
                 )
             )
-            return False
-        return True
 
-    def finish(self, index: int, value: Float32, now_s: float) -> None:
-        """Takes what was computed of one text; with the last one, the group is answered."""
-        self._values[index] = value
-        self._missing -= 1
-        if self._missing == 0 and not self.reply.done():
-            waited_s = now_s - self.arrived_s - self._tokenize_s - self._infer_s
+    def set_result(self, index: int, result: Float32, now_s: float) -> None:
+        """Stores the result of one text; the last one resolves the group's future."""
+        self._results[index] = result
+        self._remaining -= 1
+        if self._remaining == 0 and not self.future.done():
+            queue_s = now_s - self.arrival_s - self._tokenize_s - self._infer_s
             timings = Timings(
-                queue_s=max(waited_s, 0.0), tokenize_s=self._tokenize_s, infer_s=self._infer_s
+                queue_s=max(queue_s, 0.0), tokenize_s=self._tokenize_s, infer_s=self._infer_s
             )
-            self.reply.set_result(self._answer(timings))
+            self.future.set_result(self._build_result(timings))
 
-    def ran(self, seconds: float) -> None:
-        """A batch that held texts of it took so long."""
+    def add_inference_time(self, seconds: float) -> None:
+        """Adds the duration of a batch that held texts of the group."""
         self._infer_s += seconds
 
     def fail(self, error: EmbedServeError) -> None:
-        """Answers the whole group with an error."""
-        if not self.reply.done():
-            self.reply.set_result(error)
+        """Resolves the group's future to an error, unless it is done."""
+        if not self.future.done():
+            self.future.set_result(error)
 
-    def compute(self, engine: Engine, batch: Sequence[TokenIds]) -> Values:
-        """One run of the engine for a batch of such texts: of each, what `finish` takes."""
+    def compute(self, engine: Engine, batch: Sequence[TokenIds]) -> BatchOutput:
+        """Runs the engine on a batch and returns one result for each text."""
         raise NotImplementedError
 
-    def usable(self, values: Values) -> Sequence[bool]:
-        """Which of them hold nothing but numbers."""
+    def finite_mask(self, output: BatchOutput) -> Sequence[bool]:
+        """Returns for each text whether its result holds neither NaN nor infinity."""
         raise NotImplementedError
 
-    def _answer(self, timings: Timings) -> _Reply:
+    def _build_result(self, timings: Timings) -> ResultT:
         raise NotImplementedError
 
 
 class PendingVectors(PendingGroup[Vectors]):
-    """Asks for the vectors of texts."""
+    """A group whose result is one vector for each text."""
 
     def compute(self, engine: Engine, batch: Sequence[TokenIds]) -> Float32:
-        """Vectors, the rows of one array."""
+        """Returns vectors of shape (len(batch), dim)."""
         return engine.embed(batch)
 
-    def usable(self, values: Values) -> Sequence[bool]:
-        """Which of them are finite."""
-        finite: list[bool] = np.isfinite(np.sum(values, axis=1)).tolist()
+    def finite_mask(self, output: BatchOutput) -> Sequence[bool]:
+        """Returns for each text whether its vector is finite."""
+        finite: list[bool] = np.isfinite(np.sum(output, axis=1)).tolist()
         return finite
 
-    def _answer(self, timings: Timings) -> Vectors:
+    def _build_result(self, timings: Timings) -> Vectors:
         tiers = np.full(len(self._tokens), Tier.COMPUTED, dtype=np.uint8)
-        return Vectors(np.array(self._values), self._tokens, self._truncated, tiers, timings)
+        return Vectors(np.array(self._results), self._tokens, self._truncated, tiers, timings)
 
 
 class PendingTokenVectors(PendingGroup[list[TokenVectors]]):
-    """Asks for the vectors of texts' tokens."""
+    """A group whose result is one vector for each token of each text."""
 
     def __init__(self, group: TextGroup) -> None:
         super().__init__(group)
         self.queue = "tokens"
 
-    def tokenized(
-        self, tokens: Sequence[TokenIds], *, arrived_s: float, tokenize_s: float
+    def split(
+        self, token_ids: Sequence[TokenIds], *, arrival_s: float, tokenize_s: float
     ) -> list["QueuedText"]:
-        """As of any; refused, with nothing to wait, where the reply would be too large."""
-        count = sum(len(t.ids) for t in tokens)
-        if count > _MOST_TOKENS:
+        """Returns one `QueuedText` for each text; fails the group if its result is too large."""
+        count = sum(len(row.ids) for row in token_ids)
+        if count > _MAX_TOKEN_VECTORS:
             self.fail(
                 InvalidRequest(
-                    f"The texts have {count} tokens; vectors of at most {_MOST_TOKENS} are given "
-                    "at a time. Send fewer texts in one request.",
+                    f"The texts have {count} tokens; one request returns the vectors of at most "
+                    f"{_MAX_TOKEN_VECTORS} tokens. Send fewer texts in one request.",
                     "texts",
                 )
             )
             return []
-        return super().tokenized(tokens, arrived_s=arrived_s, tokenize_s=tokenize_s)
+        return super().split(token_ids, arrival_s=arrival_s, tokenize_s=tokenize_s)
 
     def compute(self, engine: Engine, batch: Sequence[TokenIds]) -> Sequence[Float32]:
-        """Of each text an array with a row for each token."""
+        """Returns for each text an array of shape (tokens, width)."""
         return engine.embed_tokens(batch)
 
-    def usable(self, values: Values) -> Sequence[bool]:
-        """Which of them are finite."""
-        return [bool(np.isfinite(value.sum())) for value in values]
+    def finite_mask(self, output: BatchOutput) -> Sequence[bool]:
+        """Returns for each text whether all its token vectors are finite."""
+        return [bool(np.isfinite(array.sum())) for array in output]
 
-    def _answer(self, timings: Timings) -> list[TokenVectors]:
-        return list(map(TokenVectors, self._values, self._truncated.tolist()))
+    def _build_result(self, timings: Timings) -> list[TokenVectors]:
+        return list(map(TokenVectors, self._results, self._truncated.tolist()))
 
 
 @dataclass(slots=True, eq=False)
 class QueuedText:
     """One text in the queue."""
 
-    submission: PendingGroup[Any]
-    index: int
-    tokens: TokenIds
+    group: PendingGroup[Any]
+    index: int  #: its position in the group
+    token_ids: TokenIds
 
     @property
     def length(self) -> int:
-        """In tokens."""
-        return len(self.tokens.ids)
+        """Number of tokens."""
+        return len(self.token_ids.ids)

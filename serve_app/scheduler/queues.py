@@ -1,4 +1,4 @@
-"""The texts that wait for an engine, and which of them make the next batch."""
+"""The queues in front of an engine and the choice of the next batch."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -8,77 +8,79 @@ from serve_app.scheduler.pending import Queue, QueuedText
 
 
 class TextQueues:
-    """Queues of texts. Interactive ones go first; others that have waited long take turns.
+    """Priority queues of texts. A batch holds texts of one queue.
 
-    The others are bulk, and texts whose tokens' vectors are asked for; these two take turns with
-    each other. A batch holds texts of one queue: an interactive text never waits for others beside
-    it, only for a batch of them that runs already.
+    Interactive texts go first, so they wait for at most the batch that is running. The background
+    queues, bulk texts and token vectors, alternate with each other. Once their oldest text has
+    waited for `bulk_promotion_after_s`, they also alternate with the interactive queue.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[Queue, deque[QueuedText]] = {
+        self._queues: dict[Queue, deque[QueuedText]] = {
             "interactive": deque(),
             "bulk": deque(),
             "tokens": deque(),
         }
-        self._others: tuple[Queue, Queue] = ("bulk", "tokens")  # whose turn it is, first
-        self._others_had_their_turn = False
+        self._background: tuple[Queue, Queue] = ("bulk", "tokens")  # in order of priority
+        self._last_was_background = False
 
     def put(self, texts: Sequence[QueuedText]) -> None:
-        """Queues the texts of one submission."""
+        """Queues the texts of one group."""
         if texts:
-            self._waiting[texts[0].submission.queue].extend(texts)
+            self._queues[texts[0].group.queue].extend(texts)
 
-    def take_all(self) -> list[QueuedText]:
-        """Empties both."""
-        taken = [text for lane in self._waiting.values() for text in lane]
-        for lane in self._waiting.values():
-            lane.clear()
-        return taken
+    def drain(self) -> list[QueuedText]:
+        """Empties all queues and returns their texts."""
+        texts = [text for queue in self._queues.values() for text in queue]
+        for queue in self._queues.values():
+            queue.clear()
+        return texts
 
     def next_batch(
         self, settings: EmbedderSettings, max_batch_tokens: int, now_s: float
     ) -> list[QueuedText]:
-        """Takes the next batch; empty when nothing waits that anybody wants.
+        """Removes and returns the next batch; empty if no text is pending.
 
-        It begins with the oldest text of its queue and takes those of most similar length among the
-        next `batch_lookahead_texts`, while all of them, padded to the longest, fit into the budget. The
-        oldest goes whatever its length.
+        The batch holds the oldest text of its queue, whatever its length, and the texts closest to
+        it in length among the next `batch_lookahead_texts`, as long as all of them, padded to the
+        longest, fit into `max_batch_tokens`.
         """
-        for queue in self._order(settings.bulk_promotion_after_s, now_s):
-            batch = _pack(self._waiting[queue], settings, max_batch_tokens, now_s)
+        for queue in self._by_priority(settings.bulk_promotion_after_s, now_s):
+            batch = _pack(self._queues[queue], settings, max_batch_tokens, now_s)
             if batch:
-                self._others_had_their_turn = queue != "interactive"
-                if queue == self._others[0]:
-                    self._others = self._others[::-1]
+                self._last_was_background = queue != "interactive"
+                if queue == self._background[0]:
+                    self._background = self._background[::-1]
                 return batch
         return []
 
-    def _order(self, bulk_promotion_after_s: float, now_s: float) -> tuple[Queue, ...]:
-        waiting = [self._waiting[other] for other in self._others]
-        waited_s = max((now_s - q[0].submission.arrived_s for q in waiting if q), default=0.0)
-        if waited_s > bulk_promotion_after_s and not self._others_had_their_turn:
-            return *self._others, "interactive"
-        return "interactive", *self._others
+    def _by_priority(self, promotion_after_s: float, now_s: float) -> tuple[Queue, ...]:
+        background = [self._queues[name] for name in self._background]
+        waited_s = max((now_s - q[0].group.arrival_s for q in background if q), default=0.0)
+        if waited_s > promotion_after_s and not self._last_was_background:
+            return *self._background, "interactive"
+        return "interactive", *self._background
 
 
 def _pack(
-    waiting: deque[QueuedText], settings: EmbedderSettings, max_batch_tokens: int, now_s: float
+    queue: deque[QueuedText], settings: EmbedderSettings, max_batch_tokens: int, now_s: float
 ) -> list[QueuedText]:
+    """Removes the next batch from a queue, and texts whose group is done or past its deadline."""
     window: list[QueuedText] = []
-    while waiting and len(window) < settings.batch_lookahead_texts:
-        text = waiting.popleft()
-        if text.submission.wanted(now_s):
+    while queue and len(window) < settings.batch_lookahead_texts:
+        text = queue.popleft()
+        text.group.enforce_deadline(now_s)
+        if not text.group.future.done():
             window.append(text)
     if not window:
         return []
     oldest = window[0].length
-    nearest = sorted(range(len(window)), key=lambda i: abs(window[i].length - oldest))
-    longest, taken = 0, set[int]()
-    for i in nearest[: settings.max_batch_texts]:
+    by_distance = sorted(range(len(window)), key=lambda i: abs(window[i].length - oldest))
+    longest, batch = 0, set[int]()
+    for i in by_distance[: settings.max_batch_texts]:
         longest = max(longest, window[i].length)
-        if taken and longest * (len(taken) + 1) > max_batch_tokens:
+        if batch and longest * (len(batch) + 1) > max_batch_tokens:
             break
-        taken.add(i)
-    waiting.extendleft(window[i] for i in range(len(window) - 1, -1, -1) if i not in taken)
-    return [window[i] for i in sorted(taken)]
+        batch.add(i)
+    queue.extendleft(window[i] for i in range(len(window) - 1, -1, -1) if i not in batch)
+    return [window[i] for i in sorted(batch)]

@@ -1,9 +1,8 @@
-"""Feeds one engine from a queue of texts.
+"""Packs queued texts into batches for one engine.
 
-What waits is texts, not requests: each time the engine is free, the next batch is packed from
-the oldest waiting text and the waiting ones of most similar length, inside a budget of padded
-tokens. There is no timed wait: an idle engine starts at once, and while it is busy the next
-batch grows by itself.
+The queue holds texts, not requests. Whenever the engine is free, the next batch is packed from the
+oldest text and the texts closest to it in length, within a budget of padded tokens. There is no
+batching timeout: an idle engine starts at once, and while it is busy the next batch grows.
 """
 
 import asyncio
@@ -39,21 +38,21 @@ from serve_app.metrics import (
 )
 from serve_app.scheduler.batch_budget import BatchBudget
 from serve_app.scheduler.load import LoadMeter
-from serve_app.scheduler.pending import PendingGroup, QueuedText, Values
+from serve_app.scheduler.pending import BatchOutput, PendingGroup, QueuedText
 from serve_app.scheduler.queues import TextQueues
 from serve_app.types import Input
 
 logger = logging.getLogger(__name__)
 
 _MAX_RETRY_AFTER_S = 60
-#: Texts of fewer letters together are tokenised in place: handing them to a thread takes longer.
-_TOKENIZE_HERE = 2000
-_QUOTED = 60
-_STOPPING = "The replica is shutting down; try again."
+#: Fewer characters are tokenized on the event loop, since a thread hop would take longer.
+_MAX_INLINE_CHARS = 2000
+_MAX_QUOTED_CHARS = 60
+_SHUTTING_DOWN = "The replica is shutting down; try again."
 
 
 class Scheduler:
-    """Packs waiting texts into batches for one engine. For one event loop."""
+    """Schedules the texts of pending groups on one engine. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -64,214 +63,214 @@ class Scheduler:
         tokenizer_thread: Executor,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Feeds an engine.
+        """Creates a scheduler that is idle until `start`.
 
         Args:
-            engine: computes; as many of its batches run at a time as it has streams.
-            settings: may be replaced at any time; the next batch is packed by the new ones.
-            engine_threads: at least one thread for each of the engine's streams.
-            tokenizer_thread: where long texts are tokenised meanwhile.
-            clock: seconds; only differences count.
+            engine: runs up to `engine.streams` batches at a time.
+            settings: may be replaced at any time; they apply from the next batch on.
+            engine_threads: at least one thread for each stream of the engine.
+            tokenizer_thread: tokenizes long texts next to the engine.
+            clock: monotonic time in seconds.
         """
         self._engine = engine
         self.settings = settings
         self._engine_threads = engine_threads
         self._tokenizer_thread = tokenizer_thread
         self._clock = clock
-        self._lanes = TextQueues()
+        self._queues = TextQueues()
         self._budget = BatchBudget()
-        self._arrived = asyncio.Event()
-        self._batches_started: dict[int, float] = {}
-        self._runners: list[asyncio.Task[None]] = []
+        self._work_available = asyncio.Event()
+        self._batch_start_s: dict[int, float] = {}
+        self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
         self.load = LoadMeter(clock)
         self.meter = Meter()
 
     def start(self) -> None:
-        """Starts to work, once; call it on the loop that will submit."""
-        if not self._runners:
+        """Starts one worker task for each stream. Idempotent; call it on the submitting loop."""
+        if not self._workers:
             loop = asyncio.get_running_loop()
             streams = range(self._engine.streams)
-            self._runners = [loop.create_task(self._run(stream)) for stream in streams]
+            self._workers = [loop.create_task(self._work(stream)) for stream in streams]
 
     async def stop(self) -> None:
-        """Stops working; whoever still waits, or comes, is answered with `Unavailable`."""
+        """Stops the workers and fails queued and later groups with `Unavailable`."""
         self._stopping = True
-        for runner in self._runners:
-            runner.cancel()
-        await asyncio.gather(*self._runners, return_exceptions=True)
-        _fail(self._lanes.take_all(), Unavailable(_STOPPING))
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        _fail_all(self._queues.drain(), Unavailable(_SHUTTING_DOWN))
 
-    async def submit(self, submissions: Sequence[PendingGroup[Any]]) -> None:
-        """Tokenises submissions together and queues each whole, or refuses it whole."""
-        arrived_s = self._clock()
-        texts = list(chain.from_iterable(submission.texts for submission in submissions))
+    async def submit(self, groups: Sequence[PendingGroup[Any]]) -> None:
+        """Tokenizes groups in one run, then queues or rejects each as a whole.
+
+        Never raises; errors resolve the futures of the groups.
+        """
+        arrival_s = self._clock()
+        inputs = list(chain.from_iterable(group.inputs for group in groups))
         try:
-            tokenized = await self._tokenize(texts)
+            token_ids = iter(await self._tokenize(inputs))
         except InvalidRequest as error:
-            await self._submit_each(submissions, error)
+            await self._submit_separately(groups, error)
             return
         except Exception as error:
-            logger.exception("The tokenizer failed on %d texts", len(texts))
-            for submission in submissions:
-                submission.fail(InferenceError(f"The tokenizer failed: {type(error).__name__}."))
+            logger.exception("The tokenizer failed on %d texts", len(inputs))
+            for group in groups:
+                group.fail(InferenceError(f"The tokenizer failed: {type(error).__name__}."))
             return
-        took_s = self._clock() - arrived_s
-        rest = iter(tokenized)
-        for submission in submissions:
-            own = list(islice(rest, len(submission.texts)))
-            if not submission.reply.done():
-                waiting = submission.tokenized(own, arrived_s=arrived_s, tokenize_s=took_s)
-                self._admit(submission, waiting)
+        tokenize_s = self._clock() - arrival_s
+        for group in groups:
+            rows = list(islice(token_ids, len(group.inputs)))
+            if not group.future.done():
+                self._admit(group, group.split(rows, arrival_s=arrival_s, tokenize_s=tokenize_s))
 
-    async def _submit_each(
-        self, submissions: Sequence[PendingGroup[Any]], error: InvalidRequest
+    async def _submit_separately(
+        self, groups: Sequence[PendingGroup[Any]], error: InvalidRequest
     ) -> None:
-        """After one of them was refused: it fails alone."""
-        if len(submissions) == 1:
-            submissions[0].fail(error)
+        """Submits each group by itself, so that only the invalid ones fail."""
+        if len(groups) == 1:
+            groups[0].fail(error)
             return
-        for submission in submissions:
-            await self.submit([submission])
+        for group in groups:
+            await self.submit([group])
 
-    def check(self) -> None:
-        """Tells whether the engine still moves.
+    def check_health(self) -> None:
+        """Checks that the workers and the engine make progress.
 
         Raises:
-            InferenceError: one batch has been running for longer than `stall_timeout_s`, or a task
-                of the scheduler has ended.
+            InferenceError: a batch has been running for longer than `stall_timeout_s`, or a worker
+                task has ended.
         """
-        if any(runner.done() for runner in self._runners) and not self._stopping:
+        if any(worker.done() for worker in self._workers) and not self._stopping:
             raise InferenceError("The scheduler has stopped. This is a bug.")
-        for started in self._batches_started.values():
-            running_s = self._clock() - started
+        for start_s in self._batch_start_s.values():
+            running_s = self._clock() - start_s
             if running_s > self.settings.stall_timeout_s:
                 raise InferenceError(f"One batch has been running for {running_s:.0f} s.")
 
-    async def _tokenize(self, texts: Sequence[Input]) -> list[TokenIds]:
-        if sum(map(len, texts)) <= _TOKENIZE_HERE:
-            return self._engine.tokenize(texts)
+    async def _tokenize(self, inputs: Sequence[Input]) -> list[TokenIds]:
+        if sum(map(len, inputs)) <= _MAX_INLINE_CHARS:
+            return self._engine.tokenizer.encode(inputs)
         return await asyncio.get_running_loop().run_in_executor(
-            self._tokenizer_thread, self._engine.tokenize, texts
+            self._tokenizer_thread, self._engine.tokenizer.encode, inputs
         )
 
-    def _admit(self, submission: PendingGroup[Any], waiting: Sequence[QueuedText]) -> None:
-        tokens, queued = submission.waiting_tokens, self.load.queued_tokens
+    def _admit(self, group: PendingGroup[Any], texts: Sequence[QueuedText]) -> None:
+        tokens, queued = group.tokens_in_queue, self.load.queued_tokens
         if self._stopping:
-            submission.fail(Unavailable(_STOPPING))
+            group.fail(Unavailable(_SHUTTING_DOWN))
             return
         if tokens > self.settings.max_request_tokens:
-            most = self.settings.max_request_tokens
-            message = f"The texts have {tokens} tokens; at most {most} are taken. Send fewer."
-            submission.fail(InvalidRequest(message, "texts"))
+            limit = self.settings.max_request_tokens
+            message = f"The texts have {tokens} tokens; at most {limit} are accepted. Send fewer."
+            group.fail(InvalidRequest(message, "texts"))
             self.meter.add(REFUSED, 1, InvalidRequest.code)
             return
+        # A group larger than the queue's limit is admitted while nothing else is queued.
         if queued and queued + tokens > self.settings.max_queued_tokens:
             speed = self.load.tokens_per_s
             wait_s = math.ceil(queued / speed) if speed else 1
-            message = f"{queued} tokens are waiting already and {tokens} more don't fit; try later."
-            submission.fail(Overloaded(message, max(1, min(wait_s, _MAX_RETRY_AFTER_S))))
+            message = f"{queued} tokens are queued and {tokens} more don't fit; try again later."
+            group.fail(Overloaded(message, max(1, min(wait_s, _MAX_RETRY_AFTER_S))))
             self.meter.add(REFUSED, 1, Overloaded.code)
             return
-        self.load.arrive(tokens)
-        submission.reply.add_done_callback(lambda _: self._forget(submission))
-        self._lanes.put(waiting)
-        self._arrived.set()
+        self.load.admit(tokens)
+        group.future.add_done_callback(lambda _: self._release_queued(group))
+        self._queues.put(texts)
+        self._work_available.set()
 
-    def _forget(self, submission: PendingGroup[Any]) -> None:
-        """It was answered, or its caller left: what of it still waits counts no more."""
-        self.load.leave(submission.waiting_tokens)
-        submission.waiting_tokens = 0
+    def _release_queued(self, group: PendingGroup[Any]) -> None:
+        """Releases the texts of a finished or cancelled group that still wait for a batch."""
+        self.load.release(group.tokens_in_queue)
+        group.tokens_in_queue = 0
 
-    async def _run(self, stream: int) -> None:
+    async def _work(self, stream: int) -> None:
+        """Runs one batch after another on a stream of the engine."""
         while True:
-            await self._arrived.wait()
-            limit = self.settings.max_batch_tokens
-            batch = self._lanes.next_batch(self.settings, self._budget.tokens(limit), self._clock())
+            await self._work_available.wait()
+            budget = self._budget.tokens(self.settings.max_batch_tokens)
+            batch = self._queues.next_batch(self.settings, budget, self._clock())
             if batch:
-                await self._take(batch, stream)
+                await self._run_batch(batch, stream)
             else:
-                self._arrived.clear()
+                self._work_available.clear()
 
-    async def _take(self, batch: Sequence[QueuedText], stream: int) -> None:
-        """Computes a batch that was just taken out of the queue."""
-        tokens = sum(waiting.length for waiting in batch)
-        for waiting in batch:
-            waiting.submission.waiting_tokens -= waiting.length
+    async def _run_batch(self, batch: Sequence[QueuedText], stream: int) -> None:
+        tokens = sum(text.length for text in batch)
+        for text in batch:
+            text.group.tokens_in_queue -= text.length
         try:
             await self._compute(batch, stream)
         except asyncio.CancelledError:
-            _fail(batch, Unavailable(_STOPPING))
+            _fail_all(batch, Unavailable(_SHUTTING_DOWN))
             raise
         finally:
-            self.load.leave(tokens)
+            self.load.release(tokens)
 
     async def _compute(self, batch: Sequence[QueuedText], stream: int) -> None:
-        """Runs a batch; where that fails, each half of it, so that one bad text fails alone."""
-        started = self._clock()
+        """Computes a batch. Bisects it on failure, so that only the group of a bad text fails."""
+        start_s = self._clock()
         try:
-            values = await self._run_engine(batch, stream)
-        except InvalidRequest as error:  # of any text the same: this engine can't do it
-            _fail(batch, error)
+            output = await self._run_engine(batch, stream)
+        except InvalidRequest as error:  # the engine lacks the operation, whatever the text
+            _fail_all(batch, error)
             return
         except Exception as error:
-            halves = self._halves(batch, error)
+            halves = self._bisect(batch, error)
         else:
-            self._deliver(batch, values, started, self._clock() - started)
+            self._set_results(batch, output, start_s, self._clock() - start_s)
             return
         for half in halves:
             await self._compute(half, stream)
 
-    async def _run_engine(self, batch: Sequence[QueuedText], stream: int) -> Values:
+    async def _run_engine(self, batch: Sequence[QueuedText], stream: int) -> BatchOutput:
         loop = asyncio.get_running_loop()
-        self._batches_started[stream] = self._clock()
-        self.load.begin()
-        computed = 0
+        self._batch_start_s[stream] = self._clock()
+        self.load.start_batch()
+        computed_tokens = 0
         try:
-            values = await loop.run_in_executor(
+            output = await loop.run_in_executor(
                 self._engine_threads,
-                batch[0].submission.compute,
+                batch[0].group.compute,
                 self._engine,
-                [waiting.tokens for waiting in batch],
+                [text.token_ids for text in batch],
             )
-            computed = sum(waiting.length for waiting in batch)
-            return values
+            computed_tokens = sum(text.length for text in batch)
+            return output
         finally:
-            self.load.end(computed)
-            del self._batches_started[stream]
+            self.load.end_batch(computed_tokens)
+            del self._batch_start_s[stream]
 
-    def _halves(self, batch: Sequence[QueuedText], error: Exception) -> list[Sequence[QueuedText]]:
-        """What to try after a failure; nothing when the batch was one text, which has failed."""
+    def _bisect(self, batch: Sequence[QueuedText], error: Exception) -> list[Sequence[QueuedText]]:
+        """Returns the halves of a failed batch. Fails the group of a single text instead."""
         self.meter.add(BATCH_FAILURES)
         if isinstance(error, MemoryError):
-            padded = max(waiting.length for waiting in batch) * len(batch)
+            padded = _padded_tokens(batch)
             logger.warning("Out of memory at %d texts, %d tokens", len(batch), padded)
-            self._budget.out_of_memory(padded)
+            self._budget.record_out_of_memory(padded)
         if len(batch) == 1:
-            _fail_alone(batch[0], error)
+            _fail_text(batch[0], error)
             return []
         half = len(batch) // 2
         return [batch[:half], batch[half:]]
 
-    def _deliver(
-        self, batch: Sequence[QueuedText], values: Values, started: float, seconds: float
+    def _set_results(
+        self, batch: Sequence[QueuedText], output: BatchOutput, start_s: float, seconds: float
     ) -> None:
-        self._measure(batch, seconds)
-        usable = batch[0].submission.usable(values)
-        for submission in {id(w.submission): w.submission for w in batch}.values():
-            submission.ran(seconds)
-        for waiting, value, finite in zip(batch, values, usable, strict=True):
-            if finite:
-                waiting.submission.finish(waiting.index, value, started + seconds)
+        self._record_batch(batch, seconds)
+        for group in {id(text.group): text.group for text in batch}.values():
+            group.add_inference_time(seconds)
+        finite_mask = batch[0].group.finite_mask(output)
+        for text, result, is_finite in zip(batch, output, finite_mask, strict=True):
+            if is_finite:
+                text.group.set_result(text.index, result, start_s + seconds)
             else:
-                waiting.submission.fail(
-                    InferenceError(f"The model gave no finite vector for {_quote(waiting)}.")
-                )
+                message = f"The model returned a non-finite vector for {_quote(text)}."
+                text.group.fail(InferenceError(message))
 
-    def _measure(self, batch: Sequence[QueuedText], seconds: float) -> None:
-        lengths = [waiting.length for waiting in batch]
-        tokens, padded = sum(lengths), max(lengths) * len(batch)
-        self._budget.ran(
+    def _record_batch(self, batch: Sequence[QueuedText], seconds: float) -> None:
+        padded = _padded_tokens(batch)
+        self._budget.record_batch(
             padded,
             seconds,
             target_s=self.settings.batch_target_s,
@@ -279,30 +278,33 @@ class Scheduler:
         )
         self.meter.add(BATCHES)
         self.meter.add(BATCH_TEXTS, len(batch))
-        self.meter.add(BATCH_TOKENS, tokens)
+        self.meter.add(BATCH_TOKENS, sum(text.length for text in batch))
         self.meter.add(PADDED_TOKENS, padded)
         self.meter.add(BATCH_SECONDS, seconds)
 
     def gauges(self) -> dict[Metric, float]:
-        """What goes up and down."""
+        """Returns the current value of each gauge."""
         return {
             QUEUED_TOKENS: self.load.queued_tokens,
             BUDGET_TOKENS: self._budget.tokens(self.settings.max_batch_tokens),
         }
 
 
-def _fail(texts: Iterable[QueuedText], error: EmbedServeError) -> None:
-    for waiting in texts:
-        waiting.submission.fail(error)
+def _padded_tokens(batch: Sequence[QueuedText]) -> int:
+    return max(text.length for text in batch) * len(batch)
 
 
-def _fail_alone(waiting: QueuedText, error: Exception) -> None:
-    logger.error("The engine failed on a text of %d tokens", waiting.length, exc_info=error)
-    waiting.submission.fail(
-        InferenceError(f"The model failed on {_quote(waiting)}: {type(error).__name__}.")
-    )
+def _fail_all(texts: Iterable[QueuedText], error: EmbedServeError) -> None:
+    for text in texts:
+        text.group.fail(error)
 
 
-def _quote(waiting: QueuedText) -> str:
-    text = waiting.submission.group.texts[waiting.index]
-    return f"the text {text[:_QUOTED]!r}{'…' if len(text) > _QUOTED else ''}"
+def _fail_text(text: QueuedText, error: Exception) -> None:
+    logger.error("The engine failed on a text of %d tokens", text.length, exc_info=error)
+    text.group.fail(InferenceError(f"The model failed on {_quote(text)}: {type(error).__name__}."))
+
+
+def _quote(text: QueuedText) -> str:
+    content = text.group.text_group.texts[text.index]
+    ellipsis = "…" if len(content) > _MAX_QUOTED_CHARS else ""
+    return f"the text {content[:_MAX_QUOTED_CHARS]!r}{ellipsis}"
