@@ -1,12 +1,12 @@
-"""What travels between the rooms: jobs down, vectors up.
+"""The data types that packages exchange: jobs flow down to the engine, vectors flow up.
 
-Everything here is small, frozen and picklable; it crosses Ray handles as it is.
+All of them are small and picklable, and cross Ray handles unchanged.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,133 +16,191 @@ Int32 = NDArray[np.int32]
 Bool = NDArray[np.bool_]
 UInt8 = NDArray[np.uint8]
 
-#: What is embedded: a text, or token ids of the model's own, its special tokens included.
+T = TypeVar("T")
+
+#: An input to embed: a text, or token ids of the model's vocabulary, special tokens included.
 Input = str | tuple[int, ...]
 
-#: Who goes first: somebody waits for `interactive` texts, nobody for each single `bulk` one.
+#: The priority class of a job: `interactive` texts are computed before `bulk` ones.
 Lane = Literal["interactive", "bulk"]
 
-
-#: What becomes of a text that is longer than the model takes: its end or its start is left out, it
-#: is an error, or its parts are embedded and their mean, weighted by length, stands for it.
+#: The treatment of a text over the token limit: drop tokens at its `end` or its `start`, raise an
+#: `error`, or embed each `chunk` and return the mean of the chunks, weighted by their tokens.
 Truncation = Literal["end", "start", "error", "chunk"]
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedJob:
-    """What a client asks for, in no dialect's words."""
+    """A request for one vector per text, independent of the dialect it arrived in."""
 
     texts: tuple[Input, ...]
     model: str | None = None  #: None: the served model
-    input_type: str | None = None  #: name of one of the model's prompts; None: its default
-    dimensions: int | None = None  #: None: all of the model's
-    lane: Lane | None = None  #: None: by the number of texts
-    use_cache: bool = True  #: False: computed anew, and not kept
-    normalize: bool = False  #: True: at unit length, also where the model's pipeline doesn't do it
+    input_type: str | None = None  #: name of a prompt of the model; None: the default prompt
+    dimensions: int | None = None  #: None: all dimensions of the model
+    lane: Lane | None = None  #: None: chosen by the number of texts
+    use_cache: bool = True  #: False: neither read from the cache nor written to it
+    normalize: bool = False  #: True: unit length, even if the model's pipeline doesn't normalize
     truncation: Truncation = "end"
-    max_tokens: int | None = None  #: longest text, special tokens included; None: the model's own
+    max_tokens: int | None = None  #: token limit, special tokens included; None: the model's
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs that count toward a token quota."""
+        return self.texts
+
+    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
+        """Returns the job with these options; None keeps the job's value."""
+        return replace(
+            self,
+            lane=self.lane if lane is None else lane,
+            use_cache=self.use_cache if use_cache is None else use_cache,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class TokenVectorsJob:
-    """Asks for the vectors of each text's tokens, in place of one of the text."""
+    """A request for one vector per token of each text, instead of one per text."""
 
     job: EmbedJob
 
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs that count toward a token quota."""
+        return self.job.texts
+
+    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
+        """Returns the job with these options; None keeps the job's value."""
+        return replace(self, job=self.job.with_options(lane=lane, use_cache=use_cache))
+
+
+class _TokenizerJob:
+    """A job for the tokenizer alone, which has neither lanes nor a cache."""
+
+    __slots__ = ()
+
+    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
+        """Returns the job itself: it has no such options."""
+        return self
+
 
 @dataclass(frozen=True, slots=True)
-class TokenizeJob:
-    """Asks how the tokenizer spells texts."""
+class TokenizeJob(_TokenizerJob):
+    """A request for the tokens of each text, without truncation."""
 
     texts: tuple[str, ...]
-    special: bool = True  #: with the special tokens around them
+    add_special_tokens: bool = True
     model: str | None = None
-    input_type: str | None = None  #: None: without any prompt, not even the model's default
+    input_type: str | None = None  #: None: no prompt, not even the model's default
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs that count toward a token quota."""
+        return self.texts
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeJob:
-    """Asks for the texts that token ids stand for."""
+class DecodeJob(_TokenizerJob):
+    """A request to decode token ids to texts."""
 
     rows: tuple[tuple[int, ...], ...]
-    skip_special: bool = True
+    skip_special_tokens: bool = True
     model: str | None = None
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Empty: decoding counts toward no token quota."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """Jobs that are answered together."""
+    """Several jobs in one request; it succeeds or fails as a whole."""
 
     jobs: tuple[EmbedJob, ...]
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs that count toward a token quota."""
+        return tuple(text for job in self.jobs for text in job.texts)
+
+    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
+        """Returns the batch with these options in each job; None keeps the job's value."""
+        jobs = tuple(job.with_options(lane=lane, use_cache=use_cache) for job in self.jobs)
+        return replace(self, jobs=jobs)
 
 
 Job = EmbedJob | TokenVectorsJob | TokenizeJob | DecodeJob | BatchJob
 
 
 class Tier(IntEnum):
-    """Where a vector came from."""
+    """The source of a vector."""
 
-    COMPUTED = 0
-    L1 = 1  #: memory of a process
-    L2 = 2  #: Redis or Valkey
+    COMPUTED = 0  #: the engine
+    L1 = 1  #: the in-memory cache of a process
+    L2 = 2  #: the shared Redis or Valkey server
 
 
 class Timings(NamedTuple):
-    """Where the time of a group of texts went, in seconds."""
+    """The time that a group of texts spent in each stage, in seconds."""
 
-    cache_s: float = 0.0  #: looking up and writing back, all tiers together
+    cache_s: float = 0.0  #: reads and writes of all tiers
     queue_s: float = 0.0  #: waiting for the engine
     tokenize_s: float = 0.0
-    infer_s: float = 0.0  #: the model batches that held its texts
+    infer_s: float = 0.0  #: the model batches that contained its texts
 
 
-#: Of what took no time.
+#: Timings of skipped work.
 NO_TIMINGS = Timings()
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """A finished job, in the order of its texts."""
+    """The result of an `EmbedJob`, in the order of its texts."""
 
     model: str
     vectors: Float32  #: shape (n, dimensions)
-    tokens: Int32  #: shape (n,); the model's own count, special tokens included, after truncation
-    truncated: Bool  #: shape (n,); True where the text was longer than the model takes
-    tiers: UInt8  #: shape (n,); of each text its `Tier`
+    tokens: Int32  #: shape (n,); tokens of each text after truncation, special tokens included
+    truncated: Bool  #: shape (n,); True where the text was over the token limit
+    tiers: UInt8  #: shape (n,); the `Tier` of each text
     timings: Timings = NO_TIMINGS
-    raw: Float32 | None = None  #: shape (n, dim): as the model gave them; None: as `vectors`
-    characters: int = 0  #: of all texts as they were given; token ids have none
+    raw: Float32 | None = None  #: shape (n, dim); the model's unmodified vectors; None: `vectors`
+    characters: int = 0  #: total length of the texts; token ids count as zero
 
     @property
     def total_tokens(self) -> int:
-        """Of all texts."""
+        """Tokens of all texts."""
         return sum(self.tokens.tolist())
 
     @property
+    def billed_tokens(self) -> int:
+        """Tokens that the client pays for: all of them, cached ones included."""
+        return self.total_tokens
+
+    @property
     def cached_tokens(self) -> int:
-        """Of the texts that nothing was computed for."""
+        """Tokens of the texts whose vectors came from the cache."""
         pairs = zip(self.tokens.tolist(), self.tiers.tolist(), strict=True)
         return sum(tokens for tokens, tier in pairs if tier)
 
 
 @dataclass(frozen=True, slots=True)
 class TextGroup:
-    """Distinct texts of one job, on their way to the cache and to the engine."""
+    """The distinct texts of one job: the unit that the cache and the scheduler work on."""
 
     texts: tuple[Input, ...]
-    prompt: str = ""  #: put before each text, not before token ids; part of the cache key
+    prompt: str = ""  #: prefix of each text, but not of token ids; part of the cache key
     use_cache: bool = True
     lane: Lane = "interactive"
-    timeout_s: float = 120.0  #: after which nobody waits for them any more
+    timeout_s: float = 120.0  #: the caller's timeout; texts that are still queued then are dropped
 
     @property
     def prompted_inputs(self) -> list[Input]:
-        """What the model reads of each: texts with the prompt in front, token ids as they are."""
+        """The model's inputs: texts with the prompt prepended, token ids unchanged."""
         return [self.prompt + text if isinstance(text, str) else text for text in self.texts]
 
 
 class VectorRow(NamedTuple):
-    """One text's vector, and what else a reply tells of the text."""
+    """The vector of one text, with its metadata: a row of `Vectors`."""
 
     vector: Float32  #: shape (dim,)
     tokens: int
@@ -152,17 +210,17 @@ class VectorRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """Full-size vectors of a group of texts, in the group's order."""
+    """Vectors of a `TextGroup`, in the order of its texts and with all dimensions."""
 
     values: Float32  #: shape (n, dim)
     tokens: Int32  #: shape (n,)
     truncated: Bool  #: shape (n,)
-    tiers: UInt8  #: shape (n,); of each text its `Tier`
+    tiers: UInt8  #: shape (n,); the `Tier` of each text
     timings: Timings = NO_TIMINGS
 
     @classmethod
     def from_rows(cls, rows: Sequence[VectorRow], timings: Timings) -> Self:
-        """Rows, put together."""
+        """Stacks rows to arrays."""
         vectors, tokens, truncated, tiers = zip(*rows, strict=True)
         return cls(
             np.array(vectors),
@@ -173,7 +231,7 @@ class Vectors:
         )
 
     def rows(self) -> list[VectorRow]:
-        """Its rows; the vectors are views of `values`."""
+        """Returns one row per text; the vectors are views of `values`."""
         tiers = map(Tier, self.tiers.tolist())
         return list(
             map(VectorRow, self.values, self.tokens.tolist(), self.truncated.tolist(), tiers)
@@ -181,40 +239,82 @@ class Vectors:
 
     @property
     def computed_count(self) -> int:
-        """How many of the texts the engine had to compute."""
+        """Number of texts that the engine computed."""
         tiers: list[int] = self.tiers.tolist()
         return tiers.count(Tier.COMPUTED)
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenization:
-    """A text as the model's tokenizer spells it, not cut; one item for each token."""
+    """The tokens of one text, without truncation. Each list has one item per token."""
 
     ids: list[int]
-    pieces: list[str]  #: the vocabulary's own strings
-    special: list[bool]  #: whether the tokenizer put it there, and not the text
-    offsets: list[tuple[int, int]]  #: first character and the one behind the last
+    tokens: list[str]  #: strings of the vocabulary
+    special_tokens_mask: list[bool]  #: True for tokens that the tokenizer added
+    offsets: list[tuple[int, int]]  #: character range [start, end) in the text
 
 
 class TokenVectors(NamedTuple):
-    """One text's vectors of tokens, as the model's transformer leaves them, before pooling."""
+    """The output of the model's last hidden layer for one text, before pooling."""
 
-    values: Float32  #: shape (tokens, width), special tokens included
+    values: Float32  #: shape (tokens, hidden size), special tokens included
     truncated: bool
 
 
-class CacheState(NamedTuple):
-    """How the shared tier of the cache is."""
+class BatchResult(list[EmbedResult]):
+    """The results of a `BatchJob`, in the order of its jobs."""
 
-    #: `up`; `degraded`: it is configured, and doesn't answer or takes nothing; `off`: none is
-    #: configured; `unknown`: nobody could be asked.
+    @property
+    def billed_tokens(self) -> int:
+        """Tokens that the client pays for, summed over the jobs."""
+        return sum(result.billed_tokens for result in self)
+
+    @property
+    def truncated(self) -> Bool:
+        """Shape (texts of all jobs,); True where the text was over the token limit."""
+        return np.concatenate([result.truncated for result in self])
+
+
+class TokenVectorsResult(list[TokenVectors]):
+    """The result of a `TokenVectorsJob`, in the order of its texts."""
+
+    @property
+    def billed_tokens(self) -> int:
+        """Tokens that the client pays for: one for each vector."""
+        return sum(len(text.values) for text in self)
+
+    @property
+    def truncated(self) -> Bool:
+        """Shape (n,); True where the text was over the token limit."""
+        return np.array([text.truncated for text in self], dtype=np.bool_)
+
+
+class TokenizerResult(list[T]):
+    """The result of a `TokenizeJob` or a `DecodeJob`, in the order of its rows."""
+
+    billed_tokens = 0
+
+    @property
+    def truncated(self) -> Bool:
+        """Shape (0,): these jobs never truncate."""
+        return np.zeros(0, dtype=np.bool_)
+
+
+Result = EmbedResult | BatchResult | TokenVectorsResult | TokenizerResult[Any]
+
+
+class CacheState(NamedTuple):
+    """The state of the L2 cache."""
+
+    #: `degraded`: the server is configured, but doesn't respond or rejects writes; `off`: no
+    #: server is configured; `unknown`: no replica responded.
     state: Literal["up", "degraded", "off", "unknown"]
-    reason: str | None = None  #: why it isn't up
+    reason: str | None = None  #: why the state isn't `up`
     kind: str = "none"  #: `embedded`, `none`, or the scheme of the server's URL
 
 
 class MemoryStats(NamedTuple):
-    """Of one process' memory: counts since the start, and what is held now."""
+    """Statistics of the L1 cache of one process: counters since its start, and current size."""
 
     hits: int
     misses: int
@@ -224,26 +324,26 @@ class MemoryStats(NamedTuple):
 
 
 class StoreStats(NamedTuple):
-    """Of the shared server, as far as it tells: everything in it, not only one model's vectors."""
+    """Statistics of the L2 server, for all of its keys and clients."""
 
     entries: int
     bytes: int
-    max_bytes: int  #: 0: no bound
+    max_bytes: int  #: 0: unlimited
     hits: int
     misses: int
     evictions: int
 
 
 class CacheReport(NamedTuple):
-    """What one process knows of its tiers."""
+    """Statistics of the cache tiers of one process."""
 
     memory: MemoryStats
     state: CacheState
-    store: StoreStats | None  #: None: it doesn't ask the server itself, or got no answer
+    store: StoreStats | None  #: None: the process has no L2, or the server didn't respond
 
 
 class WarmResult(NamedTuple):
-    """What it took to make a list of texts known."""
+    """The number of texts that are now cached, and how many of them had to be computed."""
 
     texts: int
     computed: int
@@ -251,16 +351,16 @@ class WarmResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How near an engine's vectors came to those of sentence-transformers at float32."""
+    """Agreement of an engine's vectors with those of sentence-transformers at float32."""
 
     precision: str
     texts: int
-    cosine_min: float  #: NaN where a vector wasn't finite
+    cosine_min: float  #: smallest cosine similarity over the texts; NaN if a vector wasn't finite
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What runs the model in one replica."""
+    """The engine that runs the model in one replica."""
 
     engine: str
     device: str
@@ -268,5 +368,5 @@ class EngineInfo:
     threads: int
     space_id: str
     versions: Mapping[str, str] = field(default_factory=dict)
-    parity: Parity | None = None  #: None: nothing to compare, it is the reference or no model
-    refused: tuple[str, ...] = ()  #: better engines that were not taken, and why
+    parity: Parity | None = None  #: None: the engine is the reference, or runs no model
+    refused: tuple[str, ...] = ()  #: preferred engines that failed, each with the reason
