@@ -1,10 +1,10 @@
-"""Every error the service raises on purpose, each with its HTTP status and a stable code.
+"""The exceptions of the service, each with its HTTP status and a stable error code.
 
 The tree:
 
 * EmbedServeError
   x ClientError
-    + InvalidRequest          400   malformed or not servable; retrying unchanged can't help
+    + InvalidRequest          400   malformed or not servable; a retry fails as well
       - EmptyInput            400
       - TextTooLong           400
       - UnsupportedOperation  400
@@ -17,20 +17,21 @@ The tree:
     + BodyTimeout             408
     + BodyTooLarge            413
     + UnsupportedMediaType    415
-    + Overloaded              429   the queue is full; carries `retry_after_s`
+    + Overloaded              429   the queue is full; `retry_after_s` says when to retry
       - QuotaExceeded         429   the API key has reached a limit
   x ServerError
-    + InferenceError          500   the model ran and returned no usable vector
-    + Unavailable             503   no replica can answer
-    + DeadlineExceeded        504   no answer within the time limit
+    + InferenceError          500   the model returned no usable vector
+    + Unavailable             503   no replica is available
+    + DeadlineExceeded        504   the request exceeded its time limit
     + ConfigurationError      500   the service can't start with this configuration
       - ModelSourceError
       - SpaceMismatch
       - ParityFailed
 
-Errors cross process boundaries by pickle, so every constructor takes positional arguments
-and hands all of them to `Exception.__init__`. Messages reach the client: they say what is
-wrong and how to mend it, and never hold a path or a secret of the server.
+Errors are pickled between processes, so every constructor takes positional arguments and passes
+all of them to `Exception.__init__`. Messages reach the client: they name the fault and its fix, and
+never contain a path or a secret of the server. The first line of each docstring describes the
+status in `/openapi.json`.
 """
 
 from collections.abc import Mapping
@@ -44,12 +45,12 @@ _REPR.maxstring = _REPR.maxother = 100
 
 
 def short_repr(value: Any) -> str:
-    """What a client sent, for a message: neither long, nor deeper than Python can show."""
+    """Returns `repr(value)` for an error message, limited in length and in nesting depth."""
     return _REPR.repr(value)
 
 
 class EmbedServeError(Exception):
-    """Base of every error raised on purpose."""
+    """Base class of the service's exceptions."""
 
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     code: str = "internal_error"
@@ -57,7 +58,7 @@ class EmbedServeError(Exception):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param)
         self.message = message
-        #: The field of the job the error is about (`texts`, `dimensions`, …), if there is one.
+        #: The invalid field of the job (`texts`, `dimensions`, …); None: no particular one.
         self.param = param
 
     def __str__(self) -> str:
@@ -65,99 +66,99 @@ class EmbedServeError(Exception):
 
 
 class ClientError(EmbedServeError):
-    """Base of the errors that the client can mend: status 4xx."""
+    """Base class of errors that the client can fix: status 4xx."""
 
     status = HTTPStatus.BAD_REQUEST
 
 
 class ServerError(EmbedServeError):
-    """Base of the errors that the client can't mend: status 5xx."""
+    """Base class of errors that the client can't fix: status 5xx."""
 
 
 class InvalidRequest(ClientError):
-    """The request can't be answered as it stands; trying again unchanged won't help."""
+    """The request is invalid. Change it before you retry."""
 
     code = "invalid_value"
 
 
 class EmptyInput(InvalidRequest):
-    """There is no text, or a text has no character."""
+    """The list of texts is empty, or one of the texts is."""
 
 
 class TextTooLong(InvalidRequest):
-    """A text is longer than the model takes, and the client asked not to cut it."""
+    """A text exceeds the token limit, and the request doesn't allow truncation."""
 
     code = "text_too_long"
 
 
 class UnsupportedOperation(InvalidRequest):
-    """The model is of another kind than what is asked of it."""
+    """The model doesn't support the operation."""
 
     code = "not_able_to"
 
 
 class InvalidJSON(InvalidRequest):
-    """The body isn't JSON."""
+    """The request body isn't valid JSON."""
 
 
 class Unauthorized(ClientError):
-    """No API key came along, or one that isn't known."""
+    """The API key is missing or unknown."""
 
     status = HTTPStatus.UNAUTHORIZED
     code = "invalid_api_key"
 
 
 class Forbidden(ClientError):
-    """The API key may not use the model."""
+    """The API key has no access to the model."""
 
     status = HTTPStatus.FORBIDDEN
     code = "model_not_allowed"
 
 
 class ModelNotFound(ClientError):
-    """The named model isn't served here."""
+    """The model isn't served."""
 
     status = HTTPStatus.NOT_FOUND
     code = "model_not_found"
 
 
 class RouteNotFound(ClientError):
-    """Nothing is served under the path."""
+    """The path doesn't exist."""
 
     status = HTTPStatus.NOT_FOUND
     code = "unknown_url"
 
 
 class MethodNotAllowed(ClientError):
-    """The path exists, the method doesn't."""
+    """The path doesn't support the HTTP method."""
 
     status = HTTPStatus.METHOD_NOT_ALLOWED
     code = "method_not_allowed"
 
 
 class BodyTimeout(ClientError):
-    """The client did not finish sending its body in time."""
+    """The request body didn't arrive within the time limit."""
 
     status = HTTPStatus.REQUEST_TIMEOUT
     code = "body_timeout"
 
 
 class BodyTooLarge(ClientError):
-    """The body is over the configured limit."""
+    """The request body exceeds the size limit."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     code = "body_too_large"
 
 
 class UnsupportedMediaType(ClientError):
-    """The body isn't declared as JSON."""
+    """The request body's `Content-Type` isn't JSON."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     code = "unsupported_media_type"
 
 
 class Overloaded(ClientError):
-    """More work than fits; nothing of the request was taken on."""
+    """The service is overloaded and has processed no part of the request. Retry later."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     code = "rate_limit_exceeded"
@@ -169,50 +170,50 @@ class Overloaded(ClientError):
 
 
 class QuotaExceeded(Overloaded):
-    """More than the client's API key may ask for now; nothing of the request was taken on."""
+    """The API key has reached a limit; no part of the request was processed. Retry later."""
 
     def __init__(
         self, message: str, retry_after_s: int = 1, headers: Mapping[str, str] = _NO_HEADERS
     ) -> None:
         Overloaded.__init__(self, message, retry_after_s)
         self.args = (message, retry_after_s, headers)
-        #: How the key stands, for the reply.
+        #: Response headers with the key's rate limits.
         self.headers = headers
 
 
 class InferenceError(ServerError):
-    """The model ran and did not give a usable vector."""
+    """The model failed to compute a usable vector."""
 
     code = "engine_failed"
 
 
 class Unavailable(ServerError):
-    """No replica can answer now; another try may succeed."""
+    """No replica is available. A retry may succeed."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "unavailable"
 
 
 class DeadlineExceeded(ServerError):
-    """The answer did not come inside the request's time limit."""
+    """The request exceeded its time limit."""
 
     status = HTTPStatus.GATEWAY_TIMEOUT
     code = "deadline_exceeded"
 
 
 class ConfigurationError(ServerError):
-    """The service can't start as it is configured."""
+    """The service can't start with this configuration."""
 
     code = "configuration_error"
 
 
 class ModelSourceError(ConfigurationError):
-    """The model's files are missing, incomplete, or not the ones that were asked for."""
+    """The model's files are missing, incomplete, or differ from the configured checksum."""
 
 
 class SpaceMismatch(ConfigurationError):
-    """This replica would compute vectors of another space than the application promised."""
+    """The replica's model defines another vector space than the application's."""
 
 
 class ParityFailed(ConfigurationError):
-    """The engine's vectors are too far from those of sentence-transformers to be served."""
+    """The engine's vectors differ too much from those of sentence-transformers."""

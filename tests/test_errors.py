@@ -13,27 +13,27 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_survives_the_way_across_a_handle(cls: type[errors.EmbedServeError]) -> None:
-    error = cls("What is wrong, and how to mend it.")
-    back = pickle.loads(pickle.dumps(error))
-    assert type(back) is cls
-    assert str(back) == "What is wrong, and how to mend it."
-    assert back.__dict__ == error.__dict__
+def test_survives_pickling(cls: type[errors.EmbedServeError]) -> None:
+    error = cls("The fault, and its fix.")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is cls
+    assert str(copy) == "The fault, and its fix."
+    assert copy.__dict__ == error.__dict__
 
 
-def test_the_field_and_the_wait_survive_too() -> None:
+def test_param_and_retry_after_survive_pickling() -> None:
     assert pickle.loads(pickle.dumps(errors.InvalidRequest("no", "texts"))).param == "texts"
     assert pickle.loads(pickle.dumps(errors.Overloaded("full", 7))).retry_after_s == 7
 
 
-def test_the_docstring_draws_every_class() -> None:
+def test_the_module_docstring_lists_every_class() -> None:
     tree = errors.__doc__ or ""
     missing = [cls.__name__ for cls in CLASSES if cls.__name__ not in tree]
     assert missing == []
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_the_docstring_gives_the_status(cls: type[errors.EmbedServeError]) -> None:
+def test_the_module_docstring_gives_each_status(cls: type[errors.EmbedServeError]) -> None:
     line = next(
         line for line in (errors.__doc__ or "").splitlines() if f" {cls.__name__} " in f"{line} "
     )
