@@ -1,1 +1,1 @@
-"""From a job to a result: validation, truncation, look-up, dimensions. Knows neither HTTP nor Ray."""
+"""Turns jobs into results: validation, truncation, cache lookup, dimensions."""

@@ -1,7 +1,8 @@
-"""The service proper: what happens to a job between a dialect and the cache.
+"""The embedding service, between the dialects and the cache.
 
-Validates, drops duplicates, has the rest looked up, restores the order, cuts dimensions. Knows
-neither HTTP nor Ray: `lookup` stands for whatever is behind it.
+job → validate → deduplicate → backend → restore the order → reduce dimensions → result
+
+It depends on neither HTTP nor Ray: a `Backend` stands for the tiers below.
 """
 
 import asyncio
@@ -52,131 +53,141 @@ from serve_app.types import (
     Vectors,
 )
 
-_PROBE = TextGroup(("Is anybody there?",), use_cache=False)
-_INFO_TIMEOUT_S = 2.0
+_PROBE_GROUP = TextGroup(("health probe",), use_cache=False)
+_STATUS_TIMEOUT_S = 2.0
 
 
 class Backend(Protocol):
-    """What the service asks of the tiers behind it."""
+    """The tiers below the service: caches, tokenizer and engine."""
 
     async def embed(self, group: TextGroup) -> Vectors:
-        """Full-size vectors of the group's texts, in order."""
+        """Returns the vectors of the group's texts, in their order and with all dimensions."""
         ...
 
     async def describe(self) -> EngineInfo:
-        """What runs the model in a live replica."""
+        """Returns the engine of a live replica."""
         ...
 
     async def cache_state(self) -> CacheState:
-        """How the shared tier of the cache is."""
+        """Returns the state of the L2 cache."""
         ...
 
-    async def spell(self, texts: tuple[str, ...], special: bool) -> Sequence[Tokenization]:
-        """How the model's tokenizer spells texts; `special`: with the tokens around them."""
+    async def tokenize(
+        self, texts: tuple[str, ...], add_special_tokens: bool
+    ) -> Sequence[Tokenization]:
+        """Returns the tokens of each text, without truncation."""
         ...
 
-    async def decode(self, rows: tuple[tuple[int, ...], ...], skip_special: bool) -> Sequence[str]:
-        """The texts that token ids stand for."""
+    async def decode(
+        self, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+    ) -> Sequence[str]:
+        """Returns the text of each row of token ids."""
         ...
 
     async def embed_tokens(self, group: TextGroup) -> Sequence[TokenVectors]:
-        """For each of the group's texts the vectors of its tokens."""
+        """Returns one vector per token of each of the group's texts."""
         ...
 
 
 class EmbedService:
-    """Turns jobs into results, for one model."""
+    """Computes the results of jobs, for one model."""
 
     def __init__(
         self,
         spec: ModelSpec,
-        lookup: Backend,
+        backend: Backend,
         settings: IngressSettings,
         meter: Meter | None = None,
         replica_stats: ReplicaStats | None = None,
     ) -> None:
-        """A service.
+        """Creates a service.
 
         Args:
-            spec: the model.
-            lookup: the tiers behind it.
-            settings: what is asked for; `apply` takes others.
-            meter: counts what is answered here.
-            fleet: the other replicas of the same service, this one included; None: there are none.
+            spec: The model.
+            backend: The tiers below.
+            settings: Limits and timeouts; `apply` replaces them.
+            meter: Collects the metrics of this process.
+            replica_stats: Statistics over all replicas of the service; None: this process only.
+
+        Raises:
+            ConfigurationError: See `apply`.
         """
         self.spec = spec
-        self._lookup = lookup
+        self._backend = backend
         self.meter = meter or Meter()
         self.replica_stats = replica_stats or SingleReplica(self.meter)
         self._device: str | None = None
-        self._long = Truncator(
-            lambda texts: lookup.spell(texts, True), lookup.embed, spec.max_tokens
+        self._truncator = Truncator(
+            lambda texts: backend.tokenize(texts, True), backend.embed, spec.max_tokens
         )
         self.apply(settings)
 
     def apply(self, settings: IngressSettings) -> None:
-        """Takes new settings; requests in progress keep the old ones.
+        """Applies new settings. Requests in progress keep the previous ones.
 
         Raises:
-            ConfigurationError: the token ids that they ask for can't be read here.
+            ConfigurationError: The encoding of `token_ids` is not available.
         """
-        named = settings.token_ids
-        self._foreign = None if named == "model" else TiktokenDecoder(named)
+        encoding = settings.token_ids
+        self._token_id_decoder = None if encoding == "model" else TiktokenDecoder(encoding)
         self.settings = settings
         self._health = HealthProbe(
-            lambda: self._lookup.embed(_PROBE),
+            lambda: self._backend.embed(_PROBE_GROUP),
             max_age_s=settings.health_max_age_s,
             timeout_s=settings.health_timeout_s,
         )
 
     async def embed(self, job: EmbedJob) -> EmbedResult:
-        """Embeds a job's texts; equal texts are computed once.
+        """Embeds the texts of a job. Equal texts are computed once.
 
         Raises:
-            InvalidRequest: a text, the number of texts, `dimensions` or `input_type` is not valid.
-            ModelNotFound: another model is asked for.
-            Overloaded: the job doesn't fit into what waits already.
-            DeadlineExceeded: no answer within `request_timeout_s`.
-            InferenceError, Unavailable: see `errors`.
+            InvalidRequest: A text, the number of texts, `dimensions`, `max_tokens` or `input_type`
+                is not valid.
+            ModelNotFound: The job names a model that isn't served.
+            Overloaded: The queue has no room for the job.
+            DeadlineExceeded: The vectors didn't arrive within `request_timeout_s`.
+            InferenceError, Unavailable: See `errors`.
         """
-        job = self._read(job)
-        self._validate(job)
-        places: dict[Input, int] = {}
-        order = [places.setdefault(text, len(places)) for text in job.texts]
-        group = self._group(job, tuple(places))
+        job = self._decode_token_ids(job)
+        self._validate_job(job)
+        rows: dict[Input, int] = {}  # each distinct text → its row in the group
+        order = [rows.setdefault(text, len(rows)) for text in job.texts]
+        group = self._text_group(job, tuple(rows))
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
                 if job.truncation in ("end", "error") and job.max_tokens is None:
-                    found = await self._lookup.embed(group)
+                    result = await self._backend.embed(group)
                 else:
-                    found = await self._long.embed(group, job.truncation, job.max_tokens)
+                    result = await self._truncator.embed(group, job.truncation, job.max_tokens)
         except TimeoutError:
-            raise self._late() from None
-        if found.computed_count:
+            raise self._deadline_exceeded() from None
+        if result.computed_count:
             self._health.record_success()
         if job.truncation == "error":
-            self._none_cut(found.truncated[order], job.max_tokens)
-        vectors = truncate_dimensions(found.values, job.dimensions)
-        if job.normalize and not self.spec.unit_length:  # dividing once more would change bits
-            vectors = to_unit_length(vectors)
-        tokens, truncated, tiers, raw = found.tokens, found.truncated, found.tiers, found.values
-        if len(places) < len(order):
+            self._reject_truncated(result.truncated[order], job.max_tokens)
+        vectors = truncate_dimensions(result.values, job.dimensions)
+        if job.normalize and not self.spec.unit_length:  # a second division would change bits
+            vectors = normalize(vectors)
+        tokens, truncated, tiers, raw = result.tokens, result.truncated, result.tiers, result.values
+        if len(rows) < len(order):
             vectors, tokens, raw = vectors[order], tokens[order], raw[order]
             truncated, tiers = truncated[order], tiers[order]
         characters = sum(len(text) for text in job.texts if isinstance(text, str))
         return EmbedResult(
-            self.spec.name, vectors, tokens, truncated, tiers, found.timings, raw, characters
+            self.spec.name, vectors, tokens, truncated, tiers, result.timings, raw, characters
         )
 
     async def run(self, job: Job) -> Any:
-        """What a job of any kind asks for.
+        """Runs a job of any type.
 
         Returns:
-            An `EmbedResult`; a list of them for `BatchJob`; of `TokenVectors` for a
-            `TokenVectorsJob`, of `Tokenization` for a `TokenizeJob`, of texts for a `DecodeJob`.
+            `EmbedJob`: an `EmbedResult`. `BatchJob`: a `BatchResult`. `TokenVectorsJob`: a
+            `TokenVectorsResult`. `TokenizeJob`: a `TokenizerResult` of `Tokenization`.
+            `DecodeJob`: a `TokenizerResult` of texts.
 
         Raises:
-            EmbedServeError: as `embed`; also where the model's engine can't do it.
+            EmbedServeError: See `embed`.
+            UnsupportedOperation: The model's engine doesn't support the job.
         """
         if isinstance(job, EmbedJob):
             return await self.embed(job)
@@ -184,91 +195,91 @@ class EmbedService:
             async with asyncio.timeout(self.settings.request_timeout_s):
                 match job:
                     case BatchJob():
-                        return await self._several(job.jobs)
+                        return await self._embed_batch(job.jobs)
                     case TokenVectorsJob():
-                        return await self._token_vectors(job.job)
+                        return await self._embed_tokens(job.job)
                     case TokenizeJob():
-                        return await self._spell(job)
+                        return await self._tokenize(job)
                     case DecodeJob():
                         return await self._decode(job)
         except TimeoutError:
-            raise self._late() from None
+            raise self._deadline_exceeded() from None
 
-    async def _several(self, jobs: Sequence[EmbedJob]) -> BatchResult:
+    async def _embed_batch(self, jobs: Sequence[EmbedJob]) -> BatchResult:
         texts = [text for job in jobs for text in job.texts]
         validate_inputs(texts, self.settings)
-        lane = self._lane(len(texts))
+        lane = self._default_lane(len(texts))
         results = await asyncio.gather(
             *(self.embed(replace(job, lane=job.lane or lane)) for job in jobs)
         )
         return BatchResult(results)
 
-    async def _token_vectors(self, job: EmbedJob) -> TokenVectorsResult:
-        job = self._read(job)
-        self._validate(job)
-        group = self._group(job, job.texts)
+    async def _embed_tokens(self, job: EmbedJob) -> TokenVectorsResult:
+        job = self._decode_token_ids(job)
+        self._validate_job(job)
+        group = self._text_group(job, job.texts)
         truncated: Sequence[bool] = ()
         if job.truncation == "start":
-            fitted = await self._long.plan(group, job.truncation)
-            group = replace(group, texts=tuple(one.parts[0] for one in fitted))
-            truncated = [one.truncated for one in fitted]
-        found = await self._lookup.embed_tokens(group)
+            plan = await self._truncator.plan(group, job.truncation)
+            group = replace(group, texts=tuple(chunks.parts[0] for chunks in plan))
+            truncated = [chunks.truncated for chunks in plan]
+        result = TokenVectorsResult(await self._backend.embed_tokens(group))
         if job.truncation == "error":
-            self._none_cut(np.array([one.truncated for one in found]))
+            self._reject_truncated(result.truncated)
         if not truncated:
-            return TokenVectorsResult(found)
+            return result
         return TokenVectorsResult(
-            one._replace(truncated=cut) for one, cut in zip(found, truncated, strict=True)
+            text._replace(truncated=cut) for text, cut in zip(result, truncated, strict=True)
         )
 
-    async def _spell(self, job: TokenizeJob) -> TokenizerResult[Tokenization]:
+    async def _tokenize(self, job: TokenizeJob) -> TokenizerResult[Tokenization]:
         self._check_model(job.model)
         validate_inputs(job.texts, self.settings)
         prompt = "" if job.input_type is None else self.spec.prompt(job.input_type)
         texts = tuple(prompt + text for text in job.texts)
-        return TokenizerResult(await self._lookup.spell(texts, job.special))
+        return TokenizerResult(await self._backend.tokenize(texts, job.add_special_tokens))
 
     async def _decode(self, job: DecodeJob) -> TokenizerResult[str]:
         self._check_model(job.model)
         validate_inputs(job.rows, self.settings)
-        return TokenizerResult(await self._lookup.decode(job.rows, job.skip_special))
+        return TokenizerResult(await self._backend.decode(job.rows, job.skip_special_tokens))
 
-    def _read(self, job: EmbedJob) -> EmbedJob:
-        """The job with texts in place of token ids that aren't the model's."""
-        if self._foreign is None:
+    def _decode_token_ids(self, job: EmbedJob) -> EmbedJob:
+        """Returns the job with texts in place of token ids of an OpenAI encoding."""
+        if self._token_id_decoder is None:
             return job
-        return replace(job, texts=tuple(map(self._foreign.text, job.texts)))
+        return replace(job, texts=tuple(map(self._token_id_decoder.decode, job.texts)))
 
-    def _group(self, job: EmbedJob, texts: tuple[Input, ...]) -> TextGroup:
+    def _text_group(self, job: EmbedJob, texts: tuple[Input, ...]) -> TextGroup:
         return TextGroup(
             texts,
             self.spec.prompt(job.input_type),
             use_cache=job.use_cache,
-            lane=job.lane or self._lane(len(texts)),
+            lane=job.lane or self._default_lane(len(texts)),
             timeout_s=self.settings.request_timeout_s,
         )
 
-    def _late(self) -> DeadlineExceeded:
+    def _deadline_exceeded(self) -> DeadlineExceeded:
         return DeadlineExceeded(
             f"No answer within {self.settings.request_timeout_s:g} s. Send fewer texts in one "
             "request, or try again when there is less load."
         )
 
     async def health(self) -> HealthReport:
-        """Whether a live replica has computed a real vector lately; tries for one if unsure."""
+        """Returns whether a replica can embed, and probes one if no recent work proves it."""
         return await self._health.check()
 
     async def cache_state(self) -> CacheState:
-        """How the shared tier of the cache is; the service goes on without it."""
+        """Returns the state of the L2 cache. Never raises: the service works without it."""
         try:
-            async with asyncio.timeout(_INFO_TIMEOUT_S):
-                return await self._lookup.cache_state()
+            async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                return await self._backend.cache_state()
         except (TimeoutError, EmbedServeError):
             return CacheState("unknown", "CacheLookup doesn't answer.")
 
     async def info(self) -> dict[str, Any]:
-        """What is served, and what runs it; the engine's part is null when no replica answers."""
-        engine = await self._ask_engine()
+        """Returns the body of `/info`. The engine's fields are None when no replica responds."""
+        engine = await self._describe_engine()
         return {
             "model": self.spec.name,
             "version": __version__,
@@ -283,7 +294,7 @@ class EmbedService:
             "precision": engine and engine.precision,
             "threads": engine and engine.threads,
             "parity": asdict(engine.parity) if engine and engine.parity else None,
-            "refused": engine and list(engine.refused),
+            "refused": engine and list(engine.rejected),
             "versions": {
                 "embedserve": __version__,
                 "ray": version("ray"),
@@ -292,35 +303,35 @@ class EmbedService:
         }
 
     async def device(self) -> str | None:
-        """Where the model runs; None until a replica has told."""
+        """Returns the device that runs the model; None until a replica responds."""
         if self._device is None:
-            engine = await self._ask_engine()
+            engine = await self._describe_engine()
             self._device = None if engine is None else engine.device
         return self._device
 
-    async def _ask_engine(self) -> EngineInfo | None:
+    async def _describe_engine(self) -> EngineInfo | None:
         try:
-            async with asyncio.timeout(_INFO_TIMEOUT_S):
-                return await self._lookup.describe()
+            async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                return await self._backend.describe()
         except (TimeoutError, EmbedServeError):
             return None
 
-    def _none_cut(self, truncated: Bool, limit: int | None = None) -> None:
-        places: list[int] = np.flatnonzero(truncated).tolist()
-        if places:
-            most = (
+    def _reject_truncated(self, truncated: Bool, limit: int | None = None) -> None:
+        indices: list[int] = np.flatnonzero(truncated).tolist()
+        if indices:
+            maximum = (
                 f"the {self.spec.max_tokens} tokens that the model takes"
                 if limit is None
                 else f"{limit} tokens"
             )
             raise TextTooLong(
-                f"Text {places[0]} is longer than {most} ({len(places)} of {len(truncated)} texts "
-                "are). Shorten it, or let it be cut.",
+                f"Text {indices[0]} is longer than {maximum} ({len(indices)} of {len(truncated)} "
+                "texts are). Shorten it, or let it be cut.",
                 "texts",
             )
 
-    def _lane(self, texts: int) -> Lane:
-        return "interactive" if texts <= self.settings.interactive_max_texts else "bulk"
+    def _default_lane(self, text_count: int) -> Lane:
+        return "interactive" if text_count <= self.settings.interactive_max_texts else "bulk"
 
     def _check_model(self, name: str | None) -> None:
         if not self.spec.accepts(name):
@@ -329,7 +340,7 @@ class EmbedService:
                 "model",
             )
 
-    def _validate(self, job: EmbedJob) -> None:
+    def _validate_job(self, job: EmbedJob) -> None:
         self._check_model(job.model)
         if job.dimensions is not None and not 1 <= job.dimensions <= self.spec.dim:
             raise InvalidRequest(
@@ -347,17 +358,24 @@ class EmbedService:
 
 
 def truncate_dimensions(vectors: Float32, dimensions: int | None) -> Float32:
-    """The first `dimensions` components of vectors of shape (n, dim), at unit length again.
+    """Returns the first `dimensions` components of each vector, normalized again.
 
-    Cutting is what Matryoshka-trained models are made for (Kusupati et al., 2022,
-    "Matryoshka Representation Learning"); with others it costs quality.
+    Models with Matryoshka training (Kusupati et al., 2022, "Matryoshka Representation Learning")
+    support this; vectors of other models lose quality.
+
+    Args:
+        vectors: Shape (n, dim).
+        dimensions: At most dim. None: return the vectors unchanged.
+
+    Returns:
+        Shape (n, dimensions), float32.
     """
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
-    return to_unit_length(vectors[:, :dimensions])
+    return normalize(vectors[:, :dimensions])
 
 
-def to_unit_length(vectors: Float32) -> Float32:
-    """Vectors of shape (n, dim), each divided by its length; one that is all zero stays zero."""
+def normalize(vectors: Float32) -> Float32:
+    """Returns vectors of shape (n, dim) divided by their L2 norms. A zero vector stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(norms == 0, 1, norms), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Whether the service can embed right now: known from real work, or tried for."""
+"""The health check: recent work proves that the service can embed, otherwise a probe does."""
 
 import asyncio
 import contextvars
@@ -11,63 +11,72 @@ from serve_app.errors import EmbedServeError
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """The answer to a health check."""
+    """The result of a health check."""
 
     healthy: bool
-    age_s: float | None  #: since the engine last gave a vector; None: never
-    reason: str | None  #: why it isn't healthy
+    age_s: float | None  #: time since the engine last computed a vector; None: never
+    reason: str | None  #: why the service isn't healthy
 
 
 class HealthProbe:
-    """Healthy means: the engine gave a real vector not long ago.
+    """Checks that the engine can compute a vector.
 
-    Traffic that computes something is proof enough. Without any, a check asks `probe` to
-    compute one text, past every cache. Checks that come meanwhile share that try, and none of
-    them ends it by leaving.
+    A vector that was computed recently is proof. Without one, a check runs a probe: the engine
+    computes one text, bypassing all caches. Concurrent checks share one probe, and the
+    cancellation of a check doesn't cancel it.
     """
 
     def __init__(
         self,
-        probe: Callable[[], Awaitable[object]],
+        compute: Callable[[], Awaitable[object]],
         *,
         max_age_s: float,
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._probe = probe
+        """Creates a probe.
+
+        Args:
+            compute: Computes one vector, or raises.
+            max_age_s: Maximum age of a computed vector as proof.
+            timeout_s: Time limit of the probe.
+            clock: Returns the current time in seconds; monotonic.
+        """
+        self._compute = compute
         self._max_age_s = max_age_s
         self._timeout_s = timeout_s
         self._clock = clock
         self._computed_at: float | None = None
-        self._trying: asyncio.Task[str | None] | None = None
+        self._probe: asyncio.Task[str | None] | None = None
 
     def record_success(self) -> None:
-        """The engine has just given a vector."""
+        """Records that the engine has just computed a vector."""
         self._computed_at = self._clock()
 
     async def check(self) -> HealthReport:
-        """The state now; takes at most `timeout_s`, and no time at all under traffic."""
+        """Returns the current state, after at most `timeout_s`; at once if there is recent work."""
         age_s = self._age_s()
         if age_s is not None and age_s <= self._max_age_s:
             return HealthReport(True, age_s, None)
-        if self._trying is None or self._trying.done():
-            # The try serves every check that waits for it: in a context of its own, the end of
-            # one request can't cancel it (Ray cancels calls by the context they were made in).
-            self._trying = asyncio.get_running_loop().create_task(
-                self._try(), context=contextvars.Context()
+        if self._probe is None or self._probe.done():
+            # The probe serves all concurrent checks. It runs in a context of its own because Ray
+            # cancels calls by the context they were made in, when one of the requests ends.
+            self._probe = asyncio.get_running_loop().create_task(
+                self._run_probe(), context=contextvars.Context()
             )
-        reason = await asyncio.shield(self._trying)
+        reason = await asyncio.shield(self._probe)
         return HealthReport(reason is None, self._age_s(), reason)
 
     def _age_s(self) -> float | None:
         return None if self._computed_at is None else self._clock() - self._computed_at
 
-    async def _try(self) -> str | None:
+    async def _run_probe(self) -> str | None:
+        """Returns why the probe failed; None: it succeeded."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._probe()
+                await self._compute()
         except TimeoutError:
-            return f"No vector came within {self._timeout_s:g} s."
+            return f"The engine returned no vector within {self._timeout_s:g} s."
         except EmbedServeError as error:
             return str(error)
         self.record_success()

@@ -1,4 +1,4 @@
-"""Token ids of OpenAI's models, turned back into the text that they were made of."""
+"""Decodes token ids of OpenAI's encodings, which some clients send in place of text."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from serve_app.types import Input
 
 
 class TiktokenDecoder:
-    """Decodes ids of one of OpenAI's encodings; the package `tiktoken` knows them."""
+    """Decodes the ids of one encoding, with the package `tiktoken`."""
 
     def __init__(self, encoding: str) -> None:
-        """Loads an encoding, from the network where `tiktoken` doesn't have it yet.
+        """Loads an encoding, from the network unless `tiktoken` has cached it.
 
         Raises:
-            ConfigurationError: `tiktoken` isn't installed, or can't get the encoding.
+            ConfigurationError: `tiktoken` isn't installed, or can't load the encoding.
         """
         try:
             import tiktoken
@@ -23,23 +23,23 @@ class TiktokenDecoder:
             ) from None
         try:
             self._encoding: Any = tiktoken.get_encoding(encoding)
-        except Exception as error:  # whatever its HTTP library raises
+        except Exception as error:  # tiktoken passes on any error of its HTTP library
             raise ConfigurationError(
-                f"tiktoken can't get the encoding {encoding} ({type(error).__name__}). Give the "
-                "service a network, or a folder that holds it in TIKTOKEN_CACHE_DIR."
+                f"tiktoken can't load the encoding {encoding} ({type(error).__name__}). Give the "
+                "service network access, or set TIKTOKEN_CACHE_DIR to a directory that contains it."
             ) from error
         self._name = encoding
 
-    def text(self, given: Input) -> Input:
-        """The text of ids; a text as it is.
+    def decode(self, value: Input) -> Input:
+        """Returns the text of token ids. A text is returned unchanged.
 
         Raises:
-            InvalidRequest: an id isn't of the encoding.
+            InvalidRequest: An id is not in the encoding.
         """
-        if not isinstance(given, tuple):
-            return given
+        if isinstance(value, str):
+            return value
         try:
-            raw: bytes = self._encoding.decode_bytes(given)
+            raw: bytes = self._encoding.decode_bytes(value)
         except (KeyError, OverflowError):
             raise InvalidRequest(f"The token ids are not all of {self._name}.", "texts") from None
-        return raw.decode(errors="replace")  # ids may have been split inside a character
+        return raw.decode(errors="replace")  # a client may split ids inside a character

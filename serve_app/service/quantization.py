@@ -1,4 +1,4 @@
-"""Vectors as bytes: each component as its place among 256 steps of the range it is found in."""
+"""Scalar quantization of vectors to one byte per component, with per-dimension ranges."""
 
 from typing import Literal
 
@@ -7,25 +7,25 @@ from numpy.typing import NDArray
 
 from serve_app.types import Float32, UInt8
 
-#: Steps of a range are counted from 0 (`uint8`), or from -128 (`int8`).
+#: Codes start at 0 (`uint8`) or at -128 (`int8`).
 QuantizedType = Literal["int8", "uint8"]
 
 
-def quantize(vectors: Float32, ranges: Float32, kind: QuantizedType) -> NDArray[np.int8] | UInt8:
-    """Codes of the first d components of vectors, the same as `sentence_transformers` gives.
+def quantize(vectors: Float32, ranges: Float32, dtype: QuantizedType) -> NDArray[np.int8] | UInt8:
+    """Returns the 8-bit codes of vectors, equal to those of `sentence_transformers`.
 
-    What lies outside of its range gets the first or the last code.
+    Each range is divided into 255 steps; a component outside its range is clipped.
 
     Args:
-        vectors: shape (n, d); the model's own, not brought to unit length again after a cut, so
-            that codes of a cut vector are the first of the whole one.
-        ranges: shape (2, dim), dim at least d: of each component the least and the greatest value.
-        kind: what to give.
+        vectors: Shape (n, d). Vectors with reduced dimensions must not be normalized again, so that
+            their codes are the first d codes of the full vector.
+        ranges: Shape (2, dim) with dim >= d: the minimum and the maximum of each component.
+        dtype: Data type of the codes.
 
     Returns:
         Shape (n, d).
     """
-    least, greatest = ranges[:, : vectors.shape[1]]
-    steps = (greatest - least) / 255
-    codes: Float32 = np.clip(np.floor((vectors - least) / np.where(steps == 0, 1, steps)), 0, 255)
-    return codes.astype(np.uint8) if kind == "uint8" else (codes - 128).astype(np.int8)
+    minimum, maximum = ranges[:, : vectors.shape[1]]
+    steps = (maximum - minimum) / 255
+    codes: Float32 = np.clip(np.floor((vectors - minimum) / np.where(steps == 0, 1, steps)), 0, 255)
+    return codes.astype(np.uint8) if dtype == "uint8" else (codes - 128).astype(np.int8)

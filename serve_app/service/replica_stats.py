@@ -1,4 +1,4 @@
-"""All replicas that answer for one service: what they have counted together."""
+"""Statistics over all replicas of a service."""
 
 from typing import Protocol
 
@@ -6,35 +6,35 @@ from serve_app.metrics import Meter, Totals
 
 
 class ReplicaStats(Protocol):
-    """The replicas of a service."""
+    """Combines the statistics of the replicas that serve the same application."""
 
     async def totals(self) -> Totals:
-        """What all of them have answered."""
+        """Returns the sum of the replicas' totals."""
         ...
 
     async def reset(self) -> None:
-        """Has all of them count `totals` from zero."""
+        """Resets the totals of every replica to zero."""
         ...
 
     async def prometheus_text(self) -> str:
-        """Every metric of the service, in Prometheus' text format."""
+        """Returns all metrics of the service in the Prometheus text format."""
         ...
 
 
 class SingleReplica:
-    """A service that is one process."""
+    """The statistics of a service that runs in one process."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
     async def totals(self) -> Totals:
-        """What it has answered."""
+        """Returns the totals of this process."""
         return self._meter.totals()
 
     async def reset(self) -> None:
-        """Counts `totals` from zero."""
+        """Resets the totals of this process to zero."""
         self._meter.reset()
 
     async def prometheus_text(self) -> str:
-        """Nothing: its metrics go nowhere."""
+        """Returns the empty string: a single process exports no metrics."""
         return ""

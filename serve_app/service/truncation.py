@@ -1,4 +1,7 @@
-"""Texts that are longer than the model takes, where their end isn't what is to be left out."""
+"""Truncation and chunking of texts over the token limit, where the engine's own doesn't suffice.
+
+texts → tokenize → plan the parts of each text → embed all parts → mean of each text's parts
+"""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -18,109 +21,107 @@ from serve_app.types import (
     Vectors,
 )
 
-#: How the tokenizer spells texts, special tokens included.
-Spell = Callable[[tuple[str, ...]], Awaitable[Sequence[Tokenization]]]
+#: Tokenizes texts, special tokens included.
+Tokenize = Callable[[tuple[str, ...]], Awaitable[Sequence[Tokenization]]]
+#: Embeds the texts of a group.
+Embed = Callable[[TextGroup], Awaitable[Vectors]]
 
 
 class Chunks(NamedTuple):
-    """What is embedded for one text."""
+    """The inputs that are embedded for one text."""
 
-    parts: tuple[Input, ...]  #: the text itself, where it is short enough, or token ids
-    weights: tuple[int, ...]  #: of each part, its tokens without prompt and special tokens
-    truncated: bool  #: whether something of the text is in none of them
+    parts: tuple[Input, ...]  #: the text itself if it is within the limit, otherwise token ids
+    weights: tuple[int, ...]  #: tokens of each part, without prompt and special tokens
+    truncated: bool  #: whether the parts leave out tokens of the text
 
 
 class Truncator:
-    """Cuts texts where a job wants them cut, and puts vectors of parts together."""
+    """Splits texts over the token limit as a job demands, and combines the vectors of the parts."""
 
-    def __init__(
-        self,
-        spell: Spell,
-        embed: Callable[[TextGroup], Awaitable[Vectors]],
-        max_tokens: int,
-    ) -> None:
-        """Stands before the next tier.
+    def __init__(self, tokenize: Tokenize, embed: Embed, max_tokens: int) -> None:
+        """Creates a truncator.
 
         Args:
-            spell: asks the tokenizer.
-            fetch: the next tier.
-            max_tokens: what the model takes, special tokens included.
+            tokenize: Tokenizes texts.
+            embed: Embeds the parts.
+            max_tokens: The model's token limit, special tokens included.
         """
-        self._spell = spell
+        self._tokenize = tokenize
         self._embed = embed
         self._max_tokens = max_tokens
 
     async def embed(
         self, group: TextGroup, truncation: Truncation, max_tokens: int | None = None
     ) -> Vectors:
-        """Vectors of a group's texts.
+        """Returns the vectors of a group's texts.
 
-        With `chunk` that of a long text is the mean of its parts', weighted by their tokens, at
-        unit length. Token ids are left to the engine, which cuts their end.
+        With `chunk`, the vector of a text over the limit is the mean of its chunks' vectors,
+        weighted by their tokens and normalized. Token ids are passed on; the engine truncates their
+        end.
 
         Args:
-            group: the texts.
-            overflow: what becomes of long ones.
-            max_tokens: what counts as long; None: what the model takes.
+            group: The texts.
+            truncation: The treatment of texts over the limit.
+            max_tokens: Token limit, at most the model's; None: the model's.
 
         Raises:
-            InvalidRequest: the limit leaves no room for a text.
-            EmbedServeError: whatever the tokenizer or the next tier raises.
+            InvalidRequest: Prompt and special tokens alone reach the limit.
+            EmbedServeError: See `tokenize` and `embed`.
         """
-        fitted = await self.plan(group, truncation, max_tokens)
-        places: dict[Input, int] = {}
-        for one in fitted:
-            for part in one.parts:
-                places.setdefault(part, len(places))
-        found = await self._embed(replace(group, texts=tuple(places)))
-        rows = found.rows()
+        plan = await self.plan(group, truncation, max_tokens)
+        rows: dict[Input, int] = {}  # each distinct part → its row in the call
+        for chunks in plan:
+            for part in chunks.parts:
+                rows.setdefault(part, len(rows))
+        vectors = await self._embed(replace(group, texts=tuple(rows)))
+        computed = vectors.rows()
         return Vectors.from_rows(
-            [_joined([rows[places[part]] for part in one.parts], one) for one in fitted],
-            found.timings,
+            [_mean([computed[rows[part]] for part in chunks.parts], chunks) for chunks in plan],
+            vectors.timings,
         )
 
     async def plan(
         self, group: TextGroup, truncation: Truncation, max_tokens: int | None = None
     ) -> list[Chunks]:
-        """For each of a group's texts what is to be embedded for it."""
+        """Returns the chunks of each of a group's texts; see `embed`."""
         limit = min(max_tokens or self._max_tokens, self._max_tokens)
-        texts = tuple(text for text in group.texts if isinstance(text, str))
-        prompted = tuple(group.prompt + text for text in texts)
-        spelled = iter(await self._spell(prompted) if prompted else ())
+        texts = tuple(group.prompt + text for text in group.texts if isinstance(text, str))
+        tokenizations = iter(await self._tokenize(texts) if texts else ())
         return [
-            _fit(text, next(spelled), len(group.prompt), truncation, limit)
+            _split(text, next(tokenizations), len(group.prompt), truncation, limit)
             if isinstance(text, str)
             else Chunks((text,), (1,), False)
             for text in group.texts
         ]
 
 
-def _fit(
-    text: str, spelling: Tokenization, prompt: int, truncation: Truncation, limit: int
+def _split(
+    text: str, tokenization: Tokenization, prompt_chars: int, truncation: Truncation, limit: int
 ) -> Chunks:
-    ids = spelling.ids
+    ids = tokenization.ids
     if len(ids) <= limit:
         return Chunks((text,), (len(ids),), False)
-    own = [
+    # A token that spans the end of the prompt and the start of the text counts as the text's.
+    text_tokens = [
         i
-        for i, (special, (_, stop)) in enumerate(
-            zip(spelling.special, spelling.offsets, strict=True)
+        for i, (is_special, (_, end)) in enumerate(
+            zip(tokenization.special_tokens_mask, tokenization.offsets, strict=True)
         )
-        if not special and stop > prompt
+        if not is_special and end > prompt_chars
     ]
-    first, last = (own[0], own[-1] + 1) if own else (0, len(ids))
+    first, last = (text_tokens[0], text_tokens[-1] + 1) if text_tokens else (0, len(ids))
     head, inner, tail = ids[:first], ids[first:last], ids[last:]
-    room = limit - len(head) - len(tail)
-    if room < 1:
+    size = limit - len(head) - len(tail)
+    if size < 1:
         raise InvalidRequest(
             f"{limit} tokens leave no room for a text: prompt and special tokens alone are "
             f"{len(head) + len(tail)}.",
             "max_tokens",
         )
     if truncation == "chunk":
-        pieces = [inner[i : i + room] for i in range(0, len(inner), room)]
+        pieces = [inner[i : i + size] for i in range(0, len(inner), size)]
     else:
-        pieces = [inner[-room:] if truncation == "start" else inner[:room]]
+        pieces = [inner[-size:] if truncation == "start" else inner[:size]]
     return Chunks(
         tuple((*head, *piece, *tail) for piece in pieces),
         tuple(map(len, pieces)),
@@ -128,14 +129,15 @@ def _fit(
     )
 
 
-def _joined(rows: Sequence[VectorRow], fitted: Chunks) -> VectorRow:
+def _mean(rows: Sequence[VectorRow], chunks: Chunks) -> VectorRow:
+    """Returns the row of a text, from the rows of its parts."""
     if len(rows) == 1:
-        return rows[0]._replace(truncated=rows[0].truncated or fitted.truncated)
-    mean: Float32 = np.average([row.vector for row in rows], axis=0, weights=fitted.weights)
+        return rows[0]._replace(truncated=rows[0].truncated or chunks.truncated)
+    mean: Float32 = np.average([row.vector for row in rows], axis=0, weights=chunks.weights)
     computed = any(row.tier == Tier.COMPUTED for row in rows)
     return VectorRow(
         (mean / (np.linalg.norm(mean) or 1.0)).astype(np.float32),
         sum(row.tokens for row in rows),
-        fitted.truncated,
+        chunks.truncated,
         Tier.COMPUTED if computed else max(row.tier for row in rows),
     )

@@ -1,4 +1,4 @@
-"""Whether texts and token ids can be embedded."""
+"""Checks that texts and token ids can be embedded."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from serve_app.errors import EmptyInput, InvalidRequest
 
 
 def validate_inputs(inputs: Sequence[object], settings: IngressSettings) -> None:
-    """Tells whether every text can be embedded.
+    """Raises unless every input can be embedded.
 
     Raises:
-        InvalidRequest: there are none or too many, or one is neither a string nor token ids, is
-            empty or too long, or holds what no text holds (NUL, half a surrogate pair). The
-            message names its place.
+        InvalidRequest: The list is empty or too long; or an input is neither a string nor token
+            ids, is empty or too long, or contains NUL or an unpaired surrogate. The message gives
+            the index of the input.
     """
     if not inputs:
         raise EmptyInput("The list of texts is empty. Send at least one text.", "texts")
@@ -22,28 +22,28 @@ def validate_inputs(inputs: Sequence[object], settings: IngressSettings) -> None
             "taken. Split the list.",
             "texts",
         )
-    for i, given in enumerate(inputs):
-        if given in ("", ()):
+    for i, value in enumerate(inputs):
+        if value in ("", ()):
             raise EmptyInput(
                 f"Text {i} is empty. Leave it out, or send at least one character.", "texts"
             )
-        fault = _fault(given, settings.max_text_chars)
+        fault = _find_fault(value, settings.max_text_chars)
         if fault:
             raise InvalidRequest(f"Text {i} {fault}", "texts")
 
 
-def _fault(given: object, max_chars: int) -> str | None:
-    if isinstance(given, str | tuple) and len(given) > max_chars:
-        unit = "characters" if isinstance(given, str) else "token ids"
-        return f"has {len(given)} {unit}; at most {max_chars} are taken. Split it."
-    if isinstance(given, tuple):
-        return "holds a token id below 0. Send the model's own." if min(given) < 0 else None
-    if not isinstance(given, str):
-        return f"is not a string but {type(given).__name__}. Send strings only."
-    if "\x00" in given:
+def _find_fault(value: object, max_chars: int) -> str | None:
+    if isinstance(value, str | tuple) and len(value) > max_chars:
+        unit = "characters" if isinstance(value, str) else "token ids"
+        return f"has {len(value)} {unit}; at most {max_chars} are taken. Split it."
+    if isinstance(value, tuple):
+        return "holds a token id below 0. Send the model's own." if min(value) < 0 else None
+    if not isinstance(value, str):
+        return f"is not a string but {type(value).__name__}. Send strings only."
+    if "\x00" in value:
         return "holds a NUL character (U+0000). Remove it."
     try:
-        given.encode()
+        value.encode()
     except UnicodeEncodeError as error:
-        return f"holds half a surrogate pair at character {error.start}. Send well-formed Unicode."
+        return f"holds an unpaired surrogate at character {error.start}. Send well-formed Unicode."
     return None

@@ -65,7 +65,7 @@ def test_health_does_not_lie_about_an_engine_that_hangs(service: Service) -> Non
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
     assert reply.status_code == 503
-    assert reply.json()["reason"] == "No vector came within 2 s."
+    assert reply.json()["reason"] == "The engine returned no vector within 2 s."
     end = time.monotonic() + 60
     while httpx2.get(f"{service.url}/health", timeout=10).status_code != 200:
         assert time.monotonic() < end

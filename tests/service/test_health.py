@@ -13,18 +13,18 @@ class Clock:
         return self.now
 
 
-class Probe:
-    """An engine that is tried for one vector."""
+class Engine:
+    """An engine that computes one vector per call."""
 
     def __init__(self) -> None:
-        self.tries = 0
+        self.calls = 0
         self.error: Exception | None = None
-        self.opened = asyncio.Event()
-        self.opened.set()
+        self.released = asyncio.Event()
+        self.released.set()
 
     async def __call__(self) -> None:
-        self.tries += 1
-        await self.opened.wait()
+        self.calls += 1
+        await self.released.wait()
         if self.error:
             raise self.error
 
@@ -35,60 +35,71 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def probe() -> Probe:
-    return Probe()
+def engine() -> Engine:
+    return Engine()
 
 
 @pytest.fixture
-def health(probe: Probe, clock: Clock) -> HealthProbe:
-    return HealthProbe(probe, max_age_s=10, timeout_s=0.05, clock=clock)
+def health(engine: Engine, clock: Clock) -> HealthProbe:
+    return HealthProbe(engine, max_age_s=10, timeout_s=0.05, clock=clock)
 
 
-async def test_traffic_is_proof_enough(health: HealthProbe, probe: Probe, clock: Clock) -> None:
+async def test_recent_work_needs_no_probe(
+    health: HealthProbe, engine: Engine, clock: Clock
+) -> None:
     health.record_success()
     clock.now = 9
     report = await health.check()
-    assert (report.healthy, report.age_s, probe.tries) == (True, 9, 0)
+    assert (report.healthy, report.age_s, engine.calls) == (True, 9, 0)
 
 
-async def test_without_traffic_it_tries(health: HealthProbe, probe: Probe, clock: Clock) -> None:
+async def test_without_recent_work_a_check_probes(
+    health: HealthProbe, engine: Engine, clock: Clock
+) -> None:
     assert (await health.check()).healthy
     clock.now = 9
     assert (await health.check()).healthy
-    assert probe.tries == 1
+    assert engine.calls == 1
     clock.now = 11
     assert (await health.check()).healthy
-    assert probe.tries == 2
+    assert engine.calls == 2
 
 
-async def test_a_dead_engine_is_told_with_its_reason(health: HealthProbe, probe: Probe) -> None:
-    probe.error = Unavailable("All replicas are gone.")
+async def test_a_failing_engine_is_unhealthy_with_its_error(
+    health: HealthProbe, engine: Engine
+) -> None:
+    engine.error = Unavailable("All replicas are gone.")
     report = await health.check()
     assert (report.healthy, report.reason) == (False, "All replicas are gone.")
 
 
-async def test_a_hanging_engine_is_told_in_time(health: HealthProbe, probe: Probe) -> None:
-    probe.opened.clear()
+async def test_a_hanging_engine_is_unhealthy_after_the_timeout(
+    health: HealthProbe, engine: Engine
+) -> None:
+    engine.released.clear()
     report = await health.check()
-    assert (report.healthy, report.reason) == (False, "No vector came within 0.05 s.")
+    assert (report.healthy, report.reason) == (
+        False,
+        "The engine returned no vector within 0.05 s.",
+    )
 
 
-async def test_it_recovers(health: HealthProbe, probe: Probe) -> None:
-    probe.error = Unavailable("Not yet.")
+async def test_a_later_success_makes_it_healthy_again(health: HealthProbe, engine: Engine) -> None:
+    engine.error = Unavailable("Not yet.")
     assert not (await health.check()).healthy
-    probe.error = None
+    engine.error = None
     assert (await health.check()).healthy
 
 
-async def test_many_checks_share_a_try_and_none_ends_it_by_leaving(
-    health: HealthProbe, probe: Probe
+async def test_concurrent_checks_share_a_probe_that_survives_a_cancellation(
+    health: HealthProbe, engine: Engine
 ) -> None:
-    probe.opened.clear()
+    engine.released.clear()
     checks = [asyncio.create_task(health.check()) for _ in range(5)]
     await asyncio.sleep(0)
     checks[0].cancel()
     await asyncio.sleep(0)
-    probe.opened.set()
+    engine.released.set()
     reports = await asyncio.gather(*checks[1:])
     assert all(report.healthy for report in reports)
-    assert probe.tries == 1
+    assert engine.calls == 1

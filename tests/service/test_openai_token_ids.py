@@ -11,7 +11,7 @@ from serve_app.types import EmbedJob, TokenVectorsJob
 from tests.fakes import SPEC, FakeBackend
 
 
-class Letters:
+class ByteEncoding:
     """An encoding whose ids are bytes."""
 
     def decode_bytes(self, ids: tuple[int, ...]) -> bytes:
@@ -23,41 +23,43 @@ class Letters:
 @pytest.fixture
 def encodings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
-        sys.modules, "tiktoken", SimpleNamespace(get_encoding=lambda name: Letters())
+        sys.modules, "tiktoken", SimpleNamespace(get_encoding=lambda name: ByteEncoding())
     )
 
 
 @pytest.mark.usefixtures("encodings")
-async def test_ids_are_the_text_that_they_were_made_of() -> None:
-    lookup = FakeBackend()
-    service = EmbedService(SPEC, lookup, IngressSettings(token_ids="cl100k_base"))
+async def test_ids_give_the_vectors_of_their_text() -> None:
+    backend = FakeBackend()
+    service = EmbedService(SPEC, backend, IngressSettings(token_ids="cl100k_base"))
     job = EmbedJob(("a text", tuple(b"another")), input_type="query")
     as_ids = await service.embed(job)
     as_text = await service.embed(EmbedJob(("a text", "another"), input_type="query"))
     assert as_ids.vectors.tobytes() == as_text.vectors.tobytes()
     await service.run(TokenVectorsJob(job))
-    assert [group.texts for group in lookup.groups] == [("a text", "another")] * 3
+    assert [group.texts for group in backend.groups] == [("a text", "another")] * 3
 
 
 @pytest.mark.usefixtures("encodings")
-def test_ids_split_inside_a_character_are_still_text() -> None:
-    assert TiktokenDecoder("cl100k_base").text(tuple("é!".encode()[1:])) == "\ufffd!"
+def test_ids_that_split_a_character_decode_with_a_replacement() -> None:
+    assert TiktokenDecoder("cl100k_base").decode(tuple("é!".encode()[1:])) == "\ufffd!"
 
 
 @pytest.mark.usefixtures("encodings")
 @pytest.mark.parametrize("ids", [(256,), (97, 2**70)])
-def test_ids_of_no_encoding_are_refused(ids: tuple[int, ...]) -> None:
+def test_ids_outside_the_encoding_are_an_error(ids: tuple[int, ...]) -> None:
     with pytest.raises(InvalidRequest, match="not all of cl100k_base"):
-        TiktokenDecoder("cl100k_base").text(ids)
+        TiktokenDecoder("cl100k_base").decode(ids)
 
 
-def test_without_tiktoken_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tiktoken_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     with pytest.raises(ConfigurationError, match=r"embedserve\[tiktoken\]"):
         EmbedService(SPEC, FakeBackend(), IngressSettings(token_ids="o200k_base"))
 
 
-def test_without_a_network_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_error_names_the_cache_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def unreachable(name: str) -> None:
         raise ConnectionError(name)
 

@@ -1,17 +1,13 @@
-"""Bytes of vectors, held against the library that made the format known."""
-
-from typing import Literal
+"""Quantized vectors equal those of `sentence_transformers`."""
 
 import numpy as np
 import pytest
 from sentence_transformers.util import quantize_embeddings
 
-from serve_app.model_prep.quantization_ranges import ranges_around
-from serve_app.service.quantization import quantize
+from serve_app.model_prep.quantization_ranges import compute_ranges
+from serve_app.service.quantization import QuantizedType, quantize
 from serve_app.types import Float32
 from tests.engines import reference
-
-Kind = Literal["int8", "uint8"]
 
 
 @pytest.fixture(scope="module")
@@ -21,45 +17,49 @@ def vectors() -> Float32:
 
 @pytest.fixture(scope="module")
 def ranges(vectors: Float32) -> Float32:
-    return ranges_around(vectors)
+    return compute_ranges(vectors)
 
 
-@pytest.mark.parametrize("kind", ["int8", "uint8"])
-def test_codes_of_real_vectors_are_the_librarys(
-    vectors: Float32, ranges: Float32, kind: Kind
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_codes_of_real_vectors_equal_the_librarys(
+    vectors: Float32, ranges: Float32, dtype: QuantizedType
 ) -> None:
-    codes = quantize(vectors, ranges, kind)
-    assert codes.dtype == np.dtype(kind)
-    assert np.array_equal(codes, quantize_embeddings(vectors, kind, ranges))
-    tight = np.stack([vectors.min(axis=0), vectors.max(axis=0)])  # both ends are met
-    assert np.array_equal(quantize(vectors, tight, kind), quantize_embeddings(vectors, kind, tight))
+    codes = quantize(vectors, ranges, dtype)
+    assert codes.dtype == np.dtype(dtype)
+    assert np.array_equal(codes, quantize_embeddings(vectors, dtype, ranges))
+    # Each of these ranges has a component at both of its ends.
+    tight = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
+    codes = quantize(vectors, tight, dtype)
+    assert np.array_equal(codes, quantize_embeddings(vectors, dtype, tight))
 
 
-@pytest.mark.parametrize(("kind", "ends"), [("int8", (-128, 127)), ("uint8", (0, 255))])
-def test_what_is_outside_of_its_range_gets_the_end_and_never_wraps_around(
-    kind: Kind, ends: tuple[int, int]
+@pytest.mark.parametrize(("dtype", "ends"), [("int8", (-128, 127)), ("uint8", (0, 255))])
+def test_a_component_outside_its_range_is_clipped(
+    dtype: QuantizedType, ends: tuple[int, int]
 ) -> None:
     ranges = np.array([[-1, -2, 0], [1, 2, 0]], dtype=np.float32)
     values = np.array([[-1.5, 2.5, -9], [1.1, -2, 0], [9, -1e30, 1e30]], dtype=np.float32)
     low, high = ends
-    codes = quantize(values, ranges, kind)
+    codes = quantize(values, ranges, dtype)
     assert codes.tolist() == [[low, high, low], [high, low, low], [high, low, high]]
 
 
-@pytest.mark.parametrize("kind", ["int8", "uint8"])
-def test_codes_of_a_cut_vector_are_the_first_of_the_whole_one(
-    vectors: Float32, ranges: Float32, kind: Kind
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_codes_of_reduced_dimensions_are_the_first_of_the_full_vector(
+    vectors: Float32, ranges: Float32, dtype: QuantizedType
 ) -> None:
-    whole = quantize(vectors, ranges, kind)
-    assert np.array_equal(quantize(vectors[:, :64], ranges, kind), whole[:, :64])
+    full = quantize(vectors, ranges, dtype)
+    assert np.array_equal(quantize(vectors[:, :64], ranges, dtype), full[:, :64])
 
 
-@pytest.mark.parametrize("kind", ["int8", "uint8"])
-def test_similarity_survives(vectors: Float32, ranges: Float32, kind: Kind) -> None:
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_dequantized_vectors_are_similar(
+    vectors: Float32, ranges: Float32, dtype: QuantizedType
+) -> None:
     steps = (ranges[1] - ranges[0]) / 255
-    first = 0.0 if kind == "uint8" else -128.0
-    codes = quantize(vectors, ranges, kind).astype(np.float32)
-    back = ranges[0] + (codes - first + 0.5) * steps
-    assert np.abs(back - vectors).max() <= steps.max() * 0.51
-    cosine = (back * vectors).sum(axis=1) / np.linalg.norm(back, axis=1)
+    first = 0.0 if dtype == "uint8" else -128.0
+    codes = quantize(vectors, ranges, dtype).astype(np.float32)
+    dequantized = ranges[0] + (codes - first + 0.5) * steps
+    assert np.abs(dequantized - vectors).max() <= steps.max() * 0.51
+    cosine = (dequantized * vectors).sum(axis=1) / np.linalg.norm(dequantized, axis=1)
     assert cosine.min() > 0.999
