@@ -1,8 +1,8 @@
-"""How many Embedder replicas the load asks for.
+"""Autoscaling of Embedder replicas by tokens: load samples → desired number of replicas.
 
-Ray's own measure counts requests, and a request may hold one text or two thousand; tokens are
-what an engine spends its time on. Each replica reports its `Load` every second; Ray averages
-the reports and applies delays and bounds around what is decided here.
+Ray's built-in metric counts requests, but a request may hold one text or two thousand, and the
+compute time grows with tokens. Each replica reports a `LoadSample` every second. Ray averages them
+and applies delays and bounds to the policy's result.
 """
 
 import math
@@ -21,33 +21,33 @@ def desired_replicas(
     headroom: float,
     drain_target_s: float,
 ) -> int | None:
-    """Replicas that keep up with what arrives, keep `headroom` free, and empty the queue in time.
+    """Returns the number of replicas that keep up with arrivals and drain the queue in time.
 
     Args:
-        offered_tokens_per_s: tokens that arrive, all replicas together.
-        queued_tokens: tokens that wait, all replicas together.
-        capacity_tokens_per_s: what one busy replica computes.
-        headroom: share of capacity to keep free, 0.3 for 30 %.
-        drain_target_s: time in which the waiting tokens should be gone.
+        offered_tokens_per_s: arrival rate over all replicas.
+        queued_tokens: queue length over all replicas.
+        capacity_tokens_per_s: speed of one busy replica; 0 before the first measurement.
+        headroom: spare capacity relative to the arrival rate, 0.3 for 30 %.
+        drain_target_s: time in which the queue should drain.
 
     Returns:
-        The number, at least 0, without bounds; None while no speed was measured yet.
+        At least 0, unbounded above; None before the first measurement of the speed.
     """
     if capacity_tokens_per_s <= 0:
         return None
-    needed = offered_tokens_per_s * (1 + headroom) + queued_tokens / drain_target_s
-    return math.ceil(needed / capacity_tokens_per_s)
+    required_tokens_per_s = offered_tokens_per_s * (1 + headroom) + queued_tokens / drain_target_s
+    return math.ceil(required_tokens_per_s / capacity_tokens_per_s)
 
 
 class TokenPolicy:
-    """Ray Serve autoscaling policy; name it in `autoscaling_config.policy.policy_function`."""
+    """Ray Serve autoscaling policy, set by `autoscaling_config.policy.policy_function`."""
 
     def __init__(self, headroom: float = 0.3, drain_target_s: float = 2.0) -> None:
         self._headroom = headroom
         self._drain_target_s = drain_target_s
 
     def __call__(self, ctx: "AutoscalingContext") -> tuple[int, dict[str, Any]]:
-        """The number of replicas wanted now, and no state to keep."""
+        """Returns the desired number of replicas and an empty policy state."""
         metrics: Mapping[str, Mapping[Any, float]] = ctx.aggregated_metrics or {}
         speeds = [s for s in metrics.get("capacity_tokens_per_s", {}).values() if s > 0]
         desired = desired_replicas(

@@ -21,20 +21,20 @@ def desired(offered: float, queued: float, capacity: float = 1000) -> int | None
     [
         (0, 0, 0),
         (700, 0, 1),
-        (900, 0, 2),  # 900 with a quarter to spare is more than one can do
+        (900, 0, 2),  # 900 with 25 % headroom exceeds one replica
         (3100, 0, 4),
         (0, 1000, 1),
-        (0, 10_000, 5),  # 10,000 waiting tokens in two seconds
+        (0, 10_000, 5),  # drains 10,000 queued tokens in two seconds
         (800, 4000, 3),
     ],
 )
-def test_enough_to_keep_up_and_to_empty_the_queue(
+def test_replicas_keep_up_with_arrivals_and_drain_the_queue(
     offered: float, queued: float, replicas: int
 ) -> None:
     assert desired(offered, queued) == replicas
 
 
-def test_it_decides_nothing_before_a_speed_is_known() -> None:
+def test_there_is_no_result_before_the_first_measurement() -> None:
     assert desired(5000, 5000, capacity=0) is None
 
 
@@ -42,7 +42,7 @@ def context(target: int, **metrics: dict[str, float]) -> Any:
     return SimpleNamespace(aggregated_metrics=metrics, target_num_replicas=target)
 
 
-def test_the_policy_adds_up_the_replicas_and_averages_their_speed() -> None:
+def test_the_policy_sums_the_load_and_averages_the_speed() -> None:
     policy = TokenPolicy(headroom=0, drain_target_s=2)
     ctx = context(
         2,
@@ -53,7 +53,7 @@ def test_the_policy_adds_up_the_replicas_and_averages_their_speed() -> None:
     assert policy(ctx) == (4, {})
 
 
-def test_a_replica_that_has_computed_nothing_yet_does_not_count_as_slow() -> None:
+def test_a_replica_without_a_measured_speed_is_left_out_of_the_average() -> None:
     policy = TokenPolicy(headroom=0)
     ctx = context(
         2,
@@ -65,5 +65,5 @@ def test_a_replica_that_has_computed_nothing_yet_does_not_count_as_slow() -> Non
 
 
 @pytest.mark.parametrize("metrics", [{}, {"capacity_tokens_per_s": {"a": 0.0}}])
-def test_without_reports_the_number_stays(metrics: Any) -> None:
+def test_without_metrics_the_target_stays(metrics: Any) -> None:
     assert TokenPolicy()(context(3, **metrics)) == (3, {})

@@ -15,7 +15,7 @@ from serve_app.metrics import (
 from serve_app.service.replica_stats import SingleReplica
 
 
-def test_counts_come_together_until_they_are_drained() -> None:
+def test_drain_returns_the_counts_since_the_previous_drain() -> None:
     meter = Meter()
     meter.add(TEXTS, 3)
     meter.add(TEXTS, 2)
@@ -30,8 +30,8 @@ def test_counts_come_together_until_they_are_drained() -> None:
     assert meter.drain() == {}
 
 
-def count(meter: Meter) -> None:
-    """Two requests that got vectors, and three that did not."""
+def count_requests(meter: Meter) -> None:
+    """Counts two successful requests and three failed ones."""
     for status in ("200", "422", "200", "500", "429"):
         meter.add(REQUESTS, 1, status)
     meter.add(TEXTS, 5)
@@ -46,40 +46,42 @@ COUNTED = Totals(requests=5, failed=3, texts=5, cached_texts=2, tokens=40, secon
 
 
 @pytest.mark.parametrize("drain", [False, True])
-def test_totals_hold_what_was_drained_too(drain: bool) -> None:
+def test_totals_include_drained_counts(drain: bool) -> None:
     meter = Meter()
     assert meter.totals() == Totals()
     for _ in range(2):
-        count(meter)
+        count_requests(meter)
         if drain:
             meter.drain()
     assert meter.totals() == COUNTED.plus(COUNTED)
 
 
 @pytest.mark.parametrize("drain", [False, True])
-def test_totals_can_begin_anew_and_what_is_drained_goes_on(drain: bool) -> None:
+def test_reset_affects_totals_but_not_drain(drain: bool) -> None:
     meter = Meter()
     drained: list[Any] = []
     for _ in range(2):
-        count(meter)
+        count_requests(meter)
         if drain:
             drained.append(meter.drain())
         meter.reset()
         assert meter.totals() == Totals()
-    count(meter)
+    count_requests(meter)
     assert meter.totals() == COUNTED
     drained.append(meter.drain())
     assert sum(counts[TEXTS, ()] for counts in drained) == 15
 
 
-def test_totals_of_several_come_together() -> None:
-    assert Totals(1, 2, 3, 4, 5, 6.0).plus(Totals(1, 1, 1, 1, 1, 1.0)) == Totals(2, 3, 4, 5, 6, 7.0)
+def test_totals_add_and_subtract_by_field() -> None:
+    total, one = Totals(2, 3, 4, 5, 6, 7.0), Totals(1, 1, 1, 1, 1, 1.0)
+    assert Totals(1, 2, 3, 4, 5, 6.0).plus(one) == total
+    assert total.minus(one) == Totals(1, 2, 3, 4, 5, 6.0)
 
 
-async def test_a_fleet_of_one_tells_what_it_counts() -> None:
+async def test_a_single_replica_reports_its_own_totals() -> None:
     meter = Meter()
     replica_stats = SingleReplica(meter)
-    count(meter)
+    count_requests(meter)
     assert await replica_stats.totals() == COUNTED
     await replica_stats.reset()
     assert await replica_stats.totals() == Totals()
