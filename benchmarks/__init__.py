@@ -1,1 +1,1 @@
-"""Measures embedding servers: seeded workloads, a load generator, and records of what came out."""
+"""Benchmarks of embedding servers: seeded workloads, a load generator, recorded results."""

@@ -1,4 +1,4 @@
-"""The highest rate that keeps an objective, found by bisection: `embedserve bench capacity`."""
+"""The highest rate that meets a latency objective, found by bisection: `bench capacity`."""
 
 import dataclasses
 import math
@@ -6,57 +6,67 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .bench import asked, measure, reachable
+from .bench import is_reachable, measure, run_parameters
 from .load import Plan
-from .peers.base import PeerFailed
-from .peers.embedserve import embedserve
-from .peers.server import Server
-from .record import line, record
+from .peers.base import Peer, PeerError
+from .peers.embedserve import embedserve_peer
+from .peers.server import ServerProcess
+from .record import make_record, to_json
 from .target import Target
 from .workloads import Workload
 
-_CLOSE_ENOUGH = 1.05
+_TOLERANCE = 1.05
 _HEADROOM = 0.3
 _FIRST_RATE = 20.0
 
 
-def bisect(keeps: Callable[[float], bool], first: float) -> float:
-    """The highest rate that keeps the objective, to within 5 %; 0 if a hundredth of `first` fails.
+def highest_passing_rate(passes: Callable[[float], bool], first_rate: float) -> float:
+    """Returns the highest rate that passes, within 5 %; 0 if a hundredth of `first_rate` fails.
 
-    Doubles or halves from `first` until one rate kept it and one didn't, then halves the gap
-    between. Every answer is believed: a noisy machine gives a noisy result.
+    Doubles or halves `first_rate` until one rate has passed and a higher one has failed, then
+    bisects between the two. No rate is repeated: on a noisy machine the result is noisy.
 
     Args:
-        keeps: tries a rate, in requests/s; it must fail some rate in the end.
-        first: the rate to begin with.
+        passes: tries a rate in requests/s; it must fail for some rate.
+        first_rate: the first rate to try.
     """
-    good, bad = 0.0, math.inf
-    rate = first
-    while not good or math.isinf(bad):
-        if keeps(rate):
-            good, rate = rate, rate * 2
+    passed, failed = 0.0, math.inf
+    rate = first_rate
+    while not passed or math.isinf(failed):
+        if passes(rate):
+            passed, rate = rate, rate * 2
         else:
-            bad, rate = rate, rate / 2
-        if bad < first / 100:
+            failed, rate = rate, rate / 2
+        if failed < first_rate / 100:
             return 0.0
-    while bad / good > _CLOSE_ENOUGH:
-        rate = math.sqrt(good * bad)
-        if keeps(rate):
-            good = rate
+    while failed / passed > _TOLERANCE:
+        rate = math.sqrt(passed * failed)
+        if passes(rate):
+            passed = rate
         else:
-            bad = rate
-    return good
+            failed = rate
+    return passed
 
 
-def capacity_of_one(
-    config: Path, workload: Workload, plan: Plan, *, slo_p99_ms: float, for_rate: float | None
+def replica_capacity(
+    config: Path,
+    workload: Workload,
+    plan: Plan,
+    *,
+    slo_p99_ms: float,
+    target_rate: float | None,
+    make_peer: Callable[[str, str, int, Path], Peer] = embedserve_peer,
 ) -> int:
-    """Starts a configuration with one Embedder replica and finds what that one keeps."""
-    with Server(embedserve("capacity", "one replica", 1, config)) as server:
+    """Starts a configuration with one Embedder replica and measures its capacity.
+
+    Returns:
+        The command's exit status, see `capacity`; 1 if the service doesn't start.
+    """
+    with ServerProcess(make_peer("capacity", "one replica", 1, config)) as server:
         print("starting one replica", flush=True)
         try:
             server.wait_until_ready()
-        except PeerFailed as error:
+        except PeerError as error:
             print(f"embedserve: {error}", file=sys.stderr)
             return 1
         return capacity(
@@ -64,7 +74,7 @@ def capacity_of_one(
             workload,
             plan,
             slo_p99_ms=slo_p99_ms,
-            for_rate=for_rate,
+            target_rate=target_rate,
             one_replica=True,
         )
 
@@ -75,50 +85,50 @@ def capacity(
     plan: Plan,
     *,
     slo_p99_ms: float,
-    for_rate: float | None,
+    target_rate: float | None,
     one_replica: bool = False,
 ) -> int:
-    """Shows each rate that is tried, the highest that keeps the objective, and what follows.
+    """Prints each rate that is tried, the capacity, and the replicas for `target_rate`.
 
     Returns:
-        The command's exit status: 1 when the server isn't there or keeps it at no rate.
+        The command's exit status: 1 if the server can't be reached, or no rate meets the SLO.
     """
-    if not reachable(target):
+    if not is_reachable(target):
         return 1
-    tries = 0
+    trials = 0
 
-    def keeps(rate: float) -> bool:
-        nonlocal tries
-        tries += 1
-        # Another seed for each try: texts that were asked before would be answered by a cache.
-        trial = dataclasses.replace(plan, rate=rate, seed=plan.seed + tries)
-        outcome = measure(target, workload, trial)
-        figures = outcome.summary()
-        p99_ms = figures.get("p99_ms", math.inf)
+    def meets_slo(rate: float) -> bool:
+        nonlocal trials
+        trials += 1
+        # A new seed for each trial: a cache would answer texts of an earlier one.
+        outcome = measure(
+            target, workload, dataclasses.replace(plan, rate=rate, seed=plan.seed + trials)
+        )
+        p99_ms = outcome.summary().get("p99_ms", math.inf)
         assert isinstance(p99_ms, float), "Percentiles are floats. This is a bug."
-        kept = p99_ms <= slo_p99_ms and not outcome.failures
-        limit = outcome.generator_is_the_limit()
+        is_met = p99_ms <= slo_p99_ms and not outcome.failures
+        is_limited = outcome.generator_is_the_limit()
         print(
             f"{rate:10.1f} requests/s   p99 {p99_ms:9.1f} ms   "
-            f"{sum(outcome.failures.values())} failed   {'kept' if kept else 'not kept'}"
-            + ("   (the generator is the limit)" if limit else ""),
+            f"{sum(outcome.failures.values())} failed   {'met' if is_met else 'not met'}"
+            + ("   (limited by the load generator)" if is_limited else ""),
             flush=True,
         )
-        return kept and not limit
+        return is_met and not is_limited
 
-    best = bisect(keeps, _FIRST_RATE)
-    figures: dict[str, float | int] = {"slo_p99_ms": slo_p99_ms, "capacity_per_s": round(best, 2)}
-    if not best:
-        print(f"No rate keeps p99 under {slo_p99_ms:g} ms.")
+    rate = highest_passing_rate(meets_slo, _FIRST_RATE)
+    metrics: dict[str, float | int] = {"slo_p99_ms": slo_p99_ms, "capacity_per_s": round(rate, 2)}
+    if not rate:
+        print(f"At no rate is p99 at most {slo_p99_ms:g} ms.")
     else:
-        what = "One replica" if one_replica else "What runs now"
-        print(f"{what} keeps p99 under {slo_p99_ms:g} ms up to {best:.0f} requests/s.")
-        if for_rate is not None:
-            times = figures["times"] = math.ceil(for_rate * (1 + _HEADROOM) / best)
+        subject = "One replica" if one_replica else "The running service"
+        print(f"{subject} keeps p99 at or below {slo_p99_ms:g} ms up to {rate:.0f} requests/s.")
+        if target_rate is not None:
+            factor = metrics["scale_factor"] = math.ceil(target_rate * (1 + _HEADROOM) / rate)
             print(
-                f"{for_rate:g} requests/s, {_HEADROOM:.0%} to spare, need {times} times that. If "
-                f"it was one replica, put into the Embedder's autoscaling_config:\n"
-                f"  max_replicas: {times}"
+                f"{target_rate:g} requests/s with {_HEADROOM:.0%} headroom need {factor} times "
+                "that capacity. If one replica was measured, set in the Embedder's "
+                f"autoscaling_config:\n  max_replicas: {factor}"
             )
-    print(line(record(asked(target, workload, plan), figures)))
-    return 0 if best else 1
+    print(to_json(make_record(run_parameters(target, workload, plan), metrics)))
+    return 0 if rate else 1

@@ -1,4 +1,4 @@
-"""How the load generator asks: several requests at a time, each text list in, what failed out."""
+"""Clients of the load generator: they send texts, discard the vectors and report failures."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,56 +7,62 @@ from typing import Protocol
 from .connection import Connection
 
 
-class Client(Protocol):
-    """Asks one server; how many requests are on their way at once is bounded."""
+class LoadClient(Protocol):
+    """A client of one server with a limit on concurrent requests."""
 
-    async def ask(self, texts: list[str]) -> str | None:
-        """Asks for the vectors of texts and throws them away.
+    async def send(self, texts: list[str]) -> str | None:
+        """Requests the vectors of texts and discards them.
 
         Returns:
-            None, or in a word why there were no vectors.
+            None on success, else a short reason, such as a status code.
 
         Raises:
-            OSError: the server is not there, or went away.
+            OSError: the server can't be reached, or closed the connection.
         """
         ...
 
     def close(self) -> None:
-        """Lets go of what is open."""
+        """Closes all connections."""
         ...
 
 
 class HttpClient:
-    """Asks over keep-alive connections; one that broke is replaced by a new one."""
+    """Sends requests over a pool of keep-alive connections."""
 
     def __init__(
-        self, address: tuple[str, int], encode: Callable[[list[str]], bytes], most: int
+        self,
+        address: tuple[str, int],
+        encode_request: Callable[[list[str]], bytes],
+        max_connections: int,
     ) -> None:
-        """A client of the server at `address`, with at most `most` connections.
+        """Creates a client without opening a connection.
 
-        `encode` makes the bytes of a whole HTTP/1.1 request.
+        Args:
+            address: the server's host and port.
+            encode_request: returns the complete HTTP/1.1 request for a list of texts.
+            max_connections: the maximum number of concurrent requests.
         """
         self._address = address
-        self._encode = encode
-        self._places = asyncio.Semaphore(most)
+        self._encode_request = encode_request
+        self._semaphore = asyncio.Semaphore(max_connections)
         self._idle: list[Connection] = []
 
-    async def ask(self, texts: list[str]) -> str | None:
-        """Asks over a connection that is free, or a new one."""
-        request = self._encode(texts)
-        async with self._places:
+    async def send(self, texts: list[str]) -> str | None:
+        """Sends a request over an idle connection, or a new one."""
+        request = self._encode_request(texts)
+        async with self._semaphore:
             connection = self._idle.pop() if self._idle else None
-            if connection is None or not connection.usable:
+            if connection is None or not connection.is_open:
                 connection = await Connection.open(self._address)
             try:
-                reply = await connection.ask(request)
+                response = await connection.send(request)
             except BaseException:
                 connection.close()
                 raise
             self._idle.append(connection)
-        return None if reply.status == 200 else str(reply.status)
+        return None if response.status == 200 else str(response.status)
 
     def close(self) -> None:
-        """Closes every connection."""
+        """Closes all idle connections."""
         for connection in self._idle:
             connection.close()

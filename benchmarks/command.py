@@ -1,4 +1,4 @@
-"""The commands `embedserve bench …` and `embedserve compare`: their options, no more."""
+"""The commands `embedserve bench …` and `embedserve compare`: their options and handlers."""
 
 import argparse
 import sys
@@ -7,10 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .paths import CONFIG
 from .target import (
+    CLIENT_SCHEME,
     DIALECTS,
-    HANDLE,
-    OURS,
+    HANDLE_SCHEME,
     ClientTarget,
     HandleTarget,
     HttpTarget,
@@ -22,138 +23,183 @@ if TYPE_CHECKING:
     from .load import Plan
 
 EXAMPLES = """\
-  embedserve bench                         measure it against other servers, with a report
+  embedserve bench                         benchmark against other servers, with a report
   embedserve bench run --connections 32    throughput with 32 concurrent clients
   embedserve bench run --rate 50           latency at 50 requests/s
   embedserve bench capacity                the highest rate at which p99 stays below 50 ms
   embedserve compare URL URL               compare the speed and the vectors of two servers
 """
-#: The commands print their own errors.
+#: The handlers print their errors themselves.
 ERRORS: tuple[type[Exception], ...] = ()
-HERE = "http://127.0.0.1:8000"
+DEFAULT_URL = "http://127.0.0.1:8000"
 _WORKLOADS = "\n".join(f"  {w.name:<10} {w.description}" for w in WORKLOADS.values())
+_OPEN_LOOP_CONNECTIONS, _CLOSED_LOOP_CONNECTIONS = 256, 8
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the commands to the parser of `embedserve` (what `add_subparsers` returns)."""
-    bench = _parser(
+    """Adds the commands to the subparsers of `embedserve`, the result of `add_subparsers`."""
+    bench = _add_parser(
         commands,
         "bench",
-        "measure EmbedServe against other servers, or put load on a running one",
-        "Without a command: starts EmbedServe and every other server that can be had, measures all "
-        "of them in turn, and writes benchmarks/REPORT.md.",
+        "benchmark EmbedServe against other servers, or load a running one",
+        "Without COMMAND: start EmbedServe and every other server that is available, measure them "
+        "in alternating rounds and write benchmarks/REPORT.md. Needs a checkout of the repository.",
     )
     bench.add_argument(
-        "--quick", action="store_true", help="one short round, into benchmarks/quick/ (minutes)"
+        "--quick", action="store_true", help="one short round, written to benchmarks/quick/"
     )
-    bench.add_argument("--rounds", type=_count, help="how often each figure is taken (default: 5)")
-    bench.set_defaults(run=_suite)
-    benches = bench.add_subparsers(metavar="COMMAND")
+    bench.add_argument(
+        "--rounds", type=_positive_int, help="measurements of each figure (default: 5)"
+    )
+    bench.set_defaults(run=_run_suite)
+    bench_commands = bench.add_subparsers(metavar="COMMAND")
 
-    report = _parser(benches, "report", "write the report of a run of `embedserve bench` anew")
-    report.add_argument("records", nargs="?", type=Path, help="default: the newest ones")
-    report.set_defaults(run=_report)
+    report = _add_parser(
+        bench_commands, "report", "write the report from the records of `embedserve bench`"
+    )
+    report.add_argument("records", nargs="?", type=Path, help="default: the newest records")
+    report.set_defaults(run=_run_report)
 
-    run = _parser(benches, "run", "one run of one workload; ends with its record as JSON")
-    _add_target(run)
-    _add_load(run)
+    run = _add_parser(bench_commands, "run", "run one workload; the last line is the JSON record")
+    _add_target_options(run)
+    _add_load_options(run)
     run.add_argument(
-        "--rate", type=_positive, help="requests/s, sent whether or not others are answered"
+        "--rate", type=_positive_float, help="open loop: requests/s, independent of responses"
     )
-    run.add_argument("--pid", type=_count, help="the server's first process, to tell its cost")
-    run.add_argument("--record", action="store_true", help="keep it under benchmarks/results/")
-    run.set_defaults(run=_run)
+    run.add_argument(
+        "--pid", type=_positive_int, help="the server's root process, to measure its CPU and memory"
+    )
+    run.add_argument(
+        "--record", action="store_true", help="append the record to benchmarks/results/"
+    )
+    run.set_defaults(run=_run_workload)
 
-    capacity = _parser(benches, "capacity", "the highest rate at which p99 stays under a limit")
-    _add_target(capacity)
-    _add_load(capacity)
+    capacity = _add_parser(
+        bench_commands, "capacity", "find the highest rate at which p99 meets an objective"
+    )
+    _add_target_options(capacity)
+    _add_load_options(capacity)
     capacity.add_argument(
-        "--config", type=Path, help="start this configuration with one replica, and measure that"
+        "--config", type=Path, help="start this configuration with one replica and measure that"
     )
-    capacity.add_argument("--slo-p99-ms", type=_positive, default=50.0, help="default: %(default)g")
-    capacity.add_argument("--for-rate", type=_positive, help="requests/s to plan replicas for")
-    capacity.set_defaults(run=_capacity)
+    capacity.add_argument(
+        "--slo-p99-ms", type=_positive_float, default=50.0, help="default: %(default)g"
+    )
+    capacity.add_argument(
+        "--for-rate", type=_positive_float, help="print the replicas for so many requests/s"
+    )
+    capacity.set_defaults(run=_run_capacity)
 
-    compare = _parser(commands, "compare", "two servers: the same load in turn, and their vectors")
+    compare = _add_parser(commands, "compare", "compare the speed and the vectors of two servers")
     compare.add_argument("urls", nargs=2, type=_url, metavar="URL")
     compare.add_argument("--dialects", nargs=2, choices=DIALECTS, default=["openai", "openai"])
     compare.add_argument("--models", nargs=2, default=["all-MiniLM-L6-v2"] * 2, metavar="MODEL")
-    compare.add_argument("--texts", type=_texts, help="one text a line, to compare the vectors on")
-    compare.add_argument("--rounds", type=_count, default=5, help="turns for each (default: 5)")
-    _add_load(compare)
-    compare.set_defaults(run=_compare)
+    compare.add_argument(
+        "--texts", type=_read_texts, help="a file with one text a line, whose vectors to compare"
+    )
+    compare.add_argument(
+        "--rounds", type=_positive_int, default=5, help="turns of each server (default: 5)"
+    )
+    _add_load_options(compare)
+    compare.set_defaults(run=_run_compare)
 
 
-def _parser(
-    commands: Any, name: str, words: str, description: str | None = None
+def _add_parser(
+    commands: Any, name: str, summary: str, description: str | None = None
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
-        help=words,
-        description=description or f"{words[0].upper()}{words[1:]}.",
+        help=summary,
+        description=description or f"{summary[0].upper()}{summary[1:]}.",
         epilog=f"workloads:\n{_WORKLOADS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
 
 
-def _positive(text: str) -> float:
+def _positive_float(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
 
 
-def _count(text: str) -> int:
+def _positive_int(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
 
 
 def _url(text: str) -> str:
-    if not text.startswith(("http://", OURS, HANDLE)):
+    if not text.startswith(("http://", CLIENT_SCHEME, HANDLE_SCHEME)):
         raise argparse.ArgumentTypeError(
-            f"{text} is neither http://host:port (TLS isn't spoken), nor {OURS}http://host:port "
-            f"(through our own client), nor {HANDLE}application"
+            f"{text} is neither http://host:port (TLS is not supported), nor "
+            f"{CLIENT_SCHEME}http://host:port (through the Python client), nor "
+            f"{HANDLE_SCHEME}application"
         )
     return text
 
 
 def _target(url: str, dialect: str, model: str) -> Target:
-    if url.startswith(HANDLE):
-        return HandleTarget(url.removeprefix(HANDLE))
-    if url.startswith(OURS):
-        return ClientTarget(url.removeprefix(OURS))
+    if url.startswith(HANDLE_SCHEME):
+        return HandleTarget(url.removeprefix(HANDLE_SCHEME))
+    if url.startswith(CLIENT_SCHEME):
+        return ClientTarget(url.removeprefix(CLIENT_SCHEME))
     return HttpTarget(url, dialect, model)
 
 
-def _texts(text: str) -> list[str]:
+def _read_texts(path: str) -> list[str]:
     try:
-        lines = Path(text).read_text("utf-8").splitlines()
+        lines = Path(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise argparse.ArgumentTypeError(f"can't read {text}: {error}") from None
+        raise argparse.ArgumentTypeError(f"can't read {path}: {error}") from None
     texts = [line for line in lines if line.strip()]
     if len(texts) < 2:
-        raise argparse.ArgumentTypeError(f"{text} holds fewer than two texts")
+        raise argparse.ArgumentTypeError(f"{path} holds fewer than two texts")
     return texts
 
 
-def _add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", nargs="?", type=_url, default=HERE, help="default: %(default)s")
+def _add_target_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "url",
+        nargs="?",
+        type=_url,
+        default=DEFAULT_URL,
+        help=f"http://host:port, {CLIENT_SCHEME}http://host:port (through the Python client) or "
+        f"{HANDLE_SCHEME}application (default: %(default)s)",
+    )
     parser.add_argument("--dialect", choices=DIALECTS, default="openai")
     parser.add_argument("--model", default="all-MiniLM-L6-v2", help="default: %(default)s")
 
 
-def _add_load(parser: argparse.ArgumentParser) -> None:
+def _add_load_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--workload", choices=WORKLOADS, default="query", help="default: %(default)s")
-    add("--connections", type=_count, help="clients (default: 8); with a rate, the most open (256)")
     add(
-        "--duration", type=_positive, default=10.0, help="seconds that count (default: %(default)g)"
+        "--connections",
+        type=_positive_int,
+        help=f"concurrent clients (default: {_CLOSED_LOOP_CONNECTIONS}); in an open loop the "
+        f"maximum of open connections (default: {_OPEN_LOOP_CONNECTIONS})",
     )
-    add("--warmup", type=_positive, default=2.0, help="seconds before (default: %(default)g)")
-    add("--seed", type=int, help="asks the same texts again (default: new ones: no cache helps)")
+    add(
+        "--duration",
+        type=_positive_float,
+        default=10.0,
+        help="measured seconds (default: %(default)g)",
+    )
+    add(
+        "--warmup",
+        type=_positive_float,
+        default=2.0,
+        help="seconds of load before the measurement (default: %(default)g)",
+    )
+    add(
+        "--seed",
+        type=int,
+        help="of the texts and arrival times; repeat one to repeat a run (default: a new one, so "
+        "that no cache holds the texts)",
+    )
 
 
 def _plan(
@@ -161,7 +207,8 @@ def _plan(
 ) -> "Plan":
     from .load import Plan
 
-    connections = 256 if open_loop or rate is not None else 8
+    is_open = open_loop or rate is not None
+    connections = _OPEN_LOOP_CONNECTIONS if is_open else _CLOSED_LOOP_CONNECTIONS
     return Plan(
         duration_s=arguments.duration,
         warmup_s=arguments.warmup,
@@ -171,52 +218,48 @@ def _plan(
     )
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run_workload(arguments: argparse.Namespace) -> int:
     from .bench import bench
 
     target = _target(arguments.url, arguments.dialect, arguments.model)
     workload = WORKLOADS[arguments.workload]
     if workload.shape is not None and arguments.rate is None:
-        return _fail(f"{workload.name} is a rate that changes: say --rate")
+        return _fail(f"the workload {workload.name} varies a rate: set it with --rate")
     plan = _plan(arguments, arguments.rate)
-    return bench(
-        target,
-        workload,
-        plan,
-        keep_record=arguments.record,
-        pid=arguments.pid,
-    )
+    return bench(target, workload, plan, save=arguments.record, pid=arguments.pid)
 
 
-def _suite(arguments: argparse.Namespace) -> int:
-    if not _can_draw():
+def _run_suite(arguments: argparse.Namespace) -> int:
+    if not _has_matplotlib():
         return 1
-    from .suite import measure_all
+    if not CONFIG.is_file():
+        return _fail(f"{CONFIG} doesn't exist: run this in a checkout of the repository")
+    from .suite import run_suite
 
-    return measure_all(quick=arguments.quick, rounds=arguments.rounds)
+    return run_suite(quick=arguments.quick, rounds=arguments.rounds)
 
 
-def _report(arguments: argparse.Namespace) -> int:
-    if not _can_draw():
+def _run_report(arguments: argparse.Namespace) -> int:
+    if not _has_matplotlib():
         return 1
-    from .report.publish import newest, publish
+    from .report.publish import newest_records, publish
 
-    records = arguments.records or newest()
+    records = arguments.records or newest_records()
     if records is None or not records.is_file():
-        return _fail("there are no records: `embedserve bench` makes them")
+        return _fail("there are no records: run `embedserve bench` first")
     try:
         page = publish(records)
     except (ValueError, LookupError) as error:
-        return _fail(f"{records} doesn't hold the records of a whole `embedserve bench`: {error!r}")
-    print(f"{page}, and the table in README.md")
+        return _fail(f"{records} isn't a complete set of records of `embedserve bench`: {error!r}")
+    print(f"wrote {page} and the table in README.md")
     return 0
 
 
-def _can_draw() -> bool:
-    """Whether the pictures can be made; better known before the measuring than after."""
+def _has_matplotlib() -> bool:
+    """Whether plots can be drawn; if not, prints an error, before anything is measured."""
     if find_spec("matplotlib"):
         return True
-    _fail("the pictures need matplotlib: `make bench`, or pip install 'embedserve[bench]'")
+    _fail("the plots need matplotlib: run `make bench`, or pip install 'embedserve[bench]'")
     return False
 
 
@@ -225,18 +268,18 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _capacity(arguments: argparse.Namespace) -> int:
-    from .capacity import capacity, capacity_of_one
+def _run_capacity(arguments: argparse.Namespace) -> int:
+    from .capacity import capacity, replica_capacity
 
     workload, plan = WORKLOADS[arguments.workload], _plan(arguments, open_loop=True)
-    wanted = {"slo_p99_ms": arguments.slo_p99_ms, "for_rate": arguments.for_rate}
+    objective = {"slo_p99_ms": arguments.slo_p99_ms, "target_rate": arguments.for_rate}
     if arguments.config is not None:
-        return capacity_of_one(arguments.config, workload, plan, **wanted)
+        return replica_capacity(arguments.config, workload, plan, **objective)
     target = _target(arguments.url, arguments.dialect, arguments.model)
-    return capacity(target, workload, plan, **wanted)
+    return capacity(target, workload, plan, **objective)
 
 
-def _compare(arguments: argparse.Namespace) -> int:
+def _run_compare(arguments: argparse.Namespace) -> int:
     from .compare import compare
 
     first, second = (

@@ -1,4 +1,4 @@
-"""Shows a run while it goes on: a panel that moves on a terminal, plain lines elsewhere."""
+"""The progress display: a live panel on a terminal, plain lines on standard error elsewhere."""
 
 import sys
 import time
@@ -10,22 +10,26 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from .load import Pulse
+from .load import Progress
 
-#: How much the plan is believed: after so many seconds, as much as what was measured.
-_TRUST_S = 300.0
+#: The weight of the plan in the estimate, in seconds of measured work.
+_PLAN_WEIGHT_S = 300.0
 
 
 class Display:
-    """What goes on now, and how long until the end."""
+    """Shows the current step and the remaining time; a context manager."""
 
-    def __init__(self, total_s: float) -> None:
-        """A display of work that should take `total_s` seconds, corrected by what it takes."""
-        self._total_s = self._left_s = total_s
-        self._done_s = 0.0
-        self._begin = self._told = time.monotonic()
-        self._doing = ""
-        self._pulse: Pulse | None = None
+    def __init__(self, planned_s: float) -> None:
+        """Starts the clock.
+
+        Args:
+            planned_s: how long all steps should take. The durations of finished steps correct it.
+        """
+        self._planned_s = self._remaining_s = planned_s
+        self._finished_s = 0.0
+        self._start = self._estimated_at = time.monotonic()
+        self._step = ""
+        self._progress: Progress | None = None
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, get_renderable=self._panel, transient=True)
 
@@ -42,62 +46,65 @@ class Display:
     ) -> None:
         self._live.stop()
 
-    def doing(self, what: str) -> None:
-        """Something begins."""
-        self._doing, self._pulse = what, None
+    def start_step(self, description: str) -> None:
+        """Shows a new step."""
+        self._step, self._progress = description, None
 
-    def pulse(self, pulse: Pulse) -> None:
-        """The run goes on."""
-        self._pulse = pulse
+    def update(self, progress: Progress) -> None:
+        """Shows the progress of a load run."""
+        self._progress = progress
 
-    def done(self, planned_s: float, line: str) -> None:
-        """Something ended: it stood for `planned_s` of the whole; `line` stays on the screen."""
-        self._done_s += planned_s
-        share = min(1.0, self._done_s / self._total_s)
-        self._told = time.monotonic()
-        gone_s = self._told - self._begin
-        slowness = (gone_s + _TRUST_S) / (self._done_s + _TRUST_S)
-        self._left_s = max(0.0, self._total_s - self._done_s) * slowness
-        if line:
-            self.say(f"{share:4.0%}  {_clock(self.left_s())} left  {line}")
+    def finish_step(self, planned_s: float, summary: str) -> None:
+        """Updates the estimate after a step that was planned to take `planned_s`.
 
-    def say(self, line: str) -> None:
-        """Writes a line that stays."""
+        A summary that isn't empty is printed.
+        """
+        self._finished_s += planned_s
+        share = min(1.0, self._finished_s / self._planned_s)
+        self._estimated_at = time.monotonic()
+        elapsed_s = self._estimated_at - self._start
+        slowdown = (elapsed_s + _PLAN_WEIGHT_S) / (self._finished_s + _PLAN_WEIGHT_S)
+        self._remaining_s = max(0.0, self._planned_s - self._finished_s) * slowdown
+        if summary:
+            self.print(f"{share:4.0%}  {_format_duration(self.remaining_s())} left  {summary}")
+
+    def print(self, line: str) -> None:
+        """Prints a line above the panel."""
         if self._console.is_terminal:
             self._console.print(line, markup=False)
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def left_s(self) -> float:
-        """Seconds to the end, at the speed of what is done."""
-        return max(0.0, self._left_s - (time.monotonic() - self._told))
+    def remaining_s(self) -> float:
+        """Returns the estimated seconds until the last step ends."""
+        return max(0.0, self._remaining_s - (time.monotonic() - self._estimated_at))
 
     def _panel(self) -> Table:
         grid = Table.grid(padding=(0, 2))
-        grid.add_row(f"{_clock(self.left_s())} left", self._doing)
-        if self._pulse is not None:
-            grid.add_row("", _words(self._pulse))
+        grid.add_row(f"{_format_duration(self.remaining_s())} left", self._step)
+        if self._progress is not None:
+            grid.add_row("", _format_progress(self._progress))
         return grid
 
 
-def figures_line(figures: Mapping[str, Any]) -> str:
-    """The figures of one run in a few words."""
-    parts = [f"{figures['texts_per_s']:.0f} texts/s"]
-    if "p50_ms" in figures:
-        parts.append(f"p50 {figures['p50_ms']:.1f} ms  p99 {figures['p99_ms']:.1f} ms")
-    if failed := sum(figures.get("failed", {}).values()):
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """Returns the main metrics of a run on one line."""
+    parts = [f"{metrics['texts_per_s']:.0f} texts/s"]
+    if "p50_ms" in metrics:
+        parts.append(f"p50 {metrics['p50_ms']:.1f} ms  p99 {metrics['p99_ms']:.1f} ms")
+    if failed := sum(metrics.get("failed", {}).values()):
         parts.append(f"{failed} failed")
-    if replicas := figures.get("replicas"):
+    if replicas := metrics.get("replicas"):
         parts.append(f"{replicas} replicas")
     return "  ".join(parts)
 
 
-def _words(pulse: Pulse) -> str:
+def _format_progress(progress: Progress) -> str:
     return (
-        f"{pulse.requests_per_s:.0f} requests/s   p50 {pulse.p50_ms:.1f} ms   "
-        f"p99 {pulse.p99_ms:.1f} ms   {pulse.failed} failed   {pulse.waiting} waiting"
+        f"{progress.requests_per_s:.0f} requests/s   p50 {progress.p50_ms:.1f} ms   "
+        f"p99 {progress.p99_ms:.1f} ms   {progress.failed} failed   {progress.pending} pending"
     )
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

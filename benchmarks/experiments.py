@@ -1,4 +1,4 @@
-"""What `embedserve bench` measures: which load on which peers, and how often."""
+"""The experiments of `embedserve bench`: their peers, their load points and their schedule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from .peers import (
     floor,
     infinity,
     ray_serve_docs,
-    sentence_transformers_alone,
+    sentence_transformers_in_process,
     tei,
     vllm,
 )
 from .peers.base import Peer
-from .workloads import WORKLOADS, Workload, repeating, sized
+from .workloads import WORKLOADS, Workload, batch_workload, repeat_workload
 
 SERVERS = (
     embedserve.PEER,
@@ -28,65 +28,68 @@ SERVERS = (
     tei.PEER,
     vllm.PEER,
 )
-#: Without those that one of the same kind beats.
-_STRONGER = tuple(
+#: The servers without variants that a similar server outperforms.
+_MAIN_SERVERS = tuple(
     p for p in SERVERS if p not in (embedserve.INLINE, ray_serve_docs.PEER, infinity.TORCH)
 )
-#: Libraries, asked over a pipe. The first is what all vectors are compared with.
-LIBRARIES = (sentence_transformers_alone.PEER, engine_alone.PEER)
+#: Libraries, measured in process. The vectors of all peers are checked against the first one's.
+LIBRARIES = (sentence_transformers_in_process.PEER, engine_alone.PEER)
 
-#: Rates of the latency picture, requests/s: preferred numbers (ISO 3, R5).
+#: Rates of the experiment `latency` in requests/s: preferred numbers (ISO 3, R5).
 _RATES = (20, 50, 80, 125, 200, 315, 500, 800, 1250, 2000)
 _FLOOR_RATE = 5000.0
 _TIMEOUT_S = 10.0
+_OPEN_LOOP_CONNECTIONS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One load; `x` is its place on the axis of a picture."""
+class LoadPoint:
+    """One load on a server, a point on the x axis of a plot."""
 
     workload: Workload
     plan: Plan
     x: float
-    bulk: int = 0  #: clients that ask for documents beside it, one request after the other
+    bulk: int = 0  #: closed-loop clients that send documents during the measurement
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Loads that are put on several peers in turn."""
+    """Load points that several peers are measured at in turn."""
 
     name: str
     peers: Sequence[Peer]
-    points: Sequence[Point]
-    #: Whether the points are rising rates, of which those past what a peer bears are left out.
-    climbs: bool = False
+    points: Sequence[LoadPoint]
+    #: Whether the points are increasing rates. A peer skips the rates above one that saturates it.
+    increasing_rate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How long and how often."""
+class Schedule:
+    """How often and how long each load point is measured."""
 
     rounds: int
     seconds: float
     warmup_s: float = 0.5
 
-    def closed(self, connections: int) -> Plan:
-        """Clients that ask one request after the other."""
+    def closed_loop(self, connections: int) -> Plan:
+        """Returns a plan for clients that wait for each response."""
         return Plan(self.seconds, self.warmup_s, None, connections, _TIMEOUT_S)
 
-    def open(self, rate: float) -> Plan:
-        """Requests that come when they come."""
-        return Plan(self.seconds, self.warmup_s, rate, 256, _TIMEOUT_S)
+    def open_loop(self, rate: float) -> Plan:
+        """Returns a plan for requests that arrive at a rate."""
+        return Plan(self.seconds, self.warmup_s, rate, _OPEN_LOOP_CONNECTIONS, _TIMEOUT_S)
 
 
-FULL = Pace(rounds=5, seconds=3.0)
-QUICK = Pace(rounds=1, seconds=2.0)
+FULL = Schedule(rounds=5, seconds=3.0)
+QUICK = Schedule(rounds=1, seconds=2.0)
 
 
-def experiments(pace: Pace, *, quick: bool) -> list[Experiment]:
-    """All of them, in the order in which they run; a quick suite takes fewer points of each.
+def experiments(schedule: Schedule, *, quick: bool) -> list[Experiment]:
+    """Returns all experiments in the order in which they run.
 
-    It also leaves out the replicas, for which one more service has to start.
+    Args:
+        schedule: rounds and durations.
+        quick: with fewer points, and without the experiment that restarts EmbedServe.
     """
     query, document = WORKLOADS["query"], WORKLOADS["document"]
     lengths = (8, 128) if quick else (8, 32, 128, 250)
@@ -94,47 +97,56 @@ def experiments(pace: Pace, *, quick: bool) -> list[Experiment]:
     shares = (0.0, 1.0) if quick else (0.0, 0.5, 0.9, 1.0)
     bulk = (0, 4) if quick else (0, 1, 4)
     rates = _RATES[1::3] if quick else _RATES
-    planned = [
+    closed, open_ = schedule.closed_loop, schedule.open_loop
+    selected = [
         Experiment(
             "floor",
             [floor.PEER],
-            [
-                Point(query, pace.open(_FLOOR_RATE), _FLOOR_RATE),
-                Point(query, pace.closed(1), 0),
-            ],
+            [LoadPoint(query, open_(_FLOOR_RATE), _FLOOR_RATE), LoadPoint(query, closed(1), 0)],
         ),
         Experiment(
             "library",
             LIBRARIES,
-            [Point(w, pace.closed(1), i) for i, w in enumerate((query, document))],
+            [LoadPoint(w, closed(1), i) for i, w in enumerate((query, document))],
         ),
         Experiment(
-            "length", LIBRARIES, [Point(sized(32, n, n), pace.closed(1), n + 2) for n in lengths]
+            "length",
+            LIBRARIES,
+            [LoadPoint(batch_workload(32, n, n), closed(1), n + 2) for n in lengths],
         ),
         Experiment(
             "server",
             SERVERS,
             [
-                Point(query, pace.closed(1), 1),
-                Point(query, pace.closed(32), 32),
-                Point(document, pace.closed(4), 4),
+                LoadPoint(query, closed(1), 1),
+                LoadPoint(query, closed(32), 32),
+                LoadPoint(document, closed(4), 4),
             ],
         ),
-        Experiment("latency", SERVERS, [Point(query, pace.open(r), r) for r in rates], climbs=True),
+        Experiment(
+            "latency",
+            SERVERS,
+            [LoadPoint(query, open_(rate), rate) for rate in rates],
+            increasing_rate=True,
+        ),
         Experiment(
             "repeat",
             [embedserve.PEER],
-            [Point(repeating(s), pace.closed(32), s) for s in shares],
+            [LoadPoint(repeat_workload(share), closed(32), share) for share in shares],
         ),
-        Experiment("batch", _STRONGER, [Point(sized(n, 5, 60), pace.closed(4), n) for n in sizes]),
-        Experiment("bulk", _STRONGER, [Point(query, pace.open(20), n, bulk=n) for n in bulk]),
+        Experiment(
+            "batch",
+            _MAIN_SERVERS,
+            [LoadPoint(batch_workload(n, 5, 60), closed(4), n) for n in sizes],
+        ),
+        Experiment("bulk", _MAIN_SERVERS, [LoadPoint(query, open_(20), n, bulk=n) for n in bulk]),
     ]
     if not quick:
-        planned.append(
+        selected.append(
             Experiment(
                 "replicas",
-                [embedserve.ONE_CORE, embedserve.EACH_CORE],
-                [Point(query, pace.closed(32), 32), Point(document, pace.closed(4), 4)],
+                [embedserve.ONE_REPLICA, embedserve.REPLICA_PER_CORE],
+                [LoadPoint(query, closed(32), 32), LoadPoint(document, closed(4), 4)],
             )
         )
-    return planned
+    return selected

@@ -21,11 +21,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from .compare import cosines
 from serve_app.config import MINILM, ModelConfig
 from serve_app.engines.torch_engine import TorchEngine
 from serve_app.models import model_dir, resolve
 from serve_app.types import Float32
+
+from .compare import cosines
 
 #: Vectors of texts, shape (n, dim).
 Encode = Callable[[list[str]], Float32]
@@ -114,7 +115,7 @@ def texts_of(tokens: int, n: int) -> list[str]:
 def _ours(engine: TorchEngine, pool: ThreadPoolExecutor, batch: int) -> Encode:
     def encode(texts: list[str]) -> Float32:
         parts = (texts[i : i + batch] for i in range(0, len(texts), batch))
-        waiting = [pool.submit(engine.embed, engine.tokenize(part)) for part in parts]
+        waiting = [pool.submit(engine.embed, engine.tokenizer.encode(part)) for part in parts]
         return np.concatenate([vectors.result() for vectors in waiting])
 
     return encode

@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Runs work on uvloop where there is one (Ray Serve brings it), else on asyncio's own loop."""
-    with asyncio.Runner(loop_factory=_fastest) as runner:
-        return runner.run(work)
+def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine on uvloop, which Ray Serve installs, or on asyncio's loop without it."""
+    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        return runner.run(coroutine)
 
 
-def _fastest() -> asyncio.AbstractEventLoop:
+def _new_event_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:

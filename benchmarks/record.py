@@ -1,4 +1,4 @@
-"""One run as one line of JSON: where, when, of what, how, and what came out."""
+"""Records: one measured run as one line of JSON, with everything needed to repeat it."""
 
 import os
 import platform
@@ -14,17 +14,19 @@ from typing import Any
 import orjson
 import psutil
 
-RESULTS = Path(__file__).parent / "results"
+from .paths import RESULTS, ROOT
 
-#: What decides how fast we are.
+#: The packages that determine the speed.
 _PACKAGES = ("embedserve", "ray", "torch", "sentence-transformers", "transformers", "numpy")
+
+Record = dict[str, Any]
 
 
 @cache
-def machine() -> dict[str, Any]:
-    """What this machine is, as far as it bears on speed."""
+def machine_info() -> dict[str, Any]:
+    """Returns the properties of this machine that affect speed."""
     return {
-        "cpu": _cpu(),
+        "cpu": _cpu_model(),
         "cores": len(psutil.Process().cpu_affinity() or []) or os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -32,39 +34,39 @@ def machine() -> dict[str, Any]:
     }
 
 
-def record(asked: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's record: figures beside everything that one needs to repeat it."""
+def make_record(parameters: Mapping[str, Any], metrics: Mapping[str, Any]) -> Record:
+    """Returns the record of a run: its parameters and metrics, the machine and the versions."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "command": " ".join(["embedserve", *sys.argv[1:]]),
-        "machine": machine(),
+        "machine": machine_info(),
         "versions": {package: version(package) for package in _PACKAGES},
-        **asked,
-        **figures,
+        **parameters,
+        **metrics,
     }
 
 
-def line(entry: Mapping[str, Any]) -> str:
-    """The record as one line of JSON."""
-    return orjson.dumps(entry).decode()
+def to_json(record: Record) -> str:
+    """Returns a record as one line of JSON."""
+    return orjson.dumps(record).decode()
 
 
-def keep(entry: Mapping[str, Any]) -> Path:
-    """Appends a record to the file of its day; the file."""
-    file = RESULTS / f"{entry['at'][:10]}.jsonl"
-    append(file, entry)
+def save_record(record: Record, folder: Path = RESULTS) -> Path:
+    """Appends a record to the file of its day in a folder, and returns that file."""
+    file = folder / f"{record['at'][:10]}.jsonl"
+    append_record(file, record)
     return file
 
 
-def append(file: Path, entry: Mapping[str, Any]) -> None:
-    """Appends a record to a file, which need not exist."""
+def append_record(file: Path, record: Record) -> None:
+    """Appends a record to a file; creates the file and its folder if necessary."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
-        lines.write(line(entry) + "\n")
+        lines.write(to_json(record) + "\n")
 
 
-def _cpu() -> str:
+def _cpu_model() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -75,12 +77,12 @@ def _cpu() -> str:
 
 @cache
 def _commit() -> str | None:
-    """The commit that is checked out, marked when files differ from it."""
-    asked = subprocess.run(
+    """Returns the commit that is checked out, with `-dirty` if files differ from it."""
+    described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    return asked.stdout.strip() or None
+    return described.stdout.strip() or None

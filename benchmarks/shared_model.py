@@ -1,30 +1,31 @@
-"""What several programs cost in memory with a model of their own each, and on one service.
+"""The memory of several programs that each load a model, or share one service.
 
     python -m benchmarks.shared_model --workers 3
 
-Each worker embeds 64 texts and then waits, so that all that it needs is loaded. Told is the memory
-that falls to each process (PSS), summed up: what processes share counts once. Ends with the record
-as one line of JSON.
+Each worker embeds 64 texts, so that everything it needs is loaded, and then waits. Memory is the
+sum of the processes' proportional set sizes (PSS), in which shared pages count once. The last line
+is the record as JSON.
 """
 
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from .record import line, record
-from .usage import Usage
 from embedserve_client import Client, LocalModel, Supervisor
 from embedserve_client.settings import DEFAULT_MODEL
 from embedserve_client.wire import Options
 from serve_app.command.serve import free_port
 
+from .record import make_record, to_json
+from .usage import Usage
+
 _TEXTS = [f"text {i} of those that each worker embeds" for i in range(64)]
 
 
-def work(source: str) -> None:
-    """One worker: embeds, says so, and waits until it is told to end."""
+def run_worker(source: str) -> None:
+    """Embeds with the service at a URL or with a local model, then waits for the end of input."""
     if source.startswith("http"):
         Client(source).embed(_TEXTS)
     else:
@@ -34,56 +35,58 @@ def work(source: str) -> None:
 
 
 @contextmanager
-def workers(n: int, source: str) -> Iterator[list[int]]:
-    """The processes of `n` workers that have embedded."""
-    command = [sys.executable, "-m", "benchmarks.shared_model", "--work", source]
+def running_workers(n: int, source: str) -> Iterator[list[int]]:
+    """Yields the process ids of `n` workers that have embedded and wait."""
+    command = [sys.executable, "-m", f"{__package__}.shared_model", "--work", source]
     with ExitStack() as stack:
-        running = []
+        processes = []
         for _ in range(n):
             process = stack.enter_context(
                 subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             )
             assert process.stdin is not None
             stack.callback(process.stdin.close)
-            running.append(process)
-        for process in running:
+            processes.append(process)
+        for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "done\n", "A worker failed."
-        yield [process.pid for process in running]
+        yield [process.pid for process in processes]
 
 
-def pss_mib(pids: list[int]) -> float:
-    """What falls to these processes and those below them."""
-    return round(sum(float(Usage(pid).figures()["pss_mib"]) for pid in pids), 1)
+def total_pss_mib(pids: list[int]) -> float:
+    """Returns the memory of processes and their descendants."""
+    return round(sum(float(Usage(pid).metrics()["pss_mib"]) for pid in pids), 1)
 
 
 def main() -> int:
-    """Measures and tells."""
+    """Measures both cases and prints a Markdown table and the record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_model")
-    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
     parser.add_argument("--config", help="the service's configuration; it must serve that model")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        work(arguments.work)
+        run_worker(arguments.work)
         return 0
     n = arguments.workers
-    with workers(n, arguments.model) as pids:
-        own = pss_mib(pids)
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)  # noqa: E731
-    with Supervisor(free_port(), config=arguments.config, on_progress=say) as service:
-        served_by = service.status().pid
-        assert served_by is not None
-        with workers(n, service.url) as pids:
-            clients, served = pss_mib(pids), pss_mib([served_by])
-    figures = {"own_mib": own, "service_mib": served, "clients_mib": clients}
-    print(f"| {n} workers with a model each | {own:.0f} MiB |")
-    print(f"| {n} workers on one service | {served:.0f} + {clients:.0f} MiB |")
-    print(
-        line(record({"workload": "shared_model", "workers": n, "model": arguments.model}, figures))
-    )
+    with running_workers(n, arguments.model) as pids:
+        own_models_mib = total_pss_mib(pids)
+    with Supervisor(free_port(), config=arguments.config, on_progress=_print_progress) as service:
+        service_pid = service.status().pid
+        assert service_pid is not None, "The service runs. This is a bug."
+        with running_workers(n, service.url) as pids:
+            clients_mib, service_mib = total_pss_mib(pids), total_pss_mib([service_pid])
+    print(f"| {n} workers with a model each | {own_models_mib:.0f} MiB |")
+    print(f"| {n} workers and one service | {clients_mib:.0f} + {service_mib:.0f} MiB |")
+    parameters = {"workload": "shared_model", "workers": n, "model": arguments.model}
+    metrics = {"own_mib": own_models_mib, "service_mib": service_mib, "clients_mib": clients_mib}
+    print(to_json(make_record(parameters, metrics)))
     return 0
+
+
+def _print_progress(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

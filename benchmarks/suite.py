@@ -1,8 +1,8 @@
-"""Runs experiments on peers in alternated rounds: what `embedserve bench` does.
+"""Runs the experiments in alternating rounds: `embedserve bench`.
 
-The peers of an experiment are all up, and all but the one under load are stopped, since what is
-idle takes time too. A round asks each of them the same texts, one right after the other, so that a
-machine whose speed drifts is fair to all. A peer ends with the last experiment that it is in.
+All peers of an experiment run at once, suspended except for the one under load, since idle servers
+use CPU too. In a round every peer gets the same texts, one peer right after the other, so that
+drift of the machine affects all alike. A peer stops after its last experiment.
 """
 
 import asyncio
@@ -22,211 +22,239 @@ from typing import Any
 
 import numpy as np
 
+from serve_app.types import Float32
+
 from .compare import cosines
-from .display import Display, figures_line
-from .experiments import (
-    FULL,
-    LIBRARIES,
-    QUICK,
-    Experiment,
-    Pace,
-    Point,
-    experiments,
-)
-from .load import Outcome, Plan, run
+from .display import Display, format_metrics
+from .experiments import FULL, LIBRARIES, QUICK, Experiment, LoadPoint, Schedule, experiments
+from .load import OnProgress, Outcome, Plan, run_load
 from .loop import run_async
+from .paths import REPORT_FOLDER, RESULTS
 from .peers import floor
-from .peers.base import Peer, PeerFailed
-from .peers.in_process import Worker
-from .peers.server import Server
-from .record import RESULTS, append, record
-from .report.publish import HOME, publish
+from .peers.base import Peer, PeerError
+from .peers.in_process import LibraryProcess
+from .peers.server import ServerProcess
+from .record import append_record, make_record
+from .report.publish import publish
+from .report.results import UNAVAILABLE
 from .target import Target
 from .tokens import count_tokens
 from .usage import Usage, pause, resume
 from .workloads import WORKLOADS
-from serve_app.types import Float32
 
-#: Below it, what a peer serves is another model, and its speed says nothing.
-_LEAST_COSINE = 0.99
+_MIN_COSINE = 0.99  # a peer with a lower one serves another model, whose speed is irrelevant
 _INSTALL_S, _START_S = 70.0, 15.0
-_SETTLE_S = 0.3  # after a pause, all that a server does by the clock is due at once
-_CALL_TEXTS, _CALL_LETTERS = 256, 80_000
-#: Past it a server is swamped, and higher rates would only tell how far.
-_BORNE_P99_MS = 1000.0
+_SETTLE_S = 0.3  # after a suspension all expired timers of a server fire at once
+_BATCH_TEXTS, _BATCH_CHARS = 256, 80_000
 
-_QUICK = HOME / "quick"
-_UNFINISHED = RESULTS / "unfinished.jsonl"  # no report is made from it
+_QUICK_FOLDER = REPORT_FOLDER / "quick"
+_UNFINISHED = RESULTS / "unfinished.jsonl"  # never a source of the report
 _BUSY_CORES = 0.2
 
-Running = Server | Worker
+RunningPeer = ServerProcess | LibraryProcess
 
 
-def measure_all(*, quick: bool, rounds: int | None) -> int:
+def run_suite(*, quick: bool, rounds: int | None) -> int:
     """Runs the suite and publishes its report.
 
-    A quick one goes into a folder of its own: it is for a look, and replaces no figures.
+    The results of a quick suite go into a separate folder and replace no published ones.
 
     Returns:
         The command's exit status.
     """
-    pace = QUICK if quick else FULL
-    pace = dataclasses.replace(pace, rounds=rounds or pace.rounds)
+    schedule = QUICK if quick else FULL
+    schedule = dataclasses.replace(schedule, rounds=rounds or schedule.rounds)
     if quick:
-        shutil.rmtree(_QUICK, ignore_errors=True)
-    file = _QUICK / "records.jsonl" if quick else _UNFINISHED
+        shutil.rmtree(_QUICK_FOLDER, ignore_errors=True)
+    file = _QUICK_FOLDER / "records.jsonl" if quick else _UNFINISHED
     file.unlink(missing_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM):  # however it is ended, what it started ends too
+    for number in (signal.SIGINT, signal.SIGTERM):  # both stop the peers
         signal.signal(number, signal.default_int_handler)
     try:
-        Suite(pace, experiments(pace, quick=quick), file).run()
-    except (PeerFailed, KeyboardInterrupt) as error:
-        why = str(error) or "interrupted"
-        print(f"embedserve: {why}; what was measured is in {file}", file=sys.stderr)
+        Suite(schedule, experiments(schedule, quick=quick), file).run()
+    except (PeerError, KeyboardInterrupt) as error:
+        reason = str(error) or "interrupted"
+        print(f"embedserve: {reason}; the records so far are in {file}", file=sys.stderr)
         return 1
-    if not quick:
+    if quick:
+        page = publish(file, _QUICK_FOLDER, None)
+    else:
         file = file.rename(RESULTS / f"suite-{datetime.now(UTC):%Y-%m-%dT%H%M}.jsonl")
-    page = publish(file, _QUICK, None) if quick else publish(file)
+        page = publish(file)
     print(f"{page}, from the records in {file}")
     return 0
 
 
-class Suite:
-    """One run of all experiments."""
+def busy_cores() -> float:
+    """Returns how many cores the machine uses now, averaged over a second."""
+    usage = Usage(None)
+    time.sleep(1)
+    return float(usage.metrics()["machine_cpu"])
 
-    def __init__(self, pace: Pace, experiments: Sequence[Experiment], file: Path) -> None:
-        """A run that appends its records to `file` as they come."""
-        self._pace = pace
+
+class Suite:
+    """One run of a list of experiments."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        experiments: Sequence[Experiment],
+        file: Path,
+        *,
+        libraries: Sequence[Peer] = LIBRARIES,
+        start_server: Callable[[Peer], ServerProcess] = ServerProcess,
+        busy_cores: Callable[[], float] = busy_cores,
+        saturation_p99_ms: float = 1000.0,
+    ) -> None:
+        """Creates a run.
+
+        Args:
+            schedule: the number of rounds.
+            experiments: run in this order.
+            file: records are appended to it.
+            libraries: the peers that run in process; the vectors of all peers are compared with
+                those of the first.
+            start_server: starts any other peer.
+            busy_cores: returns the cores that other processes use, before the first experiment.
+            saturation_p99_ms: a rate with a higher p99 saturates a peer, which then skips higher
+                rates.
+        """
+        self._schedule = schedule
         self._experiments = experiments
         self._file = file
+        self._libraries = libraries
+        self._start_server = start_server
+        self._busy_cores = busy_cores
+        self._saturation_p99_ms = saturation_p99_ms
         self._id = datetime.now(UTC).isoformat(timespec="seconds")
         self._seed = int(datetime.now(UTC).timestamp()) * 1000
-        self._running: dict[str, Running] = {}
-        self._met = set[str]()
+        self._running: dict[str, RunningPeer] = {}
+        self._started = set[str]()
         self._cosines: dict[str, float] = {}
-        self._expected: Float32
-        #: The rates that each peer didn't bear, by experiment.
-        self._too_much: dict[tuple[str, str], float] = defaultdict(lambda: float("inf"))
-        asked = (peer for experiment in experiments for peer in experiment.peers)
-        self._peers = list({peer.name: peer for peer in (LIBRARIES[0], *asked)}.values())
+        self._reference_vectors: Float32
+        #: The lowest saturating rate by experiment and peer.
+        self._saturating_rates = defaultdict[tuple[str, str], float](lambda: float("inf"))
+        peers = (peer for experiment in experiments for peer in experiment.peers)
+        self._peers = list({peer.name: peer for peer in (libraries[0], *peers)}.values())
 
     def run(self) -> None:
-        """Starts each peer when it is needed, runs every round, and stops what it started.
+        """Starts each peer before its first experiment, runs all rounds and stops the peers.
 
         Raises:
-            PeerFailed: the one that all vectors are compared with doesn't run.
+            PeerError: the library that provides the reference vectors doesn't run.
         """
-        with ExitStack() as stack, Display(self._seconds()) as display:
-            display.doing("looking whether this machine has time")
-            if (busy := _busy_cores()) > _BUSY_CORES:
-                display.say(f"Something else takes {busy:.1f} cores: all figures will be too low.")
-            self._start(LIBRARIES[0], stack, display)
-            if LIBRARIES[0].name not in self._running:
-                raise PeerFailed(f"Without {LIBRARIES[0].title} no vector can be checked.")
+        with ExitStack() as stack, Display(self._planned_s()) as display:
+            display.start_step("checking that the machine is idle")
+            if (cores := self._busy_cores()) > _BUSY_CORES:
+                display.print(f"Other processes use {cores:.1f} cores: results will be too low.")
+            self._start(self._libraries[0], stack, display)
+            if self._libraries[0].name not in self._running:
+                title = self._libraries[0].title
+                raise PeerError(f"{title} doesn't run, so no vectors can be checked")
             for i, experiment in enumerate(self._experiments):
                 for peer in experiment.peers:
-                    if peer.name not in self._met:
+                    if peer.name not in self._started:
                         self._start(peer, stack, display)
-                for turn in range(self._pace.rounds):
-                    self._round(experiment, turn, display)
+                for turn in range(self._schedule.rounds):
+                    self._run_round(experiment, turn, display)
                 later = {p.name for e in self._experiments[i + 1 :] for p in e.peers}
                 for name in self._running.keys() - later:
-                    display.doing(f"stopping {self._running[name].peer.title}")
+                    display.start_step(f"stopping {self._running[name].peer.title}")
                     self._running.pop(name).stop()
 
-    def _seconds(self) -> float:
-        """How long it should take."""
-        here = [p for p in self._peers if p.missing() is None]
-        new = {p.environment for p in here if p.environment and not p.environment.ready}
-        names = {p.name for p in here}
-        loads = sum(
-            _planned_s(e, point) * sum(p.name in names for p in e.peers)
+    def _planned_s(self) -> float:
+        available = [p for p in self._peers if p.unavailable_reason() is None]
+        environments = {p.environment for p in available if p.environment}
+        missing = sum(not environment.is_installed for environment in environments)
+        names = {p.name for p in available}
+        loads_s = sum(
+            _point_s(e, point) * sum(p.name in names for p in e.peers)
             for e in self._experiments
             for point in e.points
         )
-        return len(new) * _INSTALL_S + len(here) * _START_S + self._pace.rounds * loads
+        rounds_s = self._schedule.rounds * loads_s
+        return missing * _INSTALL_S + len(available) * _START_S + rounds_s
 
     def _start(self, peer: Peer, stack: ExitStack, display: Display) -> None:
-        """Starts a peer and checks its vectors; one that can't be measured is ended."""
-        running: Running | None = None
-        self._met.add(peer.name)
+        """Starts a peer and checks its vectors; records and stops one that can't be measured."""
+        running: RunningPeer | None = None
+        self._started.add(peer.name)
         try:
-            if (missing := peer.missing()) is not None:
-                raise PeerFailed(missing)
-            if peer.environment is not None and not peer.environment.ready:
-                display.doing(f"installing {peer.title} into {peer.environment.folder}")
+            if (reason := peer.unavailable_reason()) is not None:
+                raise PeerError(reason)
+            if peer.environment is not None and not peer.environment.is_installed:
+                display.start_step(f"installing {peer.title} into {peer.environment.folder}")
                 peer.environment.install()
-                display.done(_INSTALL_S, f"installed {peer.title}")
-            display.doing(f"starting {peer.title}")
-            running = Worker(peer) if peer in LIBRARIES else Server(peer)
+                display.finish_step(_INSTALL_S, f"installed {peer.title}")
+            display.start_step(f"starting {peer.title}")
+            is_library = peer in self._libraries
+            running = LibraryProcess(peer) if is_library else self._start_server(peer)
             stack.enter_context(running)
             running.wait_until_ready()
             if peer is not floor.PEER:
-                self._check(running)
-        except (PeerFailed, OSError, subprocess.CalledProcessError) as error:
-            why = getattr(error, "stderr", None) or str(error)
-            display.done(0, f"left out: {peer.title}: {why}")
+                self._check_vectors(running)
+        except (PeerError, OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", None) or str(error)
+            display.finish_step(0, f"not measured: {peer.title}: {reason}")
             if running is not None:
-                running.stop()  # or it would take from those that are measured
-            self._keep({"experiment": "left out", "peer": peer.name, "why": why.strip()}, {})
+                running.stop()  # or it would use CPU during the measurements
+            parameters = {"experiment": UNAVAILABLE, "peer": peer.name, "why": reason.strip()}
+            self._save(parameters, {})
         else:
             pause(running.pid)
             self._running[peer.name] = running
-            display.done(_START_S, f"started {peer.title}")
+            display.finish_step(_START_S, f"started {peer.title}")
 
-    def _check(self, running: Running) -> None:
-        """Compares vectors with those of sentence-transformers, the first peer to start.
+    def _check_vectors(self, running: RunningPeer) -> None:
+        """Compares the vectors of sample texts with the reference, the first peer's.
 
         Raises:
-            PeerFailed: they are others.
+            PeerError: the vectors differ.
         """
-        vectors = self._sample(running)
-        if running.peer is LIBRARIES[0]:
-            self._expected = vectors
-        expected = self._expected
-        if vectors.shape != expected.shape:
-            raise PeerFailed(f"its vectors are of shape {vectors.shape}, not {expected.shape}")
-        cosine = float(cosines(vectors, expected).min())
-        self._cosines[running.peer.name] = round(cosine, 7)
-        if not cosine > _LEAST_COSINE:
-            raise PeerFailed(f"its vectors are not the model's: cosine {cosine:.4f} at the least")
-
-    def _sample(self, running: Running) -> Float32:
         requests = islice(WORKLOADS["document"].requests(0), 4)
-        return np.concatenate([running.vectors(texts) for texts in requests])
+        vectors = np.concatenate([running.embed(texts) for texts in requests])
+        if running.peer is self._libraries[0]:
+            self._reference_vectors = vectors
+        reference = self._reference_vectors
+        if vectors.shape != reference.shape:
+            raise PeerError(f"its vectors have shape {vectors.shape}, not {reference.shape}")
+        cosine = float(cosines(vectors, reference).min())
+        self._cosines[running.peer.name] = round(cosine, 7)
+        if not cosine > _MIN_COSINE:
+            raise PeerError(f"its vectors are not the model's: the minimum cosine is {cosine:.4f}")
 
-    def _round(self, experiment: Experiment, turn: int, display: Display) -> None:
+    def _run_round(self, experiment: Experiment, turn: int, display: Display) -> None:
         peers = [p for p in experiment.peers if p.name in self._running]
         peers = peers[turn % len(peers) :] + peers[: turn % len(peers)] if peers else []
         for point in experiment.points:
             self._seed += 1
             for peer in peers:
-                if point.x > self._too_much[experiment.name, peer.name]:
-                    display.done(_planned_s(experiment, point), "")
+                if point.x > self._saturating_rates[experiment.name, peer.name]:
+                    display.finish_step(_point_s(experiment, point), "")
                 else:
-                    self._trial(experiment, turn, point, peer, display)
+                    self._measure(experiment, turn, point, peer, display)
 
-    def _trial(
-        self, experiment: Experiment, turn: int, point: Point, peer: Peer, display: Display
+    def _measure(
+        self, experiment: Experiment, turn: int, point: LoadPoint, peer: Peer, display: Display
     ) -> None:
         running = self._running[peer.name]
         plan = dataclasses.replace(point.plan, seed=self._seed)
         load = f"{plan.rate:g} requests/s" if plan.rate else f"{plan.connections} clients"
-        what = f"{experiment.name}: {peer.title}, {point.workload.description}, {load}"
-        display.doing(f"{what}, round {turn + 1} of {self._pace.rounds}")
+        step = f"{experiment.name}: {peer.title}, {point.workload.description}, {load}"
+        display.start_step(f"{step}, round {turn + 1} of {self._schedule.rounds}")
         resume(running.pid)
         time.sleep(_SETTLE_S)
         usage = Usage(running.pid)
-        if isinstance(running, Worker):
-            figures = _encode(running, point, plan)
+        if isinstance(running, LibraryProcess):
+            metrics = _measure_library(running, point, plan)
         else:
-            figures = _under_load(running.target, point, plan, display.pulse)
-        figures |= usage.figures()
+            metrics = _measure_server(running.target, point, plan, display.update)
+        metrics |= usage.metrics()
         pause(running.pid)
-        if experiment.climbs and (figures["failed"] or figures.get("p99_ms", 0) > _BORNE_P99_MS):
+        if experiment.increasing_rate and self._is_saturated(metrics):
             key = (experiment.name, peer.name)
-            self._too_much[key] = min(self._too_much[key], point.x)
-        asked = {
+            self._saturating_rates[key] = min(self._saturating_rates[key], point.x)
+        parameters = {
             "experiment": experiment.name,
             "peer": peer.name,
             "title": peer.title,
@@ -237,63 +265,60 @@ class Suite:
             "workload": point.workload.name,
             **plan.describe(),
         }
-        self._keep(asked, figures)
-        display.done(_planned_s(experiment, point), f"{what}: {figures_line(figures)}")
+        self._save(parameters, metrics)
+        display.finish_step(_point_s(experiment, point), f"{step}: {format_metrics(metrics)}")
 
-    def _keep(self, asked: dict[str, Any], figures: dict[str, Any]) -> None:
-        suite = {"suite": self._id, "rounds": self._pace.rounds}
-        append(self._file, record({**suite, **asked}, figures))
+    def _is_saturated(self, metrics: dict[str, Any]) -> bool:
+        return bool(metrics["failed"]) or metrics.get("p99_ms", 0) > self._saturation_p99_ms
 
-
-def _planned_s(experiment: Experiment, point: Point) -> float:
-    """How long a run should take; of rising rates most peers bear the lower half only."""
-    return point.plan.seconds * (0.5 if experiment.climbs else 1)
+    def _save(self, parameters: dict[str, Any], metrics: dict[str, Any]) -> None:
+        suite = {"suite": self._id, "rounds": self._schedule.rounds}
+        append_record(self._file, make_record({**suite, **parameters}, metrics))
 
 
-def _busy_cores() -> float:
-    usage = Usage(None)
-    time.sleep(1)
-    return float(usage.figures()["machine_cpu"])
+def _point_s(experiment: Experiment, point: LoadPoint) -> float:
+    """Estimates the duration of a point; most peers skip the upper half of increasing rates."""
+    return point.plan.total_s * (0.5 if experiment.increasing_rate else 1)
 
 
-def _under_load(
-    target: Target, point: Point, plan: Plan, pulse: Callable[..., None]
+def _measure_server(
+    target: Target, point: LoadPoint, plan: Plan, on_progress: OnProgress
 ) -> dict[str, Any]:
-    async def both() -> tuple[Outcome, Outcome | None]:
-        load = run(target, point.workload.requests(plan.seed), plan, pulse)
+    async def run() -> tuple[Outcome, Outcome | None]:
+        load = run_load(target, point.workload.requests(plan.seed), plan, on_progress)
         if not point.bulk:
             return await load, None
         documents = WORKLOADS["document"].requests(plan.seed)
-        bulk = dataclasses.replace(plan, rate=None, connections=point.bulk)
-        return await asyncio.gather(load, run(target, documents, bulk))
+        bulk_plan = dataclasses.replace(plan, rate=None, connections=point.bulk)
+        return await asyncio.gather(load, run_load(target, documents, bulk_plan))
 
-    outcome, beside = run_async(both())
-    figures: dict[str, Any] = outcome.summary()
-    if beside is not None:
-        figures["bulk_texts_per_s"] = beside.summary()["texts_per_s"]
-    return figures
-
-
-def _call(stream: Iterator[str]) -> list[str]:
-    """The texts of one call: enough for sorting by length to pay, not more than seconds of work."""
-    texts, letters = list[str](), 0
-    while len(texts) < _CALL_TEXTS and letters < _CALL_LETTERS:
-        texts.append(next(stream))
-        letters += len(texts[-1])
-    return texts
+    outcome, bulk_outcome = run_async(run())
+    metrics: dict[str, Any] = outcome.summary()
+    if bulk_outcome is not None:
+        metrics["bulk_texts_per_s"] = bulk_outcome.summary()["texts_per_s"]
+    return metrics
 
 
-def _encode(worker: Worker, point: Point, plan: Plan) -> dict[str, Any]:
-    """Texts a second of a library; its own time only."""
-    stream = chain.from_iterable(point.workload.requests(plan.seed))
-    seconds, calls = 0.0, list[list[str]]()
+def _next_batch(texts: Iterator[str]) -> list[str]:
+    """Returns enough texts for sorting by length to pay off, for at most seconds of work."""
+    batch, chars = list[str](), 0
+    while len(batch) < _BATCH_TEXTS and chars < _BATCH_CHARS:
+        batch.append(next(texts))
+        chars += len(batch[-1])
+    return batch
+
+
+def _measure_library(library: LibraryProcess, point: LoadPoint, plan: Plan) -> dict[str, Any]:
+    """Returns the throughput of a library, by the time inside the library."""
+    texts = chain.from_iterable(point.workload.requests(plan.seed))
+    seconds, batches = 0.0, list[list[str]]()
     while seconds < plan.duration_s:
-        calls.append(_call(stream))
-        seconds += worker.encode(calls[-1])
+        batches.append(_next_batch(texts))
+        seconds += library.time_embedding(batches[-1])
     return {
-        "requests_per_s": round(len(calls) / seconds, 2),
-        "texts_per_s": round(sum(map(len, calls)) / seconds, 2),
-        "tokens_per_s": round(sum(count_tokens(calls)) / seconds),
-        "answered": len(calls),
+        "requests_per_s": round(len(batches) / seconds, 2),
+        "texts_per_s": round(sum(map(len, batches)) / seconds, 2),
+        "tokens_per_s": round(sum(count_tokens(batches)) / seconds),
+        "answered": len(batches),
         "failed": {},
     }

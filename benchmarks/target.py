@@ -1,4 +1,4 @@
-"""What is put under load: an HTTP server, by itself or through our own client, or a Ray handle."""
+"""Load targets: an HTTP server, a server through our Python client, or a Ray Serve handle."""
 
 import asyncio
 import logging
@@ -11,21 +11,22 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
-from .client import Client, HttpClient
-from .connection import Connection
-from embedserve_client import AsyncClient, EmbedError, Retry
-from embedserve_client import Client as OwnClient
+from embedserve_client import AsyncClient, Client, EmbedError, Retry
 from serve_app.types import Float32
 
+from .client import HttpClient, LoadClient
+from .connection import Connection
+
 _TIMEOUT_S = 60.0
-_BODIES: dict[str, tuple[str, Callable[[list[str], str], dict[str, Any]]]] = {
+#: The path of each dialect, and its body for texts and a model.
+_ENDPOINTS: dict[str, tuple[str, Callable[[list[str], str], dict[str, Any]]]] = {
     "openai": ("/v1/embeddings", lambda texts, model: {"input": texts, "model": model}),
     "infinity": ("/embeddings", lambda texts, model: {"input": texts, "model": model}),
     "tei": ("/embed", lambda texts, model: {"inputs": texts}),
 }
-DIALECTS = tuple(_BODIES)
-HANDLE = "ray:"
-OURS = "client:"
+DIALECTS = tuple(_ENDPOINTS)
+HANDLE_SCHEME = "ray:"
+CLIENT_SCHEME = "client:"
 
 
 class Target(Protocol):
@@ -33,58 +34,58 @@ class Target(Protocol):
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The address, as the command line takes it."""
         ...
 
     def describe(self) -> dict[str, str]:
-        """What a record tells of it."""
+        """Returns the fields of a record that describe the target."""
         ...
 
-    def client(self, most: int) -> Client:
-        """A client with at most `most` requests on their way; for the running event loop."""
+    def client(self, max_connections: int) -> LoadClient:
+        """Returns a client for the running event loop, with at most so many open requests."""
         ...
 
-    async def knock(self) -> None:
-        """Makes sure that somebody is there.
+    async def check_reachable(self) -> None:
+        """Checks that the server accepts connections.
 
         Raises:
-            OSError: nobody is.
+            OSError: it does not.
         """
         ...
 
-    def vectors(self, texts: list[str]) -> Float32:
-        """The server's vectors of texts, shape (n, dim).
+    def embed(self, texts: list[str]) -> Float32:
+        """Returns the server's vectors of texts, shape (n, dim).
 
         Raises:
-            OSError: the server isn't there, or refuses.
+            OSError: the server can't be reached, or returned an error.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class HttpTarget:
-    """A server, its dialect, and the model to ask for."""
+    """An HTTP server."""
 
     url: str
     dialect: str = "openai"
     model: str = "all-MiniLM-L6-v2"
 
     def describe(self) -> dict[str, str]:
-        """What a record tells of it."""
+        """Returns the fields of a record that describe the target."""
         return {"url": self.url, "dialect": self.dialect, "model": self.model}
 
-    def client(self, most: int) -> Client:
-        """A client with at most `most` connections."""
-        return HttpClient(self._address, self.request, most)
+    def client(self, max_connections: int) -> LoadClient:
+        """Returns a client for the running event loop."""
+        return HttpClient(self._address, self.encode_request, max_connections)
 
-    async def knock(self) -> None:
+    async def check_reachable(self) -> None:
         """Opens a connection and closes it."""
         connection = await Connection.open(self._address)
         connection.close()
 
-    def request(self, texts: list[str]) -> bytes:
-        """A whole HTTP/1.1 request that asks for the vectors of texts."""
-        path, body = _BODIES[self.dialect]
+    def encode_request(self, texts: list[str]) -> bytes:
+        """Returns the complete HTTP/1.1 request for the vectors of texts."""
+        path, body = _ENDPOINTS[self.dialect]
         content = orjson.dumps(body(texts, self.model))
         head = (
             f"POST {urlsplit(self.url).path.rstrip('/')}{path} HTTP/1.1\r\n"
@@ -93,16 +94,19 @@ class HttpTarget:
         )
         return head.encode() + content
 
-    def vectors(self, texts: list[str]) -> Float32:
-        """The server's vectors of texts, shape (n, dim)."""
-        head, _, content = self.request(texts).partition(b"\r\n\r\n")
-        path = head.split(b" ", 2)[1].decode()
-        url = f"http://{urlsplit(self.url).netloc}{path}"
-        asked = urllib.request.Request(url, content, {"content-type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=_TIMEOUT_S) as reply:
-            body = orjson.loads(reply.read())
-        rows = body if self.dialect == "tei" else [item["embedding"] for item in body["data"]]
-        return np.array(rows, dtype=np.float32)
+    def embed(self, texts: list[str]) -> Float32:
+        """Returns the server's vectors of texts, shape (n, dim)."""
+        path, body = _ENDPOINTS[self.dialect]
+        request = urllib.request.Request(
+            f"{self.url.rstrip('/')}{path}",
+            orjson.dumps(body(texts, self.model)),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+            content = orjson.loads(response.read())
+        if self.dialect != "tei":
+            content = [item["embedding"] for item in content["data"]]
+        return np.array(content, dtype=np.float32)
 
     @property
     def _address(self) -> tuple[str, int]:
@@ -112,45 +116,45 @@ class HttpTarget:
 
 @dataclass(frozen=True, slots=True)
 class ClientTarget:
-    """A server that is asked through our own Python client, to tell what that costs."""
+    """A server that is called through our Python client, to measure the client's overhead."""
 
     address: str
 
     @property
     def url(self) -> str:
         """`client:` and the address."""
-        return f"{OURS}{self.address}"
+        return f"{CLIENT_SCHEME}{self.address}"
 
     def describe(self) -> dict[str, str]:
-        """What a record tells of it."""
+        """Returns the fields of a record that describe the target."""
         return {"url": self.url, "dialect": "client"}
 
-    def client(self, most: int) -> Client:
-        """A client with at most `most` calls on their way."""
-        return _OwnClient(self.address, most)
+    def client(self, max_connections: int) -> LoadClient:
+        """Returns a client for the running event loop."""
+        return _AsyncClientAdapter(self.address, max_connections)
 
-    async def knock(self) -> None:
-        """Asks whether it is there."""
+    async def check_reachable(self) -> None:
+        """Requests the server's health."""
         async with AsyncClient(self.address) as client:
             if not await client.is_healthy():
-                raise OSError(f"Nobody answers at {self.address}.")
+                raise OSError(f"The service at {self.address} is not healthy.")
 
-    def vectors(self, texts: list[str]) -> Float32:
-        """The server's vectors of texts, shape (n, dim)."""
+    def embed(self, texts: list[str]) -> Float32:
+        """Returns the server's vectors of texts, shape (n, dim)."""
         try:
-            with OwnClient(self.address) as client:
+            with Client(self.address) as client:
                 return client.embed(texts)
         except EmbedError as error:
             raise OSError(str(error)) from None
 
 
-class _OwnClient:
-    def __init__(self, address: str, most: int) -> None:
+class _AsyncClientAdapter:
+    def __init__(self, address: str, max_connections: int) -> None:
         self._client = AsyncClient(address, retry=Retry(attempts=0))
-        self._places = asyncio.Semaphore(most)
+        self._semaphore = asyncio.Semaphore(max_connections)
 
-    async def ask(self, texts: list[str]) -> str | None:
-        async with self._places:
+    async def send(self, texts: list[str]) -> str | None:
+        async with self._semaphore:
             try:
                 await self._client.embed(texts)
             except EmbedError as error:
@@ -163,29 +167,29 @@ class _OwnClient:
 
 @dataclass(frozen=True, slots=True)
 class HandleTarget:
-    """An application of the running Ray cluster, asked as another Ray job would ask it."""
+    """An application of the running Ray cluster, called as another Ray job calls it."""
 
     application: str
 
     @property
     def url(self) -> str:
         """`ray:` and the application's name."""
-        return f"{HANDLE}{self.application}"
+        return f"{HANDLE_SCHEME}{self.application}"
 
     def describe(self) -> dict[str, str]:
-        """What a record tells of it."""
+        """Returns the fields of a record that describe the target."""
         return {"url": self.url, "dialect": "handle"}
 
-    def client(self, most: int) -> Client:
-        """A client with at most `most` calls on their way."""
-        return _HandleClient(self._handle(), most)
+    def client(self, max_connections: int) -> LoadClient:
+        """Returns a client for the running event loop."""
+        return _HandleAdapter(self._handle(), max_connections)
 
-    async def knock(self) -> None:
-        """Finds the application."""
+    async def check_reachable(self) -> None:
+        """Looks the application up."""
         self._handle()
 
-    def vectors(self, texts: list[str]) -> Float32:
-        """The application's vectors of texts, shape (n, dim)."""
+    def embed(self, texts: list[str]) -> Float32:
+        """Returns the application's vectors of texts, shape (n, dim)."""
         vectors: Float32 = self._handle().embed.remote(texts).result(timeout_s=_TIMEOUT_S)
         return vectors
 
@@ -202,17 +206,17 @@ class HandleTarget:
             raise OSError(str(error).strip().splitlines()[0]) from None
 
 
-class _HandleClient:
-    def __init__(self, handle: Any, most: int) -> None:
+class _HandleAdapter:
+    def __init__(self, handle: Any, max_connections: int) -> None:
         self._handle = handle
-        self._places = asyncio.Semaphore(most)
+        self._semaphore = asyncio.Semaphore(max_connections)
 
-    async def ask(self, texts: list[str]) -> str | None:
-        async with self._places:
+    async def send(self, texts: list[str]) -> str | None:
+        async with self._semaphore:
             try:
                 await self._handle.embed.remote(texts)
             except Exception as error:
-                return type(error).__name__  # whatever was raised there is a failure to count
+                return type(error).__name__  # every exception of the replica is a failed request
         return None
 
     def close(self) -> None:

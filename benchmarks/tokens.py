@@ -1,4 +1,4 @@
-"""How many tokens texts are: what the work of a model is measured in."""
+"""Token counts of texts. Tokens measure the work that a model does."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -9,15 +9,18 @@ from tokenizers import Tokenizer
 from serve_app.config import MINILM
 from serve_app.models import model_dir
 
-_MAX_TOKENS = 256  # of the default model; what is over is cut
+_MAX_TOKENS = 256  # the limit of the default model, which truncates longer texts
 
 
 def count_tokens(requests: Iterable[list[str]]) -> list[int]:
-    """Tokens of each request's texts, as the default model counts them, special ones included."""
-    asked = list(requests)
-    texts = list(chain.from_iterable(asked))
+    """Returns the number of tokens of each request, counted by the default model's tokenizer.
+
+    Special tokens count, tokens beyond the model's limit do not.
+    """
+    requests = list(requests)
+    texts = list(chain.from_iterable(requests))
     lengths = iter([len(encoding.ids) for encoding in _tokenizer().encode_batch_fast(texts)])
-    return [sum(islice(lengths, len(request))) for request in asked]
+    return [sum(islice(lengths, len(request))) for request in requests]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a server costs while it is under load: CPU and memory of each of its processes."""
+"""CPU and memory usage of a server's processes under load."""
 
 import re
 import time
@@ -11,10 +11,11 @@ from typing import Any
 import psutil
 
 _REPLICA = re.compile(r"ray::ServeReplica:[^:]*:(\w+)")
+_MIN_CORES = 0.01
 
 
-def family(pid: int) -> list[psutil.Process]:
-    """A process and everything below it; nothing when it has ended."""
+def process_tree(pid: int) -> list[psutil.Process]:
+    """Returns a process and its descendants; an empty list if it has ended."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -22,65 +23,70 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def pause(pid: int) -> None:
-    """Stops a process and everything below it (SIGSTOP), so that it takes no time from others."""
-    for process in family(pid):
+    """Suspends a process and its descendants (SIGSTOP), so that they use no CPU."""
+    for process in process_tree(pid):
         with suppress(psutil.NoSuchProcess):
             process.suspend()
 
 
 def resume(pid: int) -> None:
-    """Lets it go on."""
-    for process in family(pid):
+    """Resumes a process and its descendants (SIGCONT)."""
+    for process in process_tree(pid):
         with suppress(psutil.NoSuchProcess):
             process.resume()
 
 
 class Usage:
-    """Measures from when it is made."""
+    """Measures CPU time from construction on, and memory when it is read."""
 
     def __init__(self, pid: int | None) -> None:
-        """Measures the process `pid` and its children; with None, the machine as a whole only."""
-        self._pid = pid
-        self._since = time.perf_counter()
-        self._own = _cpu_s(psutil.Process())
-        self._all = _busy_s()
-        self._before = {p.pid: _cpu_s(p) for p in family(pid)} if pid else {}
+        """Starts to measure.
 
-    def figures(self) -> dict[str, Any]:
-        """CPU in cores, on average since the start; memory in MiB.
-
-        Of memory that processes share, `rss_mib` counts the whole for each of them, `pss_mib`
-        (Linux only) the part that falls to each.
+        Args:
+            pid: the root of the process tree to measure; None measures the machine only.
         """
-        wall = time.perf_counter() - self._since
-        all_s, own_s = _busy_s() - self._all, _cpu_s(psutil.Process()) - self._own
+        self._pid = pid
+        self._start = time.perf_counter()
+        self._generator_start_s = _cpu_s(psutil.Process())
+        self._machine_start_s = _machine_cpu_s()
+        self._start_s = {p.pid: _cpu_s(p) for p in process_tree(pid)} if pid else {}
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns the average CPU usage since the start, in cores, and the memory in MiB.
+
+        Memory that processes share counts in full for each of them in `rss_mib`, and divided
+        among them in `pss_mib` (Linux only).
+        """
+        wall_s = time.perf_counter() - self._start
+        machine_s = _machine_cpu_s() - self._machine_start_s
+        generator_s = _cpu_s(psutil.Process()) - self._generator_start_s
         if self._pid is None:
-            return {"machine_cpu": round(all_s / wall, 3)}
-        cpu: defaultdict[str, float] = defaultdict(float)
+            return {"machine_cpu": round(machine_s / wall_s, 3)}
+        cpu_s: defaultdict[str, float] = defaultdict(float)
         processes: Counter[str] = Counter()
         rss = pss = 0
-        for process in family(self._pid):
+        for process in process_tree(self._pid):
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                name = _name(process)
-                cpu[name] += _cpu_s(process) - self._before.get(process.pid, 0.0)
+                name = _process_name(process)
+                cpu_s[name] += _cpu_s(process) - self._start_s.get(process.pid, 0.0)
                 memory = process.memory_full_info()
                 rss, pss = rss + memory.rss, pss + getattr(memory, "pss", 0)
                 processes[name] += 1
-        server_s = sum(cpu.values())
+        server_s = sum(cpu_s.values())
         return {
-            "cpu_by_process": _rounded({name: s / wall for name, s in cpu.items()}),
-            "server_cpu": round(server_s / wall, 3),
-            "elsewhere_cpu": round(max(0.0, all_s - own_s - server_s) / wall, 3),
+            "cpu_by_process": _top_processes({name: s / wall_s for name, s in cpu_s.items()}),
+            "server_cpu": round(server_s / wall_s, 3),
+            "elsewhere_cpu": round(max(0.0, machine_s - generator_s - server_s) / wall_s, 3),
             "rss_mib": round(rss / 2**20, 1),
             "pss_mib": round(pss / 2**20, 1),
             "replicas": processes.get("Embedder"),
         }
 
 
-def _rounded(cores: Mapping[str, float]) -> dict[str, float]:
-    """The largest first; what takes less than a hundredth of a core isn't told."""
-    largest = sorted(cores.items(), key=lambda item: -item[1])
-    return {name: round(share, 3) for name, share in largest if share >= 0.01}
+def _top_processes(cores: Mapping[str, float]) -> dict[str, float]:
+    """Sorts by usage, largest first, without processes that use less than 0.01 cores."""
+    descending = sorted(cores.items(), key=lambda item: -item[1])
+    return {name: round(share, 3) for name, share in descending if share >= _MIN_CORES}
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -91,17 +97,17 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _busy_s() -> float:
+def _machine_cpu_s() -> float:
     times = psutil.cpu_times()
-    # `nice` too: Ray runs its workers with less priority, which Linux counts apart.
+    # `nice` too: Ray lowers the priority of its workers, whose time Linux counts separately.
     kinds = ("user", "nice", "system", "irq", "softirq")
     return float(sum(getattr(times, kind, 0) for kind in kinds))
 
 
-def _name(process: psutil.Process) -> str:
-    """The replica's deployment, or the name of the program."""
-    title = process.cmdline()[:1]
-    if not title:
+def _process_name(process: psutil.Process) -> str:
+    """Returns the deployment of a Ray Serve replica, or the name of the program."""
+    command = process.cmdline()[:1]
+    if not command:
         return str(process.name())
-    replica = _REPLICA.match(title[0])
-    return replica.group(1) if replica else PurePath(title[0].split()[0]).name
+    replica = _REPLICA.match(command[0])
+    return replica.group(1) if replica else PurePath(command[0].split()[0]).name

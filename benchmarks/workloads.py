@@ -1,8 +1,8 @@
-"""What is asked of a server: endless streams of requests, the same for the same seed.
+"""Workloads: endless streams of requests that are equal for equal seeds.
 
-Words come from the default model's own vocabulary, so a word is about one token for BERT-like
-models and real work for every tokenizer. Except in `zipf` and in what `repeating` makes,
-practically no text occurs twice: no cache can help.
+Words come from the default model's vocabulary: a word is about one token for BERT-like models and
+realistic work for every tokenizer. Texts repeat only in `zipf` and in `repeat_workload`, so that
+caches do not affect the other workloads.
 """
 
 import math
@@ -19,15 +19,16 @@ _ZIPF_TEXTS = 20_000
 _ZIPF_EXPONENT = 1.1
 _REPEATED_TEXTS = 64
 
-Stream = Callable[[random.Random], Iterator[list[str]]]
+RequestStream = Callable[[random.Random], Iterator[list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """How an arrival rate goes up and down; over a whole run it is on average what was asked."""
+class LoadShape:
+    """An arrival rate that varies during a run; its average is the requested rate."""
 
-    at: Callable[[float], float]  #: factor on the rate, by the share of the run that is over
-    peak: float  #: the largest factor
+    #: Maps the elapsed share of a run, 0 to 1, to a factor on the rate.
+    rate_factor: Callable[[float], float]
+    peak_factor: float  #: the maximum of `rate_factor`
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,35 +37,35 @@ class Workload:
 
     name: str
     description: str
-    stream: Stream
-    shape: Shape | None = None  #: of the arrivals, open loop; None: even
+    stream: RequestStream
+    shape: LoadShape | None = None  #: of an open-loop rate; None: constant
 
     def requests(self, seed: int) -> Iterator[list[str]]:
-        """The stream for a seed; it never ends."""
+        """Returns an endless iterator over the requests of a seed."""
         return self.stream(random.Random(f"{self.name} {seed}"))
 
 
 @cache
 def vocabulary() -> list[str]:
-    """Whole words of four letters or more."""
+    """Returns the vocabulary's complete words of at least four letters."""
     words = (model_dir(MINILM) / "vocab.txt").read_text(encoding="utf-8").split()
     return [word for word in words if word.isalpha() and len(word) >= 4]
 
 
-def _text(rng: random.Random, fewest: int, most: int) -> str:
-    return " ".join(rng.choices(vocabulary(), k=rng.randint(fewest, most)))
+def _random_text(rng: random.Random, min_words: int, max_words: int) -> str:
+    return " ".join(rng.choices(vocabulary(), k=rng.randint(min_words, max_words)))
 
 
-def _texts(n: int, fewest: int, most: int) -> Stream:
+def _random_requests(texts: int, min_words: int, max_words: int) -> RequestStream:
     def stream(rng: random.Random) -> Iterator[list[str]]:
         while True:
-            yield [_text(rng, fewest, most) for _ in range(n)]
+            yield [_random_text(rng, min_words, max_words) for _ in range(texts)]
 
     return stream
 
 
-_query = _texts(1, 5, 12)
-_document = _texts(32, 5, 60)
+_query = _random_requests(1, 5, 12)
+_document = _random_requests(32, 5, 60)
 
 
 def _mixed(rng: random.Random) -> Iterator[list[str]]:
@@ -74,34 +75,36 @@ def _mixed(rng: random.Random) -> Iterator[list[str]]:
 
 
 def _zipf(rng: random.Random) -> Iterator[list[str]]:
-    texts = [_text(rng, 5, 12) for _ in range(_ZIPF_TEXTS)]
+    texts = [_random_text(rng, 5, 12) for _ in range(_ZIPF_TEXTS)]
     weights = list(accumulate(rank**-_ZIPF_EXPONENT for rank in range(1, _ZIPF_TEXTS + 1)))
     while True:
         yield rng.choices(texts, cum_weights=weights)
 
 
-def sized(texts: int, fewest: int, most: int) -> Workload:
-    """Requests of so many texts, each of `fewest` to `most` words."""
-    words = f"{fewest}-{most}" if fewest < most else str(most)
-    name = f"{texts} x {words} words"
-    return Workload(name, f"{texts} texts of {words} words", _texts(texts, fewest, most))
+def batch_workload(texts: int, min_words: int, max_words: int) -> Workload:
+    """Returns a workload whose requests hold `texts` texts of `min_words` to `max_words` words."""
+    words = f"{min_words}-{max_words}" if min_words < max_words else str(max_words)
+    stream = _random_requests(texts, min_words, max_words)
+    return Workload(f"{texts} x {words} words", f"{texts} texts of {words} words", stream)
 
 
-def repeating(share: float) -> Workload:
-    """Queries of which a share was asked before: one of 64, the same ones for every seed."""
-    known = [_text(random.Random(number), 5, 12) for number in range(_REPEATED_TEXTS)]
+def repeat_workload(share: float) -> Workload:
+    """Returns queries of which a share repeats one of 64 texts, the same texts for every seed."""
+    repeated = [_random_text(random.Random(number), 5, 12) for number in range(_REPEATED_TEXTS)]
 
     def stream(rng: random.Random) -> Iterator[list[str]]:
         queries = _query(rng)
         while True:
-            yield [rng.choice(known)] if rng.random() < share else next(queries)
+            yield [rng.choice(repeated)] if rng.random() < share else next(queries)
 
-    return Workload(f"repeat {share:.0%}", f"queries, {share:.0%} of them asked before", stream)
+    return Workload(f"repeat {share:.0%}", f"queries, {share:.0%} of them repeated", stream)
 
 
-_RAMP = Shape(lambda gone: 2 * gone, peak=2.0)
-#: Four bursts a run, each a quarter of its period, six times what is asked between them.
-_BURST = Shape(lambda gone: 8 / 3 if math.modf(gone * 4)[0] >= 0.75 else 4 / 9, peak=8 / 3)
+_RAMP = LoadShape(lambda elapsed: 2 * elapsed, peak_factor=2.0)
+#: Four bursts a run. Each lasts a quarter of its period, at six times the rate between bursts.
+_BURST = LoadShape(
+    lambda elapsed: 8 / 3 if math.modf(elapsed * 4)[0] >= 0.75 else 4 / 9, peak_factor=8 / 3
+)
 
 WORKLOADS = {
     workload.name: workload
@@ -110,8 +113,8 @@ WORKLOADS = {
         Workload("document", "32 texts of 5-60 words", _document),
         Workload("mixed", "nine queries to each request of 32 documents", _mixed),
         Workload("zipf", "one of 20,000 queries, popular ones often (Zipf 1.1)", _zipf),
-        Workload("long", "4 texts of 150-300 words", _texts(4, 150, 300)),
-        Workload("ramp", "queries; the rate climbs from nothing to twice itself", _query, _RAMP),
-        Workload("burst", "queries; four times a run six times as many", _query, _BURST),
+        Workload("long", "4 texts of 150-300 words", _random_requests(4, 150, 300)),
+        Workload("ramp", "queries; the rate rises from zero to twice --rate", _query, _RAMP),
+        Workload("burst", "queries; four bursts at six times the base rate", _query, _BURST),
     )
 }

@@ -1,1 +1,1 @@
-"""Who is measured: one file for each server or library, every one in a process of its own."""
+"""The servers and libraries that are measured: one module each, run in its own process."""

@@ -1,25 +1,26 @@
-"""What a peer is: how to install it, start it, and ask it."""
+"""The description of a peer: how to install, start and call it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .environment import Environment
 from serve_app.config import MINILM
 from serve_app.models import model_dir
 
+from .environment import Environment
 
-class PeerFailed(Exception):
-    """The peer can't be measured; the message says why."""
+
+class PeerError(Exception):
+    """A peer can't be measured; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a peer runs on this machine."""
+class PeerProcess:
+    """The parameters of a peer's process, from which it builds its command line."""
 
-    python: str  #: of the peer's own environment, or of the project's
-    port: int  #: to listen on; 0 for one that is asked over a pipe
-    scratch: Path  #: an empty folder of its own, gone afterwards
+    python: str  #: the interpreter of the peer's environment
+    port: int  #: to listen on; 0 for a library
+    scratch: Path  #: an empty folder, deleted when the process ends
 
     @property
     def model(self) -> Path:
@@ -32,16 +33,15 @@ class Peer:
     """A server, or a library in a process that reads texts from a pipe."""
 
     name: str  #: in records
-    title: str  #: in tables and pictures
-    command: Callable[[Place], list[str]]
+    title: str  #: in tables and plots
+    command: Callable[[PeerProcess], list[str]]
     dialect: str = "openai"
     model: str = "all-MiniLM-L6-v2"
     env: Mapping[str, str] = field(default_factory=dict)
-    #: What it needs beside this project's own packages; None: nothing.
-    environment: Environment | None = None
-    #: Why it can't run here: a program that isn't installed.
-    missing: Callable[[], str | None] = lambda: None
+    environment: Environment | None = None  #: None: this project's environment
+    #: Returns why the peer can't run on this machine, or None.
+    unavailable_reason: Callable[[], str | None] = lambda: None
 
 
-#: For peers that find the model's files by themselves and must not ask a hub for them.
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+#: Environment variables for peers that load the model by its path and need no hub.
+OFFLINE_ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

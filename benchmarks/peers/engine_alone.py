@@ -3,9 +3,6 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from .base import OFFLINE, Peer
-from .embedserve import cores
-from .in_process import answer
 from serve_app.config import AppConfig, EmbedderSettings
 from serve_app.errors import EmbedServeError
 from serve_app.model_prep.engine_selection import load_engine, select_engine
@@ -13,11 +10,15 @@ from serve_app.scheduler.pending import PendingVectors
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.types import Float32, TextGroup
 
+from .base import OFFLINE_ENV, Peer
+from .embedserve import available_cores
+from .in_process import serve_requests
+
 PEER = Peer(
     name="engine",
     title="EmbedServe's engine",
     command=lambda at: [at.python, "-m", __name__],
-    env=OFFLINE,
+    env=OFFLINE_ENV,
 )
 
 
@@ -26,9 +27,9 @@ class _Engine:
 
     def __init__(self) -> None:
         self._scheduler = Scheduler(
-            load_engine(select_engine(AppConfig()), threads=cores()),
+            load_engine(select_engine(AppConfig()), threads=available_cores()),
             EmbedderSettings(),
-            engine_threads=ThreadPoolExecutor(cores()),
+            engine_threads=ThreadPoolExecutor(available_cores()),
             tokenizer_thread=ThreadPoolExecutor(1),
         )
 
@@ -36,7 +37,7 @@ class _Engine:
         self._scheduler.start()
         submission = PendingVectors(TextGroup(tuple(texts)))
         await self._scheduler.submit([submission])
-        vectors = await submission.reply
+        vectors = await submission.future
         if isinstance(vectors, EmbedServeError):
             raise vectors
         return vectors.values
@@ -46,7 +47,7 @@ def main() -> None:
     """All cores in one engine."""
     with asyncio.Runner() as runner:
         engine = runner.run(_start())
-        answer(lambda texts: runner.run(engine.embed(texts)))
+        serve_requests(lambda texts: runner.run(engine.embed(texts)))
 
 
 async def _start() -> _Engine:

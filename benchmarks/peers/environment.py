@@ -1,4 +1,4 @@
-"""A virtual environment for a peer whose packages would quarrel with ours."""
+"""Virtual environments for peers whose requirements conflict with the project's."""
 
 import hashlib
 import subprocess
@@ -7,47 +7,48 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-_ROOT = Path(__file__).parents[2] / ".venv-peers"
+from ..paths import PEER_ENVIRONMENTS
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Pinned packages, and what is made of them once."""
+    """A virtual environment with pinned packages."""
 
     name: str
-    requirements: Path  #: what pip reads
-    #: Called with the environment's folder after installing, e.g. to convert the model.
-    prepare: Callable[[Path], None] = lambda folder: None
+    requirements: Path  #: a requirements file
+    #: Called with the environment's folder after the installation, e.g. to convert the model.
+    post_install: Callable[[Path], None] = lambda folder: None
+    parent: Path = PEER_ENVIRONMENTS  #: the folder that holds the environment's folder
 
     @property
     def folder(self) -> Path:
-        """Where it lies, in the project's folder."""
-        return _ROOT / self.name
+        """The environment's folder."""
+        return self.parent / self.name
 
     @property
     def python(self) -> str:
-        """Its interpreter."""
+        """The path of its interpreter."""
         return str(self.folder / "bin" / "python")
 
     @property
-    def ready(self) -> bool:
-        """Whether it is complete and made of just these requirements."""
-        return self._mark.is_file() and self._mark.read_text() == self._digest()
+    def is_installed(self) -> bool:
+        """Whether it was installed completely, from the present content of the requirements."""
+        return self._marker.is_file() and self._marker.read_text() == self._digest()
 
     def install(self) -> None:
-        """Makes it anew.
+        """Creates the environment; replaces an existing one.
 
         Raises:
-            subprocess.CalledProcessError: pip or `prepare` failed; `stderr` says why.
+            subprocess.CalledProcessError: pip or `post_install` failed; `stderr` has the reason.
         """
         _run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
         pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         _run([*pip, "--requirement", str(self.requirements)])
-        self.prepare(self.folder)
-        self._mark.write_text(self._digest())
+        self.post_install(self.folder)
+        self._marker.write_text(self._digest())
 
     @property
-    def _mark(self) -> Path:
+    def _marker(self) -> Path:
         return self.folder / ".installed"
 
     def _digest(self) -> str:

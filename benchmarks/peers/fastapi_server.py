@@ -1,20 +1,20 @@
-"""FastAPI around sentence-transformers: what most people write first."""
+"""A minimal FastAPI server around sentence-transformers."""
 
 import sys
 from typing import Any
 
-from .base import OFFLINE, Peer
+from .base import OFFLINE_ENV, Peer
 
 PEER = Peer(
     name="fastapi",
     title="FastAPI + sentence-transformers",
-    command=lambda at: [at.python, "-m", __name__, str(at.port), str(at.model)],
-    env=OFFLINE,
+    command=lambda p: [p.python, "-m", __name__, str(p.port), str(p.model)],
+    env=OFFLINE_ENV,
 )
 
 
 def main(port: int, model_folder: str) -> None:
-    """One worker of uvicorn; FastAPI runs the route in a thread."""
+    """Serves with one uvicorn worker; FastAPI runs the route in a thread pool."""
     import uvicorn
     from fastapi import Body, FastAPI
     from sentence_transformers import SentenceTransformer

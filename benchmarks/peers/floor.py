@@ -1,4 +1,4 @@
-"""A server that does nothing: what is measured on it is the load generator itself."""
+"""A server that returns a constant response: its latency is the load generator's own."""
 
 import asyncio
 import sys
@@ -7,25 +7,26 @@ from typing import cast
 from ..loop import run_async
 from .base import Peer
 
-_REPLY = b'HTTP/1.1 200 OK\r\ncontent-length: 27\r\n\r\n{"data":[{"embedding":[]}]}'
+_RESPONSE = b'HTTP/1.1 200 OK\r\ncontent-length: 27\r\n\r\n{"data":[{"embedding":[]}]}'
 
 PEER = Peer(
     name="floor",
     title="a server that does nothing",
-    command=lambda at: [at.python, "-m", __name__, str(at.port)],
+    command=lambda p: [p.python, "-m", __name__, str(p.port)],
 )
 
 
-class _Floor(asyncio.Protocol):
+class _ConstantResponse(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self._transport.write(_REPLY)
+        self._transport.write(_RESPONSE)
 
 
 async def _serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(_Floor, "127.0.0.1", port)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(_ConstantResponse, "127.0.0.1", port)
     await server.serve_forever()
 
 

@@ -1,7 +1,7 @@
-"""A library that is measured without any server: texts in over a pipe, seconds or vectors out.
+"""Libraries that are measured in process: a JSON line with texts in, seconds or vectors out.
 
-The same file is both ends: `Worker` here, `answer` in the process that holds the model. Only the
-time inside the library counts.
+The module holds both ends of the pipe: `LibraryProcess` in the harness, `serve_requests` in the
+process that holds the model. Only the time inside the library counts.
 """
 
 import subprocess
@@ -15,27 +15,28 @@ from typing import Any, Self
 import numpy as np
 import orjson
 
-from .base import Peer, PeerFailed, Place
-from .server import python, start
 from serve_app.types import Float32
 
-#: Vectors of texts, shape (n, dim).
+from .base import Peer, PeerError, PeerProcess
+from .server import PROBE_TEXT, peer_python, start_process
+
+#: Returns the vectors of texts, shape (n, dim).
 Encode = Callable[[list[str]], Float32]
 
 
-class Worker:
-    """One running library; a context manager that ends it."""
+class LibraryProcess:
+    """A running library; a context manager that stops it."""
 
     def __init__(self, peer: Peer) -> None:
-        """Starts it and returns at once."""
+        """Starts the process without waiting for the model."""
         self.peer = peer
         self._scratch = tempfile.TemporaryDirectory(prefix="es-")
         folder = Path(self._scratch.name)
         self._errors = folder / "errors.txt"
         with self._errors.open("wb") as errors:
-            self._process = start(
+            self._process = start_process(
                 peer,
-                Place(python(peer), 0, folder),
+                PeerProcess(peer_python(peer), 0, folder),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors.fileno(),
@@ -49,62 +50,62 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Of its process."""
+        """The id of the process."""
         return self._process.pid
 
     def wait_until_ready(self) -> None:
         """Waits for the first vector.
 
         Raises:
-            PeerFailed: it ended.
+            PeerError: the process ended.
         """
-        self.encode(["Are you there?"])
+        self.time_embedding([PROBE_TEXT])
 
-    def encode(self, texts: list[str]) -> float:
-        """Has texts embedded; the seconds it took.
+    def time_embedding(self, texts: list[str]) -> float:
+        """Embeds texts and returns the seconds that the library took.
 
         Raises:
-            PeerFailed: it ended.
+            PeerError: the process ended.
         """
-        return float(self._ask({"texts": texts})["seconds"])
+        return float(self._request({"texts": texts})["seconds"])
 
-    def vectors(self, texts: list[str]) -> Float32:
-        """The vectors of texts, shape (n, dim).
+    def embed(self, texts: list[str]) -> Float32:
+        """Returns the vectors of texts, shape (n, dim).
 
         Raises:
-            PeerFailed: it ended.
+            PeerError: the process ended.
         """
-        answer = self._ask({"texts": texts, "vectors": True})
-        return np.array(answer["vectors"], dtype=np.float32)
+        response = self._request({"texts": texts, "vectors": True})
+        return np.array(response["vectors"], dtype=np.float32)
 
     def stop(self) -> None:
-        """Ends it; safe to call twice."""
+        """Stops the process; safe to call twice."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.communicate()
         self._scratch.cleanup()
 
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        pipe_in, pipe_out = self._process.stdin, self._process.stdout
-        assert pipe_in is not None, "It was started with pipes. This is a bug."
-        assert pipe_out is not None, "It was started with pipes. This is a bug."
+    def _request(self, request: dict[str, Any]) -> dict[str, Any]:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None, "It was started with pipes. This is a bug."
+        assert stdout is not None, "It was started with pipes. This is a bug."
         try:
-            pipe_in.write(orjson.dumps(question).decode() + "\n")
-            pipe_in.flush()
-            answer: dict[str, Any] = orjson.loads(pipe_out.readline())
+            stdin.write(orjson.dumps(request).decode() + "\n")
+            stdin.flush()
+            response: dict[str, Any] = orjson.loads(stdout.readline())
         except (OSError, ValueError):
-            words = self._errors.read_text("utf-8", errors="replace").strip()
-            raise PeerFailed(f"it ended: {words[-1000:]}") from None
-        return answer
+            output = self._errors.read_text("utf-8", errors="replace").strip()
+            raise PeerError(f"the process ended: {output[-1000:]}") from None
+        return response
 
 
-def answer(encode: Encode) -> None:
-    """Answers questions from standard input until it ends."""
-    for question in sys.stdin:
-        asked = orjson.loads(question)
-        begin = time.perf_counter()
-        vectors = encode(asked["texts"])
-        answer: dict[str, Any] = {"seconds": time.perf_counter() - begin}
-        if asked.get("vectors"):
-            answer["vectors"] = vectors.tolist()
-        print(orjson.dumps(answer).decode(), flush=True)
+def serve_requests(encode: Encode) -> None:
+    """Answers the requests of a `LibraryProcess` until standard input ends."""
+    for line in sys.stdin:
+        request = orjson.loads(line)
+        start = time.perf_counter()
+        vectors = encode(request["texts"])
+        response: dict[str, Any] = {"seconds": time.perf_counter() - start}
+        if request.get("vectors"):
+            response["vectors"] = vectors.tolist()
+        print(orjson.dumps(response).decode(), flush=True)

@@ -1,21 +1,22 @@
-"""infinity-emb, with its torch engine and with its ONNX engine (`optimum`)."""
+"""infinity-emb with its torch engine, and with its ONNX engine (`optimum`)."""
 
 import subprocess
 from pathlib import Path
 
-from .base import OFFLINE, Peer, Place
-from .environment import Environment
 from serve_app.config import MINILM
 from serve_app.models import model_dir
 
+from .base import OFFLINE_ENV, Peer, PeerProcess
+from .environment import Environment
 
-def _export(environment: Path) -> None:
-    """The model as ONNX beside its tokenizer, where the `optimum` engine looks for it."""
-    asked = ["--task", "feature-extraction", "--library", "transformers", "--device", "cpu"]
+
+def _export_onnx(environment: Path) -> None:
+    """Exports the model as ONNX into the environment's folder `onnx`."""
+    options = ["--task", "feature-extraction", "--library", "transformers", "--device", "cpu"]
     subprocess.run(
         [
             str(environment / "bin" / "optimum-cli"),
-            *("export", "onnx", "--model", str(model_dir(MINILM)), *asked),
+            *("export", "onnx", "--model", str(model_dir(MINILM)), *options),
             str(environment / "onnx"),
         ],
         check=True,
@@ -24,33 +25,31 @@ def _export(environment: Path) -> None:
     )
 
 
-_ENVIRONMENT = Environment("infinity", Path(__file__).with_name("infinity.txt"), _export)
+_ENVIRONMENT = Environment("infinity", Path(__file__).with_name("infinity.txt"), _export_onnx)
 
-#: infinity 0.0.78 was made for an older optimum. With today's, its ONNX engine fails on the path of
-#: a local file, and skips the graph optimisation over an argument that is gone. Both are mended as
-#: it starts, so that it runs as its makers meant it.
-_START = """
+#: infinity 0.0.78 was written for an older optimum. With the current one its ONNX engine fails for
+#: the path of a local file, and skips graph optimization because of a removed argument. The start
+#: script patches both, so that it runs as intended.
+_START_SCRIPT = """
 from pathlib import Path
 from infinity_emb.transformer import utils_optimum
 from infinity_emb.transformer.embedder import optimum
-find, config = optimum.get_onnx_files, utils_optimum.OptimizationConfig
-optimum.get_onnx_files = lambda **asked: Path(find(**asked).name)
-utils_optimum.OptimizationConfig = lambda optimize_with_onnxruntime_only=None, **a: config(**a)
+get_onnx_files, config = optimum.get_onnx_files, utils_optimum.OptimizationConfig
+optimum.get_onnx_files = lambda **kwargs: Path(get_onnx_files(**kwargs).name)
+utils_optimum.OptimizationConfig = lambda optimize_with_onnxruntime_only=None, **k: config(**k)
 from infinity_emb.cli import cli
 cli()
 """
 
 
-def _command(at: Place, engine: str, model: str) -> list[str]:
+def _command(process: PeerProcess, engine: str, model: str) -> list[str]:
     return [
-        *(at.python, "-c", _START, "v2"),
+        *(process.python, "-c", _START_SCRIPT, "v2"),
         *("--model-id", model, "--served-model-name", "m", "--engine", engine),
         *("--device", "cpu", "--batch-size", "32", "--no-model-warmup"),
-        *(
-            "--pooling-method",
-            "mean",
-        ),  # an ONNX folder doesn't say, and `auto` takes the first token
-        *("--host", "127.0.0.1", "--port", str(at.port)),
+        # An ONNX folder doesn't name the pooling, and `auto` would use the first token.
+        *("--pooling-method", "mean"),
+        *("--host", "127.0.0.1", "--port", str(process.port)),
     ]
 
 
@@ -58,10 +57,10 @@ def _peer(engine: str, title: str, model: Path) -> Peer:
     return Peer(
         name=f"infinity-{engine}",
         title=title,
-        command=lambda at: _command(at, engine, str(model)),
+        command=lambda process: _command(process, engine, str(model)),
         dialect="infinity",
         model="m",
-        env={**OFFLINE, "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"},
+        env={**OFFLINE_ENV, "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"},
         environment=_ENVIRONMENT,
     )
 

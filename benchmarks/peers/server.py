@@ -1,4 +1,4 @@
-"""A peer's server as a process of ours: started, waited for, ended with all that it started."""
+"""The process of a peer that is a server: start, readiness and shutdown."""
 
 import os
 import signal
@@ -11,33 +11,35 @@ from typing import Self
 
 import psutil
 
-from .base import Peer, PeerFailed, Place
-from ..target import HttpTarget
-from ..usage import family, resume
 from serve_app.command.serve import free_port
 from serve_app.types import Float32
 
+from ..target import HttpTarget
+from ..usage import process_tree, resume
+from .base import Peer, PeerError, PeerProcess
+
+PROBE_TEXT = "Are you there?"
 _POLL_S = 0.3
 _STOP_S = 30.0
-_LINES = 12
+_OUTPUT_LINES = 12
 
 
-class Server:
-    """One running server; a context manager that ends it."""
+class ServerProcess:
+    """A running server; a context manager that stops it."""
 
     def __init__(self, peer: Peer) -> None:
-        """Starts it and returns at once."""
+        """Starts the process without waiting until it serves."""
         self.peer = peer
-        # A short path: Ray puts Unix sockets below it, and those have 107 characters.
+        # A short path: Ray creates Unix sockets below it, whose paths are limited to 107 bytes.
         self._scratch = tempfile.TemporaryDirectory(prefix="es-", dir="/tmp")
         port = free_port()
         self.target = HttpTarget(f"http://127.0.0.1:{port}", peer.dialect, peer.model)
         scratch = Path(self._scratch.name)
         self._output = scratch / "output.txt"
         with self._output.open("wb") as output:
-            self._process = start(
+            self._process = start_process(
                 peer,
-                Place(python(peer), port, scratch),
+                PeerProcess(peer_python(peer), port, scratch),
                 stdin=subprocess.DEVNULL,
                 stdout=output.fileno(),
                 stderr=subprocess.STDOUT,
@@ -51,35 +53,36 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Of the process that everything else of the server descends from."""
+        """The id of the process that all other processes of the server descend from."""
         return self._process.pid
 
     def wait_until_ready(self, timeout_s: float = 180.0) -> None:
         """Waits for the first vector.
 
         Raises:
-            PeerFailed: it ended, or gave none in time.
+            PeerError: the process ended, or returned no vector in time.
         """
-        end = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         while True:
             try:
-                self.target.vectors(["Are you there?"])
+                self.target.embed([PROBE_TEXT])
                 return
             except (OSError, ValueError, KeyError) as error:
                 if self._process.poll() is not None:
-                    raise PeerFailed(f"it ended: {self._last_words()}") from None
-                if time.monotonic() > end:
-                    raise PeerFailed(f"no vector after {timeout_s:.0f} s: {error}") from None
+                    raise PeerError(f"the process ended: {self._output_tail()}") from None
+                if time.monotonic() > deadline:
+                    raise PeerError(f"no vector after {timeout_s:.0f} s: {error}") from None
             time.sleep(_POLL_S)
 
-    def vectors(self, texts: list[str]) -> Float32:
-        """The vectors of texts, shape (n, dim)."""
-        return self.target.vectors(texts)
+    def embed(self, texts: list[str]) -> Float32:
+        """Returns the vectors of texts, shape (n, dim)."""
+        return self.target.embed(texts)
 
     def stop(self) -> None:
-        """Ends it; safe to call twice."""
-        resume(self.pid)  # or it wouldn't hear
-        processes = family(self.pid)  # now: one whose parent has ended can't be found any more
+        """Stops the process and its descendants; safe to call twice."""
+        resume(self.pid)  # a suspended process can't handle the signal
+        # Listed before the parent ends, since orphans can't be attributed to it.
+        processes = process_tree(self.pid)
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             try:
@@ -93,22 +96,22 @@ class Server:
         psutil.wait_procs(processes, _STOP_S)
         self._scratch.cleanup()
 
-    def _last_words(self) -> str:
+    def _output_tail(self) -> str:
         lines = self._output.read_text("utf-8", errors="replace").strip().splitlines()
-        return "\n".join(lines[-_LINES:])
+        return "\n".join(lines[-_OUTPUT_LINES:])
 
 
-def python(peer: Peer) -> str:
-    """The interpreter that a peer runs on."""
+def peer_python(peer: Peer) -> str:
+    """Returns the interpreter that a peer runs on."""
     return sys.executable if peer.environment is None else peer.environment.python
 
 
-def start(
-    peer: Peer, place: Place, *, stdin: int, stdout: int, stderr: int
+def start_process(
+    peer: Peer, process: PeerProcess, *, stdin: int, stdout: int, stderr: int
 ) -> subprocess.Popen[str]:
-    """Starts a peer's process in a session of its own, so that Ctrl-C reaches us only."""
+    """Starts a peer in a session of its own, so that Ctrl-C interrupts only the harness."""
     return subprocess.Popen(
-        peer.command(place),
+        peer.command(process),
         env={**os.environ, **peer.env},
         stdin=stdin,
         stdout=stdout,

@@ -1,17 +1,18 @@
-"""Hugging Face's text-embeddings-inference, where its binary is installed."""
+"""Hugging Face's text-embeddings-inference, if its binary is installed."""
 
 import shutil
 
-from .base import OFFLINE, Peer, Place
 from serve_app.command.serve import free_port
+
+from .base import OFFLINE_ENV, Peer, PeerProcess
 
 _PROGRAM = "text-embeddings-router"
 
 
-def _command(at: Place) -> list[str]:
+def _command(process: PeerProcess) -> list[str]:
     return [
-        *(_PROGRAM, "--model-id", str(at.model), "--dtype", "float32"),
-        *("--hostname", "127.0.0.1", "--port", str(at.port)),
+        *(_PROGRAM, "--model-id", str(process.model), "--dtype", "float32"),
+        *("--hostname", "127.0.0.1", "--port", str(process.port)),
         *("--prometheus-port", str(free_port())),
     ]
 
@@ -21,6 +22,6 @@ PEER = Peer(
     title="text-embeddings-inference",
     command=_command,
     dialect="tei",
-    env=OFFLINE,
-    missing=lambda: None if shutil.which(_PROGRAM) else f"no `{_PROGRAM}` on the PATH",
+    env=OFFLINE_ENV,
+    unavailable_reason=lambda: None if shutil.which(_PROGRAM) else f"no `{_PROGRAM}` on the PATH",
 )

@@ -1,14 +1,14 @@
-"""vLLM, where its command is installed."""
+"""vLLM, if its command is installed."""
 
 import shutil
 
-from .base import OFFLINE, Peer, Place
+from .base import OFFLINE_ENV, Peer, PeerProcess
 
 
-def _command(at: Place) -> list[str]:
+def _command(process: PeerProcess) -> list[str]:
     return [
-        *("vllm", "serve", str(at.model), "--runner", "pooling", "--served-model-name", "m"),
-        *("--host", "127.0.0.1", "--port", str(at.port)),
+        *("vllm", "serve", str(process.model), "--runner", "pooling", "--served-model-name", "m"),
+        *("--host", "127.0.0.1", "--port", str(process.port)),
     ]
 
 
@@ -17,6 +17,6 @@ PEER = Peer(
     title="vLLM",
     command=_command,
     model="m",
-    env={**OFFLINE, "VLLM_NO_USAGE_STATS": "1"},
-    missing=lambda: None if shutil.which("vllm") else "no `vllm` on the PATH",
+    env={**OFFLINE_ENV, "VLLM_NO_USAGE_STATS": "1"},
+    unavailable_reason=lambda: None if shutil.which("vllm") else "no `vllm` on the PATH",
 )

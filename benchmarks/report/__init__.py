@@ -1,1 +1,1 @@
-"""From records to a page that a person reads: tables of ratios, and pictures."""
+"""The report of a suite: tables and plots, generated from its records."""

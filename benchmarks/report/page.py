@@ -1,252 +1,251 @@
-"""REPORT.md and README's table, written from the records of one suite and from nothing else."""
+"""REPORT.md and README's table, generated from the records of one suite."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .figures import OURS, Figures, number, ratio, spread
+from .results import EMBEDSERVE, SuiteResults, format_number, format_ratio, format_spread
 
 _BEGIN, _END = "<!-- benchmark -->\n", "<!-- /benchmark -->"
-_CAPTIONS = {
-    "latency": "Latency against rate",
-    "bulk": "Queries beside bulk",
-    "batch": "Texts in a request",
-    "length": "Tokens in a text",
-    "repeat": "Texts that were asked before",
+_HEADINGS = {
+    "latency": "Latency by rate",
+    "bulk": "Queries during bulk load",
+    "batch": "Texts per request",
+    "length": "Tokens per text",
+    "repeat": "Repeated texts",
     "replicas": "Replicas",
 }
 
 
-class Measure(NamedTuple):
-    """One figure that servers are compared by."""
+class Metric(NamedTuple):
+    """A metric by which peers are compared."""
 
     title: str
     experiment: str
     x: float
     key: str
     unit: str
-    low: bool = False  #: whether less is better
+    lower_is_better: bool = False
 
 
-_SERVED = (
-    Measure("one client, p50", "server", 1, "p50_ms", "ms", low=True),
-    Measure("32 clients", "server", 32, "requests_per_s", "queries/s"),
-    Measure("4 clients, documents", "server", 4, "texts_per_s", "texts/s"),
+_SERVER_METRICS = (
+    Metric("one client, p50", "server", 1, "p50_ms", "ms", lower_is_better=True),
+    Metric("32 clients", "server", 32, "requests_per_s", "queries/s"),
+    Metric("4 clients, documents", "server", 4, "texts_per_s", "texts/s"),
 )
-_ALONE = (
-    Measure("queries", "library", 0, "texts_per_s", "texts/s"),
-    Measure("documents", "library", 1, "texts_per_s", "texts/s"),
+_IN_PROCESS_METRICS = (
+    Metric("queries", "library", 0, "texts_per_s", "texts/s"),
+    Metric("documents", "library", 1, "texts_per_s", "texts/s"),
 )
 
 
-def report(figures: Figures, pictures: Iterable[str]) -> str:
-    """The whole page, in Markdown; `pictures` lie in a folder `pictures` beside it."""
+def report_page(results: SuiteResults, plots: Iterable[str]) -> str:
+    """Returns the report as Markdown; it shows `plots` from the folder `pictures`."""
     parts = [
         "# Benchmark",
-        _conditions(figures),
-        "## Served",
-        _queries_and_documents(),
-        _table(figures, _SERVED),
-        "EmbedServe in multiples of each, more than 1 is better:",
-        _ratios(figures, _SERVED, OURS),
-        "## EmbedServe against the best of the others",
-        _against_the_best(figures),
-        *(_picture(figures, name) for name in pictures),
-        "## The model alone",
-        "In process, without a server: tokenising and computing, in calls of up to 256 texts.",
-        _table(figures, _ALONE),
-        "## The load generator",
-        _floor(figures),
-        _left_out(figures),
+        _conditions(results),
+        "## Servers",
+        _definitions(),
+        _table(results, _SERVER_METRICS),
+        "EmbedServe relative to each server; above 1 EmbedServe is better:",
+        _ratio_table(results, _SERVER_METRICS, EMBEDSERVE),
+        "## EmbedServe against the best other peer",
+        _best_peer_table(results),
+        *(_plot_section(results, name) for name in plots),
+        "## In process",
+        "Tokenization and inference without a server, in calls of up to 256 texts.",
+        _table(results, _IN_PROCESS_METRICS),
+        "## Load generator",
+        _generator_section(results),
+        _unavailable_section(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def readme_table(figures: Figures) -> str:
-    """What stands in README between its marks."""
-    machine = figures.first["machine"]
+def readme_table(results: SuiteResults) -> str:
+    """Returns the Markdown between the markers of README."""
+    machine = results.first["machine"]
     return (
-        f"{_table(figures, _SERVED, memory=False)}\n\n"
-        f"Medians of {figures.first['rounds']} alternated runs (least–most) on {machine['cores']} "
-        f"cores ({machine['cpu']}), no GPU, all-MiniLM-L6-v2, EmbedServe at bf16, each text a new "
-        f"one, {figures.first['at'][:10]}.\n"
+        f"{_table(results, _SERVER_METRICS, memory=False)}\n\n"
+        f"Medians of {results.first['rounds']} alternating runs (minimum–maximum) on "
+        f"{machine['cores']} cores ({machine['cpu']}) without a GPU, {results.first['at'][:10]}. "
+        "Model: all-MiniLM-L6-v2, in EmbedServe at bf16. No text repeats, so no cache helps.\n"
     )
 
 
-def put_into(readme: Path, table: str) -> None:
-    """Replaces what stands between the marks of a README.
+def update_readme(readme: Path, table: str) -> None:
+    """Replaces the text between the markers of a README.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the file has no markers.
     """
-    before, _, rest = readme.read_text("utf-8").partition(_BEGIN)
-    _, mark, after = rest.partition(_END)
-    if not mark:
-        raise ValueError(
-            f"{readme} has no place for the table, between {_BEGIN.strip()} and {_END}."
-        )
+    before, _, tail = readme.read_text("utf-8").partition(_BEGIN)
+    _, end, after = tail.partition(_END)
+    if not end:
+        raise ValueError(f"{readme} lacks the markers {_BEGIN.strip()} and {_END} for the table")
     readme.write_text(f"{before}{_BEGIN}{table}{_END}{after}", "utf-8")
 
 
-def between_marks(readme: str) -> str:
-    """What stands between the marks of a README."""
+def extract_table(readme: str) -> str:
+    """Returns the text between the markers of a README."""
     return readme.partition(_BEGIN)[2].partition(_END)[0]
 
 
-def _conditions(figures: Figures) -> str:
-    first, machine = figures.first, figures.first["machine"]
+def _conditions(results: SuiteResults) -> str:
+    first, machine = results.first, results.first["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    elsewhere = [r["elsewhere_cpu"] for r in figures.records if "elsewhere_cpu" in r]
+    other_cpu = max(r["elsewhere_cpu"] for r in results.records if "elsewhere_cpu" in r)
     rounds = (
-        f"Figures are medians of {first['rounds']} runs, least and most in brackets"
+        f"Each figure is the median of {first['rounds']} runs, with minimum and maximum in brackets"
         if first["rounds"] > 1
-        else "One run for each figure: good for a look, not for a comparison"
+        else "Each figure is a single run, too few for a comparison"
     )
     return (
-        f"Made by `{first['command']}` at commit `{first['commit']}`, {first['at'][:10]}, from "
-        f"{len(figures.records)} records. {machine['cores']} cores ({machine['cpu']}), "
+        f"Generated by `{first['command']}` at commit `{first['commit']}` on {first['at'][:10]} "
+        f"from {len(results.records)} records. {machine['cores']} cores ({machine['cpu']}), "
         f"{machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}. "
         f"{versions}.\n\n"
-        "The servers of an experiment are all up; one at a time is under load, from a generator on "
-        "the same machine, and the others are stopped meanwhile (SIGSTOP). What else ran there "
-        f"took up to {max(elsewhere):.2f} cores. {rounds}. Runs "
-        "alternate between the servers, and each asks them the same new texts, so that no cache "
-        "helps. Ratios are taken run by run before their median. The model is all-MiniLM-L6-v2, "
-        "at float32, but for EmbedServe, which takes bf16 where the CPU has it. Every server's "
-        "vectors were compared with those of sentence-transformers before its speed counted."
+        "All servers of an experiment run on one machine with the load generator. One server at a "
+        "time is under load; the others are suspended (SIGSTOP). Other processes used up to "
+        f"{other_cpu:.2f} cores. {rounds}. Runs alternate between the servers. In each round all "
+        "servers get the same texts, and no text repeats between rounds, so no cache helps. A "
+        "ratio is the median of the ratios within each round. The model is all-MiniLM-L6-v2 at "
+        "float32, in EmbedServe at bf16 if the CPU supports it. Before its measurement, each "
+        "server's vectors are checked against those of sentence-transformers."
     )
 
 
-def _queries_and_documents() -> str:
+def _definitions() -> str:
     return (
         "A query is one text of 5 to 12 words; a request of documents holds 32 texts of 5 to 60 "
-        "words. Closed loop: a client asks again when it is answered. "
-        "Memory is that of all processes of a server, shared pages counted once."
+        "words. Closed loop: each client sends its next request when the previous one is answered. "
+        "Memory is the sum over a server's processes; shared pages count once. The cosine is the "
+        "minimum over sample texts, against sentence-transformers."
     )
 
 
-def _table(figures: Figures, measures: Sequence[Measure], *, memory: bool = True) -> str:
-    heads = [f"{m.title}, {m.unit}" for m in measures]
-    heads += ["memory, MiB"] if memory else []
-    rows = [["", *heads, "cosine"]]
-    at = measures[-1]
-    for peer in figures.peers(at.experiment):
-        cells = [spread(figures.at(at.experiment, peer, m.x, m.key)) for m in measures]
+def _table(results: SuiteResults, metrics: Sequence[Metric], *, memory: bool = True) -> str:
+    titles = [f"{m.title}, {m.unit}" for m in metrics]
+    titles += ["memory, MiB"] if memory else []
+    rows = [["", *titles, "cosine"]]
+    last = metrics[-1]
+    for peer in results.peers(last.experiment):
+        cells = [format_spread(results.spread(m.experiment, peer, m.x, m.key)) for m in metrics]
         if memory:
-            used = figures.at(at.experiment, peer, at.x, "pss_mib")
-            cells.append("–" if used is None else number(used.median))
-        cosine = figures.at(at.experiment, peer, at.x, "cosine_min")
+            pss_mib = results.spread(last.experiment, peer, last.x, "pss_mib")
+            cells.append("–" if pss_mib is None else format_number(pss_mib.median))
+        cosine = results.spread(last.experiment, peer, last.x, "cosine_min")
         cells.append("–" if cosine is None else f"{cosine.median:.7f}")
-        rows.append([figures.titles[peer], *cells])
-    return _markdown(rows)
+        rows.append([results.titles[peer], *cells])
+    return _markdown_table(rows)
 
 
-def _ratios(figures: Figures, measures: Sequence[Measure], ours: str) -> str:
-    rows = [["", *(m.title for m in measures)]]
+def _ratio_table(results: SuiteResults, metrics: Sequence[Metric], peer: str) -> str:
+    rows = [["", *(m.title for m in metrics)]]
     rows += [
-        [figures.titles[peer], *(ratio(_better(figures, m, ours, peer)) for m in measures)]
-        for peer in figures.peers(measures[0].experiment)
-        if peer != ours
+        [
+            results.titles[other],
+            *(format_ratio(_improvement(results, m, peer, other)) for m in metrics),
+        ]
+        for other in results.peers(metrics[0].experiment)
+        if other != peer
     ]
-    return _markdown(rows)
+    return _markdown_table(rows)
 
 
-def _better(figures: Figures, measure: Measure, ours: str, other: str) -> float | None:
-    """How many times better ours is; below 1 it is worse."""
-    m = measure
-    if m.low:
-        return figures.ratio(m.experiment, other, ours, m.x, m.key)
-    return figures.ratio(m.experiment, ours, other, m.x, m.key)
+def _improvement(results: SuiteResults, metric: Metric, peer: str, other: str) -> float | None:
+    """Returns by which factor `peer` is better than `other`; below 1 it is worse."""
+    if metric.lower_is_better:
+        peer, other = other, peer
+    return results.ratio(metric.experiment, peer, other, metric.x, metric.key)
 
 
-def _against_the_best(figures: Figures) -> str:
-    measures: list[tuple[Measure, str]] = [(m, OURS) for m in _SERVED]
-    measures += [(m._replace(title=f"the model alone, {m.title}"), "engine") for m in _ALONE]
-    for name, title, key, unit, low in (
-        ("bulk", "a query beside {:g} bulk clients, p99", "p99_ms", "ms", True),
-        ("batch", "{:g} texts in a request", "texts_per_s", "texts/s", False),
+def _best_peer_table(results: SuiteResults) -> str:
+    comparisons = [(m, EMBEDSERVE) for m in _SERVER_METRICS]
+    comparisons += [
+        (m._replace(title=f"in process, {m.title}"), "engine") for m in _IN_PROCESS_METRICS
+    ]
+    for experiment, title, key, unit, lower_is_better in (
+        ("bulk", "query p99 (bulk clients: {:g})", "p99_ms", "ms", True),
+        ("batch", "batch size {:g}", "texts_per_s", "texts/s", False),
     ):
-        for x in figures.xs(name, OURS):
-            measures.append((Measure(title.format(x), name, x, key, unit, low), OURS))
-    rows = [["", "EmbedServe", "the best of the others", "", "times better"]]
-    for m, ours in measures:
-        best = figures.best(m.experiment, m.x, m.key, low=m.low, without=ours)
+        for x in results.xs(experiment, EMBEDSERVE):
+            metric = Metric(title.format(x), experiment, x, key, unit, lower_is_better)
+            comparisons.append((metric, EMBEDSERVE))
+    rows = [["", "EmbedServe", "best other peer", "", "EmbedServe is better by"]]
+    for m, peer in comparisons:
+        best = results.best_peer(
+            m.experiment, m.x, m.key, lower_is_better=m.lower_is_better, exclude=peer
+        )
         if best is None:
             continue
-        mine, theirs = (figures.at(m.experiment, peer, m.x, m.key) for peer in (ours, best))
-        times = _better(figures, m, ours, best)
-        behind = times is not None and times < 1
-        words = f"{ratio(times)} **behind**" if behind else ratio(times)
+        spreads = [results.spread(m.experiment, name, m.x, m.key) for name in (peer, best)]
+        factor = _improvement(results, m, peer, best)
+        is_behind = factor is not None and factor < 1
         rows.append(
-            [f"{m.title}, {m.unit}", spread(mine), spread(theirs), figures.titles[best], words]
+            [
+                f"{m.title}, {m.unit}",
+                *map(format_spread, spreads),
+                results.titles[best],
+                format_ratio(factor) + (" **behind**" if is_behind else ""),
+            ]
         )
-    return _markdown(rows)
+    return _markdown_table(rows)
 
 
-def _picture(figures: Figures, name: str) -> str:
-    keys = {
-        "latency": ("p99_ms", "p99, ms, by queries/s"),
-        "bulk": ("p99_ms", "p99 of a query, ms, by bulk clients"),
-        "batch": ("texts_per_s", "texts/s, by texts in a request"),
-        "length": ("tokens_per_s", "tokens/s, by tokens in a text"),
-        "repeat": ("requests_per_s", "queries/s, by share asked before"),
+def _plot_section(results: SuiteResults, name: str) -> str:
+    series = {
+        "latency": ("p99_ms", "p99 in ms, by queries/s"),
+        "bulk": ("p99_ms", "p99 of a query in ms, by bulk clients"),
+        "batch": ("texts_per_s", "texts/s, by texts per request"),
+        "length": ("tokens_per_s", "tokens/s, by tokens per text"),
+        "repeat": ("requests_per_s", "queries/s, by share of repeated texts"),
     }
-    parts = [f"## {_CAPTIONS[name]}", f"![{_CAPTIONS[name]}](pictures/{name}.svg)"]
-    if name in keys:
-        parts.append(_series(figures, name, *keys[name]))
+    parts = [f"## {_HEADINGS[name]}", f"![{_HEADINGS[name]}](pictures/{name}.svg)"]
+    if name in series:
+        parts.append(_series_table(results, name, *series[name]))
     else:
-        measures = [m._replace(experiment=name) for m in _SERVED[1:]]
-        parts.append(_table(figures, measures))
+        metrics = [m._replace(experiment=name) for m in _SERVER_METRICS[1:]]
+        parts.append(_table(results, metrics))
     return "\n\n".join(parts)
 
 
-def _series(figures: Figures, name: str, key: str, title: str) -> str:
-    peers = figures.peers(name)
-    xs = sorted({x for peer in peers for x in figures.xs(name, peer)})
-    rows = [[title, *(f"{x:.0%}" if name == "repeat" else f"{x:g}" for x in xs)]]
-    rows += [
-        [
-            figures.titles[peer],
-            *(
-                spread(figures.at(name, peer, x, key) if x in figures.xs(name, peer) else None)
-                for x in xs
-            ),
-        ]
-        for peer in peers
-    ]
-    return _markdown(rows)
-
-
-def _floor(figures: Figures) -> str:
-    rate = max(figures.xs("floor", "floor"))
-    found = {
-        key: figures.at("floor", "floor", rate, key)
-        for key in (
-            "requests_per_s",
-            "p50_ms",
-            "p99_ms",
-            "generator_cpu_share",
-            "generator_lag_p99_ms",
+def _series_table(results: SuiteResults, experiment: str, key: str, title: str) -> str:
+    peers = results.peers(experiment)
+    xs_by_peer = {peer: results.xs(experiment, peer) for peer in peers}
+    xs = sorted({x for peer_xs in xs_by_peer.values() for x in peer_xs})
+    rows = [[title, *(f"{x:.0%}" if experiment == "repeat" else f"{x:g}" for x in xs)]]
+    for peer in peers:
+        spreads = (
+            results.spread(experiment, peer, x, key) if x in xs_by_peer[peer] else None for x in xs
         )
-    }
-    alone = figures.at("floor", "floor", 0, "p50_ms")
-    head = ["asked", "answered/s", "p50, ms", "p99, ms", "CPU of the generator, cores", "lag, ms"]
-    row = [f"{rate:,.0f} requests/s", *(spread(value) for value in found.values())]
+        rows.append([results.titles[peer], *map(format_spread, spreads)])
+    return _markdown_table(rows)
+
+
+def _generator_section(results: SuiteResults) -> str:
+    rate = max(results.xs("floor", "floor"))
+    keys = ("requests_per_s", "p50_ms", "p99_ms", "generator_cpu_share", "generator_lag_p99_ms")
+    spreads = [results.spread("floor", "floor", rate, key) for key in keys]
+    closed_loop = results.spread("floor", "floor", 0, "p50_ms")
+    titles = ["rate", "answered/s", "p50, ms", "p99, ms", "generator CPU, cores", "lag, ms"]
+    row = [f"{rate:,.0f} requests/s", *map(format_spread, spreads)]
     return (
-        "Against a server that answers without looking. No latency above can be less than this. "
-        "The lag is how late the generator itself was, at its 99th percentile. One client that "
-        f"waits for each answer sees a p50 of {spread(alone)} ms.\n\n{_markdown([head, row])}"
+        "Measured on a server that returns a constant response: a lower bound of all latencies "
+        "above. The lag is the 99th percentile of how late the generator sent a request. One "
+        f"closed-loop client sees a p50 of {format_spread(closed_loop)} ms.\n\n"
+        f"{_markdown_table([titles, row])}"
     )
 
 
-def _left_out(figures: Figures) -> str:
-    left_out = figures.left_out()
-    if not left_out:
+def _unavailable_section(results: SuiteResults) -> str:
+    unavailable = results.unavailable()
+    if not unavailable:
         return ""
-    lines = [f"- {peer}: {why.splitlines()[-1]}" for peer, why in left_out.items()]
+    lines = [f"- {peer}: {reason.splitlines()[-1]}" for peer, reason in unavailable.items()]
     return "## Not measured\n\n" + "\n".join(lines)
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([head, f"|{'---|' * len(rows[0])}", *body])

@@ -1,4 +1,4 @@
-"""The pictures: each with one message for a title, units, and labels where the lines are."""
+"""The plots of the report: the title states the result, each line is labeled at its end."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from .figures import OURS, Figures, number
+from .results import EMBEDSERVE, SuiteResults, format_number
 
-#: Colours that the colour-blind can tell apart (Okabe and Ito), ours the strongest.
-_OURS = "#0072B2"
-_COLOURS = {
+#: A colorblind-safe palette (Okabe and Ito), with the strongest color for EmbedServe.
+_EMBEDSERVE_COLOR = "#0072B2"
+_COLORS = {
     "embedserve-inline": "#7FB2E5",
     "fastapi": "#D55E00",
     "sentence-transformers": "#D55E00",
@@ -25,15 +25,15 @@ _COLOURS = {
     "tei": "#56B4E9",
     "vllm": "#555555",
 }
-#: Between two labels, as shares of the axes: closer than that in both, they would meet.
-_NEAR, _GAP = 0.3, 0.06
-_TOP = 0.96  # of a label whose line leaves the picture
-_TITLE_LETTERS = 72
+#: Labels that are closer than this in both directions, as shares of the axes, would overlap.
+_MIN_DISTANCE_X, _MIN_DISTANCE_Y = 0.3, 0.06
+_MAX_LABEL_Y = 0.96
+_TITLE_CHARS = 72
 
 mpl.use("svg")
 mpl.rcParams.update(
     {
-        "svg.hashsalt": "embedserve",  # else each drawing of the same picture differs
+        "svg.hashsalt": "embedserve",  # makes the ids in the SVG reproducible
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -46,59 +46,62 @@ mpl.rcParams.update(
 Draw = Callable[[Axes], None]
 
 
-class End(NamedTuple):
-    """Where a line ends, and what stands there."""
+class Label(NamedTuple):
+    """A label at the end of a line, in data coordinates."""
 
     x: float
     y: float
     text: str
-    colour: str
+    color: str
 
 
-def _save(folder: Path, name: str, title: str, subtitle: str, draw: Draw) -> None:
+def _save_plot(folder: Path, name: str, title: str, subtitle: str, draw: Draw) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     draw(axes)
     axes.set_title(subtitle, loc="left", fontsize=9.5, color="#444444")
     figure.suptitle(
-        "\n".join(wrap(title, _TITLE_LETTERS)), x=0.01, ha="left", fontsize=12.5, fontweight="bold"
+        "\n".join(wrap(title, _TITLE_CHARS)), x=0.01, ha="left", fontsize=12.5, fontweight="bold"
     )
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
 
 
-def pictures(figures: Figures, folder: Path) -> list[str]:
-    """Draws every picture that there are records for, as SVG and PNG; their names."""
+def draw_plots(results: SuiteResults, folder: Path) -> list[str]:
+    """Draws all plots that have records, as SVG and PNG, and returns their names."""
     drawn = []
-    for name, draw in _PICTURES.items():
-        if figures.peers(name):
-            draw(figures, folder)
+    for name, draw in _PLOTS.items():
+        if results.peers(name):
+            draw(results, folder)
             drawn.append(name)
     return drawn
 
 
-def _latency(figures: Figures, folder: Path) -> None:
+def _latency(results: SuiteResults, folder: Path) -> None:
     limit_ms = 100.0
-    borne = {peer: _highest(figures, peer, limit_ms) for peer in figures.peers("latency")}
-    others = {peer: rate for peer, rate in borne.items() if peer != OURS}
-    best = max(others, key=others.__getitem__, default=OURS)
+    highest_rates = {
+        peer: _highest_rate(results, peer, limit_ms) for peer in results.peers("latency")
+    }
+    others = {peer: rate for peer, rate in highest_rates.items() if peer != EMBEDSERVE}
+    best = max(others, key=others.__getitem__, default=EMBEDSERVE)
+    rate = highest_rates.get(EMBEDSERVE, 0)
     title = (
-        f"99 of 100 queries within {limit_ms:.0f} ms: EmbedServe up to {borne.get(OURS, 0):g} a "
-        f"second, {_name(figures, best)} up to {borne[best]:g}"
+        f"99 of 100 queries within {limit_ms:.0f} ms: EmbedServe up to {rate:g} a second, "
+        f"{_title(results, best)} up to {highest_rates[best]:g}"
     )
 
     def draw(axes: Axes) -> None:
-        ends = _lines(axes, figures, "latency", "p99_ms")
+        labels = _draw_lines(axes, results, "latency", "p99_ms")
         axes.axhline(limit_ms, color="#999999", linewidth=0.8, linestyle="--", zorder=0)
         _log_axis(axes, "x", (20, 50, 100, 200, 500, 1000, 2000, 5000))
         _log_axis(axes, "y", (10, 20, 50, 100, 200, 500, 1000, 2000))
         axes.set_ylim(top=3000)
         axes.set_xlabel("queries that come in a second")
         axes.set_ylabel("99th percentile, ms")
-        _label(axes, ends)
+        _draw_labels(axes, labels)
 
-    _save(
+    _save_plot(
         folder,
         "latency",
         title,
@@ -107,106 +110,110 @@ def _latency(figures: Figures, folder: Path) -> None:
     )
 
 
-def _against(
-    figures: Figures, experiment: str, x: float, key: str, *, low: bool
+def _compare_with_best(
+    results: SuiteResults, experiment: str, x: float, key: str, *, lower_is_better: bool
 ) -> tuple[str, str, str]:
-    """The best of the others, our figure, and its figure."""
-    best = figures.best(experiment, x, key, low=low) or OURS
-    ours, other = (figures.at(experiment, peer, x, key) for peer in (OURS, best))
-    assert ours is not None, "Ours was measured there. This is a bug."
-    assert other is not None, "The best has figures. This is a bug."
-    return best, number(ours.median), number(other.median)
+    """Returns the best other peer, the metric of EmbedServe and the metric of that peer."""
+    best = results.best_peer(experiment, x, key, lower_is_better=lower_is_better) or EMBEDSERVE
+    embedserve, other = (results.spread(experiment, peer, x, key) for peer in (EMBEDSERVE, best))
+    assert embedserve is not None, "EmbedServe runs in every experiment. This is a bug."
+    assert other is not None, "The best peer was measured. This is a bug."
+    return best, format_number(embedserve.median), format_number(other.median)
 
 
-def _name(figures: Figures, peer: str) -> str:
-    """A peer's title that no line break divides."""
-    return figures.titles[peer].replace(" ", "\u00a0")
+def _title(results: SuiteResults, peer: str) -> str:
+    """Returns a peer's title with non-breaking spaces."""
+    return results.titles[peer].replace(" ", "\u00a0")
 
 
-def _highest(figures: Figures, peer: str, limit_ms: float) -> float:
-    """The highest rate whose p99 is under a limit, as are those of all lower rates."""
+def _highest_rate(results: SuiteResults, peer: str, limit_ms: float) -> float:
+    """Returns the highest rate up to which p99 stays within a limit."""
     highest = 0.0
-    for x in figures.xs("latency", peer):
-        p99 = figures.at("latency", peer, x, "p99_ms")
+    for x in results.xs("latency", peer):
+        p99 = results.spread("latency", peer, x, "p99_ms")
         if p99 is None or p99.median > limit_ms:
             break
         highest = x
     return highest
 
 
-def _batch(figures: Figures, folder: Path) -> None:
-    most = max(figures.xs("batch", OURS))
-    best, ours, other = _against(figures, "batch", most, "texts_per_s", low=False)
+def _batch(results: SuiteResults, folder: Path) -> None:
+    size = max(results.xs("batch", EMBEDSERVE))
+    best, value, other = _compare_with_best(
+        results, "batch", size, "texts_per_s", lower_is_better=False
+    )
     title = (
-        f"With {most:g} texts in a request EmbedServe embeds {ours} texts/s, "
-        f"{_name(figures, best)} {other}"
+        f"With {size:g} texts in a request EmbedServe embeds {value} texts/s, "
+        f"{_title(results, best)} {other}"
     )
 
     def draw(axes: Axes) -> None:
-        ends = _lines(axes, figures, "batch", "texts_per_s")
-        _log_axis(axes, "x", figures.xs("batch", OURS))
+        labels = _draw_lines(axes, results, "batch", "texts_per_s")
+        _log_axis(axes, "x", results.xs("batch", EMBEDSERVE))
         axes.set_ylim(bottom=0)
         axes.set_xlabel("texts in a request")
         axes.set_ylabel("texts/s")
-        _label(axes, ends)
+        _draw_labels(axes, labels)
 
-    _save(folder, "batch", title, "4 clients; texts of 5 to 60 words.", draw)
+    _save_plot(folder, "batch", title, "4 clients; texts of 5 to 60 words.", draw)
 
 
-def _length(figures: Figures, folder: Path) -> None:
-    ours, reference = "engine", "sentence-transformers"
-    xs = figures.xs("length", ours)
-    ratios = [figures.ratio("length", ours, reference, x, "tokens_per_s") or 0 for x in xs]
+def _length(results: SuiteResults, folder: Path) -> None:
+    engine, reference = "engine", "sentence-transformers"
+    xs = results.xs("length", engine)
+    ratios = [results.ratio("length", engine, reference, x, "tokens_per_s") or 0 for x in xs]
     title = (
         f"Texts of {min(xs):g} to {max(xs):g} tokens: our engine does {min(ratios):.2f} to "
         f"{max(ratios):.2f} times the tokens of sentence-transformers"
     )
 
     def draw(axes: Axes) -> None:
-        ends = _lines(axes, figures, "length", "tokens_per_s", ours=ours)
+        labels = _draw_lines(axes, results, "length", "tokens_per_s", highlight=engine)
         _log_axis(axes, "x", xs)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
         axes.set_xlabel("tokens in a text")
         axes.set_ylabel("tokens/s")
-        _label(axes, ends)
+        _draw_labels(axes, labels)
 
-    _save(folder, "length", title, "In process, without a server; tokenising included.", draw)
+    _save_plot(folder, "length", title, "In process, without a server; tokenising included.", draw)
 
 
-def _bulk(figures: Figures, folder: Path) -> None:
-    clients = max(figures.xs("bulk", OURS))
-    best, ours, other = _against(figures, "bulk", clients, "p99_ms", low=True)
+def _bulk(results: SuiteResults, folder: Path) -> None:
+    clients = max(results.xs("bulk", EMBEDSERVE))
+    best, value, other = _compare_with_best(
+        results, "bulk", clients, "p99_ms", lower_is_better=True
+    )
     title = (
         f"Beside {clients:g} bulk clients EmbedServe answers 99 of 100 queries within "
-        f"{ours}\u00a0ms, {_name(figures, best)} within {other}"
+        f"{value}\u00a0ms, {_title(results, best)} within {other}"
     )
 
     def draw(axes: Axes) -> None:
-        ends = _lines(axes, figures, "bulk", "p99_ms")
-        axes.set_xticks(figures.xs("bulk", OURS))
+        labels = _draw_lines(axes, results, "bulk", "p99_ms")
+        axes.set_xticks(results.xs("bulk", EMBEDSERVE))
         _log_axis(axes, "y", (10, 20, 50, 100, 200, 500, 1000, 2000, 5000))
         axes.set_xlabel("clients that send 32 documents a request, one request after the other")
         axes.set_ylabel("99th percentile, ms")
-        _label(axes, ends)
+        _draw_labels(axes, labels)
 
-    _save(folder, "bulk", title, "20 queries a second, timed from when each was due.", draw)
+    _save_plot(folder, "bulk", title, "20 queries a second, timed from when each was due.", draw)
 
 
-def _repeat(figures: Figures, folder: Path) -> None:
-    xs = figures.xs("repeat", OURS)
-    rates = [figures.at("repeat", OURS, x, "requests_per_s") for x in xs]
+def _repeat(results: SuiteResults, folder: Path) -> None:
+    xs = results.xs("repeat", EMBEDSERVE)
+    rates = [results.spread("repeat", EMBEDSERVE, x, "requests_per_s") for x in xs]
     medians = [rate.median for rate in rates if rate is not None]
     title = (
         f"Texts that were asked before are answered {medians[-1] / medians[0]:.1f} times as fast: "
-        f"{number(medians[-1])} a second, not {number(medians[0])}"
+        f"{format_number(medians[-1])} a second, not {format_number(medians[0])}"
     )
 
     def draw(axes: Axes) -> None:
-        axes.plot(xs, medians, color=_OURS, linewidth=2.4, marker="o")
+        axes.plot(xs, medians, color=_EMBEDSERVE_COLOR, linewidth=2.4, marker="o")
         for x, value in zip(xs, medians, strict=True):
             axes.annotate(
-                number(value), (x, value), (-5, 6), textcoords="offset points", ha="right"
+                format_number(value), (x, value), (-5, 6), textcoords="offset points", ha="right"
             )
         axes.set_xlim(-0.08, 1.04)
         axes.set_ylim(0, max(medians) * 1.15)
@@ -214,25 +221,28 @@ def _repeat(figures: Figures, folder: Path) -> None:
         axes.set_xlabel("queries that were asked before")
         axes.set_ylabel("queries/s")
 
-    _save(folder, "repeat", title, "EmbedServe, 32 clients, one text of 5 to 12 words each.", draw)
+    _save_plot(
+        folder, "repeat", title, "EmbedServe, 32 clients, one text of 5 to 12 words each.", draw
+    )
 
 
-def _replicas(figures: Figures, folder: Path) -> None:
-    one, many = f"{OURS}-1", f"{OURS}-n"
+def _replicas(results: SuiteResults, folder: Path) -> None:
+    single, scaled = f"{EMBEDSERVE}-1", f"{EMBEDSERVE}-n"
     bars = {
         "queries, 32 clients": (32.0, "requests_per_s"),
         "documents, 4 clients": (4.0, "texts_per_s"),
     }
-    found = figures.at("replicas", many, 32.0, "replicas")
-    replicas = 0 if found is None else int(found.median)
+    spread = results.spread("replicas", scaled, 32.0, "replicas")
+    replicas = 0 if spread is None else int(spread.median)
     ratios = {
-        name: figures.ratio("replicas", many, one, x, key) or 0 for name, (x, key) in bars.items()
+        name: results.ratio("replicas", scaled, single, x, key) or 0
+        for name, (x, key) in bars.items()
     }
-    words = [f"{ratio:.2f} times the {name.split(',')[0]}" for name, ratio in ratios.items()]
-    title = f"{replicas} replicas of one core do {' and '.join(words)} of one"
+    gains = [f"{ratio:.2f} times the {name.split(',')[0]}" for name, ratio in ratios.items()]
+    title = f"{replicas} replicas of one core do {' and '.join(gains)} of one"
 
     def draw(axes: Axes) -> None:
-        axes.barh(list(ratios), list(ratios.values()), color=_OURS, height=0.4)
+        axes.barh(list(ratios), list(ratios.values()), color=_EMBEDSERVE_COLOR, height=0.4)
         for i, value in enumerate(ratios.values()):
             axes.annotate(f"{value:.2f}×", (value, i), (6, -4), textcoords="offset points")
         axes.axvline(1, color="#555555", linewidth=1)
@@ -240,11 +250,11 @@ def _replicas(figures: Figures, folder: Path) -> None:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("throughput, in multiples of one replica's")
 
-    subtitle = f"On {figures.first['machine']['cores']} cores, which the load generator shares."
-    _save(folder, "replicas", title, subtitle, draw)
+    subtitle = f"On {results.first['machine']['cores']} cores, which the load generator shares."
+    _save_plot(folder, "replicas", title, subtitle, draw)
 
 
-_PICTURES: dict[str, Callable[[Figures, Path], None]] = {
+_PLOTS: dict[str, Callable[[SuiteResults, Path], None]] = {
     "latency": _latency,
     "bulk": _bulk,
     "batch": _batch,
@@ -254,62 +264,64 @@ _PICTURES: dict[str, Callable[[Figures, Path], None]] = {
 }
 
 
-def _lines(axes: Axes, figures: Figures, experiment: str, key: str, ours: str = OURS) -> list[End]:
-    """One line for each peer, the spread behind it; where the lines end."""
-    ends = []
-    for peer in sorted(figures.peers(experiment), key=lambda name: name != ours):
-        colour = _COLOURS.get(peer, _OURS)
-        points = {x: figures.at(experiment, peer, x, key) for x in figures.xs(experiment, peer)}
-        known = {x: spread for x, spread in points.items() if spread is not None}
-        xs = list(known)
-        width = 2.6 if peer == ours else 1.5
+def _draw_lines(
+    axes: Axes, results: SuiteResults, experiment: str, key: str, highlight: str = EMBEDSERVE
+) -> list[Label]:
+    """Draws the medians of each peer as a line over their spread, and returns the labels."""
+    labels = []
+    for peer in sorted(results.peers(experiment), key=lambda name: name != highlight):
+        color = _COLORS.get(peer, _EMBEDSERVE_COLOR)
+        points = {x: results.spread(experiment, peer, x, key) for x in results.xs(experiment, peer)}
+        spreads = {x: spread for x, spread in points.items() if spread is not None}
+        xs = list(spreads)
+        width = 2.6 if peer == highlight else 1.5
         axes.plot(
             xs,
-            [spread.median for spread in known.values()],
-            color=colour,
+            [spread.median for spread in spreads.values()],
+            color=color,
             linewidth=width,
             marker="o",
             markersize=width + 1.5,
-            zorder=3 if peer == ours else 2,
+            zorder=3 if peer == highlight else 2,
         )
         axes.fill_between(
             xs,
-            [spread.least for spread in known.values()],
-            [spread.most for spread in known.values()],
-            color=colour,
+            [spread.minimum for spread in spreads.values()],
+            [spread.maximum for spread in spreads.values()],
+            color=color,
             alpha=0.12,
             linewidth=0,
         )
-        ends.append(End(xs[-1], known[xs[-1]].median, figures.titles[peer], colour))
-    return ends
+        labels.append(Label(xs[-1], spreads[xs[-1]].median, results.titles[peer], color))
+    return labels
 
 
-def _label(axes: Axes, ends: Sequence[End]) -> None:
-    """Names where the lines end; those that would meet are pushed apart. Last: scales count."""
+def _draw_labels(axes: Axes, labels: Sequence[Label]) -> None:
+    """Draws labels without overlaps. The scales of the axes must be final."""
     to_axes = axes.transData + axes.transAxes.inverted()
     placed: list[tuple[float, float]] = []
-    for end in sorted(ends, key=lambda end: -end.y):
-        x, y = np.minimum(to_axes.transform((end.x, end.y)), (1.0, _TOP))
+    for label in sorted(labels, key=lambda label: -label.y):
+        x, y = np.minimum(to_axes.transform((label.x, label.y)), (1.0, _MAX_LABEL_Y))
         for other_x, other_y in placed:
-            if abs(other_x - x) < _NEAR and y > other_y - _GAP:
-                y = other_y - _GAP
+            if abs(other_x - x) < _MIN_DISTANCE_X and y > other_y - _MIN_DISTANCE_Y:
+                y = other_y - _MIN_DISTANCE_Y
         placed.append((x, y))
         axes.annotate(
-            end.text,
+            label.text,
             (x, y),
             (8, 0),
             xycoords="axes fraction",
             textcoords="offset points",
-            color=end.colour,
+            color=label.color,
             va="center",
             fontsize=9.5,
         )
 
 
-def _log_axis(axes: Axes, which: str, ticks: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers on it."""
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    axis = axes.xaxis if which == "x" else axes.yaxis
+def _log_axis(axes: Axes, name: str, ticks: Sequence[float]) -> None:
+    """Makes an axis logarithmic, with ticks as plain numbers."""
+    (axes.set_xscale if name == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if name == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

@@ -1,28 +1,30 @@
-"""Writes the report and its pictures: what `embedserve bench report` does."""
+"""Writes the report, its plots and README's table: `embedserve bench report`."""
 
 from pathlib import Path
 
-from ..record import RESULTS
-from .figures import Figures
-from .page import put_into, readme_table, report
-from .plots import pictures
+from ..paths import README, REPORT_FOLDER, RESULTS
+from .page import readme_table, report_page, update_readme
+from .plots import draw_plots
+from .results import SuiteResults
 
-HOME = RESULTS.parent
-README = HOME.parent / "README.md"
 _SUITES = "suite-*.jsonl"
 
 
-def newest() -> Path | None:
-    """The records of the last whole suite; None when there are none."""
+def newest_records() -> Path | None:
+    """Returns the records of the last complete suite; None without any."""
     return max(RESULTS.glob(_SUITES), default=None)
 
 
-def publish(records: Path, folder: Path = HOME, readme: Path | None = README) -> Path:
-    """Makes REPORT.md and its pictures in a folder, and the table in a README, from records."""
-    figures = Figures.read(records)
-    drawn = pictures(figures, folder / "pictures")
+def publish(records: Path, folder: Path = REPORT_FOLDER, readme: Path | None = README) -> Path:
+    """Writes REPORT.md and its plots into a folder, and the table into a README.
+
+    Returns:
+        The path of REPORT.md.
+    """
+    results = SuiteResults.read(records)
+    plots = draw_plots(results, folder / "pictures")
     page = folder / "REPORT.md"
-    page.write_text(report(figures, drawn), "utf-8")
+    page.write_text(report_page(results, plots), "utf-8")
     if readme is not None:
-        put_into(readme, readme_table(figures))
+        update_readme(readme, readme_table(results))
     return page
