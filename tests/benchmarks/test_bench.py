@@ -10,15 +10,15 @@ from benchmarks.peers.base import Peer
 from benchmarks.target import DIALECTS
 from benchmarks.workloads import WORKLOADS
 from embedserve_client.command.main import main
-from serve_app.command.serve import free_port
-from tests.benchmarks.server import Server
+from serve_app.command.ports import free_port
+from tests.benchmarks.server import FakeServer
 
 SHORT = ["--duration", "0.5", "--warmup", "0.1", "--connections", "2"]
 
 
 @pytest.mark.parametrize("rate", [[], ["--rate", "50"]], ids=["closed loop", "open loop"])
 def test_the_last_line_is_the_record(
-    server: Server, rate: list[str], capsys: pytest.CaptureFixture[str]
+    server: FakeServer, rate: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "run", server.url, *SHORT, *rate]) == 0
     shown = capsys.readouterr().out.splitlines()
@@ -38,7 +38,7 @@ def test_the_last_line_is_the_record(
     ],
 )
 def test_each_dialect_asks_in_its_own_words(
-    server: Server, dialect: str, path: str, field: str
+    server: FakeServer, dialect: str, path: str, field: str
 ) -> None:
     assert dialect in DIALECTS
     assert (
@@ -72,14 +72,14 @@ def test_nonsense_is_refused_with_words(
 
 
 def test_a_rate_that_changes_needs_a_rate(
-    server: Server, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "run", server.url, *SHORT, "--workload", "burst"]) == 1
     assert "say --rate" in capsys.readouterr().err
     assert main(["bench", "run", server.url, *SHORT, "--workload", "burst", "--rate", "60"]) == 0
 
 
-def test_what_the_server_costs_is_told(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_server_costs_is_told(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "run", server.url, *SHORT, "--pid", str(os.getpid())]) == 0
     entry = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert entry["server_cpu"] > 0
@@ -113,7 +113,7 @@ def test_the_capacity_of_one_replica_is_found_on_one_that_is_started_for_it(
 
 
 def test_compare_says_that_a_server_refuses(
-    server: Server, other: Server, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, other: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other.refuses = True
     assert main(["compare", server.url, other.url, *SHORT]) == 1
@@ -143,7 +143,7 @@ def test_the_command_offers_every_workload_and_dialect(capsys: pytest.CaptureFix
 
 
 def test_capacity_is_what_the_server_can_do(
-    server: Server, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.takes_s = 0.02  # one after the other: 50 requests/s and no more
     plan = ["--duration", "1.5", "--warmup", "0.2", "--connections", "64"]
@@ -156,7 +156,7 @@ def test_capacity_is_what_the_server_can_do(
 
 
 def test_compare_shows_both_and_their_vectors(
-    server: Server, other: Server, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, other: FakeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other.takes_s = 0.02
     dialects = ["--dialects", "openai", "tei"]

@@ -16,7 +16,7 @@ import pytest
 
 from embedserve_client import Client, EmbedError, NotRunning, Retry, Supervisor
 from embedserve_client.service_room import Room
-from serve_app.command.serve import free_port
+from serve_app.command.ports import free_port
 from tests.embedserve_client.scripted import scripted, vector
 
 ROOT = Path(__file__).parents[2]

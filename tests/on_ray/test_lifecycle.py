@@ -1,4 +1,4 @@
-"""The command as a person uses it: start, paste what it prints, Ctrl-C, nothing left."""
+"""`embedserve serve` from start to end: run the printed command, Ctrl-C, no process is left."""
 
 import json
 import os
@@ -16,36 +16,36 @@ from pathlib import Path
 import psutil
 import yaml
 
-from serve_app.command.serve import free_port
-from tests.on_ray.test_cache import ask, new_texts
+from serve_app.command.ports import free_port
+from tests.on_ray.test_cache import embed, new_texts
 
 ROOT = Path(__file__).parents[2]
 
 
-def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """What a process started, and what that started, and so on."""
+def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Returns all descendants of a process."""
     return psutil.Process(process.pid).children(recursive=True)
 
 
 def is_haproxy(process: psutil.Process) -> bool:
-    """Whether it is one; a process that has ended meanwhile is none."""
+    """Returns whether a process is HAProxy; False if it has ended."""
     try:
         return process.name() == "haproxy"
     except psutil.NoSuchProcess:
         return False
 
 
-def started_in(folder: str) -> list[psutil.Process]:
-    """The processes whose command line tells of a folder."""
-    every = psutil.process_iter(["cmdline"])
-    return [p for p in every if folder in " ".join(p.info["cmdline"] or [])]
+def processes_mentioning(path: str) -> list[psutil.Process]:
+    """Returns the processes whose command line contains a path."""
+    processes = psutil.process_iter(["cmdline"])
+    return [p for p in processes if path in " ".join(p.info["cmdline"] or [])]
 
 
-def with_cache_in(config: str, folder: str) -> str:
-    """The same configuration, whose cache leaves nothing in the user's folder."""
+def with_cache_in(config: str, directory: str) -> str:
+    """Writes the configuration with its cache in `directory`; returns the file's path."""
     content = yaml.safe_load((ROOT / config).read_text("utf-8"))
-    content["applications"][0].setdefault("args", {})["cache"] = {"data_dir": f"{folder}/cache"}
-    file = Path(folder) / "config.yaml"
+    content["applications"][0].setdefault("args", {})["cache"] = {"data_dir": f"{directory}/cache"}
+    file = Path(directory) / "config.yaml"
     file.write_text(yaml.safe_dump(content), "utf-8")
     return str(file)
 
@@ -57,19 +57,21 @@ def read_until(process: "subprocess.Popen[str]", pattern: str, timeout_s: float)
     text = ""
     while not re.search(pattern, text):
         line = process.stdout.readline()
-        assert line, f"{pattern!r} did not come:\n{text}"
+        assert line, f"The output ended before {pattern!r}:\n{text}"
         text += line
     watchdog.cancel()
     return text
 
 
-def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
+def test_a_service_that_cannot_start_exits_with_the_reason(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     text = (ROOT / "configs" / "portable.yaml").read_text("utf-8")
-    at = "import_path: serve_app.app:build\n"
-    config.write_text(text.replace(at, f"{at}    args: {{device: cuda}}\n"), "utf-8")
+    import_path = "import_path: serve_app.app:build\n"
+    config.write_text(
+        text.replace(import_path, f"{import_path}    args: {{device: cuda}}\n"), "utf-8"
+    )
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
-        ended = subprocess.run(
+        completed = subprocess.run(
             [
                 sys.executable,
                 "-m",
@@ -86,15 +88,15 @@ def test_a_service_that_cannot_start_says_why_and_ends(tmp_path: Path) -> None:
             timeout=240,
             check=False,
         )
-        assert ended.returncode == 1
-        assert "`device: cuda` needs a GPU: set `num_gpus`" in ended.stderr
-        assert "Traceback" not in ended.stderr
-        assert started_in(scratch) == []
+        assert completed.returncode == 1
+        assert "`device: cuda` needs a GPU: set `num_gpus`" in completed.stderr
+        assert "Traceback" not in completed.stderr
+        assert processes_mentioning(scratch) == []
 
 
 @contextmanager
-def by_command(config: str, scratch: str, *signals: signal.Signals) -> Iterator[str]:
-    """A service that a person starts, tries as it says, and ends; its URL."""
+def serve_command(config: str, scratch: str, *signals: signal.Signals) -> Iterator[str]:
+    """Starts the service, runs the curl command that it prints, yields its URL and stops it."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "serve_app.command.main", "serve"),
@@ -107,13 +109,13 @@ def by_command(config: str, scratch: str, *signals: signal.Signals) -> Iterator[
         text=True,
     )
     try:
-        shown = read_until(process, r"curl [\s\S]*'\n", timeout_s=180)
+        output = read_until(process, r"curl [\s\S]*'\n", timeout_s=180)
         for stage in ("model", "weights", "space", "Ray", "replicas", "ready"):
-            assert stage in shown
-        started = family(process)
+            assert stage in output
+        started = descendants(process)
         assert any(map(is_haproxy, started)) == (config != "configs/portable.yaml")
-        assert any("valkey-server" in p.name() for p in started_in(f"{scratch}/cache"))
-        curl = shown[shown.index("curl ") :]
+        assert any("valkey-server" in p.name() for p in processes_mentioning(f"{scratch}/cache"))
+        curl = output[output.index("curl ") :]
         reply = subprocess.run(
             ["bash", "-c", f"{curl.strip()} -s"], capture_output=True, check=True, timeout=60
         )
@@ -123,33 +125,33 @@ def by_command(config: str, scratch: str, *signals: signal.Signals) -> Iterator[
         for number in signals:
             process.send_signal(number)
             time.sleep(1)
-        last_words, _ = process.communicate(timeout=60)
+        final_output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "stopped" in last_words
+    assert "stopped" in final_output
     assert [child for child in started if child.is_running()] == []
-    assert started_in(scratch) == []
+    assert processes_mentioning(scratch) == []
 
 
-def test_start_use_and_end_in_a_hurry() -> None:
+def test_repeated_signals_stop_the_service_cleanly() -> None:
     signals = [signal.SIGTERM, *[signal.SIGINT] * 3]
     with (
         tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch,
-        by_command("configs/portable.yaml", scratch, *signals),
+        serve_command("configs/portable.yaml", scratch, *signals),
     ):
         pass
 
 
-def test_start_use_and_end_and_what_is_known_is_not_computed_again() -> None:
+def test_the_cache_survives_a_restart_with_another_topology() -> None:
     texts = new_texts(1000)
-    given: list[tuple[bytes, str]] = []
+    replies: list[tuple[bytes, str]] = []
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
-        for life in ("serve_config.yaml", "configs/one-machine.yaml"):  # which share their keys
-            with by_command(life, scratch, signal.SIGINT) as url:
-                given += [ask(url, texts) for _ in range(2)]
-    assert [cache for _, cache in given] == [
+        for config in ("serve_config.yaml", "configs/one-machine.yaml"):  # share cache keys
+            with serve_command(config, scratch, signal.SIGINT) as url:
+                replies += [embed(url, texts) for _ in range(2)]
+    assert [cache for _, cache in replies] == [
         "hits=0; misses=1000",
         "hits=1000; misses=0; tier=l1",
         "hits=1000; misses=0; tier=l2",
         "hits=1000; misses=0; tier=l1",
     ]
-    assert len({vectors for vectors, _ in given}) == 1
+    assert len({vectors for vectors, _ in replies}) == 1

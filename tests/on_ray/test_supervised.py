@@ -1,4 +1,4 @@
-"""The service as the client keeps it: killed in the middle of calls, and back by itself."""
+"""A supervised service is killed during calls and restarts."""
 
 import tempfile
 import threading
@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from embedserve_client import Client, EmbedError, Supervisor
-from serve_app.command.serve import free_port, with_free_ports
+from serve_app.command.ports import free_port, with_free_ports
 from serve_app.config import ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.models import resolve
@@ -23,10 +23,10 @@ SOURCE = "hashing:64"
 CALLS, THREADS = 1000, 8
 
 
-def mentioning(folder: str) -> list[str]:
-    """The command lines that tell of a folder."""
-    every = (" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
-    return [line for line in every if folder in line]
+def commands_mentioning(path: str) -> list[str]:
+    """Returns the command lines of all processes that contain a path."""
+    commands = (" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
+    return [command for command in commands if path in command]
 
 
 @pytest.fixture
@@ -40,35 +40,35 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
         file.write_text(yaml.safe_dump(config), "utf-8")
         monkeypatch.setenv("RAY_TMPDIR", scratch)
         monkeypatch.setenv("RAY_ADDRESS", "local")
-        found = Supervisor(
+        supervisor = Supervisor(
             config["http_options"]["port"],
             config=file,
             ready_timeout_s=180,
-            folder=Path(scratch) / "room",
+            folder=Path(scratch) / "shared-service",
             on_progress=print,
         )
-        yield found
-        found.stop()
-        deadline = time.monotonic() + 30  # the keeper ends a moment after what it keeps
-        while left := mentioning(scratch):
-            assert time.monotonic() < deadline, left
+        yield supervisor
+        supervisor.stop()
+        deadline = time.monotonic() + 30  # the supervisor process ends after the service
+        while remaining := commands_mentioning(scratch):
+            assert time.monotonic() < deadline, remaining
             time.sleep(0.1)
 
 
-def family(pid: int) -> list[psutil.Process]:
+def process_tree(pid: int) -> list[psutil.Process]:
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
 
 
-def test_a_kill_in_the_middle_of_a_thousand_calls(supervisor: Supervisor) -> None:
+def test_a_client_outlives_a_kill_during_a_thousand_calls(supervisor: Supervisor) -> None:
     supervisor.start()
     engine = HashingEngine(resolve(ModelConfig(name="hashing", source=SOURCE)))
-    answered: list[int] = []
+    succeeded: list[int] = []
     failed: list[EmbedError] = []
 
     with Client(supervisor.url, timeout_s=120) as client:
 
-        def ask(first: int) -> None:
+        def embed(first: int) -> None:
             for i in range(first, CALLS, THREADS):
                 text = f"call {i}"
                 try:
@@ -76,28 +76,30 @@ def test_a_kill_in_the_middle_of_a_thousand_calls(supervisor: Supervisor) -> Non
                 except EmbedError as error:
                     failed.append(error)
                     continue
-                assert np.array_equal(vector, engine.embed(engine.tokenize([text]))[0])
-                answered.append(i)
+                assert np.array_equal(vector, engine.embed(engine.tokenizer.encode([text]))[0])
+                succeeded.append(i)
 
-        threads = [threading.Thread(target=ask, args=(i,)) for i in range(THREADS)]
+        threads = [threading.Thread(target=embed, args=(i,)) for i in range(THREADS)]
         for thread in threads:
             thread.start()
-        while len(answered) < CALLS // 3:
+        while len(succeeded) < CALLS // 3:
             time.sleep(0.01)
         before = supervisor.status().pid
         assert before is not None
-        for process in family(before):
+        for process in process_tree(before):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         for thread in threads:
             thread.join(180)
             assert not thread.is_alive()
-        # It is back without anybody's doing, for the same client.
+        # The supervisor has restarted the service for the same client.
         deadline = time.monotonic() + 120
         while not client.is_healthy():
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        assert np.array_equal(client.embed("call 0"), engine.embed(engine.tokenize(["call 0"]))[0])
-    assert len(answered) + len(failed) == CALLS
+        assert np.array_equal(
+            client.embed("call 0"), engine.embed(engine.tokenizer.encode(["call 0"]))[0]
+        )
+    assert len(succeeded) + len(failed) == CALLS
     assert supervisor.status().restarts >= 1
     assert supervisor.status().pid != before

@@ -31,7 +31,7 @@ APART = {"access", "autoscale", "cache", "model_prep", "scheduler"}
 
 #: Who may import what.
 ROOMS = {
-    "ray": ("app", "deployments", "autoscale", "metrics", "command.main", "command.cache"),
+    "ray": ("app", "deployments", "autoscale", "metrics", "command.serve", "command.cache"),
     "torch": ("engines.torch_engine", "model_prep.openvino_export"),
     "sentence_transformers": (
         "engines.torch_engine",
@@ -195,7 +195,7 @@ def test_the_public_names_are_those_that_there_are() -> None:
 KNOWN = {
     "serve_app.config.MINILM",
     "serve_app.models.model_dir",
-    "serve_app.command.serve.free_port",
+    "serve_app.command.ports.free_port",
     "serve_app.types.Float32",
 }
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
