@@ -369,4 +369,4 @@ class EngineInfo:
     space_id: str
     versions: Mapping[str, str] = field(default_factory=dict)
     parity: Parity | None = None  #: None: the engine is the reference, or runs no model
-    refused: tuple[str, ...] = ()  #: preferred engines that failed, each with the reason
+    rejected: tuple[str, ...] = ()  #: preferred engines that failed, each with the reason

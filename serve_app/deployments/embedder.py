@@ -1,7 +1,11 @@
-"""The deployment that runs the model: one replica, one engine, its own CPUs or its own GPU."""
+"""The model deployment: groups of texts → tokenizer → scheduler → engine → vectors.
+
+Each replica runs one engine on CPUs or a GPU of its own.
+"""
 
 import asyncio
 import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
@@ -22,35 +26,53 @@ from serve_app.scheduler.pending import PendingTokenVectors, PendingVectors
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.types import EngineInfo, TextGroup, Tokenization, TokenVectors, Vectors
 
-#: Calls that one run of the collector may gather; it waits for none.
-_COLLECT = 256
-#: Batches that an engine on a GPU has under way; one on CPUs has one for each thread.
+#: Upper bound of calls that share one run of the tokenizer.
+_MAX_COLLECTED_CALLS = 256
+#: Concurrent batches on a GPU. On CPUs there is one for each thread.
 _GPU_STREAMS = 2
 
 
 class Embedder:
-    """Computes vectors of texts, prompts already in front."""
+    """Computes vectors with one engine. Doesn't cache."""
 
-    def __init__(self, choice: EngineSelection) -> None:
-        config, spec = choice.config, choice.spec
-        _check_device(config.device, given=bool(ray.get_gpu_ids()))
+    def __init__(
+        self, selection: EngineSelection, *, load: Callable[..., Engine] = load_engine
+    ) -> None:
+        """Loads the engine and warms it up.
+
+        Args:
+            selection: the engine and the model that the application was built with.
+            load: returns the engine for `selection` and `threads`.
+
+        Raises:
+            ConfigurationError: the engine can't run on the device that Ray assigned.
+            SpaceMismatch: the model files of this node differ from those of the application.
+        """
+        config, spec = selection.config, selection.spec
+        _check_device(config.device, has_gpu=bool(ray.get_gpu_ids()))
         local = resolve(config.model, config.precision)
         if local.space_id != spec.space_id:
             raise SpaceMismatch(
-                f"This replica's files give space {local.space_id}, the application promises "
-                f"{spec.space_id}: the model on this node differs from the one the application was "
-                "built with."
+                f"The model files on this node produce vectors of space {local.space_id}, but the "
+                f"application was built for space {spec.space_id}. Install the same model on every "
+                "node."
             )
-        self._threads = max(1, int(_resources().get("CPU", 1)))
+        self._threads = max(1, int(_assigned_resources().get("CPU", 1)))
         self._all_cpus = available_cpus()
-        self._cpus = self._my_cpus(serve.get_replica_context().rank.local_rank)
-        # Each thread pins itself as it starts, and what torch starts from it inherits that. The
-        # event loop stays free to run wherever there is room.
+        self._cpus = self._select_cpus(serve.get_replica_context().rank.local_rank)
+        # Each thread pins itself when it starts, and torch's own threads inherit the affinity. The
+        # event loop isn't pinned, so that it runs on any idle CPU.
         streams = max(_GPU_STREAMS, self._threads)
         engine_threads = ThreadPoolExecutor(streams, "engine", pin_thread, (self._cpus,))
         tokenizer_thread = ThreadPoolExecutor(1, "tokenizer", pin_thread, (self._cpus,))
-        engine = engine_threads.submit(self._load, choice).result()
-        self._info = dataclasses.replace(engine.info, refused=choice.refused)
+
+        def load_and_warm_up() -> Engine:
+            engine = load(selection, threads=self._threads)
+            engine.embed(engine.tokenizer.encode(["The first run pays for lazy initialization."]))
+            return engine
+
+        engine = engine_threads.submit(load_and_warm_up).result()
+        self._info = dataclasses.replace(engine.info, rejected=selection.rejected)
         self._scheduler = Scheduler(
             engine,
             EmbedderSettings(),
@@ -58,55 +80,57 @@ class Embedder:
             tokenizer_thread=tokenizer_thread,
         )
         self._tokenizer_service = TokenizerService(engine.tokenizer, tokenizer_thread)
-        self._exporting: asyncio.Task[None] | None = None
+        self._export_task: asyncio.Task[None] | None = None
 
-    def _my_cpus(self, local_rank: int) -> frozenset[int]:
+    def _select_cpus(self, local_rank: int) -> frozenset[int]:
         return choose_cpus(self._all_cpus, self._threads, local_rank)
 
-    def _load(self, choice: EngineSelection) -> Engine:
-        engine = load_engine(choice, threads=self._threads)
-        engine.embed(engine.tokenizer.encode(["The first run pays for lazy start-up."]))
-        return engine
-
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
-        """Takes new settings and, when Ray numbers the replicas anew, other CPUs.
+        """Applies settings, and moves the threads to other CPUs if the local rank has changed.
 
-        Ray calls it before the first request and at each change.
+        Ray calls it before the first request, after each change of the settings, and when it
+        reassigns ranks.
         """
         settings = EmbedderSettings.parse(user_config)
-        if self._exporting is None:
-            scheduler = self._scheduler
-            scheduler.start()
-            self._exporting = asyncio.create_task(export(scheduler.meter, scheduler.gauges))
+        self._start()
         self._scheduler.settings = settings
-        cpus = self._my_cpus(rank.local_rank)
+        cpus = self._select_cpus(rank.local_rank)
         if cpus != self._cpus:
             move_threads(self._cpus, cpus)
             self._cpus = cpus
 
+    def _start(self) -> None:
+        """Starts the background tasks on the first call."""
+        if self._export_task is None:
+            scheduler = self._scheduler
+            scheduler.start()
+            self._export_task = asyncio.create_task(export(scheduler.meter, scheduler.gauges))
+
     async def embed(self, groups: tuple[TextGroup, ...]) -> list[Vectors | EmbedServeError]:
-        """For each group its vectors, or the error that stands for them."""
-        submissions = [PendingVectors(group) for group in groups]
+        """Returns for each group its vectors, or an error as a value."""
+        pending = [PendingVectors(group) for group in groups]
         try:
-            await self._collect(submissions)
-            return [await submission.future for submission in submissions]
+            await self._submit(pending)
+            return [await group.future for group in pending]
         finally:
-            for submission in submissions:
-                submission.future.cancel()  # the caller left, wherever it was; an answer stays
+            for group in pending:
+                group.future.cancel()  # no effect unless the caller was cancelled
 
     async def embed_tokens(self, group: TextGroup) -> list[TokenVectors] | EmbedServeError:
-        """Of each text the vectors of its tokens, or the error that stands for all."""
-        submission = PendingTokenVectors(group)
+        """Returns for each text the vectors of its tokens, or one error as a value."""
+        pending = PendingTokenVectors(group)
         try:
-            await self._scheduler.submit([submission])
-            return await submission.future
+            await self._scheduler.submit([pending])
+            return await pending.future
         finally:
-            submission.future.cancel()
+            pending.future.cancel()
 
-    @serve.batch(max_batch_size=_COLLECT, batch_wait_timeout_s=0, max_concurrent_batches=64)
-    async def _collect(self, calls: list[list[PendingVectors]]) -> list[None]:
-        # Collects what arrives together for one run of the tokenizer. It ends when all is in the
-        # queue, not when all is computed: a short request never waits for a long one it came with.
+    @serve.batch(
+        max_batch_size=_MAX_COLLECTED_CALLS, batch_wait_timeout_s=0, max_concurrent_batches=64
+    )
+    async def _submit(self, calls: list[list[PendingVectors]]) -> list[None]:
+        # Simultaneous calls share one run of the tokenizer. This returns once their groups are
+        # queued, so that a short request never waits for the vectors of a long one.
         await self._scheduler.submit(list(chain.from_iterable(calls)))
         return [None] * len(calls)
 
@@ -114,49 +138,45 @@ class Embedder:
         self, texts: tuple[str, ...], add_special_tokens: bool
     ) -> list[Tokenization] | EmbedServeError:
         """Returns the tokens of each text, not truncated."""
-        return await self._tokenizer_service.tokenize(
-            texts, add_special_tokens=add_special_tokens
-        )
+        return await self._tokenizer_service.tokenize(texts, add_special_tokens=add_special_tokens)
 
     async def decode(
         self, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
     ) -> list[str] | EmbedServeError:
-        """The texts that rows of token ids stand for."""
-        return await self._tokenizer_service.decode(
-            rows, skip_special_tokens=skip_special_tokens
-        )
+        """Returns the text of each row of token ids."""
+        return await self._tokenizer_service.decode(rows, skip_special_tokens=skip_special_tokens)
 
     async def describe(self) -> EngineInfo:
-        """What runs the model here."""
+        """Returns the engine, its device and its precision."""
         return self._info
 
     async def check_health(self) -> None:
-        """Ray replaces the replica when this raises."""
+        """Raises if the engine stalls; Ray then replaces the replica."""
         self._scheduler.check_health()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `autoscale.TokenPolicy` decides by."""
-        return dataclasses.asdict(self._scheduler.load.read())
+        """Returns the metrics that `autoscale.TokenPolicy` scales by."""
+        return dataclasses.asdict(self._scheduler.load.sample())
 
 
-def _check_device(device: str, *, given: bool) -> None:
-    """Refuses to start where the configured device isn't what Ray gave this replica.
+def _check_device(device: str, *, has_gpu: bool) -> None:
+    """Checks that Ray assigned the configured device to this replica.
 
     Raises:
-        ConfigurationError: a GPU is asked for and not given, or given and would lie idle.
+        ConfigurationError: a GPU is configured but not assigned, or assigned but not used.
     """
-    if device == "cuda" and not given:
+    if device == "cuda" and not has_gpu:
         raise ConfigurationError(
             "`device: cuda` needs a GPU: set `num_gpus` in the Embedder's `ray_actor_options`."
         )
-    if device == "cpu" and given:
+    if device == "cpu" and has_gpu:
         raise ConfigurationError(
-            "Ray gave this replica a GPU that `device: cpu` would leave idle: set `device: cuda` "
-            "in the application's `args`, or take `num_gpus` from the Embedder."
+            "Ray assigned a GPU to this replica, but `device: cpu` doesn't use it: set `device: "
+            "cuda` in the application's `args`, or remove `num_gpus` from the Embedder."
         )
 
 
-def _resources() -> dict[str, float]:
+def _assigned_resources() -> dict[str, float]:
     context = ray.get_runtime_context()
     resources: dict[str, float] = context.get_assigned_resources()  # type: ignore[no-untyped-call]
     return resources
