@@ -1,7 +1,7 @@
-"""The application: `serve_app.app:build`, the only place that binds deployments together."""
+"""The application builder `serve_app.app:build`: configuration → engine selection → deployments."""
 
-# No `from __future__ import annotations` here: Ray turns `args` into `AppConfig` only when the
-# annotation of `build` is the class itself.
+# Without `from __future__ import annotations`: Ray converts `args` to `AppConfig` only if the
+# annotation of `build` is the class itself, not a string.
 import logging
 from dataclasses import replace
 
@@ -19,64 +19,68 @@ from serve_app.models import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-# Ray's own limit per replica must never be what holds requests back: a full replica is tried again
-# after a pause, and that pause is latency. Load is refused earlier, in the client's dialect: by the
-# Ingress' `max_concurrent_requests` and the Embedder's `max_queued_tokens`.
-_ONGOING = 8192
+# Ray's limit per replica must never apply: the router retries a full replica after a backoff, which
+# adds latency. `max_concurrent_requests` of the Ingress and `max_queued_tokens` of the Embedder
+# reject load earlier, with an error in the client's dialect.
+_MAX_ONGOING_REQUESTS = 8192
 
-# A stopping replica looks for unfinished requests this often, one tier after the other.
-_SHUTDOWN_LOOK_S = 0.2
+# The deployments stop one after the other, and each adds up to this interval to the shutdown.
+_SHUTDOWN_POLL_S = 0.2
 
-_light = serve.deployment(
-    max_ongoing_requests=_ONGOING,
-    graceful_shutdown_wait_loop_s=_SHUTDOWN_LOOK_S,
+_cpu_free_deployment = serve.deployment(
+    max_ongoing_requests=_MAX_ONGOING_REQUESTS,
+    graceful_shutdown_wait_loop_s=_SHUTDOWN_POLL_S,
     ray_actor_options={"num_cpus": 0},
 )
-_heavy = serve.deployment(
-    max_ongoing_requests=_ONGOING,
-    graceful_shutdown_wait_loop_s=_SHUTDOWN_LOOK_S,
+_model_deployment = serve.deployment(
+    max_ongoing_requests=_MAX_ONGOING_REQUESTS,
+    graceful_shutdown_wait_loop_s=_SHUTDOWN_POLL_S,
     health_check_period_s=5,
     health_check_timeout_s=10,
 )
 
-#: Cores of an Embedder replica where the configuration says nothing: each core more makes the
-#: others wait for it longer, one alone makes a lone text wait.
+#: Default CPUs of an Embedder replica: with one CPU a single text is slow, and additional cores
+#: scale poorly.
 _EMBEDDER_CPUS = 2
 
 
 def build(args: AppConfig) -> Application:
-    """Binds Ingress -> CacheLookup -> Embedder, or Ingress -> Embedder where `inline` is asked for.
+    """Binds Ingress → CacheLookup → Embedder, or with `topology: inline` Ingress → Embedder.
 
-    What isn't cached, the Ingress asks the Embedder itself in both.
+    The Ingress also has a handle of the Embedder for calls that aren't cached.
 
-    The engine and the space of the vectors are decided here, once; every replica holds to them or
+    The engine and the embedding space are selected here, once. A replica that can't provide them
     doesn't start.
 
     Raises:
-        ModelSourceError: the model's files are missing or not the ones that were asked for.
-        ConfigurationError: no engine that was asked for can be had.
+        ModelSourceError: the model's files are missing or don't match `model.sha256`.
+        ConfigurationError: no engine that the configuration allows is usable.
     """
-    choice = select_engine(args)
-    for refusal in choice.refused:
-        logger.warning("Refused: %s", refusal)
-    logger.info("Chosen: %s at %s.", choice.config.engine, choice.config.precision)
-    embedder = _heavy(Embedder).options(ray_actor_options={"num_cpus": _cpus()}).bind(choice)
-    spec = _as_stored(choice.spec, args.cache.dtype)
+    selection = select_engine(args)
+    for rejection in selection.rejected:
+        logger.warning("Rejected engine: %s", rejection)
+    logger.info("Selected engine: %s at %s.", selection.config.engine, selection.config.precision)
+    embedder = (
+        _model_deployment(Embedder)
+        .options(ray_actor_options={"num_cpus": _embedder_cpus()})
+        .bind(selection)
+    )
+    spec = _with_cache_dtype(selection.spec, args.cache.dtype)
     if args.topology == "inline":
-        return _light(Ingress).bind(spec, embedder, args, embedder)
-    lookup = _light(CacheLookup).bind(spec, embedder, args.cache)
-    return _light(Ingress).bind(spec, lookup, args, embedder)
+        return _cpu_free_deployment(Ingress).bind(spec, embedder, args, embedder)
+    lookup = _cpu_free_deployment(CacheLookup).bind(spec, embedder, args.cache)
+    return _cpu_free_deployment(Ingress).bind(spec, lookup, args, embedder)
 
 
-def _as_stored(spec: ModelSpec, storage: Storage) -> ModelSpec:
-    """Vectors that are rounded for the cache are of another space than those of the engine."""
-    if storage == "float32":
+def _with_cache_dtype(spec: ModelSpec, dtype: Storage) -> ModelSpec:
+    """Returns the spec with the space of vectors that the cache rounds to `dtype`."""
+    if dtype == "float32":
         return spec
-    return replace(spec, space_id=f"{spec.space_id}+{storage}")
+    return replace(spec, space_id=f"{spec.space_id}+{dtype}")
 
 
-def _cpus() -> int:
-    """What a replica asks for, or as much as there is: it must fit onto a machine of one core."""
+def _embedder_cpus() -> int:
+    """Returns the default CPUs of a replica, bounded so that it fits onto a one-core machine."""
     if not ray.is_initialized():
         return _EMBEDDER_CPUS
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

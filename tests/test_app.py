@@ -3,47 +3,53 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from ray.serve import Application
 
 from serve_app import app
 from serve_app.config import AppConfig, CacheConfig, ModelConfig
 from serve_app.model_prep.engine_selection import select_engine
 
+HASHING = ModelConfig(name="words", source="hashing:64")
 
-def test_replicas_get_what_was_chosen_and_the_log_tells_what_was_refused(
+
+def bound(application: Application) -> Any:
+    """Returns the deployment with its constructor arguments, which Ray has no public API for."""
+    return application._bound_deployment
+
+
+def test_replicas_get_the_selected_engine_and_the_log_lists_rejected_engines(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = AppConfig(model=ModelConfig(name="words", source="hashing:64"))
-    choice = replace(select_engine(asked), refused=("x at bf16: no",))
-    monkeypatch.setattr(app, "select_engine", lambda config: choice)
+    config = AppConfig(model=HASHING)
+    selection = replace(select_engine(config), rejected=("x at bf16: no",))
+    monkeypatch.setattr(app, "select_engine", lambda config: selection)
     with caplog.at_level(logging.INFO):
-        ingress: Any = app.build(asked)._bound_deployment
-    assert caplog.messages == ["Refused: x at bf16: no", "Chosen: hashing at fp32."]
-    spec, lookup, config, direct = ingress.init_args
-    assert config == asked
-    seen, embedder, cache = lookup._bound_deployment.init_args
-    assert (seen, cache) == (choice.spec, asked.cache)
-    assert direct is embedder
-    (given,) = embedder._bound_deployment.init_args
-    assert (given, spec) == (choice, choice.spec)
-    assert (given.config.engine, given.config.precision) == ("hashing", "fp32")
+        ingress = bound(app.build(config))
+    assert caplog.messages == [
+        "Rejected engine: x at bf16: no",
+        "Selected engine: hashing at fp32.",
+    ]
+    spec, lookup, ingress_config, embedder = ingress.init_args
+    assert (spec, ingress_config) == (selection.spec, config)
+    lookup_spec, lookup_embedder, cache_config = bound(lookup).init_args
+    assert (lookup_spec, cache_config) == (selection.spec, config.cache)
+    assert lookup_embedder is embedder
+    (embedder_selection,) = bound(embedder).init_args
+    assert embedder_selection == selection
+    assert (selection.config.engine, selection.config.precision) == ("hashing", "fp32")
 
 
-def test_inline_the_ingress_asks_the_embedder_itself() -> None:
-    model = ModelConfig(name="words", source="hashing:64")
-    ingress: Any = app.build(AppConfig(model=model, topology="inline"))._bound_deployment
-    _, embedder, _, direct = ingress.init_args
-    assert direct is embedder
-    assert embedder._bound_deployment.name == "Embedder"
+def test_with_inline_topology_the_ingress_calls_the_embedder() -> None:
+    ingress = bound(app.build(AppConfig(model=HASHING, topology="inline")))
+    _, next_tier, _, embedder = ingress.init_args
+    assert next_tier is embedder
+    assert bound(embedder).name == "Embedder"
 
 
-def test_vectors_that_are_kept_rounded_are_of_another_space() -> None:
-    asked = AppConfig(
-        model=ModelConfig(name="words", source="hashing:64"),
-        cache=CacheConfig(dtype="float16"),
-    )
-    ingress: Any = app.build(asked)._bound_deployment
-    spec, lookup, _, _ = ingress.init_args
-    seen, embedder, _ = lookup._bound_deployment.init_args
-    (choice,) = embedder._bound_deployment.init_args
-    assert spec == seen
-    assert spec.space_id == f"{choice.spec.space_id}+float16"
+def test_vectors_that_the_cache_rounds_belong_to_another_space() -> None:
+    config = AppConfig(model=HASHING, cache=CacheConfig(dtype="float16"))
+    spec, lookup, _, _ = bound(app.build(config)).init_args
+    lookup_spec, embedder, _ = bound(lookup).init_args
+    (selection,) = bound(embedder).init_args
+    assert spec == lookup_spec
+    assert spec.space_id == f"{selection.spec.space_id}+float16"

@@ -1,1 +1,1 @@
-"""Ray Serve around the plain classes: nothing here decides what a vector is."""
+"""Ray Serve deployments: thin wrappers that connect the plain classes through handles."""

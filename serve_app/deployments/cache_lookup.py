@@ -1,4 +1,4 @@
-"""The deployment in front of the Embedder: answers from the cache, has the rest computed."""
+"""The cache deployment: groups of texts → L1 → in-flight requests → L2 → Embedder → vectors."""
 
 import asyncio
 from typing import Any
@@ -18,7 +18,7 @@ from serve_app.types import CacheReport, CacheState, TextGroup, Vectors
 
 
 class CacheLookup:
-    """Looks groups of texts up for one model; owns the way to the shared tier."""
+    """Serves vectors of one model from the cache and computes misses through the Embedder."""
 
     def __init__(
         self, spec: ModelSpec, embedder: DeploymentHandle[Any], cache: CacheConfig
@@ -26,60 +26,69 @@ class CacheLookup:
         settings = CacheLookupSettings()
         self._spec = spec
         self._meter = Meter()
-        self._compute = Coalescer(RetryingCall(embedder, "embed"), settings.max_in_flight_calls)
-        self._tiers = CacheStack(
+        self._embedder = Coalescer(RetryingCall(embedder, "embed"), settings.max_in_flight_calls)
+        self._cache = CacheStack(
             spec,
-            self._compute,
+            self._embedder,
             l1_max_bytes=settings.l1_max_bytes,
             storage=cache.dtype,
             meter=self._meter,
             l2=open_l2_cache(cache, spec.space_id, self._meter),
         )
-        self._exporting: asyncio.Task[None] | None = None
+        self._export_task: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
-        """Takes new settings; what is cached stays as far as it fits.
+        """Applies settings. Cached vectors remain as far as they fit into the new limit.
 
-        Ray calls it before the first request and at each change; `rank` makes it call even where
-        there is no `user_config`.
+        Ray calls it before the first request and after each change. The parameter `rank` makes Ray
+        call it even without a `user_config`.
         """
         settings = CacheLookupSettings.parse(user_config)
-        if self._exporting is None:
-            self._exporting = asyncio.create_task(export(self._meter, self._tiers.gauges))
-            self._tiers.start()
-        self._tiers.resize(settings.l1_max_bytes)
-        self._compute.max_in_flight_calls = settings.max_in_flight_calls
+        self._start()
+        self._cache.resize(settings.l1_max_bytes)
+        self._embedder.max_in_flight_calls = settings.max_in_flight_calls
+
+    def _start(self) -> None:
+        """Starts the background tasks on the first call."""
+        if self._export_task is None:
+            self._export_task = asyncio.create_task(export(self._meter, self._cache.gauges))
+            self._cache.start()
 
     async def embed(self, groups: tuple[TextGroup, ...]) -> list[Vectors | EmbedServeError]:
-        """For each group its vectors, or the error that stands for them."""
+        """Returns for each group its vectors, or an error as a value."""
         return await asyncio.gather(*(self._embed(group) for group in groups))
 
     async def _embed(self, group: TextGroup) -> Vectors | EmbedServeError:
         try:
-            return await self._tiers.embed(group)
+            return await self._cache.embed(group)
         except EmbedServeError as error:
             return error
 
     async def cache_state(self) -> CacheState:
-        """How the shared tier is."""
-        return self._tiers.state
+        """Returns the state of the L2 cache."""
+        return self._cache.state
 
     async def cache_report(self) -> CacheReport:
-        """What this replica knows of its tiers."""
-        return await self._tiers.report()
+        """Returns statistics of this replica's cache tiers."""
+        return await self._cache.report()
 
     async def purge_cache(self, model: str | None = None) -> int | EmbedServeError | None:
-        """Forgets all vectors in this replica's tiers, and tells how many.
+        """Deletes all vectors from this replica's cache tiers.
 
-        None: `model` is another one than what is looked up here.
+        Args:
+            model: name or alias of the model to purge; None matches any model.
+
+        Returns:
+            The number of deleted vectors, an error as a value, or None if `model` isn't the model
+            of this deployment.
         """
         if not self._spec.accepts(model):
             return None
         try:
-            return await self._tiers.purge()
+            return await self._cache.purge()
         except EmbedServeError as error:
             return error
 
     async def __del__(self) -> None:
-        """Ray calls it when the replica stops."""
-        await self._tiers.close()
+        """Closes the cache; Ray awaits it when the replica stops."""
+        await self._cache.close()

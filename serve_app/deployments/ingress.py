@@ -1,4 +1,4 @@
-"""The deployment that clients reach: over HTTP by its routes, from Ray jobs by its handle."""
+"""The ingress deployment: HTTP requests and handle calls of Ray jobs → service → replies."""
 
 import asyncio
 from collections.abc import Sequence
@@ -25,93 +25,97 @@ from serve_app.web.app import create_app
 
 
 class _Backend:
-    """What is behind the service: its own tiers, then other deployments."""
+    """The service's backend: this replica's cache tiers, then the next deployments."""
 
     def __init__(
         self,
         spec: ModelSpec,
-        handle: DeploymentHandle[Any],
+        next_tier: DeploymentHandle[Any],
         config: AppConfig,
         embedder: DeploymentHandle[Any],
         meter: Meter,
     ) -> None:
         settings = IngressSettings()
         cache, inline = config.cache, config.topology == "inline"
-        self._rest = Coalescer(RetryingCall(handle, "embed"), settings.max_in_flight_calls)
-        self.tiers = CacheStack(
+        self._next_tier = Coalescer(RetryingCall(next_tier, "embed"), settings.max_in_flight_calls)
+        self.cache = CacheStack(
             spec,
-            self._rest,
+            self._next_tier,
             l1_max_bytes=settings.l1_max_bytes,
             storage=cache.dtype,
             meter=meter,
             l2=open_l2_cache(cache, spec.space_id, meter) if inline else None,
         )
-        self.embed = self.tiers.embed
+        self.embed = self.cache.embed
         self.describe = RetryingCall(embedder, "describe")
         self.tokenize = RetryingCall(embedder, "tokenize")
         self.decode = RetryingCall(embedder, "decode")
         self.embed_tokens = RetryingCall(embedder, "embed_tokens")
-        self.cache_state = self._own_state if inline else RetryingCall(handle, "cache_state")
+        self.cache_state = self._l2_state if inline else RetryingCall(next_tier, "cache_state")
 
     def apply(self, settings: IngressSettings) -> None:
-        """Takes new settings; what is cached stays as far as it fits."""
-        self.tiers.resize(settings.l1_max_bytes)
-        self._rest.max_in_flight_calls = settings.max_in_flight_calls
+        """Applies settings. Cached vectors remain as far as they fit into the new limit."""
+        self.cache.resize(settings.l1_max_bytes)
+        self._next_tier.max_in_flight_calls = settings.max_in_flight_calls
 
-    async def _own_state(self) -> CacheState:
-        return self.tiers.state
+    async def _l2_state(self) -> CacheState:
+        return self.cache.state
 
 
 @serve.ingress()
 class Ingress:
-    """Takes requests in and sends replies out; holds no model."""
+    """Validates requests, serves L1 hits and renders replies. Holds no model."""
 
     def __init__(
         self,
         spec: ModelSpec,
-        handle: DeploymentHandle[Any],
+        next_tier: DeploymentHandle[Any],
         config: AppConfig,
         embedder: DeploymentHandle[Any],
     ) -> None:
-        """Serves a model.
+        """Connects the service to the next deployments.
 
         Args:
             spec: the model.
-            handle: the next tier: CacheLookup, or with `topology: inline` the Embedder itself.
-            config: what is asked for.
-            embedder: the Embedder, for what nobody caches.
+            next_tier: computes cache misses: CacheLookup, or with `topology: inline` the Embedder.
+            config: the application's configuration.
+            embedder: the Embedder, for calls that aren't cached, such as `tokenize`.
         """
         self._meter = Meter()
         self._cors_origins = config.cors_origins
-        self._behind = _Backend(spec, handle, config, embedder, self._meter)
+        self._backend = _Backend(spec, next_tier, config, embedder, self._meter)
         replica_stats = IngressStats(self._meter)
         self._service = EmbedService(
-            spec, self._behind, IngressSettings(), self._meter, replica_stats
+            spec, self._backend, IngressSettings(), self._meter, replica_stats
         )
-        self._access = Entrance(open_quota_store(config.cache, self._meter), self._meter)
-        self._exporting: asyncio.Task[None] | None = None
+        self._entrance = Entrance(open_quota_store(config.cache, self._meter), self._meter)
+        self._export_task: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._service, self._access, self._cors_origins)
+        return create_app(self._service, self._entrance, self._cors_origins)
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
-        """Takes new settings.
+        """Applies settings.
 
-        Ray calls it before the first request and at each change; `rank` makes it call even where
-        there is no `user_config`.
+        Ray calls it before the first request and after each change. The parameter `rank` makes Ray
+        call it even without a `user_config`.
 
         Raises:
-            ConfigurationError: its keys can't be used, or it has none and others are let in. Ray
-                ends the replica then, tries a new one, and tells why.
+            ConfigurationError: the API keys are invalid, or HTTP is reachable from other machines
+                without any. Ray then stops the replica, starts another one and reports the error.
         """
         settings = IngressSettings.parse(user_config)
         require_keys_beyond_loopback(await http_host(), settings.access)
-        self._access.apply(settings.access)
-        if self._exporting is None:
-            self._exporting = asyncio.create_task(export(self._meter, self._behind.tiers.gauges))
-            self._behind.tiers.start()
-        self._behind.apply(settings)
+        self._entrance.apply(settings.access)
+        self._start()
+        self._backend.apply(settings)
         self._service.apply(settings)
+
+    def _start(self) -> None:
+        """Starts the background tasks on the first call."""
+        if self._export_task is None:
+            self._export_task = asyncio.create_task(export(self._meter, self._backend.cache.gauges))
+            self._backend.cache.start()
 
     async def embed(
         self,
@@ -121,31 +125,41 @@ class Ingress:
         lane: Lane | None = None,
         use_cache: bool = True,
     ) -> Float32:
-        """For other Ray jobs: vectors of shape (n, dim), float32, in the order of the texts.
+        """Embeds texts for another Ray job.
 
             handle = serve.get_app_handle("embedserve")
             vectors = handle.embed.remote(["a text", "another"]).result()
 
+        Args:
+            texts: a text or several.
+            model: name or alias of the model; None selects the served model.
+            input_type: name of one of the model's prompts; None selects the default prompt.
+            lane: priority; None selects it by the number of texts.
+            use_cache: False computes the vectors and doesn't store them.
+
+        Returns:
+            Vectors of shape (n, dim), float32, in the order of the texts.
+
         Raises:
-            EmbedServeError: as `EmbedService.embed`; it reaches the caller as that type.
+            EmbedServeError: see `EmbedService.embed`; the caller gets the same type.
         """
-        given = (texts,) if isinstance(texts, str) else tuple(texts)
+        inputs = (texts,) if isinstance(texts, str) else tuple(texts)
         result = await self._service.embed(
-            EmbedJob(given, model, input_type, lane=lane, use_cache=use_cache)
+            EmbedJob(inputs, model, input_type, lane=lane, use_cache=use_cache)
         )
         return result.vectors
 
     async def space(self) -> str:
-        """For other Ray jobs: what the vectors of `embed` are made by, `<family>-<precision>`.
+        """Returns the embedding space of the vectors of `embed`, `<family>-<precision>`.
 
-        Vectors of two spaces can't be compared, but those of one family at float precisions.
+        Vectors are comparable if their spaces are equal, or are float precisions of one family.
         """
         return self._service.spec.space_id
 
     async def warm(
         self, texts: Sequence[str], input_type: str | None = None
     ) -> WarmResult | EmbedServeError:
-        """Embeds texts as bulk, so that the cache knows them."""
+        """Embeds texts in the bulk lane to fill the cache."""
         try:
             job = EmbedJob(tuple(texts), input_type=input_type, lane="bulk")
             result = await self._service.embed(job)
@@ -154,30 +168,35 @@ class Ingress:
         return WarmResult(len(texts), result.tiers.tolist().count(Tier.COMPUTED))
 
     async def cache_report(self) -> CacheReport:
-        """What this replica knows of its tiers."""
-        return await self._behind.tiers.report()
+        """Returns statistics of this replica's cache tiers."""
+        return await self._backend.cache.report()
 
     async def purge_cache(self, model: str | None = None) -> int | EmbedServeError | None:
-        """Forgets all vectors in this replica's tiers, and tells how many.
+        """Deletes all vectors from this replica's cache tiers.
 
-        None: `model` is another one than what is served here.
+        Args:
+            model: name or alias of the model to purge; None matches any model.
+
+        Returns:
+            The number of deleted vectors, an error as a value, or None if `model` isn't served
+            here.
         """
         if not self._service.spec.accepts(model):
             return None
         try:
-            return await self._behind.tiers.purge()
+            return await self._backend.cache.purge()
         except EmbedServeError as error:
             return error
 
     async def replica_totals(self) -> Totals:
-        """What this replica has answered."""
+        """Returns the totals of the requests that this replica answered."""
         return self._meter.totals()
 
     async def reset_totals(self) -> None:
-        """Counts what it answers from zero."""
+        """Resets the totals of this replica to zero."""
         self._meter.reset()
 
     async def __del__(self) -> None:
-        """Ray calls it when the replica stops."""
-        await self._access.close()
-        await self._behind.tiers.close()
+        """Closes the cache and the quota store; Ray awaits it when the replica stops."""
+        await self._entrance.close()
+        await self._backend.cache.close()

@@ -1,4 +1,4 @@
-"""All replicas of this replica's own deployment, asked together."""
+"""Statistics over all Ingress replicas, and over the metrics agents of all nodes."""
 
 import asyncio
 import logging
@@ -14,76 +14,79 @@ from serve_app.metrics import Meter, Totals
 
 logger = logging.getLogger(__name__)
 
-_ANSWER_S = 5.0
-_SCRAPE_S = 2.0
-_OURS = "ray_embedserve_"
+_BROADCAST_TIMEOUT_S = 5.0
+_SCRAPE_TIMEOUT_S = 2.0
+_METRIC_PREFIX = "ray_embedserve_"
 
 
 class IngressStats:
-    """The Ingress replicas of one application."""
+    """`ReplicaStats` of all Ingress replicas of one application."""
 
     def __init__(self, meter: Meter) -> None:
-        """Takes what this replica counts, for when the others can't be asked."""
+        """Falls back to `meter`, this replica's own counts, if the broadcast fails."""
         self._meter = meter
         self._handle: DeploymentHandle[Any] | None = None
 
     async def totals(self) -> Totals:
-        """What all replicas have answered; those that don't answer are left out."""
-        replies = await self._ask("replica_totals")
+        """Returns the sum over all replicas; leaves out those that don't respond."""
+        responses = await self._broadcast("replica_totals")
         totals = Totals()
-        for reply in replies or [self._meter.totals()]:
-            totals = totals.plus(reply)
+        for response in responses or [self._meter.totals()]:
+            totals = totals.plus(response)
         return totals
 
     async def reset(self) -> None:
-        """Has all replicas count `totals` from zero."""
+        """Resets the totals of all replicas to zero."""
         self._meter.reset()
-        await self._ask("reset_totals")
+        await self._broadcast("reset_totals")
 
     async def prometheus_text(self) -> str:
-        """Every metric of the service on every node, as Ray's agents tell them (every 10 s)."""
-        texts = await asyncio.to_thread(lambda: list(_scrape()))
-        return "".join(f"{line}\n" for line in _merged(texts))
+        """Returns the service's metrics of all nodes in Prometheus' text format.
 
-    async def _ask(self, method: str) -> list[Totals]:
-        if self._handle is None:  # each handle has a router of its own, which stays
+        Ray's agents collect them every 10 s.
+        """
+        texts = await asyncio.to_thread(lambda: list(_scrape_nodes()))
+        return "".join(f"{line}\n" for line in _merge(texts))
+
+    async def _broadcast(self, method: str) -> list[Totals]:
+        if self._handle is None:  # cached, since each handle keeps a router alive
             context = serve.get_replica_context()
             self._handle = serve.get_deployment_handle(context.deployment, context.app_name)
         try:
-            answers = await self._handle.broadcast(method).results_async(
-                timeout_s=_ANSWER_S, return_exceptions=True
+            responses = await self._handle.broadcast(method).results_async(
+                timeout_s=_BROADCAST_TIMEOUT_S, return_exceptions=True
             )
         except Exception as error:
-            logger.warning("The other Ingress replicas don't answer: %r", error)
+            logger.warning("The broadcast to the Ingress replicas failed: %r", error)
             return []
-        return [Totals(*answer) for answer in answers if isinstance(answer, tuple)]
+        return [Totals(*response) for response in responses if isinstance(response, tuple)]
 
 
-def _scrape() -> Iterator[str]:
-    """Of each node of the cluster what its agent tells."""
+def _scrape_nodes() -> Iterator[str]:
+    """Yields the Prometheus text of each live node's metrics agent."""
     for node in ray.nodes():  # type: ignore[no-untyped-call]
         if not node["Alive"]:
             continue
         address = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
         try:
-            with urlopen(f"http://{address}/metrics", timeout=_SCRAPE_S) as reply:
+            with urlopen(f"http://{address}/metrics", timeout=_SCRAPE_TIMEOUT_S) as reply:
                 yield reply.read().decode()
         except OSError as error:
-            logger.warning("No metrics from the node %s: %s", address, error)
+            logger.warning("Could not read the metrics of node %s: %s", address, error)
 
 
-def _merged(texts: Iterable[str]) -> Iterator[str]:
-    """Our lines of several expositions, each metric's together, as Prometheus wants them."""
+def _merge(texts: Iterable[str]) -> Iterator[str]:
+    """Yields the service's lines of all texts, grouped by metric as Prometheus requires."""
     metrics: dict[str, list[str]] = {}
-    heads: dict[str, dict[str, str]] = {}
+    headers: dict[str, dict[str, str]] = {}
     for text in texts:
         name = ""
         for line in text.splitlines():
             if line.startswith(("# HELP ", "# TYPE ")):
                 _, kind, name, _ = line.split(" ", 3)
-                heads.setdefault(name, {}).setdefault(kind, line)
-            elif line.startswith(_OURS) and name.startswith(_OURS):
+                headers.setdefault(name, {}).setdefault(kind, line)
+            elif line.startswith(_METRIC_PREFIX) and name.startswith(_METRIC_PREFIX):
                 metrics.setdefault(name, []).append(line)
     for name, lines in sorted(metrics.items()):
-        yield from heads[name].values()
+        yield from headers[name].values()
         yield from lines

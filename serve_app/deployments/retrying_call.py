@@ -1,4 +1,4 @@
-"""Calls to another deployment that outlive the death of the replica that took them."""
+"""Calls to another deployment, retried on another replica if the first one dies."""
 
 import asyncio
 import logging
@@ -12,22 +12,35 @@ from serve_app.errors import EmbedServeError, Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 3
-_BACKOFF_S = 0.1
-
 
 class RetryingCall:
-    """One method of another deployment, as a plain coroutine function.
+    """One method of another deployment as a coroutine function.
 
-    Embedding a text twice gives the same vector, so a call whose replica dies goes to another
-    one. The number of tries is bounded: a request that kills its replica must not kill all.
-    Errors of the service come back as values, not raised: raising them across a handle would
-    write a stack trace into the log for every refused request.
+    All methods are idempotent, so a call whose replica dies is retried. The number of attempts is
+    bounded, because a request may be what kills the replica. Methods return errors of the service
+    as values: Ray logs a stack trace for each exception that crosses a handle.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any], method: str) -> None:
-        # Arguments and replies are small and short-lived: by value past the object store, and
-        # pickled, the one built-in serialisation that carries errors too.
+    def __init__(
+        self,
+        handle: DeploymentHandle[Any],
+        method: str,
+        *,
+        max_attempts: int = 3,
+        backoff_s: float = 0.2,
+    ) -> None:
+        """Prepares the call.
+
+        Args:
+            handle: the deployment.
+            method: name of the method.
+            max_attempts: number of replicas that are tried.
+            backoff_s: pause after the first attempt; it doubles after each further one.
+        """
+        self._max_attempts = max_attempts
+        self._backoff_s = backoff_s
+        # Arguments and replies are small and short-lived, so they bypass the object store. Pickle
+        # is the only built-in serialization, besides slower cloudpickle, that carries exceptions.
         self._method = handle.options(
             method_name=method,
             _by_reference=False,
@@ -36,14 +49,14 @@ class RetryingCall:
         )
 
     async def __call__(self, *args: Any) -> Any:
-        """The method's reply.
+        """Calls the method and returns its reply.
 
         Raises:
-            EmbedServeError: the reply was an error of the service.
-            Unavailable: every replica that took the call died.
+            EmbedServeError: the method returned this error.
+            Unavailable: each attempt's replica died, or the deployment has none.
             Overloaded: the deployment's queue is full.
         """
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, self._max_attempts + 1):
             call = self._method.remote(*args)
             try:
                 reply = await call
@@ -51,18 +64,16 @@ class RetryingCall:
                 call.cancel()  # type: ignore[no-untyped-call]
                 raise
             except RayActorError as error:
-                logger.warning("%s died under a call (try %d)", self._method, attempt)
-                if attempt == _ATTEMPTS:
-                    raise Unavailable(
-                        "The replicas that took the request died; try again."
-                    ) from error
-                await asyncio.sleep(_BACKOFF_S * 2**attempt)
+                logger.warning("A replica died during %s (attempt %d)", self._method, attempt)
+                if attempt == self._max_attempts:
+                    raise Unavailable("The replicas died during the request; try again.") from error
+                await asyncio.sleep(self._backoff_s * 2 ** (attempt - 1))
             except BackPressureError as error:
                 raise Overloaded(f"The queue is full: {error}") from None
             except DeploymentUnavailableError as error:
-                raise Unavailable(f"The service isn't up: {error}") from None
+                raise Unavailable(f"The service isn't available: {error}") from None
             else:
                 if isinstance(reply, EmbedServeError):
                     raise reply
                 return reply
-        raise AssertionError("The last try returns or raises. This is a bug.")
+        raise AssertionError("The last attempt returns or raises. This is a bug.")

@@ -1,7 +1,10 @@
-"""Which service a replica belongs to, among those that may run on its machine."""
+"""The identity of a replica's service among all services on a machine, and what it opens.
+
+The identity selects the embedded cache server that the service's replicas share.
+"""
 
 import os
-from typing import Any
+from typing import Any, TypedDict
 
 import ray
 from ray import serve
@@ -17,24 +20,24 @@ from serve_app.valkey.shared_server import SharedServer
 
 
 def open_l2_cache(config: CacheConfig, space_id: str, meter: Meter) -> L2Cache:
-    """The shared tier of this replica's application.
+    """Returns the L2 cache of this replica's service.
 
     Raises:
         ConfigurationError: see `L2Cache`.
     """
-    return L2Cache(config, space_id, **_service(), meter=meter)
+    return L2Cache(config, space_id, **current_service(), meter=meter)
 
 
 def open_quota_store(config: CacheConfig, meter: Meter) -> QuotaStore:
-    """What counts the quotas of keys: on the server that the cache is on, where there is one.
+    """Returns the quota store of API keys: on the cache server if there is one, else in memory.
 
-    It asks for the server only when some key has a limit. An embedded server is of one machine,
-    so each machine of a cluster counts by itself.
+    The store connects once a key has a limit. An embedded server belongs to one machine, so each
+    machine of a cluster then counts separately.
     """
     if config.url.get_secret_value() == "none":
         return MemoryQuotaStore()
     return SharedQuotaStore(
-        SharedServer(config, **_service()),
+        SharedServer(config, **current_service()),
         prefix=config.prefix,
         timeout_s=config.timeout_s,
         meter=meter,
@@ -42,10 +45,9 @@ def open_quota_store(config: CacheConfig, meter: Meter) -> QuotaStore:
 
 
 async def http_host() -> str | None:
-    """What this Serve instance's HTTP listens on; None where it has none.
+    """Returns the host that Serve's HTTP listens on; None if HTTP is disabled.
 
-    It is fixed when Serve starts. Ray has no public call for it, so this asks the controller, as
-    the replica itself does for its own port.
+    It is fixed when Serve starts. Ray has no public API for it, so this calls the controller.
     """
     controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     if await controller.get_proxy_location.remote() == ProxyLocation.Disabled:
@@ -55,12 +57,15 @@ async def http_host() -> str | None:
     return host
 
 
-def _service() -> dict[str, Any]:
-    """What tells this service from others on the machine, and whose end is its end.
+class ServiceIdentity(TypedDict):
+    """Identifies a service, which is one application on one cluster, on this machine."""
 
-    A service is an application on a cluster, and it ends at the latest with the cluster's process
-    on this machine, which has started this one.
-    """
+    service: str  #: `<GCS address>/<application>`
+    owner_pid: int  #: the raylet, which started this replica and outlives the service
+
+
+def current_service() -> ServiceIdentity:
+    """Returns the identity of the service that this replica belongs to."""
     cluster: str = ray.get_runtime_context().gcs_address
     application = serve.get_replica_context().app_name
     return {"service": f"{cluster}/{application}", "owner_pid": os.getppid()}

@@ -1,81 +1,117 @@
 import asyncio
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import ray
 from ray.serve import context
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.config import DeploymentConfig
 from ray.serve.schema import ReplicaRank
 
-from serve_app.config import EmbedderSettings
-from serve_app.deployments.embedder import Embedder, _check_device
-from serve_app.engines.base import TokenIds
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.deployments.embedder import Embedder
+from serve_app.engines.base import Engine, TokenIds
 from serve_app.errors import ConfigurationError
-from serve_app.scheduler.scheduler import Scheduler
+from serve_app.model_prep.engine_selection import EngineSelection, select_engine
 from serve_app.types import Input, TextGroup, Vectors
-from tests.fakes import SPEC, FakeEngine
+from tests.fakes import SPEC, FakeEngine, FakeTokenizer
 
-#: So long that they are tokenised in a thread, and not in place.
-LEAVES, STAYS = "leaves " * 400, "stays " * 400
+RANK = ReplicaRank(rank=0, node_rank=0, local_rank=0)
+#: Long enough to be tokenized in the tokenizer's thread.
+CANCELLED, REMAINING = "cancelled " * 400, "remaining " * 400
 
 
-class SlowTokenizer(FakeEngine):
-    """Tokenising takes until the test says so."""
+class SlowTokenizer(FakeTokenizer):
+    """Blocks between `hold` and `release`."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.called, self._open = threading.Event(), threading.Event()
+        self._open.set()
 
-    def tokenize(self, texts: Sequence[Input]) -> list[TokenIds]:
-        self.begun.set()
-        assert self.go_on.wait(10), "The test held the tokenizer and never released it."
-        return super().tokenize(texts)
+    def hold(self) -> None:
+        self.called.clear()
+        self._open.clear()
+
+    def release(self) -> None:
+        self._open.set()
+
+    def encode(self, texts: Sequence[Input]) -> list[TokenIds]:
+        self.called.set()
+        assert self._open.wait(10), "The test held the tokenizer and never released it."
+        return super().encode(texts)
 
 
 @pytest.fixture
-def in_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `@serve.batch` looks up of the replica it runs in; there is no public way to set it."""
-    monkeypatch.setattr(context, "_INTERNAL_REPLICA_CONTEXT", None)  # and so again afterwards
+def assign_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
+    """A replica's context with one CPU; the returned function assigns GPUs."""
+    # Ray has no public API to set a replica's context.
+    monkeypatch.setattr(context, "_INTERNAL_REPLICA_CONTEXT", None)  # restored after the test
     context._set_internal_replica_context(
         replica_id=ReplicaID("r", DeploymentID("Embedder", "embedserve")),
         servable_object=Embedder,
         _deployment_config=DeploymentConfig(max_ongoing_requests=8192),
-        rank=ReplicaRank(rank=0, node_rank=0, local_rank=0),
+        rank=RANK,
         world_size=1,
     )
+    runtime = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1.0})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: runtime)
+
+    def assign(gpus: list[int]) -> None:
+        monkeypatch.setattr(ray, "get_gpu_ids", lambda: gpus)
+
+    assign([])
+    return assign
 
 
-@pytest.mark.usefixtures("in_a_replica")
-async def test_a_caller_that_leaves_while_its_texts_are_tokenized_costs_no_batch() -> None:
-    engine = SlowTokenizer()
-    embedder = Embedder.__new__(Embedder)  # past the loading of a model
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
-        embedder._scheduler = Scheduler(
-            engine, EmbedderSettings(), engine_threads=one, tokenizer_thread=two
-        )
-        embedder._scheduler.start()
-        leaves = asyncio.create_task(embedder.embed((TextGroup((LEAVES,)),)))
-        await asyncio.to_thread(engine.begun.wait, 10)
-        stays = asyncio.create_task(embedder.embed((TextGroup((STAYS,)),)))
-        await asyncio.sleep(0)
-        leaves.cancel()
-        await asyncio.sleep(0)
-        engine.go_on.set()
-        (vectors,) = await stays
-        assert isinstance(vectors, Vectors)
-        await embedder._scheduler.stop()
-    assert engine.batches == [[STAYS[: SPEC.max_tokens]]]
+@pytest.fixture
+def selection() -> EngineSelection:
+    return select_engine(AppConfig(model=ModelConfig(name="words", source="hashing:64")))
+
+
+@pytest.mark.usefixtures("assign_gpus")
+async def test_a_call_cancelled_during_tokenization_is_not_computed(
+    selection: EngineSelection,
+) -> None:
+    engine, tokenizer = FakeEngine(), SlowTokenizer()
+    engine.tokenizer = tokenizer
+    embedder = Embedder(selection, load=lambda selection, threads: engine)
+    engine.batches.clear()  # the warm-up
+    await embedder.reconfigure(None, RANK)
+    tokenizer.hold()
+    cancelled = asyncio.create_task(embedder.embed((TextGroup((CANCELLED,)),)))
+    await asyncio.to_thread(tokenizer.called.wait, 10)
+    remaining = asyncio.create_task(embedder.embed((TextGroup((REMAINING,)),)))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.sleep(0)
+    tokenizer.release()
+    (vectors,) = await remaining
+    assert isinstance(vectors, Vectors)
+    assert engine.batches == [[REMAINING[: SPEC.max_tokens]]]
 
 
 @pytest.mark.parametrize(
-    ("device", "given", "words"),
-    [("cuda", False, "set `num_gpus`"), ("cpu", True, "set `device: cuda`")],
+    ("device", "gpus", "other_gpus", "message"),
+    [("cuda", [], [0], "set `num_gpus`"), ("cpu", [0], [], "set `device: cuda`")],
+    ids=["no GPU for cuda", "GPU for cpu"],
 )
-def test_a_replica_that_got_another_device_than_configured_does_not_start(
-    device: str, given: bool, words: str
+def test_a_replica_with_another_device_than_configured_does_not_start(
+    device: str,
+    gpus: list[int],
+    other_gpus: list[int],
+    message: str,
+    assign_gpus: Callable[[list[int]], None],
+    selection: EngineSelection,
 ) -> None:
-    with pytest.raises(ConfigurationError, match=words):
-        _check_device(device, given=given)
-    _check_device(device, given=not given)
+    def load(selection: EngineSelection, threads: int) -> Engine:
+        return FakeEngine()
+
+    selection = replace(selection, config=selection.config.model_copy(update={"device": device}))
+    assign_gpus(gpus)
+    with pytest.raises(ConfigurationError, match=message):
+        Embedder(selection, load=load)
+    assign_gpus(other_gpus)
+    Embedder(selection, load=load)

@@ -1,4 +1,4 @@
-"""A `user_config` that is not valid never reaches a replica's state."""
+"""An invalid `user_config` never changes a replica."""
 
 from typing import Any
 from unittest.mock import Mock
@@ -24,10 +24,10 @@ RANK = ReplicaRank(rank=0, node_rank=0, local_rank=0)
     ],
     ids=["Ingress", "CacheLookup", "Embedder", "out of bounds"],
 )
-async def test_reconfigure_refuses_it_before_anything_starts(
+async def test_reconfigure_rejects_invalid_settings_before_any_change(
     deployment: Any, user_config: dict[str, int], message: str
 ) -> None:
-    replica = Mock(_exporting=None)
+    replica = Mock()
     with pytest.raises(ConfigurationError, match=message):
         await deployment.reconfigure(replica, user_config, RANK)
     assert replica.mock_calls == []

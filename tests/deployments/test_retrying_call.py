@@ -6,78 +6,72 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
-from serve_app.deployments import retrying_call
 from serve_app.deployments.retrying_call import RetryingCall
 from serve_app.errors import InferenceError, Overloaded, Unavailable
 
 
 class FakeHandle:
-    """Plays what a Serve handle gives back, one thing for each call."""
+    """A Serve handle that returns or raises one outcome per call."""
 
-    def __init__(self, *plays: object) -> None:
-        self.plays = list(plays)
-        self.options_given: dict[str, Any] = {}
-        self.arguments: list[object] = []
+    def __init__(self, *outcomes: object) -> None:
+        self.outcomes = list(outcomes)
+        self.handle_options: dict[str, Any] = {}
+        self.calls: list[object] = []
 
     def options(self, **options: Any) -> "FakeHandle":
-        self.options_given = options
+        self.handle_options = options
         return self
 
     async def remote(self, *arguments: object) -> object:
-        self.arguments.append(arguments)
-        play = self.plays.pop(0)
-        if isinstance(play, Exception) and not isinstance(play, InferenceError):
-            raise play
-        return play
+        self.calls.append(arguments)
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception) and not isinstance(outcome, InferenceError):
+            raise outcome
+        return outcome
 
 
-def died() -> Exception:
+def actor_died() -> Exception:
     return ActorDiedError()
 
 
-def gone() -> Exception:
+def actor_unavailable() -> Exception:
     return ActorUnavailableError("Actor is unavailable.", b"\0" * 16)
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrying_call, "_BACKOFF_S", 0)
+def retrying_call(handle: FakeHandle) -> RetryingCall:
+    return RetryingCall(handle, "embed", backoff_s=0)  # type: ignore[arg-type]
 
 
-def method(handle: FakeHandle) -> RetryingCall:
-    return RetryingCall(handle, "embed")  # type: ignore[arg-type]
-
-
-async def test_a_reply_is_handed_on() -> None:
+async def test_a_call_returns_the_reply() -> None:
     handle = FakeHandle("reply")
-    assert await method(handle)("argument") == "reply"
-    assert handle.arguments == [("argument",)]
-    assert handle.options_given["method_name"] == "embed"
+    assert await retrying_call(handle)("argument") == "reply"
+    assert handle.calls == [("argument",)]
+    assert handle.handle_options["method_name"] == "embed"
 
 
-@pytest.mark.parametrize("death", [died, gone], ids=["died", "unavailable"])
-async def test_a_call_whose_replica_dies_goes_to_another(death: Any) -> None:
-    handle = FakeHandle(death(), death(), "reply")
-    assert await method(handle)("argument") == "reply"
-    assert handle.arguments == [("argument",)] * 3
+@pytest.mark.parametrize("error", [actor_died, actor_unavailable], ids=["died", "unavailable"])
+async def test_a_call_whose_replica_dies_is_retried(error: Any) -> None:
+    handle = FakeHandle(error(), error(), "reply")
+    assert await retrying_call(handle)("argument") == "reply"
+    assert handle.calls == [("argument",)] * 3
 
 
-async def test_a_request_that_kills_its_replicas_does_not_kill_them_all() -> None:
-    handle = FakeHandle(*[died() for _ in range(10)])
+async def test_the_number_of_attempts_is_bounded() -> None:
+    handle = FakeHandle(*[actor_died() for _ in range(10)])
     with pytest.raises(Unavailable):
-        await method(handle)("argument")
-    assert len(handle.arguments) == 3
+        await retrying_call(handle)("argument")
+    assert len(handle.calls) == 3
 
 
-async def test_an_error_of_the_service_is_a_value_on_the_way_and_raised_here() -> None:
+async def test_an_error_that_the_method_returns_is_raised() -> None:
     handle = FakeHandle(InferenceError("no"))
     with pytest.raises(InferenceError, match="no"):
-        await method(handle)("argument")
-    assert len(handle.arguments) == 1
+        await retrying_call(handle)("argument")
+    assert len(handle.calls) == 1
 
 
-async def test_a_call_that_nobody_waits_for_is_cancelled_there_too() -> None:
-    class ParsedRequest:
+async def test_cancelling_a_call_cancels_the_remote_call() -> None:
+    class RemoteCall:
         cancelled = False
 
         def __await__(self) -> Generator[Any, None, None]:
@@ -90,8 +84,8 @@ async def test_a_call_that_nobody_waits_for_is_cancelled_there_too() -> None:
         def remote(self, *arguments: object) -> Any:
             return call
 
-    call = ParsedRequest()
-    task = asyncio.ensure_future(method(Handle())("argument"))
+    call = RemoteCall()
+    task = asyncio.ensure_future(retrying_call(Handle())("argument"))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
@@ -99,6 +93,6 @@ async def test_a_call_that_nobody_waits_for_is_cancelled_there_too() -> None:
     assert call.cancelled
 
 
-async def test_a_full_queue_is_overload() -> None:
+async def test_backpressure_raises_overloaded() -> None:
     with pytest.raises(Overloaded):
-        await method(FakeHandle(BackPressureError(10, 10)))("argument")
+        await retrying_call(FakeHandle(BackPressureError(10, 10)))("argument")

@@ -10,36 +10,42 @@ from serve_app.access.quota import MemoryQuotaStore
 from serve_app.access.shared_quota import SharedQuotaStore
 from serve_app.config import CacheConfig
 from serve_app.deployments import service_identity
-from serve_app.deployments.service_identity import http_host, open_quota_store
+from serve_app.deployments.service_identity import (
+    current_service,
+    http_host,
+    open_quota_store,
+)
 from serve_app.metrics import Meter
 
 
 class FakeController:
-    """Serve's controller, as far as it is asked."""
+    """The part of Serve's controller that reports HTTP options."""
 
     def __init__(self, host: str | None, location: ProxyLocation) -> None:
         self._host = host
         self._location = location
-        self.get_http_config = SimpleNamespace(remote=self._config)
-        self.get_proxy_location = SimpleNamespace(remote=self._place)
+        self.get_http_config = SimpleNamespace(remote=self._http_config)
+        self.get_proxy_location = SimpleNamespace(remote=self._proxy_location)
 
-    async def _config(self) -> Any:
+    async def _http_config(self) -> Any:
         return SimpleNamespace(host=self._host)
 
-    async def _place(self) -> ProxyLocation:
+    async def _proxy_location(self) -> ProxyLocation:
         return self._location
 
 
 @pytest.fixture
-def on_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = SimpleNamespace(get_runtime_context=lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
-    serve = SimpleNamespace(get_replica_context=lambda: SimpleNamespace(app_name="embedserve"))
-    monkeypatch.setattr(service_identity, "ray", fake)
-    monkeypatch.setattr(service_identity, "serve", serve)
+def serve_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_ray = SimpleNamespace(
+        get_runtime_context=lambda: SimpleNamespace(gcs_address="10.0.0.1:6379")
+    )
+    fake_serve = SimpleNamespace(get_replica_context=lambda: SimpleNamespace(app_name="embedserve"))
+    monkeypatch.setattr(service_identity, "ray", fake_ray)
+    monkeypatch.setattr(service_identity, "serve", fake_serve)
 
 
 @pytest.mark.parametrize(
-    ("host", "location", "told"),
+    ("host", "location", "expected"),
     [
         ("127.0.0.1", ProxyLocation.HeadOnly, "127.0.0.1"),
         ("0.0.0.0", ProxyLocation.EveryNode, "0.0.0.0"),
@@ -47,30 +53,30 @@ def on_serve(monkeypatch: pytest.MonkeyPatch) -> None:
         (None, ProxyLocation.EveryNode, None),
     ],
 )
-async def test_what_http_listens_on(
+async def test_http_host_is_the_host_that_serve_listens_on(
     host: str | None,
     location: ProxyLocation,
-    told: str | None,
+    expected: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     controller = FakeController(host, location)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: controller)
-    assert await http_host() == told
+    assert await http_host() == expected
 
 
-@pytest.mark.usefixtures("on_serve")
-def test_quotas_are_counted_where_the_cache_is() -> None:
+@pytest.mark.usefixtures("serve_context")
+def test_quotas_are_stored_on_the_cache_server_if_there_is_one() -> None:
     shared = open_quota_store(CacheConfig(), Meter())
     assert isinstance(shared, SharedQuotaStore)
-    assert shared.state == "down"  # until some key has a limit
+    assert shared.state == "down"  # it connects once a key has a limit
     assert isinstance(
         open_quota_store(CacheConfig.model_validate({"url": "none"}), Meter()), MemoryQuotaStore
     )
 
 
-@pytest.mark.usefixtures("on_serve")
-def test_replicas_of_one_application_on_one_machine_are_one_service() -> None:
-    assert service_identity._service() == {
+@pytest.mark.usefixtures("serve_context")
+def test_a_service_is_one_application_on_one_cluster() -> None:
+    assert current_service() == {
         "service": "10.0.0.1:6379/embedserve",
         "owner_pid": os.getppid(),
     }

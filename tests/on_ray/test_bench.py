@@ -1,4 +1,4 @@
-"""The harness against the running service."""
+"""`embedserve bench` against the running service."""
 
 import orjson
 
@@ -6,29 +6,29 @@ from tests.on_ray.conftest import Service
 
 RUN = """
 from embedserve_client.command.main import main
-asked = ["bench", "run", "{url}", "--duration", "1.5", "--warmup", "0.5"]
-raise SystemExit(main([*asked, *{more}]))
+args = ["bench", "run", "{url}", "--duration", "1.5", "--warmup", "0.5"]
+raise SystemExit(main([*args, *{extra_args}]))
 """
 
 
-def record(service: Service, url: str, *more: str) -> dict[str, object]:
-    printed = service.drive(RUN.format(url=url, more=list(more)))
-    entry: dict[str, object] = orjson.loads(printed.splitlines()[-1])
-    return entry
+def run_bench(service: Service, url: str, *extra_args: str) -> dict[str, object]:
+    output = service.run_driver(RUN.format(url=url, extra_args=list(extra_args)))
+    record: dict[str, object] = orjson.loads(output.splitlines()[-1])
+    return record
 
 
-def test_through_the_handle_as_another_job_would_ask(service: Service) -> None:
-    for more in ([], ["--rate", "20"]):
-        entry = record(service, "ray:embedserve", *more)
-        assert entry["failed"] == {}
-        assert entry["dialect"] == "handle"
-        assert isinstance(entry["answered"], int)
-        assert entry["answered"] > 5
+def test_through_the_handle_of_another_ray_job(service: Service) -> None:
+    for extra_args in ([], ["--rate", "20"]):
+        record = run_bench(service, "ray:embedserve", *extra_args)
+        assert record["failed"] == {}
+        assert record["dialect"] == "handle"
+        assert isinstance(record["answered"], int)
+        assert record["answered"] > 5
 
 
-def test_what_the_service_costs_is_told_by_deployment(service: Service) -> None:
-    first = service.launch.processes()[0].pid
-    entry = record(service, service.url, "--pid", str(first))
-    assert isinstance(entry["cpu_by_process"], dict)
-    assert "Embedder" in entry["cpu_by_process"]
-    assert entry["replicas"] == service.running("Embedder")
+def test_cpu_time_is_reported_by_deployment(service: Service) -> None:
+    driver_pid = service.process.processes()[0].pid
+    record = run_bench(service, service.url, "--pid", str(driver_pid))
+    assert isinstance(record["cpu_by_process"], dict)
+    assert "Embedder" in record["cpu_by_process"]
+    assert record["replicas"] == service.running_replicas("Embedder")

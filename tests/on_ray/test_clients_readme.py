@@ -1,4 +1,4 @@
-"""The examples of clients/README.md, as they stand there, against the running service."""
+"""The examples of clients/README.md, unchanged, against the running service."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from tests.on_ray.conftest import ROOT, Service
 
 README = (ROOT / "clients" / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-HERE = "http://127.0.0.1:8000"
-#: What a library would else send home, and whose names of hosts nobody can look up here.
-AT_HOME = {"HAYSTACK_TELEMETRY_ENABLED": "False", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+README_URL = "http://127.0.0.1:8000"
+#: Keeps libraries from network access, such as telemetry.
+OFFLINE_ENV = {"HAYSTACK_TELEMETRY_ENABLED": "False", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 
-#: Words of each example in Python, and what it prints.
+#: For each Python example an excerpt that identifies it, and a pattern of its output.
 EXAMPLES = {
     "vectors.space.precision": r"\(2, 384\) float32 \w+\n\d\n",
     'fallback="local"': r"local \w{16}-fp32\n",
@@ -33,24 +33,26 @@ EXAMPLES = {
 ON_RAY = {"get_app_handle": r"\(2, 384\)", "embed_dataset": r"\(384,\)"}
 
 
-def block(language: str, words: str) -> str:
-    (found,) = [text for kind, text in BLOCKS if kind == language and words in text]
-    return str(found)
+def code_block(language: str, excerpt: str) -> str:
+    """Returns the only code block in this language that contains an excerpt."""
+    (text,) = [text for kind, text in BLOCKS if kind == language and excerpt in text]
+    return str(text)
 
 
-def at(service: Service, code: str) -> str:
-    """The example, for where the service is."""
+def with_service_url(service: Service, code: str) -> str:
+    """Returns an example with the URL and port of the service."""
     port = service.url.rpartition(":")[2]
-    return code.replace(HERE, service.url).replace("port=8000", f"port={port}")
+    return code.replace(README_URL, service.url).replace("port=8000", f"port={port}")
 
 
-def run(words: list[str], folder: Path, service: Service, path: str = "") -> str:
-    done = subprocess.run(
-        words,
-        cwd=folder,
+def run(command: list[str], cwd: Path, service: Service, path: str = "") -> str:
+    """Runs a command with `path` first in PATH; returns its output."""
+    completed = subprocess.run(
+        command,
+        cwd=cwd,
         env={
             **os.environ,
-            **AT_HOME,
+            **OFFLINE_ENV,
             "EMBEDSERVE_URL": service.url,
             "PATH": f"{path}:{os.environ['PATH']}",
         },
@@ -59,72 +61,78 @@ def run(words: list[str], folder: Path, service: Service, path: str = "") -> str
         timeout=180,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
-def test_each_example_is_tried_here() -> None:
+def test_each_python_example_is_tested() -> None:
     python = [text for kind, text in BLOCKS if kind == "python"]
     assert len(python) == len(EXAMPLES) + len(ON_RAY)
-    for words in (*EXAMPLES, *ON_RAY):
-        assert block("python", words)
+    for excerpt in (*EXAMPLES, *ON_RAY):
+        assert code_block("python", excerpt)
 
 
-@pytest.mark.parametrize("words", EXAMPLES)
-def test_python(service: Service, tmp_path: Path, words: str) -> None:
-    code = at(service, block("python", words))
-    printed = run([sys.executable, "-c", code], tmp_path, service)
-    assert re.fullmatch(EXAMPLES[words], printed), printed
+@pytest.mark.parametrize("excerpt", EXAMPLES)
+def test_python(service: Service, tmp_path: Path, excerpt: str) -> None:
+    code = with_service_url(service, code_block("python", excerpt))
+    output = run([sys.executable, "-c", code], tmp_path, service)
+    assert re.fullmatch(EXAMPLES[excerpt], output), output
 
 
-@pytest.mark.parametrize("words", ON_RAY)
-def test_ray(service: Service, words: str) -> None:
-    printed = service.drive(block("python", words))
-    assert re.search(rf"^{ON_RAY[words]}$", printed, re.MULTILINE), printed
+@pytest.mark.parametrize("excerpt", ON_RAY)
+def test_ray(service: Service, excerpt: str) -> None:
+    output = service.run_driver(code_block("python", excerpt))
+    assert re.search(rf"^{ON_RAY[excerpt]}$", output, re.MULTILINE), output
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of commands of an environment in which a new user has installed the client."""
-    home = tmp_path_factory.mktemp("user")
-    subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True, timeout=60)
-    folder = home / "venv" / "bin"
+def client_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Installs the client into a new environment by README's command; returns its bin directory."""
+    venv = tmp_path_factory.mktemp("user") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=60)
+    bin_dir = venv / "bin"
     subprocess.run(
-        ["bash", "-c", block("bash", "pip install")],
+        ["bash", "-c", code_block("bash", "pip install")],
         cwd=ROOT,
         env={
             **os.environ,
-            "PATH": f"{folder}:{os.environ['PATH']}",
+            "PATH": f"{bin_dir}:{os.environ['PATH']}",
             "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),
             "PIP_QUIET": "1",
         },
         check=True,
         timeout=300,
     )
-    return folder
+    return bin_dir
 
 
-def test_a_new_user_in_python(service: Service, installed: Path, tmp_path: Path) -> None:
-    code = at(service, block("python", "vectors.space.precision"))
-    python = str(installed / "python")
+def test_python_after_a_new_installation(
+    service: Service, client_bin: Path, tmp_path: Path
+) -> None:
+    code = with_service_url(service, code_block("python", "vectors.space.precision"))
+    python = str(client_bin / "python")
     assert "(2, 384) float32" in run([python, "-c", code], tmp_path, service)
-    others = "import importlib.util as u; print([u.find_spec(n) for n in ('torch', 'ray')])"
-    assert run([python, "-c", others], tmp_path, service) == "[None, None]\n"
+    find_heavy = "import importlib.util as u; print([u.find_spec(n) for n in ('torch', 'ray')])"
+    assert run([python, "-c", find_heavy], tmp_path, service) == "[None, None]\n"
 
 
-def test_a_new_user_in_a_shell(service: Service, installed: Path, tmp_path: Path) -> None:
-    path = str(installed)
-    printed = run(["bash", "-ec", block("bash", "embedserve health")], tmp_path, service, path)
-    health, row = printed.splitlines()
+def test_shell_commands_after_a_new_installation(
+    service: Service, client_bin: Path, tmp_path: Path
+) -> None:
+    path = str(client_bin)
+    output = run(["bash", "-ec", code_block("bash", "embedserve health")], tmp_path, service, path)
+    health, row = output.splitlines()
     assert health.startswith("ok  sentence-transformers/all-MiniLM-L6-v2")
     assert len(json.loads(row)["embedding"]) == 384
     assert np.load(tmp_path / "vectors.npy").shape == (2, 384)
-    printed = run(["bash", "-ec", block("bash", "embedserve stdio")], tmp_path, service, path)
-    ready, answer = map(json.loads, printed.splitlines())
+    output = run(["bash", "-ec", code_block("bash", "embedserve stdio")], tmp_path, service, path)
+    ready, answer = map(json.loads, output.splitlines())
     assert ready == {"status": "ready"}
     assert (answer["id"], len(answer["result"])) == ("1", 384)
 
 
 def test_curl(service: Service, tmp_path: Path) -> None:
-    printed = run(["bash", "-ec", at(service, block("bash", "curl"))], tmp_path, service)
-    assert len(json.loads(printed)["data"]) == 2
+    output = run(
+        ["bash", "-ec", with_service_url(service, code_block("bash", "curl"))], tmp_path, service
+    )
+    assert len(json.loads(output)["data"]) == 2

@@ -1,4 +1,4 @@
-"""Every dialect on the real model: the same vector on every route, and what an engine tells."""
+"""All dialects with the real model: each route returns the same vector."""
 
 import base64
 from typing import Any
@@ -13,10 +13,10 @@ from serve_app.models import model_dir
 from serve_app.types import Float32
 from tests.on_ray.conftest import Service
 
-TEXT = "The same text gets the same vector, whoever asks for it."
+TEXT = "The same text gets the same vector on every route."
 LONG = "A long text about rivers, bridges and harbours in winter. " * 40
-#: Tokens of a text that the model takes, without those around them.
-ROOM = 254
+#: The model's token limit without special tokens.
+MAX_TEXT_TOKENS = 254
 RAW = {"accept": "application/octet-stream"}
 
 
@@ -36,7 +36,7 @@ def cosine(a: Float32, b: Float32) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_every_route_gives_the_same_bits(service: Service) -> None:
+def test_all_routes_return_the_same_bits(service: Service) -> None:
     def floats(vector: object) -> bytes:
         return np.array(vector, dtype=np.float32).tobytes()
 
@@ -48,7 +48,7 @@ def test_every_route_gives_the_same_bits(service: Service) -> None:
         input_type="search_document",
         embedding_types=["float", "base64"],
     )["embeddings"]
-    given = {
+    vectors = {
         base64.b64decode(openai["embedding"]),
         floats(post(service, "/v1/embeddings", input=[TEXT])["data"][0]["embedding"]),
         post(service, "/v1/embeddings", RAW, input=TEXT).tobytes(),
@@ -64,46 +64,46 @@ def test_every_route_gives_the_same_bits(service: Service) -> None:
         floats(post(service, "/embed/batch", texts=[TEXT])["embeddings"][0]),
         post(service, "/embed/batch", RAW, texts=[TEXT]).tobytes(),
     }
-    assert len(given) == 1
+    assert len(vectors) == 1
 
 
-def test_token_ids_of_the_model_s_own_are_the_text(
+def test_the_models_token_ids_are_equivalent_to_the_text(
     service: Service, model: SentenceTransformer
 ) -> None:
     ids = model.tokenizer(TEXT)["input_ids"]
     from_ids = post(service, "/v1/embeddings", RAW, input=[ids])
     assert cosine(from_ids, post(service, "/v1/embeddings", RAW, input=TEXT)) > 0.99999
-    spelled = post(service, "/tokenize", inputs=TEXT)[0]
-    assert [token["id"] for token in spelled] == ids
+    tokens = post(service, "/tokenize", inputs=TEXT)[0]
+    assert [token["id"] for token in tokens] == ids
     assert post(service, "/decode", ids=ids)[0] == model.tokenizer.decode(
         ids, skip_special_tokens=True
     )
 
 
-def test_another_model_s_token_ids_are_refused(service: Service) -> None:
+def test_token_ids_of_another_model_are_rejected(service: Service) -> None:
     reply = httpx2.post(f"{service.url}/v1/embeddings", json={"input": [[9906, 1917]]}, timeout=60)
     assert reply.status_code == 400
     assert "check_embedding_ctx_length=False" in reply.json()["error"]["message"]
 
 
-def test_vectors_of_tokens_are_those_of_sentence_transformers(
+def test_token_vectors_equal_those_of_sentence_transformers(
     service: Service, model: SentenceTransformer
 ) -> None:
-    given = np.array(post(service, "/embed_all", inputs=[TEXT])[0], dtype=np.float32)
+    actual = np.array(post(service, "/embed_all", inputs=[TEXT])[0], dtype=np.float32)
     (expected,) = model.encode([TEXT], output_value="token_embeddings")
-    assert given.shape == expected.shape
-    assert min(map(cosine, given, expected.cpu().numpy())) > 0.999
+    assert actual.shape == expected.shape
+    assert min(map(cosine, actual, expected.cpu().numpy())) > 0.999
 
 
-def test_a_long_text_in_parts(service: Service, model: SentenceTransformer) -> None:
-    given = post(service, "/v1/embeddings", RAW, input=LONG, chunk=True)
-    inner = model.tokenizer(LONG, add_special_tokens=False, truncation=False)["input_ids"]
-    parts = [inner[i : i + ROOM] for i in range(0, len(inner), ROOM)]
-    vectors = model.encode([model.tokenizer.decode(part) for part in parts])
-    mean = np.average(vectors, axis=0, weights=list(map(len, parts)))
-    assert len(parts) > 1
-    assert cosine(given, mean) > 0.999
-    assert np.linalg.norm(given) == pytest.approx(1, abs=1e-6)
+def test_a_long_text_in_chunks(service: Service, model: SentenceTransformer) -> None:
+    vector = post(service, "/v1/embeddings", RAW, input=LONG, chunk=True)
+    ids = model.tokenizer(LONG, add_special_tokens=False, truncation=False)["input_ids"]
+    chunks = [ids[i : i + MAX_TEXT_TOKENS] for i in range(0, len(ids), MAX_TEXT_TOKENS)]
+    vectors = model.encode([model.tokenizer.decode(chunk) for chunk in chunks])
+    mean = np.average(vectors, axis=0, weights=list(map(len, chunks)))
+    assert len(chunks) > 1
+    assert cosine(vector, mean) > 0.999
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_end_of_a_long_text(service: Service, model: SentenceTransformer) -> None:
@@ -113,27 +113,27 @@ def test_the_end_of_a_long_text(service: Service, model: SentenceTransformer) ->
         json={"inputs": text, "truncation_direction": "Left"},
         timeout=60,
     )
-    inner = model.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
-    end = model.tokenizer.decode(inner[-ROOM:])
+    ids = model.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
+    end = model.tokenizer.decode(ids[-MAX_TEXT_TOKENS:])
     assert reply.headers["x-truncated-inputs"] == "0"
     assert cosine(np.array(reply.json()[0], np.float32), model.encode(end)) > 0.9999
 
 
-def test_int8_is_near_the_vector(service: Service) -> None:
+def test_int8_codes_keep_the_order_of_each_dimension(service: Service) -> None:
     texts = [f"{TEXT} {i}" for i in range(20)]
-    whole = post(service, "/v1/embeddings", RAW, input=texts).reshape(20, -1)
+    vectors = post(service, "/v1/embeddings", RAW, input=texts).reshape(20, -1)
     reply = post(service, "/v1/embeddings", input=texts, output_dtype="int8")
     codes = np.array([item["embedding"] for item in reply["data"]])
     assert codes.min() >= -128
     assert codes.max() <= 127
-    steps = np.diff(np.sort(whole, axis=0), axis=0)
-    order = np.argsort(whole, axis=0)
+    steps = np.diff(np.sort(vectors, axis=0), axis=0)
+    order = np.argsort(vectors, axis=0)
     ranked = np.take_along_axis(codes, order, axis=0)
-    assert (np.diff(ranked, axis=0) >= 0).all(), "codes keep the order of components"
-    assert steps.shape == (19, whole.shape[1])
+    assert (np.diff(ranked, axis=0) >= 0).all()
+    assert steps.shape == (19, vectors.shape[1])
 
 
-def test_what_was_answered_is_counted(service: Service) -> None:
+def test_statistics_count_requests_and_texts(service: Service) -> None:
     httpx2.post(f"{service.url}/embed/metrics/reset", timeout=60)
     post(service, "/v1/embeddings", input=[f"{TEXT} counted", TEXT])
     post(service, "/v1/embeddings", input=[f"{TEXT} counted", TEXT])
@@ -145,26 +145,26 @@ def test_what_was_answered_is_counted(service: Service) -> None:
     assert stats["texts"] == 4
 
 
-async def test_metrics_for_prometheus(service: Service) -> None:
-    def told() -> bool:
+async def test_metrics_are_in_prometheus_format(service: Service) -> None:
+    def has_metrics() -> bool:
         text = httpx2.get(f"{service.url}/metrics", timeout=60).text
         return "\nray_embedserve_texts_total{" in text
 
-    await service.until(told, timeout_s=60)
+    await service.wait_until(has_metrics, timeout_s=60)
 
 
-def test_the_page(service: Service) -> None:
+def test_the_docs_page(service: Service) -> None:
     page = httpx2.get(f"{service.url}/docs", timeout=60)
     assert page.headers["content-type"].startswith("text/html")
     assert "/v1/embeddings" in page.text
     assert service.url in page.text
 
 
-def test_request_ids_come_back_once(service: Service) -> None:
-    headers = {"x-request-id": "mine-7"}
+def test_each_reply_has_one_request_id(service: Service) -> None:
+    headers = {"x-request-id": "client-7"}
     reply = httpx2.post(
         f"{service.url}/v1/embeddings", json={"input": "a"}, headers=headers, timeout=60
     )
-    assert reply.headers.get_list("x-request-id") == ["mine-7"]
-    made = httpx2.post(f"{service.url}/v1/embeddings", json={"input": "a"}, timeout=60)
-    assert len(made.headers.get_list("x-request-id")) == 1
+    assert reply.headers.get_list("x-request-id") == ["client-7"]
+    generated = httpx2.post(f"{service.url}/v1/embeddings", json={"input": "a"}, timeout=60)
+    assert len(generated.headers.get_list("x-request-id")) == 1

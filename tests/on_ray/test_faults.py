@@ -1,4 +1,4 @@
-"""Replicas come, go, hang and die; requests are answered."""
+"""Requests succeed while replicas start, stop, hang and die."""
 
 import asyncio
 import os
@@ -9,52 +9,52 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.on_ray.conftest import Load, Service
+from tests.on_ray.conftest import LoadGenerator, Service
 
 
-def pinned_apart(service: Service) -> bool:
-    """Whether each Embedder replica has threads on CPUs that no other replica's are pinned to."""
-    everywhere = os.sched_getaffinity(0)
+def have_disjoint_cpus(service: Service) -> bool:
+    """Returns whether the two Embedder replicas pin threads to disjoint sets of CPUs."""
+    all_cpus = os.sched_getaffinity(0)
     pinned = []
     for pid in service.replica_pids("Embedder"):
         tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
         pinned.append(
-            {cpu for t in tasks if (cpus := os.sched_getaffinity(t)) != everywhere for cpu in cpus}
+            {cpu for t in tasks if (cpus := os.sched_getaffinity(t)) != all_cpus for cpu in cpus}
         )
     first, second = pinned
     return bool(first) and bool(second) and not first & second
 
 
-async def test_scales_up_under_load_and_down_again_without_a_failed_request(
-    service: Service, load: Load
+async def test_autoscaling_up_and_down_fails_no_request(
+    service: Service, load: LoadGenerator
 ) -> None:
-    assert service.running("Embedder") == 1
-    async with load.of(clients=16, texts=8):
-        await service.until(lambda: service.running("Embedder") == 2)
-        await load.more(200)
-        assert len(os.sched_getaffinity(0)) < 2 or pinned_apart(service)
-    async with load.of(clients=1, texts=1, pause_s=0.2):
-        await service.until(lambda: service.running("Embedder") == 1)
-        await load.more(5)
+    assert service.running_replicas("Embedder") == 1
+    async with load.run(clients=16, texts=8):
+        await service.wait_until(lambda: service.running_replicas("Embedder") == 2)
+        await load.wait_for(200)
+        assert len(os.sched_getaffinity(0)) < 2 or have_disjoint_cpus(service)
+    async with load.run(clients=1, texts=1, pause_s=0.2):
+        await service.wait_until(lambda: service.running_replicas("Embedder") == 1)
+        await load.wait_for(5)
     assert load.failures == []
 
 
 @pytest.mark.parametrize("deployment", ["Embedder", "CacheLookup"])
 async def test_a_replica_killed_under_load_fails_no_request(
-    service: Service, load: Load, deployment: str
+    service: Service, load: LoadGenerator, deployment: str
 ) -> None:
-    async with load.of(clients=4, texts=4):
-        await load.more(20)
+    async with load.run(clients=4, texts=4):
+        await load.wait_for(20)
         before = service.replica_pids(deployment)
         assert before
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        await service.until(lambda: bool(set(service.replica_pids(deployment)) - set(before)))
-        await load.more(40, timeout_s=100)
+        await service.wait_until(lambda: bool(set(service.replica_pids(deployment)) - set(before)))
+        await load.wait_for(40, timeout_s=100)
     assert load.failures == []
 
 
-def test_health_does_not_lie_about_an_engine_that_hangs(service: Service) -> None:
+def test_health_reports_an_engine_that_hangs(service: Service) -> None:
     pids = service.replica_pids("Embedder")
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -66,39 +66,40 @@ def test_health_does_not_lie_about_an_engine_that_hangs(service: Service) -> Non
             os.kill(pid, signal.SIGCONT)
     assert reply.status_code == 503
     assert reply.json()["reason"] == "The engine returned no vector within 2 s."
-    end = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while httpx2.get(f"{service.url}/health", timeout=10).status_code != 200:
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.5)
 
 
-async def test_a_burst_is_answered_or_refused_and_nothing_hangs(service: Service) -> None:
+async def test_each_request_of_a_burst_is_served_or_rejected(service: Service) -> None:
     async with httpx2.AsyncClient(
         base_url=service.url, timeout=60, limits=httpx2.Limits(max_connections=300)
     ) as client:
 
-        async def ask(name: str, texts: int) -> httpx2.Response:
+        async def embed(name: str, texts: int) -> httpx2.Response:
             body = {"input": [f"{name} {i} " + "a few words " * 10 for i in range(texts)]}
             return await client.post("/v1/embeddings", json=body)
 
-        asked = [ask(f"burst {i}", 40 if i % 2 else 1) for i in range(300)]  # ten queues full
-        replies = await asyncio.gather(*asked)
+        # Ten times the queue's limit.
+        requests = [embed(f"burst {i}", 40 if i % 2 else 1) for i in range(300)]
+        replies = await asyncio.gather(*requests)
         statuses = {reply.status_code for reply in replies}
         assert {200, 429} <= statuses <= {200, 429, 504}
         for reply in replies:
             if reply.status_code == 429:
                 assert 1 <= int(reply.headers["retry-after"]) <= 60
                 assert reply.json()["error"]["code"] == "rate_limit_exceeded"
-        assert (await ask("afterwards", 40)).status_code == 200
+        assert (await embed("afterwards", 40)).status_code == 200
 
 
-async def test_queries_do_not_wait_behind_bulk(service: Service, load: Load) -> None:
-    async with load.of(clients=3, texts=200), httpx2.AsyncClient(base_url=service.url) as client:
-        await load.more(3)
+async def test_queries_do_not_wait_behind_bulk(service: Service, load: LoadGenerator) -> None:
+    async with load.run(clients=3, texts=200), httpx2.AsyncClient(base_url=service.url) as client:
+        await load.wait_for(3)
         for i in range(5):
-            before = load.answered
+            before = load.succeeded
             body = {"input": f"query {time.time_ns()} {i}"}
             reply = await client.post("/v1/embeddings", json=body, timeout=60)
             assert reply.status_code == 200
-            assert load.answered - before <= 1  # at most the one that was about to be ready
+            assert load.succeeded - before <= 1  # the batch that was already running
     assert load.failures == []

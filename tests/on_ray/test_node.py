@@ -1,4 +1,4 @@
-"""The TypeScript client against the running service: its own tests, a browser, and the examples."""
+"""The TypeScript client against the running service: its tests, a browser and the examples."""
 
 import re
 import shutil
@@ -9,76 +9,76 @@ import pytest
 
 from tests.clients.node import PACKAGE, environment, npm
 from tests.on_ray.conftest import Service
-from tests.on_ray.test_clients_readme import BLOCKS, at, block
+from tests.on_ray.test_clients_readme import BLOCKS, code_block, with_service_url
 
-#: How the browser's test says that there is none.
-_NO_CHROMIUM = 77
+#: Exit code of the browser test without Chromium.
+NO_CHROMIUM = 77
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a program, in which a new user has built and installed the client."""
-    folder = tmp_path_factory.mktemp("node")
-    source = folder / "typescript"
+def program_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Builds and installs the client by README's commands; returns the program's directory."""
+    directory = tmp_path_factory.mktemp("node")
+    source = directory / "typescript"
     shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("node_modules", "dist", "build"))
-    words = block("bash", "npm ci").replace("cd clients/typescript", f"cd {source}")
-    (folder / "package.json").write_text('{"type": "module", "private": true}')
-    for command in (words, f"npm install {source}/*.tgz openai"):
+    build = code_block("bash", "npm ci").replace("cd clients/typescript", f"cd {source}")
+    (directory / "package.json").write_text('{"type": "module", "private": true}')
+    for command in (build, f"npm install {source}/*.tgz openai"):
         subprocess.run(
-            ["bash", "-ec", command], cwd=folder, env=environment(), check=True, timeout=300
+            ["bash", "-ec", command], cwd=directory, env=environment(), check=True, timeout=300
         )
-    return folder
+    return directory
 
 
 @pytest.mark.parametrize(
-    ("words", "shown"),
+    ("excerpt", "output"),
     [("EmbedClient", r"2 384 \w{16}-\w+\n"), ("OpenAI", "384\n")],
-    ids=["ours", "openai"],
+    ids=["embedserve", "openai"],
 )
-def test_the_examples(service: Service, home: Path, words: str, shown: str) -> None:
-    (home / "example.mjs").write_text(at(service, block("js", words)))
-    done = subprocess.run(
+def test_the_examples(service: Service, program_dir: Path, excerpt: str, output: str) -> None:
+    (program_dir / "example.mjs").write_text(with_service_url(service, code_block("js", excerpt)))
+    completed = subprocess.run(
         ["node", "example.mjs"],
-        cwd=home,
+        cwd=program_dir,
         env=environment(),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(shown, done.stdout), done.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert re.fullmatch(output, completed.stdout), completed.stdout
 
 
-def test_there_are_no_other_examples() -> None:
+def test_each_javascript_example_is_tested() -> None:
     assert [kind for kind, _ in BLOCKS].count("js") == 2
 
 
-def test_its_own_tests(service: Service, home: Path) -> None:
-    npm(home / "typescript", "exec", "tsc", "--", "-p", "tsconfig.test.json")
-    done = subprocess.run(
+def test_the_clients_tests_pass(service: Service, program_dir: Path) -> None:
+    npm(program_dir / "typescript", "exec", "tsc", "--", "-p", "tsconfig.test.json")
+    completed = subprocess.run(
         ["node", "--test", "build/tests/test/real.test.js"],
-        cwd=home / "typescript",
+        cwd=program_dir / "typescript",
         env=environment(EMBEDSERVE_URL=service.url),
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
-    assert "skipped 0" in done.stdout
+    assert completed.returncode == 0, completed.stdout
+    assert "skipped 0" in completed.stdout
 
 
-def test_a_page_in_a_browser(service: Service, home: Path) -> None:
-    done = subprocess.run(
+def test_a_page_in_a_browser(service: Service, program_dir: Path) -> None:
+    completed = subprocess.run(
         ["node", "test/browser/run.mjs"],
-        cwd=home / "typescript",
+        cwd=program_dir / "typescript",
         env=environment(EMBEDSERVE_URL=service.url),
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    if done.returncode == _NO_CHROMIUM:
-        pytest.skip(done.stdout.strip() or "There is no Chromium here.")
-    assert done.returncode == 0, done.stdout + done.stderr
+    if completed.returncode == NO_CHROMIUM:
+        pytest.skip(completed.stdout.strip() or "Chromium isn't installed.")
+    assert completed.returncode == 0, completed.stdout + completed.stderr

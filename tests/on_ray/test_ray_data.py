@@ -1,4 +1,4 @@
-"""Ray Data against the running service, as jobs of its own Ray; nothing here needs a CPU."""
+"""Ray Data jobs on the service's Ray. They reserve no CPU."""
 
 import json
 import sys
@@ -17,11 +17,11 @@ from tests.on_ray.conftest import ROOT, USER_CONFIG, Service
 EXAMPLE = "examples/embed_rows.py"
 SUBMIT = """
 import os, sys
-os.environ["RAY_ADDRESS"] = sys.argv.pop(1)  # here that of the dashboard
+os.environ["RAY_ADDRESS"] = sys.argv.pop(1)  # for `ray job submit` the dashboard's URL
 from ray.scripts.scripts import main
 main()
 """
-BEGIN = """
+PREAMBLE = """
 import json, sys
 import numpy as np
 import ray
@@ -31,30 +31,30 @@ from embedserve_client.ray import Embedder, embed_dataset
 texts = json.load(open(sys.argv[1]))
 rows = ray.data.from_items([{"row": i, "text": text} for i, text in enumerate(texts)])
 """
-IN_ORDER = """
+DATASET_JOB = """
 @ray.remote(num_cpus=ray.available_resources().get("CPU", 0))
-class AllThatIsFree:
-    def wait(self):
+class AllFreeCPUs:
+    def ready(self):
         pass
 
-held = AllThatIsFree.remote()
-ray.get(held.wait.remote())
+blocker = AllFreeCPUs.remote()
+ray.get(blocker.ready.remote())
 out = embed_dataset(rows, "text", batch_size=100, concurrency=2).take_all()
 assert [row["row"] for row in out] == list(range(len(texts)))
 assert [row["text"] for row in out] == texts
 np.save(sys.argv[2], np.stack([row["embedding"] for row in out]))
 """
-BY_HAND = """
-embedder = Embedder(into="vector", input_type="query")
+EMBEDDER_JOB = """
+embedder = Embedder(output_column="vector", input_type="query")
 print(embedder.space)
 batch = embedder({"text": np.array(texts), "row": np.arange(len(texts))})
 assert list(batch) == ["text", "row", "vector"]
 np.save(sys.argv[2], batch["vector"])
 assert embedder({"text": np.array([])})["vector"].shape == (0, batch["vector"].shape[1])
 for call in (
-    lambda: embed_dataset(rows, "text", app="another"),
+    lambda: embed_dataset(rows, "text", app_name="another"),
     lambda: embed_dataset(rows, "words"),
-    lambda: embed_dataset(rows, "text", space="f00d-fp32"),
+    lambda: embed_dataset(rows, "text", expected_space="f00d-fp32"),
     lambda: embedder({"text": ["a", ""]}),
     lambda: Embedder(model="another")({"text": ["a"]}),
     lambda: Embedder(timeout_s=1e-4)({"text": ["a"]}),
@@ -64,36 +64,22 @@ for call in (
     except (EmbedError, ValueError) as error:
         print(type(error).__name__, getattr(error, "status", ""), error)
 """
-MORE_THAN_FITS = """
+OVERLOAD_JOB = """
 from concurrent.futures import ThreadPoolExecutor
-from embedserve_client.errors import Overloaded
-
-class Counting(Embedder):
-    refused = 0
-
-    def _ask(self, *given):
-        try:
-            return super()._ask(*given)
-        except Overloaded as error:
-            assert error.retry_after_s >= 1
-            self.refused += 1
-            raise
-
-embedder = Counting(timeout_s=100)
+embedder = Embedder(timeout_s=100)
 batches = [{"text": part} for part in np.split(np.array(texts), 4)]
 with ThreadPoolExecutor(4) as pool:
-    made = [batch["embedding"] for batch in pool.map(embedder, batches)]
-np.save(sys.argv[2], np.concatenate(made))
-print(embedder.refused)
+    arrays = [batch["embedding"] for batch in pool.map(embedder, batches)]
+np.save(sys.argv[2], np.concatenate(arrays))
 """
 
 
-def texts(n: int, words: int = 3) -> list[str]:
-    """New ones, that nobody has cached."""
-    return [f"{time.time_ns()} row {i} " + "a few words " * words for i in range(n)]
+def new_texts(n: int, repeats: int = 3) -> list[str]:
+    """Returns texts that aren't cached."""
+    return [f"{time.time_ns()} row {i} " + "a few words " * repeats for i in range(n)]
 
 
-def over_http(service: Service, texts: list[str], **fields: object) -> Float32:
+def embed_over_http(service: Service, texts: list[str], **fields: object) -> Float32:
     reply = httpx2.post(
         f"{service.url}/v1/embeddings",
         json={"input": texts, **fields},
@@ -104,57 +90,60 @@ def over_http(service: Service, texts: list[str], **fields: object) -> Float32:
     return np.frombuffer(reply.content, "<f4").reshape(len(texts), -1)
 
 
-def as_job(service: Service, tmp_path: Path, code: str, texts: list[str]) -> tuple[str, Any]:
-    """What a job prints, and the array that it saves."""
-    given, made = tmp_path / "texts.json", tmp_path / "vectors.npy"
-    given.write_text(json.dumps(texts), "utf-8")
-    printed = service.command("-c", BEGIN + code, str(given), str(made))
-    return printed, np.load(made)
+def run_job(service: Service, tmp_path: Path, code: str, texts: list[str]) -> tuple[str, Any]:
+    """Runs a job; returns its output and the array that it saves."""
+    texts_file, vectors_file = tmp_path / "texts.json", tmp_path / "vectors.npy"
+    texts_file.write_text(json.dumps(texts), "utf-8")
+    output = service.run_python("-c", PREAMBLE + code, str(texts_file), str(vectors_file))
+    return output, np.load(vectors_file)
 
 
-def test_a_dataset_gets_the_vectors_of_http_in_order(service: Service, tmp_path: Path) -> None:
-    asked = texts(530)
-    _, vectors = as_job(service, tmp_path, IN_ORDER, asked)
+def test_a_dataset_gets_the_same_vectors_as_over_http_in_order(
+    service: Service, tmp_path: Path
+) -> None:
+    texts = new_texts(530)
+    _, vectors = run_job(service, tmp_path, DATASET_JOB, texts)
     assert vectors.dtype == np.float32
-    assert vectors.tobytes() == over_http(service, asked).tobytes()
+    assert vectors.tobytes() == embed_over_http(service, texts).tobytes()
 
 
-def test_an_embedder_by_hand_and_what_it_refuses(service: Service, tmp_path: Path) -> None:
-    asked = texts(20)
-    printed, vectors = as_job(service, tmp_path, BY_HAND, asked)
-    assert vectors.tobytes() == over_http(service, asked, input_type="query").tobytes()
-    space, *errors = printed.splitlines()[-7:]
+def test_an_embedder_and_its_errors(service: Service, tmp_path: Path) -> None:
+    texts = new_texts(20)
+    output, vectors = run_job(service, tmp_path, EMBEDDER_JOB, texts)
+    assert vectors.tobytes() == embed_over_http(service, texts, input_type="query").tobytes()
+    space, *errors = output.splitlines()[-7:]
     assert space == httpx2.get(f"{service.url}/info", timeout=30).json()["space"]
-    for told, expected in zip(
+    for error, expected in zip(
         errors,
         [
-            "NotRunning  No application 'another' runs on this Ray",
-            "ValueError  There is no column 'words'. Name one of: 'row', 'text'.",
-            f"SpaceMismatch  'embedserve' gives vectors of the space {space}",
+            "ServiceNotRunningError  There is no application 'another' on this Ray cluster",
+            "ValueError  There is no column 'words'. Use one of: 'row', 'text'.",
+            f"SpaceMismatchError  'embedserve' returns vectors in space {space}",
             "HTTPError 400 Text 1 is empty.",
             "HTTPError 404 ",
-            "Timeout  ",
+            "RequestTimeoutError  ",
         ],
         strict=True,
     ):
-        assert told.startswith(expected)
+        assert error.startswith(expected)
 
 
-def test_more_than_fits_is_waited_for(service: Service, tmp_path: Path) -> None:
-    asked = texts(600, words=30)  # some 100 tokens each
-    assert 100 * len(asked) == 2 * USER_CONFIG["Embedder"]["max_queued_tokens"]
-    refused, vectors = as_job(service, tmp_path, MORE_THAN_FITS, asked)
-    assert int(refused.splitlines()[-1]) > 0
-    assert vectors.tobytes() == over_http(service, asked).tobytes()
+async def test_an_overloaded_service_is_retried(service: Service, tmp_path: Path) -> None:
+    texts = new_texts(600, repeats=30)  # about 100 tokens each
+    assert 100 * len(texts) == 2 * USER_CONFIG["Embedder"]["max_queued_tokens"]
+    rejected = await service.counter("embedserve_refused", at_least=0)
+    _, vectors = run_job(service, tmp_path, OVERLOAD_JOB, texts)
+    assert await service.counter("embedserve_refused", at_least=rejected + 1) > rejected
+    assert vectors.tobytes() == embed_over_http(service, texts).tobytes()
 
 
-def test_the_example_as_a_job(service: Service, tmp_path: Path) -> None:
-    asked = texts(150)
+def test_the_example_as_a_submitted_job(service: Service, tmp_path: Path) -> None:
+    texts = new_texts(150)
     file, out = tmp_path / "rows.jsonl", tmp_path / "embedded"
-    file.write_text("".join(json.dumps({"n": i, "t": t}) + "\n" for i, t in enumerate(asked)))
-    dashboard = service.launch._dashboard
-    assert dashboard
-    submit = ("-c", SUBMIT, dashboard, "job", "submit")
+    file.write_text("".join(json.dumps({"n": i, "t": t}) + "\n" for i, t in enumerate(texts)))
+    dashboard_url = service.process.dashboard_url
+    assert dashboard_url
+    submit = ("-c", SUBMIT, dashboard_url, "job", "submit")
     job = ("--working-dir", str(ROOT / "clients" / "python"), "--", sys.executable, EXAMPLE)
     options = (
         "--column",
@@ -169,13 +158,13 @@ def test_the_example_as_a_job(service: Service, tmp_path: Path) -> None:
         str(out),
     )
     try:
-        printed = service.command(*submit, *job, *options)
+        output = service.run_python(*submit, *job, *options)
     except AssertionError as error:
         if "No available agent" in str(error):
-            pytest.skip("Another Ray on this machine has the port on which jobs are taken in.")
+            pytest.skip("Another Ray on this machine uses the port of the job agent.")
         raise
-    assert f"150 rows in {out}" in printed
+    assert f"150 rows in {out}" in output
     table = pyarrow.parquet.read_table(out)
     assert table.column("n").to_pylist() == list(range(150))
     vectors = np.array(table.column("embedding").to_pylist(), np.float32)
-    assert vectors.tobytes() == over_http(service, asked).tobytes()
+    assert vectors.tobytes() == embed_over_http(service, texts).tobytes()

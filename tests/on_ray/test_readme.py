@@ -1,4 +1,4 @@
-"""README's examples, as they stand there, against the running service."""
+"""README's examples, unchanged, against the running service."""
 
 import re
 import subprocess
@@ -10,29 +10,30 @@ import orjson
 from tests.on_ray.conftest import Service
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-HERE = "http://127.0.0.1:8000"
+README_URL = "http://127.0.0.1:8000"
 
 
-def block(language: str, words: str) -> str:
+def code_block(language: str, excerpt: str) -> str:
+    """Returns the only code block in this language that contains an excerpt."""
     blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    (found,) = [text for text in blocks if words in text]
-    return str(found)
+    (text,) = [text for text in blocks if excerpt in text]
+    return str(text)
 
 
 def test_curl(service: Service) -> None:
-    command = block("bash", "curl").replace(HERE, service.url)
+    command = code_block("bash", "curl").replace(README_URL, service.url)
     reply = subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=60)
     assert len(orjson.loads(reply.stdout)["data"][0]["embedding"]) == 384
 
 
 def test_the_openai_client(service: Service) -> None:
-    code = block("python", "OpenAI").replace(HERE, service.url)
-    printed = subprocess.run(
+    code = code_block("python", "OpenAI").replace(README_URL, service.url)
+    output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert printed.stdout == "384\n"
+    assert output.stdout == "384\n"
 
 
 def test_another_ray_job(service: Service) -> None:
-    printed = service.drive(block("python", "get_app_handle") + "\nprint(vectors.shape)")
-    assert printed.splitlines()[-1] == "(2, 384)"
+    output = service.run_driver(code_block("python", "get_app_handle") + "\nprint(vectors.shape)")
+    assert output.splitlines()[-1] == "(2, 384)"

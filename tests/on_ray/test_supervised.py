@@ -44,7 +44,7 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
             config["http_options"]["port"],
             config=file,
             ready_timeout_s=180,
-            folder=Path(scratch) / "shared-service",
+            shared_dir=Path(scratch) / "shared-service",
             on_progress=print,
         )
         yield supervisor
