@@ -1,7 +1,7 @@
 """The service's metrics: counts in a `Meter` → `export` → Ray's metrics → Prometheus.
 
-A call into Ray's metrics takes some microseconds, too slow for each step of each request. Code
-counts into a `Meter` instead, and each deployment exports its meter every second.
+A call into Ray's metrics takes some microseconds, too slow for each step of each request. The code
+counts in a `Meter` instead, and each deployment exports its meter every second.
 """
 
 import asyncio
@@ -132,13 +132,13 @@ class Meter:
 
     def totals(self) -> Totals:
         """Returns the totals since the last `reset`."""
-        return self._totals().minus(self._baseline)
+        return self._lifetime_totals().minus(self._baseline)
 
     def reset(self) -> None:
         """Resets `totals` to zero. Doesn't affect `drain`, so exported counters keep rising."""
-        self._baseline = self._totals()
+        self._baseline = self._lifetime_totals()
 
-    def _totals(self) -> Totals:
+    def _lifetime_totals(self) -> Totals:
         sums = defaultdict[Metric, float](float)
         succeeded = 0.0
         for counts in (self._drained, self._counts):

@@ -31,7 +31,7 @@ class CacheLookup:
             spec,
             self._embedder,
             l1_max_bytes=settings.l1_max_bytes,
-            storage=cache.dtype,
+            dtype=cache.dtype,
             meter=self._meter,
             l2=open_l2_cache(cache, spec.space_id, self._meter),
         )

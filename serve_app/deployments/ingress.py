@@ -42,7 +42,7 @@ class _Backend:
             spec,
             self._next_tier,
             l1_max_bytes=settings.l1_max_bytes,
-            storage=cache.dtype,
+            dtype=cache.dtype,
             meter=meter,
             l2=open_l2_cache(cache, spec.space_id, meter) if inline else None,
         )

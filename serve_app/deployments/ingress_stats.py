@@ -23,7 +23,7 @@ class IngressStats:
     """`ReplicaStats` of all Ingress replicas of one application."""
 
     def __init__(self, meter: Meter) -> None:
-        """Falls back to `meter`, this replica's own counts, if the broadcast fails."""
+        """Uses `meter`, this replica's own counts, if the broadcast fails."""
         self._meter = meter
         self._handle: DeploymentHandle[Any] | None = None
 
@@ -76,7 +76,7 @@ def _scrape_nodes() -> Iterator[str]:
 
 
 def _merge(texts: Iterable[str]) -> Iterator[str]:
-    """Yields the service's lines of all texts, grouped by metric as Prometheus requires."""
+    """Yields the lines of the service's metrics, grouped by metric as Prometheus requires."""
     metrics: dict[str, list[str]] = {}
     headers: dict[str, dict[str, str]] = {}
     for text in texts:

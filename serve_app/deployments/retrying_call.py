@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 class RetryingCall:
     """One method of another deployment as a coroutine function.
 
-    All methods are idempotent, so a call whose replica dies is retried. The number of attempts is
-    bounded, because a request may be what kills the replica. Methods return errors of the service
-    as values: Ray logs a stack trace for each exception that crosses a handle.
+    The method must be idempotent, because a call whose replica dies is retried. The number of
+    attempts is bounded, because the request itself may kill replicas. Methods return errors of the
+    service as values: Ray logs a stack trace for each exception that crosses a handle.
     """
 
     def __init__(

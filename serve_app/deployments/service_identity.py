@@ -1,6 +1,6 @@
-"""The identity of a replica's service among all services on a machine, and what it opens.
+"""The identity of a replica's service, and the stores that its replicas share.
 
-The identity selects the embedded cache server that the service's replicas share.
+The identity selects the embedded cache server among those of all services on the machine.
 """
 
 import os
@@ -58,10 +58,10 @@ async def http_host() -> str | None:
 
 
 class ServiceIdentity(TypedDict):
-    """Identifies a service, which is one application on one cluster, on this machine."""
+    """One application on one cluster, and the process that outlives it on this machine."""
 
     service: str  #: `<GCS address>/<application>`
-    owner_pid: int  #: the raylet, which started this replica and outlives the service
+    owner_pid: int  #: the raylet, which started this replica
 
 
 def current_service() -> ServiceIdentity:
