@@ -1,1 +1,1 @@
-"""The subcommands that the service adds to the command `embedserve`."""
+"""The subcommands that the service adds to `embedserve`."""

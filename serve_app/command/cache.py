@@ -1,4 +1,4 @@
-"""`embedserve cache`: fills, shows and empties the cache of running services, as a Ray job."""
+"""`embedserve cache`: warm, inspect and purge the caches of running services, as a Ray job."""
 
 import argparse
 import json
@@ -16,7 +16,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -31,162 +30,208 @@ from serve_app.errors import (
     Unavailable,
 )
 from serve_app.service.validation import validate_inputs
-from serve_app.types import CacheReport, WarmResult
+from serve_app.types import CacheReport, MemoryStats, StoreStats, WarmResult
 
-#: Texts in one call, and calls under way; so many keep every Embedder busy.
+#: Texts per call, and calls in flight: enough to keep every Embedder busy.
 _CALL_TEXTS = 256
-_CALLS = 4
-_ANSWER_S = 300.0
-_TIERS = ("Ingress", "CacheLookup")
+_MAX_CALLS = 4
+_CALL_TIMEOUT_S = 300.0
+#: Deployments with a cache, from the client's side to the engine's.
+_CACHING_DEPLOYMENTS = ("Ingress", "CacheLookup")
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `cache` with its own commands."""
-    cache = commands.add_parser("cache", help="fill, show or empty the cache of a running service")
-    kinds = cache.add_subparsers(required=True, metavar="COMMAND")
+    """Adds `cache` and its subcommands to the parser."""
+    cache = commands.add_parser(
+        "cache",
+        help="warm, inspect or purge the cache of a running service",
+        description="Warm, inspect or purge the cache of a service that runs on this machine's Ray "
+        "cluster.",
+    )
+    subcommands = cache.add_subparsers(required=True, metavar="COMMAND")
 
-    warm = kinds.add_parser("warm", help="embed the texts of a file, so that they are known")
+    warm = subcommands.add_parser(
+        "warm",
+        help="embed the texts of a file to fill the cache",
+        description="Embed the texts of a file, in the bulk lane, so that later requests for them "
+        "are served from the cache.",
+    )
     warm.add_argument(
         "file",
         type=Path,
         help="JSON lines: each a string, or an object with the text under --field",
     )
-    warm.add_argument("--field", default="text", help="where the text stands (default: text)")
-    warm.add_argument("--input-type", help="the model's prompt to put before the texts")
-    warm.add_argument("--app", default="embedserve", help="the application (default: embedserve)")
+    warm.add_argument("--field", default="text", help="name of the text's field (default: text)")
+    warm.add_argument("--input-type", help="name of the model's prompt for the texts")
+    warm.add_argument(
+        "--app", default="embedserve", help="name of the application (default: embedserve)"
+    )
     warm.set_defaults(run=_warm)
 
-    stats = kinds.add_parser("stats", help="what each process knows, and how often that helped")
-    stats.add_argument("--json", action="store_true", help="print it as JSON")
+    stats = subcommands.add_parser(
+        "stats",
+        help="print the size and the hit rate of each cache",
+        description="Print the size, the hit rate and the evictions of each process's cache and of "
+        "the shared server.",
+    )
+    stats.add_argument("--json", action="store_true", help="print JSON instead of a table")
     stats.set_defaults(run=_stats)
 
-    purge = kinds.add_parser("purge", help="forget all vectors of the models that are served")
-    purge.add_argument("--model", help="only of this one")
+    purge = subcommands.add_parser(
+        "purge",
+        help="delete all cached vectors",
+        description="Delete all cached vectors of the served models, in every process and on the "
+        "shared server.",
+    )
+    purge.add_argument("--model", help="delete the vectors of this model only")
     purge.set_defaults(run=_purge)
 
-    for kind in (warm, stats, purge):
-        kind.add_argument(
+    for subcommand in (warm, stats, purge):
+        subcommand.add_argument(
             "--address",
             default="auto",
-            help="of the Ray cluster (default: the one that runs on this machine)",
+            help="address of the Ray cluster (default: the one on this machine)",
         )
+
+
+def connect(address: str) -> Any:
+    """Returns Ray Serve, connected to a running cluster.
+
+    Raises:
+        ConfigurationError: no cluster runs at the address.
+    """
+    import ray
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"No Ray cluster at {address!r} ({error}). Start the service first, on this machine "
+            "or on another one of its Ray cluster."
+        ) from None
+    return serve
 
 
 def _warm(arguments: argparse.Namespace) -> int:
     total = sum(1 for _ in _read_texts(arguments.file, arguments.field))
-    serve = _connect(arguments.address)
-    running = serve.status().applications
-    if arguments.app not in running:
+    serve = connect(arguments.address)
+    applications = serve.status().applications
+    if arguments.app not in applications:
         raise ConfigurationError(
-            f"No application {arguments.app!r} runs there, but {', '.join(running) or 'none'}: "
-            "name it with --app."
+            f"No application {arguments.app!r} is running; running: "
+            f"{', '.join(applications) or 'none'}. Select one with --app."
         )
     handle = serve.get_app_handle(arguments.app)
-    texts = _read_texts(arguments.file, arguments.field)
-    calls = iter(lambda: list(islice(texts, _CALL_TEXTS)), [])
-    under_way = deque[tuple[list[str], Any]]()
     computed = 0
-    started = time.monotonic()
-    with _progress() as progress:
+    started_at = time.monotonic()
+    with _progress_bar() as progress:
         task = progress.add_task("texts", total=total)
-        for call in calls:
-            under_way.append((call, handle.warm.remote(call, arguments.input_type)))
-            if len(under_way) == _CALLS:
-                computed += _take(handle, under_way, arguments.input_type, progress, task)
-        while under_way:
-            computed += _take(handle, under_way, arguments.input_type, progress, task)
-    seconds = max(time.monotonic() - started, 1e-9)
+        texts = _read_texts(arguments.file, arguments.field)
+        for result in _embed_in_calls(handle, texts, arguments.input_type):
+            progress.advance(task, result.texts)
+            computed += result.computed
+    seconds = max(time.monotonic() - started_at, 1e-9)
     print(
         f"{total} texts in {seconds:.1f} s ({total / seconds:.0f}/s): {computed} computed, "
-        f"{total - computed} known before."
+        f"{total - computed} already cached."
     )
     return 0
 
 
-def _take(
-    handle: Any,
-    under_way: deque[tuple[list[str], Any]],
-    input_type: str | None,
-    progress: Progress,
-    task: TaskID,
-) -> int:
-    """Waits for the oldest call, again where it was refused for load; how many were computed."""
-    call, answer = under_way.popleft()
+def _embed_in_calls(
+    handle: Any, texts: Iterator[str], input_type: str | None
+) -> Iterator[WarmResult]:
+    """Yields the result of each call, with up to `_MAX_CALLS` calls in flight."""
+    in_flight = deque[tuple[list[str], Any]]()
+    while call := list(islice(texts, _CALL_TEXTS)):
+        in_flight.append((call, handle.warm.remote(call, input_type)))
+        if len(in_flight) == _MAX_CALLS:
+            yield _wait_for_call(handle, *in_flight.popleft(), input_type)
+    while in_flight:
+        yield _wait_for_call(handle, *in_flight.popleft(), input_type)
+
+
+def _wait_for_call(
+    handle: Any, texts: list[str], response: Any, input_type: str | None
+) -> WarmResult:
+    """Returns the result of a call; repeats the call while the service is overloaded."""
     while True:
         try:
-            warmed: WarmResult | EmbedServeError = answer.result(timeout_s=_ANSWER_S)
+            result: WarmResult | EmbedServeError = response.result(timeout_s=_CALL_TIMEOUT_S)
         except TimeoutError:
-            raise Unavailable(f"No answer to {len(call)} texts in {_ANSWER_S:.0f} s.") from None
-        if isinstance(warmed, Overloaded):
-            time.sleep(warmed.retry_after_s)
-            answer = handle.warm.remote(call, input_type)
-        elif isinstance(warmed, EmbedServeError):
-            raise warmed
-        else:
-            progress.advance(task, warmed.texts)
-            return warmed.computed
+            raise Unavailable(
+                f"No response for {len(texts)} texts within {_CALL_TIMEOUT_S:.0f} s."
+            ) from None
+        if isinstance(result, WarmResult):
+            return result
+        if not isinstance(result, Overloaded):
+            raise result
+        time.sleep(result.retry_after_s)
+        response = handle.warm.remote(texts, input_type)
 
 
 def _read_texts(file: Path, field: str) -> Iterator[str]:
-    """The file's texts, each looked at before it is given.
+    """Yields the texts of a file, each of them validated.
 
     Raises:
-        ConfigurationError: the file can't be read, or a line has no text that can be embedded.
+        ConfigurationError: the file can't be read, or a line contains no valid text.
     """
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _text(line, field, f"{file}, line {number}")
+                    yield _parse_text(line, field, f"{file}, line {number}")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"Can't read {file}: {error}") from None
 
 
-def _text(line: str, field: str, where: str) -> str:
+def _parse_text(line: str, field: str, location: str) -> str:
     try:
-        given = json.loads(line)
-        text = given.get(field) if isinstance(given, dict) else given
+        value = json.loads(line)
+        text = value.get(field) if isinstance(value, dict) else value
         validate_inputs([text], IngressSettings())
     except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{where} isn't JSON: {error}.") from None
+        raise ConfigurationError(f"{location} isn't JSON: {error}.") from None
     except InvalidRequest as error:
         fault = str(error).removeprefix("Text 0 ")
-        what = f"`{field}`" if isinstance(given, dict) else "the text"
-        raise ConfigurationError(f"{where}: {what} {fault}") from None
+        subject = f"`{field}`" if isinstance(value, dict) else "the text"
+        raise ConfigurationError(f"{location}: {subject} {fault}") from None
     return str(text)
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    reports = list(_broadcast(_connect(arguments.address), "cache_report"))
+    reports: list[tuple[str, str, CacheReport]] = list(
+        _broadcast(connect(arguments.address), "cache_report", _CACHING_DEPLOYMENTS)
+    )
     if not reports:
-        raise ConfigurationError("No service runs there.")
+        raise ConfigurationError("No service is running.")
     if arguments.json:
         print(json.dumps([_as_json(*report) for report in reports], indent=2))
         return 0
-    table = Table("process", "values", "MiB", "found", "not found", "found, %", "left for room")
+    table = Table("process", "vectors", "MiB", "hits", "misses", "hit rate, %", "evictions")
     for application, deployment, report in reports:
-        memory = report.memory
-        _row(table, f"{application} {deployment}", memory)
+        table.add_row(f"{application} {deployment}", *_cells(report.memory))
         if report.store is not None:
-            _row(table, f"{application} server ({report.state.kind})", report.store)
+            name = f"{application} server ({report.state.kind})"
+            table.add_row(name, *_cells(report.store))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     for application, deployment, report in reports:
         if report.state.state not in ("up", "off"):
-            print(f"{application} {deployment}: the shared tier is down: {report.state.reason}")
+            print(f"{application} {deployment}: the shared server is down: {report.state.reason}")
     return 0
 
 
-def _row(table: Table, name: str, held: Any) -> None:
-    asked = held.hits + held.misses
-    share = f"{100 * held.hits / asked:.1f}" if asked else "-"
-    counts = [held.hits, held.misses]
-    table.add_row(
-        name,
-        f"{held.entries:,}",
-        f"{held.bytes / (1 << 20):,.1f}",
-        *(f"{count:,}" for count in counts),
-        share,
-        f"{held.evictions:,}",
+def _cells(stats: MemoryStats | StoreStats) -> tuple[str, ...]:
+    lookups = stats.hits + stats.misses
+    return (
+        f"{stats.entries:,}",
+        f"{stats.bytes / (1 << 20):,.1f}",
+        f"{stats.hits:,}",
+        f"{stats.misses:,}",
+        f"{100 * stats.hits / lookups:.1f}" if lookups else "-",
+        f"{stats.evictions:,}",
     )
 
 
@@ -203,55 +248,39 @@ def _as_json(application: str, deployment: str, report: CacheReport) -> dict[str
 
 
 def _purge(arguments: argparse.Namespace) -> int:
-    # From the engine's side up: a tier that is empty already can't be filled from one that isn't.
-    purged = list(
-        _broadcast(_connect(arguments.address), "purge_cache", arguments.model, tiers=_TIERS[::-1])
-    )
-    for _, _, answer in purged:
-        if isinstance(answer, EmbedServeError):
-            raise answer
-    counts = [answer for _, _, answer in purged if answer is not None]
+    # From the engine's side up, so that no emptied cache refills from one that isn't empty yet.
+    deployments = _CACHING_DEPLOYMENTS[::-1]
+    responses = [
+        response
+        for _, _, response in _broadcast(
+            connect(arguments.address), "purge_cache", deployments, arguments.model
+        )
+    ]
+    for response in responses:
+        if isinstance(response, EmbedServeError):
+            raise response
+    counts = [response for response in responses if response is not None]
     if not counts:
-        which = "runs there" if arguments.model is None else f"serves {arguments.model!r}"
+        which = "is running" if arguments.model is None else f"serves {arguments.model!r}"
         raise ConfigurationError(f"No service {which}.")
-    print(f"{sum(counts)} values forgotten, those of all tiers counted.")
+    print(f"{sum(counts)} vectors deleted, counted in each cache.")
     return 0
 
 
 def _broadcast(
-    serve: Any, method: str, *args: Any, tiers: Sequence[str] = _TIERS
+    serve: Any, method: str, deployments: Sequence[str], *args: Any
 ) -> Iterator[tuple[str, str, Any]]:
-    """Calls a method of every replica of every tier of every service, and gives the answers."""
+    """Calls a method of every replica; yields application, deployment and response of each."""
     for name, application in serve.status().applications.items():
-        for deployment in tiers:
+        for deployment in deployments:
             if deployment not in application.deployments:
                 continue
             handle = serve.get_deployment_handle(deployment, name)
-            answers = handle.broadcast(method, *args).results(timeout_s=_ANSWER_S)
-            yield from ((name, deployment, answer) for answer in answers)
+            responses = handle.broadcast(method, *args).results(timeout_s=_CALL_TIMEOUT_S)
+            yield from ((name, deployment, response) for response in responses)
 
 
-def _connect(address: str) -> Any:
-    """Ray Serve on a running cluster.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
-    import ray
-    from ray import serve
-
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"No Ray cluster at {address!r} ({error}). Start the service first, on this machine "
-            "or on one whose Ray cluster this machine is part of."
-        ) from None
-    return serve
-
-
-def _progress() -> Progress:
+def _progress_bar() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""`embedserve key`: makes API keys, and the digests that the service knows them by."""
+"""`embedserve key`: generates API keys, and computes the digests that the service stores."""
 
 import argparse
 import sys
@@ -12,68 +12,81 @@ from serve_app.access.keys import MAX_KEY_CHARS, describe_invalid_keys, digest, 
 from serve_app.config import ApiKey
 from serve_app.errors import ConfigurationError
 
-#: Fewer may be guessed, and a digest tells whoever reads it whether a guess is right.
+#: A shorter key can be found by brute force if its digest becomes known.
 _MIN_CHARS = 22
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `key` with its own commands."""
-    key = commands.add_parser("key", help="make an API key, or the digest of one")
-    kinds = key.add_subparsers(required=True, metavar="COMMAND")
-
-    new = kinds.add_parser(
-        "new",
-        help="make a key, and print the entry for the configuration",
-        description="Makes a key and shows it this once. The entry for the configuration goes to "
-        "the standard output, the key itself to the standard error.",
+    """Adds `key` and its subcommands to the parser."""
+    key = commands.add_parser(
+        "key",
+        help="generate an API key, or hash an existing one",
+        description="Generate an API key or hash an existing one. The service stores only digests.",
     )
-    new.add_argument("name", help="what logs, metrics and quotas call it")
-    new.add_argument("--models", nargs="+", metavar="MODEL", help="those that it may use")
-    new.add_argument("--lane", choices=("interactive", "bulk"), help="of all its requests")
-    new.add_argument("--requests-per-minute", type=int, metavar="N")
-    new.add_argument("--tokens-per-minute", type=int, metavar="N")
-    new.add_argument("--concurrent-tokens", type=int, metavar="N")
+    subcommands = key.add_subparsers(required=True, metavar="COMMAND")
+
+    new = subcommands.add_parser(
+        "new",
+        help="generate a key and its configuration entry",
+        description="Generate a key and print its configuration entry to standard output. The key "
+        "itself is printed to standard error, this once.",
+    )
+    new.add_argument("name", help="name of the key in logs, metrics and quotas")
+    new.add_argument(
+        "--models", nargs="+", metavar="MODEL", help="models that the key may use (default: all)"
+    )
+    new.add_argument(
+        "--lane",
+        choices=("interactive", "bulk"),
+        help="lane of all requests with the key (default: the client chooses)",
+    )
+    for limit in ("requests per minute", "tokens per minute", "concurrent tokens"):
+        option = f"--{limit.replace(' ', '-')}"
+        new.add_argument(option, type=int, metavar="N", help=f"limit of {limit} (default: none)")
     new.set_defaults(run=_new)
 
-    known = kinds.add_parser(
+    hash_ = subcommands.add_parser(
         "hash",
-        help="print the digest of a key that there is already",
-        description="Reads a key from the standard input, or asks for it, and prints its digest.",
+        help="print the digest of an existing key",
+        description="Read a key from standard input, with a prompt on a terminal, and print its "
+        "digest.",
     )
-    known.set_defaults(run=_hash)
+    hash_.set_defaults(run=_hash)
 
 
 def _new(arguments: argparse.Namespace) -> int:
     key = generate_key()
-    given = {name: getattr(arguments, name, None) for name in ApiKey.model_fields}
-    entry = {name: value for name, value in given.items() if value is not None}
+    options = {name: getattr(arguments, name, None) for name in ApiKey.model_fields}
+    fields = {name: value for name, value in options.items() if value is not None}
     try:
-        checked = ApiKey.model_validate({**entry, "sha256": digest(key)})
+        entry = ApiKey.model_validate({**fields, "sha256": digest(key)})
     except ValidationError as error:
-        raise ConfigurationError(
-            f"No such key can be made: {describe_invalid_keys(error)}."
-        ) from None
-    print(f"The key of {checked.name}, which is kept nowhere: {key}", file=sys.stderr)
+        raise ConfigurationError(f"The key is not valid: {describe_invalid_keys(error)}.") from None
+    print(f"The key of {entry.name}, which is not stored anywhere: {key}", file=sys.stderr)
     print(
-        "Put this into the list under `keys` in the file of `access.keys_file`, or under "
-        "`access.keys` in the Ingress' user_config:\n",
+        "Add this entry to the list `keys` in the file of `access.keys_file`, or to `access.keys` "
+        "in the Ingress' user_config:\n",
         file=sys.stderr,
         flush=True,
     )
-    listed = checked.model_dump(mode="json", exclude_none=True)
-    print(yaml.safe_dump([listed], sort_keys=False), end="")
+    print(
+        yaml.safe_dump([entry.model_dump(mode="json", exclude_none=True)], sort_keys=False), end=""
+    )
     return 0
 
 
 def _hash(arguments: argparse.Namespace) -> int:
     key = (getpass("Key: ") if sys.stdin.isatty() else sys.stdin.read()).strip()
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigurationError("A key is one word of ASCII characters, or no header can hold it.")
+        raise ConfigurationError(
+            "A key consists of printable ASCII characters without spaces, so that it fits into an "
+            "HTTP header."
+        )
     if len(key) > MAX_KEY_CHARS:
-        raise ConfigurationError(f"A key has {MAX_KEY_CHARS} characters at the most.")
+        raise ConfigurationError(f"A key has at most {MAX_KEY_CHARS} characters.")
     if len(key) < _MIN_CHARS:
         raise ConfigurationError(
-            f"A key of less than {_MIN_CHARS} characters may be guessed: make one with "
+            f"A key of less than {_MIN_CHARS} characters can be guessed. Generate one with "
             "`embedserve key new`."
         )
     print(digest(key))

@@ -65,7 +65,7 @@ class ServiceProcess:
         self._verbose = verbose
         self._python = python
         self._log: deque[str] = deque(maxlen=_MAX_LOG_LINES)
-        self._dashboard_url: str | None = None
+        self.dashboard_url: str | None = None
         self._child: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="embedserve-")
@@ -153,7 +153,7 @@ class ServiceProcess:
             plain = _ANSI_COLOR.sub("", line)
             self._log.append(plain)
             if match := _DASHBOARD.search(plain):
-                self._dashboard_url = match.group(1)
+                self.dashboard_url = match.group(1)
             if self._verbose:
                 sys.stderr.write(line)
                 sys.stderr.flush()
@@ -167,7 +167,7 @@ class ServiceProcess:
             return False
 
     def _progress(self) -> str:
-        if self._dashboard_url is None:
+        if self.dashboard_url is None:
             return "Ray"
         application = self._application()
         if application is None:
@@ -194,7 +194,7 @@ class ServiceProcess:
     def _application(self) -> dict[str, Any] | None:
         """Returns Ray's description of the application; None if the dashboard has none yet."""
         token = Path.home() / ".ray" / "auth_token"
-        request = urllib.request.Request(f"{self._dashboard_url}/api/serve/applications/")
+        request = urllib.request.Request(f"{self.dashboard_url}/api/serve/applications/")
         if token.is_file():
             request.add_header("Authorization", f"Bearer {token.read_text().strip()}")
         try:

@@ -19,11 +19,11 @@ REPORT = CacheReport(
 
 
 class FakeServe:
-    """Ray Serve with one application, as far as the commands use it."""
+    """Ray Serve with one application: the part that the commands use."""
 
-    def __init__(self, answers: Sequence[Any] = ()) -> None:
+    def __init__(self, responses: Sequence[Any] = ()) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
-        self.answers = list(answers)
+        self.responses = list(responses)
         self.deployments = ["Ingress", "CacheLookup"]
 
     def status(self) -> Any:
@@ -35,25 +35,27 @@ class FakeServe:
     def get_deployment_handle(self, deployment: str, application: str) -> Any:
         def broadcast(method: str, *args: Any) -> Any:
             self.calls.append((f"{deployment}.{method}", args))
-            return SimpleNamespace(results=lambda timeout_s: [self.answers.pop(0)])
+            return SimpleNamespace(results=lambda timeout_s: [self.responses.pop(0)])
 
         return SimpleNamespace(broadcast=broadcast)
 
     def _warm(self, texts: list[str], input_type: str | None) -> Any:
         self.calls.append(("warm", (texts, input_type)))
-        given = self.answers.pop(0) if self.answers else WarmResult(len(texts), len(texts) // 2)
-        return SimpleNamespace(result=lambda timeout_s: given)
+        response = (
+            self.responses.pop(0) if self.responses else WarmResult(len(texts), len(texts) // 2)
+        )
+        return SimpleNamespace(result=lambda timeout_s: response)
 
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     fake = FakeServe()
-    monkeypatch.setattr(cache_command, "_connect", lambda address: fake)
+    monkeypatch.setattr(cache_command, "connect", lambda address: fake)
     return fake
 
 
-def lines(folder: Path, *content: str) -> str:
-    file = folder / "texts.jsonl"
+def write_lines(directory: Path, *content: str) -> str:
+    file = directory / "texts.jsonl"
     file.write_text("\n".join(content), "utf-8")
     return str(file)
 
@@ -62,35 +64,35 @@ def test_warm_sends_every_text_once_and_counts(
     serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = [f"text {i}" for i in range(1000)]
-    file = lines(tmp_path, *(json.dumps({"body": text}) for text in texts), "", '"last"')
+    file = write_lines(tmp_path, *(json.dumps({"body": text}) for text in texts), "", '"last"')
     assert main(["cache", "warm", file, "--field", "body", "--input-type", "query"]) == 0
     assert [text for _, (call, _) in serve.calls for text in call] == [*texts, "last"]
     assert {input_type for _, (_, input_type) in serve.calls} == {"query"}
-    shown = capsys.readouterr()
-    assert "1001 texts in" in shown.out
-    assert "500 computed, 501 known before" in shown.out
-    assert "1001/1001 100 %" in shown.err
+    output = capsys.readouterr()
+    assert "1001 texts in" in output.out
+    assert "500 computed, 501 already cached" in output.out
+    assert "1001/1001 100 %" in output.err
 
 
-def test_what_is_refused_for_load_is_sent_again(
+def test_a_call_to_an_overloaded_service_is_repeated(
     serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    serve.answers = [Overloaded("full", 0), Overloaded("full", 0), WarmResult(1, 1)]
-    assert main(["cache", "warm", lines(tmp_path, '"a"')]) == 0
+    serve.responses = [Overloaded("full", 0), Overloaded("full", 0), WarmResult(1, 1)]
+    assert main(["cache", "warm", write_lines(tmp_path, '"a"')]) == 0
     assert serve.calls == [("warm", (["a"], None))] * 3
     assert "1 computed" in capsys.readouterr().out
 
 
-def test_another_error_ends_it_with_its_words(
+def test_another_error_ends_the_command_with_its_message(
     serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    serve.answers = [InferenceError("The model broke.")]
-    assert main(["cache", "warm", lines(tmp_path, '"a"')]) == 1
+    serve.responses = [InferenceError("The model broke.")]
+    assert main(["cache", "warm", write_lines(tmp_path, '"a"')]) == 1
     assert "The model broke." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ("{", "line 2 isn't JSON"),
         ('""', "line 2: the text is empty"),
@@ -99,41 +101,41 @@ def test_another_error_ends_it_with_its_words(
         ("3", "line 2: the text is not a string"),
     ],
 )
-def test_a_bad_line_is_named_before_anything_is_sent(
+def test_an_invalid_line_is_an_error_before_the_first_call(
     serve: FakeServe,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     line: str,
-    words: str,
+    message: str,
 ) -> None:
-    assert main(["cache", "warm", lines(tmp_path, '"a"', line)]) == 1
-    assert words in capsys.readouterr().err
+    assert main(["cache", "warm", write_lines(tmp_path, '"a"', line)]) == 1
+    assert message in capsys.readouterr().err
     assert serve.calls == []
 
 
-def test_a_file_that_is_not_there(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_an_error(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "warm", "/nowhere.jsonl"]) == 1
     assert "Can't read /nowhere.jsonl" in capsys.readouterr().err
 
 
-def test_an_application_that_is_not_there(
+def test_a_missing_application_is_an_error(
     serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["cache", "warm", lines(tmp_path, '"a"'), "--app", "other"]) == 1
-    assert "No application 'other' runs there, but embedserve" in capsys.readouterr().err
+    assert main(["cache", "warm", write_lines(tmp_path, '"a"'), "--app", "other"]) == 1
+    assert "No application 'other' is running; running: embedserve." in capsys.readouterr().err
 
 
 def test_stats_shows_each_tier(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> None:
-    serve.answers = [REPORT._replace(store=None, state=CacheState("off")), REPORT]
+    serve.responses = [REPORT._replace(store=None, state=CacheState("off")), REPORT]
     assert main(["cache", "stats"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.count("75.0") == 2
-    assert "embedserve server (redis)" in shown
-    assert "the shared tier is down: no connection" in shown
+    output = capsys.readouterr().out
+    assert output.count("75.0") == 2
+    assert "embedserve server (redis)" in output
+    assert "the shared server is down: no connection" in output
 
 
 def test_stats_as_json(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> None:
-    serve.answers = [REPORT, REPORT]
+    serve.responses = [REPORT, REPORT]
     assert main(["cache", "stats", "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)
     assert (first["deployment"], second["deployment"]) == ("Ingress", "CacheLookup")
@@ -141,36 +143,38 @@ def test_stats_as_json(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> 
     assert first["shared"]["server"]["entries"] == 7
 
 
-def test_purge_begins_at_the_tier_behind(
+def test_purge_starts_at_the_tier_next_to_the_engine(
     serve: FakeServe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    serve.answers = [3, 2]
+    serve.responses = [3, 2]
     assert main(["cache", "purge", "--model", "m"]) == 0
     assert serve.calls == [("CacheLookup.purge_cache", ("m",)), ("Ingress.purge_cache", ("m",))]
-    assert "5 values forgotten" in capsys.readouterr().out
+    assert "5 vectors deleted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("answers", "arguments", "words"),
+    ("responses", "arguments", "message"),
     [
         ([None, None], ["--model", "m"], "No service serves 'm'"),
-        ([EmbedServeError("It doesn't answer."), 1], [], "It doesn't answer."),
+        ([EmbedServeError("The server is down."), 1], [], "The server is down."),
     ],
 )
-def test_a_purge_that_did_nothing_says_so(
+def test_a_purge_without_effect_is_an_error(
     serve: FakeServe,
     capsys: pytest.CaptureFixture[str],
-    answers: list[Any],
+    responses: list[Any],
     arguments: list[str],
-    words: str,
+    message: str,
 ) -> None:
-    serve.answers = answers
+    serve.responses = responses
     assert main(["cache", "purge", *arguments]) == 1
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_nothing_runs(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_running_service_is_an_error(
+    serve: FakeServe, capsys: pytest.CaptureFixture[str]
+) -> None:
     serve.deployments = []
     assert main(["cache", "stats"]) == 1
-    assert "No service runs there" in capsys.readouterr().err
+    assert "No service is running" in capsys.readouterr().err
     assert main(["cache", "purge"]) == 1

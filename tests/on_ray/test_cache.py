@@ -104,8 +104,8 @@ def test_cache_commands(service: Service, tmp_path: Path) -> None:
     file.write_text("\n".join(lines) + "\n\n", "utf-8")
     output = service.run_python(*CLI, "warm", str(file))
     assert "600 texts in" in output
-    assert "600 computed, 0 known before" in output
-    assert "0 computed, 600 known before" in service.run_python(*CLI, "warm", str(file))
+    assert "600 computed, 0 already cached" in output
+    assert "0 computed, 600 already cached" in service.run_python(*CLI, "warm", str(file))
     assert embed(service.url, texts)[1] == "hits=600; misses=0; tier=l1"
     report = cache_reports(service)
     assert report["Ingress"]["memory"]["entries"] >= 600
