@@ -1,1 +1,1 @@
-"""Engines: what runs a model, and the gate that compares them with sentence-transformers."""
+"""Engines, which run a model, and the parity check against sentence-transformers."""

@@ -1,4 +1,8 @@
-"""Texts to token ids, and token ids to the padded arrays that a model takes."""
+"""The tokenizer of a trained model: texts -> token ids -> padded arrays.
+
+Wraps the `tokenizers` library. The wrapper adds what an engine needs next to it: the check of token
+ids that a client sends, padding to the model's inputs, and files for a prepared model.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +20,9 @@ from serve_app.errors import InvalidRequest, ModelSourceError
 from serve_app.types import Float32, Input, Tokenization
 
 _TOKENIZER, _PADDING = "tokenizer.json", "padding.json"
-#: Token ids that an error quotes of a row.
-_QUOTED = 6
-_MENDING = (
+#: How many ids of a row an error message shows.
+_MAX_IDS_SHOWN = 6
+_ID_HELP = (
     "Token ids must be the model's own, with its special tokens. If another tokenizer made these, "
     "send the text itself; with LangChain's OpenAIEmbeddings set "
     "`check_embedding_ctx_length=False`; or set `token_ids: cl100k_base` in the Ingress' "
@@ -28,193 +32,207 @@ _MENDING = (
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """How a model wants rows of unlike length in one array."""
+    """How a model takes texts of different lengths in one array."""
 
     pad_id: int
-    left: bool  #: whether the filling stands before the text
-    inputs: tuple[str, ...]  #: names of the arrays, in the model's order
+    left: bool  #: whether padding comes before the text
+    inputs: tuple[str, ...]  #: names of the input arrays, in the model's order
 
 
 class TextTokenizer:
-    """A tokenizer of its own for one engine: padding and truncation are mutable state of it."""
+    """Encodes texts, truncated to the model's limit, and pads batches.
+
+    Each engine has its own instance, because truncation is mutable state of a tokenizer.
+    """
 
     def __init__(self, tokenizer: Tokenizer, padding: Padding) -> None:
-        """Takes a tokenizer that cuts at the model's limit and doesn't pad."""
+        """Wraps a tokenizer that truncates to the model's limit and doesn't pad."""
         self._tokenizer = tokenizer
         self._max_tokens = int((tokenizer.truncation or {})["max_length"])
         self.padding = padding
-        self._head, self._tail = _frame(tokenizer)
+        self._prefix, self._suffix = _special_tokens_around(tokenizer)
 
     @classmethod
-    def of(cls, tokenizer: Any, max_tokens: int) -> Self:
-        """A copy of a transformers tokenizer that cuts at `max_tokens`.
+    def from_transformers(cls, tokenizer: Any, max_tokens: int) -> Self:
+        """Copies a tokenizer of the transformers library; the copy truncates to `max_tokens`.
 
         Raises:
-            ModelSourceError: it isn't a fast one.
+            ModelSourceError: it isn't a fast tokenizer.
         """
         if not tokenizer.is_fast:
             raise ModelSourceError("The model has no fast tokenizer (`tokenizer.json`).")
-        own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        own.no_padding()
-        own.enable_truncation(max_tokens)
-        known = ("input_ids", "attention_mask", "token_type_ids")
+        copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        copy.no_padding()
+        copy.enable_truncation(max_tokens)
+        supported = ("input_ids", "attention_mask", "token_type_ids")
         return cls(
-            own,
+            copy,
             Padding(
                 pad_id=tokenizer.pad_token_id,
                 left=tokenizer.padding_side == "left",
-                inputs=tuple(name for name in known if name in tokenizer.model_input_names),
+                inputs=tuple(name for name in supported if name in tokenizer.model_input_names),
             ),
         )
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """What `save` put into a folder."""
+        """Reads a tokenizer that `save` wrote."""
         padding = orjson.loads((folder / _PADDING).read_bytes())
         padding["inputs"] = tuple(padding["inputs"])
         return cls(Tokenizer.from_file(str(folder / _TOKENIZER)), Padding(**padding))
 
     def save(self, folder: Path) -> None:
-        """Writes it into a folder, truncation included."""
+        """Writes the tokenizer with its truncation and padding into a folder."""
         self._tokenizer.save(str(folder / _TOKENIZER))
         (folder / _PADDING).write_bytes(orjson.dumps(asdict(self.padding)))
 
-    def tokenize(self, texts: Sequence[Input]) -> list[TokenIds]:
-        """The texts as token ids, special tokens included, cut at the model's limit.
+    def encode(self, texts: Sequence[Input]) -> list[TokenIds]:
+        """Returns each text as token ids with special tokens, truncated to the model's limit.
+
+        Inputs that are token ids already are checked and truncated.
 
         Raises:
-            InvalidRequest: token ids among them are not the model's own.
+            InvalidRequest: token ids are not the model's own. No text was encoded.
         """
         if tuple in map(type, texts):
-            return self._tokenize_mixed(texts)
+            return self._encode_mixed(texts)
         return [
             TokenIds(encoding.ids, bool(encoding.overflowing))
             for encoding in self._tokenizer.encode_batch_fast(list(texts))
         ]
 
-    def spell(self, texts: Sequence[str], *, special: bool) -> list[Tokenization]:
-        """How texts are spelled, not cut; `special`: with special tokens around them."""
-        encodings = self._uncut.encode_batch(list(texts), add_special_tokens=special)
+    def tokenize(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Tokenization]:
+        """Returns the tokens of each text, not truncated."""
+        encodings = self._untruncated.encode_batch(
+            list(texts), add_special_tokens=add_special_tokens
+        )
         return [
             Tokenization(e.ids, e.tokens, list(map(bool, e.special_tokens_mask)), e.offsets)
             for e in encodings
         ]
 
-    def decode(self, rows: Sequence[Sequence[int]], *, skip_special: bool) -> list[str]:
-        """The texts that rows of token ids stand for.
+    def decode(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """Returns the text of each row of token ids.
 
         Raises:
             InvalidRequest: an id is not in the vocabulary.
         """
         for i, row in enumerate(rows):
-            if not self._knows(row):
-                raise InvalidRequest(f"Row {i}: {self._unknown(row)}", "ids")
+            if not self._in_vocabulary(row):
+                raise InvalidRequest(f"Row {i}: {self._vocabulary_error(row)}", "ids")
         decoded: list[str] = self._tokenizer.decode_batch(
-            list(map(list, rows)), skip_special_tokens=skip_special
+            list(map(list, rows)), skip_special_tokens=skip_special_tokens
         )
         return decoded
 
-    def _tokenize_mixed(self, texts: Sequence[Input]) -> list[TokenIds]:
-        given = iter([self._take(text) for text in texts if not isinstance(text, str)])
-        read = iter(self.tokenize([text for text in texts if isinstance(text, str)]))
-        return [next(read if isinstance(text, str) else given) for text in texts]
+    def _encode_mixed(self, texts: Sequence[Input]) -> list[TokenIds]:
+        checked = iter([self._check_ids(text) for text in texts if not isinstance(text, str)])
+        encoded = iter(self.encode([text for text in texts if isinstance(text, str)]))
+        return [next(encoded if isinstance(text, str) else checked) for text in texts]
 
-    def _take(self, ids: tuple[int, ...]) -> TokenIds:
-        """Token ids of the model's own, as they are given but cut at its limit.
+    def _check_ids(self, ids: tuple[int, ...]) -> TokenIds:
+        """Returns token ids that a client sent, truncated to the model's limit.
 
-        Only the frame of special tokens tells those of other tokenizers, whose numbers are mostly
-        inside the vocabulary and would get a vector of some other text.
+        The special tokens around a text are the only sign that ids are the model's. Most ids of
+        other tokenizers are inside the vocabulary as well and would get another text's vector.
 
         Raises:
             InvalidRequest: they are not the model's own.
         """
-        head, tail = self._head, self._tail
+        prefix, suffix = self._prefix, self._suffix
         if not ids:
-            raise InvalidRequest(f"A list of token ids is empty. {_MENDING}", "texts")
-        if not self._knows(ids):
-            raise InvalidRequest(f"{self._unknown(ids)} {_MENDING}", "texts")
-        framed = ids[: len(head)] == head and ids[len(ids) - len(tail) :] == tail
-        if not framed or len(ids) < len(head) + len(tail):
-            places = [
-                f"{place} with {', '.join(map(self._named, special))}"
-                for place, special in (("begin", head), ("end", tail))
+            raise InvalidRequest(f"A list of token ids is empty. {_ID_HELP}", "texts")
+        if not self._in_vocabulary(ids):
+            raise InvalidRequest(f"{self._vocabulary_error(ids)} {_ID_HELP}", "texts")
+        framed = ids[: len(prefix)] == prefix and ids[len(ids) - len(suffix) :] == suffix
+        if not framed or len(ids) < len(prefix) + len(suffix):
+            expected = [
+                f"{verb} with {', '.join(map(self._describe_token, special))}"
+                for verb, special in (("begin", prefix), ("end", suffix))
                 if special
             ]
             raise InvalidRequest(
-                f"The token ids {_quote(ids)} don't {' and '.join(places)}, as this model's do. "
-                f"{_MENDING}",
+                f"The token ids {_format_ids(ids)} don't {' and '.join(expected)}, as this model's "
+                f"do. {_ID_HELP}",
                 "texts",
             )
         if len(ids) <= self._max_tokens:
             return TokenIds(list(ids), truncated=False)
-        return TokenIds([*ids[: self._max_tokens - len(tail)], *tail], truncated=True)
+        return TokenIds([*ids[: self._max_tokens - len(suffix)], *suffix], truncated=True)
 
-    def _knows(self, ids: Sequence[int]) -> bool:
-        return not ids or (min(ids) >= 0 and max(ids) < self._vocabulary)
+    def _in_vocabulary(self, ids: Sequence[int]) -> bool:
+        return not ids or (min(ids) >= 0 and max(ids) < self._vocab_size)
 
-    def _unknown(self, ids: Sequence[int]) -> str:
+    def _vocabulary_error(self, ids: Sequence[int]) -> str:
         return (
-            f"Not all of the token ids {_quote(ids)} are in the model's vocabulary, "
-            f"0 to {self._vocabulary - 1}."
+            f"Not all of the token ids {_format_ids(ids)} are in the model's vocabulary, "
+            f"0 to {self._vocab_size - 1}."
         )
 
-    def _named(self, special: int) -> str:
-        return f"{special} ({self._tokenizer.id_to_token(special)})"
+    def _describe_token(self, token_id: int) -> str:
+        return f"{token_id} ({self._tokenizer.id_to_token(token_id)})"
 
     @cached_property
-    def _vocabulary(self) -> int:
-        """One more than its greatest id; there may be holes below."""
+    def _vocab_size(self) -> int:
+        """One more than the largest id. Smaller ids may be unused."""
         return int(max(self._tokenizer.get_vocab().values())) + 1
 
     @cached_property
-    def _uncut(self) -> Tokenizer:
-        """A copy that cuts nothing. Threads that ask for it first, together, may make two."""
-        own = Tokenizer.from_str(self._tokenizer.to_str())
-        own.no_truncation()
-        return own
+    def _untruncated(self) -> Tokenizer:
+        """A copy without truncation. Threads that race for it may create it twice, harmlessly."""
+        copy = Tokenizer.from_str(self._tokenizer.to_str())
+        copy.no_truncation()
+        return copy
 
-    def pad(self, batch: Sequence[TokenIds], *, multiple: int = 1) -> dict[str, NDArray[np.int64]]:
-        """The model's inputs, each of shape (len(batch), longest), int64, in its order.
+    def pad(
+        self, batch: Sequence[TokenIds], *, pad_to_multiple_of: int = 1
+    ) -> dict[str, NDArray[np.int64]]:
+        """Returns the model's inputs for a batch, in the model's order.
 
-        `longest` is that of the batch, or the next multiple of `multiple`; the limit of the model
-        is not passed.
+        Returns:
+            Arrays of shape (len(batch), length), int64. `length` is that of the longest text,
+            rounded up to a multiple of `pad_to_multiple_of` but not beyond the model's limit.
         """
         longest = max(len(tokens.ids) for tokens in batch)
-        longest = max(longest, min(-(-longest // multiple) * multiple, self._max_tokens))
-        ids = np.full((len(batch), longest), self.padding.pad_id, dtype=np.int64)
+        rounded = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
+        length = max(longest, min(rounded, self._max_tokens))
+        ids = np.full((len(batch), length), self.padding.pad_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, tokens in enumerate(batch):
-            place = self._place(len(tokens.ids), longest)
-            ids[row, place] = tokens.ids
-            mask[row, place] = 1
+            columns = self._columns(len(tokens.ids), length)
+            ids[row, columns] = tokens.ids
+            mask[row, columns] = 1
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         return {name: arrays[name] for name in self.padding.inputs}
 
     def unpad(self, values: Float32, batch: Sequence[TokenIds]) -> list[Float32]:
-        """Of each text in a padded batch, shape (len(batch), longest, width), what is its own.
+        """Removes the padding from the model's output, shape (len(batch), length, width).
 
-        Copies, so that none of them holds the whole batch.
+        Returns:
+            For each text an array of shape (tokens, width): a copy, so that it doesn't keep the
+            whole batch in memory.
         """
-        longest = values.shape[1]
+        length = values.shape[1]
         return [
-            row[self._place(len(tokens.ids), longest)].copy()
+            row[self._columns(len(tokens.ids), length)].copy()
             for row, tokens in zip(values, batch, strict=True)
         ]
 
-    def _place(self, n: int, longest: int) -> slice:
-        return slice(longest - n, longest) if self.padding.left else slice(0, n)
+    def _columns(self, tokens: int, length: int) -> slice:
+        """Returns the columns of a padded row that hold its text."""
+        return slice(length - tokens, length) if self.padding.left else slice(0, tokens)
 
 
-def _frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The special tokens that a tokenizer puts before and after every text; mostly one each."""
-    word = tokenizer.encode("a")
-    mask = word.special_tokens_mask
-    if 0 not in mask:  # it reads nothing in the letter: there is no telling
+def _special_tokens_around(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the special tokens that a tokenizer puts before and after each text."""
+    encoding = tokenizer.encode("a")
+    mask = encoding.special_tokens_mask
+    if 0 not in mask:  # no token for the letter, so prefix and suffix can't be told apart
         return (), ()
-    first, behind = mask.index(0), len(mask) - mask[::-1].index(0)
-    return tuple(word.ids[:first]), tuple(word.ids[behind:])
+    first, end = mask.index(0), len(mask) - mask[::-1].index(0)
+    return tuple(encoding.ids[:first]), tuple(encoding.ids[end:])
 
 
-def _quote(ids: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ids[:_QUOTED]))
-    return f"[{shown}, …]" if len(ids) > _QUOTED else f"[{shown}]"
+def _format_ids(ids: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ids[:_MAX_IDS_SHOWN]))
+    return f"[{shown}, …]" if len(ids) > _MAX_IDS_SHOWN else f"[{shown}]"

@@ -1,4 +1,4 @@
-"""Spelling and decoding, for callers that want tokens and no vectors."""
+"""Tokenizing and decoding for callers that want tokens, not vectors."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
 
-from serve_app.engines.base import Engine
+from serve_app.engines.base import Tokenizer
 from serve_app.errors import EmbedServeError, InferenceError
 from serve_app.types import Tokenization
 
@@ -17,28 +17,38 @@ _T = TypeVar("_T")
 
 
 class TokenizerService:
-    """Asks an engine's tokenizer, off the event loop. An error of the service is a value."""
+    """Runs a tokenizer outside the event loop. Errors are returned, not raised."""
 
-    def __init__(self, engine: Engine, thread: Executor) -> None:
-        """Uses `thread`, where long texts are tokenized too, and so waits its turn there."""
-        self._engine = engine
-        self._thread = thread
+    def __init__(self, tokenizer: Tokenizer, executor: Executor) -> None:
+        """Creates the service.
 
-    async def spell(
-        self, texts: Sequence[str], *, special: bool
+        Args:
+            tokenizer: the engine's.
+            executor: runs the calls. Long texts of embedding requests are tokenized there as
+                well, so both kinds of calls share one queue.
+        """
+        self._tokenizer = tokenizer
+        self._executor = executor
+
+    async def tokenize(
+        self, texts: Sequence[str], *, add_special_tokens: bool
     ) -> list[Tokenization] | EmbedServeError:
-        """How the tokenizer spells texts, not cut; `special`: with special tokens around them."""
-        return await self._ask(partial(self._engine.spell, texts, special=special))
+        """Returns the tokens of each text, not truncated."""
+        return await self._run(
+            partial(self._tokenizer.tokenize, texts, add_special_tokens=add_special_tokens)
+        )
 
     async def decode(
-        self, rows: Sequence[Sequence[int]], *, skip_special: bool
+        self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool
     ) -> list[str] | EmbedServeError:
-        """The texts that rows of token ids stand for."""
-        return await self._ask(partial(self._engine.decode, rows, skip_special=skip_special))
+        """Returns the text of each row of token ids."""
+        return await self._run(
+            partial(self._tokenizer.decode, rows, skip_special_tokens=skip_special_tokens)
+        )
 
-    async def _ask(self, question: Callable[[], _T]) -> _T | EmbedServeError:
+    async def _run(self, call: Callable[[], _T]) -> _T | EmbedServeError:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, question)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
         except EmbedServeError as error:
             return error
         except Exception as error:

@@ -1,7 +1,8 @@
-"""What is made once from a model, kept in a folder, and found by every replica that starts later.
+"""The artifact cache: folders that are built once from a model and read by every later replica.
 
-A folder is made in a process of its own, so that a replica never carries what that needed, and
-moved to its place whole. Several processes may ask at once: one makes it, the others wait.
+Each artifact is built in a process of its own, so that a replica never holds the libraries that the
+build needs. A build fills a temporary folder, which is then renamed, so that an artifact is either
+complete or absent. If several processes ask for one artifact, one builds it and the others wait.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,88 +25,106 @@ from serve_app.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_DIGESTS = "digests.json"
+_MANIFEST = "digests.json"
 _LOCK_TIMEOUT_S = 900.0
 _PATH = re.compile(r"[^\s'\"]*[/\\][^\s'\"]+")
-#: OpenVINO's converter reports its use to its makers unless it believes that it runs in CI.
-_QUIET = {"CI": "true"}
+#: OpenVINO's converter sends telemetry to Intel unless it believes that it runs in CI.
+_NO_TELEMETRY = {"CI": "true"}
 
 
 @dataclass(frozen=True, slots=True)
 class BuildStep:
-    """How a folder is filled: `python -m <module> <arguments> <folder>`; it ends with `write_manifest`."""
+    """How an artifact is built: `python -m <module> <arguments> <folder>`.
 
-    what: str  #: what will be in it, for errors
+    The module fills the empty folder and calls `write_manifest` last.
+    """
+
+    description: str  #: of the artifact, for error messages
     module: str
     arguments: tuple[str, ...]
 
 
-def get_or_build(name: str, recipe: BuildStep) -> Path:
-    """The folder of that name in the user's cache; made first where there is none that is whole.
+#: Fills an empty folder, or raises ConfigurationError.
+Build = Callable[[BuildStep, Path], None]
+
+
+def build_in_subprocess(step: BuildStep, folder: Path) -> None:
+    """Runs a build step in a process of its own.
 
     Raises:
-        ConfigurationError: it can't be made; the message says why.
+        ConfigurationError: the process failed; the message holds the last line it wrote.
+    """
+    process = subprocess.run(
+        [sys.executable, "-m", step.module, *step.arguments, str(folder)],
+        env={**os.environ, **_NO_TELEMETRY},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if process.returncode:
+        logger.warning("Building %s failed:\n%s", step.description, process.stderr)
+        last_line = (process.stderr.strip().splitlines() or ["no error output"])[-1]
+        message = _PATH.sub("…", last_line)  # it may reach clients
+        raise ConfigurationError(f"Building {step.description} failed: {message}")
+
+
+def get_or_build(name: str, step: BuildStep, *, build: Build = build_in_subprocess) -> Path:
+    """Returns an artifact's folder in the user's cache; builds it if it's missing or damaged.
+
+    Args:
+        name: path below the cache folder.
+        step: how the artifact is built.
+        build: runs the step.
+
+    Raises:
+        ConfigurationError: the artifact can't be built; the message says why.
     """
     folder = user_cache_path("embedserve") / name
     try:
-        whole = _find_or_make(folder, recipe)
+        if not _is_intact(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock", timeout=_LOCK_TIMEOUT_S):
+                if not _is_intact(folder):
+                    _replace(folder, step, build)
     except Timeout:
         raise ConfigurationError(
-            f"Another process has been making {recipe.what} for {_LOCK_TIMEOUT_S:.0f} s."
+            f"Another process has been building {step.description} for {_LOCK_TIMEOUT_S:.0f} s."
         ) from None
     except OSError as error:
         raise ConfigurationError(
-            f"The user's cache folder can't keep {recipe.what}: {error.strerror}. Make room for it."
+            f"The user's cache folder can't store {step.description}: {error.strerror}. Free some "
+            "space, or make the folder writable."
         ) from error
-    if not whole:
-        raise ConfigurationError(f"Making {recipe.what} failed: it is broken as soon as made.")
     return folder
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes down what lies in a folder, so that it can be trusted later. The last step."""
+    """Records the digest of every file in a folder, which marks the artifact as complete."""
     digests = {file.name: _sha256(file) for file in folder.iterdir()}
-    (folder / _DIGESTS).write_bytes(orjson.dumps(digests, option=orjson.OPT_INDENT_2))
+    (folder / _MANIFEST).write_bytes(orjson.dumps(digests, option=orjson.OPT_INDENT_2))
 
 
-def _find_or_make(folder: Path, recipe: BuildStep) -> bool:
-    if _whole(folder):
-        return True
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock", timeout=_LOCK_TIMEOUT_S):
-        if not _whole(folder):
-            _make(folder, recipe)
-        return _whole(folder)
+def _replace(folder: Path, step: BuildStep, build: Build) -> None:
+    """Builds an artifact next to its folder, then moves it there."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as temporary:
+        result = Path(temporary) / "artifact"
+        result.mkdir()
+        build(step, result)
+        if not _is_intact(result):
+            raise ConfigurationError(
+                f"Building {step.description} failed: `{step.module}` wrote no complete artifact."
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(result, folder)
 
 
-def _whole(folder: Path) -> bool:
-    """Whether everything lies there as it was written."""
+def _is_intact(folder: Path) -> bool:
+    """Returns whether a folder has a manifest and every file in it is unchanged."""
     try:
-        digests = orjson.loads((folder / _DIGESTS).read_bytes())
+        digests = orjson.loads((folder / _MANIFEST).read_bytes())
         return bool(digests) and all(_sha256(folder / name) == d for name, d in digests.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def _make(folder: Path, recipe: BuildStep) -> None:
-    """Makes it beside its place and moves it there whole."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="making-") as making:
-        place = Path(making) / "made"
-        place.mkdir()
-        done = subprocess.run(
-            [sys.executable, "-m", recipe.module, *recipe.arguments, str(place)],
-            env={**os.environ, **_QUIET},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            logger.warning("Making %s failed:\n%s", recipe.what, done.stderr)
-            last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
-            told = _PATH.sub("…", last)  # this may reach clients
-            raise ConfigurationError(f"Making {recipe.what} failed: {told}")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(place, folder)
 
 
 def _sha256(file: Path) -> str:

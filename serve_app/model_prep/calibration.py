@@ -1,4 +1,8 @@
-"""Learns a model's ranges: `python -m serve_app.model_prep.calibration CONFIG FOLDER`."""
+"""Calibrates a model's quantization ranges.
+
+`python -m serve_app.model_prep.calibration CONFIG FOLDER`: corpus -> vectors at fp32 -> ranges, in
+a file of the folder.
+"""
 
 import sys
 import time
@@ -11,46 +15,61 @@ from sentence_transformers import SentenceTransformer
 from serve_app.config import ModelConfig
 from serve_app.engines.torch_engine import load_pipeline
 from serve_app.model_prep.artifact_cache import write_manifest
-from serve_app.model_prep.calibration_corpus import corpus
-from serve_app.model_prep.quantization_ranges import ranges_around, write_quantization_ranges
+from serve_app.model_prep.calibration_corpus import calibration_texts
+from serve_app.model_prep.quantization_ranges import compute_ranges, write_quantization_ranges
 from serve_app.models import resolve
+from serve_app.types import Float32
 
-_BATCH = 16
-#: A model so large that a CPU takes longer is served without ranges, rather than late.
-_TIME_S = 120.0
+_BATCH_SIZE = 16
+#: A model that takes longer on a CPU is served without ranges: a late start is worse.
+_TIMEOUT_S = 120.0
 
 
-def calibrate(model: SentenceTransformer, prompts: Mapping[str, str], place: Path) -> None:
-    """Writes into a folder the ranges of a model at float32, or why there are none.
+def calibrate(
+    model: SentenceTransformer,
+    prompts: Mapping[str, str],
+    folder: Path,
+    *,
+    timeout_s: float = _TIMEOUT_S,
+) -> None:
+    """Writes the ranges of a model at fp32 into a folder, or the reason why there are none.
 
-    The model's prompts take turns, since what it is served with decides its vectors.
+    The prompts alternate over the texts, because a prompt shifts the vectors.
+
+    Args:
+        model: the model at fp32.
+        prompts: its prompts, by name.
+        folder: receives the ranges.
+        timeout_s: after which calibration fails.
     """
     try:
-        write_quantization_ranges(
-            place, ranges_around(_vectors(model, list(prompts.values()) or [""]))
-        )
-    except Exception as error:  # the service does without
-        write_quantization_ranges(place, None, f"{type(error).__name__}: {error}")
+        vectors = _embed_corpus(model, list(prompts.values()) or [""], timeout_s)
+        write_quantization_ranges(folder, compute_ranges(vectors))
+    except Exception as error:  # the service runs without int8 and uint8
+        write_quantization_ranges(folder, None, f"{type(error).__name__}: {error}")
 
 
-def _vectors(model: SentenceTransformer, prompts: list[str]) -> np.ndarray:
-    texts = sorted((prompts[i % len(prompts)] + text for i, text in enumerate(corpus())), key=len)
-    end, found = time.monotonic() + _TIME_S, []
-    for i in range(0, len(texts), _BATCH):
-        if time.monotonic() > end:
-            raise TimeoutError(f"it takes longer than {_TIME_S:.0f} s")
-        found.append(model.encode(texts[i : i + _BATCH], prompt="", show_progress_bar=False))
-    return np.concatenate(found)
+def _embed_corpus(model: SentenceTransformer, prompts: list[str], timeout_s: float) -> Float32:
+    """Returns vectors of shape (n, dim). Raises TimeoutError."""
+    texts = (prompts[i % len(prompts)] + text for i, text in enumerate(calibration_texts()))
+    by_length = sorted(texts, key=len)  # little padding
+    deadline, batches = time.monotonic() + timeout_s, []
+    for i in range(0, len(by_length), _BATCH_SIZE):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it takes longer than {timeout_s:.0f} s")
+        batch = by_length[i : i + _BATCH_SIZE]
+        batches.append(model.encode(batch, prompt="", show_progress_bar=False))
+    return np.concatenate(batches)
 
 
 def main() -> None:
-    """Fills an empty folder."""
-    config, place = ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
+    """Builds the artifact that `get_or_build_quantization_ranges` reads."""
+    config, folder = ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
     spec = resolve(config)
     model = load_pipeline(config, "cpu")
     model.max_seq_length = spec.max_tokens
-    calibrate(model, spec.prompts, place)
-    write_manifest(place)
+    calibrate(model, spec.prompts, folder)
+    write_manifest(folder)
 
 
 if __name__ == "__main__":

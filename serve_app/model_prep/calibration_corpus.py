@@ -1,9 +1,9 @@
-"""Texts of every kind that people embed, to learn from what values a model's vectors take.
+"""The calibration corpus: fixed texts of the kinds that people embed.
 
-Queries, questions, sentences, messages and paragraphs, of nine trades and in eleven languages.
-They are put together from the lists below by a fixed sequence of numbers, the same on every
-machine and in every version of Python. If they change, a model's ranges change with them, and with
-ranges every `int8` and `uint8` vector: then `RANGES_FORMAT` must change too.
+Queries, questions, titles, messages and paragraphs from nine fields and in eleven other languages.
+They are generated from the lists below with fixed random numbers, the same on every machine and in
+every version of Python. A change to them changes the quantization ranges, and with these every
+`int8` and `uint8` vector: bump `RANGES_FORMAT` then.
 """
 
 import random
@@ -13,8 +13,8 @@ from typing import TypeVar
 _T = TypeVar("_T")
 _SEED = 20260101
 
-#: Of each trade: things, what one does, and what one says.
-_TRADES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
+#: For each field: topics, activities and statements.
+_FIELDS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
     (
         ("sourdough bread", "a cast iron pan", "lentil soup", "fresh basil", "olive oil"),
         ("knead the dough by hand", "keep rice from sticking", "roast a whole chicken"),
@@ -108,46 +108,47 @@ _TRADES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = 
     ),
 )
 _QUERIES = (
-    "{thing}",
-    "{thing} {other}",
-    "best {thing} 2024",
-    "{thing} vs {other}",
-    "how to {act}",
-    "{thing} near me",
-    "WHAT IS {thing}",
-    "cheap {thing} for beginners",
+    "{topic}",
+    "{topic} {other_topic}",
+    "best {topic} 2024",
+    "{topic} vs {other_topic}",
+    "how to {activity}",
+    "{topic} near me",
+    "WHAT IS {topic}",
+    "cheap {topic} for beginners",
 )
 _QUESTIONS = (
-    "How do I {act}?",
-    "What has {thing} to do with {other}?",
-    "Why is {thing} so important, and for whom?",
-    "Can you explain {thing} to a ten-year-old?",
-    "Is it possible to {act} without {thing}?",
-    "Which is better, {thing} or {other}?",
+    "How do I {activity}?",
+    "What has {topic} to do with {other_topic}?",
+    "Why is {topic} so important, and for whom?",
+    "Can you explain {topic} to a ten-year-old?",
+    "Is it possible to {activity} without {topic}?",
+    "Which is better, {topic} or {other_topic}?",
 )
 _TITLES = (
-    "{thing}: a short guide",
-    "From {thing} to {other}",
-    "Ten things nobody tells you about {thing}",
-    "# {thing}\n\n- {other}\n- how to {act}",
+    "{topic}: a short guide",
+    "From {topic} to {other_topic}",
+    "Ten things nobody tells you about {topic}",
+    "# {topic}\n\n- {other_topic}\n- how to {activity}",
 )
 _MESSAGES = (
-    "Hi, could you tell me how to {act}? Thanks a lot!",
-    "Dear Sir or Madam, I write to you about {thing}. {say} Kind regards, J. Miller",
-    "lol just read about {thing} again 😂 {say}",
-    "Reminder: {act} before Friday, then call me about {thing}.",
-    "User: {say}\nAssistant: I see. Shall we talk about {thing}?",
+    "Hi, could you tell me how to {activity}? Thanks a lot!",
+    "Dear Sir or Madam, I write to you about {topic}. {statement} Kind regards, J. Miller",
+    "lol just read about {topic} again 😂 {statement}",
+    "Reminder: {activity} before Friday, then call me about {topic}.",
+    "User: {statement}\nAssistant: I see. Shall we talk about {topic}?",
 )
 _PARAGRAPHS = (
-    "{say} {more} {last}",
-    "Much has been written about {thing}. {say} However, {thing} is not all there is: {more}",
-    "{say} In other words, if you want to {act}, begin with {thing}. {more} {last} "
+    "{statement} {second} {third}",
+    "Much has been written about {topic}. {statement} However, {topic} is not all there is: "
+    "{second}",
+    "{statement} In other words, if you want to {activity}, begin with {topic}. {second} {third} "
     "As so often, the simplest way is the best one, and patience helps more than tools.",
-    "{thing} and {other} are often named together. {say} {more} On the other hand, those who try "
-    "to {act} soon find that it takes time. {last} All of it depends on where you are, on how much "
-    "you know already, and on what you are willing to spend on {thing}.",
+    "{topic} and {other_topic} are often named together. {statement} {second} On the other hand, "
+    "those who try to {activity} soon find that it takes time. {third} All of it depends on where "
+    "you are, on how much you know already, and on what you are willing to spend on {topic}.",
 )
-#: Of each other language: things, and what is said of them.
+#: For each other language: topics and templates.
 _LANGUAGES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
         ("die Miete", "das Fahrrad", "die Steuererklärung", "der Wald", "eine Krankheit"),
@@ -243,47 +244,58 @@ _LANGUAGES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ),
     ),
 )
-#: How many English texts there are of each kind, and how many in each other language.
-_KINDS = (
+#: English templates, and how many texts are generated from each group.
+_ENGLISH = (
     (_QUERIES, 120),
     (_QUESTIONS, 80),
     (_TITLES, 40),
     (_MESSAGES, 60),
     (_PARAGRAPHS, 80),
 )
-_OF_A_LANGUAGE = 12
-_ODD = ("a", "42", "?", "OK", "2024-02-29T12:00:00Z", "+49 30 1234567", "👍🎉", "asdf qwer", "...")
+_TEXTS_PER_LANGUAGE = 12
+_EDGE_CASES = (
+    "a",
+    "42",
+    "?",
+    "OK",
+    "2024-02-29T12:00:00Z",
+    "+49 30 1234567",
+    "👍🎉",
+    "asdf qwer",
+    "...",
+)
 
 
-def corpus() -> list[str]:
-    """About 500 texts, no two alike."""
-    numbers = random.Random(_SEED)
-    sayings = [saying for _, _, sayings in _TRADES for saying in sayings]
-    texts = [*_english(numbers), *sayings, *_foreign(numbers), *_ODD]
+def calibration_texts() -> list[str]:
+    """Returns about 500 distinct texts."""
+    rng = random.Random(_SEED)
+    statements = [statement for _, _, statements in _FIELDS for statement in statements]
+    texts = [*_english(rng), *statements, *_other_languages(rng), *_EDGE_CASES]
     return list(dict.fromkeys(texts))
 
 
-def _english(numbers: random.Random) -> Iterator[str]:
-    for forms, count in _KINDS:
+def _english(rng: random.Random) -> Iterator[str]:
+    for templates, count in _ENGLISH:
         for _ in range(count):
-            things, acts, sayings = _one(numbers, _TRADES)
-            others, _, more = _one(numbers, _TRADES)
-            text = _one(numbers, forms).format(
-                thing=_one(numbers, things),
-                other=_one(numbers, others),
-                act=_one(numbers, acts),
-                say=_one(numbers, sayings),
-                more=_one(numbers, sayings),
-                last=_one(numbers, more),
+            topics, activities, statements = _choice(rng, _FIELDS)
+            other_topics, _, other_statements = _choice(rng, _FIELDS)
+            text = _choice(rng, templates).format(
+                topic=_choice(rng, topics),
+                other_topic=_choice(rng, other_topics),
+                activity=_choice(rng, activities),
+                statement=_choice(rng, statements),
+                second=_choice(rng, statements),
+                third=_choice(rng, other_statements),
             )
-            yield text[:1].upper() + text[1:] if forms is _PARAGRAPHS else text
+            yield text[:1].upper() + text[1:] if templates is _PARAGRAPHS else text
 
 
-def _foreign(numbers: random.Random) -> Iterator[str]:
-    for things, forms in _LANGUAGES:
-        for _ in range(_OF_A_LANGUAGE):
-            yield _one(numbers, forms).format(_one(numbers, things))
+def _other_languages(rng: random.Random) -> Iterator[str]:
+    for topics, templates in _LANGUAGES:
+        for _ in range(_TEXTS_PER_LANGUAGE):
+            yield _choice(rng, templates).format(_choice(rng, topics))
 
 
-def _one(numbers: random.Random, of: Sequence[_T]) -> _T:
-    return of[int(numbers.random() * len(of))]  # the one method that Python promises not to change
+def _choice(rng: random.Random, items: Sequence[_T]) -> _T:
+    # `random()` is the one method whose sequence Python promises to keep; `choice` is not.
+    return items[int(rng.random() * len(items))]

@@ -1,13 +1,15 @@
-"""Which engine runs the model: chosen once, when the application is built."""
+"""Engine selection: which engine runs the model, at which precision.
 
-import re
+The application selects once, when it is built; every replica then loads that selection.
+"""
+
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from serve_app.config import AppConfig
 from serve_app.engines.base import Engine
-from serve_app.errors import ConfigurationError, SpaceMismatch
-from serve_app.model_prep.prepared_model import prepared
+from serve_app.engines.cpu_features import CpuFeatures
+from serve_app.errors import ConfigurationError
+from serve_app.model_prep.prepared_model import get_prepared_model
 from serve_app.model_prep.quantization_ranges import (
     get_or_build_quantization_ranges,
     hashing_quantization_ranges,
@@ -16,51 +18,59 @@ from serve_app.model_prep.quantization_ranges import (
 from serve_app.models import ModelSpec, resolve
 from serve_app.types import Float32, Parity
 
-#: Engine and precision, best first. A GPU's are not tried: the node that builds may have none.
-_BEST = {
+#: For each device, engines and precisions in order of preference. On a GPU the first one is
+#: selected untried, because the node that builds the application may have no GPU.
+_PREFERENCES = {
     "cpu": (("openvino", "bf16"), ("openvino", "fp32"), ("torch", "fp32")),
     "cuda": (("torch", "fp16"), ("torch", "fp32")),
 }
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSelection:
-    """What is served and by which engine, the same in every replica."""
+    """The model, its engine and its precision, the same in every replica."""
 
-    config: AppConfig  #: as asked for, engine and precision named
+    config: AppConfig  #: the configuration, with engine and precision filled in
     spec: ModelSpec
-    parity: Parity | None = None  #: None: not measured yet, or nothing to compare
-    refused: tuple[str, ...] = ()  #: better engines that were not taken, and why
+    parity: Parity | None = None  #: None: measured by the replica, or there is no reference
+    rejected: tuple[str, ...] = ()  #: preferred engines that were rejected, with reasons
 
 
-def select_engine(config: AppConfig) -> EngineSelection:
-    """The best engine of those that the configuration allows and that prove themselves.
+def select_engine(config: AppConfig, *, cpu: CpuFeatures | None = None) -> EngineSelection:
+    """Returns the preferred engine of those that the configuration allows and that work.
 
-    What the configuration names is held fast: it is taken or refused, never replaced. A model
-    that is new to this machine is prepared first, which takes half a minute.
+    An engine or precision that the configuration sets is never replaced by another: if it can't be
+    used, selection fails. A model that is new to this machine is prepared first, which takes about
+    half a minute.
+
+    Args:
+        config: the application's configuration.
+        cpu: the CPU to select for; None: this machine's.
 
     Raises:
-        ModelSourceError: the model's files are missing or not the ones that were asked for.
-        ParityFailed: the named engine's vectors are too far from those of sentence-transformers.
-        ConfigurationError: none can be had; the message says why.
+        ModelSourceError: the model's files are missing, or have another digest than configured.
+        ParityFailed: the configured engine's vectors are too far from sentence-transformers.
+        ConfigurationError: no engine can be used; the message says why.
     """
+    cpu = cpu or CpuFeatures.detect()
     candidates = _candidates(config)
-    refused: list[str] = []
+    rejected: list[str] = []
     for engine, precision in candidates:
-        settled = config.model_copy(update={"engine": engine, "precision": precision})
+        candidate = config.model_copy(update={"engine": engine, "precision": precision})
         spec = resolve(config.model, precision)
         try:
-            parity, quantization_ranges = _proven(settled, spec)
+            if config.device == "cpu":
+                cpu.require(precision)
+            parity, ranges = _prepare(candidate, spec)
         except ConfigurationError as error:
             if len(candidates) == 1:
                 raise
-            refused.append(f"{engine} at {precision}: {error}")
+            rejected.append(f"{engine} at {precision}: {error}")
             continue
         return EngineSelection(
-            settled, replace(spec, quantization_ranges=quantization_ranges), parity, tuple(refused)
+            candidate, replace(spec, quantization_ranges=ranges), parity, tuple(rejected)
         )
-    raise ConfigurationError("No engine that was asked for can be had. " + " ".join(refused))
+    raise ConfigurationError("No configured engine can be used. " + " ".join(rejected))
 
 
 def _candidates(config: AppConfig) -> list[tuple[str, str]]:
@@ -68,77 +78,59 @@ def _candidates(config: AppConfig) -> list[tuple[str, str]]:
         return [("hashing", "fp32")]
     if config.engine != "auto" and config.precision != "auto":
         return [(config.engine, config.precision)]
-    found = [
+    allowed = [
         (engine, precision)
-        for engine, precision in _BEST[config.device]
+        for engine, precision in _PREFERENCES[config.device]
         if config.engine in ("auto", engine) and config.precision in ("auto", precision)
     ]
-    return found or [("torch", config.precision)]
+    return allowed or [("torch", config.precision)]
 
 
-def _proven(config: AppConfig, spec: ModelSpec) -> tuple[Parity | None, Float32 | None]:
-    """What the gate measured of the engine, where a replica needn't load it first; and ranges."""
+def _prepare(config: AppConfig, spec: ModelSpec) -> tuple[Parity | None, Float32 | None]:
+    """Returns parity and quantization ranges; prepares or calibrates the model if necessary.
+
+    The parity of torch is None: the replica measures it when it loads the model.
+    """
     if config.engine == "hashing":
         return None, hashing_quantization_ranges(spec.dim)
-    if config.engine != "openvino":
+    if config.engine == "torch":
         return None, get_or_build_quantization_ranges(config.model, spec)
-    _check_cpu(config)
-    found = prepared(config.model, spec, config.precision)
-    return found.parity, read_quantization_ranges(found.folder)
+    prepared = get_prepared_model(config.model, spec, config.precision)
+    return prepared.parity, read_quantization_ranges(prepared.folder)
 
 
-def load_engine(choice: EngineSelection, *, threads: int) -> Engine:
-    """The chosen engine, its model loaded.
+def load_engine(selection: EngineSelection, *, threads: int) -> Engine:
+    """Loads the selected engine with its model.
 
-    An engine's libraries are imported only when it is chosen: a replica with a prepared model
-    never pays for torch.
+    Engines are imported here, when they are needed: a replica with a prepared model never imports
+    torch.
 
     Args:
-        choice: what `select_engine` gave.
+        selection: the result of `select_engine`.
         threads: CPU threads for the model.
 
     Raises:
-        ConfigurationError: it can't be loaded here, or its vectors are not the model's.
+        ConfigurationError: this machine can't run the engine, or its vectors differ from the
+            application's.
     """
-    config, spec = choice.config, choice.spec
-    if config.engine == "openvino":
-        _check_cpu(config)
-        from serve_app.engines.openvino_engine import OpenVinoEngine
-
-        found = prepared(config.model, spec, config.precision)
-        return OpenVinoEngine(
-            found.folder,
-            spec,
-            precision=config.precision,
-            threads=threads,
-            parity=found.parity,
-        )
+    config, spec = selection.config, selection.spec
     if config.engine == "hashing":
         from serve_app.engines.hashing_engine import HashingEngine
 
         return HashingEngine(spec)
-    from serve_app.engines.torch_engine import TorchEngine
+    if config.engine == "torch":
+        from serve_app.engines.torch_engine import TorchEngine
 
-    return TorchEngine(
-        config.model, spec, device=config.device, precision=config.precision, threads=threads
-    )
-
-
-def _check_cpu(config: AppConfig) -> None:
-    """Refuses bf16 where OpenVINO would quietly compute in fp32 and give vectors of another space.
-
-    Raises:
-        SpaceMismatch: this machine's CPU has no bf16.
-    """
-    if config.precision == "bf16" and not _has_bf16(_CPUINFO):
-        raise SpaceMismatch(
-            "OpenVINO computes in bf16 on CPUs with AVX512-BF16 or AMX only, and this one has "
-            "neither. Name a precision that every machine has: `precision: fp32`."
+        return TorchEngine(
+            config.model, spec, device=config.device, precision=config.precision, threads=threads
         )
+    from serve_app.engines.openvino_engine import OpenVinoEngine
 
-
-def _has_bf16(cpuinfo: Path) -> bool:
-    if not cpuinfo.is_file():
-        return False
-    flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text("utf-8"), re.MULTILINE)
-    return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
+    prepared = get_prepared_model(config.model, spec, config.precision)
+    return OpenVinoEngine(
+        prepared.folder,
+        spec,
+        precision=config.precision,
+        threads=threads,
+        parity=prepared.parity,
+    )

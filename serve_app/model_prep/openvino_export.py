@@ -1,7 +1,9 @@
-"""Converts a model for OpenVINO: `python -m serve_app.model_prep.openvino_export CONFIG PRECISION FOLDER`.
+"""Converts a model for OpenVINO: builds the artifact that `prepared_model` reads.
 
-The whole sentence-transformers pipeline is traced as it is, so every kind of pooling, dense
-layer and normalisation is what that library makes of it.
+`python -m serve_app.model_prep.openvino_export CONFIG PRECISION FOLDER`
+
+The whole sentence-transformers pipeline is traced, so that every pooling mode, dense layer and
+normalization is that library's own.
 """
 
 import sys
@@ -13,8 +15,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import ModelConfig
+from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.engines.openvino_engine import GRAPH, OpenVinoEngine
-from serve_app.engines.parity import canary_texts, parity
+from serve_app.engines.parity import measure_parity, parity_texts
 from serve_app.engines.tokenizer import TextTokenizer
 from serve_app.engines.torch_engine import load_pipeline
 from serve_app.model_prep.artifact_cache import write_manifest
@@ -23,12 +26,12 @@ from serve_app.model_prep.prepared_model import write_parity
 from serve_app.models import resolve
 from serve_app.types import Float32
 
-#: Of unlike length, so that nothing of a shape is taken for a constant.
+#: Of different lengths, so that tracing takes no dimension for a constant.
 _EXAMPLES = ["An example.", "Another example, and a good deal longer than the first one is."]
 
 
 class _Pipeline(torch.nn.Module):
-    """The model as a function of arrays: to vectors of texts, and to those of their tokens."""
+    """A sentence-transformers model with positional tensors as inputs and outputs, for tracing."""
 
     def __init__(self, model: SentenceTransformer, inputs: tuple[str, ...]) -> None:
         super().__init__()
@@ -40,36 +43,48 @@ class _Pipeline(torch.nn.Module):
         return features["sentence_embedding"], features["token_embeddings"]
 
 
-def prepare(config: ModelConfig, precision: str, place: Path) -> None:
-    """Fills an empty folder with a prepared model, its ranges and what the parity gate measured."""
+def export(config: ModelConfig, precision: str, folder: Path) -> None:
+    """Fills an empty folder with graph, tokenizer, parity, quantization ranges and manifest.
+
+    Raises:
+        ConfigurationError: the CPU doesn't compute the precision natively.
+        ModelSourceError: the model can't be read.
+    """
+    CpuFeatures.detect().require(precision)
     spec = resolve(config, precision)
     model = load_pipeline(config, "cpu")
     model.max_seq_length = spec.max_tokens
-    tokenizer = TextTokenizer.of(model.tokenizer, spec.max_tokens)
-    tokenizer.save(place)
-    _convert(model, tokenizer, place, precision)
-    texts = canary_texts(spec.max_tokens)
+    tokenizer = TextTokenizer.from_transformers(model.tokenizer, spec.max_tokens)
+    tokenizer.save(folder)
+    _convert(model, tokenizer, precision, folder)
+    texts = parity_texts(spec.max_tokens)
     expected: Float32 = np.asarray(model.encode(texts, prompt=""), dtype=np.float32)
-    engine = OpenVinoEngine(place, spec, precision=precision, threads=1)
-    write_parity(place, parity(engine, texts, expected, precision))
-    calibrate(model, spec.prompts, place)
-    write_manifest(place)
+    engine = OpenVinoEngine(folder, spec, precision=precision, threads=1)
+    write_parity(folder, measure_parity(engine, texts, expected, precision))
+    calibrate(model, spec.prompts, folder)
+    write_manifest(folder)
 
 
 def _convert(
-    model: SentenceTransformer, tokenizer: TextTokenizer, place: Path, precision: str
+    model: SentenceTransformer, tokenizer: TextTokenizer, precision: str, folder: Path
 ) -> None:
     inputs = tokenizer.padding.inputs
-    arrays = tokenizer.pad(tokenizer.tokenize(_EXAMPLES))
+    arrays = tokenizer.pad(tokenizer.encode(_EXAMPLES))
     example = tuple(torch.from_numpy(array) for array in arrays.values())
     with torch.inference_mode():
         graph = openvino.convert_model(_Pipeline(model, inputs), example_input=example)
     for port, name in zip(graph.inputs, inputs, strict=True):
         port.get_tensor().set_names({name})
     graph.reshape({name: openvino.PartialShape([-1, -1]) for name in inputs})
-    # fp16 holds more digits of a weight than bf16 computes with, in half the memory of fp32.
-    openvino.save_model(graph, place / GRAPH, compress_to_fp16=precision != "fp32")
+    # fp16 stores more digits of a weight than bf16 computes with, in half the memory of fp32.
+    openvino.save_model(graph, folder / GRAPH, compress_to_fp16=precision != "fp32")
+
+
+def main() -> None:
+    """Builds the artifact in the folder of the command line."""
+    config_json, precision, folder = sys.argv[1:]
+    export(ModelConfig.model_validate_json(config_json), precision, Path(folder))
 
 
 if __name__ == "__main__":
-    prepare(ModelConfig.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    main()

@@ -1,4 +1,4 @@
-"""sentence-transformers itself, asked once for all tests that hold vectors against it."""
+"""Expected vectors from sentence-transformers, computed once for all tests."""
 
 from functools import cache
 
@@ -10,23 +10,23 @@ from serve_app.models import model_dir
 from serve_app.types import Float32
 from tests.engines.texts import mixed_texts
 
-#: As many as any test asks for; fewer texts are the first of them.
-_MOST = 160
+#: The largest number of texts that a test uses; smaller numbers take the first ones.
+_MAX_TEXTS = 160
 
 
 @cache
-def model() -> SentenceTransformer:
+def load_reference() -> SentenceTransformer:
     return SentenceTransformer(str(model_dir(MINILM)), device="cpu", local_files_only=True)
 
 
-def vectors(n: int) -> Float32:
-    """Those of `mixed_texts(n)`."""
-    assert mixed_texts(_MOST)[:n] == mixed_texts(n)
-    return _vectors()[:n]
+def reference_vectors(n: int) -> Float32:
+    """Returns the vectors of `mixed_texts(n)`, shape (n, 384)."""
+    assert mixed_texts(_MAX_TEXTS)[:n] == mixed_texts(n)
+    return _all_vectors()[:n]
 
 
 @cache
-def _vectors() -> Float32:
-    found = np.asarray(model().encode(mixed_texts(_MOST)), dtype=np.float32)
-    found.flags.writeable = False
-    return found
+def _all_vectors() -> Float32:
+    vectors = np.asarray(load_reference().encode(mixed_texts(_MAX_TEXTS)), dtype=np.float32)
+    vectors.flags.writeable = False
+    return vectors

@@ -12,7 +12,7 @@ from serve_app.engines.affinity import available_cpus, choose_cpus, move_threads
         ({0, 1, 2, 3}, 1, 0, {0}),
         ({0, 1, 2, 3}, 1, 3, {3}),
         ({0, 1, 2, 3}, 2, 1, {2, 3}),
-        ({0, 1, 2, 3}, 2, 2, {0, 1}),  # more replicas than room: begin again
+        ({0, 1, 2, 3}, 2, 2, {0, 1}),  # more replicas than blocks: wraps around
         ({4, 9}, 1, 1, {9}),
         ({0, 1}, 8, 0, {0, 1}),
     ],
@@ -25,23 +25,23 @@ def test_each_replica_has_a_block_of_its_own(
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this OS can't pin threads")
 def test_a_pinned_thread_moves_and_others_stay() -> None:
-    mine = available_cpus()
-    if len(mine) < 2:
-        pytest.skip("there is one CPU only")
-    first, second = (frozenset({cpu}) for cpu in sorted(mine)[:2])
-    pinned, look, seen = threading.Event(), threading.Event(), []
+    all_cpus = available_cpus()
+    if len(all_cpus) < 2:
+        pytest.skip("needs two CPUs")
+    first, second = (frozenset({cpu}) for cpu in sorted(all_cpus)[:2])
+    pinned, moved, seen = threading.Event(), threading.Event(), []
 
     def work() -> None:
         pin_thread(first)
         pinned.set()
-        look.wait(5)
+        moved.wait(5)
         seen.append(available_cpus())
 
     thread = threading.Thread(target=work)
     thread.start()
     pinned.wait(5)
     move_threads(first, second)
-    look.set()
+    moved.set()
     thread.join()
     assert seen == [second]
-    assert available_cpus() == mine
+    assert available_cpus() == all_cpus

@@ -26,7 +26,7 @@ def engine(dim: int = 256, max_tokens: int = 512) -> HashingEngine:
 
 
 def embed(engine: HashingEngine, *texts: str) -> Float32:
-    return engine.embed(engine.tokenize(texts))
+    return engine.embed(engine.tokenizer.encode(texts))
 
 
 @pytest.mark.parametrize("dim", [8, 100, 65536])
@@ -37,33 +37,33 @@ def test_vectors_are_finite_and_of_unit_length(dim: int) -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
 
 
-def test_features_that_collide_never_cancel_a_whole_text() -> None:
+def test_colliding_features_never_cancel_completely() -> None:
     texts = [f"w{i} " * n + "end" for i in range(500) for n in range(5)]
     vectors = embed(engine(8), *texts)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
 
 
 def test_a_vector_is_the_same_bits_in_every_batch() -> None:
-    words = engine()
-    together = embed(words, *TEXTS)
-    alone = np.concatenate([embed(words, text) for text in TEXTS])
-    backwards = embed(words, *TEXTS[::-1])[::-1]
-    assert together.tobytes() == alone.tobytes() == backwards.tobytes()
+    hashing = engine()
+    batched = embed(hashing, *TEXTS)
+    single = np.concatenate([embed(hashing, text) for text in TEXTS])
+    reversed_ = embed(hashing, *TEXTS[::-1])[::-1]
+    assert batched.tobytes() == single.tobytes() == reversed_.tobytes()
 
 
-def test_it_is_the_same_in_every_process() -> None:
+def test_vectors_are_the_same_in_every_process() -> None:
     runs = [
         subprocess.run(
             [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
         ).stdout.split()
         for _ in range(2)
     ]
-    assert runs[0][0] != runs[1][0]  # Python's own hash is not
+    assert runs[0][0] != runs[1][0]  # unlike Python's `hash`
     assert runs[0][1] == runs[1][1] == embed(engine(32), *TEXTS).tobytes().hex()
 
 
-def test_it_is_the_same_in_every_version_of_this_service() -> None:
-    """If it can't be, `_HASHING_VERSION` must change with it: vectors lie in indexes."""
+def test_vectors_are_the_same_in_every_version() -> None:
+    """If the vectors must change, bump `_HASHING_VERSION`: users store them in indexes."""
     (vector,) = embed(engine(16), "The river under the old bridge, the bridge over the river")
     counts = np.round(vector / np.abs(vector[vector != 0]).min()).astype(int)
     assert counts.tolist() == GOLDEN
@@ -82,21 +82,22 @@ def test_the_order_of_words_counts() -> None:
     assert 0.3 < vectors[0] @ vectors[1] < 0.9
 
 
-def test_words_over_the_limit_are_cut_and_told() -> None:
-    short = engine(max_tokens=4)
-    exact, over = short.tokenize(["one two three four", "one two three four five"])
+def test_words_over_the_limit_are_truncated() -> None:
+    tokenizer = engine(max_tokens=4).tokenizer
+    exact, over = tokenizer.encode(["one two three four", "one two three four five"])
     assert exact.ids == over.ids
     assert (len(exact.ids), exact.truncated, over.truncated) == (4, False, True)
 
 
-def test_what_needs_a_vocabulary_is_refused_in_words() -> None:
-    words = engine()
-    asked: list[Callable[[], object]] = [
-        lambda: words.tokenize(["fine", (101, 102)]),
-        lambda: words.spell(["a"], special=True),
-        lambda: words.decode([[1]], skip_special=True),
-        lambda: words.embed_tokens(words.tokenize(["a"])),
+def test_operations_that_need_a_vocabulary_are_rejected() -> None:
+    hashing = engine()
+    tokenizer = hashing.tokenizer
+    operations: list[Callable[[], object]] = [
+        lambda: tokenizer.encode(["fine", (101, 102)]),
+        lambda: tokenizer.tokenize(["a"], add_special_tokens=True),
+        lambda: tokenizer.decode([[1]], skip_special_tokens=True),
+        lambda: hashing.embed_tokens(tokenizer.encode(["a"])),
     ]
-    for ask in asked:
+    for operation in operations:
         with pytest.raises(InvalidRequest, match="`hashing` has no vocabulary"):
-            ask()
+            operation()

@@ -1,52 +1,57 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import current_thread
-from typing import Any
 
 import pytest
 
 from serve_app.engines.tokenizer_service import TokenizerService
 from serve_app.errors import InferenceError, InvalidRequest
-from tests.fakes import FakeEngine
+from serve_app.types import Tokenization
+from tests.fakes import FakeTokenizer
+
+
+class ObservedTokenizer(FakeTokenizer):
+    """Records the threads that tokenize, and fails on request."""
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+        self.error: Exception | None = None
+
+    def tokenize(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Tokenization]:
+        self.threads.append(current_thread().name)
+        if self.error is not None:
+            raise self.error
+        return super().tokenize(texts, add_special_tokens=add_special_tokens)
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
+def tokenizer() -> ObservedTokenizer:
+    return ObservedTokenizer()
 
 
 @pytest.fixture
-def speller(engine: FakeEngine) -> Iterator[TokenizerService]:
-    with ThreadPoolExecutor(1, "apart") as thread:
-        yield TokenizerService(engine, thread)
+def service(tokenizer: ObservedTokenizer) -> Iterator[TokenizerService]:
+    with ThreadPoolExecutor(1, "tokenizer") as executor:
+        yield TokenizerService(tokenizer, executor)
 
 
-async def test_it_asks_the_engine(speller: TokenizerService) -> None:
-    spelled = await speller.spell(("ab",), special=True)
-    assert isinstance(spelled, list)
-    assert [spelling.ids for spelling in spelled] == [[97, 98, 0]]
-    assert await speller.decode(((97, 98, 0),), skip_special=True) == ["ab"]
+async def test_it_tokenizes_and_decodes(service: TokenizerService) -> None:
+    rows = await service.tokenize(("ab",), add_special_tokens=True)
+    assert isinstance(rows, list)
+    assert [row.ids for row in rows] == [[97, 98, 0]]
+    assert await service.decode(((97, 98, 0),), skip_special_tokens=True) == ["ab"]
 
 
-async def test_an_error_of_the_service_is_a_value_and_any_other_too(
-    engine: FakeEngine, speller: TokenizerService, monkeypatch: pytest.MonkeyPatch
+async def test_errors_are_returned(tokenizer: ObservedTokenizer, service: TokenizerService) -> None:
+    assert isinstance(await service.decode(((-1,),), skip_special_tokens=True), InvalidRequest)
+    tokenizer.error = ZeroDivisionError()
+    error = await service.tokenize(("a",), add_special_tokens=False)
+    assert isinstance(error, InferenceError)
+    assert "ZeroDivisionError" in str(error)
+
+
+async def test_it_runs_outside_the_event_loop(
+    tokenizer: ObservedTokenizer, service: TokenizerService
 ) -> None:
-    assert isinstance(await speller.decode(((-1,),), skip_special=True), InvalidRequest)
-    monkeypatch.setattr(engine, "spell", lambda texts, special: 1 / 0)
-    failed = await speller.spell(("a",), special=False)
-    assert isinstance(failed, InferenceError)
-    assert "ZeroDivisionError" in str(failed)
-
-
-async def test_the_event_loop_goes_on_meanwhile(
-    engine: FakeEngine, speller: TokenizerService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    def spell(texts: Any, special: bool) -> list[Any]:
-        asked.append(current_thread().name)
-        return []
-
-    monkeypatch.setattr(engine, "spell", spell)
-    await speller.spell(("a",), special=False)
-    assert asked == ["apart_0"]
+    await service.tokenize(("a",), add_special_tokens=False)
+    assert tokenizer.threads == ["tokenizer_0"]

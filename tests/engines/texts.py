@@ -1,4 +1,4 @@
-"""Texts of every kind that a search engine meets, the same on every run."""
+"""Fixed texts of many lengths and scripts."""
 
 import random
 
@@ -6,7 +6,7 @@ _WORDS = (
     "the search index holds vectors of many short and long documents about rivers bridges music "
     "quantum networks cooking law history children weather stock markets and everything between"
 ).split()
-_OTHER = [
+_EDGE_CASES = [
     "Größenänderung für Übermut",
     "поиск по смыслу текста",
     "自然语言处理与向量检索",
@@ -30,12 +30,12 @@ _OTHER = [
 
 
 def mixed_texts(n: int) -> list[str]:
-    """n texts of 1 to about 600 words, scripts and emoji between them."""
+    """Returns n texts of 1 to about 600 words, with scripts and emoji among them."""
     rng = random.Random(20260101)
-    texts = list(_OTHER)
+    texts = list(_EDGE_CASES)
     while len(texts) < n:
         words = rng.choices(_WORDS, k=rng.choice([1, 3, 8, 20, 60, 150, 300, 600]))
         if rng.random() < 0.3:
-            words.insert(rng.randrange(len(words) + 1), rng.choice(_OTHER))
+            words.insert(rng.randrange(len(words) + 1), rng.choice(_EDGE_CASES))
         texts.append(" ".join(words))
     return texts[:n]

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+from serve_app.engines.cpu_features import CpuFeatures
+from serve_app.errors import ConfigurationError
+
+LISTED = "model name\t: bf16_avx\nflags\t\t: fpu {} sse\n"
+
+
+@pytest.fixture(autouse=True)
+def no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+
+
+def cpu(tmp_path: Path, flags: str) -> CpuFeatures:
+    file = tmp_path / "cpuinfo"
+    file.write_text(LISTED.format(flags), "utf-8")
+    return CpuFeatures.detect(file)
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "native"),
+    [
+        ("fp32", "sse2", True),
+        ("bf16", "avx512f avx512_vnni", False),
+        ("bf16", "avx512f avx512_bf16", True),
+        ("bf16", "amx_bf16", True),
+        ("bf16", "avx512_bf16_not", False),
+        ("fp16", "avx512_bf16 amx_bf16 f16c", False),
+        ("fp16", "avx512_fp16", True),
+        ("fp16", "amx_fp16", True),
+    ],
+)
+def test_flags_decide(tmp_path: Path, precision: str, flags: str, native: bool) -> None:
+    assert (cpu(tmp_path, flags).why_not_native(precision) is None) == native
+
+
+@pytest.mark.parametrize(
+    ("precision", "limit", "native"),
+    [
+        ("fp32", "SSE41", True),
+        ("bf16", "AVX2", False),
+        ("bf16", "avx512_core_vnni", False),
+        ("bf16", "AVX512_CORE_BF16", True),
+        ("bf16", "AVX512_CORE_AMX", True),
+        ("bf16", "ALL", True),
+        ("fp16", "AVX512_CORE_BF16", False),
+        ("fp16", "AVX512_CORE_FP16", True),
+        ("fp16", "DEFAULT", True),
+    ],
+)
+def test_the_limit_of_onednn_decides_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, limit: str, native: bool
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    features = cpu(tmp_path, "avx512_bf16 avx512_fp16 amx_bf16")
+    assert (features.why_not_native(precision) is None) == native
+
+
+def test_an_os_that_lists_no_flags_computes_fp32_only(tmp_path: Path) -> None:
+    (tmp_path / "without_flags").write_text("processor : 0\nFeatures : asimd\n", "utf-8")
+    for name in ("missing", "without_flags"):
+        features = CpuFeatures.detect(tmp_path / name)
+        assert features.why_not_native("fp32") is None
+        assert features.why_not_native("bf16") is not None
+
+
+def test_the_error_names_what_is_missing_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu(tmp_path, "avx512f").require("fp32")
+    with pytest.raises(
+        ConfigurationError, match=r"neither AVX512-BF16 nor AMX-BF16.*`precision: fp32`"
+    ):
+        cpu(tmp_path, "avx512f").require("bf16")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with pytest.raises(ConfigurationError, match=r"`ONEDNN_MAX_CPU_ISA=AVX2`.*`precision: fp32`"):
+        cpu(tmp_path, "avx512_bf16").require("bf16")
