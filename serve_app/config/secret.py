@@ -9,7 +9,7 @@ def read_secret(name: str, setting: str) -> str:
     """Returns the value of the environment variable `name`, which `setting` refers to.
 
     Raises:
-        ConfigurationError: The variable isn't set. The message contains names only.
+        ConfigurationError: the variable isn't set. The message contains names only.
     """
     value = os.environ.get(name)
     if value is None:

@@ -29,7 +29,7 @@ class Section(BaseModel):
         """Returns the section with these values; None: all defaults.
 
         Raises:
-            ConfigurationError: A value is not valid. The message is one line.
+            ConfigurationError: a value is not valid. The message is one line.
         """
         try:
             return cls.model_validate(values or {})

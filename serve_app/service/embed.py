@@ -103,14 +103,14 @@ class EmbedService:
         """Creates a service.
 
         Args:
-            spec: The model.
-            backend: The tiers below.
-            settings: Limits and timeouts; `apply` replaces them.
-            meter: Collects the metrics of this process.
-            replica_stats: Statistics over all replicas of the service; None: this process only.
+            spec: the model.
+            backend: the tiers below.
+            settings: limits and timeouts; `apply` replaces them.
+            meter: collects the metrics of this process.
+            replica_stats: statistics over all replicas of the service; None: this process only.
 
         Raises:
-            ConfigurationError: See `apply`.
+            ConfigurationError: see `apply`.
         """
         self.spec = spec
         self._backend = backend
@@ -126,7 +126,7 @@ class EmbedService:
         """Applies new settings. Requests in progress keep the previous ones.
 
         Raises:
-            ConfigurationError: The encoding of `token_ids` is not available.
+            ConfigurationError: the encoding of `token_ids` is not available.
         """
         encoding = settings.token_ids
         self._token_id_decoder = None if encoding == "model" else TiktokenDecoder(encoding)
@@ -141,12 +141,12 @@ class EmbedService:
         """Embeds the texts of a job. Equal texts are computed once.
 
         Raises:
-            InvalidRequest: A text, the number of texts, `dimensions`, `max_tokens` or `input_type`
+            InvalidRequest: a text, the number of texts, `dimensions`, `max_tokens` or `input_type`
                 is not valid.
-            ModelNotFound: The job names a model that isn't served.
-            Overloaded: The queue has no room for the job.
-            DeadlineExceeded: The vectors didn't arrive within `request_timeout_s`.
-            InferenceError, Unavailable: See `errors`.
+            ModelNotFound: the job names a model that isn't served.
+            Overloaded: the queue has no room for the job.
+            DeadlineExceeded: the vectors didn't arrive within `request_timeout_s`.
+            InferenceError, Unavailable: see `errors`.
         """
         job = self._decode_token_ids(job)
         self._validate_job(job)
@@ -186,8 +186,8 @@ class EmbedService:
             `DecodeJob`: a `TokenizerResult` of texts.
 
         Raises:
-            EmbedServeError: See `embed`.
-            UnsupportedOperation: The model's engine doesn't support the job.
+            EmbedServeError: see `embed`.
+            UnsupportedOperation: the model's engine doesn't support the job.
         """
         if isinstance(job, EmbedJob):
             return await self.embed(job)
@@ -364,8 +364,8 @@ def truncate_dimensions(vectors: Float32, dimensions: int | None) -> Float32:
     support this; vectors of other models lose quality.
 
     Args:
-        vectors: Shape (n, dim).
-        dimensions: At most dim. None: return the vectors unchanged.
+        vectors: shape (n, dim).
+        dimensions: at most dim. None: return the vectors unchanged.
 
     Returns:
         Shape (n, dimensions), float32.

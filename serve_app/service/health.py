@@ -37,10 +37,10 @@ class HealthProbe:
         """Creates a probe.
 
         Args:
-            compute: Computes one vector, or raises.
-            max_age_s: Maximum age of a computed vector as proof.
-            timeout_s: Time limit of the probe.
-            clock: Returns the current time in seconds; monotonic.
+            compute: computes one vector, or raises.
+            max_age_s: maximum age of a computed vector as proof.
+            timeout_s: time limit of the probe.
+            clock: returns the current time in seconds; monotonic.
         """
         self._compute = compute
         self._max_age_s = max_age_s

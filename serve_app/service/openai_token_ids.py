@@ -34,7 +34,7 @@ class TiktokenDecoder:
         """Returns the text of token ids. A text is returned unchanged.
 
         Raises:
-            InvalidRequest: An id is not in the encoding.
+            InvalidRequest: an id is not in the encoding.
         """
         if isinstance(value, str):
             return value

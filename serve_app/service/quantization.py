@@ -17,10 +17,10 @@ def quantize(vectors: Float32, ranges: Float32, dtype: QuantizedType) -> NDArray
     Each range is divided into 255 steps; a component outside its range is clipped.
 
     Args:
-        vectors: Shape (n, d). Vectors with reduced dimensions must not be normalized again, so that
+        vectors: shape (n, d). Vectors with reduced dimensions must not be normalized again, so that
             their codes are the first d codes of the full vector.
-        ranges: Shape (2, dim) with dim >= d: the minimum and the maximum of each component.
-        dtype: Data type of the codes.
+        ranges: shape (2, dim) with dim >= d: the minimum and the maximum of each component.
+        dtype: data type of the codes.
 
     Returns:
         Shape (n, d).

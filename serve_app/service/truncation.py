@@ -42,9 +42,9 @@ class Truncator:
         """Creates a truncator.
 
         Args:
-            tokenize: Tokenizes texts.
-            embed: Embeds the parts.
-            max_tokens: The model's token limit, special tokens included.
+            tokenize: tokenizes texts.
+            embed: embeds the parts.
+            max_tokens: the model's token limit, special tokens included.
         """
         self._tokenize = tokenize
         self._embed = embed
@@ -60,13 +60,13 @@ class Truncator:
         end.
 
         Args:
-            group: The texts.
-            truncation: The treatment of texts over the limit.
-            max_tokens: Token limit, at most the model's; None: the model's.
+            group: the texts.
+            truncation: the treatment of texts over the limit.
+            max_tokens: token limit, at most the model's; None: the model's.
 
         Raises:
-            InvalidRequest: Prompt and special tokens alone reach the limit.
-            EmbedServeError: See `tokenize` and `embed`.
+            InvalidRequest: prompt and special tokens alone reach the limit.
+            EmbedServeError: see `tokenize` and `embed`.
         """
         plan = await self.plan(group, truncation, max_tokens)
         rows: dict[Input, int] = {}  # each distinct part → its row in the call

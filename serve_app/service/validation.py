@@ -10,7 +10,7 @@ def validate_inputs(inputs: Sequence[object], settings: IngressSettings) -> None
     """Raises unless every input can be embedded.
 
     Raises:
-        InvalidRequest: The list is empty or too long; or an input is neither a string nor token
+        InvalidRequest: the list is empty or too long; or an input is neither a string nor token
             ids, is empty or too long, or contains NUL or an unpaired surrogate. The message gives
             the index of the input.
     """
