@@ -1,4 +1,4 @@
-"""What keeps one client, or all of them together, from taking more than there is."""
+"""Limits on requests before they are parsed: how many run at once, how large and slow a body is."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,40 +9,40 @@ from starlette.requests import Request
 from serve_app.errors import BodyTimeout, BodyTooLarge, Overloaded
 
 
-class Gate:
-    """Lets a bounded number of requests in at a time and refuses the next one at once."""
+class ConcurrencyLimiter:
+    """Bounds the requests in progress: rejects a request over the limit instead of queueing it."""
 
     def __init__(self) -> None:
-        self._inside = 0
+        self._in_progress = 0
 
     @contextmanager
-    def entered(self, limit: int) -> Iterator[None]:
-        """Holds a place for the time of a `with` block.
+    def slot(self, limit: int) -> Iterator[None]:
+        """Holds one of `limit` slots inside a `with` block.
 
         Raises:
-            Overloaded: all `limit` places are taken.
+            Overloaded: all slots are in use.
         """
-        if self._inside >= limit:
+        if self._in_progress >= limit:
             raise Overloaded(f"{limit} requests are in progress already; try later.")
-        self._inside += 1
+        self._in_progress += 1
         try:
             yield
         finally:
-            self._inside -= 1
+            self._in_progress -= 1
 
 
 async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body, or an error before more than `max_bytes` of it are held.
+    """Reads a request's body, holding at most `max_bytes` of it in memory.
 
     Raises:
-        BodyTooLarge: it is longer; a declared length is believed, an undeclared one counted.
-        BodyTimeout: the client takes longer than `timeout_s` to send it.
+        BodyTooLarge: `Content-Length` or the number of bytes received is over `max_bytes`.
+        BodyTimeout: the body is not complete after `timeout_s`.
     """
     declared = request.headers.get("content-length", "")
     too_large = BodyTooLarge(
         f"The body is larger than {max_bytes} bytes. Split the request into smaller ones."
     )
-    # Python makes no number of thousands of digits.
+    # `int` rejects strings of thousands of digits with a ValueError.
     if declared.isdecimal() and (len(declared) > 20 or int(declared) > max_bytes):
         raise too_large
     chunks: list[bytes] = []

@@ -1,13 +1,13 @@
-"""The kinds of fields that requests have: each reads its value, and knows its schema.
+"""Field definitions: each field of a request body parses its value and describes its JSON Schema.
 
-A dialect says once what fields its routes take; requests are read by that, and documented by it.
+A dialect declares the fields of a route once; the parser and the OpenAPI document share them.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from embedserve_client.model_files import ROLES
+from embedserve_client.model_files import INPUT_TYPE_ALIASES
 from serve_app.config import IngressSettings
 from serve_app.errors import EmptyInput, InvalidRequest, short_repr
 from serve_app.models import ModelSpec
@@ -16,7 +16,7 @@ from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,
     STRING,
-    TOKEN,
+    TOKEN_ID,
     Schema,
     any_of,
     array,
@@ -27,15 +27,16 @@ from serve_app.web.schema.json_schema import (
 )
 
 Body = Mapping[str, Any]
+T = TypeVar("T")
 
-_MOST = 2**31 - 1
-_GREETING = "Hello, world"
-#: Other purposes, for which most models have no prompt of their own.
-_PURPOSES = ("classification", "clustering", "text-matching", "separation")
+_INT32_MAX = 2**31 - 1
+_EXAMPLE_TEXT = "Hello, world"
+#: Input types of dialects for which a model without such a prompt uses its default prompt.
+_OPTIONAL_INPUT_TYPES = ("classification", "clustering", "text-matching", "separation")
 
 
-class Scope(NamedTuple):
-    """What the schemas of a service depend on."""
+class SchemaContext(NamedTuple):
+    """The model and the limits that the schemas of a service depend on."""
 
     spec: ModelSpec
     settings: IngressSettings
@@ -43,25 +44,26 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a request's body. null stands for an absent one, unless it is required."""
+    """A field of a request body. An optional field that is null counts as absent."""
 
     name: str
     description: str
     required: bool = False
-    exclusive_with: str | None = None  #: another field, and a request has just one of the two
+    exclusive_with: str | None = None  #: another field; a request has exactly one of the two
 
-    def schema(self, scope: Scope) -> Schema:
-        """Of its value."""
-        schema = self._kind(scope) if self.required else nullable(self._kind(scope))
-        return {**schema, "description": self.description}
+    def schema(self, context: SchemaContext) -> Schema:
+        """Returns the schema of the field, with its description."""
+        schema = self._value_schema(context)
+        schema = schema if self.required else nullable(schema)
+        return schema | {"description": self.description}
 
-    def _kind(self, scope: Scope) -> Schema:
-        """Of a value that isn't null."""
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        """Returns the schema of a value that is not null."""
         return {}
 
-    def sample(self) -> Any:
-        """A value to show."""
-        return _GREETING
+    def example(self) -> Any:
+        """Returns a valid value for the documentation."""
+        return _EXAMPLE_TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,324 +71,329 @@ class StringField(Field):
     """A string."""
 
     def __call__(self, body: Body) -> str | None:
-        """Its value, or None."""
-        value: str | None = _optional(body, self.name, str, "a string")
-        return value
+        """Returns the value, or None where it is absent."""
+        return _typed_value(body, self.name, str, "a string")
 
-    def _kind(self, scope: Scope) -> Schema:
+    def _value_schema(self, context: SchemaContext) -> Schema:
         return STRING
 
 
 @dataclass(frozen=True, slots=True)
 class TextField(StringField):
-    """A string that is to be embedded or spelled."""
+    """A text to embed or tokenize."""
 
-    def _kind(self, scope: Scope) -> Schema:
-        return _content(scope)
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return _text_schema(context)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelField(StringField):
-    """A model's name."""
+    """The name of a model."""
 
-    wildcard_names: tuple[str, ...] = ()  #: names that stand for no model in particular
+    wildcard_names: tuple[str, ...] = ()  #: names that select any model
 
     def __call__(self, body: Body) -> str | None:
-        """Its value; None: any model."""
-        value: str | None = _optional(body, self.name, str, "a string")
+        """Returns the model's name, or None for any model."""
+        value = _typed_value(body, self.name, str, "a string")
         return None if value in self.wildcard_names else value
 
-    def _kind(self, scope: Scope) -> Schema:
-        return enum((scope.spec.name, *scope.spec.aliases, *self.wildcard_names))
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return enum((context.spec.name, *context.spec.aliases, *self.wildcard_names))
 
 
 @dataclass(frozen=True, slots=True)
 class BoolField(Field):
-    """true or false."""
+    """A boolean."""
 
     def __call__(self, body: Body) -> bool | None:
-        """Its value, or None."""
-        value: bool | None = _optional(body, self.name, bool, "true or false")
-        return value
+        """Returns the value, or None where it is absent."""
+        return _typed_value(body, self.name, bool, "true or false")
 
-    def _kind(self, scope: Scope) -> Schema:
+    def _value_schema(self, context: SchemaContext) -> Schema:
         return BOOLEAN
 
 
 @dataclass(frozen=True, slots=True)
 class IntField(Field):
-    """An integer."""
+    """An integer within bounds, both inclusive."""
 
     minimum: int = -(2**31)
-    maximum: int = _MOST
+    maximum: int = _INT32_MAX
 
     def __call__(self, body: Body) -> int | None:
-        """Its value, or None."""
-        value: int | None = _optional(body, self.name, int, "an integer")
+        """Returns the value, or None where it is absent."""
+        value = _typed_value(body, self.name, int, "an integer")
         if value is None or self.minimum <= value <= self.maximum:
             return value
         bounds = f"between {self.minimum} and {self.maximum}"
-        if value < self.minimum and self.maximum == _MOST:
+        if value < self.minimum and self.maximum == _INT32_MAX:
             bounds = f"at least {self.minimum}"
         raise InvalidRequest(f"`{self.name}` must be {bounds}; it was {value}.", self.name)
 
-    def _kind(self, scope: Scope) -> Schema:
+    def _value_schema(self, context: SchemaContext) -> Schema:
         return INTEGER | {"minimum": self.minimum, "maximum": self.maximum}
 
 
 @dataclass(frozen=True, slots=True)
 class DimensionsField(Field):
-    """How many components of the vector are wanted."""
+    """The number of dimensions of each returned vector."""
 
-    zero: bool = False  #: whether 0 stands for all of them
+    allow_zero: bool = False  #: whether 0 selects all dimensions
 
     def __call__(self, body: Body) -> int | None:
-        """Its value, or None; whether the model has as many is not decided here."""
-        value: int | None = _optional(body, self.name, int, "an integer")
-        return None if self.zero and value == 0 else value
+        """Returns the value, or None for all dimensions. The service checks the model's bound."""
+        value = _typed_value(body, self.name, int, "an integer")
+        return None if self.allow_zero and value == 0 else value
 
-    def _kind(self, scope: Scope) -> Schema:
-        return INTEGER | {"minimum": 0 if self.zero else 1, "maximum": scope.spec.dim}
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return INTEGER | {"minimum": 0 if self.allow_zero else 1, "maximum": context.spec.dim}
 
 
 @dataclass(frozen=True, slots=True)
 class EnumField(Field):
-    """One of some words."""
+    """One of a fixed set of strings."""
 
     choices: tuple[str, ...] = ()
 
     def __call__(self, body: Body) -> str | None:
-        """Its value, or None."""
-        return one_of(body.get(self.name), self.name, self.choices)
+        """Returns the value, or None where it is absent."""
+        return _enum_value(body.get(self.name), self.name, self.choices)
 
-    def _kind(self, scope: Scope) -> Schema:
+    def _value_schema(self, context: SchemaContext) -> Schema:
         return enum(self.choices)
 
-    def sample(self) -> Any:
-        """The first."""
+    def example(self) -> Any:
+        """Returns the first choice."""
         return self.choices[0]
 
 
 @dataclass(frozen=True, slots=True)
 class EnumListField(Field):
-    """A list of some words."""
+    """A list of strings from a fixed set."""
 
     choices: tuple[str, ...] = ()
 
     def __call__(self, body: Body) -> tuple[str, ...]:
-        """Its value; empty: none was given."""
-        given = _optional(body, self.name, list, "a list of strings") or ()
-        if None in given:
+        """Returns the values; empty where the field is absent."""
+        values = _typed_value(body, self.name, list, "a list of strings") or ()
+        if None in values:
             raise InvalidRequest(f"Each of `{self.name}` must be a string.", self.name)
-        return tuple(str(one_of(word, self.name, self.choices)) for word in given)
+        return tuple(str(_enum_value(value, self.name, self.choices)) for value in values)
 
-    def _kind(self, scope: Scope) -> Schema:
+    def _value_schema(self, context: SchemaContext) -> Schema:
         return array(enum(self.choices))
 
 
 @dataclass(frozen=True, slots=True)
 class InputTypeField(Field):
-    """What a text is for, in a dialect's words or the model's own."""
+    """The purpose of the texts, which selects one of the model's prompts."""
 
-    allowed: tuple[str, ...] = ()  #: the dialect's words; empty: any that a model may know
+    choices: tuple[str, ...] = ()  #: the dialect's own names; empty: any name of any dialect
 
     def __call__(self, body: Body, spec: ModelSpec) -> str | None:
-        """The model's own name for it, or None: its default."""
-        if self.allowed:
-            asked = one_of(body.get(self.name), self.name, self.allowed)
+        """Returns the name of the model's prompt, or None for its default."""
+        if self.choices:
+            name = _enum_value(body.get(self.name), self.name, self.choices)
         else:
-            asked = _optional(body, self.name, str, "a string")
-        return input_type(asked, spec)
+            name = _typed_value(body, self.name, str, "a string")
+        return resolve_input_type(name, spec)
 
-    def _kind(self, scope: Scope) -> Schema:
-        known = {*(name for names in ROLES for name in names), *_PURPOSES, *scope.spec.prompts}
-        return enum(self.allowed or sorted(known))
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        role_names = (name for names in INPUT_TYPE_ALIASES for name in names)
+        known = {*role_names, *_OPTIONAL_INPUT_TYPES, *context.spec.prompts}
+        return enum(self.choices or sorted(known))
 
-    def sample(self) -> Any:
-        """The dialect's first."""
-        return self.allowed[0]
+    def example(self) -> Any:
+        """Returns the first choice."""
+        return self.choices[0]
 
 
 @dataclass(frozen=True, slots=True)
 class TextsField(Field):
-    """One text, or a list of them; where the dialect has token ids, these in their place."""
+    """One text or a list of texts; in some dialects also token ids."""
 
-    allow_token_ids: bool = False
+    allow_token_ids: bool = False  #: whether a list of token ids may replace each text
     allow_single: bool = True  #: whether one text may come without a list around it
-    allow_blank: bool = True  #: whether a text may be nothing but white space
-    allow_empty_items: bool = False  #: whether there may be empty ones among others
-    reserved: int = 0  #: how many texts a request has beside these
+    allow_blank: bool = True  #: whether a text may be only whitespace
+    allow_empty_items: bool = False  #: whether a list may hold empty texts among others
+    reserved: int = 0  #: texts that the request has in other fields, within the same limit
 
     def __call__(self, body: Body) -> tuple[Input, ...]:
-        """Its texts. Whether they can be embedded is not decided here."""
-        given = body.get(self.name)
-        if isinstance(given, str) and self.allow_single:
-            return (given,)
-        what = "a string or a list of strings" if self.allow_single else "a list of strings"
-        if given is None:
-            raise InvalidRequest(f"`{self.name}` is missing. Send {what}.", "texts")
-        if not isinstance(given, list):
-            kind = type(given).__name__
-            raise InvalidRequest(f"`{self.name}` must be {what}, not {kind}.", "texts")
+        """Returns the inputs. The service validates each of them."""
+        value = body.get(self.name)
+        if isinstance(value, str) and self.allow_single:
+            return (value,)
+        expected = "a string or a list of strings" if self.allow_single else "a list of strings"
+        if value is None:
+            raise InvalidRequest(f"`{self.name}` is missing. Send {expected}.", "texts")
+        if not isinstance(value, list):
+            type_name = type(value).__name__
+            raise InvalidRequest(f"`{self.name}` must be {expected}, not {type_name}.", "texts")
         if not self.allow_token_ids:
-            return tuple(given)
-        if given and all(_is_token(item) for item in given):
-            return (tuple(given),)
-        return tuple(_as_ids(item) if isinstance(item, list) else item for item in given)
+            return tuple(value)
+        if value and all(_is_token_id(item) for item in value):
+            return (tuple(value),)
+        return tuple(_token_ids_to_tuple(item) for item in value)
 
-    def _kind(self, scope: Scope) -> Schema:
-        text, row = _content(scope, allow_blank=self.allow_blank), _row(scope)
-        item = any_of(text, row) if self.allow_token_ids else text
-        texts = array(item, minItems=1, maxItems=_most(scope) - self.reserved)
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        text = _text_schema(context, allow_blank=self.allow_blank)
+        token_ids = _token_ids_schema(context)
+        item = any_of(text, token_ids) if self.allow_token_ids else text
+        limit = context.settings.max_texts_per_request - self.reserved
+        texts = array(item, minItems=1, maxItems=limit)
         if self.allow_empty_items:
             texts |= {"items": {**text, "minLength": 0}, "contains": {"minLength": 1}}
         schemas = [texts]
         if self.allow_single:
             schemas.append(text)
         if self.allow_token_ids:
-            schemas.append(row)
+            schemas.append(token_ids)
         return any_of(*schemas)
 
-    def sample(self) -> Any:
-        """Some texts."""
-        return [_GREETING, "Good morning"]
+    def example(self) -> Any:
+        """Returns two texts."""
+        return [_EXAMPLE_TEXT, "Good morning"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenIdsField(Field):
-    """A list of token ids, or with `many` also a list of such lists."""
+    """The token ids of one text, or with `many` also a list of such lists."""
 
     many: bool = True
 
     def __call__(self, body: Body) -> tuple[tuple[int, ...], ...]:
-        """Its rows."""
-        given = _optional(body, self.name, list, "a list of token ids")
-        if given is None:
+        """Returns the token ids of each text."""
+        value = _typed_value(body, self.name, list, "a list of token ids")
+        if value is None:
             raise InvalidRequest(f"`{self.name}` is missing. Send token ids.", self.name)
-        if not given:
+        if not value:
             raise EmptyInput(f"`{self.name}` is empty. Send at least one token id.", self.name)
-        if all(_is_token(item) for item in given):
-            return (tuple(given),)
-        rows = tuple(_as_ids(item) for item in given)
+        if all(_is_token_id(item) for item in value):
+            return (tuple(value),)
+        rows = tuple(_token_ids_to_tuple(item) for item in value)
         if not self.many or not all(isinstance(row, tuple) for row in rows):
             raise InvalidRequest(f"`{self.name}` must hold token ids.", self.name)
         return rows
 
-    def _kind(self, scope: Scope) -> Schema:
-        row = _row(scope)
-        return any_of(row, array(row, minItems=1, maxItems=_most(scope))) if self.many else row
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        row = _token_ids_schema(context)
+        if not self.many:
+            return row
+        return any_of(row, array(row, minItems=1, maxItems=context.settings.max_texts_per_request))
 
-    def sample(self) -> Any:
-        """One that most vocabularies have."""
+    def example(self) -> Any:
+        """Returns token ids that are valid in most vocabularies."""
         return [7592, 2088]
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectField(Field):
-    """An object with fields of its own, or with `many` a list of them."""
+    """A nested object, or with `many` a list of such objects."""
 
     fields: tuple[Field, ...] = ()
     many: bool = False
-    texts: bool = False  #: whether each of them counts as a text of the request
+    count_as_texts: bool = False  #: whether `max_texts_per_request` limits the list
 
     def __call__(self, body: Body) -> Any:
-        """Its value, or None."""
+        """Returns the value, or None where it is absent. The nested fields parse its items."""
         if not self.many:
-            return _optional(body, self.name, dict, "an object")
-        given = _optional(body, self.name, list, "a list of objects")
-        if given is not None and not all(isinstance(item, dict) for item in given):
+            return _typed_value(body, self.name, dict, "an object")
+        value = _typed_value(body, self.name, list, "a list of objects")
+        if value is not None and not all(isinstance(item, dict) for item in value):
             raise InvalidRequest(f"Each of `{self.name}` must be an object.", self.name)
-        return given
+        return value
 
-    def _kind(self, scope: Scope) -> Schema:
-        item = record(self.fields, scope)
-        bounds = {"maxItems": _most(scope)} if self.texts else {}
-        return array(item, minItems=1, **bounds) if self.many else item
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        item = object_schema(self.fields, context)
+        if not self.many:
+            return item
+        limit = context.settings.max_texts_per_request
+        return array(item, minItems=1, **({"maxItems": limit} if self.count_as_texts else {}))
 
-    def sample(self) -> Any:
-        """With what it must have."""
-        item = sample(self.fields)
+    def example(self) -> Any:
+        """Returns an object with only the required fields, in a list with `many`."""
+        item = object_example(self.fields)
         return [item] if self.many else item
 
 
-def sample(fields: Sequence[Field]) -> dict[str, Any]:
-    """An object with the fields that it must have."""
+def object_example(fields: Sequence[Field]) -> dict[str, Any]:
+    """Returns an object with an example value for each required field."""
     return {
-        field.name: field.sample() for field in fields if field.required or field.exclusive_with
+        field.name: field.example() for field in fields if field.required or field.exclusive_with
     }
 
 
-def record(fields: Sequence[Field], scope: Scope) -> Schema:
-    """The schema of an object with such fields."""
-    schemas = {field.name: field.schema(scope) for field in fields}
-    schema = object_(schemas, optional=[field.name for field in fields if not field.required])
+def object_schema(fields: Sequence[Field], context: SchemaContext) -> Schema:
+    """Returns the schema of an object with these fields."""
+    properties = {field.name: field.schema(context) for field in fields}
+    schema = object_(properties, optional=[field.name for field in fields if not field.required])
     for field in fields:
         if field.exclusive_with:
             schema |= exactly_one(field.name, field.exclusive_with)
     return schema
 
 
-def one_of(value: Any, name: str, choices: Sequence[str]) -> str | None:
-    """A field's value that is one of some words, or null.
+def resolve_input_type(name: str | None, spec: ModelSpec) -> str | None:
+    """Returns the name of the model's prompt for an input type; None selects the default prompt.
+
+    Args:
+        name: the model's own name, or the name that a dialect gives to a query or a document.
+        spec: the model. Without prompts, it embeds queries and documents alike.
+
+    Returns:
+        `name` itself where no dialect defines it: the service rejects it if the model has no such
+        prompt, and lists the names that the model has.
+    """
+    if name is None or name in spec.prompts:
+        return name
+    for names in INPUT_TYPE_ALIASES:
+        if name in names:
+            return next((synonym for synonym in names if synonym in spec.prompts), None)
+    return None if name in _OPTIONAL_INPUT_TYPES else name
+
+
+def _typed_value(body: Body, name: str, type_: type[T], expected: str) -> T | None:
+    """Returns a field's value, or None where it is absent or null.
 
     Raises:
-        InvalidRequest: it is something else.
-    """
-    if value is not None and value not in choices:
-        listing = ", ".join(map(repr, choices))
-        raise InvalidRequest(
-            f"`{name}` must be one of {listing}; it was {short_repr(value)}.", name
-        )
-    word: str | None = value
-    return word
-
-
-def input_type(asked: str | None, spec: ModelSpec) -> str | None:
-    """The model's own name for what a text is for; None: its default.
-
-    A model without prompts is asked for queries and documents alike. A name that no dialect knows
-    is given back as it is: the model may know it, or refuses it and lists what it knows.
-    """
-    if asked is None or asked in spec.prompts:
-        return asked
-    for names in ROLES:
-        if asked in names:
-            return next((name for name in names if name in spec.prompts), None)
-    return None if asked in _PURPOSES else asked
-
-
-def _optional(body: Body, name: str, kind: type, what: str) -> Any:
-    """A field's value; None where it is absent or null.
-
-    Raises:
-        InvalidRequest: it is of another kind.
+        InvalidRequest: the value has another type. Unlike in Python, a boolean is not an integer.
     """
     value = body.get(name)
-    if value is None or (isinstance(value, kind) and (kind is bool) == isinstance(value, bool)):
+    if value is None:
+        return None
+    if isinstance(value, type_) and (type_ is bool) == isinstance(value, bool):
         return value
-    raise InvalidRequest(f"`{name}` must be {what}, not {type(value).__name__}.", name)
+    raise InvalidRequest(f"`{name}` must be {expected}, not {type(value).__name__}.", name)
 
 
-def _content(scope: Scope, *, allow_blank: bool = True) -> Schema:
+def _enum_value(value: Any, name: str, choices: Sequence[str]) -> str | None:
+    """Returns a field's value, or None where it is absent or null.
+
+    Raises:
+        InvalidRequest: the value is not among the choices.
+    """
+    if value is None or value in choices:
+        return None if value is None else str(value)
+    listing = ", ".join(map(repr, choices))
+    raise InvalidRequest(f"`{name}` must be one of {listing}; it was {short_repr(value)}.", name)
+
+
+def _text_schema(context: SchemaContext, *, allow_blank: bool = True) -> Schema:
     pattern = r"^[^\u0000]*$" if allow_blank else r"^[^\u0000]*[^\s\u0000][^\u0000]*$"
-    longest = scope.settings.max_text_chars
-    return {"type": "string", "minLength": 1, "maxLength": longest, "pattern": pattern}
+    max_chars = context.settings.max_text_chars
+    return {"type": "string", "minLength": 1, "maxLength": max_chars, "pattern": pattern}
 
 
-def _row(scope: Scope) -> Schema:
-    return array(TOKEN, minItems=1, maxItems=scope.settings.max_text_chars)
+def _token_ids_schema(context: SchemaContext) -> Schema:
+    return array(TOKEN_ID, minItems=1, maxItems=context.settings.max_text_chars)
 
 
-def _most(scope: Scope) -> int:
-    return scope.settings.max_texts_per_request
-
-
-def _is_token(item: Any) -> bool:
+def _is_token_id(item: Any) -> bool:
     return isinstance(item, int) and not isinstance(item, bool)
 
 
-def _as_ids(item: Any) -> Any:
-    """A list of token ids as a tuple of them; anything else as it is."""
-    if isinstance(item, list) and all(_is_token(token) for token in item):
+def _token_ids_to_tuple(item: Any) -> Any:
+    """Returns a list of token ids as a tuple, and any other value unchanged."""
+    if isinstance(item, list) and all(_is_token_id(token) for token in item):
         return tuple(item)
     return item

@@ -1,4 +1,4 @@
-"""JSON Schema, as far as requests and replies need it (2020-12, as OpenAPI 3.1 takes it)."""
+"""Builders for the parts of JSON Schema 2020-12 (the dialect of OpenAPI 3.1) that are used here."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,41 +9,39 @@ STRING: Schema = {"type": "string"}
 INTEGER: Schema = {"type": "integer"}
 NUMBER: Schema = {"type": "number"}
 BOOLEAN: Schema = {"type": "boolean"}
-#: The id of a token; no vocabulary is larger.
-TOKEN: Schema = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+#: Token ids fit into int32: no vocabulary is larger.
+TOKEN_ID: Schema = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
 VECTOR: Schema = {"type": "array", "items": NUMBER}
 
 
 def array(item: Schema, **bounds: int) -> Schema:
-    """A list of such items; bounds as `minItems`."""
+    """Returns the schema of a list; `bounds` are keywords such as `minItems`."""
     return {"type": "array", "items": item, **bounds}
 
 
 def enum(choices: Sequence[str]) -> Schema:
-    """One of some strings."""
+    """Returns the schema of a string among `choices`."""
     return {"type": "string", "enum": list(choices)}
 
 
 def any_of(*schemas: Schema) -> Schema:
-    """Of one of these shapes."""
+    """Returns the schema of a value that matches at least one of `schemas`."""
     return {"anyOf": list(schemas)}
 
 
 def nullable(schema: Schema) -> Schema:
-    """Of this shape, or null."""
+    """Returns the schema of a value that matches `schema` or is null."""
     return any_of(schema, {"type": "null"})
 
 
 def object_(properties: Mapping[str, Schema], optional: Sequence[str] = ()) -> Schema:
-    """An object with these properties, which it has all but the optional ones."""
+    """Returns the schema of an object; every property is required unless it is in `optional`."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": dict(properties), "required": required}
 
 
-def exactly_one(name: str, other: str) -> Schema:
-    """What is added to an object that has one of two lists, and not the other."""
+def exactly_one(*names: str) -> Schema:
+    """Returns keywords for an object schema: exactly one of these properties holds a list."""
     return {
-        "oneOf": [
-            {"required": [one], "properties": {one: {"type": "array"}}} for one in (name, other)
-        ]
+        "oneOf": [{"required": [name], "properties": {name: {"type": "array"}}} for name in names]
     }

@@ -1,4 +1,4 @@
-"""The types that vectors are written in."""
+"""Output types of vectors: the fields that select them, and the encoder: result → JSON values."""
 
 import base64
 from collections.abc import Sequence
@@ -11,69 +11,78 @@ from serve_app.errors import InvalidRequest
 from serve_app.models import ModelSpec
 from serve_app.service.quantization import quantize
 from serve_app.types import EmbedResult
-from serve_app.web.schema.fields import EnumField, EnumListField, Scope
+from serve_app.web.schema.fields import EnumField, EnumListField, SchemaContext
 from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Schema, any_of, array, enum
 
-#: What vectors are written as. A bit is 1 where a component is above zero; `ubinary` packs eight
-#: of them into a byte, the first one highest, `binary` is that less 128. `int8` and `uint8` are the
-#: place of a component among 256 steps between the least and the greatest that it takes, which are
-#: fixed for a model.
+#: - `float`: float32.
+#: - `int8`, `uint8`: scalar quantization with per-dimension ranges, calibrated once per model.
+#: - `ubinary`: one bit per dimension, 1 where the value is above zero, packed into bytes with the
+#:   most significant bit first.
+#: - `binary`: the same bytes minus 128, as int8.
 OutputType = Literal["float", "int8", "uint8", "binary", "ubinary"]
 
 OUTPUT_TYPES: tuple[str, ...] = get_args(OutputType)
-_CALIBRATED = ("int8", "uint8")
-_DTYPES = ("base64", *OUTPUT_TYPES)
+_CALIBRATED_TYPES = ("int8", "uint8")
+_CHOICES = ("base64", *OUTPUT_TYPES)
 EMBEDDING: Schema = any_of(VECTOR, array(INTEGER), STRING)
 
 
 @dataclass(frozen=True, slots=True)
-class VectorType(EnumField):
-    """A field: the type that vectors are wanted in."""
+class OutputTypeField(EnumField):
+    """The output type of the vectors."""
 
-    choices: tuple[str, ...] = _DTYPES
+    choices: tuple[str, ...] = _CHOICES
 
-    def _kind(self, scope: Scope) -> Schema:
-        return enum(_known(scope))
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return enum(_supported_choices(context.spec))
 
 
 @dataclass(frozen=True, slots=True)
-class VectorTypes(EnumListField):
-    """A field: the types that vectors are wanted in."""
+class OutputTypesField(EnumListField):
+    """A list of output types: the reply has the vectors in each of them."""
 
-    choices: tuple[str, ...] = _DTYPES
+    choices: tuple[str, ...] = _CHOICES
 
-    def _kind(self, scope: Scope) -> Schema:
-        return array(enum(_known(scope)))
-
-
-def _known(scope: Scope) -> Sequence[str]:
-    has_ranges = scope.spec.quantization_ranges is not None
-    return [kind for kind in _DTYPES if has_ranges or kind not in _CALIBRATED]
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return array(enum(_supported_choices(context.spec)))
 
 
-class Encoder:
-    """Writes a result's vectors in one type, as JSON takes it: rows of an array, or base64."""
+def _supported_choices(spec: ModelSpec) -> Sequence[str]:
+    has_ranges = spec.quantization_ranges is not None
+    return [choice for choice in _CHOICES if has_ranges or choice not in _CALIBRATED_TYPES]
 
-    def __init__(self, spec: ModelSpec, output: str | None, *, as_base64: bool = False) -> None:
-        """An encoder.
+
+class VectorEncoder:
+    """Encodes the vectors of a result in one output type: as rows of an array, or as base64."""
+
+    def __init__(
+        self, spec: ModelSpec, output_type: str | None, *, as_base64: bool = False
+    ) -> None:
+        """An encoder for one model.
+
+        Args:
+            spec: the model.
+            output_type: an `OutputType`; None means `float`, and `base64` means `float` as base64.
+            as_base64: whether each vector is the base64 of its bytes instead of a list of numbers.
 
         Raises:
-            InvalidRequest: the model has no ranges for int8 and uint8.
+            InvalidRequest: the model has no calibrated ranges for int8 and uint8.
         """
-        self._output: OutputType = "float" if output in (None, "base64") else output  # type: ignore[assignment]
-        self._as_base64 = as_base64 or output == "base64"
+        is_float = output_type in (None, "base64")
+        self._output_type: OutputType = "float" if is_float else output_type  # type: ignore[assignment]
+        self._as_base64 = as_base64 or output_type == "base64"
         self._ranges = spec.quantization_ranges
-        if self._output in _CALIBRATED and spec.quantization_ranges is None:
+        if self._output_type in _CALIBRATED_TYPES and self._ranges is None:
             raise InvalidRequest(
-                f"The model has no calibrated ranges for {self._output}. Take 'float', 'binary' or "
-                "'ubinary'."
+                f"The model has no calibrated ranges for {self._output_type}. Take 'float', "
+                "'binary' or 'ubinary'."
             )
 
     def __call__(self, result: EmbedResult) -> Sequence[Any]:
-        """Each of n vectors.
+        """Returns one JSON value for each vector: a row of an array, or a base64 string.
 
-        Float components are little-endian float32 in base64, and keep every bit as decimals too,
-        since the shortest decimal of a float32 reads back as the same float32.
+        Both forms of float keep every bit: base64 holds little-endian float32, and the shortest
+        decimal of a float32 parses back to the same float32.
         """
         rows = self._rows(result)
         if self._as_base64:
@@ -81,14 +90,16 @@ class Encoder:
         return list(rows)
 
     def _rows(self, result: EmbedResult) -> Any:
-        vectors, n = result.vectors, result.vectors.shape[1]
-        match self._output:
+        """Returns the encoded vectors, of shape (n, dimensions) or (n, bytes per vector)."""
+        vectors, dimensions = result.vectors, result.vectors.shape[1]
+        match self._output_type:
             case "float":
                 return vectors.astype("<f4", copy=False)
             case "int8" | "uint8":
-                assert self._ranges is not None, "Looked at when it was asked for."
-                raw = vectors if result.raw is None else result.raw
-                return quantize(raw[:, :n], self._ranges, self._output)
+                assert self._ranges is not None, "The constructor checks it. This is a bug."
+                # The ranges are calibrated for full vectors, before they are normalized again.
+                full = vectors if result.raw is None else result.raw
+                return quantize(full[:, :dimensions], self._ranges, self._output_type)
             case "ubinary":
                 return np.packbits(vectors > 0, axis=1)
             case "binary":
@@ -96,6 +107,6 @@ class Encoder:
                 return (packed - 128).astype(np.int8)
 
 
-def as_floats(result: EmbedResult) -> Sequence[Any]:
-    """Each of n vectors, as a row of float32."""
+def float_rows(result: EmbedResult) -> Sequence[Any]:
+    """Returns each of the n vectors as a row of little-endian float32."""
     return list(result.vectors.astype("<f4", copy=False))

@@ -1,0 +1,53 @@
+"""Request headers: raw ASGI headers → a mapping → options of the job."""
+
+from collections.abc import Mapping, Sequence
+
+from serve_app.errors import InvalidRequest
+from serve_app.types import Job, Lane
+
+
+def decode_headers(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Returns raw ASGI headers as a dict; values of a repeated header are joined by a comma.
+
+    One pass over all headers is cheaper than a scan per lookup, as `starlette.Headers` does it.
+    """
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def apply_request_headers(job: Job, headers: Mapping[str, str]) -> Job:
+    """Returns the job with the options that its request's headers set.
+
+    `x-priority` sets the lane; `Cache-Control: no-store` bypasses the cache.
+
+    Raises:
+        InvalidRequest: the value of `x-priority` is unknown.
+    """
+    lane, no_store = _lane(headers), _has_no_store(headers)
+    if lane is None and not no_store:
+        return job
+    return job.with_options(lane=lane, use_cache=False if no_store else None)
+
+
+def _lane(headers: Mapping[str, str]) -> Lane | None:
+    match headers.get("x-priority"):
+        case None:
+            return None
+        case "interactive":
+            return "interactive"
+        case "bulk":
+            return "bulk"
+        case other:
+            raise InvalidRequest(
+                f"The header `x-priority` must be `interactive` or `bulk`; it was {other!r}.",
+                "x-priority",
+            )
+
+
+def _has_no_store(headers: Mapping[str, str]) -> bool:
+    """Whether `Cache-Control` holds the directive `no-store` (RFC 9111)."""
+    directives = headers.get("cache-control", "").lower().split(",")
+    return "no-store" in map(str.strip, directives)
