@@ -1,4 +1,4 @@
-"""What the entrance hears of a request, and what its reply tells of the key."""
+"""Admission through the whole application: which requests are admitted, estimated and billed."""
 
 import asyncio
 from collections.abc import Mapping
@@ -24,47 +24,45 @@ class FakeReservation:
         return {"x-ratelimit-remaining-requests": "9"}
 
 
-class FakeEntrance:
-    """Lets one key in, and writes down who came and who left."""
+class RecordingEntrance:
+    """Admits every request under one key, and records each call."""
 
     required = True
 
     def __init__(self, key: ApiKey = KEY) -> None:
         self.key = key
         self.presented: list[tuple[str | None, str | None]] = []
-        self.entered: list[tuple[str, str, int]] = []
-        self.left: list[int | None] = []
+        self.admitted: list[tuple[str, str, int]] = []
+        self.released: list[int | None] = []
 
     def identify(self, authorization: str | None, x_api_key: str | None) -> ApiKey | None:
         self.presented.append((authorization, x_api_key))
         return self.key
 
     async def admit(self, key: ApiKey, model: str, estimated_tokens: int) -> FakeReservation:
-        self.entered.append((key.name, model, estimated_tokens))
+        self.admitted.append((key.name, model, estimated_tokens))
         return FakeReservation()
 
     async def release(self, reservation: FakeReservation, tokens: int | None) -> None:
-        self.left.append(tokens)
+        self.released.append(tokens)
 
 
 @pytest.fixture
-def lookup() -> FakeBackend:
+def backend() -> FakeBackend:
     return FakeBackend()
 
 
-def client_of(
-    lookup: FakeBackend, entrance: FakeEntrance, settings: IngressSettings | None = None
-) -> httpx2.AsyncClient:
-    service = EmbedService(SPEC, lookup, settings or IngressSettings())
+def http_client(backend: FakeBackend, entrance: RecordingEntrance) -> httpx2.AsyncClient:
+    service = EmbedService(SPEC, backend, IngressSettings())
     app = create_app(service, cast(Entrance, entrance))
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     return httpx2.AsyncClient(transport=transport, base_url="http://test")
 
 
-async def ask(
-    lookup: FakeBackend, entrance: FakeEntrance, path: str, body: Any, **headers: str
+async def post(
+    backend: FakeBackend, entrance: RecordingEntrance, path: str, body: Any, **headers: str
 ) -> httpx2.Response:
-    async with client_of(lookup, entrance) as client:
+    async with http_client(backend, entrance) as client:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return await client.post(path, json=body, headers=named)
 
@@ -82,48 +80,48 @@ async def ask(
     ],
     ids=str,
 )
-async def test_a_key_enters_with_an_estimate_and_leaves_with_what_was_used(
-    lookup: FakeBackend, path: str, body: Any, estimate: int, tokens: int
+async def test_a_request_reserves_an_estimate_and_is_billed_for_its_tokens(
+    backend: FakeBackend, path: str, body: Any, estimate: int, tokens: int
 ) -> None:
-    entrance = FakeEntrance()
-    reply = await ask(lookup, entrance, path, body, authorization="Bearer k", x_api_key="j")
+    entrance = RecordingEntrance()
+    reply = await post(backend, entrance, path, body, authorization="Bearer k", x_api_key="j")
     assert reply.status_code == 200, reply.text
     assert reply.headers["x-ratelimit-remaining-requests"] == "9"
     assert entrance.presented == [("Bearer k", "j")]
-    assert entrance.entered == [("reader", "org/fake", estimate)]
-    assert entrance.left == [tokens]
+    assert entrance.admitted == [("reader", "org/fake", estimate)]
+    assert entrance.released == [tokens]
 
 
-async def test_a_request_that_fails_leaves_without_tokens(lookup: FakeBackend) -> None:
-    entrance = FakeEntrance()
-    lookup.error = Unavailable("gone")
-    await ask(lookup, entrance, "/embed", {"inputs": "a"})
-    lookup.error = cast(Unavailable, ZeroDivisionError())
-    await ask(lookup, entrance, "/embed", {"inputs": "a"})
-    assert entrance.left == [None, None]
+async def test_a_failed_request_is_billed_no_tokens(backend: FakeBackend) -> None:
+    entrance = RecordingEntrance()
+    backend.error = Unavailable("gone")
+    await post(backend, entrance, "/embed", {"inputs": "a"})
+    backend.error = cast(Unavailable, ZeroDivisionError())
+    await post(backend, entrance, "/embed", {"inputs": "a"})
+    assert entrance.released == [None, None]
 
 
-async def test_a_request_whose_client_goes_away_leaves_too(lookup: FakeBackend) -> None:
-    entrance = FakeEntrance()
-    lookup.delay_s = 60
-    service = EmbedService(SPEC, lookup, IngressSettings())
+async def test_a_cancelled_request_is_released(backend: FakeBackend) -> None:
+    entrance = RecordingEntrance()
+    backend.delay_s = 60
+    service = EmbedService(SPEC, backend, IngressSettings())
     admission = Admission(service, cast(Entrance, entrance))
     task = asyncio.create_task(admission.run(KEY, EmbedJob(("a",))))
-    while not lookup.groups:
+    while not backend.groups and not task.done():
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert entrance.left == [None]
+    assert entrance.released == [None]
 
 
-async def test_what_is_no_request_of_the_model_does_not_enter(lookup: FakeBackend) -> None:
-    entrance = FakeEntrance()
-    assert (await ask(lookup, entrance, "/embed", {"inputs": 1})).status_code == 422
-    async with client_of(lookup, entrance) as client:
+async def test_a_malformed_body_and_a_get_request_reserve_nothing(backend: FakeBackend) -> None:
+    entrance = RecordingEntrance()
+    assert (await post(backend, entrance, "/embed", {"inputs": 1})).status_code == 422
+    async with http_client(backend, entrance) as client:
         assert (await client.get("/v1/models")).status_code == 200
         assert (await client.get("/health")).status_code == 200
-    assert (entrance.entered, entrance.left) == ([], [])
+    assert (entrance.admitted, entrance.released) == ([], [])
     assert len(entrance.presented) == 2
 
 
@@ -135,12 +133,14 @@ async def test_what_is_no_request_of_the_model_does_not_enter(lookup: FakeBacken
         ("/embed_all", {"inputs": "a"}),
     ],
 )
-async def test_a_keys_lane_is_what_counts(lookup: FakeBackend, path: str, body: Any) -> None:
-    entrance = FakeEntrance(KEY.model_copy(update={"lane": "bulk"}))
-    await ask(lookup, entrance, path, body, x_priority="interactive")
-    assert {group.lane for group in lookup.groups} == {"bulk"}
+async def test_the_lane_of_the_key_overrides_the_header(
+    backend: FakeBackend, path: str, body: Any
+) -> None:
+    entrance = RecordingEntrance(KEY.model_copy(update={"lane": "bulk"}))
+    await post(backend, entrance, path, body, x_priority="interactive")
+    assert {group.lane for group in backend.groups} == {"bulk"}
 
 
-async def test_a_key_without_a_lane_leaves_it_to_the_client(lookup: FakeBackend) -> None:
-    await ask(lookup, FakeEntrance(), "/embed", {"inputs": "a"}, x_priority="bulk")
-    assert lookup.groups[0].lane == "bulk"
+async def test_the_header_sets_the_lane_of_a_key_without_one(backend: FakeBackend) -> None:
+    await post(backend, RecordingEntrance(), "/embed", {"inputs": "a"}, x_priority="bulk")
+    assert backend.groups[0].lane == "bulk"
