@@ -1,4 +1,4 @@
-"""Every configuration that we ship is one that Ray and the service accept."""
+"""Ray and the service accept every configuration file of the repository."""
 
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,24 @@ def config(request: pytest.FixtureRequest) -> dict[str, Any]:
     return loaded
 
 
-def test_it_validates(config: dict[str, Any]) -> None:
+def test_it_is_valid(config: dict[str, Any]) -> None:
     schema = ServeDeploySchema.model_validate(config)
     (application,) = schema.applications
     assert (application.name, application.import_path) == ("embedserve", "serve_app.app:build")
-    args = AppConfig.model_validate(application.args)
-    tiers = [tier for tier in USER_CONFIGS if args.topology == "separate" or tier != "CacheLookup"]
-    assert [deployment.name for deployment in application.deployments] == tiers
+    args = AppConfig.parse(application.args)
+    deployments = [
+        name for name in USER_CONFIGS if args.topology == "separate" or name != "CacheLookup"
+    ]
+    assert [deployment.name for deployment in application.deployments] == deployments
     for deployment in config["applications"][0]["deployments"]:
-        USER_CONFIGS[deployment["name"]].model_validate(deployment.get("user_config", {}))
+        USER_CONFIGS[deployment["name"]].parse(deployment.get("user_config"))
 
 
 def test_it_is_reachable_from_this_machine_only(config: dict[str, Any]) -> None:
     assert config["http_options"]["host"] == "127.0.0.1"
 
 
-def test_it_scales_by_tokens_and_never_to_zero(config: dict[str, Any]) -> None:
+def test_the_embedder_scales_by_tokens_and_never_to_zero(config: dict[str, Any]) -> None:
     embedder = config["applications"][0]["deployments"][-1]
     scaling = embedder["autoscaling_config"]
     assert scaling["min_replicas"] == 1
@@ -43,13 +45,13 @@ def test_it_scales_by_tokens_and_never_to_zero(config: dict[str, Any]) -> None:
     assert scaling["upscale_delay_s"] < scaling["downscale_delay_s"]
 
 
-def test_the_ingress_is_never_scaled_while_haproxy_would_reload(config: dict[str, Any]) -> None:
+def test_the_ingress_never_scales(config: dict[str, Any]) -> None:
     ingress = config["applications"][0]["deployments"][0]
     assert "autoscaling_config" not in ingress
 
 
 def test_the_default_needs_no_environment_variable() -> None:
     config = yaml.safe_load(FILES[0].read_text(encoding="utf-8"))
-    switches = config["controller_options"]["runtime_env"]["env_vars"]
-    assert switches["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-    assert switches["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+    env = config["controller_options"]["runtime_env"]["env_vars"]
+    assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert env["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
