@@ -1,1 +1,1 @@
-"""Access: whose request it is, what it may do, and how much of it. Knows neither HTTP nor Ray."""
+"""Access control: API keys, what each key may use, and its quota. Knows neither HTTP nor Ray."""

@@ -1,4 +1,7 @@
-"""The entrance: who asks, whether they may, and what it takes from their quota."""
+"""Authenticates requests by API key and admits them within the key's permissions and quota.
+
+headers → identify → `ApiKey` → admit → `Reservation` → … → release
+"""
 
 import asyncio
 import contextlib
@@ -13,57 +16,65 @@ from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS, Meter
 
 
 class Entrance:
-    """Lets requests in, by their keys. For one event loop.
+    """Identifies, admits and releases requests. For one event loop.
 
-    A request is identified, enters, and leaves; whoever let it enter sees that it leaves, once,
-    however it ends.
+    The caller of `admit` must call `release` exactly once, however the request ends.
     """
 
-    def __init__(self, ledger: QuotaStore, meter: Meter | None = None) -> None:
-        self._ledger = ledger
+    def __init__(
+        self, quotas: QuotaStore, meter: Meter | None = None, keys: KeyRing | None = None
+    ) -> None:
+        """An entrance that requires no keys until `apply`.
+
+        Args:
+            quotas: counts what each key uses; closed with the entrance.
+            meter: counts requests and tokens by key.
+            keys: the known keys; None: a key ring without any.
+        """
+        self._quotas = quotas
         self._meter = meter or Meter()
-        self._ring = KeyRing()
+        self._keys = keys or KeyRing()
         self._watching: asyncio.Task[None] | None = None
 
     def apply(self, settings: AccessSettings) -> None:
-        """Takes new settings; call it in the event loop. Requests that are in stay in.
+        """Applies new settings; call it in the event loop. Admitted requests are unaffected.
 
         Raises:
-            ConfigurationError: the keys can't be used, or their quotas can't be counted.
+            ConfigurationError: the keys are invalid, or their quotas can't be counted.
         """
-        self._ring.apply(settings)
-        if self._ring.is_limited:
-            self._ledger.open()
+        self._keys.apply(settings)
+        if self._keys.is_limited:
+            self._quotas.open()
         if self._watching is None and settings.keys_file is not None:
             self._watching = asyncio.get_running_loop().create_task(
-                self._ring.watch(), context=contextvars.Context()
+                self._keys.watch(), context=contextvars.Context()
             )
 
     async def close(self) -> None:
-        """Ends what runs beside requests. Never raises."""
+        """Stops background tasks and closes the quota store. Never raises."""
         if self._watching is not None:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
-        await self._ledger.close()
+        await self._quotas.close()
 
     @property
     def required(self) -> bool:
         """Whether requests need a key."""
-        return self._ring.required
+        return self._keys.required
 
     def identify(self, authorization: str | None, x_api_key: str | None) -> ApiKey | None:
-        """Whose request it is; None where no key is required.
+        """Returns the key of a request; None if no key is required.
 
         Args:
-            authorization: the header `Authorization`; only the scheme `Bearer` counts, and it goes
-                before the other.
+            authorization: the header `Authorization`. A key in the scheme `Bearer` takes
+                precedence; other schemes are ignored.
             x_api_key: the header `x-api-key`.
 
         Raises:
-            Unauthorized: a key is required, and none or an unknown one came along.
+            Unauthorized: a key is required, and it is missing or unknown.
         """
-        if not self._ring.required:
+        if not self._keys.required:
             return None
         scheme, _, bearer = (authorization or "").strip().partition(" ")
         presented = (bearer if scheme.lower() == "bearer" else "").strip()
@@ -73,25 +84,25 @@ class Entrance:
                 "This service needs an API key. Send it in the header `Authorization: Bearer "
                 "<key>` or `x-api-key: <key>`."
             )
-        key = self._ring.find(presented)
+        key = self._keys.find(presented)
         if key is None:
             raise Unauthorized(
-                "This service doesn't know the API key. Check that it is complete, or ask whoever "
-                "runs the service for one."
+                "This service doesn't know the API key. Check that it is complete, or ask the "
+                "operator of the service for one."
             )
         return key
 
     async def admit(self, key: ApiKey, model: str, estimated_tokens: int) -> Reservation:
-        """Lets a request in, and takes it from the key's quota.
+        """Admits a request and charges its key.
 
         Args:
-            key: whose request it is.
-            model: the served model's own name, no alias.
-            estimated_tokens: of all its texts; `release` puts it right.
+            key: returned by `identify`.
+            model: the served model's name, not an alias.
+            estimated_tokens: total of the request; `release` corrects the charge.
 
         Raises:
             Forbidden: the key may not use the model.
-            QuotaExceeded: the request is more than the key may ask for now.
+            QuotaExceeded: the request exceeds one of the key's limits now.
         """
         try:
             if key.models is not None and model not in key.models:
@@ -99,7 +110,7 @@ class Entrance:
                     f"The API key {key.name!r} may not use the model {model!r}.", "model"
                 )
             if key.is_limited:
-                reservation = await self._ledger.reserve(key, estimated_tokens)
+                reservation = await self._quotas.reserve(key, estimated_tokens)
             else:
                 reservation = Reservation(key, estimated_tokens)
         except (Forbidden, QuotaExceeded) as error:
@@ -109,33 +120,33 @@ class Entrance:
         return reservation
 
     async def release(self, reservation: Reservation, tokens: int | None) -> None:
-        """Settles a request that was let in. Never raises, never waits for a server.
+        """Ends an admitted request. Never raises, and never waits for a server.
 
         Args:
-            ticket: what `admit` gave.
-            tokens: that were really used; None: it failed, and only the request itself counts.
+            reservation: returned by `admit`.
+            tokens: number of tokens used; None: the request failed and is charged no tokens.
         """
         self._meter.add(KEY_TOKENS, tokens or 0, reservation.key.name)
         if reservation.key.is_limited:
-            await self._ledger.commit(reservation, tokens)
+            await self._quotas.commit(reservation, tokens)
 
 
 def require_keys_beyond_loopback(host: str | None, settings: AccessSettings) -> None:
-    """Whether to serve at all: without any key, only this machine is let in.
+    """Refuses to serve other machines without API keys, unless the settings allow it.
 
     Args:
-        host: what HTTP listens on; None: there is no HTTP.
+        host: address that HTTP listens on; None: there is no HTTP.
         settings: of the entrance.
 
     Raises:
-        ConfigurationError: others would be let in without a key.
+        ConfigurationError: other machines could use the service without a key.
     """
     if settings.required or settings.allow_unauthenticated or host is None or _is_loopback(host):
         return
     raise ConfigurationError(
-        f"`http_options.host` is {host}, which lets other machines in, and no API key is "
-        "configured. Make a key with `embedserve key new` and list it under `access` in the "
-        "Ingress' user_config, or set `host: 127.0.0.1`, or, where everybody who reaches this "
+        f"`http_options.host` is {host}, which admits other machines, and no API key is "
+        "configured. Create a key with `embedserve key new` and list it under `access` in the "
+        "Ingress' user_config; or set `host: 127.0.0.1`; or, if every client that can reach this "
         "machine may use the service, set `access.allow_unauthenticated: true`."
     )
 
@@ -146,4 +157,4 @@ def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return False  # a name, which may mean any address
+        return False  # a name, which may resolve to any address

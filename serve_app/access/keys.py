@@ -1,4 +1,7 @@
-"""API keys: finding whose one is, and where the list of them comes from."""
+"""API keys: generates, loads and finds them. Only their digests are stored.
+
+settings, environment variable, file → `ApiKey` entries → index by digest → `find`
+"""
 
 import asyncio
 import hashlib
@@ -6,7 +9,7 @@ import hmac
 import json
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,56 +18,64 @@ from pydantic import Field, ValidationError
 
 from serve_app.config import AccessSettings, ApiKey
 from serve_app.config.secret import read_secret
-from serve_app.config.section import Section
+from serve_app.config.section import Section, describe_errors
 from serve_app.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 1.0
 _PREFIX = "es-"
-_KEY_BYTES = 32
-#: Longer ones are nobody's, and aren't hashed.
+_RANDOM_BYTES = 32
+#: Longer keys are unknown without being hashed.
 MAX_KEY_CHARS = 512
-#: Of a digest, to look it up by; what can be learnt from it tells nothing of a key.
-_PLACE = 8
+#: Leading characters of a digest that index it. Their lookup isn't constant-time, which reveals
+#: nothing about a key.
+_INDEX_CHARS = 8
+
+KeyIndex = Mapping[str, Sequence[ApiKey]]
 
 
 def generate_key() -> str:
-    """A key that nobody has: `es-` and 43 characters, 256 random bits."""
-    return _PREFIX + secrets.token_urlsafe(_KEY_BYTES)
+    """Returns a new random key: `es-` and 43 characters, 256 random bits."""
+    return _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
 
 
 def digest(key: str) -> str:
-    """SHA-256 of a key, in 64 hexadecimal digits.
+    """Returns the SHA-256 of a key as 64 hexadecimal digits.
 
-    A slow hash protects passwords, which can be guessed. Of 256 random bits none can, so a fast
-    one is as safe, and each request can afford it.
+    A slow hash protects passwords, which can be guessed. A key has 256 random bits, so a fast hash
+    is as safe, and cheap enough for every request.
     """
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-class _Unreadable(NamedTuple):
-    """What stands for the content of a file that can't be read."""
+class _ReadError(NamedTuple):
+    """Takes the place of the content of a file that can't be read."""
 
-    why: str
-
-
-class _File(NamedTuple):
-    content: str | _Unreadable  #: as it was read last
-    keys: tuple[ApiKey, ...]  #: as they could be read last
+    reason: str
 
 
-_NO_FILE = _File("", ())
+class _KeysFile(NamedTuple):
+    content: str | _ReadError  #: as last read
+    keys: tuple[ApiKey, ...]  #: of the last valid content
+
+
+_NO_FILE = _KeysFile("", ())
 
 
 class KeyRing:
-    """The keys that are known now, those of a file among them. For one event loop."""
+    """The known keys of the settings and of a file that is watched. For one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, poll_every_s: float = 1.0) -> None:
+        """A key ring without keys.
+
+        Args:
+            poll_every_s: interval at which `watch` reads the file.
+        """
+        self.poll_every_s = poll_every_s
+        self.is_limited = False  #: whether any key has a limit
         self._settings = AccessSettings()
         self._file = _NO_FILE
-        self._places: dict[str, list[ApiKey]] = {}
-        self.is_limited = False  #: whether any of the keys has a limit
+        self._index: KeyIndex = {}
 
     @property
     def required(self) -> bool:
@@ -72,153 +83,150 @@ class KeyRing:
         return self._settings.required
 
     def apply(self, settings: AccessSettings) -> None:
-        """Takes new settings. Blocks while it reads the file, if there is one.
+        """Applies new settings. Blocks while it reads the file, if there is one.
+
+        If the same file was valid before, its previous keys stay valid.
 
         Raises:
-            ConfigurationError: the file, the variable or the list of keys can't be used; nothing
-                has changed. A file that could be used before is taken as it was.
+            ConfigurationError: the file, the variable or a key is invalid. The previous settings
+                stay in effect.
         """
-        told, file = _told(settings), _NO_FILE
-        places = _placed(told)
+        keys, file = _settings_keys(settings), _NO_FILE
+        index = _build_index(keys)
         if settings.keys_file is not None:
-            content = _content(settings.keys_file)
+            content = _read(settings.keys_file)
             try:
-                file, places = _joined(told, content)
+                file, index = _merge(keys, content)
             except ConfigurationError as error:
                 if settings.keys_file != self._settings.keys_file:
                     raise
-                file = self._kept(content, error)
-                places = _placed((*told, *file.keys))
+                file = self._with_previous_keys(content, error)
+                index = _build_index((*keys, *file.keys))
         self._settings, self._file = settings, file
-        self._put(places)
+        self._set_index(index)
 
     def find(self, presented: str) -> ApiKey | None:
-        """Whose key it is; None: nobody's."""
+        """Returns the entry of a presented key; None if it is unknown."""
         if len(presented) > MAX_KEY_CHARS or not presented.isascii():
             return None
         sha256 = digest(presented)
-        for key in self._places.get(sha256[:_PLACE], ()):
+        for key in self._index.get(sha256[:_INDEX_CHARS], ()):
             if hmac.compare_digest(key.sha256, sha256):
                 return key
         return None
 
     async def watch(self) -> None:
-        """Reads the file anew each second, for ever.
+        """Polls the file and applies its changes, until cancelled.
 
-        Not its time of change, which is too coarse to tell two changes apart. On a thread: a file
-        that hangs holds no request, and an idle service forgets a key in time too.
+        It compares contents, because modification times are too coarse to tell two changes apart.
+        It reads on a thread, so that a file system that hangs delays no request.
         """
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(self.poll_every_s)
             settings = self._settings
             if settings.keys_file is None:
                 continue
-            content = await asyncio.to_thread(_content, settings.keys_file)
+            content = await asyncio.to_thread(_read, settings.keys_file)
             if settings is self._settings and content != self._file.content:
-                self._take(content)
+                self._reload(content)
 
-    def _take(self, content: str | _Unreadable) -> None:
+    def _reload(self, content: str | _ReadError) -> None:
         try:
-            self._file, places = _joined(_told(self._settings), content)
+            self._file, index = _merge(_settings_keys(self._settings), content)
         except ConfigurationError as error:
-            self._file = self._kept(content, error)
+            self._file = self._with_previous_keys(content, error)
             return
-        self._put(places)
+        self._set_index(index)
         logger.info("The file of API keys has changed: it lists %d.", len(self._file.keys))
 
-    def _kept(self, content: str | _Unreadable, error: ConfigurationError) -> _File:
-        """The keys that the file listed before, as now it can't be used."""
+    def _with_previous_keys(
+        self, content: str | _ReadError, error: ConfigurationError
+    ) -> _KeysFile:
         if content != self._file.content:
             logger.error("%s The keys that it listed before stay valid.", error)
         return self._file._replace(content=content)
 
-    def _put(self, places: dict[str, list[ApiKey]]) -> None:
-        self._places = places
-        self.is_limited = any(key.is_limited for keys in places.values() for key in keys)
+    def _set_index(self, index: KeyIndex) -> None:
+        self._index = index
+        self.is_limited = any(key.is_limited for keys in index.values() for key in keys)
 
 
-class _Keys(Section):
-    keys: tuple[ApiKey, ...] = Field(description="As `access.keys`.")
+class _KeyList(Section):
+    keys: tuple[ApiKey, ...] = Field(description="See `access.keys`.")
 
 
-def _content(file: str) -> str | _Unreadable:
+def _read(file: str) -> str | _ReadError:
     try:
         return Path(file).read_text(encoding="utf-8")
     except OSError as error:
-        return _Unreadable(error.strerror or type(error).__name__)
+        return _ReadError(error.strerror or type(error).__name__)
     except UnicodeDecodeError:
-        return _Unreadable("it isn't UTF-8")
+        return _ReadError("it isn't UTF-8")
 
 
-def _told(settings: AccessSettings) -> tuple[ApiKey, ...]:
-    """Keys that the settings themselves list, or an environment variable."""
+def _settings_keys(settings: AccessSettings) -> tuple[ApiKey, ...]:
+    """Returns the keys of the settings and of the environment variable that they name."""
     if settings.keys_env is None:
         return settings.keys
-    listed = read_secret(settings.keys_env, "access.keys_env")
-    return (*settings.keys, *_parsed(listed, "The variable of `access.keys_env`"))
+    content = read_secret(settings.keys_env, "access.keys_env")
+    return (*settings.keys, *_parse(content, "The variable of `access.keys_env`"))
 
 
-def _joined(
-    told: Sequence[ApiKey], content: str | _Unreadable
-) -> tuple[_File, dict[str, list[ApiKey]]]:
-    """The file's keys, and where they and those of the settings are looked up."""
-    file = _File(content, _parsed(content, "The file of `access.keys_file`"))
-    return file, _placed((*told, *file.keys))
+def _merge(keys: Sequence[ApiKey], content: str | _ReadError) -> tuple[_KeysFile, KeyIndex]:
+    """Returns the parsed file, and the index of `keys` and of the file's keys together."""
+    file = _KeysFile(content, _parse(content, "The file of `access.keys_file`"))
+    return file, _build_index((*keys, *file.keys))
 
 
-def _parsed(content: str | _Unreadable, what: str) -> tuple[ApiKey, ...]:
-    """The keys in a text of YAML or JSON. Errors hold nothing of it: it may be a key itself."""
-    if isinstance(content, _Unreadable):
-        raise ConfigurationError(f"{what} can't be read: {content.why}.")
+def _parse(content: str | _ReadError, source: str) -> tuple[ApiKey, ...]:
+    """Parses YAML or JSON. Errors don't quote the content, which may be a key."""
+    if isinstance(content, _ReadError):
+        raise ConfigurationError(f"{source} can't be read: {content.reason}.")
     try:
-        return _Keys.model_validate(_loaded(content)).keys
+        return _KeyList.model_validate(_load(content)).keys
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = "" if mark is None else f", see line {mark.line + 1}"
-        raise ConfigurationError(f"{what} is neither YAML nor JSON{place}.") from None
+        line = "" if mark is None else f", see line {mark.line + 1}"
+        raise ConfigurationError(f"{source} is neither YAML nor JSON{line}.") from None
     except ValidationError as error:
         raise ConfigurationError(
-            f"{what} must be a list of keys under `keys`, as `embedserve key new` prints them: "
+            f"{source} must be a list of keys under `keys`, as `embedserve key new` prints them: "
             f"{describe_invalid_keys(error)}."
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none is a ValueError
-        raise ConfigurationError(f"{what} is neither YAML nor JSON.") from None
+    except (yaml.YAMLError, ValueError, RecursionError):  # an invalid date is a ValueError
+        raise ConfigurationError(f"{source} is neither YAML nor JSON.") from None
 
 
-def _loaded(content: str) -> object:
+def _load(content: str) -> object:
     try:
-        return json.loads(content)  # which may be indented with tabs, and YAML may not
+        return json.loads(content)  # JSON may be indented with tabs, which YAML doesn't allow
     except (ValueError, RecursionError):
         return yaml.safe_load(content)
 
 
 def describe_invalid_keys(error: ValidationError) -> str:
-    """What is wrong with keys, without anything that was given, the names of fields included."""
-    known = {"keys", *ApiKey.model_fields}
-    return "; ".join(
-        ".".join(str(part) if part in known or isinstance(part, int) else "?" for part in e["loc"])
-        + f": {e['msg']}"
-        for e in error.errors(include_input=False, include_context=False, include_url=False)
-    )
+    """Describes validation errors without quoting the input, not even unknown field names."""
+    return describe_errors(error, known={"keys", *ApiKey.model_fields})
 
 
-def _placed(keys: Sequence[ApiKey]) -> dict[str, list[ApiKey]]:
-    """The keys by where they are looked up.
+def _build_index(keys: Sequence[ApiKey]) -> KeyIndex:
+    """Returns the keys by the first characters of their digests.
 
     Raises:
-        ConfigurationError: two have one name, or are one key.
+        ConfigurationError: two entries have the same name or the same key.
     """
-    places: dict[str, list[ApiKey]] = {}
-    names: dict[str, ApiKey] = {}
-    digests: dict[str, ApiKey] = {}
+    index: dict[str, list[ApiKey]] = {}
+    names = set[str]()
+    by_digest: dict[str, ApiKey] = {}
     for key in keys:
         if key.name in names:
             raise ConfigurationError(f"Two API keys have the name {key.name!r}.")
-        same = digests.setdefault(key.sha256, key)
+        same = by_digest.setdefault(key.sha256, key)
         if same is not key:
             raise ConfigurationError(
-                f"The API keys {same.name!r} and {key.name!r} are one: each needs its own."
+                f"The API keys {same.name!r} and {key.name!r} are identical: give each name a key "
+                "of its own."
             )
-        names[key.name] = key
-        places.setdefault(key.sha256[:_PLACE], []).append(key)
-    return places
+        names.add(key.name)
+        index.setdefault(key.sha256[:_INDEX_CHARS], []).append(key)
+    return index

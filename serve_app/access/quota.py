@@ -1,9 +1,10 @@
-"""Quotas: how much each key may still ask for. Token buckets, counted in one process or in all.
+"""Quotas: token buckets for the limits of each API key, counted in this process.
 
-A bucket holds a minute's worth and fills evenly. At the entrance it is charged with an estimate,
-which is put right when the request is done; that may overdraw it, and then nothing passes until
-the debt is gone. A request of more than a minute's worth passes when the bucket is full, and
-overdraws it as well: so all pass some day, and none faster than the rate.
+A bucket's capacity is one minute of its limit, and it refills evenly. A request is charged with an
+estimate when it is admitted, and the charge is corrected when it is done. The correction may
+overdraw the bucket; then no request passes until it has refilled above zero. A request larger than
+the bucket passes when the bucket is full, and overdraws it. So every request passes eventually, and
+none exceeds the rate.
 """
 
 import math
@@ -16,36 +17,36 @@ from typing import NamedTuple, Protocol
 from serve_app.config import ApiKey
 from serve_app.errors import QuotaExceeded
 
-#: Rounding must not keep out what comes exactly when it was told to.
-_ROUNDING = 1e-6
-#: After which a request may fit again that has to wait for others of its key to end.
-_ROOM_S = 1.0
+#: Tolerance for rounding errors, so that a client that retries exactly on time is admitted.
+_EPSILON = 1e-6
+#: Retry delay of a request that exceeds `concurrent_tokens`: when others end is unknown.
+_CONCURRENCY_RETRY_S = 1.0
 
 
 class BucketLevel(NamedTuple):
-    """How a bucket stands."""
+    """The fill level of a bucket."""
 
-    limit: int
-    left: float  #: negative: overdrawn
+    limit: int  #: per minute; the bucket's capacity
+    remaining: float  #: negative if overdrawn
 
     def headers(self, name: str) -> dict[str, str]:
-        """As OpenAI tells it."""
-        reset_s = max(0.0, self.limit - self.left) * 60 / self.limit
+        """Returns OpenAI's rate limit headers for a limit called `name`."""
+        reset_s = max(0.0, self.limit - self.remaining) * 60 / self.limit
         return {
             f"x-ratelimit-limit-{name}": str(self.limit),
-            f"x-ratelimit-remaining-{name}": str(max(0, math.floor(self.left + _ROUNDING))),
-            f"x-ratelimit-reset-{name}": duration(reset_s),
+            f"x-ratelimit-remaining-{name}": str(max(0, math.floor(self.remaining + _EPSILON))),
+            f"x-ratelimit-reset-{name}": format_duration(reset_s),
         }
 
 
 class QuotaStatus(NamedTuple):
-    """How a key stands; None: it has no such limit."""
+    """The levels of a key's buckets; None for limits that it doesn't have."""
 
     requests: BucketLevel | None = None
     tokens: BucketLevel | None = None
 
     def headers(self) -> Mapping[str, str]:
-        """For the reply, in OpenAI's words."""
+        """Returns OpenAI's rate limit headers for the limits that the key has."""
         requests = {} if self.requests is None else self.requests.headers("requests")
         tokens = {} if self.tokens is None else self.tokens.headers("tokens")
         return {**requests, **tokens}
@@ -56,15 +57,15 @@ _NO_LIMITS = QuotaStatus()
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A request that was let in."""
+    """The charge of an admitted request."""
 
     key: ApiKey
-    tokens: int  #: that were charged
-    status: QuotaStatus = _NO_LIMITS  #: when it was let in
-    entry: str | None = None  #: what a shared server calls it; None: no server knows of it
+    tokens: int  #: the estimate that was charged
+    status: QuotaStatus = _NO_LIMITS  #: after the charge
+    entry: str | None = None  #: identifies it on a shared server; None: counted in this process
 
     def headers(self) -> Mapping[str, str]:
-        """For the reply, in OpenAI's words; nothing where the key has no such limit."""
+        """Returns the rate limit headers of the response."""
         return self.status.headers()
 
 
@@ -72,114 +73,117 @@ class QuotaStore(Protocol):
     """Counts what each key uses."""
 
     def open(self) -> None:
-        """Makes ready, as some key has a limit; call it in the event loop, as often as you like.
+        """Prepares for keys with limits. Idempotent; call it in the event loop.
 
         Raises:
-            ConfigurationError: it can't, as it is configured.
+            ConfigurationError: the store is misconfigured.
         """
         ...
 
     async def reserve(self, key: ApiKey, tokens: int) -> Reservation:
-        """Charges a key for one request of about so many tokens, wholly or not at all.
+        """Charges a key for one request of an estimated number of tokens, all or nothing.
 
         Raises:
-            QuotaExceeded: it doesn't fit now.
+            QuotaExceeded: the request exceeds one of the key's limits now.
         """
         ...
 
     async def commit(self, reservation: Reservation, tokens: int | None) -> None:
-        """Puts the charge right, once the request is done; None: it failed, tokens come back.
+        """Replaces the estimate by the number of tokens used; None: the request failed, so none.
 
-        Call it exactly once for each ticket. Never raises, never waits for a server.
+        Call it exactly once for each reservation. Never raises, and never waits for a server.
         """
         ...
 
     async def close(self) -> None:
-        """Lets go what it holds. Never raises."""
+        """Releases all resources. Never raises."""
         ...
 
 
 class Bucket:
-    """One limit by the minute, full at first. The limit itself comes with each call."""
+    """A token bucket that starts full. Each call passes the current limit."""
 
     def __init__(self) -> None:
-        self._left = math.inf
-        self._at = 0.0
+        self._remaining = math.inf
+        self._updated_at_s = 0.0
 
     def level(self, limit: int, now_s: float) -> BucketLevel:
-        """How it stands at a time that doesn't run backwards."""
-        self._left = min(limit, self._left + (now_s - self._at) * limit / 60)
-        self._at = now_s
-        return BucketLevel(limit, self._left)
+        """Refills the bucket until `now_s`, which never decreases, and returns its level."""
+        refill = (now_s - self._updated_at_s) * limit / 60
+        self._remaining = min(limit, self._remaining + refill)
+        self._updated_at_s = now_s
+        return BucketLevel(limit, self._remaining)
 
     def charge(self, amount: float) -> None:
-        """Takes out, or with a negative amount puts back."""
-        self._left -= amount
+        """Removes an amount; a negative amount is a refund."""
+        self._remaining -= amount
 
 
 @dataclass(frozen=True, slots=True)
 class RetryDelays:
-    """How long until a request fits, by each of its key's limits, in seconds; 0: it does now."""
+    """Seconds until a request passes each of its key's limits; 0: it passes now."""
 
     requests_s: float
     tokens_s: float
     concurrent_s: float
 
     @classmethod
-    def of(cls, key: ApiKey, tokens: int, status: QuotaStatus, held: float) -> "RetryDelays":
-        """Of a request of so many tokens, while the key holds others in work."""
+    def of(
+        cls, key: ApiKey, tokens: int, status: QuotaStatus, in_flight_tokens: float
+    ) -> "RetryDelays":
+        """Returns the delays of a request, given the key's other requests in flight."""
         limit = key.concurrent_tokens
-        is_room = limit is None or held == 0 or held + tokens <= limit
+        passes = limit is None or in_flight_tokens == 0 or in_flight_tokens + tokens <= limit
         return cls(
-            _wait_s(status.requests, 1),
-            _wait_s(status.tokens, tokens),
-            0.0 if is_room else _ROOM_S,
+            _delay_s(status.requests, 1),
+            _delay_s(status.tokens, tokens),
+            0.0 if passes else _CONCURRENCY_RETRY_S,
         )
 
     @property
     def longest_s(self) -> float:
-        """Until it fits by all of them."""
+        """Seconds until the request passes all limits."""
         return max(self.requests_s, self.tokens_s, self.concurrent_s)
 
-    def refusal(self, key: ApiKey, tokens: int, status: QuotaStatus) -> QuotaExceeded:
-        """The error that tells of the longest."""
+    def error(self, key: ApiKey, tokens: int, status: QuotaStatus) -> QuotaExceeded:
+        """Returns the error that names the limit with the longest delay."""
         if self.longest_s == self.requests_s:
-            why = f"is limited to {key.requests_per_minute} requests a minute"
+            reason = f"is limited to {key.requests_per_minute} requests a minute"
         elif self.longest_s == self.tokens_s:
-            why = (
+            reason = (
                 f"is limited to {key.tokens_per_minute} tokens a minute, and this request has "
                 f"about {tokens}"
             )
         else:
-            why = (
-                f"may have {key.concurrent_tokens} tokens in work at once, and this request has "
+            reason = (
+                f"is limited to {key.concurrent_tokens} tokens in flight, and this request has "
                 f"about {tokens}"
             )
-        retry_after_s = max(1, math.ceil(self.longest_s - _ROUNDING))
+        retry_after_s = max(1, math.ceil(self.longest_s - _EPSILON))
         return QuotaExceeded(
-            f"The API key {key.name!r} {why}. Try again in {retry_after_s} s.",
+            f"The API key {key.name!r} {reason}. Try again in {retry_after_s} s.",
             retry_after_s,
             status.headers(),
         )
 
 
-def _wait_s(level: BucketLevel | None, amount: int) -> float:
+def _delay_s(level: BucketLevel | None, amount: int) -> float:
     if level is None:
         return 0.0
-    short = min(amount, level.limit) - level.left
-    return short * 60 / level.limit if short > _ROUNDING else 0.0
+    missing = min(amount, level.limit) - level.remaining
+    return missing * 60 / level.limit if missing > _EPSILON else 0.0
 
 
-class _Account:
+class _KeyUsage:
     """What one key has used."""
 
     def __init__(self) -> None:
         self.requests = Bucket()
         self.tokens = Bucket()
-        self.held = 0  #: tokens in work
+        self.in_flight_tokens = 0
 
     def status(self, key: ApiKey, now_s: float) -> QuotaStatus:
-        """How the key stands, its buckets filled for the time until now."""
+        """Refills the buckets until `now_s` and returns their levels."""
         requests, tokens = key.requests_per_minute, key.tokens_per_minute
         return QuotaStatus(
             None if requests is None else self.requests.level(requests, now_s),
@@ -188,48 +192,46 @@ class _Account:
 
 
 class MemoryQuotaStore:
-    """Counts in this process alone. For one event loop."""
+    """Counts in this process only. For one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._accounts = defaultdict[str, _Account](_Account)
+        self._usage = defaultdict[str, _KeyUsage](_KeyUsage)
 
     def open(self) -> None:
         """See `QuotaStore`."""
 
     async def reserve(self, key: ApiKey, tokens: int) -> Reservation:
         """See `QuotaStore`."""
-        account, now_s = self._accounts[key.name], self._clock()
-        before = account.status(key, now_s)
-        waits = RetryDelays.of(key, tokens, before, account.held)
-        if waits.longest_s > 0:
-            raise waits.refusal(key, tokens, before)
-        account.requests.charge(1)
-        account.tokens.charge(tokens)
-        account.held += tokens
-        return Reservation(key, tokens, account.status(key, now_s))
+        usage, now_s = self._usage[key.name], self._clock()
+        before = usage.status(key, now_s)
+        delays = RetryDelays.of(key, tokens, before, usage.in_flight_tokens)
+        if delays.longest_s > 0:
+            raise delays.error(key, tokens, before)
+        usage.requests.charge(1)
+        usage.tokens.charge(tokens)
+        usage.in_flight_tokens += tokens
+        return Reservation(key, tokens, usage.status(key, now_s))
 
     async def commit(self, reservation: Reservation, tokens: int | None) -> None:
         """See `QuotaStore`."""
-        account = self._accounts[reservation.key.name]
-        account.status(
-            reservation.key, self._clock()
-        )  # which fills the buckets for the time until now
-        account.tokens.charge((tokens or 0) - reservation.tokens)
-        account.held -= reservation.tokens
+        usage = self._usage[reservation.key.name]
+        usage.status(reservation.key, self._clock())  # refill, up to the limit, first
+        usage.tokens.charge((tokens or 0) - reservation.tokens)
+        usage.in_flight_tokens -= reservation.tokens
 
     async def close(self) -> None:
         """See `QuotaStore`."""
 
 
-def duration(seconds: float) -> str:
-    """As OpenAI and Go write it: `120ms`, `1s`, `6m0s`; rounded up."""
+def format_duration(seconds: float) -> str:
+    """Formats a duration like OpenAI and Go, rounded up: `120ms`, `1s`, `6m0s`."""
     if seconds <= 0:
         return "0s"
     if seconds <= 0.999:
         return f"{math.ceil(seconds * 1000)}ms"
-    minutes, rest = divmod(math.ceil(seconds - _ROUNDING), 60)
+    minutes, seconds = divmod(math.ceil(seconds - _EPSILON), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours}h{minutes}m{rest}s"
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+        return f"{hours}h{minutes}m{seconds}s"
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"

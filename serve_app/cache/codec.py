@@ -15,7 +15,7 @@ import numpy as np
 from serve_app.types import Float32, Tier, VectorRow
 
 #: What vectors are kept as. float16 takes half of the room and rounds: its space is another one.
-Storage = Literal["float32", "float16"]
+CacheDtype = Literal["float32", "float16"]
 
 _CHECKSUM = struct.Struct("<I")
 _HEAD = struct.Struct("<IBBxxII")
@@ -26,9 +26,9 @@ _TRUNCATED = 1
 class Codec:
     """Writes and reads the values of one space."""
 
-    def __init__(self, dim: int, storage: Storage = "float32") -> None:
+    def __init__(self, dim: int, dtype: CacheDtype = "float32") -> None:
         self._dim = dim
-        self._half = storage == "float16"
+        self._half = dtype == "float16"
         self._dtype = np.dtype("<f2" if self._half else "<f4")
         self._bytes = _HEAD.size + dim * self._dtype.itemsize
 

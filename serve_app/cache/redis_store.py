@@ -1,8 +1,7 @@
-"""The shared tier, in Redis or Valkey, never in the way: what it can't tell at once is a miss.
+"""The shared cache in Redis or Valkey: a read that isn't answered in time is a miss.
 
-Reads of one turn of the event loop leave as one MGET. Writes are queued and leave in the
-background. After some failures in a row a breaker opens; then nobody waits until a probe, made in
-the background, was answered.
+Reads of one turn of the event loop are sent as one MGET. Writes are queued and sent in the
+background. While the server is down, reads miss and writes are dropped without a call.
 """
 
 import asyncio
@@ -12,7 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from serve_app.errors import Unavailable
 from serve_app.metrics import (
@@ -27,43 +26,38 @@ from serve_app.types import StoreStats
 from serve_app.valkey.breaker import Breaker
 from serve_app.valkey.client import (
     Client,
-    ping,
-    close,
-    reply_errors,
-    reset_connections,
     deadline,
+    describe_failure,
+    execute_pipeline,
     failure_kind,
     mget,
-    pipeline,
+    ping,
     primaries,
-    describe_failure,
+    reply_errors,
 )
+from serve_app.valkey.guarded_client import GuardedClient
 
 logger = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 _MAX_KEYS = 512  # in one MGET: at 1.5 KiB a value about 1 ms of the server's time
 _MAX_READS = 4  # in flight, each on a connection of its own
 _MAX_WRITES = 256  # in one pipeline
 _MAX_WRITE_BYTES = 4 << 20
-_MAX_FAILURES = 5
-_PROBE_EVERY_S = 0.5
-_IDLE_AFTER_S = 5.0
 _TICK_S = 0.1
-#: After a batch of which nothing was written; a server that is full isn't flooded.
-_WRITE_PAUSE_S = 1.0
-#: Writes count as accepted again when none was refused for so long; at its memory limit a server
-#: refuses some and takes others.
-_WRITES_CALM_S = 2.0
+#: Pause after a batch in which every write failed, so that a full server isn't flooded.
+_WRITE_BACKOFF_S = 1.0
+#: Time without a refused write after which the server counts as writable. At its memory limit, a
+#: server refuses some writes and accepts others.
+_WRITABLE_AFTER_S = 2.0
 
 
 class _Read(NamedTuple):
     keys: Sequence[bytes]
-    answer: asyncio.Future[list[bytes | None]]
+    values: asyncio.Future[list[bytes | None]]
 
 
 class RedisStore:
-    """Opaque values under opaque keys. For one event loop."""
+    """Stores opaque values under opaque keys. For one event loop."""
 
     def __init__(
         self,
@@ -74,294 +68,283 @@ class RedisStore:
         ttl_s: int | None,
         write_queue_max_bytes: int,
         meter: Meter,
+        breaker: Breaker | None = None,
     ) -> None:
-        self._client = client
+        """A store that makes no calls in the background until `start`.
+
+        Args:
+            client: connects to the server.
+            prefix: precedes every key on the server.
+            timeout_s: time limit of a read.
+            ttl_s: lifetime of a value; None: until the server evicts it.
+            write_queue_max_bytes: limit of queued keys and values; further writes are dropped.
+            meter: counts reads, writes and failures.
+            breaker: see `GuardedClient`.
+        """
         self._prefix = prefix
-        self._timeout_s = timeout_s
-        #: Of what nobody waits for: it may also wait for a slow new connection.
-        self._background_timeout_s = max(10 * timeout_s, 0.5)
         self._ttl: tuple[str | int, ...] = () if ttl_s is None else ("EX", ttl_s)
         self._queue_max_bytes = write_queue_max_bytes
         self._meter = meter
-        self._breaker = Breaker(
-            max_failures=_MAX_FAILURES, probe_every_s=_PROBE_EVERY_S, idle_after_s=_IDLE_AFTER_S
+        self._guarded = GuardedClient(
+            client,
+            timeout_s=timeout_s,
+            probe=lambda client: ping(client, prefix + b"probe"),
+            on_failure=lambda error: meter.add(L2_FAILURES, 1, failure_kind(error)),
+            on_down=self._on_down,
+            on_up=lambda: logger.info("The shared cache is up again."),
+            breaker=breaker,
         )
-        self._down_reason: str | None = None
-        self._write_reason: str | None = None
-        self._refused_at = 0.0
+        self._write_failure: str | None = None
+        self._write_failed_at = 0.0
         self._reads: list[_Read] = []
-        self._slots = asyncio.Semaphore(_MAX_READS)
-        self._calls = set[asyncio.Task[Any]]()
+        self._read_slots = asyncio.Semaphore(_MAX_READS)
+        self._read_tasks = set[asyncio.Task[None]]()
         self._queue: dict[bytes, bytes] = {}
-        self._queue_bytes = 0  # with those that are being written
-        self._queued = asyncio.Event()
-        self._written = asyncio.Event()
-        self._written.set()
+        self._queue_bytes = 0  # including the batch that is being written
+        self._queue_filled = asyncio.Event()
+        self._queue_flushed = asyncio.Event()
+        self._queue_flushed.set()
         self._background: list[asyncio.Task[None]] = []
         self._closed = False
 
     @property
     def state(self) -> Literal["up", "down"]:
-        """Whether it is asked at all."""
-        return "down" if self._breaker.is_open else "up"
+        """Whether reads and writes reach the server."""
+        return self._guarded.state
 
     @property
     def writable(self) -> bool:
-        """False where it answers reads and refuses writes: full, read-only, without the right."""
-        return self._write_reason is None
+        """False if the server refuses writes: it is full, read-only, or the user lacks rights."""
+        return self._write_failure is None
 
     @property
     def reason(self) -> str | None:
-        """Why it is down or not writable, without secrets; None: nothing is wrong."""
-        return self._down_reason if self._breaker.is_open else self._write_reason
+        """Why the server is down or not writable, without secrets; None if it works."""
+        return self._guarded.down_reason or self._write_failure
 
     def start(self) -> None:
-        """Begins to write and to probe, in the background of the running event loop."""
-        self._background = [
-            asyncio.get_running_loop().create_task(coroutine, context=contextvars.Context())
-            for coroutine in (self._write_on(), self._watch())
-        ]
+        """Starts writing and probing, in the background of the running event loop."""
+        self._guarded.start()
+        self._background = [_create_task(self._run_writer()), _create_task(self._watch_writes())]
 
     async def close(self) -> None:
-        """Ends background tasks and connections; what is still queued is lost. Never raises."""
+        """Stops background tasks and closes connections; drops queued writes. Never raises."""
         self._closed = True
         for task in self._background:
             task.cancel()
-        await asyncio.gather(*self._background, *self._calls, return_exceptions=True)
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(self._background_timeout_s):
-                await close(self._client)
+        await asyncio.gather(*self._background, *self._read_tasks, return_exceptions=True)
+        await self._guarded.close()
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Values in the keys' order; None for each that isn't there or didn't come in time."""
-        if not keys or self._off:
+        """Returns the values in the keys' order; None if missing or not received in time."""
+        if not keys or not self._available:
             return [None] * len(keys)
         loop = asyncio.get_running_loop()
         read = _Read(keys, loop.create_future())
         self._reads.append(read)
         if len(self._reads) == 1:
-            loop.call_soon(self._leave)  # with all that is asked in this turn of the loop
-        return await read.answer
+            loop.call_soon(self._send_reads)  # after the other reads of this turn of the loop
+        return await read.values
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Queues a value to be written; drops it when the queue is full or the store is down."""
-        if self._off:
+        """Queues a write; drops it if the queue is full or the server is down."""
+        if not self._available:
             self._meter.add(L2_WRITE_DROPS, 1, "down")
             return
-        old = self._queue.get(key)
-        more = len(value) - len(old) if old is not None else len(key) + len(value)
-        if self._queue_bytes + more > self._queue_max_bytes:
+        queued = self._queue.get(key)
+        added = len(key) + len(value) if queued is None else len(value) - len(queued)
+        if self._queue_bytes + added > self._queue_max_bytes:
             self._meter.add(L2_WRITE_DROPS, 1, "full")
             return
         self._queue[key] = value
-        self._queue_bytes += more
-        self._queued.set()
-        self._written.clear()
+        self._queue_bytes += added
+        self._queue_filled.set()
+        self._queue_flushed.clear()
 
     async def flush(self, timeout_s: float) -> None:
-        """Waits until all that was put is written or dropped, at most `timeout_s`."""
+        """Waits until all queued writes are sent or dropped, for at most `timeout_s`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._written.wait()
+                await self._queue_flushed.wait()
 
     async def purge(self) -> int:
-        """Deletes all keys below the prefix; their number.
+        """Deletes all keys with the prefix and returns their number.
 
-        What is queued is written first, so that it doesn't come back.
+        Queued writes are sent first; otherwise they would be written after the purge.
 
         Raises:
-            Unavailable: It could not delete all.
+            Unavailable: not all keys could be deleted.
         """
         pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self._prefix) + b"*"
+        client, timeout_s = self._guarded.client, self._guarded.background_timeout_s
         deleted = 0
         try:
-            await self.flush(self._background_timeout_s)
-            async with deadline(self._background_timeout_s):
-                nodes = await primaries(self._client)
+            await self.flush(timeout_s)
+            async with deadline(timeout_s):
+                nodes = await primaries(client)
             for node in nodes:
                 cursor, more = 0, True
                 while more:
-                    async with deadline(self._background_timeout_s):
+                    async with deadline(timeout_s):
                         cursor, keys = await node.execute_command(
                             "SCAN", cursor, "MATCH", pattern, "COUNT", 1000
                         )
-                        replies = await pipeline(self._client, [("UNLINK", key) for key in keys])
+                        replies = await execute_pipeline(client, [("UNLINK", key) for key in keys])
                     if errors := reply_errors(replies):
                         raise errors[0]
                     deleted += sum(replies)
                     more = cursor != 0
         except Exception as error:
             raise Unavailable(
-                f"The shared cache could not be emptied: {describe_failure(error)}. Entries deleted until "
-                f"then: {deleted}."
+                f"The shared cache could not be emptied: {describe_failure(error)}. Entries "
+                f"deleted until then: {deleted}."
             ) from None
         return deleted
 
     async def stats(self) -> StoreStats | None:
-        """What the server tells of itself, all nodes together; None when it doesn't answer."""
+        """Returns the server's statistics, summed over its nodes; None if it doesn't answer."""
         try:
-            async with deadline(self._background_timeout_s):
-                nodes = await primaries(self._client)
-                told = [await node.execute_command("INFO") for node in nodes]
+            async with deadline(self._guarded.background_timeout_s):
+                nodes = await primaries(self._guarded.client)
+                infos = [await node.execute_command("INFO") for node in nodes]
         except Exception as error:
-            self._failed(error)
+            self._guarded.record_failure(error)
             return None
         names = ("used_memory", "maxmemory", "keyspace_hits", "keyspace_misses", "evicted_keys")
-        entries = sum(d["keys"] for info in told for name, d in info.items() if name[:2] == "db")
-        return StoreStats(entries, *(sum(int(info[name]) for info in told) for name in names))
+        entries = sum(db["keys"] for info in infos for name, db in info.items() if name[:2] == "db")
+        return StoreStats(entries, *(sum(int(info[name]) for info in infos) for name in names))
 
     @property
-    def _off(self) -> bool:
-        return self._closed or self._breaker.is_open
+    def _available(self) -> bool:
+        return not self._closed and self.state == "up"
 
-    def _start(self, call: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        # In a context of its own: Ray cancels calls by the context they were made in.
-        task = asyncio.get_running_loop().create_task(call, context=contextvars.Context())
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-        return task
-
-    def _leave(self) -> None:
+    def _send_reads(self) -> None:
         reads, self._reads = self._reads, []
         batch: list[_Read] = []
         size = 0
         for read in reads:
-            if read.answer.done():
+            if read.values.done():
                 continue
             if batch and size + len(read.keys) > _MAX_KEYS:
-                self._start(self._read(batch))
+                self._start_read(batch)
                 batch, size = [], 0
             batch.append(read)
             size += len(read.keys)
         if batch:
-            self._start(self._read(batch))
+            self._start_read(batch)
 
-    async def _read(self, reads: Sequence[_Read]) -> None:
-        keys = [self._prefix + key for read in reads for key in read.keys]
+    def _start_read(self, batch: Sequence[_Read]) -> None:
+        task = _create_task(self._read(batch))
+        self._read_tasks.add(task)
+        task.add_done_callback(self._read_tasks.discard)
+
+    async def _read(self, batch: Sequence[_Read]) -> None:
+        keys = [self._prefix + key for read in batch for key in read.keys]
         values: list[bytes | None] = []
         started = time.perf_counter()
         try:
-            async with deadline(self._timeout_s), self._slots:
-                while len(values) < len(keys) and not self._off:
-                    replies = await mget(self._client, keys[len(values) :][:_MAX_KEYS])
+            async with deadline(self._guarded.timeout_s), self._read_slots:
+                while len(values) < len(keys) and self._available:
+                    replies = await mget(self._guarded.client, keys[len(values) :][:_MAX_KEYS])
                     errors = reply_errors(replies)
                     if len(errors) == len(replies):
                         raise errors[0]
-                    if errors:  # of a cluster, where the nodes answer one by one
+                    if errors:  # some nodes of a cluster failed
                         self._meter.add(L2_FAILURES, 1, failure_kind(errors[0]))
                     values += [r if isinstance(r, bytes) else None for r in replies]
-                    self._breaker.succeeded()
+                    self._guarded.record_success()
         except Exception as error:
-            self._failed(error)
+            self._guarded.record_failure(error)
         self._meter.add(L2_READS)
         self._meter.add(L2_SECONDS, time.perf_counter() - started)
         values += [None] * (len(keys) - len(values))
-        at = 0
-        for read in reads:
-            if not read.answer.done():
-                read.answer.set_result(values[at : at + len(read.keys)])
-            at += len(read.keys)
+        start = 0
+        for read in batch:
+            if not read.values.done():
+                read.values.set_result(values[start : start + len(read.keys)])
+            start += len(read.keys)
 
-    async def _write_on(self) -> None:
+    async def _run_writer(self) -> None:
         while True:
-            await self._queued.wait()
+            await self._queue_filled.wait()
             while self._queue:
-                if not await self._write(self._next_writes()):
-                    await asyncio.sleep(_WRITE_PAUSE_S)
-            self._queued.clear()
-            self._written.set()
+                if not await self._write(self._next_batch()):
+                    await asyncio.sleep(_WRITE_BACKOFF_S)
+            self._queue_filled.clear()
+            self._queue_flushed.set()
 
-    def _next_writes(self) -> list[tuple[bytes, bytes]]:
-        writes: list[tuple[bytes, bytes]] = []
+    def _next_batch(self) -> list[tuple[bytes, bytes]]:
+        batch: list[tuple[bytes, bytes]] = []
         size = 0
         for key, value in self._queue.items():
             size += len(key) + len(value)
-            if writes and (len(writes) == _MAX_WRITES or size > _MAX_WRITE_BYTES):
+            if batch and (len(batch) == _MAX_WRITES or size > _MAX_WRITE_BYTES):
                 break
-            writes.append((key, value))
-        for key, _ in writes:
+            batch.append((key, value))
+        for key, _ in batch:
             del self._queue[key]
-        return writes
+        return batch
 
-    async def _write(self, writes: Sequence[tuple[bytes, bytes]]) -> bool:
-        commands = [("SET", self._prefix + key, value, *self._ttl) for key, value in writes]
+    async def _write(self, batch: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Writes a batch and returns whether any value was written."""
+        commands = [("SET", self._prefix + key, value, *self._ttl) for key, value in batch]
         replies: Sequence[Any]
         try:
-            async with deadline(self._background_timeout_s):
-                replies = await pipeline(self._client, commands)
+            async with deadline(self._guarded.background_timeout_s):
+                replies = await execute_pipeline(self._guarded.client, commands)
         except Exception as error:
             self._meter.add(L2_FAILURES, 1, failure_kind(error))
-            replies = [error] * len(writes)
-            if not self._off:
-                await self._probe()  # for reads, which may go on though writes don't
-        self._queue_bytes -= sum(len(key) + len(value) for key, value in writes)
+            replies = [error] * len(batch)
+            if self._available:
+                await self._guarded.probe()  # reads may work although writes fail
+        self._queue_bytes -= sum(len(key) + len(value) for key, value in batch)
         errors = reply_errors(replies)
-        for refused in errors:
-            self._meter.add(L2_WRITE_DROPS, 1, failure_kind(refused))
-        self._meter.add(L2_WRITTEN, len(writes) - len(errors))
-        self._tell_writes(errors)
-        return len(errors) < len(writes)
+        for error in errors:
+            self._meter.add(L2_WRITE_DROPS, 1, failure_kind(error))
+        self._meter.add(L2_WRITTEN, len(batch) - len(errors))
+        self._update_writable(errors)
+        return len(errors) < len(batch)
 
-    def _tell_writes(self, errors: Sequence[Exception]) -> None:
-        now = time.monotonic()
+    def _update_writable(self, errors: Sequence[Exception]) -> None:
         refusals = [error for error in errors if failure_kind(error) in ("refused", "timeout")]
-        if refusals and not self._off:
-            self._refused_at = now
-            if self._write_reason is None:
+        if refusals and self._available:
+            self._write_failed_at = time.monotonic()
+            if self._write_failure is None:
                 logger.warning(
                     "The shared cache refuses writes: %s.", describe_failure(refusals[0])
                 )
-            self._write_reason = f"writes fail: {describe_failure(refusals[0])}"
-        elif not errors and self._write_reason and now - self._refused_at >= _WRITES_CALM_S:
-            self._write_reason = None
-            logger.info("The shared cache takes writes again.")
+            self._write_failure = f"writes fail: {describe_failure(refusals[0])}"
+        elif not errors and self._write_failure and self._write_recheck_due():
+            self._write_failure = None
+            logger.info("The shared cache accepts writes again.")
 
-    async def _watch(self) -> None:
+    def _write_recheck_due(self) -> bool:
+        return time.monotonic() - self._write_failed_at >= _WRITABLE_AFTER_S
+
+    async def _watch_writes(self) -> None:
+        """Probes a server that refused writes: without new values, no write would succeed."""
         while True:
-            if self._breaker.probe_due():
-                await self._probe()
-            calm_s = time.monotonic() - self._refused_at
-            if self._write_reason and not self._off and calm_s >= _WRITES_CALM_S:
-                await self._probe_writing()
+            if self._write_failure and self._available and self._write_recheck_due():
+                await self._probe_writes()
             await asyncio.sleep(_TICK_S)
 
-    async def _probe_writing(self) -> None:
-        """Without new values nothing else would tell that writes are taken again."""
+    async def _probe_writes(self) -> None:
         try:
-            async with deadline(self._background_timeout_s):
+            async with deadline(self._guarded.background_timeout_s):
                 command = ("SET", self._prefix + b"probe", b"", "EX", 1)
-                replies = await pipeline(self._client, [command])
+                replies = await execute_pipeline(self._guarded.client, [command])
         except Exception as error:
             replies = [error]
-        self._tell_writes(reply_errors(replies))
+        self._update_writable(reply_errors(replies))
 
-    async def _probe(self) -> None:
-        try:
-            async with deadline(self._background_timeout_s):
-                if self._breaker.is_open:
-                    await reset_connections(self._client)
-                await ping(self._client, self._prefix + b"probe")
-        except Exception as error:
-            self._failed(error, probe=True)
-            return
-        if self._breaker.is_open:
-            logger.info("The shared cache is up again.")
-        self._breaker.probed(True)
-        self._down_reason = None
+    def _on_down(self, reason: str) -> None:
+        logger.warning("The shared cache is down: %s.", reason)
+        for key, value in self._queue.items():
+            self._queue_bytes -= len(key) + len(value)
+            self._meter.add(L2_WRITE_DROPS, 1, "down")
+        self._queue.clear()
 
-    def _failed(self, error: Exception, *, probe: bool = False) -> None:
-        self._meter.add(L2_FAILURES, 1, failure_kind(error))
-        was_open = self._breaker.is_open
-        if probe:
-            self._breaker.probed(False)
-        else:
-            self._breaker.failed()
-        if not self._breaker.is_open:
-            return
-        self._down_reason = describe_failure(error)
-        if not was_open:
-            logger.warning("The shared cache is down: %s.", self._down_reason)
-            for key, value in self._queue.items():
-                self._queue_bytes -= len(key) + len(value)
-                self._meter.add(L2_WRITE_DROPS, 1, "down")
-            self._queue.clear()
+
+def _create_task(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    # In an empty context: Ray cancels calls by the context they were made in.
+    return asyncio.get_running_loop().create_task(coroutine, context=contextvars.Context())

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from serve_app.cache.codec import Codec, Storage
+from serve_app.cache.codec import Codec, CacheDtype
 from serve_app.cache.l2 import L2Cache
 from serve_app.cache.lookup import EmbedGroup, Lookup
 from serve_app.cache.memory import MemoryCache
@@ -27,7 +27,7 @@ class CacheStack:
         rest: EmbedGroup,
         *,
         l1_max_bytes: int,
-        storage: Storage,
+        dtype: CacheDtype,
         meter: Meter,
         l2: L2Cache | None = None,
     ) -> None:
@@ -46,7 +46,7 @@ class CacheStack:
         self._meter = meter
         self._evictions = 0
         store = None if l2 is None else l2.store
-        codec = Codec(spec.dim, storage)
+        codec = Codec(spec.dim, dtype)
         lookup = Lookup(spec.space_id, codec, self._memory, rest, store=store, meter=meter)
         self._embed = lookup.embed
 

@@ -1,4 +1,8 @@
-"""A client of Redis or Valkey that fails fast, and what differs between a server and a cluster."""
+"""Redis and Valkey clients that fail fast, for a server, a cluster or Sentinels.
+
+`connect` turns a URL into a client; the functions below it hide what differs between a server and
+a cluster. Nothing here retries, or waits longer than its caller allows.
+"""
 
 import asyncio
 import contextlib
@@ -21,8 +25,7 @@ from serve_app.errors import ConfigurationError
 Client = Redis | RedisCluster
 FailureKind = Literal["timeout", "connection", "auth", "refused", "other"]
 
-#: More than the store ever uses at once: its reads are bounded, the rest is one writer, one
-#: prober, one purge.
+#: More than a process ever uses at once: a few reads, one writer, one probe, one purge.
 _MAX_CONNECTIONS = 16
 _PORT = 6379
 _SENTINEL_PORT = 26379
@@ -32,38 +35,40 @@ _SCHEMES = {
     "rediss": "rediss",
     "valkeys": "rediss",
 }
-#: What a URL may say after `?`, beside `db`; everything else is decided here.
+#: Query parameters of a TLS URL, in addition to `db`. Everything else is fixed in this module.
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
-_FORMS = (
+_URL_FORMS = (
     "redis://host:6379/0, rediss://… (TLS), unix:///path/to/socket?db=0, "
     "redis+sentinel://host:26379,host2:26379/<service>/0 or redis+cluster://host:6379"
 )
 
 
 def connect(url: str, password: str | None, timeout_s: float) -> Client:
-    """A client that is not connected yet; it connects when it is first asked.
+    """Returns a client that connects with its first command.
 
-    `password` goes before one in the URL; neither is sent to Sentinels. `timeout_s` is how long
-    one Sentinel is waited for; all else is bounded by whoever asks.
+    Args:
+        url: of the server, the Sentinels or the cluster.
+        password: overrides a password in the URL. Neither is sent to Sentinels.
+        timeout_s: time limit of a call to one Sentinel. The caller bounds all other calls.
 
     Raises:
-        ConfigurationError: The URL can't be read. The message doesn't hold it, it may hold a
-            password.
+        ConfigurationError: the URL is invalid. The message leaves the URL out, since it may
+            contain a password.
     """
     try:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
     except ValueError:
-        raise _unreadable("it isn't a URL") from None
-    base, _, shape = parts.scheme.partition("+")
-    known = base in _SCHEMES and shape in ("", "sentinel", "cluster")
+        raise _invalid_url("it isn't a URL") from None
+    base, _, topology = parts.scheme.partition("+")
+    known = base in _SCHEMES and topology in ("", "sentinel", "cluster")
     if not known and parts.scheme != "unix":
-        raise _unreadable("its scheme is unknown")
+        raise _invalid_url("its scheme is unknown")
     tls = _SCHEMES.get(base) == "rediss"
     if options.keys() - {"db", *(_TLS_OPTIONS if tls else ())}:
-        # Without their names: an unescaped `?` in a password would make part of it one.
-        raise _unreadable(
-            "after `?` it takes `db`, and with TLS "
+        # Leave the unknown names out: after an unescaped `?`, a password is parsed as one.
+        raise _invalid_url(
+            "the only parameters after `?` are `db` and, with TLS, "
             + ", ".join(f"`{name}`" for name in _TLS_OPTIONS)
         )
     user, _, hosts = parts.netloc.rpartition("@")
@@ -73,31 +78,31 @@ def connect(url: str, password: str | None, timeout_s: float) -> Client:
         **{name: value for name, value in options.items() if name != "db"},
         "username": unquote(username) or None,
         "password": password or unquote(url_password) or None,
-        "socket_timeout": None,  # the store has one time limit for a whole operation
+        "socket_timeout": None,  # callers set one time limit for a whole operation
         "socket_connect_timeout": None,
         "max_connections": _MAX_CONNECTIONS,
-        **_plain(),
+        **_connection_options(),
     }
     if base == "unix":
         if hosts or not parts.path.startswith("/"):
-            raise _unreadable("the path of its socket isn't absolute")
+            raise _invalid_url("the path of the socket isn't absolute")
         settings["db"] = _database(options.get("db", ""))
         return Redis(unix_socket_path=unquote(parts.path), **settings)
     settings["ssl"] = tls
-    if shape == "sentinel":
+    if topology == "sentinel":
         service, *path = path or [""]
         settings["db"] = _database(options.get("db", "/".join(path)))
         if not service:
-            raise _unreadable("it names no service after the Sentinels")
-        return _by_sentinel(_addresses(hosts, _SENTINEL_PORT), service, settings, timeout_s)
+            raise _invalid_url("the name of the service is missing after the Sentinels")
+        return _sentinel_client(_addresses(hosts, _SENTINEL_PORT), service, settings, timeout_s)
     settings["db"] = _database(options.get("db", "/".join(path)))
-    return _by_address(_addresses(hosts, _PORT), shape == "cluster", settings)
+    return _direct_client(_addresses(hosts, _PORT), topology == "cluster", settings)
 
 
 async def reset_connections(client: Client) -> None:
-    """Drops idle connections and what is known of a cluster, so that the next call starts afresh.
+    """Closes idle connections and forgets the nodes of a cluster.
 
-    After a failure a pool may hold connections into nowhere, each of which would cost a time-out.
+    After a failure the pool may hold dead connections, each of which would cost a timeout.
     """
     if isinstance(client, RedisCluster):
         await client.aclose()
@@ -105,11 +110,11 @@ async def reset_connections(client: Client) -> None:
         await client.connection_pool.disconnect(inuse_connections=False)
 
 
-async def close(client: Client) -> None:
-    """Ends all connections, those to Sentinels and to nodes of a half-known cluster too."""
+async def close_client(client: Client) -> None:
+    """Closes all connections, including those to Sentinels and to cluster nodes."""
     if isinstance(client, RedisCluster):
         await client.aclose()
-        # Which does nothing after a failure, when the client means to look for its nodes again.
+        # After a failure `aclose` does nothing, since the client expects to rediscover its nodes.
         await client.nodes_manager.aclose()
         await client.nodes_manager.aclose("startup_nodes")
         return
@@ -120,51 +125,54 @@ async def close(client: Client) -> None:
 
 
 async def ping(client: Client, key: bytes) -> None:
-    """Raises unless it answers; of a cluster, unless all primaries do."""
+    """Reads `key`, or in a cluster pings every primary; raises unless all answer."""
     if isinstance(client, RedisCluster):
         await client.ping(target_nodes=RedisCluster.PRIMARIES)
     else:
-        await client.mget([key])  # a user may have the right to read and none to PING
+        await client.mget([key])  # the user's ACL may allow reads and not PING
 
 
 async def mget(client: Client, keys: Sequence[bytes]) -> Sequence[Any]:
-    """For each key a value, None, or (of a cluster) an error."""
+    """Returns for each key a value, None, or in a cluster an error."""
     if isinstance(client, RedisCluster):
-        # Nearly every key has a slot of its own, and an MGET takes one slot.
-        return await pipeline(client, [("GET", key) for key in keys])
+        # MGET requires keys of one hash slot, and nearly every key has a different one.
+        return await execute_pipeline(client, [("GET", key) for key in keys])
     return await client.mget(keys)
 
 
-async def pipeline(client: Client, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Sends commands together, without MULTI; for each its reply or the error it got."""
-    together = client.pipeline(transaction=False)
+async def execute_pipeline(client: Client, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Sends commands together, without MULTI. Returns a reply or an error for each."""
+    pipeline = client.pipeline(transaction=False)
     for command in commands:
-        together.execute_command(*command)
-    replies: list[Any] = await together.execute(raise_on_error=False)
+        pipeline.execute_command(*command)
+    replies: list[Any] = await pipeline.execute(raise_on_error=False)
     return replies
 
 
 class Script(NamedTuple):
-    """One run of a Lua script; all its keys lie in one slot of a cluster."""
+    """One call of a Lua script. In a cluster, all its keys are in one hash slot."""
 
     source: str
     keys: Sequence[str]
     args: Sequence[str | int | float]
 
 
-async def run(client: Client, scripts: Sequence[Script]) -> list[Any]:
-    """Runs scripts together; for each its reply or the error it got.
+async def run_scripts(client: Client, scripts: Sequence[Script]) -> list[Any]:
+    """Runs scripts in one pipeline. Returns a reply or an error for each.
 
-    Their sources are sent only where the server doesn't know them yet.
+    Sends the source of a script only if the server hasn't cached it.
     """
-    rests = [(len(script.keys), *script.keys, *script.args) for script in scripts]
+    arguments = [(len(script.keys), *script.keys, *script.args) for script in scripts]
     digests = [_sha1(script.source) for script in scripts]
-    known = [("EVALSHA", sha1, *rest) for sha1, rest in zip(digests, rests, strict=True)]
-    replies = await pipeline(client, known)
-    new = [i for i, r in enumerate(replies) if isinstance(r, redis_errors.NoScriptError)]
-    if new:
-        again = await pipeline(client, [("EVAL", scripts[i].source, *rests[i]) for i in new])
-        for i, reply in zip(new, again, strict=True):
+    replies = await execute_pipeline(
+        client, [("EVALSHA", sha1, *args) for sha1, args in zip(digests, arguments, strict=True)]
+    )
+    uncached = [i for i, r in enumerate(replies) if isinstance(r, redis_errors.NoScriptError)]
+    if uncached:
+        evaluated = await execute_pipeline(
+            client, [("EVAL", scripts[i].source, *arguments[i]) for i in uncached]
+        )
+        for i, reply in zip(uncached, evaluated, strict=True):
             replies[i] = reply
     return replies
 
@@ -175,7 +183,7 @@ def _sha1(source: str) -> str:
 
 
 async def primaries(client: Client) -> Sequence[Any]:
-    """Those that hold the keys, each with a method `execute_command`."""
+    """Returns the nodes that hold the keys, each with a method `execute_command`."""
     if isinstance(client, RedisCluster):
         await client.initialize()
         return client.get_primaries()
@@ -184,15 +192,19 @@ async def primaries(client: Client) -> Sequence[Any]:
 
 @contextlib.asynccontextmanager
 async def deadline(timeout_s: float) -> AsyncIterator[None]:
-    """As `asyncio.timeout`, but a reply that lies in the socket already is still taken.
+    """Like `asyncio.timeout`, but accepts a reply that has already reached the socket.
 
-    When something holds the event loop longer than the limit, time-out and reply come in the same
-    turn; without the grace of one more a busy process would find its store slow.
+    If the event loop is blocked for longer than the limit, the timeout and the reply are due in
+    the same turn. Waiting one more turn lets the reply win, so that a busy process doesn't take
+    its own delay for a slow server.
+
+    Raises:
+        TimeoutError: the body took longer than `timeout_s`.
     """
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(None) as limit:
-        # A deadline that lies in the past ends the wait one turn later.
-        timer = loop.call_later(timeout_s, limit.reschedule, 0)
+    async with asyncio.timeout(None) as timeout:
+        # A deadline in the past expires in the next turn of the loop.
+        timer = loop.call_later(timeout_s, timeout.reschedule, 0)
         try:
             yield
         finally:
@@ -200,30 +212,29 @@ async def deadline(timeout_s: float) -> AsyncIterator[None]:
 
 
 def reply_errors(replies: Sequence[Any]) -> list[Exception]:
-    """Those among the replies of a pipeline that stand for a failed command."""
+    """Returns the errors among the replies of a pipeline."""
     return [reply for reply in replies if isinstance(reply, Exception)]
 
 
 def failure_kind(error: BaseException) -> FailureKind:
-    """What sort of failure an error is, for counting."""
+    """Returns the kind of a failure, for metrics."""
     if isinstance(error, TimeoutError | redis_errors.TimeoutError):
         return "timeout"
     if isinstance(error.__cause__, Exception):
-        deeper = failure_kind(
-            error.__cause__
-        )  # a failed login may come wrapped in a ConnectionError
-        if deeper != "other":
-            return deeper
+        # redis-py may wrap a failed login in a ConnectionError.
+        cause_kind = failure_kind(error.__cause__)
+        if cause_kind != "other":
+            return cause_kind
     if isinstance(error, redis_errors.AuthenticationError | redis_errors.AuthorizationError):
         return "auth"
     if isinstance(error, redis_errors.ResponseError | redis_errors.BusyLoadingError):
         return "refused"
-    lost = redis_errors.ConnectionError | redis_errors.RedisClusterException | OSError
-    return "connection" if isinstance(error, lost) else "other"
+    unreachable = redis_errors.ConnectionError | redis_errors.RedisClusterException | OSError
+    return "connection" if isinstance(error, unreachable) else "other"
 
 
 def describe_failure(error: BaseException) -> str:
-    """What is wrong, without what a server or a library says: some repeat a password."""
+    """Describes a failure without quoting the error, which may repeat a password."""
     match failure_kind(error):
         case "timeout":
             return "no answer in time"
@@ -233,13 +244,13 @@ def describe_failure(error: BaseException) -> str:
             code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
             return f"it answers {code if re.fullmatch('[A-Z]{2,16}', code) else 'an error'}"
         case "connection":
-            system = _system_error(error)
-            return f"no connection ({system})" if system else "no connection"
+            reason = _os_error_text(error)
+            return f"no connection ({reason})" if reason else "no connection"
         case _:
             return type(error).__name__
 
 
-def _system_error(error: BaseException | None) -> str | None:
+def _os_error_text(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
@@ -247,36 +258,40 @@ def _system_error(error: BaseException | None) -> str | None:
     return None
 
 
-def _by_address(
+def _direct_client(
     addresses: list[tuple[str, int]], cluster: bool, settings: dict[str, Any]
 ) -> Client:
     if cluster:
         if settings["db"]:
-            raise _unreadable("a cluster has no database but 0")
+            raise _invalid_url("a cluster has only database 0")
         nodes = [ClusterNode(host, port) for host, port in addresses]
         return RedisCluster(startup_nodes=nodes, **settings)
     if len(addresses) > 1:
-        raise _unreadable("several hosts need `+sentinel` or `+cluster` in the scheme")
+        raise _invalid_url("several hosts need `+sentinel` or `+cluster` in the scheme")
     host, port = addresses[0]
     return Redis(host=host, port=port, **settings)
 
 
-def _by_sentinel(
+def _sentinel_client(
     addresses: list[tuple[str, int]], service: str, settings: dict[str, Any], timeout_s: float
 ) -> Redis:
     tls = {name: value for name, value in settings.items() if name.startswith("ssl")}
-    # Sentinels are asked in turn, so each needs a limit of its own, or a silent one hides the rest.
-    asking = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, **tls, **_plain()}
-    make: Any = Sentinel
-    client: Redis = make(addresses, sentinel_kwargs=asking).master_for(service, **settings)
+    options = {  # Sentinels are tried in turn: without a limit, a silent one blocks the others
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        **tls,
+        **_connection_options(),
+    }
+    sentinel: Any = Sentinel  # its constructor has no types
+    client: Redis = sentinel(addresses, sentinel_kwargs=options).master_for(service, **settings)
     return client
 
 
-def _plain() -> dict[str, Any]:
+def _connection_options() -> dict[str, Any]:
     return {
         "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,  # with 3, each new connection says HELLO and asks for notifications
-        "driver_info": None,  # or each new connection says CLIENT SETINFO, twice
+        "protocol": 2,  # with 3, each new connection sends HELLO and subscribes to notifications
+        "driver_info": None,  # otherwise each new connection sends CLIENT SETINFO twice
     }
 
 
@@ -287,21 +302,21 @@ def _addresses(hosts: str, default_port: int) -> list[tuple[str, int]]:
             address = urlsplit(f"//{part}")
             host, port = address.hostname, address.port
         except ValueError:
-            raise _unreadable("a port in it is no number from 1 to 65535") from None
+            raise _invalid_url("a port isn't a number from 1 to 65535") from None
         if not host or port == 0:
-            raise _unreadable("a host or port is missing")
+            raise _invalid_url("a host or port is missing")
         addresses.append((host, default_port if port is None else port))
     return addresses
 
 
 def _database(text: str) -> int:
     if text and not (text.isascii() and text.isdigit() and len(text) < 6):
-        raise _unreadable("its database is no number")
+        raise _invalid_url("the database isn't a number")
     return int(text or 0)
 
 
-def _unreadable(why: str) -> ConfigurationError:
+def _invalid_url(reason: str) -> ConfigurationError:
     return ConfigurationError(
-        f"The URL of the Redis cache can't be used: {why}. Write {_FORMS}; special characters in "
-        "a password are percent-encoded (`@` is `%40`, `/` is `%2F`)."
+        f"The URL of the Redis cache can't be used: {reason}. Use {_URL_FORMS}. Percent-encode "
+        "special characters in a password (`@` is `%40`, `/` is `%2F`)."
     )

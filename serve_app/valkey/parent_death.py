@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however that ends."""
+"""Child processes that end with their parent, even if it is killed."""
 
 import ctypes
 import os
@@ -10,17 +10,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """For `preexec_fn`: the child gets the signal when the thread that starts it has ended.
+    """Returns a `preexec_fn` that has the kernel signal the child when its parent thread ends.
 
-    None where the system can't do that: only Linux can.
+    Returns None on systems other than Linux, which have no equivalent.
     """
     if sys.platform != "linux":
         return None
-    prctl, mine = ctypes.CDLL(None).prctl, os.getpid()
+    prctl, parent_pid = ctypes.CDLL(None).prctl, os.getpid()
 
-    def prepare() -> None:
+    def set_parent_death_signal() -> None:
         prctl(_PR_SET_PDEATHSIG, number)
-        if os.getppid() != mine:  # it has ended already
+        if os.getppid() != parent_pid:  # it ended before the call
             os._exit(0)
 
-    return prepare
+    return set_parent_death_signal

@@ -1,13 +1,16 @@
-"""Slots: the folders in which cache servers of this machine keep their data.
+"""The directories in which the embedded cache servers of this machine keep their data.
 
-What replicas and the supervisor of a server must agree on: which files there are, and what the
-locks on them mean. Kept light, since the supervisor is a process of its own that imports this.
+A data directory holds numbered server directories. Replicas and supervisors coordinate through
+the files in them:
 
-    slots.lock     beside the slots: held for a moment by whoever looks at them or changes them
-    lease          shared: a replica uses the server; exclusive: the server is about to end
-    supervisor     exclusive: a supervisor is alive
-    owner.json     whose server it is, and how it shall run
-    dump.rdb       its data
+    slots.lock         in the data directory: exclusive while server directories are assigned
+    0/lease            shared: a replica uses the server; exclusive: the server is about to stop
+    0/supervisor       exclusive: a supervisor is running
+    0/owner.json       a `ServerRecord`
+    0/dump.rdb         the server's data
+
+File names and the keys in `owner.json` are those of version 0.1, which may run at the same time.
+This module imports little, since every supervisor is a separate process that loads it.
 """
 
 import json
@@ -20,143 +23,153 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-if sys.platform != "win32":  # where there is no server for it either
+if sys.platform != "win32":  # which has no embedded server either
     import fcntl
 
 _POLL_S = 0.02
-_ANSWER_S = 1.0
+_COMMAND_TIMEOUT_S = 1.0
 
 
 class ServiceInstance(NamedTuple):
-    """Whose server it is."""
+    """The running service that a server belongs to."""
 
     service: str
-    host: str  #: a cache folder may be shared by machines, a server can't be
-    pid: int  #: as long as this process lives, the service may come back for its server
+    host: str  #: machines may share a data directory, but not a server
+    pid: int  #: while this process lives, the service may return to its server
 
 
 class ServerOptions(NamedTuple):
-    """How a server shall run."""
+    """How to run a server."""
 
     socket: str
     max_bytes: int
-    grace_s: float  #: how long it stays while its owner lives and no replica uses it
+    grace_s: float  #: how long it runs without a lease while its owner lives
+
+
+class ServerRecord(NamedTuple):
+    """The content of `owner.json`."""
+
+    owner: ServiceInstance
+    options: ServerOptions
 
 
 class FileLock:
-    """A lock on a file that the kernel takes back when its holder dies, however it dies.
+    """An advisory file lock, which the kernel releases when its holder dies.
 
-    Never waits. A descriptor of its own each: two in one process are as strange to each other
-    as two in two processes. It goes along when the process forks, and not into a new program.
+    Each instance opens a file descriptor of its own, so two locks in one process conflict like two
+    in different processes. A forked child inherits the lock; a new program doesn't.
     """
 
     def __init__(self, file: Path) -> None:
-        """Opens the file, which is made if need be, and locks nothing yet."""
+        """Opens the file, creating it if necessary, without locking it."""
         self._fd: int | None = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
 
     def try_shared(self) -> bool:
-        """Whether it is now held beside others that share it. Lowers an exclusive lock."""
-        return self._try(fcntl.LOCK_SH)
+        """Acquires a shared lock if possible, without waiting. Downgrades an exclusive lock."""
+        return self._try_lock(fcntl.LOCK_SH)
 
     def try_exclusive(self) -> bool:
-        """Whether it is now held alone. A shared lock of its own is lost if not."""
-        return self._try(fcntl.LOCK_EX)
+        """Acquires an exclusive lock if possible, without waiting.
 
-    def free(self) -> None:
-        """Gives it back; it can be taken again."""
+        On failure, a shared lock that this instance held is lost.
+        """
+        return self._try_lock(fcntl.LOCK_EX)
+
+    def acquire_exclusive(self, deadline: float) -> None:
+        """Waits for an exclusive lock until `deadline`, in seconds of the monotonic clock.
+
+        Raises:
+            TimeoutError: others held the lock until then.
+        """
+        while not self.try_exclusive():
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(_POLL_S)
+
+    def release(self) -> None:
+        """Releases the lock; it can be acquired again."""
         if self._fd is not None:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Gives it back for good; safe to call twice."""
+        """Releases the lock and closes the file; safe to call twice."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
-    def _try(self, kind: int) -> bool:
-        assert self._fd is not None, "It was closed. This is a bug."
+    def _try_lock(self, operation: int) -> bool:
+        assert self._fd is not None, "The lock is closed. This is a bug."
         try:
-            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, operation | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
 
 
-def wait_exclusive(lock: FileLock, deadline: float) -> None:
-    """Waits for a lock until `deadline`, in seconds of the monotonic clock.
-
-    Raises:
-        TimeoutError: others held it for the whole time.
-    """
-    while not lock.try_exclusive():
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(_POLL_S)
-
-
-def slots_lock(base: Path) -> FileLock:
-    """The lock under which the slots in a folder are looked at and changed."""
-    return FileLock(base / "slots.lock")
+def servers_lock(data_dir: Path) -> FileLock:
+    """Returns the lock that protects the assignment of server directories."""
+    return FileLock(data_dir / "slots.lock")
 
 
 @contextmanager
-def locked_slots(base: Path, deadline: float) -> Iterator[None]:
-    """Holds that lock; the same `deadline` and error as `wait_exclusive`."""
-    lock = slots_lock(base)
+def hold_servers_lock(data_dir: Path, deadline: float) -> Iterator[None]:
+    """Holds `servers_lock`; `deadline` and errors as in `FileLock.acquire_exclusive`."""
+    lock = servers_lock(data_dir)
     try:
-        wait_exclusive(lock, deadline)
+        lock.acquire_exclusive(deadline)
         yield
     finally:
         lock.close()
 
 
 class ServerDir:
-    """One folder, for one server at a time."""
+    """The directory of one server."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.dump = folder / "dump.rdb"
-        self.log = folder / "server.log"
-        self._about = folder / "owner.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.dump = path / "dump.rdb"
+        self.log = path / "server.log"
+        self._record = path / "owner.json"
 
-    def make(self) -> None:
-        """Makes the folder if need be, for this user alone: vectors tell of their texts."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        self.folder.chmod(0o700)
+    def create(self) -> None:
+        """Creates the directory if necessary, private to the user: vectors reveal their texts."""
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        self.path.chmod(0o700)
 
-    def lease(self) -> FileLock:
-        """The lock that replicas share."""
-        return FileLock(self.folder / "lease")
+    def lease_lock(self) -> FileLock:
+        """Returns the lock that replicas share."""
+        return FileLock(self.path / "lease")
 
-    def supervisor(self) -> FileLock:
-        """The lock that a supervisor holds as long as it lives."""
-        return FileLock(self.folder / "supervisor")
+    def supervisor_lock(self) -> FileLock:
+        """Returns the lock that a supervisor holds for as long as it lives."""
+        return FileLock(self.path / "supervisor")
 
     def is_supervised(self) -> bool:
-        """Whether a supervisor is alive."""
-        lock = self.supervisor()
+        """Returns whether a supervisor is running."""
+        lock = self.supervisor_lock()
         try:
             return not lock.try_shared()
         finally:
             lock.close()
 
-    def read(self) -> tuple[ServiceInstance, ServerOptions] | None:
-        """What was written last; None when there is nothing that can be read."""
+    def read_record(self) -> ServerRecord | None:
+        """Returns what `write_record` wrote last; None if it is missing or unreadable."""
         try:
-            about = json.loads(self._about.read_text("utf-8"))
-            return ServiceInstance(**about["owner"]), ServerOptions(**about["terms"])
+            record = json.loads(self._record.read_text("utf-8"))
+            owner, options = record["owner"], record["terms"]
+            return ServerRecord(ServiceInstance(**owner), ServerOptions(**options))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, owner: ServiceInstance, terms: ServerOptions) -> None:
-        """Writes down whose server it is and how it shall run, whole or not at all."""
-        text = json.dumps({"owner": owner._asdict(), "terms": terms._asdict()})
-        new = self._about.with_suffix(".new")
-        new.write_text(text, "utf-8")
-        new.replace(self._about)
+    def write_record(self, record: ServerRecord) -> None:
+        """Replaces the record atomically."""
+        content = {"owner": record.owner._asdict(), "terms": record.options._asdict()}
+        new = self._record.with_suffix(".new")
+        new.write_text(json.dumps(content), "utf-8")
+        new.replace(self._record)
 
-    def last_words(self) -> str:
-        """The last line of the log; empty where there is none."""
+    def last_log_line(self) -> str:
+        """Returns the last line of the log; empty if there is none."""
         with suppress(OSError):
             lines = self.log.read_text("utf-8", errors="replace").strip().splitlines()
             return lines[-1] if lines else ""
@@ -164,10 +177,10 @@ class ServerDir:
 
 
 def pid_exists(pid: int) -> bool:
-    """Whether a process with that id exists.
+    """Returns whether a process with this id exists.
 
-    An id may be used again, so a dead process can be taken for alive. A server then merely
-    stays for its time of grace, which isn't worth more care here.
+    The system may have reused the id of a dead process. A server then merely runs for its grace
+    period, so a stricter check isn't worthwhile.
     """
     try:
         os.kill(pid, 0)
@@ -178,14 +191,14 @@ def pid_exists(pid: int) -> bool:
     return True
 
 
-def ask(path: str, command: str) -> bytes:
-    """The beginning of a server's answer to a command of plain words.
+def send_command(socket_path: str, command: str) -> bytes:
+    """Sends an inline command and returns up to 256 bytes of the reply.
 
     Raises:
-        OSError: nobody listens there, or doesn't answer within a second.
+        OSError: no server listens on the socket, or it doesn't answer within a second.
     """
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(_ANSWER_S)
-        connection.connect(path)
+        connection.settimeout(_COMMAND_TIMEOUT_S)
+        connection.connect(socket_path)
         connection.sendall(f"{command}\r\n".encode())
         return connection.recv(256)

@@ -1,4 +1,4 @@
-"""Which server the replicas of a service share: one elsewhere, an embedded one, or none."""
+"""The Redis or Valkey server that the replicas of a service share: external, embedded or none."""
 
 import asyncio
 import logging
@@ -9,71 +9,78 @@ from pathlib import Path
 from serve_app.config import CacheConfig
 from serve_app.config.secret import read_secret
 from serve_app.valkey.client import Client, connect
-from serve_app.valkey.embedded import EmbeddedUnavailable, Lease, default_cache_dir, lease_server
+from serve_app.valkey.embedded import EmbeddedUnavailable, Lease, default_data_dir, lease_server
 
 logger = logging.getLogger(__name__)
 
-_MEND_EVERY_S = 20.0
-
 
 class SharedServer:
-    """The way to it, and the lease on it where it is embedded."""
+    """Connects to the configured server and holds the lease on an embedded one."""
 
-    def __init__(self, config: CacheConfig, *, service: str, owner_pid: int) -> None:
-        """Opens nothing yet.
+    def __init__(
+        self,
+        config: CacheConfig,
+        *,
+        service: str,
+        owner_pid: int,
+        keep_alive_every_s: float = 20.0,
+    ) -> None:
+        """A server that isn't connected to yet.
 
         Args:
-            config: what is asked for.
-            service: which service this is, among those on this machine.
-            owner_pid: the process whose end is the service's end.
+            config: settings of the cache.
+            service: identifies the service among those on this machine.
+            owner_pid: a process that lives as long as the service does.
+            keep_alive_every_s: interval at which `keep_alive` checks the server.
         """
         self._config = config
         self._url = config.url.get_secret_value()
         self._lease: Lease | None = None
-        base = default_cache_dir() if config.data_dir is None else Path(config.data_dir)
-        self._take = partial(lease_server, base, service, owner_pid, config.max_bytes)
+        data_dir = default_data_dir() if config.data_dir is None else Path(config.data_dir)
+        self._lease_server = partial(lease_server, data_dir, service, owner_pid, config.max_bytes)
+        self._keep_alive_every_s = keep_alive_every_s
         self.kind = self._url.partition(":")[0]  #: as in `CacheState`
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the service starts it; then `connect` blocks."""
+        """Whether the service starts the server itself; `connect` then blocks."""
         return self._url == "embedded"
 
     def connect(self) -> Client | None:
-        """A client that is not connected yet; None where no server is asked for.
+        """Returns a client that connects with its first command; None if no server is configured.
 
         Raises:
-            ConfigurationError: the URL can't be read, or the password isn't there.
-            EmbeddedUnavailable: there is no embedded server to be had.
+            ConfigurationError: the URL is invalid, or the password's variable isn't set.
+            EmbeddedUnavailable: the embedded server can't run.
         """
         url = self._url
         if url == "none":
             return None
         if self.is_embedded:
-            self._lease = self._take()
+            self._lease = self._lease_server()
             url = f"unix://{self._lease.socket}"
         name = self._config.password_env
         password = None if name is None else read_secret(name, "cache.password_env")
         return connect(url, password, self._config.timeout_s)
 
     async def keep_alive(self, is_up: Callable[[], bool]) -> None:
-        """Has an embedded server that was given up started again: a lease taken anew does that.
+        """Restarts an embedded server whose supervisor has given up, by renewing the lease.
 
-        Goes on for ever, unless the server is somebody else's.
+        Runs until cancelled; returns at once if the server isn't embedded.
         """
         while self._lease is not None:
-            await asyncio.sleep(_MEND_EVERY_S)
+            await asyncio.sleep(self._keep_alive_every_s)
             if is_up():
                 continue
             try:
-                lease = await asyncio.to_thread(self._take)
+                lease = await asyncio.to_thread(self._lease_server)
             except EmbeddedUnavailable as error:
-                logger.warning("The embedded cache server is away: %s", error)
+                logger.warning("The embedded cache server is unavailable: %s", error)
                 continue
             self._lease.release()
             self._lease = lease
 
     def release(self) -> None:
-        """Lets the server go; safe to call twice."""
+        """Releases the lease; safe to call twice."""
         if self._lease is not None:
             self._lease.release()

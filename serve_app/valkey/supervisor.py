@@ -1,7 +1,7 @@
-"""Runs one cache server: `python -m serve_app.valkey.supervisor FOLDER OWNER_PID BINARY`.
+"""Runs one cache server: `python -m serve_app.valkey.supervisor DIRECTORY OWNER_PID BINARY`.
 
-A process of its own that no replica is the parent of, so that the server outlives a replica's
-crash. It starts the server again when it dies, and ends it when nobody needs it any more.
+The supervisor is a daemon, not a child of a replica, so that the server survives a crash of the
+replica that started it. It restarts the server when it dies and stops it when it is unused.
 """
 
 import os
@@ -18,229 +18,237 @@ from serve_app.valkey.parent_death import die_with_parent
 from serve_app.valkey.server_dir import (
     FileLock,
     ServerDir,
-    ask,
     pid_exists,
-    slots_lock,
-    wait_exclusive,
+    send_command,
+    servers_lock,
 )
 
-#: How long a server may take to write its data down before it is killed. The dump of before stays.
+#: How long a server may take to save its data before it is killed; the previous dump then stays.
 SHUTDOWN_TIMEOUT_S = 10.0
+#: How often a supervisor checks its server and whether it is used.
+CHECK_EVERY_S = 0.5
 _MODULE = "serve_app.valkey.supervisor"
-_POLL_S = 0.5
-_LOCK_S = 2.0
-_FAILURES_MAX = 5
-#: Who has run for that long has not failed to start.
-_SETTLED_S = 10.0
-_FIRST_PAUSE_S = 0.1
+_LOCK_TIMEOUT_S = 2.0
+_MAX_FAILURES = 5
+#: A server that ran for this long started successfully: its end begins a new count of failures.
+_STABLE_AFTER_S = 10.0
+_INITIAL_BACKOFF_S = 0.1
 _CONFIG = {
     "port": "0",
     "unixsocketperm": "700",
     "maxmemory-policy": "allkeys-lfu",
     "databases": "1",
     "save": "300 100",
-    # Numbers of a vector don't compress.
+    # The floats of a vector don't compress.
     "rdbcompression": "no",
-    # A full disk must not stop the cache from caching, nor from ending.
+    # A full disk must block neither writes nor the shutdown.
     "stop-writes-on-bgsave-error": "no",
     "shutdown-on-sigterm": "save force",
     "loglevel": "warning",
 }
 
 
-def command(folder: Path, owner_pid: int, binary: Path) -> list[str]:
-    """What to run for a supervisor of the slot in `folder`."""
-    return [sys.executable, "-m", _MODULE, str(folder), str(owner_pid), str(binary)]
+def supervisor_command(directory: Path, owner_pid: int, binary: Path) -> list[str]:
+    """Returns the command line that starts a supervisor for a server directory."""
+    return [sys.executable, "-m", _MODULE, str(directory), str(owner_pid), str(binary)]
 
 
-def parse_owner_pid(line: Sequence[str]) -> int | None:
-    """The owner's pid in the command line of a supervisor; None: it is of another program."""
-    at = list(line).index(_MODULE) if _MODULE in line else len(line)
+def parse_owner_pid(command_line: Sequence[str]) -> int | None:
+    """Returns the owner's pid in a supervisor's command line; None for other programs."""
+    at = list(command_line).index(_MODULE) if _MODULE in command_line else len(command_line)
     with suppress(IndexError, ValueError):
-        return int(line[at + 2])
+        return int(command_line[at + 2])
     return None
 
 
-class _GivenUp(Exception):
-    """The server doesn't stay alive."""
+class _SupervisorError(Exception):
+    """The server can't be kept running."""
 
 
-class _Server:
-    """The server's process, kept alive."""
+class _ServerProcess:
+    """The server's process, restarted with exponential backoff."""
 
-    def __init__(self, slot: ServerDir, binary: str) -> None:
-        self._slot = slot
+    def __init__(self, server_dir: ServerDir, binary: str) -> None:
+        self._server_dir = server_dir
         self._binary = binary
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
-        self._since = 0.0
-        self._again_at = 0.0
+        self._started_at = 0.0
+        self._restart_at = 0.0
 
-    def keep_up(self) -> None:
-        """Starts it when it isn't there, with a longer pause after each failure.
+    def ensure_running(self) -> None:
+        """Starts the process if it isn't running and its backoff is over.
 
         Raises:
-            _GivenUp: it has failed too often in a row.
+            _SupervisorError: it has failed too often in a row.
         """
         if self._process is not None and (status := self._process.poll()) is not None:
             self._process = None
-            self._note_failure(status)
-        if self._process is None and time.monotonic() >= self._again_at:
+            self._record_exit(status)
+        if self._process is None and time.monotonic() >= self._restart_at:
             self._start()
 
-    def end(self) -> None:
-        """Ends it; it writes its data down first."""
+    def stop(self) -> None:
+        """Stops the process, which saves its data first."""
         if self._process is None:
             return
         self._process.terminate()
         try:
             self._process.wait(SHUTDOWN_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            _say(f"The server did not end within {SHUTDOWN_TIMEOUT_S:.0f} s and is killed.")
+            _log(f"The server did not stop within {SHUTDOWN_TIMEOUT_S:.0f} s and is killed.")
             self._process.kill()
             self._process.wait()
 
-    def _note_failure(self, status: int) -> None:
-        _say(f"The server has ended with status {status}.")
+    def _record_exit(self, status: int) -> None:
+        _log(f"The server exited with status {status}.")
         now = time.monotonic()
-        self._failures = 1 if now - self._since > _SETTLED_S else self._failures + 1
-        if self._failures > _FAILURES_MAX:
-            raise _GivenUp(f"The server has failed {self._failures} times in a row.")
-        self._again_at = now + _FIRST_PAUSE_S * 2 ** (self._failures - 1)
-        # 1 is how it ends when it can't read its dump. It may also crash over it.
-        if (status == 1 or self._failures > 2) and self._slot.dump.exists():
-            self._slot.dump.replace(self._slot.folder / "dump.rdb.broken")
-            self._again_at = now
-            _say("Its data may be broken: they are in dump.rdb.broken now, and it starts empty.")
+        was_stable = now - self._started_at > _STABLE_AFTER_S
+        self._failures = 1 if was_stable else self._failures + 1
+        if self._failures > _MAX_FAILURES:
+            raise _SupervisorError(f"The server has failed {self._failures} times in a row.")
+        self._restart_at = now + _INITIAL_BACKOFF_S * 2 ** (self._failures - 1)
+        # The server exits with status 1 if it can't read its dump, and may also crash on it.
+        if (status == 1 or self._failures > 2) and self._server_dir.dump.exists():
+            self._server_dir.dump.replace(self._server_dir.path / "dump.rdb.broken")
+            self._restart_at = now
+            _log("Its data may be corrupt: it is moved to dump.rdb.broken, and it starts empty.")
 
     def _start(self) -> None:
-        about = self._slot.read()
-        if about is None:
-            raise _GivenUp("owner.json can't be read.")
-        for torn in self._slot.folder.glob("temp-*.rdb"):
-            torn.unlink()
+        record = self._server_dir.read_record()
+        if record is None:
+            raise _SupervisorError("owner.json can't be read.")
+        for partial_dump in self._server_dir.path.glob("temp-*.rdb"):
+            partial_dump.unlink()
         config = _CONFIG | {
-            "dir": str(self._slot.folder),
-            "unixsocket": about[1].socket,
-            "maxmemory": str(about[1].max_bytes),
+            "dir": str(self._server_dir.path),
+            "unixsocket": record.options.socket,
+            "maxmemory": str(record.options.max_bytes),
         }
-        options = [word for name, value in config.items() for word in (f"--{name}", value)]
-        self._since = time.monotonic()
+        arguments = [word for name, value in config.items() for word in (f"--{name}", value)]
+        self._started_at = time.monotonic()
         self._process = subprocess.Popen(
-            [self._binary, *options],
+            [self._binary, *arguments],
             stdin=subprocess.DEVNULL,
             preexec_fn=die_with_parent(signal.SIGTERM),
         )
 
 
-class _Need:
-    """Tells when nobody needs the server any more."""
+class _UsageMonitor:
+    """Decides when the server is no longer needed."""
 
-    def __init__(self, slot: ServerDir, owner_pid: int) -> None:
-        self._slots = slots_lock(slot.folder.parent)
-        self._slot = slot
+    def __init__(self, server_dir: ServerDir, owner_pid: int) -> None:
+        self._servers_lock = servers_lock(server_dir.path.parent)
+        self._server_dir = server_dir
         self._owner_pid = owner_pid
         self._unused_since: float | None = None
-        self.lease = slot.lease()
+        self.lease_lock = server_dir.lease_lock()
 
-    def is_over(self) -> bool:
-        """Whether it is over; from then on the lease is held, so that replicas wait for the end."""
-        if not self._slots.try_exclusive():
-            return False  # a replica is looking for a server: it may want this one
+    def lock_if_unused(self) -> bool:
+        """Returns whether the server is no longer needed.
+
+        The lease lock is then held exclusively, so that new replicas wait until the server has
+        stopped.
+        """
+        if not self._servers_lock.try_exclusive():
+            return False  # a replica is choosing a server, maybe this one
         try:
-            if not self.lease.try_exclusive():
+            if not self.lease_lock.try_exclusive():
                 self._unused_since = None
                 return False
-            if self._is_unused_for_long():
+            if self._is_grace_over():
                 return True
-            self.lease.free()
+            self.lease_lock.release()
             return False
         finally:
-            self._slots.free()
+            self._servers_lock.release()
 
-    def _is_unused_for_long(self) -> bool:
+    def _is_grace_over(self) -> bool:
         now = time.monotonic()
         if self._unused_since is None:
             self._unused_since = now
-        about = self._slot.read()
-        grace_s = about[1].grace_s if about else 0.0
+        record = self._server_dir.read_record()
+        grace_s = record.options.grace_s if record else 0.0
         return now - self._unused_since > grace_s or not pid_exists(self._owner_pid)
 
 
-def main(folder: str, owner_pid: int, binary: str) -> None:
-    """Leaves a process behind that runs the server of a slot, and returns.
+def main(directory: str, owner_pid: int, binary: str) -> None:
+    """Starts a daemon that runs the server of a directory, and returns.
 
     Raises:
-        TimeoutError: the slot has a supervisor.
+        TimeoutError: the directory already has a supervisor.
     """
-    slot = ServerDir(Path(folder))
-    alone = slot.supervisor()
-    wait_exclusive(alone, time.monotonic() + _LOCK_S)
-    # The lock goes to the child, whose parent is nobody that anything of Ray would look at.
+    server_dir = ServerDir(Path(directory))
+    supervisor_lock = server_dir.supervisor_lock()
+    supervisor_lock.acquire_exclusive(time.monotonic() + _LOCK_TIMEOUT_S)
+    # The child inherits the lock. Its parent exits, so it is in no process tree that Ray kills.
     if os.fork() == 0:
-        os.chdir(folder)
-        _supervise(slot, owner_pid, binary, alone)
+        os.chdir(directory)
+        _supervise(server_dir, owner_pid, binary, supervisor_lock)
 
 
-def _supervise(slot: ServerDir, owner_pid: int, binary: str, alone: FileLock) -> None:
-    wake, terminated = _on_signals()
-    need = _Need(slot, owner_pid)
-    server = _Server(slot, binary)
+def _supervise(
+    server_dir: ServerDir, owner_pid: int, binary: str, supervisor_lock: FileLock
+) -> None:
+    wakeup_fd, terminations = _handle_signals()
+    usage = _UsageMonitor(server_dir, owner_pid)
+    server = _ServerProcess(server_dir, binary)
     try:
-        _end_orphan(slot)
-        while not (terminated or need.is_over()):
-            server.keep_up()
-            if select.select([wake], [], [], _POLL_S)[0]:
-                os.read(wake, 64)
-    except (_GivenUp, OSError) as error:
-        _say(f"{error} It is given up.")
+        _stop_orphan(server_dir)
+        while not (terminations or usage.lock_if_unused()):
+            server.ensure_running()
+            if select.select([wakeup_fd], [], [], CHECK_EVERY_S)[0]:
+                os.read(wakeup_fd, 64)
+    except (_SupervisorError, OSError) as error:
+        _log(f"{error} The supervisor gives up.")
     finally:
-        need.lease.try_exclusive()  # where it isn't held yet
-        server.end()
-        _leave(slot)
-        alone.close()
-        need.lease.close()  # last: who waits for it must not find a supervisor
+        usage.lease_lock.try_exclusive()  # on other paths it isn't held yet
+        server.stop()
+        _remove_socket(server_dir)
+        supervisor_lock.close()
+        # Release last: a replica that waits for this lock must not find a supervisor.
+        usage.lease_lock.close()
 
 
-def _on_signals() -> tuple[int, list[int]]:
-    """A descriptor that is readable after a signal, and the ends that were asked for."""
-    terminated: list[int] = []
-    wake, waker = os.pipe()
-    os.set_blocking(waker, False)
-    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+def _handle_signals() -> tuple[int, list[int]]:
+    """Returns a descriptor that is readable after a signal, and a list of received SIGTERMs."""
+    terminations: list[int] = []
+    wakeup_fd, signal_fd = os.pipe()
+    os.set_blocking(signal_fd, False)
+    signal.set_wakeup_fd(signal_fd, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGTERM, lambda number, _: terminated.append(number))
-    return wake, terminated
+    signal.signal(signal.SIGTERM, lambda number, _: terminations.append(number))
+    return wakeup_fd, terminations
 
 
-def _end_orphan(slot: ServerDir) -> None:
-    """Ends a server whose supervisor was killed; two would write one dump and one socket."""
-    about = slot.read()
+def _stop_orphan(server_dir: ServerDir) -> None:
+    """Stops a server whose supervisor was killed; two would share one dump and one socket."""
+    record = server_dir.read_record()
     deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
-    while about is not None:
+    while record is not None:
         try:
-            ask(about[1].socket, "SHUTDOWN SAVE FORCE")
+            send_command(record.options.socket, "SHUTDOWN SAVE FORCE")
         except (FileNotFoundError, ConnectionRefusedError):
             return
         except OSError:
-            pass  # it listens, and writes its data down
+            pass  # it is running, and busy saving its data
         if time.monotonic() > deadline:
-            raise _GivenUp("A server that was left behind doesn't end.")
-        time.sleep(_FIRST_PAUSE_S)
+            raise _SupervisorError("An orphaned server doesn't stop.")
+        time.sleep(_INITIAL_BACKOFF_S)
 
 
-def _leave(slot: ServerDir) -> None:
-    about = slot.read()
-    if about is not None:
-        place = Path(about[1].socket)
+def _remove_socket(server_dir: ServerDir) -> None:
+    record = server_dir.read_record()
+    if record is not None:
+        socket_path = Path(record.options.socket)
         with suppress(OSError):
-            place.unlink(missing_ok=True)
-            if place.parent != slot.folder:
-                place.parent.rmdir()
+            socket_path.unlink(missing_ok=True)
+            if socket_path.parent != server_dir.path:
+                socket_path.parent.rmdir()
 
 
-def _say(text: str) -> None:
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=sys.stderr, flush=True)
+def _log(message: str) -> None:
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

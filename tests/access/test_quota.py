@@ -11,7 +11,7 @@ from serve_app.access.quota import (
     MemoryQuotaStore,
     QuotaStatus,
     Reservation,
-    duration,
+    format_duration,
 )
 from serve_app.config import ApiKey
 from serve_app.errors import QuotaExceeded
@@ -22,7 +22,7 @@ def key(name: str = "alice", **limits: int) -> ApiKey:
 
 
 class Clock:
-    """Stands still unless it is set."""
+    """A clock that is set by hand."""
 
     now_s = 1000.0
 
@@ -30,9 +30,9 @@ class Clock:
         return self.now_s
 
 
-async def refused(ledger: MemoryQuotaStore, key: ApiKey, tokens: int = 1) -> QuotaExceeded:
+async def refusal(store: MemoryQuotaStore, key: ApiKey, tokens: int = 1) -> QuotaExceeded:
     with pytest.raises(QuotaExceeded) as caught:
-        await ledger.reserve(key, tokens)
+        await store.reserve(key, tokens)
     return caught.value
 
 
@@ -41,69 +41,69 @@ STEPS = st.lists(st.tuples(st.floats(0, 90), st.integers(1, 2 * CAPACITY)), min_
 
 
 @given(STEPS)
-async def test_in_no_span_of_time_more_passes_than_capacity_and_rate_allow(
+async def test_no_period_exceeds_capacity_plus_rate(
     steps: list[tuple[float, int]],
 ) -> None:
     clock = Clock()
-    ledger, limited = MemoryQuotaStore(clock), key(tokens_per_minute=CAPACITY)
-    passed: list[tuple[float, int]] = []
+    store, limited = MemoryQuotaStore(clock), key(tokens_per_minute=CAPACITY)
+    admitted: list[tuple[float, int]] = []
     for pause_s, tokens in steps:
         clock.now_s += pause_s
         try:
-            await ledger.reserve(limited, tokens)
+            await store.reserve(limited, tokens)
         except QuotaExceeded:
             continue
-        passed.append((clock.now_s, tokens))
-    for i, j in itertools.combinations_with_replacement(range(len(passed)), 2):
-        span_s = passed[j][0] - passed[i][0]
-        sizes = [tokens for _, tokens in passed[i : j + 1]]
-        # Only the last of a span may overdraw: what follows waits until the debt is gone.
-        most = max(CAPACITY, sizes[-1])
-        assert sum(sizes) <= most + CAPACITY * span_s / 60 + 1e-3
+        admitted.append((clock.now_s, tokens))
+    for i, j in itertools.combinations_with_replacement(range(len(admitted)), 2):
+        period_s = admitted[j][0] - admitted[i][0]
+        sizes = [tokens for _, tokens in admitted[i : j + 1]]
+        # Only the last request of a period may overdraw: those after it wait for the refill.
+        capacity = max(CAPACITY, sizes[-1])
+        assert sum(sizes) <= capacity + CAPACITY * period_s / 60 + 1e-3
 
 
 @given(STEPS)
-async def test_whoever_waits_as_told_gets_in(steps: list[tuple[float, int]]) -> None:
+async def test_a_request_passes_after_its_retry_delay(steps: list[tuple[float, int]]) -> None:
     clock = Clock()
-    ledger = MemoryQuotaStore(clock)
+    store = MemoryQuotaStore(clock)
     limited = key(requests_per_minute=7, tokens_per_minute=CAPACITY)
     for pause_s, tokens in steps:
         clock.now_s += pause_s
         try:
-            await ledger.reserve(limited, tokens)
+            await store.reserve(limited, tokens)
         except QuotaExceeded as error:
             clock.now_s += error.retry_after_s
-            await ledger.reserve(limited, tokens)
+            await store.reserve(limited, tokens)
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(-100, 100)), max_size=30))
-def test_a_bucket_is_never_fuller_than_full(steps: list[tuple[float, float]]) -> None:
+def test_a_bucket_never_exceeds_its_limit(steps: list[tuple[float, float]]) -> None:
     bucket, now_s = Bucket(), 0.0
     for pause_s, amount in steps:
         now_s += pause_s
-        assert bucket.level(10, now_s).left <= 10
+        assert bucket.level(10, now_s).remaining <= 10
         bucket.charge(amount)
 
 
-async def test_a_bucket_follows_its_limit() -> None:
+async def test_a_bucket_follows_a_changed_limit() -> None:
     clock = Clock()
-    ledger = MemoryQuotaStore(clock)
-    await ledger.reserve(key(tokens_per_minute=100), 40)
-    assert (await ledger.reserve(key(tokens_per_minute=50), 0)).status.tokens == BucketLevel(50, 50)
+    store = MemoryQuotaStore(clock)
+    await store.reserve(key(tokens_per_minute=100), 40)
+    assert (await store.reserve(key(tokens_per_minute=50), 0)).status.tokens == BucketLevel(50, 50)
     clock.now_s += 30
-    assert (await ledger.reserve(key(tokens_per_minute=100), 0)).status.tokens == BucketLevel(
+    assert (await store.reserve(key(tokens_per_minute=100), 0)).status.tokens == BucketLevel(
         100, 100
     )
 
 
-async def test_keys_do_not_share() -> None:
-    ledger = MemoryQuotaStore(Clock())
-    await ledger.reserve(key("a", requests_per_minute=1), 1)
-    await ledger.reserve(key("b", requests_per_minute=1), 1)
-    await refused(ledger, key("a", requests_per_minute=1))
+async def test_keys_have_separate_quotas() -> None:
+    store = MemoryQuotaStore(Clock())
+    await store.reserve(key("a", requests_per_minute=1), 1)
+    await store.reserve(key("b", requests_per_minute=1), 1)
+    await refusal(store, key("a", requests_per_minute=1))
 
 
-def test_a_reply_tells_only_of_limits_that_there_are() -> None:
+def test_headers_include_only_the_limits_of_the_key() -> None:
     assert Reservation(key(), 5).headers() == {}
     status = QuotaStatus(None, BucketLevel(600, 149.7))
     assert Reservation(key(), 5, status).headers() == {
@@ -113,7 +113,7 @@ def test_a_reply_tells_only_of_limits_that_there_are() -> None:
     }
 
 
-def test_a_debt_is_told_as_nothing_left() -> None:
+def test_an_overdrawn_bucket_is_reported_as_empty() -> None:
     headers = QuotaStatus(BucketLevel(60, -60), BucketLevel(60, 60)).headers()
     assert headers["x-ratelimit-remaining-requests"] == "0"
     assert headers["x-ratelimit-reset-requests"] == "2m0s"
@@ -122,7 +122,7 @@ def test_a_debt_is_told_as_nothing_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "formatted"),
     [
         (-1, "0s"),
         (0, "0s"),
@@ -137,39 +137,39 @@ def test_a_debt_is_told_as_nothing_left() -> None:
         (7325, "2h2m5s"),
     ],
 )
-def test_a_duration_reads_as_openai_writes_it(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+def test_durations_are_formatted_like_openais(seconds: float, formatted: str) -> None:
+    assert format_duration(seconds) == formatted
 
 
 @pytest.mark.parametrize(
-    ("limits", "taken", "words", "retry_after_s"),
+    ("limits", "reserved", "reason", "retry_after_s"),
     [
         ({"requests_per_minute": 2}, [40, 40], "limited to 2 requests a minute", 30),
         ({"tokens_per_minute": 60}, [40], "limited to 60 tokens a minute, and this request", 20),
-        ({"concurrent_tokens": 60}, [40], "may have 60 tokens in work at once", 1),
+        ({"concurrent_tokens": 60}, [40], "limited to 60 tokens in flight", 1),
         ({"requests_per_minute": 2, "tokens_per_minute": 60}, [20, 20], "2 requests a minute", 30),
         ({"requests_per_minute": 6, "tokens_per_minute": 60}, [20, 20], "60 tokens a minute", 20),
     ],
 )
-async def test_a_refusal_names_the_limit_and_when_to_come_back(
-    limits: dict[str, Any], taken: list[int], words: str, retry_after_s: int
+async def test_the_error_names_the_limit_and_the_retry_delay(
+    limits: dict[str, Any], reserved: list[int], reason: str, retry_after_s: int
 ) -> None:
-    ledger, limited = MemoryQuotaStore(Clock()), key(**limits)
-    for tokens in taken:
-        await ledger.reserve(limited, tokens)
-    error = await refused(ledger, limited, 40)
-    assert words in str(error)
+    store, limited = MemoryQuotaStore(Clock()), key(**limits)
+    for tokens in reserved:
+        await store.reserve(limited, tokens)
+    error = await refusal(store, limited, 40)
+    assert reason in str(error)
     assert "'alice'" in str(error)
     assert f"Try again in {retry_after_s} s." in str(error)
     assert error.retry_after_s == retry_after_s
     assert ("x-ratelimit-limit-tokens" in error.headers) == ("tokens_per_minute" in limits)
 
 
-async def test_what_is_refused_is_not_charged() -> None:
-    ledger = MemoryQuotaStore(Clock())
+async def test_a_refused_request_is_not_charged() -> None:
+    store = MemoryQuotaStore(Clock())
     limited = key(requests_per_minute=10, tokens_per_minute=60, concurrent_tokens=1000)
-    await ledger.reserve(limited, 50)
+    await store.reserve(limited, 50)
     for _ in range(20):
-        await refused(ledger, limited, 20)
-    status = (await ledger.reserve(limited, 10)).status
+        await refusal(store, limited, 20)
+    status = (await store.reserve(limited, 10)).status
     assert status == QuotaStatus(BucketLevel(10, 8), BucketLevel(60, 0))

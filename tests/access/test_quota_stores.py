@@ -1,16 +1,16 @@
-"""What both ledgers do alike, and what the shared one does with a server that fails."""
+"""Behavior of both quota stores, and of the shared one when its server fails."""
 
 import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio.client import Pipeline
 
-from serve_app.access import shared_quota
 from serve_app.access.quota import (
     BucketLevel,
     MemoryQuotaStore,
@@ -22,14 +22,12 @@ from serve_app.access.shared_quota import SharedQuotaStore
 from serve_app.config import ApiKey, CacheConfig
 from serve_app.errors import ConfigurationError, QuotaExceeded
 from serve_app.metrics import QUOTA_FALLBACKS, Meter
-from serve_app.valkey import client as redis_client
-from serve_app.valkey import pipeline, shared_server
-from serve_app.valkey.embedded import EmbeddedUnavailable
+from serve_app.valkey.breaker import Breaker
 from serve_app.valkey.shared_server import SharedServer
 from tests.valkey_server import ValkeyProcess
 
 LIMIT_S = 20
-#: So slow that nothing comes back during a test.
+#: Requests per minute, so few that none refills during a test.
 SLOW = 1
 
 
@@ -45,29 +43,40 @@ def valkey(tmp_path: Path) -> Iterator[ValkeyProcess]:
 
 @contextlib.asynccontextmanager
 async def opened(
-    url: str, *, meter: Meter | None = None, timeout_s: float = 5, **settings: object
+    url: str,
+    *,
+    meter: Meter | None = None,
+    timeout_s: float = 5,
+    reservation_ttl_s: int = 180,
+    breaker: Breaker | None = None,
+    **settings: object,
 ) -> AsyncIterator[SharedQuotaStore]:
-    """The ledger of a new process."""
+    """The store of a new process."""
     config = CacheConfig.model_validate({"url": url, "timeout_s": timeout_s, **settings})
     server = SharedServer(config, service="test", owner_pid=os.getpid())
-    ledger = SharedQuotaStore(
-        server, prefix=config.prefix, timeout_s=config.timeout_s, meter=meter or Meter()
+    store = SharedQuotaStore(
+        server,
+        prefix=config.prefix,
+        timeout_s=config.timeout_s,
+        meter=meter or Meter(),
+        reservation_ttl_s=reservation_ttl_s,
+        breaker=breaker,
     )
     try:
-        yield ledger
+        yield store
     finally:
-        await ledger.close()
+        await store.close()
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]:
-    """One for all tests: a cluster takes nothing in the first two seconds."""
+    """Shared by all tests, because a cluster accepts no commands in its first two seconds."""
     with ValkeyProcess(tmp_path_factory.mktemp("cluster"), cluster=True) as process:
         yield process
 
 
 @pytest.fixture(params=["memory", "valkey", "cluster"])
-async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[QuotaStore]:
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[QuotaStore]:
     if request.param == "memory":
         yield MemoryQuotaStore()
         return
@@ -85,114 +94,112 @@ def fallbacks(meter: Meter) -> dict[str, float]:
     return {tags[0]: amount for (metric, tags), amount in counts if metric is QUOTA_FALLBACKS}
 
 
-async def sent(ledger: SharedQuotaStore) -> None:
-    """Waits until nothing is on its way to the server."""
-    assert ledger._asked is not None
-    await asyncio.sleep(0)  # for what a reply that has come brings about
-    for way in (ledger._asked.takes, ledger._asked.settlements):
-        await way.close(LIMIT_S)
+async def flush(store: SharedQuotaStore) -> None:
+    """Waits until all operations are sent, including those that a reply triggers."""
+    await asyncio.sleep(0)
+    await store.flush(LIMIT_S)
 
 
-async def settled(ledger: QuotaStore, reservation: Reservation, tokens: int | None) -> None:
-    await ledger.commit(reservation, tokens)
-    if isinstance(ledger, SharedQuotaStore):
-        await sent(ledger)
+async def commit(store: QuotaStore, reservation: Reservation, tokens: int | None) -> None:
+    await store.commit(reservation, tokens)
+    if isinstance(store, SharedQuotaStore):
+        await flush(store)
 
 
-async def refused(ledger: QuotaStore, key: ApiKey, tokens: int = 1) -> QuotaExceeded:
+async def refusal(store: QuotaStore, key: ApiKey, tokens: int = 1) -> QuotaExceeded:
     with pytest.raises(QuotaExceeded) as caught:
-        await ledger.reserve(key, tokens)
+        await store.reserve(key, tokens)
     return caught.value
 
 
-async def left(ledger: QuotaStore, key: ApiKey) -> int:
-    """Tokens that the key may use now, whole ones."""
-    status = (await ledger.reserve(key, 0)).status
+async def tokens_left(store: QuotaStore, key: ApiKey) -> int:
+    """Returns the tokens that the key may use now, rounded."""
+    status = (await store.reserve(key, 0)).status
     assert status.tokens is not None
-    return int(status.tokens.left + 0.5)
+    return int(status.tokens.remaining + 0.5)
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def wait_until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not condition():
             await asyncio.sleep(0.01)
 
 
-async def test_requests_are_counted(ledger: QuotaStore) -> None:
+async def test_requests_are_counted(store: QuotaStore) -> None:
     limited = key(requests_per_minute=3)
     for _ in range(3):
-        await ledger.reserve(limited, 10**6)
-    error = await refused(ledger, limited)
+        await store.reserve(limited, 10**6)
+    error = await refusal(store, limited)
     assert 1 <= error.retry_after_s <= 20
     assert "3 requests a minute" in str(error)
-    await ledger.reserve(key("bob", requests_per_minute=3), 1)
+    await store.reserve(key("bob", requests_per_minute=3), 1)
 
 
-async def test_an_estimate_that_was_wrong_is_put_right(ledger: QuotaStore) -> None:
+async def test_a_commit_corrects_the_estimate(store: QuotaStore) -> None:
     limited = key(tokens_per_minute=60)
-    reservation = await ledger.reserve(limited, 60)
-    await refused(ledger, limited, 30)
-    await settled(ledger, reservation, 20)
-    assert 40 <= await left(ledger, limited) < 60
-    reservation = await ledger.reserve(limited, 1)
-    await settled(ledger, reservation, 600)
-    error = await refused(ledger, limited, 1)
+    reservation = await store.reserve(limited, 60)
+    await refusal(store, limited, 30)
+    await commit(store, reservation, 20)
+    assert 40 <= await tokens_left(store, limited) < 60
+    reservation = await store.reserve(limited, 1)
+    await commit(store, reservation, 600)
+    error = await refusal(store, limited, 1)
     assert error.headers["x-ratelimit-remaining-tokens"] == "0"
     assert 500 < error.retry_after_s <= 561
 
 
-async def test_a_request_that_failed_costs_itself_and_no_tokens(ledger: QuotaStore) -> None:
+async def test_a_failed_request_is_charged_no_tokens(store: QuotaStore) -> None:
     limited = key(requests_per_minute=2, tokens_per_minute=1000)
-    reservation = await ledger.reserve(limited, 1000)
-    await settled(ledger, reservation, None)
-    reservation = await ledger.reserve(limited, 1000)
-    await settled(ledger, reservation, None)
-    error = await refused(ledger, limited, 1)
+    reservation = await store.reserve(limited, 1000)
+    await commit(store, reservation, None)
+    reservation = await store.reserve(limited, 1000)
+    await commit(store, reservation, None)
+    error = await refusal(store, limited, 1)
     assert "2 requests a minute" in str(error)
 
 
-async def test_more_than_a_minutes_worth_passes_a_full_bucket_and_leaves_a_debt(
-    ledger: QuotaStore,
+async def test_a_request_larger_than_the_bucket_passes_if_it_is_full_and_overdraws_it(
+    store: QuotaStore,
 ) -> None:
     limited = key(tokens_per_minute=100)
-    reservation = await ledger.reserve(limited, 300)
+    reservation = await store.reserve(limited, 300)
     assert reservation.status.tokens is not None
-    assert reservation.status.tokens.left == -200
-    error = await refused(ledger, limited, 1)
+    assert reservation.status.tokens.remaining == -200
+    error = await refusal(store, limited, 1)
     assert 60 < error.retry_after_s <= 121
     small = key("bob", tokens_per_minute=100)
-    await ledger.reserve(small, 20)
-    await refused(ledger, small, 300)
+    await store.reserve(small, 20)
+    await refusal(store, small, 300)
 
 
-async def test_tokens_in_work_are_bounded(ledger: QuotaStore) -> None:
+async def test_tokens_in_flight_are_limited(store: QuotaStore) -> None:
     limited = key(concurrent_tokens=100)
-    first = await ledger.reserve(limited, 60)
-    second = await ledger.reserve(limited, 40)
-    error = await refused(ledger, limited, 1)
-    assert "100 tokens in work at once" in str(error)
+    first = await store.reserve(limited, 60)
+    second = await store.reserve(limited, 40)
+    error = await refusal(store, limited, 1)
+    assert "100 tokens in flight" in str(error)
     assert (error.retry_after_s, error.headers) == (1, {})
-    await settled(ledger, first, 5)
-    await refused(ledger, limited, 61)
-    third = await ledger.reserve(limited, 60)
+    await commit(store, first, 5)
+    await refusal(store, limited, 61)
+    third = await store.reserve(limited, 60)
     for reservation in (second, third):
-        await settled(ledger, reservation, None)
-    alone = await ledger.reserve(limited, 500)
-    await refused(ledger, limited, 1)
-    await settled(ledger, alone, 500)
-    await ledger.reserve(limited, 100)
+        await commit(store, reservation, None)
+    large = await store.reserve(limited, 500)
+    await refusal(store, limited, 1)
+    await commit(store, large, 500)
+    await store.reserve(limited, 100)
 
 
-async def test_a_limit_that_comes_later_begins_full(ledger: QuotaStore) -> None:
-    await ledger.reserve(key(requests_per_minute=SLOW + 1), 10**6)
-    status = (await ledger.reserve(key(requests_per_minute=2, tokens_per_minute=50), 10)).status
+async def test_the_bucket_of_a_new_limit_starts_full(store: QuotaStore) -> None:
+    await store.reserve(key(requests_per_minute=SLOW + 1), 10**6)
+    status = (await store.reserve(key(requests_per_minute=2, tokens_per_minute=50), 10)).status
     assert status.tokens == BucketLevel(50, 40)
     assert status.requests is not None
-    assert status.requests.left == pytest.approx(0, abs=0.5)
+    assert status.requests.remaining == pytest.approx(0, abs=0.5)
 
 
-async def test_a_ticket_tells_how_the_key_stands(ledger: QuotaStore) -> None:
-    reservation = await ledger.reserve(key(requests_per_minute=SLOW, tokens_per_minute=1000), 400)
+async def test_a_reservation_has_the_status_of_its_key(store: QuotaStore) -> None:
+    reservation = await store.reserve(key(requests_per_minute=SLOW, tokens_per_minute=1000), 400)
     assert reservation.status == QuotaStatus(BucketLevel(SLOW, 0), BucketLevel(1000, 600))
     assert reservation.headers() == {
         "x-ratelimit-limit-requests": "1",
@@ -204,25 +211,25 @@ async def test_a_ticket_tells_how_the_key_stands(ledger: QuotaStore) -> None:
     }
 
 
-async def test_a_crowd_gets_no_more_than_there_is(ledger: QuotaStore) -> None:
+async def test_concurrent_requests_get_no_more_than_the_limit(store: QuotaStore) -> None:
     limited = key(requests_per_minute=20, tokens_per_minute=10**6)
     results = await asyncio.gather(
-        *(ledger.reserve(limited, 100) for _ in range(200)), return_exceptions=True
+        *(store.reserve(limited, 100) for _ in range(200)), return_exceptions=True
     )
     assert {type(result) for result in results} == {Reservation, QuotaExceeded}
-    # The server may need some of the seconds that each bring a third of one more.
+    # The bucket refills by a third of a request each second while the server is busy.
     assert 20 <= sum(isinstance(result, Reservation) for result in results) <= 25
 
 
-async def test_processes_share_one_budget(valkey: ValkeyProcess) -> None:
+async def test_processes_share_the_limits(valkey: ValkeyProcess) -> None:
     limited = key(requests_per_minute=SLOW + 1, tokens_per_minute=100, concurrent_tokens=70)
     async with opened(valkey.url) as one, opened(valkey.url) as other:
         reservation = await one.reserve(limited, 60)
-        error = await refused(other, limited, 20)
-        assert "70 tokens in work" in str(error)
-        await settled(other, reservation, 60)  # not by the one that let it in, which is no matter
+        error = await refusal(other, limited, 20)
+        assert "70 tokens in flight" in str(error)
+        await commit(other, reservation, 60)  # any process may commit
         await other.reserve(limited, 20)
-        await refused(one, limited, 1)
+        await refusal(one, limited, 1)
 
 
 async def test_processes_with_another_prefix_do_not_share(valkey: ValkeyProcess) -> None:
@@ -230,234 +237,228 @@ async def test_processes_with_another_prefix_do_not_share(valkey: ValkeyProcess)
     async with opened(valkey.url) as one, opened(valkey.url, prefix="other") as other:
         await one.reserve(limited, 1)
         await other.reserve(limited, 1)
-        await refused(one, limited)
+        await refusal(one, limited)
 
 
-async def test_a_process_that_died_does_not_keep_its_tokens(
-    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shared_quota, "_HOLD_S", 1)
+async def test_the_reservations_of_a_dead_process_expire(valkey: ValkeyProcess) -> None:
     limited = key(concurrent_tokens=100)
-    async with opened(valkey.url) as ledger:
-        await ledger.reserve(limited, 100)  # and is never settled
-        await refused(ledger, limited, 1)
+    async with opened(valkey.url, reservation_ttl_s=1) as store:
+        await store.reserve(limited, 100)  # and never commit it
+        await refusal(store, limited, 1)
         async with asyncio.timeout(LIMIT_S):
             while True:
                 try:
-                    reservation = await ledger.reserve(limited, 100)
+                    reservation = await store.reserve(limited, 100)
                     break
                 except QuotaExceeded:
                     await asyncio.sleep(0.05)
-        await refused(ledger, limited, 1)
-        await settled(ledger, reservation, 100)
-        await ledger.reserve(limited, 100)
+        await refusal(store, limited, 1)
+        await commit(store, reservation, 100)
+        await store.reserve(limited, 100)
 
 
-async def test_nothing_stays_on_the_server_for_ever(valkey: ValkeyProcess) -> None:
+async def test_all_entries_on_the_server_expire(valkey: ValkeyProcess) -> None:
     limited = key(requests_per_minute=1, tokens_per_minute=60, concurrent_tokens=1000)
-    async with opened(valkey.url) as ledger:
-        reservation = await ledger.reserve(limited, 600)
-        await settled(ledger, reservation, 6000)
-        await ledger.reserve(key("bob", concurrent_tokens=1000), 10)
-        found = valkey.call("KEYS", "*")
-        assert {name.rpartition(b":")[2] for name in found} == {b"levels", b"running"}
-        assert all(name.startswith(b"embedserve:quota:{") for name in found)
-        for name in found:
+    async with opened(valkey.url) as store:
+        reservation = await store.reserve(limited, 600)
+        await commit(store, reservation, 6000)
+        await store.reserve(key("bob", concurrent_tokens=1000), 10)
+        names = valkey.call("KEYS", "*")
+        assert {name.rpartition(b":")[2] for name in names} == {b"levels", b"running"}
+        assert all(name.startswith(b"embedserve:quota:{") for name in names)
+        for name in names:
             assert 0 < valkey.call("TTL", name) <= 6001, name
-        # A debt is kept until it is paid.
+        # An overdrawn bucket is stored until it has refilled.
         assert valkey.call("TTL", "embedserve:quota:{alice}:levels") > 5900
 
 
-@pytest.mark.parametrize("lost", ["levels", "running"])
-async def test_a_server_that_drops_a_key_for_room_blocks_nobody(
-    valkey: ValkeyProcess, lost: str
-) -> None:
+@pytest.mark.parametrize("evicted", ["levels", "running"])
+async def test_eviction_of_an_entry_blocks_no_request(valkey: ValkeyProcess, evicted: str) -> None:
     limited = key(concurrent_tokens=100)
-    async with opened(valkey.url) as ledger:
-        reservation = await ledger.reserve(limited, 60)
-        valkey.call("DEL", f"embedserve:quota:{{alice}}:{lost}")
-        if lost == "levels":
-            await refused(ledger, limited, 50)
-            await settled(ledger, reservation, 60)
-        await ledger.reserve(limited, 100)
+    async with opened(valkey.url) as store:
+        reservation = await store.reserve(limited, 60)
+        valkey.call("DEL", f"embedserve:quota:{{alice}}:{evicted}")
+        if evicted == "levels":
+            await refusal(store, limited, 50)
+            await commit(store, reservation, 60)
+        await store.reserve(limited, 100)
 
 
-async def test_while_the_server_is_gone_each_process_counts_by_itself(
+async def test_while_the_server_is_down_each_process_counts_by_itself(
     valkey: ValkeyProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     limited = key(requests_per_minute=SLOW + 2, concurrent_tokens=10)
     meter = Meter()
-    async with opened(valkey.url, meter=meter) as ledger:
-        before = await ledger.reserve(limited, 5)
+    async with opened(valkey.url, meter=meter) as store:
+        before = await store.reserve(limited, 5)
         valkey.kill()
         for _ in range(3):
-            reservation = await ledger.reserve(limited, 5)
-            await ledger.commit(reservation, 5)
-        await refused(ledger, limited)
-        await ledger.commit(before, 5)
-        await until(lambda: ledger.state == "down")
-        await refused(ledger, limited)
+            reservation = await store.reserve(limited, 5)
+            await store.commit(reservation, 5)
+        await refusal(store, limited)
+        await store.commit(before, 5)
+        await wait_until(lambda: store.state == "down")
+        await refusal(store, limited)
         assert set(fallbacks(meter)) == {"connection", "down"}
         assert caplog.text.count("counts quotas by itself: no connection") == 1
         valkey.start()
-        await until(lambda: ledger.state == "up")
-        await ledger.reserve(limited, 5)
+        await wait_until(lambda: store.state == "up")
+        await store.reserve(limited, 5)
         assert fallbacks(meter) == {}
 
 
-async def test_a_server_that_hangs_holds_nobody_up(valkey: ValkeyProcess) -> None:
+async def test_a_server_that_hangs_delays_requests_only_briefly(valkey: ValkeyProcess) -> None:
     limited = key(requests_per_minute=10**6, concurrent_tokens=10**6)
     meter = Meter()
-    async with opened(valkey.url, meter=meter, timeout_s=0.05) as ledger:
-        await ledger.reserve(limited, 1)
+    async with opened(valkey.url, meter=meter, timeout_s=0.05) as store:
+        await store.reserve(limited, 1)
         valkey.freeze()
         async with asyncio.timeout(LIMIT_S):
             for _ in range(300):
-                await ledger.commit(await ledger.reserve(limited, 1), 1)
-        counted = fallbacks(meter)
-        assert 1 <= counted["timeout"] <= 20
-        assert counted["timeout"] + counted["down"] == 300
+                await store.commit(await store.reserve(limited, 1), 1)
+        counts = fallbacks(meter)
+        assert 1 <= counts["timeout"] <= 20
+        assert counts["timeout"] + counts["down"] == 300
         valkey.thaw()
-        await until(lambda: ledger.state == "up")
-        assert (await ledger.reserve(limited, 1)).entry is not None
+        await wait_until(lambda: store.state == "up")
+        assert (await store.reserve(limited, 1)).entry is not None
 
 
-async def test_nobody_waits_for_long_behind_others(
+async def test_a_request_does_not_wait_for_a_pipeline_that_hangs(
     valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(valkey.url, timeout_s=0.1) as ledger:
-        await ledger.reserve(key(requests_per_minute=9), 1)
-        going_on = asyncio.Event()
+    async with opened(valkey.url, timeout_s=0.1) as store:
+        await store.reserve(key(requests_per_minute=9), 1)
+        resumed = asyncio.Event()
 
-        async def wait(*args: Any) -> list[Any]:
-            await going_on.wait()
-            return await redis_client.run(*args)
+        async def hang(pipeline: Pipeline, **options: Any) -> Any:
+            while not resumed.is_set():
+                with contextlib.suppress(asyncio.CancelledError):  # the pipeline's own timeout
+                    await resumed.wait()
+            return await execute(pipeline, **options)
 
-        monkeypatch.setattr(pipeline, "run", wait)
-        assert ledger._asked is not None
-        ledger._asked.takes._timeout_s = 3600
+        execute = Pipeline.execute
+        monkeypatch.setattr(Pipeline, "execute", hang)
         async with asyncio.timeout(LIMIT_S):
-            reservations = [await ledger.reserve(key(requests_per_minute=9), 1) for _ in range(2)]
+            reservations = [await store.reserve(key(requests_per_minute=9), 1) for _ in range(2)]
         assert [reservation.entry for reservation in reservations] == [None, None]
-        going_on.set()
-        await sent(ledger)
+        resumed.set()
+        await flush(store)
 
 
-async def test_a_crowd_travels_together(
+async def test_concurrent_requests_share_a_pipeline(
     valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
 
-    async def spy(client: redis_client.Client, scripts: Sequence[redis_client.Script]) -> list[Any]:
-        sizes.append(len(scripts))
-        return await redis_client.run(client, scripts)
+    async def record_size(pipeline: Pipeline, **options: Any) -> Any:
+        sizes.append(len(pipeline))
+        return await execute(pipeline, **options)
 
-    monkeypatch.setattr(pipeline, "run", spy)
-    async with opened(valkey.url) as ledger:
+    execute = Pipeline.execute
+    monkeypatch.setattr(Pipeline, "execute", record_size)
+    async with opened(valkey.url) as store:
         limited = key(requests_per_minute=10**6)
-        await asyncio.gather(*(ledger.reserve(limited, 1) for _ in range(200)))
-    assert sizes == [128, 72]
+        await asyncio.gather(*(store.reserve(limited, 1) for _ in range(200)))
+    assert [size for size in sizes if size > 1] == [128, 128, 72]  # the first twice: EVAL
 
 
-async def test_what_the_server_let_in_too_late_is_given_back(
+async def test_a_reservation_that_was_made_too_late_is_refunded(
     valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited = key(tokens_per_minute=1000, concurrent_tokens=1000)
-    async with opened(valkey.url, timeout_s=0.2) as ledger:
-        await ledger.reserve(limited, 0)
+    async with opened(valkey.url, timeout_s=0.2) as store:
+        await store.reserve(limited, 0)
 
-        async def lose(*args: Any) -> None:
-            monkeypatch.setattr(pipeline, "run", redis_client.run)
-            await redis_client.run(*args)
+        async def lose_replies(pipeline: Pipeline, **options: Any) -> Any:
+            monkeypatch.undo()
+            await pipeline.execute(**options)
             raise TimeoutError
 
-        monkeypatch.setattr(pipeline, "run", lose)
-        assert (await ledger.reserve(limited, 900)).entry is None
-        await sent(ledger)
-        assert (await ledger.reserve(limited, 900)).entry is not None
+        monkeypatch.setattr(Pipeline, "execute", lose_replies)
+        assert (await store.reserve(limited, 900)).entry is None
+        await flush(store)
+        assert (await store.reserve(limited, 900)).entry is not None
 
 
-async def test_what_was_taken_for_a_client_who_left_is_given_back(valkey: ValkeyProcess) -> None:
+async def test_the_reservation_of_a_cancelled_request_is_refunded(valkey: ValkeyProcess) -> None:
     limited = key(tokens_per_minute=1000, concurrent_tokens=1000)
-    async with opened(valkey.url) as ledger:
-        await ledger.reserve(limited, 0)
-        taking = asyncio.create_task(ledger.reserve(limited, 1000))
+    async with opened(valkey.url) as store:
+        await store.reserve(limited, 0)
+        cancelled = asyncio.create_task(store.reserve(limited, 1000))
         await asyncio.sleep(0)
-        taking.cancel()
+        cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await taking
-        await sent(ledger)
-        await ledger.reserve(limited, 1000)
+            await cancelled
+        await flush(store)
+        await store.reserve(limited, 1000)
 
 
-async def test_a_server_that_takes_no_writes_is_down(
-    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shared_quota, "_IDLE_AFTER_S", 0.2)
+async def test_a_server_that_refuses_writes_is_down(valkey: ValkeyProcess) -> None:
     limited = key(requests_per_minute=2)
-    meter = Meter()
-    async with opened(valkey.url, meter=meter) as ledger:
-        await ledger.reserve(limited, 1)
+    async with opened(valkey.url, breaker=Breaker(idle_after_s=0.2)) as store:
+        await store.reserve(limited, 1)
         valkey.call("CONFIG", "SET", "min-replicas-to-write", 1)
-        await until(lambda: ledger.state == "down")  # a probe writes, too
-        await ledger.reserve(limited, 1)
-        await ledger.reserve(limited, 1)
-        await refused(ledger, limited)
+        await wait_until(lambda: store.state == "down")  # because probes write
+        await store.reserve(limited, 1)
+        await store.reserve(limited, 1)
+        await refusal(store, limited)
         valkey.call("CONFIG", "SET", "min-replicas-to-write", 0)
-        await until(lambda: ledger.state == "up")
-        await ledger.reserve(limited, 1)
+        await wait_until(lambda: store.state == "up")
+        await store.reserve(limited, 1)
 
 
-async def test_a_server_that_forgot_the_scripts_is_told_again(valkey: ValkeyProcess) -> None:
+async def test_scripts_that_the_server_lost_are_sent_again(valkey: ValkeyProcess) -> None:
     meter = Meter()
-    async with opened(valkey.url, meter=meter) as ledger:
+    async with opened(valkey.url, meter=meter) as store:
         for _ in range(2):
-            reservation = await ledger.reserve(key(requests_per_minute=9), 1)
-            await settled(ledger, reservation, 1)
+            reservation = await store.reserve(key(requests_per_minute=9), 1)
+            await commit(store, reservation, 1)
             valkey.call("SCRIPT", "FLUSH")
         assert fallbacks(meter) == {}
 
 
-async def test_no_server_is_asked_while_no_key_has_a_limit(valkey: ValkeyProcess) -> None:
-    async with opened(valkey.url) as ledger:
+async def test_the_server_is_not_used_while_no_key_has_a_limit(valkey: ValkeyProcess) -> None:
+    async with opened(valkey.url) as store:
         await asyncio.sleep(0)
-        assert ledger.state == "down"
-    assert int(valkey.call("INFO", "stats")["total_connections_received"]) <= 3  # our own
+        assert store.state == "down"
+    assert int(valkey.call("INFO", "stats")["total_connections_received"]) <= 3  # of this test
 
 
 async def test_without_an_embedded_server_each_process_counts_by_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*args: object) -> None:
-        raise EmbeddedUnavailable("There is no server for this system.")
-
-    monkeypatch.setattr(shared_server, "lease_server", refuse)
+    not_a_directory = tmp_path / "file"
+    not_a_directory.touch()
     limited = key(requests_per_minute=1)
-    async with opened("embedded", data_dir=str(tmp_path)) as ledger:
-        ledger.open()
-        await ledger.reserve(limited, 1)
-        await refused(ledger, limited)
-        await until(lambda: "There is no server for this system." in caplog.text)
+    async with opened("embedded", data_dir=str(not_a_directory)) as store:
+        store.open()
+        await store.reserve(limited, 1)
+        await refusal(store, limited)
+        reason = "counts quotas by itself: No cache server can run"
+        await wait_until(lambda: reason in caplog.text)
 
 
 async def test_an_embedded_server_is_shared_by_processes(tmp_path: Path) -> None:
     limited = key(requests_per_minute=1)
-    folder = str(tmp_path)
-    async with opened("embedded", data_dir=folder) as one, opened("embedded", data_dir=folder) as other:
+    async with (
+        opened("embedded", data_dir=str(tmp_path)) as one,
+        opened("embedded", data_dir=str(tmp_path)) as other,
+    ):
         one.open()
         other.open()
-        await until(lambda: one.state == other.state == "up")
+        await wait_until(lambda: one.state == other.state == "up")
         await one.reserve(limited, 1)
-        await refused(other, limited)
+        await refusal(other, limited)
 
 
-async def test_a_url_that_cannot_be_read_is_told_when_it_is_needed(
+async def test_an_invalid_url_is_reported_when_a_key_has_a_limit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with opened("nonsense://s3cret@host") as ledger:
+    async with opened("nonsense://s3cret@host") as store:
         with pytest.raises(ConfigurationError):
-            ledger.open()
+            store.open()
         caplog.set_level(logging.INFO)
-        assert (await ledger.reserve(key(requests_per_minute=1), 1)).entry is None
+        assert (await store.reserve(key(requests_per_minute=1), 1)).entry is None
         assert "counts quotas by itself" in caplog.text
         assert "s3cret" not in caplog.text

@@ -23,7 +23,7 @@ async def test_a_million_distinct_texts_stay_inside_the_bound() -> None:
     memory = MemoryCache(MAX_BYTES)
 
     async def compute(group: TextGroup) -> Vectors:
-        tokens = engine.tokenize(list(map(str, group.texts)))
+        tokens = engine.tokenizer.encode(list(map(str, group.texts)))
         vectors = engine.embed(tokens)
         return Vectors.from_rows(
             [VectorRow(v, 1, False, Tier.COMPUTED) for v in vectors], NO_TIMINGS
@@ -41,4 +41,4 @@ async def test_a_million_distinct_texts_stay_inside_the_bound() -> None:
     assert process.memory_info().rss - before <= MAX_BYTES + SLACK_BYTES
     again = await lookup.embed(TextGroup(texts))
     assert again.computed_count < BATCH
-    assert np.array_equal(again.values, engine.embed(engine.tokenize(texts)))
+    assert np.array_equal(again.values, engine.embed(engine.tokenizer.encode(texts)))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.cache.codec import Codec, Storage
+from serve_app.cache.codec import Codec, CacheDtype
 from serve_app.types import Tier, VectorRow
 
 vectors = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=16)
@@ -67,5 +67,5 @@ def test_what_is_not_whole_and_unchanged_is_a_miss(value: bytes) -> None:
 
 
 @pytest.mark.parametrize(("dim", "storage"), [(3, "float32"), (8, "float16")])
-def test_a_value_of_another_space_is_a_miss(dim: int, storage: Storage) -> None:
-    assert Codec(dim, storage).decode(VALUE, Tier.L1) is None
+def test_a_value_of_another_space_is_a_miss(dim: int, dtype: CacheDtype) -> None:
+    assert Codec(dim, dtype).decode(VALUE, Tier.L1) is None

@@ -58,7 +58,7 @@ class Engine(FakeBackend):
         self._engine = HashingEngine(SPECS[model])
 
     async def embed(self, group: TextGroup) -> Vectors:
-        tokens = self._engine.tokenize(list(map(str, group.prompted_inputs)))
+        tokens = self._engine.tokenizer.encode(list(map(str, group.prompted_inputs)))
         await asyncio.sleep(0)
         rows = zip(self._engine.embed(tokens), tokens, strict=True)
         return Vectors.from_rows(

@@ -37,7 +37,7 @@ async def opened(config: CacheConfig, space_id: str = SPEC.space_id) -> AsyncIte
         SPEC,
         FakeBackend().embed,
         l1_max_bytes=8 << 20,
-        storage=config.dtype,
+        dtype=config.dtype,
         meter=meter,
         second=second,
     )

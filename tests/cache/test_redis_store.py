@@ -12,7 +12,6 @@ import pytest
 import uvloop
 from redis.asyncio import Redis, SSLConnection
 
-from serve_app.cache import redis_store
 from serve_app.cache.redis_store import RedisStore
 from serve_app.errors import ConfigurationError, Unavailable
 from serve_app.metrics import (
@@ -24,11 +23,11 @@ from serve_app.metrics import (
     Meter,
     Metric,
 )
-from serve_app.valkey import client as redis_client
-from serve_app.valkey.client import connect
+from serve_app.valkey.breaker import Breaker
+from serve_app.valkey.client import Client, connect
 from tests.valkey_server import ValkeyProcess
 
-#: Far above what anything here should take, far below "waits for ever".
+#: Far more than any operation in these tests needs.
 LIMIT_S = 10
 REQUEST = contextvars.ContextVar("request", default="none")
 
@@ -40,13 +39,14 @@ def server(tmp_path: Path) -> Iterator[ValkeyProcess]:
 
 
 class Counts:
-    """What a store has counted since the last look."""
+    """Sums up a store's metrics."""
 
     def __init__(self) -> None:
         self.meter = Meter()
         self._sums: dict[tuple[Metric, tuple[str, ...]], float] = {}
 
     def __call__(self, metric: Metric, *tags: str) -> float:
+        """Returns the metric's total."""
         for key, amount in self.meter.drain().items():
             self._sums[key] = self._sums.get(key, 0) + amount
         return self._sums.get((metric, tags), 0)
@@ -54,7 +54,7 @@ class Counts:
 
 @contextlib.asynccontextmanager
 async def opened(
-    url: str,
+    server: str | Client,
     password: str | None = None,
     *,
     prefix: bytes = b"test:",
@@ -62,15 +62,17 @@ async def opened(
     ttl_s: int | None = None,
     write_queue_max_bytes: int = 1 << 20,
     counts: Counts | None = None,
+    breaker: Breaker | None = None,
     started: bool = True,
 ) -> AsyncIterator[RedisStore]:
     store = RedisStore(
-        connect(url, password, timeout_s),
+        connect(server, password, timeout_s) if isinstance(server, str) else server,
         prefix=prefix,
         timeout_s=timeout_s,
         ttl_s=ttl_s,
         write_queue_max_bytes=write_queue_max_bytes,
         meter=(counts or Counts()).meter,
+        breaker=breaker,
     )
     if started:
         store.start()
@@ -80,14 +82,14 @@ async def opened(
         await store.close()
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def wait_until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not condition():
             await asyncio.sleep(0.01)
 
 
 async def fill(store: RedisStore, n: int, size: int = 8) -> list[bytes]:
-    """Writes n values, each made from its key."""
+    """Writes n values, each derived from its key, and returns the keys."""
     keys = [f"key {i}".encode() for i in range(n)]
     for key in keys:
         store.put(key, value(key, size))
@@ -103,17 +105,17 @@ def calls(server: ValkeyProcess, command: str) -> int:
     return int(server.call("INFO", "commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
 
 
-async def reads_nothing(store: RedisStore, times: int) -> None:
-    """Asks many times, one after the other: each a miss, and all together soon over."""
+async def assert_misses(store: RedisStore, times: int) -> None:
+    """Makes many consecutive reads: all are misses, and together they are fast."""
     async with asyncio.timeout(LIMIT_S):
         for _ in range(times):
             assert await store.get_many([b"key 0", b"key 1"]) == [None, None]
 
 
-async def recovers(store: RedisStore) -> None:
-    """Is up again by itself, takes writes and gives hits."""
+async def assert_recovers(store: RedisStore) -> None:
+    """Waits until the store is up again, accepts writes and returns hits."""
     async with asyncio.timeout(LIMIT_S):
-        await until(lambda: store.state == "up")
+        await wait_until(lambda: store.state == "up")
         assert store.reason is None
         while await store.get_many([b"again"]) != [b"again"]:
             store.put(b"again", b"again")
@@ -158,33 +160,33 @@ def test_it_works_on_uvloop(server: ValkeyProcess) -> None:
             [key] = await fill(store, 1)
             assert await store.get_many([key]) == [value(key)]
             server.kill()
-            await reads_nothing(store, 50)
+            await assert_misses(store, 50)
             server.start()
-            await recovers(store)
+            await assert_recovers(store)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(round_trip())
 
 
-@pytest.mark.parametrize(("ttl_s", "told"), [(1000, range(990, 1001)), (None, [-1])])
-async def test_values_live_as_long_as_they_should(
-    server: ValkeyProcess, ttl_s: int | None, told: Sequence[int]
+@pytest.mark.parametrize(("ttl_s", "expected"), [(1000, range(990, 1001)), (None, [-1])])
+async def test_values_have_the_configured_ttl(
+    server: ValkeyProcess, ttl_s: int | None, expected: Sequence[int]
 ) -> None:
     async with opened(server.url, ttl_s=ttl_s) as store:
         [key] = await fill(store, 1)
-    assert server.call("TTL", b"test:" + key) in told
+    assert server.call("TTL", b"test:" + key) in expected
 
 
-async def test_reads_of_one_turn_leave_as_one_mget(server: ValkeyProcess) -> None:
+async def test_reads_of_one_turn_are_sent_as_one_mget(server: ValkeyProcess) -> None:
     async with opened(server.url) as store:
         keys = await fill(store, 50)
         server.call("CONFIG", "RESETSTAT")
-        answers = await asyncio.gather(*(store.get_many([key, b"unknown"]) for key in keys))
-        assert answers == [[value(key), None] for key in keys]
+        values = await asyncio.gather(*(store.get_many([key, b"unknown"]) for key in keys))
+        assert values == [[value(key), None] for key in keys]
         assert calls(server, "mget") == 1
 
 
-async def test_a_large_read_leaves_in_parts_and_apart_from_small_ones(
+async def test_a_large_read_is_split_and_separate_from_small_ones(
     server: ValkeyProcess,
 ) -> None:
     async with opened(server.url) as store:
@@ -200,44 +202,39 @@ async def test_a_new_connection_sends_nothing_but_the_command(server: ValkeyProc
     server.call("CONFIG", "RESETSTAT")
     async with opened(server.url) as store:
         await fill(store, 1)
-    told = set(server.call("INFO", "commandstats"))
-    assert told - {"cmdstat_mget", "cmdstat_set"} == {"cmdstat_config|resetstat"}
+    commands = set(server.call("INFO", "commandstats"))
+    assert commands - {"cmdstat_mget", "cmdstat_set"} == {"cmdstat_config|resetstat"}
 
 
-async def test_a_caller_that_leaves_takes_nobody_along(server: ValkeyProcess) -> None:
+async def test_a_cancelled_read_does_not_affect_others(server: ValkeyProcess) -> None:
     async with opened(server.url) as store:
         keys = await fill(store, 2)
         for turns in range(6):
-            leaving, staying = (asyncio.create_task(store.get_many([key])) for key in keys)
+            cancelled, other = (asyncio.create_task(store.get_many([key])) for key in keys)
             for _ in range(turns):
                 await asyncio.sleep(0)
-            leaving.cancel()
-            assert await staying == [value(keys[1])]
+            cancelled.cancel()
+            assert await other == [value(keys[1])]
             with contextlib.suppress(asyncio.CancelledError):
-                await leaving
+                await cancelled
 
 
-async def test_shared_reads_run_in_nobodys_context(
-    server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
+async def test_shared_reads_run_outside_the_context_of_a_request() -> None:
+    contexts = []
 
-    async def mget(client: redis_client.Client, keys: Sequence[bytes]) -> Sequence[Any]:
-        seen.append(REQUEST.get())
-        return [None] * len(keys)
+    class RecordingRedis(Redis):
+        async def mget(self, *keys: Any) -> list[Any]:
+            contexts.append(REQUEST.get())
+            return [None]
 
-    monkeypatch.setattr(redis_store, "mget", mget)
-    async with opened(server.url) as store:
-        REQUEST.set("of a client")
+    async with opened(RecordingRedis(), started=False) as store:
+        REQUEST.set("a request")
         await store.get_many([b"a"])
-    assert seen == ["none"]
+    assert contexts == ["none"]
 
 
 @pytest.mark.parametrize("kind", ["port", "cluster"])
-async def test_replies_are_never_mixed_up(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis_store, "_MAX_FAILURES", 1_000_000)
+async def test_replies_are_never_mixed_up(kind: str, tmp_path: Path) -> None:
     with ValkeyProcess(tmp_path / "valkey", cluster=kind == "cluster") as server:
         url = server.url
         async with opened(url) as store:
@@ -248,21 +245,22 @@ async def test_replies_are_never_mixed_up(
 
 
 async def hammer(server: ValkeyProcess, url: str, keys: list[bytes]) -> None:
-    """Many reads with a tiny time limit, of which many are cancelled and many come too late."""
+    """Makes many reads with a tiny timeout, of which many are cancelled and many time out."""
     counts = Counts()
     rng = random.Random(1)
-    async with opened(url, timeout_s=0.005, counts=counts) as store:
+    breaker = Breaker(max_failures=1_000_000)
+    async with opened(url, timeout_s=0.005, counts=counts, breaker=breaker) as store:
 
         async def client() -> int:
             hits = 0
             for _ in range(100):
-                asked = rng.sample(keys, rng.randint(1, 40))
-                read = asyncio.create_task(store.get_many(asked))
+                sample = rng.sample(keys, rng.randint(1, 40))
+                read = asyncio.create_task(store.get_many(sample))
                 if rng.random() < 0.3:
                     await asyncio.sleep(rng.random() * 0.004)
                     read.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
-                    for key, got in zip(asked, await read, strict=True):
+                    for key, got in zip(sample, await read, strict=True):
                         assert got in (None, value(key, 3000))
                         hits += got is not None
             return hits
@@ -306,39 +304,39 @@ def test_a_busy_event_loop_does_not_make_the_store_slow(
 
 
 @pytest.mark.parametrize("unix", [False, True])
-@pytest.mark.parametrize("how", ["killed", "frozen", "paused"])
-async def test_a_server_that_goes_away_costs_little_and_comes_back(
-    how: str, unix: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("fault", ["killed", "frozen", "paused"])
+async def test_a_lost_server_costs_little_and_recovers(
+    fault: str, unix: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "serve_app")
     counts = Counts()
     with ValkeyProcess(tmp_path / "valkey", unix=unix) as server:
         async with opened(server.url, timeout_s=0.05, counts=counts) as store:
-            await recovers(store)
-            if how == "killed":
+            await assert_recovers(store)
+            if fault == "killed":
                 server.kill()
-            elif how == "frozen":
+            elif fault == "frozen":
                 server.freeze()
             else:
                 server.call("CLIENT", "PAUSE", 1500, "ALL")
             store.put(b"lost", b"lost")
-            await reads_nothing(store, 500)
+            await assert_misses(store, 500)
             assert store.state == "down"
-            # Whatever is asked once the breaker is open is no further failure but the probes'.
+            # While the breaker is open, only probes fail.
             failures = sum(counts(L2_FAILURES, kind) for kind in ("timeout", "connection"))
             assert 1 <= failures < 20
-            if how == "killed":
+            if fault == "killed":
                 server.start()
-            elif how == "frozen":
+            elif fault == "frozen":
                 server.thaw()
-            await recovers(store)
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    assert "is down" in told[0]
-    assert "up again" in told[1]
+            await assert_recovers(store)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "is down" in messages[0]
+    assert "up again" in messages[1]
 
 
-async def test_reads_at_the_moment_of_the_failure_end_together(server: ValkeyProcess) -> None:
+async def test_concurrent_reads_time_out_together(server: ValkeyProcess) -> None:
     async with opened(server.url, timeout_s=0.1) as store:
         await fill(store, 1)
         server.freeze()
@@ -348,48 +346,48 @@ async def test_reads_at_the_moment_of_the_failure_end_together(server: ValkeyPro
             reads.append(asyncio.create_task(store.get_many([b"key 0"])))
             await asyncio.sleep(0)
         assert await asyncio.gather(*reads) == [[None]] * 100
-        # They wait for a connection and for the reply at the same time, not in turn.
+        # They wait concurrently for connections and replies, not one after the other.
         assert time.monotonic() - started < 1.5
         server.thaw()
-        await recovers(store)
+        await assert_recovers(store)
 
 
-async def test_a_cluster_comes_back(tmp_path: Path) -> None:
+async def test_a_cluster_recovers(tmp_path: Path) -> None:
     with ValkeyProcess(tmp_path / "valkey", cluster=True) as server:
         async with opened(server.url) as store:
             await fill(store, 2)
             server.kill()
-            await reads_nothing(store, 50)
+            await assert_misses(store, 50)
             assert store.state == "down"
             server.start()
-            await recovers(store)
+            await assert_recovers(store)
 
 
-async def test_a_server_that_is_absent_at_the_start_is_found_later(tmp_path: Path) -> None:
+async def test_a_server_may_start_later(tmp_path: Path) -> None:
     server = ValkeyProcess(tmp_path / "valkey")
     counts = Counts()
     async with opened(server.url, counts=counts) as store:
-        await until(lambda: store.state == "down")
+        await wait_until(lambda: store.state == "down")
         assert store.reason is not None
         assert store.reason.startswith("no connection (")
-        await reads_nothing(store, 20)
+        await assert_misses(store, 20)
         with server:
-            await recovers(store)
+            await assert_recovers(store)
     assert counts(L2_FAILURES, "connection") > 0
 
 
 @pytest.mark.parametrize("unix", [False, True])
-async def test_a_wrong_password_is_told_and_may_be_mended(
+async def test_a_wrong_password_is_reported_and_may_be_corrected(
     unix: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     counts = Counts()
     with ValkeyProcess(tmp_path / "valkey", unix=unix, password="right") as server:
         async with opened(server.url, "secret-word", counts=counts) as store:
-            await until(lambda: store.state == "down")
+            await wait_until(lambda: store.state == "down")
             assert store.reason == "its user or password is not accepted"
-            await reads_nothing(store, 20)
+            await assert_misses(store, 20)
             server.call("CONFIG", "SET", "requirepass", "secret-word")
-            await recovers(store)
+            await assert_recovers(store)
     assert counts(L2_FAILURES, "auth") > 0
     assert "secret-word" not in caplog.text
 
@@ -408,7 +406,7 @@ async def test_a_full_server_still_answers(server: ValkeyProcess) -> None:
         assert store.reason == "writes fail: it answers OOM"
 
         server.call("CONFIG", "SET", "maxmemory", 0)
-        await until(lambda: store.writable)  # though nothing is written meanwhile
+        await wait_until(lambda: store.writable)  # without any write
         store.put(b"new", b"new")
         await store.flush(LIMIT_S)
         assert await store.get_many([b"new"]) == [b"new"]
@@ -420,12 +418,12 @@ async def test_a_read_only_server_still_answers(server: ValkeyProcess) -> None:
         keys = await fill(store, 1)
         server.call("REPLICAOF", "127.0.0.1", 1)
         store.put(b"new", b"new")
-        await until(lambda: not store.writable)
+        await wait_until(lambda: not store.writable)
         assert await store.get_many(keys) == [value(keys[0])]
         assert store.reason == "writes fail: it answers READONLY"
 
 
-async def test_one_refused_write_does_not_take_the_others_along(server: ValkeyProcess) -> None:
+async def test_a_refused_write_does_not_affect_others(server: ValkeyProcess) -> None:
     server.call("ACL", "SETUSER", "default", "resetkeys", "~test:yes*", "%R~*")
     counts = Counts()
     async with opened(server.url, counts=counts) as store:
@@ -437,7 +435,7 @@ async def test_one_refused_write_does_not_take_the_others_along(server: ValkeyPr
     assert counts(L2_WRITE_DROPS, "refused") == 1
 
 
-async def test_the_write_queue_is_bounded_and_takes_a_key_once(server: ValkeyProcess) -> None:
+async def test_the_write_queue_is_bounded_and_holds_a_key_once(server: ValkeyProcess) -> None:
     counts = Counts()
     async with opened(
         server.url, counts=counts, write_queue_max_bytes=1000, started=False
@@ -457,42 +455,42 @@ async def test_the_write_queue_is_bounded_and_takes_a_key_once(server: ValkeyPro
         assert counts(L2_WRITTEN) == 11
 
 
-async def test_what_is_queued_for_a_dead_server_is_dropped(tmp_path: Path) -> None:
+async def test_queued_writes_for_a_dead_server_are_dropped(tmp_path: Path) -> None:
     counts = Counts()
     server = ValkeyProcess(tmp_path / "valkey")
     async with opened(server.url, counts=counts, started=False) as store:
         for i in range(10):
             store.put(b"%d" % i, b"")
-        await reads_nothing(store, 10)
+        await assert_misses(store, 10)
         assert store.state == "down"
         store.put(b"later", b"")
         assert counts(L2_WRITE_DROPS, "down") == 11
         with server:
             store.start()
             await store.flush(LIMIT_S)
-            await until(lambda: store.state == "up")
+            await wait_until(lambda: store.state == "up")
             assert server.call("DBSIZE") == 0
 
 
-async def test_writes_alone_find_out_that_the_server_is_gone(server: ValkeyProcess) -> None:
+async def test_writes_alone_detect_a_lost_server(server: ValkeyProcess) -> None:
     counts = Counts()
     async with opened(server.url, timeout_s=0.05, counts=counts) as store:
-        await recovers(store)
+        await assert_recovers(store)
         server.freeze()
         store.put(b"lost", b"lost")
-        await until(lambda: store.state == "down")
+        await wait_until(lambda: store.state == "down")
         assert counts(L2_WRITE_DROPS, "timeout") == 1
         assert store.writable
         server.thaw()
-        await recovers(store)
+        await assert_recovers(store)
 
 
-async def test_reads_go_on_while_writes_hang(server: ValkeyProcess) -> None:
+async def test_reads_work_while_writes_hang(server: ValkeyProcess) -> None:
     async with opened(server.url, timeout_s=0.1) as store:
-        await recovers(store)
+        await assert_recovers(store)
         server.call("CLIENT", "PAUSE", 60_000, "WRITE")
         store.put(b"lost", b"lost")
-        await until(lambda: not store.writable)
+        await wait_until(lambda: not store.writable)
         assert store.state == "up"
         assert store.reason == "writes fail: no answer in time"
         async with asyncio.timeout(LIMIT_S):
@@ -501,7 +499,7 @@ async def test_reads_go_on_while_writes_hang(server: ValkeyProcess) -> None:
         server.call("CLIENT", "UNPAUSE")
 
 
-async def test_flush_waits_no_longer_than_it_should(server: ValkeyProcess) -> None:
+async def test_flush_is_bounded(server: ValkeyProcess) -> None:
     async with opened(server.url) as store:
         await fill(store, 1)
         server.freeze()
@@ -513,7 +511,7 @@ async def test_flush_waits_no_longer_than_it_should(server: ValkeyProcess) -> No
         assert await store.get_many([b"a"]) == [b"a"]
 
 
-async def test_purge_deletes_what_is_below_the_prefix_only(server: ValkeyProcess) -> None:
+async def test_purge_deletes_only_keys_with_the_prefix(server: ValkeyProcess) -> None:
     prefix = b"a*[bc]?\\d:"
     others = [b"a*[bc]?d:1", b"aXb?\\d:1", b"a", b"aXXb1\\d:1", b"a*[bc]1\\d:1", b"b" + prefix]
     for key in others:
@@ -527,7 +525,7 @@ async def test_purge_deletes_what_is_below_the_prefix_only(server: ValkeyProcess
     assert sorted(server.call("KEYS", "*")) == sorted(others)
 
 
-async def test_a_purge_that_fails_says_so(server: ValkeyProcess) -> None:
+async def test_a_failed_purge_raises(server: ValkeyProcess) -> None:
     async with opened(server.url) as store:
         await fill(store, 1)
         server.kill()
@@ -535,13 +533,14 @@ async def test_a_purge_that_fails_says_so(server: ValkeyProcess) -> None:
             await store.purge()
 
 
-async def test_close_leaves_nothing_behind(server: ValkeyProcess) -> None:
+async def test_close_ends_all_tasks_and_connections(server: ValkeyProcess) -> None:
+    tasks = asyncio.all_tasks()
     async with opened(server.url) as store:
         keys = await fill(store, 1)
         await asyncio.gather(*(store.get_many(keys) for _ in range(5)))
-        tasks = len(asyncio.all_tasks())
+        assert asyncio.all_tasks() > tasks
         await store.close()
-        assert len(asyncio.all_tasks()) == tasks - 2
+        assert asyncio.all_tasks() == tasks
         assert await store.get_many(keys) == [None]
         store.put(b"late", b"")
     async with asyncio.timeout(LIMIT_S):
@@ -550,7 +549,7 @@ async def test_close_leaves_nothing_behind(server: ValkeyProcess) -> None:
 
 
 @pytest.mark.parametrize("cause", ["killed", "frozen"])
-async def test_close_ends_though_the_server_is_gone(server: ValkeyProcess, cause: str) -> None:
+async def test_close_returns_although_the_server_is_lost(server: ValkeyProcess, cause: str) -> None:
     async with opened(server.url) as store:
         keys = await fill(store, 1)
         server.kill() if cause == "killed" else server.freeze()
@@ -563,7 +562,7 @@ async def test_close_ends_though_the_server_is_gone(server: ValkeyProcess, cause
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "reason"),
     [
         ("", "scheme"),
         ("http://:geheim@host", "scheme"),
@@ -589,17 +588,17 @@ async def test_close_ends_though_the_server_is_gone(server: ValkeyProcess, cause
         ("redis+cluster://:geheim@host/1", "database"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_told_without_its_password(url: str, words: str) -> None:
+def test_an_invalid_url_is_reported_without_its_password(url: str, reason: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         connect(url, "auch geheim", 0.05)
-    assert words in str(raised.value)
+    assert reason in str(raised.value)
     assert "heim" not in str(raised.value)
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__ or raised.value.__context__ is None
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "expected"),
     [
         ("valkey://host", {"host": "host", "port": 6379, "db": 0}),
         ("redis://[::1]:7000/3", {"host": "::1", "port": 7000, "db": 3}),
@@ -607,13 +606,13 @@ def test_a_url_that_cannot_be_used_is_told_without_its_password(url: str, words:
         ("unix:///run/a%20b.sock?db=4", {"path": "/run/a b.sock", "db": 4}),
     ],
 )
-def test_what_a_url_says(url: str, told: dict[str, object]) -> None:
+def test_a_url_is_parsed(url: str, expected: dict[str, object]) -> None:
     client = connect(url, None, 0.05)
     assert isinstance(client, Redis)
-    assert told.items() <= client.connection_pool.connection_kwargs.items()
+    assert expected.items() <= client.connection_pool.connection_kwargs.items()
 
 
-def test_tls_is_asked_for_by_the_scheme() -> None:
+def test_the_scheme_selects_tls() -> None:
     client = connect("valkeys://host?ssl_ca_certs=/ca.pem", "word", 0.05)
     assert isinstance(client, Redis)
     assert client.connection_pool.connection_class is SSLConnection
