@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from embedserve_client import Client, LocalModel, Supervisor
-from embedserve_client.settings import DEFAULT_MODEL
-from embedserve_client.wire import Options
+from embedserve_client.settings import DEFAULT_LOCAL_MODEL
 from serve_app.command.ports import free_port
 
 from .record import make_record, to_json
@@ -29,7 +28,7 @@ def run_worker(source: str) -> None:
     if source.startswith("http"):
         Client(source).embed(_TEXTS)
     else:
-        LocalModel(source).embed(_TEXTS, Options())
+        LocalModel(source).embed(_TEXTS)
     print("done", flush=True)
     sys.stdin.read()
 
@@ -62,7 +61,7 @@ def main() -> int:
     """Measures both cases and prints a Markdown table and the record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_model")
     parser.add_argument("--workers", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
+    parser.add_argument("--model", default=DEFAULT_LOCAL_MODEL, help="default: %(default)s")
     parser.add_argument("--config", help="the service's configuration; it must serve that model")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A scripted server for faults, and both clients behind one face."""
+"""A scripted server, and one interface to both clients."""
 
 import asyncio
 from collections.abc import Iterator
@@ -6,72 +6,75 @@ from typing import Any, Protocol
 
 import pytest
 
-from embedserve_client import AsyncClient, Client, Retry
+from embedserve_client import AsyncClient, Client
 from embedserve_client.vectors import Vectors
-from tests.embedserve_client.scripted import Scripted, scripted
+from tests.embedserve_client.scripted_server import ScriptedServer, running_server
 
-#: Tries again without waiting.
-AT_ONCE = Retry(attempts=3, waits=False)
+#: Options of the tested clients; they retry without a delay.
+OPTIONS = {"max_retries": 3, "max_retry_delay_s": 0.0, "timeout_s": 10.0}
 
 
 @pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("URL", "API_KEY", "FALLBACK", "LOCAL_MODEL"):
         monkeypatch.delenv(f"EMBEDSERVE_{name}", raising=False)
 
 
 @pytest.fixture
-def server() -> Iterator[Scripted]:
-    with scripted() as running:
+def server() -> Iterator[ScriptedServer]:
+    with running_server() as running:
         yield running
 
 
-class Face(Protocol):
-    """What both clients can do."""
+class AnyClient(Protocol):
+    """What the tests call on both clients."""
 
-    def embed(self, texts: str | list[str], **how: Any) -> Vectors: ...
-    def call(self, method: str, *args: Any, **how: Any) -> Any: ...
+    client: Client | AsyncClient
+
+    def embed(self, texts: str | list[str], **options: Any) -> Vectors: ...
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any: ...
 
 
-class SyncFace:
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        self.client = Client(*args, **{"retry": AT_ONCE, "timeout_s": 10.0, **settings})
+class SyncAdapter:
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.client = Client(*args, **{**OPTIONS, **options})
 
-    def embed(self, texts: str | list[str], **how: Any) -> Vectors:
-        return self.client.embed(texts, **how)
+    def embed(self, texts: str | list[str], **options: Any) -> Vectors:
+        return self.client.embed(texts, **options)
 
-    def call(self, method: str, *args: Any, **how: Any) -> Any:
-        return getattr(self.client, method)(*args, **how)
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.client, method)(*args, **kwargs)
 
     def close(self) -> None:
         self.client.close()
 
 
-class AsyncFace:
-    def __init__(self, *args: Any, **settings: Any) -> None:
+class AsyncAdapter:
+    def __init__(self, *args: Any, **options: Any) -> None:
         self.runner = asyncio.Runner()
-        self.client = AsyncClient(*args, **{"retry": AT_ONCE, "timeout_s": 10.0, **settings})
+        self.client = AsyncClient(*args, **{**OPTIONS, **options})
 
-    def embed(self, texts: str | list[str], **how: Any) -> Vectors:
-        return self.runner.run(self.client.embed(texts, **how))
+    def embed(self, texts: str | list[str], **options: Any) -> Vectors:
+        return self.runner.run(self.client.embed(texts, **options))
 
-    def call(self, method: str, *args: Any, **how: Any) -> Any:
-        return self.runner.run(getattr(self.client, method)(*args, **how))
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self.runner.run(getattr(self.client, method)(*args, **kwargs))
 
     def close(self) -> None:
         self.runner.run(self.client.close())
         self.runner.close()
 
 
-@pytest.fixture(params=[SyncFace, AsyncFace], ids=["sync", "async"])
-def made(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Makes a client of either kind; closed at the end."""
-    faces: list[Any] = []
+@pytest.fixture(params=[SyncAdapter, AsyncAdapter], ids=["sync", "async"])
+def make_client(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Creates clients of either kind and closes them after the test."""
+    adapters: list[Any] = []
 
-    def make(*args: Any, **settings: Any) -> Any:
-        faces.append(request.param(*args, **settings))
-        return faces[-1]
+    def make(*args: Any, **options: Any) -> AnyClient:
+        adapters.append(request.param(*args, **options))
+        adapter: AnyClient = adapters[-1]
+        return adapter
 
     yield make
-    for face in faces:
-        face.close()
+    for adapter in adapters:
+        adapter.close()

@@ -1,7 +1,7 @@
-"""A service that a supervisor can start: `python -m tests.embedserve_client.fake_service PORT`.
+"""A service for supervisor tests: `python -m tests.embedserve_client.fake_service PORT`.
 
-It answers as `scripted.py` does, ends when its input does, and fails to start as often as it is
-told to: `--fails FILE` holds how often.
+It responds like `scripted_server` and exits when its standard input ends. With `--fails FILE`, it
+fails to start as many times as the number in the file.
 """
 
 import argparse
@@ -11,42 +11,30 @@ import threading
 import time
 from pathlib import Path
 
-from tests.embedserve_client import scripted
-
-
-class Server(scripted.Scripted):
-    """On a port of its own."""
-
-    port = 0
-    allow_reuse_address = True
-
-    def server_bind(self) -> None:
-        self.server_address = ("127.0.0.1", self.port)
-        super().server_bind()
+from tests.embedserve_client.scripted_server import ScriptedServer
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("--fails", type=Path)
-    parser.add_argument("--slow-s", type=float, default=0.0)
+    parser.add_argument("--startup-s", type=float, default=0.0)
     arguments = parser.parse_args()
     print("fake service: starting", flush=True)
-    threading.Thread(target=end_with_input, daemon=True).start()
+    threading.Thread(target=exit_at_end_of_input, daemon=True).start()
     if arguments.fails:
-        left = int(arguments.fails.read_text())
-        arguments.fails.write_text(str(left - 1))
-        if left > 0:
+        remaining = int(arguments.fails.read_text())
+        arguments.fails.write_text(str(remaining - 1))
+        if remaining > 0:
             print("fake service: the disk is full", flush=True)
             return 3
-    time.sleep(arguments.slow_s)
-    Server.port = arguments.port
-    with Server() as server:
+    time.sleep(arguments.startup_s)
+    with ScriptedServer(arguments.port) as server:
         server.serve_forever()
     return 0
 
 
-def end_with_input() -> None:
+def exit_at_end_of_input() -> None:
     while os.read(0, 1024):
         pass
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Computing in this process while the service is away, and going back to it."""
+"""The local fallback while the service is unavailable, and the return to the service."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,22 +10,29 @@ from embedserve_client import (
     HTTPError,
     LocalModel,
     NetworkError,
-    Overloaded,
-    SpaceMismatch,
+    RateLimitError,
+    SpaceMismatchError,
     Vectors,
 )
 from embedserve_client.fallback import Fallback
 from embedserve_client.space import Space
-from embedserve_client.vectors import About
-from embedserve_client.wire import Options
-from tests.embedserve_client.scripted import SPACE, Scripted, hang_up, refuse, vector, vectors
+from embedserve_client.vectors import VectorInfo
+from embedserve_client.wire import EmbedParams
+from tests.embedserve_client.scripted_server import (
+    SPACE,
+    ScriptedServer,
+    disconnect,
+    error,
+    vector,
+    vectors,
+)
 
-AWAY = "http://127.0.0.1:9"
-OTHER = "f" * 16 + "-fp32"
+UNREACHABLE = "http://127.0.0.1:9"
+OTHER_SPACE = "f" * 16 + "-fp32"
 
 
-class Stub(LocalModel):
-    """A model of a space, without one."""
+class StubModel(LocalModel):
+    """A local model without files."""
 
     def __init__(self, space: str = SPACE) -> None:
         super().__init__("stub")
@@ -35,8 +42,9 @@ class Stub(LocalModel):
     def space(self) -> Space:
         return self._space
 
-    def embed(self, texts: Sequence[str], options: Options) -> Vectors:
-        return Vectors([vector(text) for text in texts], About(self.space, "stub", "local"))
+    def embed(self, texts: Sequence[str], params: EmbedParams | None = None) -> Vectors:
+        info = VectorInfo(self.space, "stub", "local")
+        return Vectors([vector(text) for text in texts], info)
 
 
 class Clock:
@@ -47,109 +55,120 @@ class Clock:
         return self.now
 
 
-def test_vectors_come_from_here_while_the_service_is_away(made: Any) -> None:
-    found = made(AWAY, fallback="local", local_model=Stub()).embed(["abc"])
-    assert found.source == "local"
-    assert str(found.space) == SPACE
-    assert np.array_equal(found, np.array([vector("abc")], dtype=np.float32))
+def test_vectors_are_local_while_the_service_is_unreachable(make_client: Any) -> None:
+    result = make_client(UNREACHABLE, fallback="local", local_model=StubModel()).embed(["abc"])
+    assert result.source == "local"
+    assert str(result.space) == SPACE
+    assert np.array_equal(result, np.array([vector("abc")], dtype=np.float32))
 
 
-def test_without_a_fall_back_there_is_none(made: Any) -> None:
+def test_fallback_none_raises(make_client: Any) -> None:
     with pytest.raises(NetworkError):
-        made(AWAY, fallback="none", local_model=Stub()).embed(["abc"])
+        make_client(UNREACHABLE, fallback="none", local_model=StubModel()).embed(["abc"])
 
 
-def test_the_environment_switches_it(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_enables_the_fallback(
+    make_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EMBEDSERVE_FALLBACK", "local")
-    assert made(AWAY, local_model=Stub()).embed(["abc"]).source == "local"
+    assert make_client(UNREACHABLE, local_model=StubModel()).embed(["abc"]).source == "local"
 
 
-def test_the_service_is_asked_again_and_gone_back_to(made: Any, server: Scripted) -> None:
-    client = made(server.url, fallback="local", local_model=Stub())
-    clock = client.client.fallback._now = Clock()
+def test_client_probes_the_service_and_returns_to_it(
+    make_client: Any, server: ScriptedServer
+) -> None:
+    clock = Clock()
+    client = make_client(server.url, fallback=Fallback(StubModel(), clock))
     assert client.embed(["a"]).source == "service"
-    server.script = [hang_up] * 4
+    server.script = [disconnect] * 4
     assert client.embed(["a"]).source == "local"
-    tried = len(server.asked)
-    assert client.embed(["a"]).source == "local"  # it isn't asked each time
-    assert len(server.asked) == tried
+    n = len(server.paths)
+    assert client.embed(["a"]).source == "local"  # without a request
+    assert len(server.paths) == n
     server.script, server.healthy = [], False
     clock.now += 1.5
     assert client.embed(["a"]).source == "local"
-    assert server.asked[tried:] == ["/health"]
+    assert server.paths[n:] == ["/health"]
     server.healthy = True
     clock.now += 1.0
-    assert client.embed(["a"]).source == "local"  # the pause has become longer
+    assert client.embed(["a"]).source == "local"  # the pause has doubled
     clock.now += 1.5
     assert client.embed(["a"]).source == "service"
-    assert server.asked[tried:] == ["/health", "/health", "/v1/embeddings"]
+    assert server.paths[n:] == ["/health", "/health", "/v1/embeddings"]
 
 
-@pytest.mark.parametrize("fault", [refuse(500), refuse(503), hang_up])
-def test_a_service_that_fails_is_away(made: Any, server: Scripted, fault: Any) -> None:
+@pytest.mark.parametrize("fault", [error(500), error(503), disconnect])
+def test_failing_service_counts_as_unavailable(
+    make_client: Any, server: ScriptedServer, fault: Any
+) -> None:
     server.script = [fault] * 4
-    assert made(server.url, fallback="local", local_model=Stub()).embed(["a"]).source == "local"
+    client = make_client(server.url, fallback="local", local_model=StubModel())
+    assert client.embed(["a"]).source == "local"
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(400, HTTPError), (401, HTTPError), (429, Overloaded)]
+    ("status", "error_class"), [(400, HTTPError), (401, HTTPError), (429, RateLimitError)]
 )
-def test_a_service_that_refuses_is_there(
-    made: Any, server: Scripted, status: int, kind: type[Exception]
+def test_rejected_request_does_not_fall_back(
+    make_client: Any, server: ScriptedServer, status: int, error_class: type[Exception]
 ) -> None:
-    server.script = [refuse(status)] * 4
-    with pytest.raises(kind):
-        made(server.url, fallback="local", local_model=Stub()).embed(["a"])
+    server.script = [error(status)] * 4
+    with pytest.raises(error_class):
+        make_client(server.url, fallback="local", local_model=StubModel()).embed(["a"])
 
 
-def test_only_a_model_of_the_same_family_stands_in(made: Any, server: Scripted) -> None:
-    client = made(server.url, fallback="local", local_model=Stub(OTHER))
+def test_only_a_model_of_the_same_family_replaces_the_service(
+    make_client: Any, server: ScriptedServer
+) -> None:
+    client = make_client(server.url, fallback="local", local_model=StubModel(OTHER_SPACE))
     assert client.embed(["a"]).source == "service"
-    server.script = [hang_up] * 4
-    with pytest.raises(SpaceMismatch, match="can't stand in") as raised:
+    server.script = [disconnect] * 4
+    with pytest.raises(SpaceMismatchError, match="can't replace it") as raised:
         client.embed(["a"])
-    assert isinstance(raised.value.__context__, NetworkError)  # what it was for
+    assert isinstance(raised.value.__context__, NetworkError)  # the reason for the fallback
 
 
-def test_a_service_of_another_family_is_refused_when_it_is_back(
-    made: Any, server: Scripted
+def test_service_of_another_family_is_rejected_when_it_returns(
+    make_client: Any, server: ScriptedServer
 ) -> None:
-    client = made(server.url, fallback="local", local_model=Stub(OTHER))
-    client.client.fallback._now = Clock()
-    server.script = [hang_up] * 4
-    assert client.embed(["a"]).source == "local"
-    client.client.fallback._now.now = 5.0
-    server.script = [vectors()]
-    with pytest.raises(SpaceMismatch):
-        client.embed(["a"])
-
-
-def test_two_float_precisions_of_a_family_meet(made: Any, server: Scripted) -> None:
-    family = SPACE.partition("-")[0]
-    server.script = [vectors(f"{family}-bf16"), *[hang_up] * 4]
-    client = made(server.url, fallback="local", local_model=Stub())
-    assert client.embed(["a"]).source == "service"
-    found = client.embed(["a"])
-    assert (found.source, str(found.space)) == ("local", SPACE)
-
-
-def test_parts_of_a_long_list_may_come_from_both_and_that_is_told(
-    made: Any, server: Scripted
-) -> None:
-    server.script = [vectors(), *[hang_up] * 4]
-    client = made(server.url, batch_size=1, concurrency=1, fallback="local", local_model=Stub())
-    found = client.embed(["a", "b", "c"])
-    assert found.source == "local"
-    assert np.array_equal(found, np.array([vector(t) for t in "abc"], dtype=np.float32))
-
-
-def test_the_pause_is_bounded_and_one_caller_looks() -> None:
     clock = Clock()
-    fallback = Fallback(Stub(), clock)
+    client = make_client(server.url, fallback=Fallback(StubModel(OTHER_SPACE), clock))
+    server.script = [disconnect] * 4
+    assert client.embed(["a"]).source == "local"
+    clock.now = 5.0
+    server.script = [vectors()]
+    with pytest.raises(SpaceMismatchError):
+        client.embed(["a"])
+
+
+def test_float_precisions_of_a_family_are_comparable(
+    make_client: Any, server: ScriptedServer
+) -> None:
+    family = SPACE.partition("-")[0]
+    server.script = [vectors(f"{family}-bf16"), *[disconnect] * 4]
+    client = make_client(server.url, fallback="local", local_model=StubModel())
+    assert client.embed(["a"]).source == "service"
+    result = client.embed(["a"])
+    assert (result.source, str(result.space)) == ("local", SPACE)
+
+
+def test_source_is_local_if_any_batch_is_local(make_client: Any, server: ScriptedServer) -> None:
+    server.script = [vectors(), *[disconnect] * 4]
+    client = make_client(
+        server.url, batch_size=1, concurrency=1, fallback="local", local_model=StubModel()
+    )
+    result = client.embed(["a", "b", "c"])
+    assert result.source == "local"
+    assert np.array_equal(result, np.array([vector(t) for t in "abc"], dtype=np.float32))
+
+
+def test_pause_is_bounded_and_only_one_caller_probes() -> None:
+    clock = Clock()
+    fallback = Fallback(StubModel(), clock)
     for _ in range(200):
-        fallback.lost()
+        fallback.record_failure()
         clock.now += 31
         assert fallback.route() == "probe"
-        assert fallback.route() == "local"  # another caller, meanwhile
-    fallback.back()
+        assert fallback.route() == "local"  # a concurrent caller
+    fallback.record_success()
     assert fallback.route() == "service"

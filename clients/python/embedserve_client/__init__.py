@@ -1,4 +1,4 @@
-"""EmbedServe's client: vectors from a service, and from a model at hand while it is away."""
+"""The Python client of EmbedServe: embeddings from the service, or from a local fallback model."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,78 +8,72 @@ if TYPE_CHECKING:
     from embedserve_client.async_client import AsyncClient
     from embedserve_client.client import Client
     from embedserve_client.errors import (
-        BadAddress,
         EmbedError,
         FileError,
         HTTPError,
-        IndexMismatch,
+        IndexMismatchError,
+        InvalidURLError,
         LocalModelError,
         NetworkError,
-        NotRunning,
-        Overloaded,
         ParseError,
+        RateLimitError,
+        RequestTimeoutError,
         ServerError,
-        SpaceMismatch,
-        Timeout,
+        ServiceNotRunningError,
+        SpaceMismatchError,
     )
     from embedserve_client.index import VectorIndex
-    from embedserve_client.local import LocalModel
-    from embedserve_client.retry import Retry
+    from embedserve_client.local_model import LocalModel
     from embedserve_client.search import rank
     from embedserve_client.space import Space
     from embedserve_client.supervisor import Supervisor
     from embedserve_client.vectors import Vectors
 
-_ERRORS = (
-    "BadAddress",
-    "EmbedError",
-    "FileError",
-    "HTTPError",
-    "IndexMismatch",
-    "LocalModelError",
-    "NetworkError",
-    "NotRunning",
-    "Overloaded",
-    "ParseError",
-    "ServerError",
-    "SpaceMismatch",
-    "Timeout",
-)
-#: Where each public name lies. They are looked up when they are asked for: the service itself
-#: reads this package's definition of a space in each of its processes, and needs no HTTP for that.
-_PLACES = {
+#: The module of each public name. Names are imported on first access: the service imports
+#: `model_files` in each of its processes and must not load an HTTP client for that.
+_MODULES = {
     "AsyncClient": "async_client",
     "Client": "client",
-    "LocalModel": "local",
-    "Retry": "retry",
+    "EmbedError": "errors",
+    "FileError": "errors",
+    "HTTPError": "errors",
+    "IndexMismatchError": "errors",
+    "InvalidURLError": "errors",
+    "LocalModel": "local_model",
+    "LocalModelError": "errors",
+    "NetworkError": "errors",
+    "ParseError": "errors",
+    "RateLimitError": "errors",
+    "RequestTimeoutError": "errors",
+    "ServerError": "errors",
+    "ServiceNotRunningError": "errors",
     "Space": "space",
+    "SpaceMismatchError": "errors",
     "Supervisor": "supervisor",
     "VectorIndex": "index",
     "Vectors": "vectors",
     "rank": "search",
-    **dict.fromkeys(_ERRORS, "errors"),
 }
 
 __all__ = [
     "AsyncClient",
-    "BadAddress",
     "Client",
     "EmbedError",
     "FileError",
     "HTTPError",
-    "IndexMismatch",
+    "IndexMismatchError",
+    "InvalidURLError",
     "LocalModel",
     "LocalModelError",
     "NetworkError",
-    "NotRunning",
-    "Overloaded",
     "ParseError",
-    "Retry",
+    "RateLimitError",
+    "RequestTimeoutError",
     "ServerError",
+    "ServiceNotRunningError",
     "Space",
-    "SpaceMismatch",
+    "SpaceMismatchError",
     "Supervisor",
-    "Timeout",
     "VectorIndex",
     "Vectors",
     "rank",
@@ -87,8 +81,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,185 +1,211 @@
-"""What the sync and the async client share: everything but the waiting."""
+"""What `Client` and `AsyncClient` share: options, the split into requests, response parsing."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from embedserve_client.errors import BadAddress, EmbedError, HTTPError
+from embedserve_client.errors import EmbedError, HTTPError, InvalidURLError
 from embedserve_client.fallback import Fallback
-from embedserve_client.flow import Rules
-from embedserve_client.local import LocalModel
-from embedserve_client.retry import Retry
-from embedserve_client.settings import Environment
+from embedserve_client.flow import CallContext
+from embedserve_client.local_model import LocalModel
+from embedserve_client.retry import RetryPolicy
+from embedserve_client.settings import EnvironmentSettings
 from embedserve_client.space import Space, SpaceGuard
 from embedserve_client.wire import (
-    Encoding,
+    EmbedParams,
+    EncodingFormat,
     Lane,
-    Options,
-    Overflow,
-    Reply,
     Request,
-    read_object,
-    refusal,
+    Response,
+    Truncation,
+    parse_object,
+    status_error,
 )
 
-#: With a model at hand it isn't worth the wait to try the service many times.
-_RETRY = Retry()
-_RETRY_WITH_FALLBACK = Retry(attempts=1)
-INFO = Request("GET", "/info")
-MODELS = Request("GET", "/v1/models")
+INFO_REQUEST = Request("GET", "/info")
+MODELS_REQUEST = Request("GET", "/v1/models")
 
 
-class How(TypedDict, total=False):
-    """How texts are embedded; all of it may be left out.
+class EmbedOptions(TypedDict, total=False):
+    """Options of an embedding call; all are optional.
 
     Attributes:
-        input_type: `query`, `document`, or another prompt of the model's.
-        dimensions: the first of each vector, at unit length again.
-        lane: `interactive` goes before `bulk`; else small requests are interactive.
-        overflow: of a text that is too long `end` or `start` is left out, it is an `error`, or it
-            is embedded in parts (`chunk`).
-        use_cache: False: all is computed anew, and nothing is kept.
-        model: another name than the client's.
-        timeout_s: of each request, in place of the client's.
+        input_type: `query`, `document`, or the name of another prompt of the model.
+        dimensions: the number of leading dimensions to keep; vectors are normalized again.
+        lane: the priority, `interactive` or `bulk`; by default, small requests are interactive.
+        truncation: what to do with a text beyond the token limit: cut its `end` or `start`, fail
+            with an `error`, or embed it in parts (`chunk`). Default: `end`.
+        use_cache: False: bypasses the cache, for reading and for writing.
+        model: overrides the client's model.
+        timeout_s: overrides the client's timeout of each request.
     """
 
     input_type: str | None
     dimensions: int | None
     lane: Lane | None
-    overflow: Overflow
+    truncation: Truncation
     use_cache: bool
     model: str | None
     timeout_s: float
 
 
-class Settings(TypedDict, total=False):
-    """What a client is given beside its address; all of it may be left out.
+class ClientOptions(TypedDict, total=False):
+    """Options of a client; all are optional.
 
     Attributes:
-        api_key: None: `EMBEDSERVE_API_KEY`, or none.
-        model: by one of its names; None: whatever is served.
-        timeout_s: of each request, its retries included (default: 60).
-        retry: how often and how soon; `Retry(attempts=0)`: never.
-        batch_size: texts in one request; longer lists are sent as several (default: 256).
-        concurrency: requests of one call that are under way at a time (default: 4).
-        encoding: `raw` bytes (default), or `base64` in JSON, where something between can't pass
-            bytes on.
-        fallback: `local`: computes in this process while the service is away; `none`: doesn't;
-            None: what `EMBEDSERVE_FALLBACK` says, or `none`.
-        local_model: for that; None: `EMBEDSERVE_LOCAL_MODEL`, or the service's default model.
-        space: the space that vectors must be of; None: that of the first ones.
-        allow_mixed_spaces: takes vectors of other spaces than those before, too (default: False).
+        api_key: sent as a bearer token; None: `EMBEDSERVE_API_KEY`.
+        model: a name or alias of the model; None: the model that the service serves.
+        timeout_s: the timeout of each request, retries included. Default: 60.
+        max_retries: retries after network errors, 429 and 5xx. Default: 5, with a fallback 1.
+        retry_delay_s: the maximum delay before the first retry; doubles with each retry.
+            Default: 0.25.
+        max_retry_delay_s: the upper bound of the delays. Default: 8.
+        batch_size: texts per request; longer lists are split. Default: 256.
+        concurrency: concurrent requests of one call. Default: 4.
+        encoding_format: how vectors are transferred: `raw` bytes (default), or `base64` inside
+            JSON for proxies that don't pass binary bodies.
+        fallback: `local`: a local model computes while the service is unavailable; `none`: it
+            doesn't; None: `EMBEDSERVE_FALLBACK`, or `none`. Or a `Fallback` of your own.
+        local_model: the model of the fallback; None: `EMBEDSERVE_LOCAL_MODEL`, or the service's
+            default model.
+        expected_space: the space that all vectors must be comparable with; None: the space of the
+            first response.
+        allow_mixed_spaces: accepts vectors of different spaces. Default: False.
     """
 
     api_key: str | None
     model: str | None
     timeout_s: float
-    retry: Retry | None
+    max_retries: int
+    retry_delay_s: float
+    max_retry_delay_s: float
     batch_size: int
     concurrency: int
-    encoding: Encoding
-    fallback: Literal["local", "none"] | None
+    encoding_format: EncodingFormat
+    fallback: Literal["local", "none"] | Fallback | None
     local_model: str | LocalModel | None
-    space: str | Space | None
+    expected_space: str | Space | None
     allow_mixed_spaces: bool
 
 
 class BaseClient:
-    """Settings of a client, and how a call is cut into requests."""
+    """The options of a client, and the split of a call into requests."""
 
-    def __init__(self, url: str | None = None, **settings: Unpack[Settings]) -> None:
-        """A client of the service at `url`; None: `EMBEDSERVE_URL`, or port 8000 of this machine.
+    def __init__(self, base_url: str | None = None, **options: Unpack[ClientOptions]) -> None:
+        """Creates a client.
+
+        Args:
+            base_url: the URL of the service; None: `EMBEDSERVE_URL`, or port 8000 on this machine.
+            options: see `ClientOptions`.
 
         Raises:
-            BadAddress: `url` isn't one.
-            ValueError: a setting can't be.
+            InvalidURLError: the URL is malformed.
+            ValueError: an option has an invalid value.
         """
-        unknown = settings.keys() - Settings.__annotations__.keys()
+        unknown = options.keys() - ClientOptions.__annotations__.keys()
         if unknown:
-            raise TypeError(f"A client has no setting {min(unknown)!r}.")
-        environment = Environment.read()
-        self.url = _checked(url or environment.url)
-        self.model = settings.get("model")
-        self.timeout_s = settings.get("timeout_s", 60.0)
-        self._batch_size = settings.get("batch_size", 256)
-        self._concurrency = settings.get("concurrency", 4)
+            raise TypeError(f"A client has no option {min(unknown)!r}.")
+        environment = EnvironmentSettings.read()
+        self.base_url = _validate_url(base_url or environment.url)
+        self.model = options.get("model")
+        self.timeout_s = options.get("timeout_s", 60.0)
+        self._batch_size = options.get("batch_size", 256)
+        self._concurrency = options.get("concurrency", 4)
         if not (self.timeout_s > 0 and self._batch_size >= 1 and self._concurrency >= 1):
             raise ValueError(
-                "`timeout_s` must be above 0, `batch_size` and `concurrency` 1 or more."
+                "`timeout_s` must be positive, and `batch_size` and `concurrency` at least 1."
             )
-        self._api_key = settings.get("api_key") or environment.api_key
-        self.fallback = _fallback(settings, environment)
-        space = settings.get("space")
-        self._rules = Rules(
-            settings.get("retry") or (_RETRY_WITH_FALLBACK if self.fallback else _RETRY),
-            settings.get("encoding", "raw"),
+        self._api_key = options.get("api_key") or environment.api_key
+        self.fallback = _fallback(options, environment)
+        expected_space = options.get("expected_space")
+        self._context = CallContext(
+            _retry_policy(options, has_fallback=self.fallback is not None),
+            options.get("encoding_format", "raw"),
             SpaceGuard(
-                Space.parse(space) if isinstance(space, str) else space,
-                strict=not settings.get("allow_mixed_spaces", False),
+                Space.parse(expected_space) if isinstance(expected_space, str) else expected_space,
+                strict=not options.get("allow_mixed_spaces", False),
             ),
             self.fallback,
         )
 
     @property
     def space(self) -> Space | None:
-        """The space of this client's vectors; None: none came yet."""
-        return self._rules.guard.expected
+        """The space of this client's vectors; None: no vectors yet, or the space is unknown."""
+        return self._context.space_guard.expected
 
     @property
     def _headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self._api_key}"} if self._api_key else {}
 
-    def _call(self, texts: Sequence[str], how: How) -> tuple[list[Sequence[str]], Options, float]:
-        """The requests that a call is cut into, their options, and the time of each in seconds."""
-        given: dict[str, Any] = dict(how)
-        timeout_s = float(given.pop("timeout_s", self.timeout_s))
-        given["model"] = given.get("model") or self.model
+    def _split(
+        self, texts: Sequence[str], options: EmbedOptions
+    ) -> tuple[list[Sequence[str]], EmbedParams, float]:
+        """Returns the batches of a call, their parameters, and the timeout of each in seconds."""
+        params: dict[str, Any] = dict(options)
+        timeout_s = float(params.pop("timeout_s", self.timeout_s))
+        params["model"] = params.get("model") or self.model
         size = self._batch_size
-        parts = [texts[i : i + size] for i in range(0, len(texts), size)] or [texts]
-        if len(parts) > 1:
-            # The rest of a long list isn't a query, however short.
-            given["lane"] = given.get("lane") or "bulk"
-        return parts, Options(**given), timeout_s
+        batches = [texts[i : i + size] for i in range(0, len(texts), size)] or [texts]
+        if len(batches) > 1:
+            # The last batch may be short, but it isn't interactive either.
+            params["lane"] = params.get("lane") or "bulk"
+        return batches, EmbedParams(**params), timeout_s
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r})"
+        return f"{type(self).__name__}({self.base_url!r})"
 
 
-def _fallback(settings: Settings, environment: Environment) -> Fallback | None:
-    wanted = settings.get("fallback") or environment.fallback or "none"
-    if wanted not in ("local", "none"):
-        raise ValueError(f"A fall-back is 'local' or 'none', not {wanted!r}.")
-    if wanted == "none":
+def _retry_policy(options: ClientOptions, *, has_fallback: bool) -> RetryPolicy:
+    default = RetryPolicy()
+    return RetryPolicy(
+        # With a local model, waiting for many retries isn't worth it.
+        options.get("max_retries", 1 if has_fallback else default.max_retries),
+        options.get("retry_delay_s", default.retry_delay_s),
+        options.get("max_retry_delay_s", default.max_retry_delay_s),
+    )
+
+
+def _fallback(options: ClientOptions, environment: EnvironmentSettings) -> Fallback | None:
+    fallback = options.get("fallback") or environment.fallback or "none"
+    if isinstance(fallback, Fallback):
+        return fallback
+    if fallback not in ("local", "none"):
+        raise ValueError(f"`fallback` must be 'local' or 'none', not {fallback!r}.")
+    if fallback == "none":
         return None
-    return Fallback(LocalModel.of(settings.get("local_model") or environment.local_model))
+    model = options.get("local_model") or environment.local_model
+    return Fallback(model if isinstance(model, LocalModel) else LocalModel(model))
 
 
-def _checked(url: str) -> str:
+def _validate_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadAddress(f"{url!r} isn't an address; write http://host:port.")
+        raise InvalidURLError(f"{url!r} isn't a valid URL. The form is http://host:port.")
     return url.rstrip("/")
 
 
-def located(error: EmbedError, first: int, part: Sequence[str]) -> EmbedError:
-    """The error of one request of several: places in it count from the first of its own texts."""
+def add_text_range(error: EmbedError, start: int, batch: Sequence[str]) -> EmbedError:
+    """Adds the range of a failed batch to its message, where positions count within the batch."""
     if isinstance(error, HTTPError):
-        last = first + len(part) - 1
-        error.args = (f"{error.args[0]} Of texts {first} to {last}, which were sent together.",)
+        end = start + len(batch) - 1
+        error.args = (
+            f"{error.args[0]} Positions are relative to the batch of texts {start}-{end}.",
+        )
     return error
 
 
-def health_of(reply: Reply) -> dict[str, Any]:
-    """What the service says of itself, also where it says that it can't embed.
+def parse_health(response: Response) -> dict[str, Any]:
+    """Parses the response of `/health`, which also has a body when its status is 503.
 
     Raises:
-        HTTPError, ParseError: it says something else.
+        HTTPError: another error status.
+        ParseError: the body isn't a JSON object.
     """
-    if reply.status != 503 and (error := refusal(reply)):
+    if response.status != 503 and (error := status_error(response)):
         raise error
-    return read_object(reply)
+    return parse_object(response)
 
 
-def model_names(body: Mapping[str, Any]) -> list[str]:
-    """The names in what `/v1/models` answers."""
+def parse_model_names(body: Mapping[str, Any]) -> list[str]:
+    """Returns the model names in the body of `/v1/models`."""
     return [str(item["id"]) for item in body.get("data", [])]

@@ -1,4 +1,4 @@
-"""The client for programs without an event loop."""
+"""The synchronous client."""
 
 import threading
 import time
@@ -6,153 +6,156 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 from embedserve_client import base
-from embedserve_client.base import BaseClient, How, Settings
+from embedserve_client.base import BaseClient, ClientOptions, EmbedOptions
 from embedserve_client.errors import EmbedError
-from embedserve_client.flow import HEALTH, Compute, embed
-from embedserve_client.retry import Retry, Send, Wait, exchange
+from embedserve_client.flow import HEALTH_REQUEST, EmbedLocally, embed
+from embedserve_client.retry import RetryPolicy, Send, Sleep, send_with_retries
 from embedserve_client.transport import Transport
-from embedserve_client.vectors import Float32, Vectors, joined
-from embedserve_client.wire import Options, Reply, Request, read_object
+from embedserve_client.vectors import Float32, Vectors, concatenate
+from embedserve_client.wire import EmbedParams, Request, Response, parse_object
 
 T = TypeVar("T")
 
 
 class Client(BaseClient):
-    """Asks a service for vectors. Safe from many threads, and after a fork.
+    """A synchronous client. Safe across threads and forks.
 
     client = Client("http://127.0.0.1:8000")
     vectors = client.embed(["a text", "another"])  # float32, shape (2, dim)
     """
 
-    def __init__(self, url: str | None = None, **settings: Unpack[Settings]) -> None:
-        """As `BaseClient`."""
-        super().__init__(url, **settings)
-        self._transport = Transport(self.url, self._headers, self._concurrency)
+    def __init__(self, base_url: str | None = None, **options: Unpack[ClientOptions]) -> None:
+        """Creates a client; see `BaseClient`."""
+        super().__init__(base_url, **options)
+        self._transport = Transport(self.base_url, self._headers, self._concurrency)
 
-    def embed(self, texts: str | Sequence[str], **how: Unpack[How]) -> Vectors:
-        """Vectors of texts, in order: float32, shape (n, dim); of one string (dim,).
+    def embed(self, texts: str | Sequence[str], **options: Unpack[EmbedOptions]) -> Vectors:
+        """Embeds texts, in order: float32 of shape (n, dim), or (dim,) for a single string.
 
         Raises:
-            EmbedError: the kinds of which stand in `errors`; nothing else but what Python raises
-                for wrong arguments.
+            EmbedError: the call failed; `errors` lists the classes.
         """
         if isinstance(texts, str):
-            vectors: Vectors = self.embed([texts], **how)[0]
+            vectors: Vectors = self.embed([texts], **options)[0]
             return vectors
-        parts, options, timeout_s = self._call(texts, how)
-        if len(parts) == 1:
-            return self._drive(embed(parts[0], options, self._rules, timeout_s))
-        return joined(self._spread(parts, options, timeout_s))
+        batches, params, timeout_s = self._split(texts, options)
+        if len(batches) == 1:
+            return self._drive(embed(batches[0], params, self._context, timeout_s))
+        return concatenate(self._embed_batches(batches, params, timeout_s))
 
-    def embed_query(self, text: str, **how: Unpack[How]) -> Vectors:
-        """The vector of what is searched for, shape (dim,)."""
-        how.setdefault("input_type", "query")
-        return self.embed(text, **how)
+    def embed_query(self, text: str, **options: Unpack[EmbedOptions]) -> Vectors:
+        """Embeds a search query; returns shape (dim,)."""
+        options.setdefault("input_type", "query")
+        return self.embed(text, **options)
 
-    def embed_documents(self, texts: Sequence[str], **how: Unpack[How]) -> Vectors:
-        """The vectors of what is searched, shape (n, dim)."""
-        how.setdefault("input_type", "document")
-        return self.embed(list(texts), **how)
+    def embed_documents(self, texts: Sequence[str], **options: Unpack[EmbedOptions]) -> Vectors:
+        """Embeds documents to search in; returns shape (n, dim)."""
+        options.setdefault("input_type", "document")
+        return self.embed(list(texts), **options)
 
     def encode(
         self, sentences: str | Sequence[str], prompt_name: str | None = None, **ignored: Any
     ) -> Float32:
-        """Stands in for `SentenceTransformer.encode`: the same vectors, computed elsewhere.
+        """Replaces `SentenceTransformer.encode`.
 
-        Options that only say how to compute (`batch_size`, `show_progress_bar`, `device`, …) are
-        taken and not needed.
+        Options that control the computation (`batch_size`, `show_progress_bar`, `device`, …) are
+        accepted and ignored.
         """
         return self.embed(sentences, input_type=prompt_name)
 
     def health(self, timeout_s: float = 5.0) -> dict[str, Any]:
-        """What the service says of itself: `status` is `ok`, `degraded` or `unavailable`.
+        """Returns the health of the service: `status` is `ok`, `degraded` or `unavailable`.
 
         Raises:
-            NetworkError, Timeout, HTTPError, ParseError: it says nothing of the kind.
+            NetworkError: the service is unreachable.
+            RequestTimeoutError: it didn't respond in time.
+            HTTPError: it returned another error.
+            ParseError: the response isn't a health report.
         """
-        return base.health_of(self._transport.send(Send(HEALTH, timeout_s)))
+        return base.parse_health(self._transport.send(Send(HEALTH_REQUEST, timeout_s)))
 
     def is_healthy(self, timeout_s: float = 5.0) -> bool:
-        """Whether the service is there and can embed."""
+        """Returns whether the service is reachable and can embed."""
         try:
             return self.health(timeout_s).get("status") in ("ok", "degraded")
         except EmbedError:
             return False
 
     def info(self) -> dict[str, Any]:
-        """What is served: model, dimensions, space, engine, versions."""
-        return self._ask(base.INFO)
+        """Returns what is served: model, dimensions, space, engine, versions."""
+        return self._get(base.INFO_REQUEST)
 
     def models(self) -> list[str]:
-        """The names of what is served."""
-        return base.model_names(self._ask(base.MODELS))
+        """Returns the names of the served models."""
+        return base.parse_model_names(self._get(base.MODELS_REQUEST))
 
     def close(self) -> None:
-        """Closes its connections."""
+        """Closes the connections."""
         self._transport.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _ask(self, request: Request) -> dict[str, Any]:
-        end = time.monotonic() + self.timeout_s
-        return read_object(self._drive(exchange(request, Retry(), end, time.monotonic)))
+    def _get(self, request: Request) -> dict[str, Any]:
+        deadline = time.monotonic() + self.timeout_s
+        flow = send_with_retries(request, RetryPolicy(), deadline, time.monotonic)
+        return parse_object(self._drive(flow))
 
     def _drive(self, flow: Generator[Any, Any, T]) -> T:
-        """Does what a flow says, until it has what it is for."""
-        answer: Any = None
+        """Runs the steps of a flow and returns its result."""
+        outcome: Any = None
         try:
             while True:
-                match flow.send(answer):
-                    case Wait(seconds):
+                match flow.send(outcome):
+                    case Sleep(seconds):
                         time.sleep(seconds)
-                        answer = None
-                    case Compute(texts, options):
-                        assert self.fallback is not None, "Nobody else computes. This is a bug."
-                        answer = self.fallback.model.embed(texts, options)
+                        outcome = None
+                    case EmbedLocally(texts, params):
+                        assert self.fallback is not None, "EmbedLocally without a fallback. A bug."
+                        outcome = self.fallback.model.embed(texts, params)
                     case step:
-                        answer = self._send(step)
+                        outcome = self._try_send(step)
         except StopIteration as stop:
-            done: T = stop.value
-            return done
+            result: T = stop.value
+            return result
 
-    def _send(self, step: Send) -> Reply | EmbedError:
+    def _try_send(self, step: Send) -> Response | EmbedError:
         try:
             return self._transport.send(step)
         except EmbedError as error:
             return error
 
-    def _spread(
-        self, parts: Sequence[Sequence[str]], options: Options, timeout_s: float
+    def _embed_batches(
+        self, batches: Sequence[Sequence[str]], params: EmbedParams, timeout_s: float
     ) -> list[Vectors]:
-        """Embeds parts on a few threads; after the first failure none is begun any more.
+        """Embeds batches on several threads; the first failure stops new requests.
 
-        The threads are daemons, so that whoever interrupts the program needn't wait for answers.
+        The threads are daemons, so an interrupted program doesn't wait for pending responses.
         """
-        found = dict[int, Vectors]()
-        failed = list[BaseException]()
-        todo: Iterator[tuple[int, Sequence[str]]] = iter(enumerate(parts))
-        taking = threading.Lock()
+        results = dict[int, Vectors]()
+        failures = list[BaseException]()
+        pending: Iterator[tuple[int, Sequence[str]]] = iter(enumerate(batches))
+        pending_lock = threading.Lock()
 
         def work() -> None:
-            while not failed:
-                with taking:
-                    place, part = next(todo, (-1, ()))
-                if place < 0:
+            while not failures:
+                with pending_lock:
+                    i, batch = next(pending, (-1, ()))
+                if i < 0:
                     return
                 try:
-                    found[place] = self._drive(embed(part, options, self._rules, timeout_s))
+                    results[i] = self._drive(embed(batch, params, self._context, timeout_s))
                 except EmbedError as error:
-                    failed.append(base.located(error, place * len(parts[0]), part))
+                    failures.append(base.add_text_range(error, i * len(batches[0]), batch))
                 except BaseException as error:
-                    failed.append(error)
+                    failures.append(error)
 
         threads = [
             threading.Thread(target=work, daemon=True)
-            for _ in range(min(self._concurrency, len(parts)))
+            for _ in range(min(self._concurrency, len(batches)))
         ]
         for thread in threads:
             thread.start()
@@ -160,8 +163,8 @@ class Client(BaseClient):
             for thread in threads:
                 thread.join()
         except BaseException as error:
-            failed.append(error)
+            failures.append(error)
             raise
-        if failed:
-            raise failed[0]
-        return [found[place] for place in range(len(parts))]
+        if failures:
+            raise failures[0]
+        return [results[i] for i in range(len(batches))]

@@ -1,58 +1,58 @@
-"""Every error that the client raises on purpose.
+"""The exceptions that the client raises on purpose.
 
-The tree:
+The tree, with the `code` of each class:
 
 * EmbedError
-  x NetworkError         NETWORK_ERROR       nobody answered, or the connection broke
-  x Timeout              TIMEOUT             the call's time ran out
-  x HTTPError            HTTP_ERROR          the service refused; has `status` and its own words
-    + Overloaded         OVERLOADED          429: too much to do; has `retry_after_s`
-    + ServerError        SERVER_ERROR        5xx: the service failed
-  x ParseError           PARSE_ERROR         the answer isn't what was asked for
-  x SpaceMismatch        SPACE_MISMATCH      vectors that can't be compared with those before
-  x LocalModelError      LOCAL_MODEL_ERROR   the model in this process can't be used
-  x BadAddress           BAD_ADDRESS         what was given isn't the address of a service
-  x NotRunning           NOT_RUNNING         the service could not be started, or doesn't stay up
-  x FileError            FILE_ERROR          a file of texts or vectors can't be read or written
-  x IndexMismatch        INDEX_MISMATCH      an index and what is asked of it don't belong together
+  x NetworkError             NETWORK_ERROR         no connection, or the connection broke
+  x RequestTimeoutError      TIMEOUT               the timeout of the call expired
+  x HTTPError                HTTP_ERROR            an error response; has `status`
+    + RateLimitError         RATE_LIMITED          429: overload or quota; has `retry_after_s`
+    + ServerError            SERVER_ERROR          5xx: the service failed or isn't ready
+  x ParseError               PARSE_ERROR           a response without valid vectors
+  x SpaceMismatchError       SPACE_MISMATCH        vectors of an incompatible embedding space
+  x LocalModelError          LOCAL_MODEL_ERROR     the local model can't be loaded or used
+  x InvalidURLError          INVALID_URL           the URL of the service is malformed
+  x ServiceNotRunningError   SERVICE_NOT_RUNNING   the service can't be started or keeps failing
+  x FileError                FILE_ERROR            an input or output file can't be read or written
+  x IndexMismatchError       INDEX_MISMATCH        arguments that don't fit the vector index
 
-All of them survive pickle, so that they cross processes, and none shows an API key.
+All of them can be pickled, so they cross process boundaries. None contains an API key.
 """
 
 from typing import Any
 
 
 class EmbedError(Exception):
-    """Base of them all."""
+    """Base class of all errors of the client."""
 
-    #: A stable word for programs.
+    #: A stable identifier for programs.
     code = "EMBED_ERROR"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (type(self), self.args, self.__dict__)
+        return _unpickle, (type(self), self.args, self.__dict__)
 
 
-def _again(kind: type[EmbedError], args: tuple[Any, ...], state: dict[str, Any]) -> EmbedError:
-    error = kind.__new__(kind, *args)
+def _unpickle(cls: type[EmbedError], args: tuple[Any, ...], state: dict[str, Any]) -> EmbedError:
+    error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
     return error
 
 
 class NetworkError(EmbedError):
-    """Nobody answered, or the connection broke."""
+    """The service is unreachable, or the connection broke."""
 
     code = "NETWORK_ERROR"
 
 
-class Timeout(EmbedError):
-    """The call's time ran out, retries included."""
+class RequestTimeoutError(EmbedError):
+    """The timeout of the call expired, retries included."""
 
     code = "TIMEOUT"
 
 
 class HTTPError(EmbedError):
-    """The service answered with an error."""
+    """The service returned an error response."""
 
     code = "HTTP_ERROR"
 
@@ -65,14 +65,14 @@ class HTTPError(EmbedError):
         param: str | None = None,
         request_id: str | None = None,
     ) -> None:
-        """The service's answer.
+        """Creates the error.
 
         Args:
-            message: the service's own words.
-            status: of HTTP.
-            server_code: the service's stable word for it.
-            param: the field that it is about.
-            request_id: by which the service's log knows the request.
+            message: the message in the response.
+            status: the HTTP status code.
+            server_code: the error code in the response.
+            param: the request field that caused the error.
+            request_id: identifies the request in the service's log.
         """
         super().__init__(message)
         self.status = status
@@ -84,57 +84,57 @@ class HTTPError(EmbedError):
         return f"{self.args[0]} (status {self.status})"
 
 
-class Overloaded(HTTPError):
-    """429: nothing of the request was taken on."""
+class RateLimitError(HTTPError):
+    """429: overload, or a used-up quota. No part of the request was processed."""
 
-    code = "OVERLOADED"
-    #: Seconds after which the service asks to be tried again; None: it didn't say.
+    code = "RATE_LIMITED"
+    #: Seconds from `Retry-After`; None: the response had no such header.
     retry_after_s: float | None = None
 
 
 class ServerError(HTTPError):
-    """5xx: the service failed, or isn't ready."""
+    """5xx: the service failed or isn't ready."""
 
     code = "SERVER_ERROR"
 
 
 class ParseError(EmbedError):
-    """The answer isn't what was asked for: cut short, of another shape, or no vectors at all."""
+    """The response is truncated, has another shape, or holds no vectors."""
 
     code = "PARSE_ERROR"
 
 
-class SpaceMismatch(EmbedError):
-    """Vectors of two spaces that can't be compared would have met."""
+class SpaceMismatchError(EmbedError):
+    """Vectors belong to a space that can't be compared with the expected one."""
 
     code = "SPACE_MISMATCH"
 
 
 class LocalModelError(EmbedError):
-    """The model in this process can't be had, or can't do what is asked."""
+    """The local model can't be loaded, or doesn't support an option."""
 
     code = "LOCAL_MODEL_ERROR"
 
 
-class BadAddress(EmbedError, ValueError):
-    """What was given isn't the address of a service."""
+class InvalidURLError(EmbedError, ValueError):
+    """The URL of the service is malformed."""
 
-    code = "BAD_ADDRESS"
+    code = "INVALID_URL"
 
 
-class NotRunning(EmbedError):
-    """The service could not be started, or doesn't stay up; the message says why."""
+class ServiceNotRunningError(EmbedError):
+    """The service can't be started or keeps failing; the message says why."""
 
-    code = "NOT_RUNNING"
+    code = "SERVICE_NOT_RUNNING"
 
 
 class FileError(EmbedError):
-    """A file of texts or of vectors can't be read or written."""
+    """A file of texts, of vectors, or of an index can't be read or written."""
 
     code = "FILE_ERROR"
 
 
-class IndexMismatch(EmbedError):
-    """An index and what is asked of it don't belong together."""
+class IndexMismatchError(EmbedError):
+    """Arguments don't fit a vector index: dimensions, space, or number of metadata values."""
 
     code = "INDEX_MISMATCH"

@@ -1,8 +1,8 @@
-"""Who computes while the service is away, and when the service is asked again.
+"""The local fallback: a circuit breaker that routes requests to the service or a local model.
 
-Knows neither sockets nor threads' waiting: it is asked for a route before each request and told
-what came of it. After a failure the service is left alone for a while, longer each time it is
-still away; then one caller looks whether it is back, while the others go on locally.
+After a failure the circuit is open: requests are computed locally for a pause, which doubles with
+each further failure. When the pause ends, one caller probes the service while all others continue
+locally. The class does no I/O: callers ask for a route and report the outcome.
 """
 
 import time
@@ -12,74 +12,80 @@ from typing import Literal
 from embedserve_client.errors import (
     EmbedError,
     NetworkError,
+    RequestTimeoutError,
     ServerError,
-    SpaceMismatch,
-    Timeout,
+    SpaceMismatchError,
 )
-from embedserve_client.local import LocalModel
-from embedserve_client.lock import ProcessLock
+from embedserve_client.fork_safe_lock import ForkSafeLock
+from embedserve_client.local_model import LocalModel
 from embedserve_client.space import Space
 
-#: `probe`: ask the service whether it is healthy, and tell by `back` or `lost`.
+#: `probe`: check the health of the service, then call `record_success` or `record_failure`.
 Route = Literal["service", "probe", "local"]
 
 _FIRST_PAUSE_S = 1.0
-_MOST_PAUSE_S = 30.0
-_MOST_DOUBLINGS = 8
+_MAX_PAUSE_S = 30.0
+#: Keeps `2**failures` small; the pause is at its maximum by then.
+_MAX_DOUBLINGS = 8
 
 
 class Fallback:
-    """Routes of one client's requests. Safe from many threads."""
+    """The circuit breaker of one client. Thread-safe."""
 
-    def __init__(self, model: LocalModel, now: Callable[[], float] = time.monotonic) -> None:
-        """A fall-back to `model`; `now` is a clock in seconds."""
+    def __init__(self, model: LocalModel, clock: Callable[[], float] = time.monotonic) -> None:
+        """Creates a closed circuit.
+
+        Args:
+            model: computes vectors while the service is unavailable.
+            clock: the time in seconds.
+        """
         self.model = model
-        self._now = now
-        self._lock = ProcessLock()
-        self._losses = 0
-        self._again_at = 0.0
+        self._clock = clock
+        self._lock = ForkSafeLock()
+        self._failures = 0
+        self._probe_at = 0.0
 
     def route(self) -> Route:
-        """Whom to ask now."""
+        """Returns the route of the next request."""
         with self._lock:
-            if self._losses == 0:
+            if self._failures == 0:
                 return "service"
-            if self._now() < self._again_at:
+            if self._clock() < self._probe_at:
                 return "local"
-            self._pause()  # the others needn't look, too
+            self._open()  # so that concurrent callers don't probe as well
             return "probe"
 
-    def lost(self) -> None:
-        """The service didn't answer."""
+    def record_failure(self) -> None:
+        """Opens the circuit: the service was unavailable."""
         with self._lock:
-            if self._losses == 0 or self._now() >= self._again_at:
-                self._pause()
+            if self._failures == 0 or self._clock() >= self._probe_at:
+                self._open()
 
-    def back(self) -> None:
-        """The service answered."""
+    def record_success(self) -> None:
+        """Closes the circuit: the service responded."""
         with self._lock:
-            self._losses = 0
+            self._failures = 0
 
-    def check(self, expected: Space | None) -> None:
-        """Makes sure that local vectors may stand beside those of the service.
+    def check_space(self, expected: Space | None) -> None:
+        """Checks that local vectors are comparable with those of the service.
 
         Raises:
-            SpaceMismatch: they may not.
-            LocalModelError: the local model's files can't be read.
+            SpaceMismatchError: they aren't.
+            LocalModelError: the files of the local model can't be read.
         """
-        if expected is not None and not self.model.space.mixes_with(expected):
-            raise SpaceMismatch(
-                f"The service is away, and {self.model} can't stand in: its vectors are of the "
-                f"space {self.model.space}, the service's of {expected}. Name the model that the "
-                "service has, and its `max_tokens` where they were set."
+        if expected is not None and not self.model.space.is_comparable_to(expected):
+            raise SpaceMismatchError(
+                f"The service is unavailable, and {self.model} can't replace it: its vectors are "
+                f"in space {self.model.space}, those of the service in {expected}. Use the same "
+                "model as the service, and the same `max_tokens` if it is set there."
             )
 
-    def _pause(self) -> None:
-        pause_s = min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._losses, _MOST_DOUBLINGS))
-        self._losses += 1
-        self._again_at = self._now() + pause_s
+    def _open(self) -> None:
+        pause_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._failures, _MAX_DOUBLINGS))
+        self._failures += 1
+        self._probe_at = self._clock() + pause_s
 
 
-def is_away(error: EmbedError) -> bool:
-    """Whether an error means that the service isn't there, not that it refused."""
-    return isinstance(error, NetworkError | Timeout | ServerError)
+def is_unavailable(error: EmbedError) -> bool:
+    """Returns whether an error means that the service is down, not that it rejected the request."""
+    return isinstance(error, NetworkError | RequestTimeoutError | ServerError)

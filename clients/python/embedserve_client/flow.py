@@ -1,7 +1,7 @@
-"""One request for vectors, from texts to checked vectors, wherever they are computed.
+"""The sans-I/O flow of one embedding request: texts → service or local model → checked vectors.
 
-A generator like `retry.exchange`, driven by both clients: it says what to send, how long to wait,
-or what to compute in this process, and is told what came of it.
+`embed` is a generator like `retry.send_with_retries`, and both clients drive it: it yields the
+request to send, the delay, or the texts to embed locally, and receives the outcome.
 """
 
 import time
@@ -9,87 +9,94 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from embedserve_client.errors import EmbedError
-from embedserve_client.fallback import Fallback, is_away
-from embedserve_client.retry import Retry, Send, Wait, exchange
+from embedserve_client.fallback import Fallback, is_unavailable
+from embedserve_client.retry import RetryPolicy, Send, Sleep, send_with_retries
 from embedserve_client.space import SpaceGuard
 from embedserve_client.vectors import Vectors
 from embedserve_client.wire import (
-    Encoding,
-    Options,
-    Reply,
+    EmbedParams,
+    EncodingFormat,
     Request,
+    Response,
     embed_request,
-    read_vectors,
+    parse_vectors,
 )
 
-HEALTH = Request("GET", "/health")
-#: Whoever looks whether the service is back doesn't wait long: there is a model at hand.
-_PROBE_S = 2.0
+HEALTH_REQUEST = Request("GET", "/health")
+#: Short, because the local model could answer meanwhile.
+_PROBE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Compute:
-    """Compute these in this process."""
+class EmbedLocally:
+    """Step: embed the texts with the local model."""
 
     texts: Sequence[str]
-    options: Options
+    params: EmbedParams
 
 
-Step = Send | Wait | Compute
-Answer = Reply | EmbedError | Vectors | None
-Flow = Generator[Step, Answer, Vectors]
+Step = Send | Sleep | EmbedLocally
+Outcome = Response | EmbedError | Vectors | None
+EmbedFlow = Generator[Step, Outcome, Vectors]
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What holds for all requests of a client."""
+class CallContext:
+    """The state that all requests of a client share."""
 
-    retry: Retry
-    encoding: Encoding
-    guard: SpaceGuard
+    retry_policy: RetryPolicy
+    encoding_format: EncodingFormat
+    space_guard: SpaceGuard
     fallback: Fallback | None
-    now: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = time.monotonic
 
 
-def embed(texts: Sequence[str], options: Options, rules: Rules, timeout_s: float) -> Flow:
-    """Vectors of texts that fit into one request, shape (n, dim).
+def embed(
+    texts: Sequence[str], params: EmbedParams, context: CallContext, timeout_s: float
+) -> EmbedFlow:
+    """Embeds the texts of one request; returns shape (n, dim).
 
     Raises:
-        EmbedError: whatever kept them from coming.
+        EmbedError: the request failed, and there is no fallback for the failure.
     """
-    fallback = rules.fallback
-    if fallback is not None and (yield from _is_away_now(fallback)):
-        return (yield from _locally(texts, options, rules, fallback))
+    fallback = context.fallback
+    if fallback is not None and (yield from _is_circuit_open(fallback)):
+        return (yield from _embed_locally(texts, params, context, fallback))
+    request = embed_request(texts, params, context.encoding_format)
+    deadline = context.clock() + timeout_s
     try:
-        request = embed_request(texts, options, rules.encoding)
-        reply = yield from exchange(request, rules.retry, rules.now() + timeout_s, rules.now)
+        response = yield from send_with_retries(
+            request, context.retry_policy, deadline, context.clock
+        )
     except EmbedError as error:
-        if fallback is None or not is_away(error):
+        if fallback is None or not is_unavailable(error):
             raise
-        fallback.lost()
-        return (yield from _locally(texts, options, rules, fallback))
-    vectors = read_vectors(reply, len(texts))
+        fallback.record_failure()
+        return (yield from _embed_locally(texts, params, context, fallback))
+    vectors = parse_vectors(response, len(texts))
     if fallback is not None:
-        fallback.back()
-    rules.guard.check(vectors.space)
+        fallback.record_success()
+    context.space_guard.check(vectors.space)
     return vectors
 
 
-def _is_away_now(fallback: Fallback) -> Generator[Step, Answer, bool]:
-    """Whether the service needn't be asked; looks whether it is back when that is due."""
+def _is_circuit_open(fallback: Fallback) -> Generator[Step, Outcome, bool]:
+    """Returns whether to bypass the service; probes it first if a probe is due."""
     route = fallback.route()
     if route == "probe":
-        answer = yield Send(HEALTH, _PROBE_S)
-        if isinstance(answer, Reply) and answer.status == 200:
-            fallback.back()
+        outcome = yield Send(HEALTH_REQUEST, _PROBE_TIMEOUT_S)
+        if isinstance(outcome, Response) and outcome.status == 200:
+            fallback.record_success()
             return False
-        fallback.lost()
+        fallback.record_failure()
     return route != "service"
 
 
-def _locally(texts: Sequence[str], options: Options, rules: Rules, fallback: Fallback) -> Flow:
-    fallback.check(rules.guard.expected)
-    vectors = yield Compute(texts, options)
-    assert isinstance(vectors, Vectors), "A Compute is answered with vectors. This is a bug."
-    rules.guard.check(vectors.space)
+def _embed_locally(
+    texts: Sequence[str], params: EmbedParams, context: CallContext, fallback: Fallback
+) -> EmbedFlow:
+    fallback.check_space(context.space_guard.expected)
+    vectors = yield EmbedLocally(texts, params)
+    assert isinstance(vectors, Vectors), "The driver sent no vectors for EmbedLocally. A bug."
+    context.space_guard.check(vectors.space)
     return vectors

@@ -1,8 +1,8 @@
-"""Exact search among vectors, by cosine.
+"""Exact vector search by cosine similarity.
 
-In come vectors, float32 of shape (n, dim), that know their space, and a JSON value for each; out
-come the values of those next to a query, best first. Whatever can't be compared with what an index
-holds is refused, as it comes in and as it is searched for.
+Vectors (float32, shape (n, dim)) and one JSON value for each go in; a query returns the values of
+the most similar vectors, best first. Vectors of an incomparable space are rejected when they are
+added and when they are searched for.
 """
 
 import json
@@ -13,30 +13,30 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from embedserve_client.errors import IndexMismatch, SpaceMismatch
-from embedserve_client.index_files import Held, faiss_library, load, save
-from embedserve_client.shared_lock import SharedLock
+from embedserve_client.errors import IndexMismatchError, SpaceMismatchError
+from embedserve_client.index_files import IndexData, import_faiss, load, save
+from embedserve_client.read_write_lock import ReadWriteLock
 from embedserve_client.space import Space
 from embedserve_client.vectors import Float32, Vectors
 
 if TYPE_CHECKING:
-    from embedserve_client.base import How
+    from embedserve_client.base import EmbedOptions
     from embedserve_client.client import Client
 
-#: What a query has to be embedded with as the texts were, or the two have other lengths.
-_SHARED_OPTIONS = ("dimensions", "model")
+#: Options that queries must share with the texts, because they change the length of vectors.
+_QUERY_OPTIONS = ("dimensions", "model")
 
 
 class Hit(NamedTuple):
-    """Something found."""
+    """A search result."""
 
-    score: float  #: cosine, -1 to 1
-    place: int  #: among all, from 0, in the order in which they were given
-    metadata: Any  #: what was given with it
+    score: float  #: cosine similarity, -1 to 1
+    position: int  #: in the order in which vectors were added, from 0
+    metadata: Any  #: the value that was added with the vector
 
 
-class _Rows(NamedTuple):
-    """Vectors as they came in, once they are known to be vectors."""
+class _VectorBatch(NamedTuple):
+    """Validated vectors."""
 
     values: Float32  #: shape (n, dim)
     space: Space | None
@@ -44,24 +44,24 @@ class _Rows(NamedTuple):
 
 
 class VectorIndex:
-    """Vectors and what they stand for. Safe from many threads; searches don't wait for each other.
+    """An in-memory index. Thread-safe; searches run concurrently.
 
     index = VectorIndex.build(texts, client)
-    index.search("what is looked for", k=3)  # [Hit(score=0.71, place=4, metadata='a text'), …]
+    index.search("a query", k=3)  # [Hit(score=0.71, position=4, metadata='a text'), …]
 
     It needs faiss: `pip install 'embedserve-client[search]'`.
     """
 
     def __init__(self, *, client: "Client | None" = None) -> None:
-        """An empty index.
+        """Creates an empty index.
 
         Args:
             client: embeds queries that are strings.
         """
         self.client = client
-        self._lock = SharedLock()
-        self._held: Held | None = None  # None: no vector came yet
-        self._asked: dict[str, Any] = {}
+        self._lock = ReadWriteLock()
+        self._data: IndexData | None = None  # None: no vectors yet, so no dimension either
+        self._query_options: dict[str, Any] = {}
 
     @classmethod
     def build(
@@ -69,61 +69,61 @@ class VectorIndex:
         texts: Sequence[str],
         client: "Client",
         metadata: Sequence[Any] | None = None,
-        **how: Unpack["How"],
+        **options: Unpack["EmbedOptions"],
     ) -> Self:
-        """An index of texts.
+        """Embeds texts and returns an index of them.
 
         Args:
-            texts: what is searched; none make an empty index.
-            client: embeds them, and later queries that are strings.
+            texts: the documents; may be empty.
+            client: embeds the texts, and later queries that are strings.
             metadata: a JSON value for each text; None: the text itself.
-            how: as for `client.embed`.
+            options: options of `client.embed_documents`.
 
         Raises:
-            IndexMismatch: there are more or fewer values than texts.
+            IndexMismatchError: the number of values isn't the number of texts.
             ValueError: a value isn't JSON.
-            EmbedError: whatever kept the vectors from coming.
+            EmbedError: the texts can't be embedded.
         """
         if isinstance(texts, str):
-            raise ValueError("`texts` is one string. Give a list of them.")
-        kept = _as_json(texts if metadata is None else metadata, len(texts))
+            raise ValueError("`texts` is one string. Pass a list of strings.")
+        values = _copy_json(texts if metadata is None else metadata, len(texts))
         index = cls(client=client)
-        options: dict[str, Any] = dict(how)
-        index._asked = {name: options[name] for name in _SHARED_OPTIONS if name in options}
-        if kept:
-            index._put(_rows(client.embed_documents(texts, **how), None), kept)
+        all_options: dict[str, Any] = dict(options)
+        index._query_options = {n: all_options[n] for n in _QUERY_OPTIONS if n in all_options}
+        if values:
+            index._add(_validate(client.embed_documents(texts, **options), None), values)
         return index
 
     def add(
         self, vectors: ArrayLike, metadata: Sequence[Any], *, space: str | Space | None = None
     ) -> None:
-        """Adds vectors; all of them, or where an error is raised none.
+        """Adds copies of vectors. If it raises an error, none are added.
 
         Args:
-            vectors: shape (n, dim), or (dim,) for one; copied.
-            metadata: a JSON value for each.
-            space: of vectors that don't say it themselves.
+            vectors: shape (n, dim), or (dim,) for one vector.
+            metadata: a JSON value for each vector.
+            space: the space of plain arrays, which don't carry one.
 
         Raises:
-            SpaceMismatch: they can't be compared with those in the index.
-            IndexMismatch: they are of another length, don't tell their space, or there are more or
-                fewer values than vectors.
+            SpaceMismatchError: the vectors can't be compared with those in the index.
+            IndexMismatchError: the dimension, the shape or the number of values doesn't fit, or the
+                space is unknown.
             ValueError: a vector isn't finite, or a value isn't JSON.
         """
-        rows = _rows(vectors, space)
-        kept = _as_json(metadata, len(rows.values))
-        if kept:
-            self._put(rows, kept)
+        batch = _validate(vectors, space)
+        values = _copy_json(metadata, len(batch.values))
+        if values:
+            self._add(batch, values)
 
-    def _put(self, rows: _Rows, kept: list[Any]) -> None:
-        units = _at_unit_length(rows.values)
-        with self._lock.writing():
-            if self._held is None:
-                empty = faiss_library().IndexFlatIP(units.shape[1])
-                self._held = Held(empty, [], rows.space, rows.model, self._asked)
-            self._check(rows, self._held)
-            self._held.vectors.add(units)
-            self._held.metadata.extend(kept)
+    def _add(self, batch: _VectorBatch, metadata: list[Any]) -> None:
+        normalized = _normalize(batch.values)
+        with self._lock.write_lock():
+            if self._data is None:
+                empty = import_faiss().IndexFlatIP(normalized.shape[1])
+                self._data = IndexData(empty, [], batch.space, batch.model, self._query_options)
+            self._check(batch, self._data)
+            self._data.vectors.add(normalized)
+            self._data.metadata.extend(metadata)
 
     @overload
     def search(self, query: str, k: int = 10, *, client: "Client | None" = None) -> list[Hit]: ...
@@ -137,195 +137,202 @@ class VectorIndex:
         space: str | Space | None = None,
         client: "Client | None" = None,
     ) -> Any:
-        """The k vectors next to a query, best first; all of them where the index has fewer.
+        """Returns the k vectors most similar to a query, best first.
 
         Args:
             query: a string, or vectors of shape (dim,) or (n, dim).
-            k: how many.
-            space: of vectors that don't say it themselves.
-            client: embeds a string; None: the index's own.
+            k: the maximum number of hits.
+            space: the space of plain arrays, which don't carry one.
+            client: embeds a string; None: the client of the index.
 
         Returns:
-            A list of hits; for n vectors a list of n of them.
+            A list of hits; for n vectors, a list of n such lists.
 
         Raises:
-            SpaceMismatch: the query can't be compared with what is in the index.
-            IndexMismatch: it is of another length, doesn't tell its space, or is a string and
-                nobody is there to embed it.
-            ValueError: it isn't finite, or `k` is below 1.
-            EmbedError: whatever kept the query's vector from coming.
+            SpaceMismatchError: the query can't be compared with the vectors in the index.
+            IndexMismatchError: the dimension or shape doesn't fit, the space is unknown, or the
+                query is a string and there is no client.
+            ValueError: the query isn't finite, or `k` is below 1.
+            EmbedError: the query can't be embedded.
         """
         if k < 1:
-            raise ValueError(f"`k` is {k}; ask for 1 or more.")
+            raise ValueError(f"`k` must be at least 1, not {k}.")
         if isinstance(query, str):
-            query = self._embedded(query, client or self.client)
-        rows = _rows(query, space)
-        units = _at_unit_length(rows.values)
-        with self._lock.reading():
-            if self._held is None:
-                found: list[list[Hit]] = [[] for _ in units]
+            query = self._embed_query(query, client or self.client)
+        batch = _validate(query, space)
+        normalized = _normalize(batch.values)
+        with self._lock.read_lock():
+            if self._data is None:
+                hits: list[list[Hit]] = [[] for _ in normalized]
             else:
-                self._check(rows, self._held)
-                found = _nearest(self._held, units, k)
-        return found[0] if np.ndim(query) == 1 else found
+                self._check(batch, self._data)
+                hits = _search(self._data, normalized, k)
+        return hits[0] if np.ndim(query) == 1 else hits
 
-    def _embedded(self, query: str, client: "Client | None") -> Vectors:
+    def _embed_query(self, query: str, client: "Client | None") -> Vectors:
         if client is None:
-            raise IndexMismatch(
-                "This index has no client that embeds queries. Give it one "
-                "(`VectorIndex.load(folder, client=client)`), or search for a vector."
+            raise IndexMismatchError(
+                "The index has no client to embed a string query. Pass one "
+                "(`VectorIndex.load(path, client=client)`), or search for a vector."
             )
-        how: How = self._asked  # type: ignore[assignment]
-        return client.embed_query(query, **how)
+        options: EmbedOptions = self._query_options  # type: ignore[assignment]
+        return client.embed_query(query, **options)
 
-    def save(self, folder: str | Path) -> None:
-        """Puts the index into a folder, in place of one that is there.
+    def save(self, path: str | Path) -> None:
+        """Saves the index to a directory and replaces an index that is there.
 
-        The old one stays whole until the new one is: whoever loads finds either.
+        The replacement is atomic: a concurrent `load` returns the old or the new index.
 
         Raises:
-            FileError: the folder holds something else, or can't be written.
+            FileError: the directory holds other files, or can't be written.
         """
-        with self._lock.reading():
-            held = self._held
-            if held is None:
-                held = Held(faiss_library().IndexFlatIP(0), [], None, "", self._asked)
-            save(Path(folder), held)
+        with self._lock.read_lock():
+            data = self._data
+            if data is None:
+                data = IndexData(import_faiss().IndexFlatIP(0), [], None, "", self._query_options)
+            save(Path(path), data)
 
     @classmethod
-    def load(cls, folder: str | Path, client: "Client | None" = None) -> Self:
-        """The index in a folder, with a client that embeds queries.
+    def load(cls, path: str | Path, client: "Client | None" = None) -> Self:
+        """Loads an index from a directory.
+
+        Args:
+            path: the directory.
+            client: embeds queries that are strings.
 
         Raises:
-            FileError: there is none, or it isn't whole; the message says what is wrong.
-            SpaceMismatch: the client's vectors can't be compared with those in the index.
+            FileError: there is no index, or it is damaged.
+            SpaceMismatchError: the client's vectors can't be compared with those in the index.
         """
-        held = load(Path(folder))
+        data = load(Path(path))
         index = cls(client=client)
-        index._asked = held.asked
-        if held.metadata:
-            index._held = held
+        index._query_options = data.query_options
+        if data.metadata:
+            index._data = data
             if client is not None and client.space is not None:
-                _check_space(client.space, held.space)
+                _check_space(client.space, data.space)
         return index
 
     @property
     def space(self) -> Space | None:
-        """The space of its first vectors; None: none came yet, or they don't tell."""
-        return self._held.space if self._held else None
+        """The space of the first vectors; None: no vectors, or unknown."""
+        return self._data.space if self._data else None
 
     @property
     def model(self) -> str:
-        """By whose name its first vectors were computed; empty where that isn't known."""
-        return self._held.model if self._held else ""
+        """The model of the first vectors; empty: unknown."""
+        return self._data.model if self._data else ""
 
     @property
     def dim(self) -> int:
-        """The length of its vectors; 0: none came yet."""
-        return int(self._held.vectors.d) if self._held else 0
+        """The dimension of the vectors; 0: no vectors."""
+        return int(self._data.vectors.d) if self._data else 0
 
     def __len__(self) -> int:
-        return len(self._held.metadata) if self._held else 0
+        return len(self._data.metadata) if self._data else 0
 
     def __repr__(self) -> str:
         return f"<VectorIndex of {len(self)} vectors, dim {self.dim}, space {self.space}>"
 
     @staticmethod
-    def _check(rows: _Rows, held: Held) -> None:
-        _check_space(rows.space, held.space)
-        dim, wanted = rows.values.shape[1], held.vectors.d
-        if dim != wanted:
-            raise IndexMismatch(
-                f"Vectors of length {dim} came; those in the index have {wanted}. Embed with the "
-                "same `dimensions`, or build the index anew."
+    def _check(batch: _VectorBatch, data: IndexData) -> None:
+        _check_space(batch.space, data.space)
+        dim, expected = batch.values.shape[1], data.vectors.d
+        if dim != expected:
+            raise IndexMismatchError(
+                f"The vectors have {dim} dimensions, those in the index {expected}. Embed with the "
+                "same `dimensions`, or rebuild the index."
             )
 
 
-def _check_space(space: Space | None, held: Space | None) -> None:
-    """Lets vectors of a space pass where those of the index are of `held`."""
-    if space == held or (space is not None and held is not None and space.mixes_with(held)):
+def _check_space(space: Space | None, expected: Space | None) -> None:
+    if space == expected:
         return
-    raise SpaceMismatch(
-        f"These vectors are of the space {space or 'unknown'}, those in the index of "
-        f"{held or 'an unknown one'}: they can't be compared. Embed with what the index was built "
-        "with, or build it anew."
+    if space is not None and expected is not None and space.is_comparable_to(expected):
+        return
+    raise SpaceMismatchError(
+        f"The vectors are in space {space or 'unknown'}, those in the index in "
+        f"{expected or 'unknown'}: they can't be compared. Embed with the model of the index, or "
+        "rebuild the index."
     )
 
 
-def _rows(values: ArrayLike, space: str | Space | None) -> _Rows:
-    """What came in as vectors.
+def _validate(values: ArrayLike, space: str | Space | None) -> _VectorBatch:
+    """Returns the values as vectors of a known space.
 
     Raises:
-        SpaceMismatch: they are of another space than is said.
-        IndexMismatch: they don't tell their space, or have no shape of vectors.
-        ValueError: one isn't finite.
+        SpaceMismatchError: the vectors carry another space than `space`.
+        IndexMismatchError: the space is unknown, or the array has another shape.
+        ValueError: a vector isn't finite.
     """
-    about = values.about if isinstance(values, Vectors) else None
-    said = Space.parse(space) if isinstance(space, str) else space
-    if said is None and (about is None or about.source is None):
-        raise IndexMismatch(
-            "A plain array doesn't tell which space its vectors are of. Give what the client "
-            "returned, or say it with `space=`."
+    info = values.info if isinstance(values, Vectors) else None
+    if isinstance(space, str):
+        space = Space.parse(space)
+    if space is None and (info is None or info.source is None):
+        raise IndexMismatchError(
+            "A plain array doesn't carry the space of its vectors. Pass the array that the client "
+            "returned, or `space=`."
         )
-    if about is not None and about.space is not None:
-        if said is not None:
-            _check_space(about.space, said)
-        said = about.space
-    with np.errstate(over="ignore"):  # what is too large for float32 is not finite below
-        given = np.asarray(values, dtype=np.float32)
-    if given.ndim not in (1, 2) or not given.shape[-1]:
-        raise IndexMismatch(
-            f"An array of shape {given.shape} holds no vectors; it has to be (n, dim) or (dim,)."
+    if info is not None and info.space is not None:
+        if space is not None:
+            _check_space(info.space, space)
+        space = info.space
+    with np.errstate(over="ignore"):  # an overflow to infinity is reported below
+        array = np.asarray(values, dtype=np.float32)
+    if array.ndim not in (1, 2) or not array.shape[-1]:
+        raise IndexMismatchError(
+            f"An array of shape {array.shape} doesn't hold vectors. Its shape must be (n, dim) or "
+            "(dim,)."
         )
-    if not np.isfinite(given).all():
-        raise ValueError("A vector isn't finite: it holds NaN or infinity. Leave it out.")
-    return _Rows(np.atleast_2d(given), said, about.model if about else "")
+    if not np.isfinite(array).all():
+        raise ValueError("A vector isn't finite: it holds NaN or infinity. Remove it.")
+    return _VectorBatch(np.atleast_2d(array), space, info.model if info else "")
 
 
-def _as_json(metadata: Sequence[Any], n: int) -> list[Any]:
-    """A copy of n JSON values, as they will be after `save` and `load`.
+def _copy_json(metadata: Sequence[Any], n: int) -> list[Any]:
+    """Returns copies of n JSON values, in the form that `load` returns.
 
     Raises:
-        IndexMismatch: they aren't n.
-        ValueError: one isn't JSON.
+        IndexMismatchError: the number of values isn't n.
+        ValueError: a value isn't JSON.
     """
     if isinstance(metadata, str | bytes | Mapping):
-        raise IndexMismatch("`metadata` is a single value. Give a list, with one for each vector.")
+        raise IndexMismatchError("`metadata` is a single value. Pass a list with one per vector.")
     if len(metadata) != n:
-        raise IndexMismatch(
-            f"{len(metadata)} values of metadata came for {n} vectors. Give one for each."
+        raise IndexMismatchError(
+            f"There are {len(metadata)} metadata values for {n} vectors. Pass one per vector."
         )
-    kept = list(metadata)
-    for place, value in enumerate(kept):
+    values = list(metadata)
+    for i, value in enumerate(values):
         if type(value) is str or value is None:
             continue
         try:
-            kept[place] = json.loads(json.dumps(value, allow_nan=False))
+            values[i] = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"Metadata {place} isn't a JSON value: {error}.") from None
-    return kept
+            raise ValueError(f"Metadata {i} isn't a JSON value: {error}.") from None
+    return values
 
 
-def _at_unit_length(rows: Float32) -> Float32:
-    """Copies at length 1; what has none stays as it is, and is next to nothing."""
-    # At float64, where neither the squares of large numbers nor those of small ones are lost.
-    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    lengths[lengths == 0] = 1.0
-    units = np.empty_like(rows, order="C")
-    np.divide(rows, lengths[:, None], out=units, casting="same_kind")
-    return units
+def _normalize(values: Float32) -> Float32:
+    """Returns copies of length 1; zero vectors stay zero."""
+    # At float64, because the squares of large and small float32 values overflow or vanish.
+    norms = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
+    norms[norms == 0] = 1.0
+    normalized = np.empty_like(values, order="C")
+    np.divide(values, norms[:, None], out=normalized, casting="same_kind")
+    return normalized
 
 
-def _nearest(held: Held, units: Float32, k: int) -> list[list[Hit]]:
-    scores, places = held.vectors.search(units, min(k, held.vectors.ntotal))
-    # Rounding may leave the length of a vector, and with it its cosine, a little above 1.
+def _search(data: IndexData, queries: Float32, k: int) -> list[list[Hit]]:
+    scores, positions = data.vectors.search(queries, min(k, data.vectors.ntotal))
+    # Rounding can push the cosine of equal vectors slightly above 1.
     scores = np.clip(scores, -1.0, 1.0)
     return [
         [
-            Hit(score, place, held.metadata[place])
-            for score, place in sorted(
-                zip(row, at, strict=True), key=lambda found: (-found[0], found[1])
+            Hit(score, position, data.metadata[position])
+            for score, position in sorted(
+                zip(query_scores, query_positions, strict=True), key=lambda hit: (-hit[0], hit[1])
             )
         ]
-        for row, at in zip(scores.tolist(), places.tolist(), strict=True)
+        for query_scores, query_positions in zip(scores.tolist(), positions.tolist(), strict=True)
     ]

@@ -1,13 +1,13 @@
-"""An index as files: what `VectorIndex.save` leaves in a folder, and whether it is whole.
+"""The file format of a saved index: `IndexData` ↔ a directory.
 
-| file | what it holds |
+| file | content |
 |---|---|
-| `about.json` | version, space, model, dim, count, SHA-256 of the other two |
-| `vectors-<digest>.faiss` | the vectors, as faiss writes them |
-| `metadata-<digest>.jsonl` | one JSON value a line, in the order of the vectors |
+| `manifest.json` | version, space, model, dimension, count, SHA-256 of the other files |
+| `vectors-<digest>.faiss` | the vectors, in faiss's format |
+| `metadata-<digest>.jsonl` | one JSON value per line, in the order of the vectors |
 
-`about.json` is renamed into its place last, and names the others by their digests: who reads finds
-the old index or the new one, whenever the writer ends, and never half of each.
+The manifest names the other files by their digests and is replaced last, atomically. A reader
+therefore loads the old index or the new one, even if the writer is killed.
 """
 
 import hashlib
@@ -25,33 +25,33 @@ from embedserve_client.errors import FileError
 from embedserve_client.space import Space
 
 _FORMAT = "embedserve-index"
-_VERSION = 1
-_ABOUT = "about.json"
-#: What a writer leaves when it is ended in the middle, beside files that nobody names any more.
-_NEW = {"vectors.new", "metadata.new", "about.new"}
-_OURS = re.compile(r"vectors-[0-9a-f]{16}\.faiss|metadata-[0-9a-f]{16}\.jsonl")
-#: Writers of one folder take turns; each is done in seconds.
-_TURN_S = 300.0
+_VERSION = 2
+_MANIFEST = "manifest.json"
+#: Files that an interrupted writer leaves behind.
+_TEMPORARY = {"vectors.new", "metadata.new", "manifest.new"}
+_DATA_FILE = re.compile(r"vectors-[0-9a-f]{16}\.faiss|metadata-[0-9a-f]{16}\.jsonl")
+#: Writers take turns, and each needs seconds.
+_LOCK_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """An index, apart from who searches it."""
+class IndexData:
+    """The content of an index."""
 
     vectors: Any  #: faiss.IndexFlatIP of unit-length vectors
-    metadata: list[Any]  #: JSON values, one for each vector
-    space: Space | None  #: None: whoever made the vectors doesn't say
+    metadata: list[Any]  #: a JSON value for each vector
+    space: Space | None  #: None: unknown
     model: str
-    asked: dict[str, Any] = field(default_factory=dict)  #: options that queries share with texts
+    query_options: dict[str, Any] = field(default_factory=dict)  #: shared by texts and queries
 
 
 @dataclass(frozen=True, slots=True)
-class _About:
-    """What `about.json` says."""
+class _Manifest:
+    """The content of `manifest.json`."""
 
     space: str | None
     model: str
-    asked: dict[str, Any]
+    query_options: dict[str, Any]
     dim: int
     count: int
     vectors_sha256: str
@@ -68,8 +68,8 @@ class _About:
         return f"metadata-{self.metadata_sha256[:16]}.jsonl"
 
 
-def faiss_library() -> Any:
-    """The module `faiss`, which is imported when it is first needed.
+def import_faiss() -> Any:
+    """Returns the module `faiss`, imported on first use.
 
     Raises:
         ImportError: it isn't installed.
@@ -83,150 +83,152 @@ def faiss_library() -> Any:
     return faiss
 
 
-def save(folder: Path, held: Held) -> None:
-    """Puts an index in place of the one in the folder, which is made where there is none.
+def save(path: Path, data: IndexData) -> None:
+    """Saves an index to a directory, which is created if it doesn't exist.
 
     Raises:
-        FileError: the folder holds something else, or can't be written.
+        FileError: the directory holds something other than an index, or can't be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "save.lock", timeout=_TURN_S):
-            if (folder / _ABOUT).exists():
-                _read_about(folder)
-            _save(folder, held)
-    except (OSError, RuntimeError) as error:  # faiss raises the latter, whatever failed
-        raise FileError(f"The index can't be written to {folder}: {error}") from error
+        path.mkdir(parents=True, exist_ok=True)
+        with FileLock(path / "save.lock", timeout=_LOCK_TIMEOUT_S):
+            if (path / _MANIFEST).exists():
+                _read_manifest(path)
+            _save(path, data)
+    except (OSError, RuntimeError) as error:  # faiss raises RuntimeError for I/O errors
+        raise FileError(f"The index can't be written to {path}: {error}") from error
 
 
-def _save(folder: Path, held: Held) -> None:
-    vectors, metadata = folder / "vectors.new", folder / "metadata.new"
-    faiss_library().write_index(held.vectors, str(vectors))
+def _save(path: Path, data: IndexData) -> None:
+    vectors, metadata = path / "vectors.new", path / "metadata.new"
+    import_faiss().write_index(data.vectors, str(vectors))
     with metadata.open("wb") as lines:
-        for value in held.metadata:
+        for value in data.metadata:
             text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
             lines.write(text.encode("utf-8", "surrogatepass") + b"\n")
-    about = _About(
-        None if held.space is None else str(held.space),
-        held.model,
-        held.asked,
-        held.vectors.d,
-        held.vectors.ntotal,
-        _settled(vectors),
-        _settled(metadata),
+    manifest = _Manifest(
+        None if data.space is None else str(data.space),
+        data.model,
+        data.query_options,
+        data.vectors.d,
+        data.vectors.ntotal,
+        _sync(vectors),
+        _sync(metadata),
     )
-    os.replace(vectors, folder / about.vectors_name)
-    os.replace(metadata, folder / about.metadata_name)
-    new = folder / "about.new"
-    new.write_text(json.dumps(asdict(about), indent=2) + "\n", "utf-8")
-    _settled(new)
-    os.replace(new, folder / _ABOUT)
-    named = {about.vectors_name, about.metadata_name}
-    for file in folder.iterdir():
-        left = file.name in _NEW or (_OURS.fullmatch(file.name) and file.name not in named)
-        if left:
-            with suppress(OSError):  # somebody may still read it; the next save removes it
+    os.replace(vectors, path / manifest.vectors_name)
+    os.replace(metadata, path / manifest.metadata_name)
+    temporary = path / "manifest.new"
+    temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n", "utf-8")
+    _sync(temporary)
+    os.replace(temporary, path / _MANIFEST)
+    current = {manifest.vectors_name, manifest.metadata_name}
+    for file in path.iterdir():
+        is_old_data = _DATA_FILE.fullmatch(file.name) and file.name not in current
+        if is_old_data or file.name in _TEMPORARY:
+            with suppress(OSError):  # on Windows, while it is read; the next save removes it
                 file.unlink()
 
 
-def _settled(file: Path) -> str:
-    """SHA-256 of a file, in hex, once it will outlast the machine's end."""
+def _sync(file: Path) -> str:
+    """Flushes a file to disk and returns its SHA-256 in hex."""
     with file.open("rb+") as opened:
         os.fsync(opened.fileno())
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def load(folder: Path) -> Held:
-    """The index in a folder.
+def load(path: Path) -> IndexData:
+    """Loads an index from a directory.
 
     Raises:
-        FileError: there is none, or it isn't whole; the message says what is wrong.
+        FileError: there is no index, or it is damaged.
     """
-    about = _read_about(folder)
+    manifest = _read_manifest(path)
     while True:
         try:
-            return _load(folder, about)
+            return _load(path, manifest)
         except FileError:
-            # A writer may have removed the files since they were named.
-            before, about = about, _read_about(folder)
-            if about == before:
+            # A concurrent writer may have removed the files after the manifest was read.
+            previous, manifest = manifest, _read_manifest(path)
+            if manifest == previous:
                 raise
 
 
-def _load(folder: Path, about: _About) -> Held:
-    vectors, metadata = folder / about.vectors_name, folder / about.metadata_name
-    for file, digest in ((vectors, about.vectors_sha256), (metadata, about.metadata_sha256)):
-        _check_digest(file, digest)
+def _load(path: Path, manifest: _Manifest) -> IndexData:
+    vectors, metadata = path / manifest.vectors_name, path / manifest.metadata_name
+    _check_digest(vectors, manifest.vectors_sha256)
+    _check_digest(metadata, manifest.metadata_sha256)
     try:
-        faiss = faiss_library()
+        faiss = import_faiss()
         index = faiss.read_index(str(vectors))
         with metadata.open("rb") as lines:
             values = [json.loads(line) for line in lines]
     except (OSError, RuntimeError, ValueError) as error:
-        raise FileError(f"The index in {folder} can't be read: {error}") from error
+        raise FileError(f"The index in {path} can't be read: {error}") from error
     is_flat = isinstance(index, faiss.IndexFlat) and index.metric_type == faiss.METRIC_INNER_PRODUCT
-    if not is_flat or (index.d, index.ntotal) != (about.dim, about.count):
+    if not is_flat or (index.d, index.ntotal) != (manifest.dim, manifest.count):
         raise FileError(
-            f"{vectors} isn't the exact index of {about.count} vectors of {about.dim} dimensions "
-            f"that {_ABOUT} speaks of. Build the index anew."
+            f"{vectors} isn't an exact index of {manifest.count} vectors of {manifest.dim} "
+            f"dimensions, as {_MANIFEST} says. Rebuild the index."
         )
-    if len(values) != about.count:
+    if len(values) != manifest.count:
         raise FileError(
-            f"{metadata} has {len(values)} lines for {about.count} vectors. Build the index anew."
+            f"{metadata} has {len(values)} lines for {manifest.count} vectors. Rebuild the index."
         )
-    space = None if about.space is None else Space.parse(about.space)
-    return Held(index, values, space, about.model, about.asked)
+    space = None if manifest.space is None else Space.parse(manifest.space)
+    return IndexData(index, values, space, manifest.model, manifest.query_options)
 
 
 def _check_digest(file: Path, expected: str) -> None:
     try:
         with file.open("rb") as opened:
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise FileError(
-            f"The index misses {file}: {error.strerror}. Copy the folder whole, or build it anew."
+            f"The index lacks {file}: {error.strerror}. Copy the complete directory, or rebuild "
+            "the index."
         ) from error
-    if found != expected:
+    if digest != expected:
         raise FileError(
-            f"{file} isn't what was saved: its SHA-256 is {found}, not {expected}. It was cut "
-            "short or changed. Build the index anew."
+            f"{file} was truncated or changed: its SHA-256 is {digest}, not {expected}. Rebuild "
+            "the index."
         )
 
 
-def _read_about(folder: Path) -> _About:
-    file = folder / _ABOUT
+def _read_manifest(path: Path) -> _Manifest:
+    file = path / _MANIFEST
     try:
         body = json.loads(file.read_bytes())
     except OSError as error:
-        raise FileError(f"There is no index in {folder}: {file}: {error.strerror}.") from error
+        raise FileError(f"There is no index in {path}: {file}: {error.strerror}.") from error
     except ValueError as error:
-        raise FileError(f"{file} isn't JSON: {error}. Is it an index's?") from error
+        raise FileError(f"{file} isn't JSON: {error}. Does it belong to an index?") from error
     if not isinstance(body, dict) or body.get("format") != _FORMAT:
-        raise FileError(f"{folder} holds something else than an index. Name another folder.")
+        raise FileError(f"{path} holds something other than an index. Use another directory.")
     if body.get("version") != _VERSION:
         raise FileError(
-            f"{folder} holds an index of version {body.get('version')}; this client reads version "
-            f"{_VERSION}. Install the client that wrote it, or build it anew."
+            f"{path} holds an index of version {body.get('version')}; this client reads version "
+            f"{_VERSION}. Install the client that wrote it, or rebuild the index."
         )
     try:
-        about = _About(**body)
-        _check_about(about)
+        manifest = _Manifest(**body)
+        _check_manifest(manifest)
     except (TypeError, ValueError) as error:
         raise FileError(f"{file} doesn't describe an index: {error}.") from error
-    return about
+    return manifest
 
 
-def _check_about(about: _About) -> None:
-    """Lets what has the right form pass, since names of files are made of it.
+def _check_manifest(manifest: _Manifest) -> None:
+    """Checks the types of a manifest, whose digests become parts of file names.
 
     Raises:
-        TypeError, ValueError: it hasn't.
+        TypeError: a field has another type.
+        ValueError: a digest or the space is malformed.
     """
-    for digest in (about.vectors_sha256, about.metadata_sha256):
+    for digest in (manifest.vectors_sha256, manifest.metadata_sha256):
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise ValueError(f"{digest!r} isn't a SHA-256")
-    if about.space is not None:
-        Space.parse(about.space)
-    for name, kind in (("dim", int), ("count", int), ("model", str), ("asked", dict)):
-        if not isinstance(getattr(about, name), kind):
-            raise TypeError(f"`{name}` is {getattr(about, name)!r}")
+    if manifest.space is not None:
+        Space.parse(manifest.space)
+    for name, cls in (("dim", int), ("count", int), ("model", str), ("query_options", dict)):
+        if not isinstance(getattr(manifest, name), cls):
+            raise TypeError(f"`{name}` is {getattr(manifest, name)!r}")

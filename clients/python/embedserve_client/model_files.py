@@ -1,7 +1,7 @@
-"""A sentence-transformers folder, read without running the model: what decides its vectors.
+"""A sentence-transformers directory → the metadata that determines its vectors.
 
-The service and the client's local fall-back both tell a model's family from here, so that the
-two can't disagree on which vectors may meet.
+The model isn't run. The service and the client's local model both derive the family of a space from
+this module, so they agree on which vectors are comparable.
 """
 
 import hashlib
@@ -12,12 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Keys of `config.json` that say how the file was written, not what the model computes.
-_INERT_KEYS = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
-#: Of models that name no prompts.
-NO_PROMPTS: Mapping[str, str] = {"query": "", "document": ""}
-#: What the two sides of a search are called; a model has one of the names of a side, or none.
-ROLES = (
+#: Keys of `config.json` that don't affect what the model computes.
+_IGNORED_CONFIG_KEYS = {
+    "_name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+}
+#: The prompts of models that define none.
+DEFAULT_PROMPTS: Mapping[str, str] = {"query": "", "document": ""}
+#: Equivalent names of the input types `query` and `document`; models differ in which they use.
+INPUT_TYPE_ALIASES = (
     ("query", "search_query", "retrieval.query"),
     ("document", "passage", "search_document", "retrieval.passage"),
 )
@@ -27,83 +33,86 @@ Modules = list[tuple[str, dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What the files of a model say of it."""
+    """The metadata of a model's files."""
 
-    folder: Path
-    weights: Mapping[Path, str]  #: each file and its SHA-256, the transformer's first
-    modules: Modules  #: class name and settings of each step of the pipeline
+    path: Path
+    weights: Mapping[Path, str]  #: weight file → SHA-256; the transformer's files come first
+    modules: Modules  #: class name and configuration of each module of the pipeline
     prompts: Mapping[str, str]
     default_prompt: str | None
     max_tokens: int
     family: str  #: 16 hex digits; see `_family`
 
     @classmethod
-    def read(cls, folder: Path, max_tokens: int | None = None) -> "ModelFiles":
-        """Reads a folder.
+    def read(cls, path: Path, max_tokens: int | None = None) -> "ModelFiles":
+        """Reads a model directory.
 
         Args:
-            folder: with `modules.json` and what it names.
-            max_tokens: the longest input, special tokens included; None: the model's own limit.
+            path: a directory with `modules.json`.
+            max_tokens: the token limit, special tokens included; None: the model's own limit.
 
         Raises:
             OSError: a file is missing or can't be read.
-            ValueError: a file isn't what it should be (`KeyError` where a setting is missing).
+            ValueError: a file is malformed.
+            KeyError: a setting is missing.
         """
-        modules = _modules(folder)
-        weights = {file: _sha256(file) for file in _weight_files(folder)}
-        settings = read_json(folder / "config_sentence_transformers.json", missing={})
-        prompts = settings.get("prompts") or NO_PROMPTS
-        longest = max_tokens or _max_tokens(folder)
+        modules = _modules(path)
+        weights = {file: _sha256(file) for file in _weight_files(path)}
+        config = read_json(path / "config_sentence_transformers.json", default={})
+        prompts = config.get("prompts") or DEFAULT_PROMPTS
+        limit = max_tokens or _max_tokens(path)
         return cls(
-            folder=folder,
+            path=path,
             weights=weights,
             modules=modules,
             prompts=prompts,
-            default_prompt=settings.get("default_prompt_name"),
-            max_tokens=longest,
-            family=_family(folder, modules, weights, longest, prompts),
+            default_prompt=config.get("default_prompt_name"),
+            max_tokens=limit,
+            family=_family(path, modules, weights, limit, prompts),
         )
 
 
-def package_folder(module: str) -> Path | None:
-    """The folder `model/` of an installed package that ships a model; None: it isn't installed."""
-    found = importlib.util.find_spec(module)
-    if found is None or not found.submodule_search_locations:
+def package_model_dir(module: str) -> Path | None:
+    """Returns the directory `model` of a package that ships a model; None: it isn't installed."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
         return None
-    return Path(found.submodule_search_locations[0]) / "model"
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def digest(parts: Mapping[str, Any]) -> str:
-    """A hash of what can be written as JSON, 16 hex digits."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def json_digest(value: Mapping[str, Any]) -> str:
+    """Returns a hash of a JSON object, 16 hex digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_json(path: Path, missing: Any = None) -> Any:
-    """A file's content; `missing` where there is no such file and one was given."""
-    if missing is not None and not path.is_file():
-        return missing
+def read_json(path: Path, default: Any = None) -> Any:
+    """Returns the content of a JSON file, or `default`, if not None, when the file is missing."""
+    if default is not None and not path.is_file():
+        return default
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _family(
-    folder: Path,
+    path: Path,
     modules: Modules,
     weights: Mapping[Path, str],
     max_tokens: int,
     prompts: Mapping[str, str],
 ) -> str:
-    """Hash of everything but the precision that decides a vector's values.
+    """Returns a hash of everything that determines a vector except the precision.
 
-    Weights, architecture, tokenizer, the modules behind the transformer (pooling, dense,
-    normalise) with their settings, the names of the prompts, and where texts are cut.
+    It covers weights, architecture, tokenizer, the modules after the transformer (pooling, dense,
+    normalize) with their configuration, the names of the prompts, and the token limit.
     """
     names = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model")
-    tokenizer = [folder / name for name in names]
-    architecture = read_json(folder / "config.json")
-    return digest(
+    tokenizer = [path / name for name in names]
+    architecture = read_json(path / "config.json")
+    return json_digest(
         {
-            "weights": {str(file.relative_to(folder)): value for file, value in weights.items()},
-            "architecture": {k: v for k, v in architecture.items() if k not in _INERT_KEYS},
+            "weights": {str(file.relative_to(path)): value for file, value in weights.items()},
+            "architecture": {
+                k: v for k, v in architecture.items() if k not in _IGNORED_CONFIG_KEYS
+            },
             "tokenizer": {file.name: _sha256(file) for file in tokenizer if file.is_file()},
             "modules": modules,
             "prompts": sorted(prompts),
@@ -112,36 +121,34 @@ def _family(
     )
 
 
-def _modules(folder: Path) -> Modules:
-    listed = sorted(read_json(folder / "modules.json"), key=lambda module: module["idx"])
+def _modules(path: Path) -> Modules:
+    entries = sorted(read_json(path / "modules.json"), key=lambda module: module["idx"])
     return [
         (
             module["type"].rpartition(".")[2],
-            read_json(folder / module["path"] / "config.json", missing={})
-            if module["path"]
-            else {},
+            read_json(path / module["path"] / "config.json", default={}) if module["path"] else {},
         )
-        for module in listed
+        for module in entries
     ]
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Weights of the transformer first, then those of the modules behind it."""
+def _weight_files(path: Path) -> list[Path]:
+    """Returns the weight files: the transformer's first, then those of the other modules."""
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        found = sorted(folder.glob(pattern))
-        if found:
-            return found + sorted(folder.glob(f"*/{pattern}"))
+        files = sorted(path.glob(pattern))
+        if files:
+            return files + sorted(path.glob(f"*/{pattern}"))
     raise FileNotFoundError(
-        f"{folder.name} has no weights (`*.safetensors` or `pytorch_model*.bin`)."
+        f"{path.name} has no weights (`*.safetensors` or `pytorch_model*.bin`)."
     )
 
 
-def _max_tokens(folder: Path) -> int:
-    limit = read_json(folder / "sentence_bert_config.json", missing={}).get("max_seq_length")
+def _max_tokens(path: Path) -> int:
+    limit = read_json(path / "sentence_bert_config.json", default={}).get("max_seq_length")
     if limit:
         return int(limit)
-    tokenizer = read_json(folder / "tokenizer_config.json", missing={})
-    positions = read_json(folder / "config.json").get("max_position_embeddings", 512)
+    tokenizer = read_json(path / "tokenizer_config.json", default={})
+    positions = read_json(path / "config.json").get("max_position_embeddings", 512)
     return int(min(tokenizer.get("model_max_length") or positions, positions))
 
 

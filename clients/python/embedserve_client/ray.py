@@ -1,13 +1,12 @@
-"""Vectors for Ray Data: from a column of texts to a column of vectors, without HTTP.
+"""Embeddings for Ray Data: a column of texts → a column of vectors, without HTTP.
 
-Batches of texts go to the service through its Serve handle, on the lane for bulk; vectors, float32
-of shape (n, dim), come back and are put beside the texts. What waits for them holds no CPU: the
-service's own replicas need those.
+Batches of texts go to the service through its Serve handle, in the bulk lane; vectors (float32,
+shape (n, dim)) come back. The actors that wait for them reserve no CPU, because the replicas of the
+service need the CPUs.
 
-It needs Ray at the service's version: `pip install 'embedserve-client[ray]'`.
+It needs the service's version of Ray: `pip install 'embedserve-client[ray]'`.
 """
 
-import random
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,142 +24,141 @@ from embedserve_client.errors import (
     EmbedError,
     HTTPError,
     NetworkError,
-    NotRunning,
-    Overloaded,
     ParseError,
+    RateLimitError,
+    RequestTimeoutError,
     ServerError,
-    SpaceMismatch,
-    Timeout,
+    ServiceNotRunningError,
+    SpaceMismatchError,
 )
+from embedserve_client.retry import RetryPolicy
 from embedserve_client.space import Space
 from embedserve_client.vectors import Float32
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-#: How long an application that is there may take to say which space it serves.
-_CONNECT_S = 60.0
-_FIRST_WAIT_S = 0.25
-_MOST_WAIT_S = 8.0
-#: Tries after a replica's death; texts that kill one must not kill all.
-_DEATHS = 5
-#: What is refused for its size is sent in halves, down to so many texts.
-_SMALLEST_PART = 32
-#: Statuses after which another try may succeed: too much to do, no replica, too late.
-_PASSING = (429, 503, 504)
+#: The time for the first call, which returns the space.
+_CONNECT_TIMEOUT_S = 60.0
+#: Delays only; the number of retries is bounded by the timeout of the batch.
+_RETRY_POLICY = RetryPolicy()
+#: Retries after the death of a replica. Texts that crash a replica must not crash all of them.
+_MAX_REPLICA_DEATHS = 5
+#: A batch that is rejected for its size is split in halves, but not below this size.
+_MIN_SPLIT_SIZE = 32
+#: Statuses of transient failures: overloaded, no replica, deadline exceeded.
+_TRANSIENT_STATUSES = (429, 503, 504)
 
 
 class Embedder:
-    """Adds vectors to batches of texts, in a Ray Data pipeline or by hand.
+    """Adds a column of vectors to batches of texts.
 
     ds.map_batches(Embedder, fn_constructor_kwargs={"column": "text"}, batch_size=256, num_cpus=0,
                    compute=ray.data.ActorPoolStrategy(size=4))
     Embedder()({"text": np.array(["a text"])})["embedding"]  # float32, shape (1, dim)
 
-    `embed_dataset` is the first of these with its checks made at once.
+    `embed_dataset` does the former and validates the arguments before the pipeline runs.
     """
 
     def __init__(
         self,
         column: str = "text",
-        into: str = "embedding",
+        output_column: str = "embedding",
         *,
-        app: str = "embedserve",
+        app_name: str = "embedserve",
         input_type: str | None = None,
         model: str | None = None,
         use_cache: bool = True,
         timeout_s: float = 300.0,
-        space: str | Space | None = None,
+        expected_space: str | Space | None = None,
     ) -> None:
-        """Finds the service on the Ray that this process belongs to.
+        """Connects to the service on the Ray cluster of this process.
 
         Args:
-            column: holds the texts.
-            into: the column for the vectors.
-            app: the application's name in Serve.
-            input_type: `query`, `document`, or another prompt of the model's.
-            model: by one of its names; None: whatever is served.
-            use_cache: False: all is computed anew, and nothing is kept.
-            timeout_s: of each batch, its retries included.
-            space: the space that vectors must be of; None: that of the service.
+            column: the column with the texts.
+            output_column: the column for the vectors.
+            app_name: the name of the Serve application.
+            input_type: `query`, `document`, or the name of another prompt of the model.
+            model: a name or alias of the model; None: the model that the service serves.
+            use_cache: False: bypasses the cache, for reading and for writing.
+            timeout_s: the timeout of each batch, retries included.
+            expected_space: the space that the vectors must be comparable with; None: any.
 
         Raises:
-            NotRunning: there is no such application, or no Ray.
-            SpaceMismatch: the service's vectors can't be compared with those of `space`.
-            ValueError: one of these can't be.
-            EmbedError: the service doesn't answer.
+            ServiceNotRunningError: there is no such application, or no Ray cluster.
+            SpaceMismatchError: the service's vectors can't be compared with `expected_space`.
+            ValueError: an argument is invalid.
+            EmbedError: the service doesn't respond.
         """
         if not timeout_s > 0:
-            raise ValueError("`timeout_s` must be above 0.")
-        if column == into:
-            raise ValueError(f"The vectors would take the place of the texts in {column!r}.")
-        self._column, self._into, self._timeout_s = column, into, timeout_s
+            raise ValueError("`timeout_s` must be positive.")
+        if column == output_column:
+            raise ValueError(f"The vectors would overwrite the texts in column {column!r}.")
+        self._column, self._output_column, self._timeout_s = column, output_column, timeout_s
         self._options = {
             "model": model,
             "input_type": input_type,
             "lane": "bulk",
             "use_cache": use_cache,
         }
-        handle = _handle(app)
-        #: Of the vectors, as the service was when this was made.
-        self.space = _space_of(handle, min(timeout_s, _CONNECT_S))
-        wanted = Space.parse(space) if isinstance(space, str) else space
-        if wanted is not None and not self.space.mixes_with(wanted):
-            raise SpaceMismatch(
-                f"{app!r} gives vectors of the space {self.space}, which can't be compared with "
-                f"those of {wanted}. Embed everything anew, or serve the model of before."
+        handle = _app_handle(app_name)
+        #: The space of the vectors.
+        self.space = _fetch_space(handle, min(timeout_s, _CONNECT_TIMEOUT_S))
+        if isinstance(expected_space, str):
+            expected_space = Space.parse(expected_space)
+        if expected_space is not None and not self.space.is_comparable_to(expected_space):
+            raise SpaceMismatchError(
+                f"{app_name!r} returns vectors in space {self.space}, which can't be compared with "
+                f"{expected_space}. Embed everything again, or serve the earlier model."
             )
         self._embed = _method(handle, "embed")
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The batch with vectors in one more column, float32 of shape (n, dim), in order.
+        """Returns the batch with a column of vectors, float32 of shape (n, dim), in order.
 
         Raises:
             ValueError: the batch has no such column.
-            Timeout: the time ran out before the service took all of it.
-            HTTPError: the service refused it, in words about places in this batch.
-            EmbedError: whatever else kept the vectors from coming.
+            RequestTimeoutError: the timeout of the batch expired.
+            HTTPError: the service rejected a text; positions are relative to this batch.
+            EmbedError: any other failure.
         """
         if self._column not in batch:
-            raise ValueError(_no_column(self._column, list(batch)))
+            raise ValueError(_missing_column_message(self._column, list(batch)))
         texts = np.asarray(batch[self._column]).tolist()
-        # A batch of none gets vectors of the right length, too: its column has to fit the others.
-        vectors = self._vectors(texts) if texts else self._vectors(["none"])[:0]
-        return {**batch, self._into: vectors}
+        # The vectors of an empty batch need the right dimension too, to match other batches.
+        vectors = self._embed_texts(texts) if texts else self._embed_texts(["none"])[:0]
+        return {**batch, self._output_column: vectors}
 
-    def _vectors(self, texts: list[Any]) -> Float32:
-        end = time.monotonic() + self._timeout_s
-        todo, found, tries, deaths = deque([texts]), list[Float32](), 0, 0
-        while todo:
-            part = todo.popleft()
+    def _embed_texts(self, texts: list[Any]) -> Float32:
+        deadline = time.monotonic() + self._timeout_s
+        pending, results, retries, deaths = deque([texts]), list[Float32](), 0, 0
+        while pending:
+            part = pending.popleft()
             try:
-                found.append(self._ask(part, end))
-                tries = 0
+                results.append(self._call(part, deadline))
+                retries = 0
                 continue
             except EmbedError as error:
                 deaths += isinstance(error, NetworkError)
-                wait_s = _wait_s(error, tries)
-                if wait_s is None or deaths > _DEATHS or time.monotonic() + wait_s >= end:
+                delay_s = _RETRY_POLICY.delay_s(retries, error)
+                is_late = time.monotonic() + delay_s >= deadline
+                if not _is_transient(error) or deaths > _MAX_REPLICA_DEATHS or is_late:
                     raise
-                tries += 1
-                todo.extendleft(reversed(_smaller(part, error)))
-            time.sleep(wait_s)
-        return found[0] if len(found) == 1 else np.concatenate(found)
+                retries += 1
+                pending.extendleft(reversed(_split_if_too_large(part, error)))
+            time.sleep(delay_s)
+        return results[0] if len(results) == 1 else np.concatenate(results)
 
-    def _ask(self, texts: list[Any], end: float) -> Float32:
-        """Vectors of texts, asked for once.
-
-        Raises:
-            EmbedError: what came in their place.
-        """
-        left_s = end - time.monotonic()
-        if left_s <= 0:
-            raise Timeout("The batch's time ran out.")
-        vectors = np.asarray(_answer(self._embed.remote(texts, **self._options), left_s))
+    def _call(self, texts: list[Any], deadline: float) -> Float32:
+        """Embeds texts with one call through the handle."""
+        remaining_s = deadline - time.monotonic()
+        if remaining_s <= 0:
+            raise RequestTimeoutError("The batch timed out.")
+        vectors = np.asarray(_result(self._embed.remote(texts, **self._options), remaining_s))
         if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(texts):
             raise ParseError(
-                f"An array of {vectors.dtype} and of shape {vectors.shape} came for {len(texts)} "
-                "texts. Does the application serve embeddings?"
+                f"The application returned an array of {vectors.dtype} and shape {vectors.shape} "
+                f"for {len(texts)} texts. Does it serve embeddings?"
             )
         return vectors
 
@@ -169,134 +167,133 @@ def embed_dataset(
     ds: "Dataset",
     column: str,
     *,
-    into: str = "embedding",
-    app: str = "embedserve",
+    output_column: str = "embedding",
+    app_name: str = "embedserve",
     input_type: str | None = None,
     batch_size: int = 256,
     concurrency: int = 4,
     timeout_s: float = 300.0,
-    space: str | Space | None = None,
+    expected_space: str | Space | None = None,
 ) -> "Dataset":
-    """A dataset with vectors beside its texts, in the order of its rows; computed as it is read.
+    """Returns the dataset with a column of vectors, in the order of its rows. Lazy.
 
-    From here on the dataset's own execution keeps blocks in order, too
-    (`ds.context.execution_options.preserve_order`).
+    It sets `ds.context.execution_options.preserve_order`.
 
     Args:
-        ds: its rows; what reads them may need CPUs, what is added here doesn't.
-        column: holds the texts.
-        into: the column for the vectors, float32 of shape (dim,) in each row.
-        app: the application's name in Serve.
-        input_type: `query`, `document`, or another prompt of the model's.
-        batch_size: texts in one call.
-        concurrency: calls that are under way at a time.
-        timeout_s: of each call, its retries included.
-        space: the space that vectors must be of; None: that of the service.
+        ds: the dataset. Reading it may need CPUs; this step reserves none.
+        column: the column with the texts.
+        output_column: the column for the vectors, float32 of shape (dim,) in each row.
+        app_name: the name of the Serve application.
+        input_type: `query`, `document`, or the name of another prompt of the model.
+        batch_size: texts per call.
+        concurrency: concurrent calls.
+        timeout_s: the timeout of each call, retries included.
+        expected_space: the space that the vectors must be comparable with; None: any.
 
     Raises:
-        ValueError: there is no such column, or one of these can't be.
-        NotRunning: there is no such application.
-        SpaceMismatch: the service's vectors can't be compared with those of `space`.
+        ValueError: there is no such column, or an argument is invalid.
+        ServiceNotRunningError: there is no such application.
+        SpaceMismatchError: the service's vectors can't be compared with `expected_space`.
     """
     if not (batch_size >= 1 and concurrency >= 1):
-        raise ValueError("`batch_size` and `concurrency` must be 1 or more.")
+        raise ValueError("`batch_size` and `concurrency` must be at least 1.")
     options = {
         "column": column,
-        "into": into,
-        "app": app,
+        "output_column": output_column,
+        "app_name": app_name,
         "input_type": input_type,
         "timeout_s": timeout_s,
     }
-    here = Embedder(**options, space=space)  # type: ignore[arg-type]
+    embedder = Embedder(**options, expected_space=expected_space)  # type: ignore[arg-type]
     columns = ds.columns()
     if columns is not None and column not in columns:
-        raise ValueError(_no_column(column, columns))
+        raise ValueError(_missing_column_message(column, columns))
     ds.context.execution_options.preserve_order = True
     return ds.map_batches(
         Embedder,
-        # What is checked here has to hold for each of the actors.
-        fn_constructor_kwargs={**options, "space": here.space},
+        # Every actor must get the space that was checked in this process.
+        fn_constructor_kwargs={**options, "expected_space": embedder.space},
         batch_size=batch_size,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=concurrency),
-        num_cpus=0,  # they wait for the service, which may hold all CPUs
+        num_cpus=0,  # the actors only wait for the service, whose replicas may use all CPUs
         udf_modifying_row_count=False,
     )
 
 
-def _no_column(column: str, columns: Sequence[str]) -> str:
-    return f"There is no column {column!r}. Name one of: {', '.join(map(repr, columns))}."
+def _missing_column_message(column: str, columns: Sequence[str]) -> str:
+    return f"There is no column {column!r}. Use one of: {', '.join(map(repr, columns))}."
 
 
-def _handle(app: str) -> Any:
-    """The application's handle.
+def _app_handle(app_name: str) -> Any:
+    """Returns the application's handle.
 
     Raises:
-        NotRunning: there is none.
+        ServiceNotRunningError: there is no such application, or no Ray cluster.
     """
     try:
         if not ray.is_initialized():
-            ray.init(address="auto")  # Serve would start a Ray of its own, where nothing runs
-        handle = serve.get_app_handle(app)
+            ray.init(address="auto")  # else Serve would start a new, empty cluster
+        handle = serve.get_app_handle(app_name)
     except (ConnectionError, RayServeException) as error:
-        raise NotRunning(
-            f"No application {app!r} runs on this Ray: {error} Start it (`serve run "
-            "serve_config.yaml`), or name another with `app=`."
+        raise ServiceNotRunningError(
+            f"There is no application {app_name!r} on this Ray cluster: {error} Start it (`serve "
+            "run serve_config.yaml`), or pass another `app_name=`."
         ) from error
-    # Said here, since other defaults hold where a cluster was started with the service's switches:
-    # a router in the loop of whoever asks would find none.
+    # Explicit, because the service's environment changes Ray's default: the router would run in the
+    # caller's event loop, and this process has none.
     if not handle.is_initialized:
         handle._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call]
     return handle
 
 
 def _method(handle: Any, name: str) -> Any:
-    # By reference, through the object store: gRPC would need this process to be told of the
-    # service's limit for messages, and is no faster for vectors of hundreds of texts.
+    # Results by reference, through the object store: gRPC would need the service's message size
+    # limit in this process too, and isn't faster for hundreds of vectors.
     return handle.options(method_name=name, _by_reference=True)
 
 
-def _space_of(handle: Any, timeout_s: float) -> Space:
-    told = _answer(_method(handle, "space").remote(), timeout_s)
+def _fetch_space(handle: Any, timeout_s: float) -> Space:
+    space = _result(_method(handle, "space").remote(), timeout_s)
     try:
-        return Space.parse(told)
+        return Space.parse(space)
     except (AttributeError, ValueError) as error:
-        raise ParseError(f"The application told no space: {error}") from None
+        raise ParseError(f"The application returned no valid space: {error}") from None
 
 
-def _answer(call: Any, timeout_s: float) -> Any:
-    """What a call through a handle gives.
+def _result(call: Any, timeout_s: float) -> Any:
+    """Returns the result of a call through a handle.
 
     Raises:
-        EmbedError: what it raises, in the client's words.
+        EmbedError: the call failed.
     """
     try:
         return call.result(timeout_s=timeout_s)
     except Exception as error:
-        named = _named(error)
-        if isinstance(named, Timeout):
-            with suppress(Exception):  # nobody waits any more; whether it hears of it or not
+        mapped = _map_error(error)
+        if isinstance(mapped, RequestTimeoutError):
+            with suppress(Exception):  # best effort: the call is abandoned either way
                 call.cancel()
-        # What the service said says all; the stack of its replica would bury it in a job's log.
-        is_told = isinstance(named, HTTPError) and named.server_code is not None
-        raise named from (None if is_told else error)
+        # The message of the service suffices; the replica's traceback would only fill the log.
+        is_service_error = isinstance(mapped, HTTPError) and mapped.server_code is not None
+        raise mapped from (None if is_service_error else error)
 
 
-def _named(error: BaseException) -> EmbedError:
-    """An error of the service's, or of Ray's, in the client's words."""
+def _map_error(error: BaseException) -> EmbedError:
+    """Converts an error of the service or of Ray to the client's class."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-        error = error.cause  # what the replica raised, without the replica's stack in its message
+        error = error.cause  # the replica's exception, without its traceback in the message
     if isinstance(error, TimeoutError):
-        return Timeout("The service didn't answer in time.")
+        return RequestTimeoutError("The service didn't respond in time.")
     if hasattr(error, "retry_after_s"):
-        overloaded = Overloaded(str(error), 429, server_code=getattr(error, "code", None))
-        overloaded.retry_after_s = error.retry_after_s
-        return overloaded
+        rate_limit = RateLimitError(str(error), 429, server_code=getattr(error, "code", None))
+        rate_limit.retry_after_s = error.retry_after_s
+        return rate_limit
     if isinstance(error, RayServeException) and not isinstance(error, RayError):
-        told = getattr(error, "message", error)  # some of them say nothing else
-        return NotRunning(f"The application can't be asked: {told}")
+        reason = getattr(error, "message", error)  # some classes have an empty str()
+        return ServiceNotRunningError(f"The application can't be called: {reason}")
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):
-        return NetworkError(f"The replica that was asked is gone: {error}")
+        return NetworkError(f"The replica died or is unreachable: {error}")
     status = getattr(error, "status", None)
     if not isinstance(status, int):
         return ServerError(f"The service failed: {error!r}", 500)
@@ -308,24 +305,20 @@ def _named(error: BaseException) -> EmbedError:
     )
 
 
-def _wait_s(error: EmbedError, tries: int) -> float | None:
-    """Seconds before the next try, with full jitter; None: there is none."""
-    passing = isinstance(error, HTTPError) and error.status in _PASSING
-    if not passing and not isinstance(error, NetworkError):
-        return None
-    at_least_s = error.retry_after_s if isinstance(error, Overloaded) else None
-    jitter_s = random.uniform(0, min(_MOST_WAIT_S, _FIRST_WAIT_S * 2 ** min(tries, 16)))
-    return jitter_s + (at_least_s or 0.0)
+def _is_transient(error: EmbedError) -> bool:
+    if isinstance(error, HTTPError):
+        return error.status in _TRANSIENT_STATUSES
+    return isinstance(error, NetworkError)
 
 
-def _smaller(texts: list[Any], error: EmbedError) -> list[list[Any]]:
-    """What is sent in the place of texts that were refused.
+def _split_if_too_large(texts: list[Any], error: EmbedError) -> list[list[Any]]:
+    """Returns the texts in halves if they were rejected because of overload.
 
-    A large batch fits into a busy service's queue only when that is empty, and would wait for that
-    behind all that are smaller.
+    A large batch only fits into the queue of a busy service when the queue is almost empty, so
+    smaller batches of other callers would overtake it forever.
     """
-    too_large = isinstance(error, HTTPError) and error.status in (429, 504)
-    if not too_large or len(texts) <= _SMALLEST_PART:
+    is_overload = isinstance(error, HTTPError) and error.status in (429, 504)
+    if not is_overload or len(texts) <= _MIN_SPLIT_SIZE:
         return [texts]
     middle = len(texts) // 2
     return [texts[:middle], texts[middle:]]

@@ -1,9 +1,9 @@
-"""When a request is tried again: one flow that the sync and the async client both drive.
+"""Retries: one sans-I/O flow that the sync and the async client both drive.
 
-`exchange` is a generator that says what to do next and is told what came of it; whoever drives it
-does the waiting and the sending, so that there is one set of rules and neither sockets nor an event
-loop in it. Waits grow exponentially with full jitter (Brooker, 2015, "Exponential Backoff And
-Jitter"), so that clients that failed together don't come back together.
+`send_with_retries` is a generator. It yields the next step (`Send` or `Sleep`) and receives the
+outcome, so the retry rules exist once, without sockets or an event loop. Delays grow exponentially
+with full jitter (Brooker, 2015, "Exponential Backoff And Jitter"), so clients that failed together
+don't retry together.
 """
 
 import random
@@ -11,79 +11,86 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import count
 
-from embedserve_client.errors import EmbedError, NetworkError, Overloaded, ServerError, Timeout
-from embedserve_client.wire import Reply, Request, refusal
+from embedserve_client.errors import (
+    EmbedError,
+    NetworkError,
+    RateLimitError,
+    RequestTimeoutError,
+    ServerError,
+)
+from embedserve_client.wire import Request, Response, status_error
 
-_MOST_DOUBLINGS = 16
+#: Keeps `2**attempt` within the range of a float.
+_MAX_DOUBLINGS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
-    """How often, and how soon."""
+class RetryPolicy:
+    """The number of retries and the delays between them."""
 
-    attempts: int = 5  #: after the first
-    first_wait_s: float = 0.25  #: the most before the second try; doubled for each further one
-    most_wait_s: float = 8.0
-    waits: bool = True  #: False: tries again at once; for tests
+    max_retries: int = 5
+    retry_delay_s: float = 0.25  #: upper bound of the first delay; doubles with each retry
+    max_retry_delay_s: float = 8.0
+
+    def delay_s(self, attempt: int, error: EmbedError) -> float:
+        """Returns the seconds before retry number `attempt`, which counts from 0.
+
+        `Retry-After` is added to the jittered delay, so clients don't return at the same moment.
+        """
+        bound_s = self.retry_delay_s * 2 ** min(attempt, _MAX_DOUBLINGS)
+        retry_after_s = error.retry_after_s if isinstance(error, RateLimitError) else None
+        return random.uniform(0, min(self.max_retry_delay_s, bound_s)) + (retry_after_s or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the request; what comes of it is wanted within `timeout_s`."""
+    """Step: send the request and wait up to `timeout_s` for the response."""
 
     request: Request
     timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
-    """Wait."""
+class Sleep:
+    """Step: sleep."""
 
     seconds: float
 
 
-Exchange = Generator[Send | Wait, Reply | EmbedError | None, Reply]
+RetryFlow = Generator[Send | Sleep, Response | EmbedError | None, Response]
 
 
-def exchange(request: Request, retry: Retry, end: float, now: Callable[[], float]) -> Exchange:
-    """One request, with its retries, up to the moment `end` on the clock `now`.
+def send_with_retries(
+    request: Request, policy: RetryPolicy, deadline: float, clock: Callable[[], float]
+) -> RetryFlow:
+    """Sends a request until it succeeds, fails permanently, or the deadline on `clock` is reached.
 
-    It wants a `Reply`, or the error in its place, for each `Send`, and None for each `Wait`.
-    Network errors, 429 and 5xx are tried again; another 4xx would only fail again.
+    Network errors, 429 and 5xx are retried; other 4xx responses would only repeat. The driver sends
+    a `Response` or an `EmbedError` for each `Send`, and None for each `Sleep`.
 
     Returns:
-        A reply that is no error.
+        The first successful response.
 
     Raises:
-        EmbedError: the last try's error; at once where the next try would come too late.
-        Timeout: the time ran out.
+        EmbedError: the last error; raised at once if the next retry would miss the deadline.
+        RequestTimeoutError: the deadline was reached.
     """
     for attempt in count():
-        left_s = end - now()
-        if left_s <= 0:
-            raise Timeout("The call's time ran out.")
-        answer = yield Send(request, left_s)
-        assert answer is not None, "Each Send is answered. This is a bug."
-        error = refusal(answer) if isinstance(answer, Reply) else answer
+        remaining_s = deadline - clock()
+        if remaining_s <= 0:
+            raise RequestTimeoutError("The request timed out.")
+        outcome = yield Send(request, remaining_s)
+        assert outcome is not None, "The driver sent no outcome for a Send. This is a bug."
+        error = status_error(outcome) if isinstance(outcome, Response) else outcome
         if error is None:
-            assert isinstance(answer, Reply)
-            return answer
-        wait_s = _wait_s(error, attempt, retry)
-        if wait_s is None or now() + wait_s >= end:
+            assert isinstance(outcome, Response)
+            return outcome
+        is_transient = isinstance(error, NetworkError | RateLimitError | ServerError)
+        if not is_transient or attempt >= policy.max_retries:
             raise error
-        if wait_s > 0:
-            yield Wait(wait_s)
-    raise AssertionError("It counts without end. This is a bug.")
-
-
-def _wait_s(error: EmbedError, attempt: int, retry: Retry) -> float | None:
-    """Seconds before the next try; None: there is none."""
-    if attempt >= retry.attempts or not isinstance(error, NetworkError | Overloaded | ServerError):
-        return None
-    if not retry.waits:
-        return 0.0
-    jitter_s = random.uniform(
-        0, min(retry.most_wait_s, retry.first_wait_s * 2 ** min(attempt, _MOST_DOUBLINGS))
-    )
-    at_least_s = error.retry_after_s if isinstance(error, Overloaded) else None
-    return jitter_s + (at_least_s or 0.0)
+        delay_s = policy.delay_s(attempt, error)
+        if clock() + delay_s >= deadline:
+            raise error
+        if delay_s > 0:
+            yield Sleep(delay_s)
+    raise AssertionError("`count` never ends. This is a bug.")

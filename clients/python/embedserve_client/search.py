@@ -1,9 +1,8 @@
-"""Texts in the order of what they have to do with a query.
+"""Ranking and search functions: query and documents → hits, best first.
 
-`rank` orders a handful of them, and needs no index. The other three functions are those of a shared
-model server, under the names that its users call: they change an import. All of them embed with the
-client that is given, or else with one of the environment's (`EMBEDSERVE_URL`, …), as it is at the
-first call.
+`rank` orders a few documents without an index. `generate_embeddings`, `build_vector_index` and
+`search_index` have the signatures of a shared model server, so its users only change an import. All
+four embed with the client that is passed; the last three default to `default_client()`.
 """
 
 from collections.abc import Sequence
@@ -13,68 +12,70 @@ from typing import Any
 import numpy as np
 
 from embedserve_client.client import Client
-from embedserve_client.errors import IndexMismatch
+from embedserve_client.errors import IndexMismatchError
 from embedserve_client.index import Hit, VectorIndex
 from embedserve_client.space import SpaceGuard
 from embedserve_client.vectors import Float32, Vectors
 
 
-def rank(query: str, documents: Sequence[str], client: Client, top: int | None = None) -> list[Hit]:
-    """Documents by their cosine to a query, best first; of equal ones those that came first.
+def rank(query: str, documents: Sequence[str], client: Client, k: int | None = None) -> list[Hit]:
+    """Ranks documents by their cosine similarity to a query, best first; ties keep their order.
 
     Args:
-        query: what is looked for.
-        documents: pages, passages, …; none are ranked without asking anybody.
-        client: embeds them.
-        top: how many of them; None: all.
+        query: the search query.
+        documents: pages, passages, …; may be empty.
+        client: embeds the query and the documents.
+        k: the maximum number of hits; None: all documents.
 
     Returns:
-        For each a hit, with its place in `documents` and itself as metadata.
+        Hits with the position in `documents` and the document as metadata.
 
     Raises:
-        ValueError: `documents` is one string, or `top` is below 1.
-        EmbedError: whatever kept the vectors from coming.
+        ValueError: `documents` is a string, or `k` is below 1.
+        EmbedError: the query or the documents can't be embedded.
     """
     if isinstance(documents, str):
-        raise ValueError("`documents` is one string. Give a list of them.")
-    if top is not None and top < 1:
-        raise ValueError(f"`top` is {top}; ask for 1 or more, or leave it out for all.")
+        raise ValueError("`documents` is one string. Pass a list of strings.")
+    if k is not None and k < 1:
+        raise ValueError(f"`k` must be at least 1, or None for all, not {k}.")
     if not documents:
         return []
-    asked, given = client.embed_query(query), client.embed_documents(documents)
-    guard = SpaceGuard()  # a client may be told to let spaces mix; these two have to meet
-    guard.check(given.space)
-    guard.check(asked.space)
-    scores = _cosines(asked, given)
-    best = np.argsort(-scores, kind="stable")[:top]
+    query_vector, vectors = client.embed_query(query), client.embed_documents(documents)
+    guard = SpaceGuard()  # the client itself may allow mixed spaces
+    guard.check(vectors.space)
+    guard.check(query_vector.space)
+    scores = _cosine_similarity(query_vector, vectors)
+    order = np.argsort(-scores, kind="stable")[:k]
     return [
-        Hit(score, place, documents[place])
-        for score, place in zip(scores[best].tolist(), best.tolist(), strict=True)
+        Hit(score, position, documents[position])
+        for score, position in zip(scores[order].tolist(), order.tolist(), strict=True)
     ]
 
 
 def generate_embeddings(texts: str | Sequence[str], *, client: Client | None = None) -> Vectors:
-    """Vectors of texts, in order: float32, shape (n, dim); of one string (dim,).
+    """Embeds texts, in order: float32 of shape (n, dim), or (dim,) for a single string.
 
     Raises:
-        EmbedError: whatever kept them from coming.
+        EmbedError: the texts can't be embedded.
     """
-    return (client or _of_the_environment()).embed(texts)
+    return (client or default_client()).embed(texts)
 
 
 def build_vector_index(
     docs: Sequence[str], urls: Sequence[str], *, client: Client | None = None
 ) -> tuple[VectorIndex, list[dict[str, Any]]]:
-    """An index of documents, and what is known of each: `{"url": …, "document": …}`, in order.
+    """Returns an index of documents and their metadata, `{"url": …, "document": …}`, in order.
 
     Raises:
-        IndexMismatch: there are more or fewer addresses than documents.
-        EmbedError: whatever kept the vectors from coming.
+        IndexMismatchError: the number of URLs isn't the number of documents.
+        EmbedError: the documents can't be embedded.
     """
     if len(docs) != len(urls):
-        raise IndexMismatch(f"{len(urls)} addresses came for {len(docs)} documents. Give one each.")
+        raise IndexMismatchError(
+            f"There are {len(urls)} URLs for {len(docs)} documents. Pass one per document."
+        )
     metadata = [{"url": url, "document": doc} for url, doc in zip(urls, docs, strict=True)]
-    return VectorIndex.build(docs, client or _of_the_environment(), metadata), metadata
+    return VectorIndex.build(docs, client or default_client(), metadata), metadata
 
 
 def search_index(
@@ -85,41 +86,42 @@ def search_index(
     *,
     client: Client | None = None,
 ) -> list[Hit]:
-    """The k documents next to a query, best first, each with what `metadata` knows of it.
+    """Returns the k documents most similar to a query, best first, with their metadata.
 
     Args:
-        query: what is looked for.
-        index: of `build_vector_index`, or a loaded one.
-        metadata: something for each document, in the order of the index.
-        k: how many.
-        client: embeds the query; None: the one that the index was built with.
+        query: the search query.
+        index: an index from `build_vector_index` or `VectorIndex.load`.
+        metadata: a value for each document, in the order of the index.
+        k: the maximum number of hits.
+        client: embeds the query; None: the client of the index.
 
     Raises:
-        IndexMismatch: `metadata` isn't of this index.
-        SpaceMismatch: the client's vectors can't be compared with those in the index.
+        IndexMismatchError: the number of values isn't the number of vectors.
+        SpaceMismatchError: the client's vectors can't be compared with those in the index.
         ValueError: `k` is below 1.
-        EmbedError: whatever kept the query's vector from coming.
+        EmbedError: the query can't be embedded.
     """
     if len(metadata) != len(index):
-        raise IndexMismatch(
-            f"{len(metadata)} values of metadata came for an index of {len(index)} vectors. Give "
-            "those that were made with it."
+        raise IndexMismatchError(
+            f"There are {len(metadata)} metadata values for an index of {len(index)} vectors. Pass "
+            "the list that was built with the index."
         )
-    hits = index.search(query, k, client=client or index.client or _of_the_environment())
-    return [hit._replace(metadata=metadata[hit.place]) for hit in hits]
+    hits = index.search(query, k, client=client or index.client or default_client())
+    return [hit._replace(metadata=metadata[hit.position]) for hit in hits]
 
 
 @cache
-def _of_the_environment() -> Client:
+def default_client() -> Client:
+    """Returns a client with the settings of the environment, created at the first call."""
     return Client()
 
 
-def _cosines(query: Float32, documents: Float32) -> Any:
-    """Cosines of documents, shape (n, dim), to a query, shape (dim,); float64, shape (n,).
+def _cosine_similarity(query: Float32, documents: Float32) -> Any:
+    """Returns the cosine of each document, shape (n, dim), to a query, shape (dim,).
 
-    Each is summed up in the same order, so that equal documents get equal ones to the last bit;
-    what has no length is next to nothing.
+    The result is float64 of shape (n,). Every row is summed in the same order, so equal documents
+    get bit-identical scores. The cosine to a zero vector is 0.
     """
     left, right = np.asarray(query, np.float64), np.asarray(documents, np.float64)
-    lengths = np.sqrt((right * right).sum(axis=1)) * np.sqrt((left * left).sum())
-    return np.clip((right * left).sum(axis=1) / np.where(lengths == 0, 1, lengths), -1, 1)
+    norms = np.sqrt((right * right).sum(axis=1)) * np.sqrt((left * left).sum())
+    return np.clip((right * left).sum(axis=1) / np.where(norms == 0, 1, norms), -1, 1)

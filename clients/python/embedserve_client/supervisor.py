@@ -1,11 +1,10 @@
-"""A service that is there while a program runs, shared with all others that want the same one.
+"""A service that runs while programs use it, shared by all programs on the same port.
 
-    with Supervisor(port=8421) as supervisor:
+    with Supervisor() as supervisor:
         vectors = Client(supervisor.url).embed(["a text"])
 
-The first program starts it, through a keeper process; the last one to go ends it, whether it
-closes, exits, is interrupted or is killed. A service that somebody started otherwise is used as it
-is, and never ended.
+The first program starts the service through a supervisor process. It stops when the last program
+releases it, exits, or is killed. A service that was started otherwise is used and never stopped.
 """
 
 import atexit
@@ -22,134 +21,139 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from embedserve_client.client import Client
-from embedserve_client.errors import NotRunning
-from embedserve_client.service_room import Room, State
-from embedserve_client.settings import run_folder
+from embedserve_client.errors import ServiceNotRunningError
+from embedserve_client.settings import DEFAULT_PORT, runtime_dir
+from embedserve_client.shared_service_dir import ServiceState, SharedServiceDir
 
 _POLL_S = 0.2
 _WATCH_S = 1.0
-_HEALTH_S = 2.0
-#: A keeper that has just been started needs a moment to say so.
-_KEEPER_S = 15.0
-_STOP_S = 75.0
+_HEALTH_TIMEOUT_S = 2.0
+#: The time in which a new supervisor process must take its lock.
+_LAUNCH_TIMEOUT_S = 15.0
+_STOP_TIMEOUT_S = 75.0
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """How a service is."""
+class ServiceStatus:
+    """The status of a service."""
 
-    state: State | Literal["absent"]
-    managed: bool  #: False: somebody started it otherwise; it is used, and never ended
+    state: ServiceState | Literal["absent"]
+    managed: bool  #: False: the service was started otherwise, or isn't running
     healthy: bool
-    pid: int | None = None  #: of the process that was started; None: none was
-    restarts: int = 0  #: since its keeper began
-    message: str = ""  #: the last that it said, or why it failed
+    pid: int | None = None  #: of the service process; None: not managed
+    restarts: int = 0  #: since the supervisor process started
+    message: str = ""  #: the last line of the service's output, or the reason of a failure
 
 
 class Supervisor:
-    """One program's hold on a service. Safe from many threads."""
+    """One program's use of a shared service. Thread-safe."""
 
     def __init__(
         self,
-        port: int = 8000,
+        port: int = DEFAULT_PORT,
         *,
         config: str | Path | None = None,
         command: Sequence[str] | None = None,
         ready_timeout_s: float = 600.0,
-        first_pause_s: float = 1.0,
+        restart_delay_s: float = 1.0,
         max_restarts: int = 5,
         on_progress: Callable[[str], None] | None = None,
-        folder: Path | None = None,
+        shared_dir: Path | None = None,
     ) -> None:
-        """A supervisor; nothing is started yet.
+        """Creates a supervisor without starting the service.
 
         Args:
-            port: of this machine's loopback interface, where the service answers.
-            config: the configuration file that it serves; None: the service's default.
-            command: starts another service than `embedserve serve`; it must answer on `port`, and
-                end when its standard input does.
-            ready_timeout_s: how long it may take to answer; the first start prepares the model.
-            first_pause_s: before a service that ended is started again; doubled for each further
-                failure in a row, up to half a minute.
-            max_restarts: failures in a row after which it is given up.
-            on_progress: is told what goes on while the service starts.
-            folder: where programs that share it meet; None: one for each user and port.
+            port: the port of the service on the loopback interface.
+            config: the service's configuration file; None: its default configuration.
+            command: replaces `embedserve serve`; it must listen on `port` and exit when its
+                standard input ends.
+            ready_timeout_s: the time in which the service must become healthy. The first start
+                prepares the model.
+            restart_delay_s: the delay before a crashed service restarts; doubles with each failure
+                in a row, up to 30 s.
+            max_restarts: the number of failures in a row after which the service stays down.
+            on_progress: called with each line of output while the service starts.
+            shared_dir: the directory through which programs share the service; None: one for each
+                user and port.
         """
         self.url = f"http://127.0.0.1:{port}"
-        self._command = list(command or _serve(port, config))
+        self._command = list(command or _serve_command(port, config))
         self._ready_timeout_s = ready_timeout_s
-        self._first_pause_s = first_pause_s
+        self._restart_delay_s = restart_delay_s
         self._max_restarts = max_restarts
-        self._on_progress = on_progress or (lambda text: None)
-        self._room = Room(folder or run_folder() / str(port))
+        self._on_progress = on_progress or (lambda line: None)
+        self._shared_dir = SharedServiceDir(shared_dir or runtime_dir() / str(port))
         self._lock = threading.Lock()
-        self._lease: FileLock | None = None
-        self._ending = threading.Event()
+        self._user_lock: FileLock | None = None
+        self._released = threading.Event()
 
-    def start(self) -> Status:
-        """Makes sure that the service is there, and waits until it can embed.
+    def start(self) -> ServiceStatus:
+        """Starts the service if it isn't running, and waits until it is healthy.
 
         Raises:
-            NotRunning: it can't be started, or isn't ready in time.
+            ServiceNotRunningError: it can't be started, or isn't ready in time.
         """
         with self._lock:
-            is_new = self._lease is None
-            if is_new:
-                self._ending = threading.Event()
-                self._lease = self._room.lease()
+            is_new_user = self._user_lock is None
+            if is_new_user:
+                self._released = threading.Event()
+                self._user_lock = self._shared_dir.register_user()
                 atexit.register(self.stop)
             try:
                 self._wait_until_ready()
             except BaseException:
-                self._let_go()
+                self._release()
                 raise
-            if is_new:
-                threading.Thread(target=self._watch, args=(self._ending,), daemon=True).start()
+            if is_new_user:
+                threading.Thread(target=self._watch, args=(self._released,), daemon=True).start()
             return self.status()
 
-    def status(self) -> Status:
-        """How the service is now."""
+    def status(self) -> ServiceStatus:
+        """Returns the current status."""
         healthy = self._is_healthy()
-        report = self._room.report()
-        if not self._room.has_keeper():
+        report = self._shared_dir.read_report()
+        if not self._shared_dir.has_supervisor():
             failed = report is not None and report.state == "failed" and not healthy
             message = report.message if failed and report else ""
-            state: State | Literal["absent"] = "failed" if failed else "absent"
-            return Status("ready" if healthy else state, False, healthy, message=message)
+            state: ServiceState | Literal["absent"] = "failed" if failed else "absent"
+            return ServiceStatus("ready" if healthy else state, False, healthy, message=message)
         if report is None:
-            return Status("starting", True, healthy)
-        return Status(
+            return ServiceStatus("starting", True, healthy)
+        return ServiceStatus(
             report.state, True, healthy, report.service_pid, report.restarts, report.message
         )
 
-    def restart(self) -> Status:
-        """Ends the service and starts it again, for all that share it.
+    def restart(self) -> ServiceStatus:
+        """Restarts the service for all programs that share it.
 
         Raises:
-            NotRunning: it was started otherwise, or doesn't come back.
+            ServiceNotRunningError: it wasn't started by a supervisor, or doesn't become ready.
         """
         before = self.status()
         if not before.managed:
-            raise NotRunning(f"What answers at {self.url} wasn't started here: restart it there.")
-        self._room.ask_for_restart()
-        end = time.monotonic() + self._ready_timeout_s
-        while self.status().restarts == before.restarts and time.monotonic() < end:
+            raise ServiceNotRunningError(
+                f"The service at {self.url} wasn't started by a supervisor. Restart it the way it "
+                "was started."
+            )
+        self._shared_dir.request_restart()
+        deadline = time.monotonic() + self._ready_timeout_s
+        while self.status().restarts == before.restarts and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         return self.start()
 
     def stop(self, *, wait: bool = True) -> None:
-        """Lets the service go; it ends when nobody else uses it.
+        """Releases the service, which stops if no other program uses it.
 
         Args:
-            wait: until it has ended, if nobody else uses it; up to a bit over a minute.
+            wait: waits until the service has stopped, up to 75 s, unless another program uses it.
         """
         with self._lock:
-            if self._lease is None:
+            if self._user_lock is None:
                 return
-            self._let_go()
-        end = time.monotonic() + _STOP_S
-        while wait and time.monotonic() < end and self._room.has_keeper():
-            if self._room.leases():
+            self._release()
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while wait and time.monotonic() < deadline and self._shared_dir.has_supervisor():
+            if self._shared_dir.count_users():
                 return
             time.sleep(_POLL_S)
 
@@ -157,89 +161,89 @@ class Supervisor:
         self.start()
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
     def _is_healthy(self) -> bool:
         with Client(self.url, fallback="none") as client:
-            return client.is_healthy(_HEALTH_S)
+            return client.is_healthy(_HEALTH_TIMEOUT_S)
 
-    def _let_go(self) -> None:
-        self._ending.set()
+    def _release(self) -> None:
+        self._released.set()
         atexit.unregister(self.stop)
-        if self._lease is not None:
-            self._lease.release()
-            self._lease = None
+        if self._user_lock is not None:
+            self._user_lock.release()
+            self._user_lock = None
 
     def _wait_until_ready(self) -> None:
-        end = time.monotonic() + self._ready_timeout_s
-        said, started_at = "", None
-        while time.monotonic() < end:
+        deadline = time.monotonic() + self._ready_timeout_s
+        last_message, launched_at = "", None
+        while time.monotonic() < deadline:
             status = self.status()
             if status.state == "ready" and status.healthy:
                 return
             if not status.managed:
-                if started_at is not None and time.monotonic() - started_at > _KEEPER_S:
-                    raise NotRunning(self._failed(status))
-                if started_at is not None and status.state == "failed":
-                    raise NotRunning(self._failed(status))
-                if started_at is None:
-                    self._room.forget()
-                    self._start_keeper()
-                    started_at = time.monotonic()
-            if status.message != said:
-                said = status.message
-                self._on_progress(said)
+                if launched_at is None:
+                    self._shared_dir.clear()
+                    self._launch_supervisor_process()
+                    launched_at = time.monotonic()
+                elif status.state == "failed" or time.monotonic() - launched_at > _LAUNCH_TIMEOUT_S:
+                    raise ServiceNotRunningError(
+                        f"The service keeps failing: {status.message or 'it printed nothing'}\n"
+                        f"Its output is in {self._shared_dir.log}"
+                    )
+            if status.message != last_message:
+                last_message = status.message
+                self._on_progress(last_message)
             time.sleep(_POLL_S)
-        raise NotRunning(f"The service was not ready after {self._ready_timeout_s:.0f} s: {said}")
-
-    def _failed(self, status: Status) -> str:
-        return (
-            f"The service doesn't stay up: {status.message or 'it said nothing'}\n"
-            f"All that it said: {self._room.log}"
+        raise ServiceNotRunningError(
+            f"The service was not ready after {self._ready_timeout_s:.0f} s: {last_message}"
         )
 
-    def _start_keeper(self) -> None:
-        keeper = subprocess.Popen(
+    def _launch_supervisor_process(self) -> None:
+        process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "embedserve_client.keeper"),
-                *("--first-pause-s", str(self._first_pause_s)),
+                *(sys.executable, "-m", "embedserve_client.supervisor_process"),
+                *("--restart-delay-s", str(self._restart_delay_s)),
                 *("--max-restarts", str(self._max_restarts)),
                 *("--ready-timeout-s", str(self._ready_timeout_s)),
-                *(str(self._room.folder), self.url, "--", *self._command),
+                *(str(self._shared_dir.path), self.url, "--", *self._command),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in one program's terminal isn't for the others'
+            start_new_session=True,  # Ctrl-C in this terminal must not stop it for other programs
         )
-        # Whenever it ends, this process is its parent and has to take note.
-        threading.Thread(target=keeper.wait, daemon=True).start()
+        # Its parent must wait for it, or it stays as a zombie process.
+        threading.Thread(target=process.wait, daemon=True).start()
 
-    def _watch(self, ending: threading.Event) -> None:
-        """Starts a keeper again when it was killed, and its service with it."""
-        while not ending.wait(_WATCH_S):
-            if not self._room.has_keeper() and not self._is_healthy():
-                report = self._room.report()
+    def _watch(self, released: threading.Event) -> None:
+        """Relaunches the supervisor process if it was killed, which also ends the service."""
+        while not released.wait(_WATCH_S):
+            if not self._shared_dir.has_supervisor() and not self._is_healthy():
+                report = self._shared_dir.read_report()
                 if report is not None and report.state == "failed":
                     return
-                self._start_keeper()
-                ending.wait(_KEEPER_S)
+                self._launch_supervisor_process()
+                released.wait(_LAUNCH_TIMEOUT_S)
 
 
-def _serve(port: int, config: str | Path | None) -> list[str]:
-    named = [str(config)] if config is not None else []
+def _serve_command(port: int, config: str | Path | None) -> list[str]:
+    config_arguments = [str(config)] if config is not None else []
     command = [sys.executable, "-m", "embedserve_client.command.main"]
-    return [*command, "serve", *named, "--port", str(port), "--until-eof"]
+    return [*command, "serve", *config_arguments, "--port", str(port), "--until-eof"]
 
 
-def port_of(url: str) -> int:
-    """The port of an address on this machine.
+def local_port(url: str) -> int:
+    """Returns the port of a URL on this machine.
 
     Raises:
-        NotRunning: it is of another machine, where nothing can be started.
+        ServiceNotRunningError: the URL is on another machine, where no service can be started.
     """
     parts = urlsplit(url)
     if parts.hostname not in ("127.0.0.1", "localhost"):
-        raise NotRunning(f"A service can be started on this machine only, not at {url}.")
-    return parts.port or 8000
+        raise ServiceNotRunningError(
+            f"A service can only be started on this machine, not at {url}. Set EMBEDSERVE_URL to "
+            "http://127.0.0.1:PORT."
+        )
+    return parts.port or DEFAULT_PORT

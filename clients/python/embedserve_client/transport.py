@@ -1,4 +1,4 @@
-"""Requests over sockets: what httpx2 gives and what it raises, in the client's own words."""
+"""HTTP over sockets, through httpx2: request → response, httpx2's errors → the client's."""
 
 import asyncio
 import os
@@ -6,27 +6,27 @@ import time
 
 import httpx2
 
-from embedserve_client.errors import EmbedError, NetworkError, ParseError, Timeout
+from embedserve_client.errors import EmbedError, NetworkError, ParseError, RequestTimeoutError
 from embedserve_client.retry import Send
-from embedserve_client.wire import Reply
+from embedserve_client.wire import Response
 
-#: A service that is there takes a connection at once.
-_CONNECT_S = 5.0
-#: Vectors come all together when they come: a body that stands still for so long is given up.
+#: A service that listens accepts connections at once.
+_CONNECT_TIMEOUT_S = 5.0
+#: The service sends a body in one piece, so a pause inside it means a broken connection.
 _BODY_STALL_S = 5.0
-_MAX_REPLY_BYTES = 1 << 30
+_MAX_RESPONSE_BYTES = 1 << 30
 
 
-def mapped(error: httpx2.HTTPError) -> EmbedError:
-    """The error in the client's words."""
+def map_error(error: httpx2.HTTPError) -> EmbedError:
+    """Converts an error of httpx2 to the client's class."""
     reason = str(error) or type(error).__name__
     match error:
         case httpx2.ConnectTimeout() | httpx2.ConnectError():
-            return NetworkError(f"Nobody answers at {_address(error)}: {reason}")
+            return NetworkError(f"Can't connect to {_address(error)}: {reason}")
         case httpx2.TimeoutException():
-            return Timeout("The service didn't answer in time.")
+            return RequestTimeoutError("The service didn't respond in time.")
         case httpx2.DecodingError():
-            return ParseError(f"The answer can't be read: {reason}")
+            return ParseError(f"The response can't be decoded: {reason}")
         case _:
             return NetworkError(f"The connection broke: {reason}")
 
@@ -35,130 +35,130 @@ def _address(error: httpx2.HTTPError) -> str:
     return f"{error.request.url.host}:{error.request.url.port or error.request.url.scheme}"
 
 
-class _Body:
-    """Takes a body in, within its time and its size."""
+class _BodyBuffer:
+    """Collects a response body, up to a deadline and a maximum size."""
 
-    def __init__(self, end: float) -> None:
-        self._end = end
-        self._parts: list[bytes] = []
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._chunks: list[bytes] = []
         self._bytes = 0
 
-    def take(self, part: bytes) -> None:
-        self._parts.append(part)
-        self._bytes += len(part)
-        if self._bytes > _MAX_REPLY_BYTES:
-            raise ParseError(f"The answer is larger than {_MAX_REPLY_BYTES} bytes.")
-        if time.monotonic() > self._end:
-            raise Timeout("The answer didn't end in time.")
+    def append(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._bytes += len(chunk)
+        if self._bytes > _MAX_RESPONSE_BYTES:
+            raise ParseError(f"The response is larger than {_MAX_RESPONSE_BYTES} bytes.")
+        if time.monotonic() > self._deadline:
+            raise RequestTimeoutError("The response didn't end in time.")
 
-    def reply(self, response: httpx2.Response) -> Reply:
-        return Reply(response.status_code, dict(response.headers), b"".join(self._parts))
+    def response(self, response: httpx2.Response) -> Response:
+        return Response(response.status_code, dict(response.headers), b"".join(self._chunks))
 
 
 def _timeouts(timeout_s: float) -> dict[str, float]:
-    rest = dict.fromkeys(("read", "write", "pool"), timeout_s)
-    return {"connect": min(_CONNECT_S, timeout_s), **rest}
+    others = dict.fromkeys(("read", "write", "pool"), timeout_s)
+    return {"connect": min(_CONNECT_TIMEOUT_S, timeout_s), **others}
 
 
 class Transport:
-    """Keep-alive connections for one base URL. Safe from many threads, and after a fork."""
+    """A pool of keep-alive connections to one base URL. Safe across threads and forks."""
 
-    def __init__(self, url: str, headers: dict[str, str], connections: int) -> None:
-        self._url = url
+    def __init__(self, base_url: str, headers: dict[str, str], max_keepalive: int) -> None:
+        self._base_url = base_url
         self._headers = headers
-        self._connections = connections
+        self._max_keepalive = max_keepalive
         self._open()
 
     def _open(self) -> None:
         self._pid = os.getpid()
-        self._http = httpx2.Client(
-            base_url=self._url,
+        self._client = httpx2.Client(
+            base_url=self._base_url,
             headers=self._headers,
-            limits=_limits(self._connections),
-            verify=_verify(self._url),
+            limits=_limits(self._max_keepalive),
+            verify=_verify(self._base_url),
         )
 
-    def send(self, step: Send) -> Reply:
-        """Sends a request and reads the reply whole.
+    def send(self, step: Send) -> Response:
+        """Sends a request and reads the complete response.
 
         Raises:
-            NetworkError, Timeout, ParseError: as they say.
+            NetworkError: there is no connection, or it broke.
+            RequestTimeoutError: the response wasn't complete in time.
+            ParseError: the response can't be decoded or is too large.
         """
         if self._pid != os.getpid():
-            self._open()  # what a fork copied, sockets and locks, is the parent's
-        body = _Body(time.monotonic() + step.timeout_s)
+            self._open()  # the sockets and locks that a fork copied belong to the parent
+        body = _BodyBuffer(time.monotonic() + step.timeout_s)
         timeouts = _timeouts(step.timeout_s)
-        asked = step.request
         try:
-            request = self._http.build_request(
-                asked.method,
-                asked.path,
-                headers=dict(asked.headers),
-                content=asked.content or None,
+            request = self._client.build_request(
+                step.request.method,
+                step.request.path,
+                headers=dict(step.request.headers),
+                content=step.request.content or None,
                 extensions={"timeout": timeouts},
             )
-            response = self._http.send(request, stream=True)
+            response = self._client.send(request, stream=True)
             timeouts["read"] = min(_BODY_STALL_S, timeouts["read"])
             try:
-                for part in response.iter_bytes():
-                    body.take(part)
+                for chunk in response.iter_bytes():
+                    body.append(chunk)
             finally:
                 response.close()
         except httpx2.HTTPError as error:
-            raise mapped(error) from error
-        return body.reply(response)
+            raise map_error(error) from error
+        return body.response(response)
 
     def close(self) -> None:
-        """Closes its connections."""
+        """Closes the connections."""
         if self._pid == os.getpid():
-            self._http.close()
+            self._client.close()
 
 
 class AsyncTransport:
-    """The same for an event loop."""
+    """`Transport` for an event loop."""
 
-    def __init__(self, url: str, headers: dict[str, str], connections: int) -> None:
-        self._http = httpx2.AsyncClient(
-            base_url=url,
+    def __init__(self, base_url: str, headers: dict[str, str], max_keepalive: int) -> None:
+        self._client = httpx2.AsyncClient(
+            base_url=base_url,
             headers=headers,
-            limits=_limits(connections),
-            verify=_verify(url),
+            limits=_limits(max_keepalive),
+            verify=_verify(base_url),
             timeout=None,
         )
 
-    async def send(self, step: Send) -> Reply:
-        """Sends a request and reads the reply whole; raises as `Transport.send`."""
-        body = _Body(time.monotonic() + step.timeout_s)
-        asked = step.request
+    async def send(self, step: Send) -> Response:
+        """Sends a request and reads the complete response; raises like `Transport.send`."""
+        body = _BodyBuffer(time.monotonic() + step.timeout_s)
         try:
             async with (
                 asyncio.timeout(step.timeout_s),
-                self._http.stream(
-                    asked.method,
-                    asked.path,
-                    headers=dict(asked.headers),
-                    content=asked.content or None,
+                self._client.stream(
+                    step.request.method,
+                    step.request.path,
+                    headers=dict(step.request.headers),
+                    content=step.request.content or None,
                     timeout=httpx2.Timeout(**_timeouts(step.timeout_s)),
                 ) as response,
             ):
-                async for part in response.aiter_bytes():
-                    body.take(part)
+                async for chunk in response.aiter_bytes():
+                    body.append(chunk)
         except httpx2.HTTPError as error:
-            raise mapped(error) from error
+            raise map_error(error) from error
         except TimeoutError:
-            raise Timeout("The service didn't answer in time.") from None
-        return body.reply(response)
+            raise RequestTimeoutError("The service didn't respond in time.") from None
+        return body.response(response)
 
     async def close(self) -> None:
-        """Closes its connections."""
-        await self._http.aclose()
+        """Closes the connections."""
+        await self._client.aclose()
 
 
-def _verify(url: str) -> bool:
-    """Reading the system's certificates takes a while, and only TLS needs them."""
-    return url.startswith("https:")
+def _verify(base_url: str) -> bool:
+    """Loading the system's certificates is slow, and only TLS needs them."""
+    return base_url.startswith("https:")
 
 
-def _limits(connections: int) -> httpx2.Limits:
-    # One is kept for each request that may be under way; what users' own threads add isn't refused.
-    return httpx2.Limits(max_connections=None, max_keepalive_connections=max(20, connections))
+def _limits(max_keepalive: int) -> httpx2.Limits:
+    # Unlimited connections: the threads of a program may exceed the client's own concurrency.
+    return httpx2.Limits(max_connections=None, max_keepalive_connections=max(20, max_keepalive))

@@ -1,4 +1,4 @@
-"""Vectors as they are given to users: an array that knows where it comes from."""
+"""Arrays of embedding vectors that carry their space and origin."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -9,70 +9,71 @@ from numpy.typing import ArrayLike, NDArray
 from embedserve_client.space import Space
 
 Float32 = NDArray[np.float32]
-#: `local`: computed in this process, since the service was away or none was asked.
+#: `service`: computed by the service; `local`: computed in this process.
 Source = Literal["service", "local"]
 
 
 @dataclass(frozen=True, slots=True)
-class About:
-    """What is known of a call's vectors."""
+class VectorInfo:
+    """Metadata of the vectors of one call."""
 
-    space: Space | None = None  #: None: it isn't known, or the service didn't say
+    space: Space | None = None  #: None: unknown
     model: str = ""
-    source: Source | None = None  #: None: it isn't known
-    tokens: int = 0  #: of all texts of the call, after truncation
-    truncated: tuple[int, ...] = ()  #: places of texts that were longer than the model takes
+    source: Source | None = None  #: None: unknown
+    tokens: int = 0  #: total of all texts, after truncation
+    truncated: tuple[int, ...] = ()  #: positions of texts that exceeded the model's token limit
 
 
-_UNKNOWN = About()
+_UNKNOWN = VectorInfo()
 
 
 class Vectors(np.ndarray[tuple[int, ...], np.dtype[np.float32]]):
-    """A float32 array of shape (n, dim), or (dim,), with what is known of it in `about`.
+    """A float32 array of shape (n, dim) or (dim,) with metadata in `info`.
 
-    Rows, slices and copies keep `about`; what is computed from vectors is a plain array.
+    Rows, slices and copies keep `info`; the result of a computation is a plain array.
     """
 
-    about: About
+    info: VectorInfo
 
-    def __new__(cls, values: ArrayLike, about: About) -> Self:
-        """The values as float32; not copied where they are already."""
-        made = np.asarray(values, dtype=np.float32).view(cls)
-        made.about = about
-        return made
+    def __new__(cls, values: ArrayLike, info: VectorInfo) -> Self:
+        """Returns the values as float32, without a copy if they are float32 already."""
+        vectors = np.asarray(values, dtype=np.float32).view(cls)
+        vectors.info = info
+        return vectors
 
-    def __array_finalize__(self, made_of: NDArray[Any] | None) -> None:
-        self.about = getattr(made_of, "about", _UNKNOWN)
+    def __array_finalize__(self, source_array: NDArray[Any] | None) -> None:
+        self.info = getattr(source_array, "info", _UNKNOWN)
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         return array[()] if return_scalar else np.asarray(array)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Vectors, (np.asarray(self), self.about)
+        return Vectors, (np.asarray(self), self.info)
 
     @property
     def space(self) -> Space | None:
-        """The vectors' space; None: it isn't known."""
-        return self.about.space
+        """The space of the vectors; None: unknown."""
+        return self.info.space
 
     @property
     def source(self) -> Source | None:
-        """Who computed them."""
-        return self.about.source
+        """Where the vectors were computed; None: unknown."""
+        return self.info.source
 
 
-def joined(parts: list[Vectors]) -> Vectors:
-    """The vectors of one call that was sent in parts, in order; one part as it is.
+def concatenate(parts: list[Vectors]) -> Vectors:
+    """Concatenates the vectors of one call that was split into several requests.
 
-    `source` is `local` where any of them is; that and the space are then those of that part.
+    If any part was computed locally, `source`, `space` and `model` are those of the first such
+    part.
     """
     if len(parts) == 1:
         return parts[0]
-    truncated, before = list[int](), 0
+    truncated, offset = list[int](), 0
     for part in parts:
-        truncated += [before + place for place in part.about.truncated]
-        before += len(part)
-    told = [part.about for part in parts]
-    first = next((about for about in told if about.source == "local"), told[0])
-    about = replace(first, tokens=sum(about.tokens for about in told), truncated=tuple(truncated))
-    return Vectors(np.concatenate([np.asarray(part) for part in parts]), about)
+        truncated += [offset + position for position in part.info.truncated]
+        offset += len(part)
+    infos = [part.info for part in parts]
+    base = next((info for info in infos if info.source == "local"), infos[0])
+    info = replace(base, tokens=sum(info.tokens for info in infos), truncated=tuple(truncated))
+    return Vectors(np.concatenate([np.asarray(part) for part in parts]), info)

@@ -1,7 +1,7 @@
-"""What goes over the wire, and what is made of what comes back. No I/O happens here.
+"""The wire format: texts → HTTP request, HTTP response → vectors. No I/O.
 
-One request is understood by this service and by every other that speaks OpenAI's dialect: it
-prefers vectors as raw bytes, asks for base64 where JSON is all there is, and takes decimals too.
+Requests use OpenAI's embeddings format, so other OpenAI-compatible servers understand them. The
+client prefers vectors as raw bytes, requests base64 inside JSON, and accepts decimal numbers too.
 """
 
 import base64
@@ -13,26 +13,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-from embedserve_client.errors import HTTPError, Overloaded, ParseError, ServerError
+from embedserve_client.errors import HTTPError, ParseError, RateLimitError, ServerError
 from embedserve_client.space import Space
-from embedserve_client.vectors import About, Float32, Vectors
+from embedserve_client.vectors import Float32, VectorInfo, Vectors
 
-#: How vectors travel: as their bytes and nothing else, or as base64 in JSON.
-Encoding = Literal["raw", "base64"]
-#: Who waits: a person for `interactive` texts, nobody for each single `bulk` one.
+#: The encoding of vectors in a response: raw little-endian float32, or base64 inside JSON.
+EncodingFormat = Literal["raw", "base64"]
+#: The priority of a request: latency-sensitive or throughput-oriented.
 Lane = Literal["interactive", "bulk"]
-#: What becomes of a text that is longer than the model takes: its end or its start is left out, it
-#: is an error, or its parts are embedded and their weighted mean stands for it.
-Overflow = Literal["end", "start", "error", "chunk"]
+#: How a text beyond the model's token limit is handled: cut its end or start, fail, or embed it in
+#: chunks and return their weighted mean.
+Truncation = Literal["end", "start", "error", "chunk"]
 
-_RAW = "application/octet-stream"
-_ACCEPT = {"raw": f"{_RAW}, application/json;q=0.5", "base64": "application/json"}
+_OCTET_STREAM = "application/octet-stream"
+_ACCEPT = {"raw": f"{_OCTET_STREAM}, application/json;q=0.5", "base64": "application/json"}
 _TRUNCATE = {"start": "START", "error": "NONE"}
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An HTTP request, without its address."""
+    """An HTTP request, relative to a base URL."""
 
     method: str
     path: str
@@ -41,8 +41,8 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """An HTTP reply, read whole; names of headers in lower case."""
+class Response:
+    """A complete HTTP response; header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -50,168 +50,165 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How texts are to be embedded, beside the texts."""
+class EmbedParams:
+    """The parameters of an embedding request, other than its texts."""
 
     model: str | None = None
     input_type: str | None = None
     dimensions: int | None = None
-    lane: Lane | None = None  #: None: by the number of texts
-    overflow: Overflow = "end"
+    lane: Lane | None = None  #: None: the service decides by the number of texts
+    truncation: Truncation = "end"
     use_cache: bool = True
 
 
-def embed_request(texts: Sequence[str], options: Options, encoding: Encoding) -> Request:
-    """Asks for the vectors of texts."""
+def embed_request(
+    texts: Sequence[str], params: EmbedParams, encoding_format: EncodingFormat
+) -> Request:
+    """Builds the request for the vectors of texts."""
     body: dict[str, Any] = {"input": list(texts), "encoding_format": "base64"}
     for name in ("model", "input_type", "dimensions"):
-        if (value := getattr(options, name)) is not None:
+        if (value := getattr(params, name)) is not None:
             body[name] = value
-    if options.overflow in _TRUNCATE:
-        body["truncate"] = _TRUNCATE[options.overflow]
-    if options.overflow == "chunk":
+    if params.truncation in _TRUNCATE:
+        body["truncate"] = _TRUNCATE[params.truncation]
+    if params.truncation == "chunk":
         body["chunk"] = True
-    if not options.use_cache:
+    if not params.use_cache:
         body["use_cache"] = False
-    headers = {"content-type": "application/json", "accept": _ACCEPT[encoding]}
-    if options.lane is not None:
-        headers["x-priority"] = options.lane
+    headers = {"content-type": "application/json", "accept": _ACCEPT[encoding_format]}
+    if params.lane is not None:
+        headers["x-priority"] = params.lane
     content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(
         "utf-8", "surrogatepass"
     )
     return Request("POST", "/v1/embeddings", headers, content)
 
 
-def refusal(reply: Reply) -> HTTPError | None:
-    """The error that a reply stands for; None: it is a good one."""
-    if 200 <= reply.status < 300:
+def status_error(response: Response) -> HTTPError | None:
+    """Returns the error for the status of a response; None: the request succeeded."""
+    if 200 <= response.status < 300:
         return None
-    kind = ServerError if reply.status >= 500 else HTTPError
-    message, about = _told(reply)
-    if reply.status == 429:
-        overloaded = Overloaded(message, 429, **about)
-        overloaded.retry_after_s = _seconds(reply.headers.get("retry-after"))
-        return overloaded
-    return kind(message, reply.status, **about)
+    message, details = _parse_error(response)
+    if response.status == 429:
+        error = RateLimitError(message, 429, **details)
+        error.retry_after_s = _parse_retry_after(response.headers.get("retry-after"))
+        return error
+    cls = ServerError if response.status >= 500 else HTTPError
+    return cls(message, response.status, **details)
 
 
-def _told(reply: Reply) -> tuple[str, dict[str, Any]]:
-    """The message in an error's body, whatever the dialect, and what else it tells."""
-    about: dict[str, Any] = {"request_id": reply.headers.get("x-request-id")}
+def _parse_error(response: Response) -> tuple[str, dict[str, Any]]:
+    """Returns the message of an error body in any of the common formats, and its other fields."""
+    details: dict[str, Any] = {"request_id": response.headers.get("x-request-id")}
     try:
-        body = json.loads(reply.content)
+        body = json.loads(response.content)
     except ValueError:
-        text = reply.content[:500].decode("utf-8", "replace").strip()
-        return text or "The service gave no reason", about
+        text = response.content[:500].decode("utf-8", "replace").strip()
+        return text or "The service gave no reason", details
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
-        about["server_code"], about["param"] = error.get("code"), error.get("param")
+        details["server_code"], details["param"] = error.get("code"), error.get("param")
         error = error.get("message") or error.get("detail") or error
-    return str(error)[:2000], about
+    return str(error)[:2000], details
 
 
-def _seconds(header: str | None) -> float | None:
+def _parse_retry_after(header: str | None) -> float | None:
     try:
         return max(0.0, float(header or ""))
     except ValueError:
         return None
 
 
-def read_vectors(reply: Reply, n: int) -> Vectors:
-    """The n vectors in a good reply, shape (n, dim).
+def parse_vectors(response: Response, n: int) -> Vectors:
+    """Parses a successful response to a request with n texts; returns shape (n, dim).
 
     Raises:
-        ParseError: they aren't there, aren't n, are of unlike width, or not finite.
+        ParseError: the response doesn't hold n finite vectors of equal length.
     """
-    if reply.headers.get("content-type", "").startswith(_RAW):
-        values, model, tokens = _raw(reply, n)
+    if response.headers.get("content-type", "").startswith(_OCTET_STREAM):
+        values, model, tokens = _parse_raw(response, n)
     else:
-        values, model, tokens = _json(reply, n)
+        values, model, tokens = _parse_json(response, n)
     if not np.isfinite(values).all():
-        raise ParseError("The service sent a vector that isn't finite.")
-    about = About(
-        space_of(reply), model, "service", tokens, places(reply.headers.get("x-truncated-inputs"))
+        raise ParseError("The service returned a vector with NaN or infinity.")
+    info = VectorInfo(
+        _parse_space(response),
+        model,
+        "service",
+        tokens,
+        _parse_positions(response.headers.get("x-truncated-inputs")),
     )
-    return Vectors(values, about)
+    return Vectors(values, info)
 
 
-def space_of(reply: Reply) -> Space | None:
-    """The space that a reply names.
-
-    Raises:
-        ParseError: what it names isn't one.
-    """
-    named = reply.headers.get("x-embedding-space")
+def _parse_space(response: Response) -> Space | None:
+    header = response.headers.get("x-embedding-space")
     try:
-        return None if named is None else Space.parse(named)
+        return None if header is None else Space.parse(header)
     except ValueError as error:
         raise ParseError(str(error)) from None
 
 
-def places(header: str | None) -> tuple[int, ...]:
-    """Reads `0,4-7`.
-
-    Raises:
-        ParseError: it isn't of that form.
-    """
-    found: list[int] = []
+def _parse_positions(header: str | None) -> tuple[int, ...]:
+    """Parses comma-separated positions and ranges such as `0,4-7`."""
+    positions: list[int] = []
     try:
-        for one in header.split(",") if header else ():
-            first, _, last = one.partition("-")
-            found += range(int(first), int(last or first) + 1)
+        for item in header.split(",") if header else ():
+            first, _, last = item.partition("-")
+            positions += range(int(first), int(last or first) + 1)
     except ValueError:
-        raise ParseError(f"The service names places as {header!r}; they can't be read.") from None
-    return tuple(found)
+        raise ParseError(f"The header x-truncated-inputs is malformed: {header!r}.") from None
+    return tuple(positions)
 
 
-def _raw(reply: Reply, n: int) -> tuple[Float32, str, int]:
+def _parse_raw(response: Response, n: int) -> tuple[Float32, str, int]:
     try:
-        rows, dim = map(int, reply.headers["x-embedding-shape"].split(","))
-        values = np.frombuffer(reply.content, dtype="<f4").reshape(rows, dim)
+        rows, dim = map(int, response.headers["x-embedding-shape"].split(","))
+        values = np.frombuffer(response.content, dtype="<f4").reshape(rows, dim)
     except (KeyError, ValueError):
         raise ParseError(
-            f"{len(reply.content)} bytes came that aren't vectors of the shape "
-            f"{reply.headers.get('x-embedding-shape')}."
+            f"The response has {len(response.content)} bytes, which don't match its shape "
+            f"{response.headers.get('x-embedding-shape')}."
         ) from None
     if rows != n:
-        raise ParseError(f"{rows} vectors came for {n} texts.")
-    tokens = reply.headers.get("x-embedding-tokens", "0")
-    return values, reply.headers.get("x-embedding-model", ""), int(tokens)
+        raise ParseError(f"The service returned {rows} vectors for {n} texts.")
+    tokens = response.headers.get("x-embedding-tokens", "0")
+    return values, response.headers.get("x-embedding-model", ""), int(tokens)
 
 
-def _json(reply: Reply, n: int) -> tuple[Float32, str, int]:
+def _parse_json(response: Response, n: int) -> tuple[Float32, str, int]:
     try:
-        body = json.loads(reply.content)
+        body = json.loads(response.content)
         rows: list[Any] = [None] * len(body["data"])
         for item in body["data"]:
-            rows[item["index"]] = _row(item["embedding"])
+            rows[item["index"]] = _decode_vector(item["embedding"])
         if len(rows) != n:
-            raise ParseError(f"{len(rows)} vectors came for {n} texts.")
+            raise ParseError(f"The service returned {len(rows)} vectors for {n} texts.")
         values = np.stack(rows)
         tokens = int((body.get("usage") or {}).get("prompt_tokens") or 0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, binascii.Error) as error:
-        raise ParseError(f"The answer holds no {n} vectors: {error!r}.") from None
+        raise ParseError(f"The response doesn't hold {n} vectors: {error!r}.") from None
     if values.ndim != 2:
-        raise ParseError("The answer holds something else than vectors.")
+        raise ParseError("The response doesn't hold vectors.")
     return values, str(body.get("model", "")), tokens
 
 
-def _row(embedding: Any) -> Float32:
+def _decode_vector(embedding: Any) -> Float32:
     if isinstance(embedding, str):
         return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
     return np.array(embedding, dtype=np.float32)
 
 
-def read_object(reply: Reply) -> dict[str, Any]:
-    """The JSON object in a reply.
+def parse_object(response: Response) -> dict[str, Any]:
+    """Parses a response whose body is a JSON object.
 
     Raises:
-        ParseError: there is none.
+        ParseError: the body is anything else.
     """
     try:
-        body = json.loads(reply.content)
+        body = json.loads(response.content)
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise ParseError("The service's answer isn't a JSON object. Is the address right?")
+        raise ParseError("The response isn't a JSON object. Is the URL right?")
     return body

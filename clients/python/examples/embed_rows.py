@@ -1,16 +1,16 @@
-"""Embeds the rows of a file, or of a folder of them, as a job on the service's own Ray.
+"""Embeds a file or a directory of rows as a Ray job on the service's own cluster.
 
-Texts come in as Parquet, as JSON lines, or as plain text with one in each line; the same rows go
-out as Parquet, in order, with a column of vectors (float32). From this repository's folder, while
-the service runs on this machine:
+Input: Parquet, JSON lines, or text files with one text per line. Output: Parquet with the same
+rows, in order, and a column of vectors (float32). Run it from the root of this repository while the
+service runs on this machine:
 
     RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 \
         --working-dir clients/python -- \
         python examples/embed_rows.py --input /data/rows.jsonl --output /data/embedded
 
-(Ray asks for the token in ~/.ray/auth_token, but shows it only where it is told to.) The job's
-paths are those of the machine it runs on; the output's folder has to be a new one. Without
-`--input` it makes rows of its own, to see that all is well.
+Ray needs the token in ~/.ray/auth_token and sends it only with RAY_AUTH_MODE=token. The paths are
+those of the machine on which the job runs, and the output directory must not exist. Without
+`--input`, the job embeds generated rows, as a test of the setup.
 """
 
 import argparse
@@ -21,56 +21,60 @@ import ray
 
 from embedserve_client.ray import embed_dataset
 
-#: The service's replicas may hold all CPUs; reading and writing must not wait for them.
+#: The replicas of the service may hold all CPUs, and reading and writing must not wait for them.
 _NO_CPU = {"num_cpus": 0.0}
 
 
 def main() -> None:
-    """Reads the command line and does what it says."""
-    asked = _arguments()
+    """Runs the job."""
+    arguments = _parse_arguments()
     ray.init(address="auto", log_to_driver=False)
-    begun_s = time.monotonic()
-    rows = _rows(asked.input, asked.rows, asked.column)
+    started_s = time.monotonic()
+    rows = _read_rows(arguments.input, arguments.rows, arguments.column)
     embedded = embed_dataset(
         rows,
-        asked.column,
-        into=asked.into,
-        app=asked.app,
-        input_type=asked.input_type,
-        batch_size=asked.batch_size,
-        concurrency=asked.concurrency,
-        timeout_s=asked.timeout,
+        arguments.column,
+        output_column=arguments.output_column,
+        app_name=arguments.app_name,
+        input_type=arguments.input_type,
+        batch_size=arguments.batch_size,
+        concurrency=arguments.concurrency,
+        timeout_s=arguments.timeout,
     )
-    embedded.write_parquet(asked.output, mode=ray.data.SaveMode.ERROR, ray_remote_args=_NO_CPU)
-    written = ray.data.read_parquet(asked.output, ray_remote_args=_NO_CPU).count()
-    print(f"{written} rows in {asked.output} after {time.monotonic() - begun_s:.1f} s")
+    embedded.write_parquet(arguments.output, mode=ray.data.SaveMode.ERROR, ray_remote_args=_NO_CPU)
+    written = ray.data.read_parquet(arguments.output, ray_remote_args=_NO_CPU).count()
+    print(f"{written} rows in {arguments.output} after {time.monotonic() - started_s:.1f} s")
 
 
-def _rows(source: str | None, rows: int, column: str) -> ray.data.Dataset:
-    if source is None:
-        made = [{"row": i, column: f"Row {i} of {rows}, made to be embedded."} for i in range(rows)]
-        return ray.data.from_items(made)
-    kinds = {Path(source).suffix, *(file.suffix for file in Path(source).glob("*"))}
-    if kinds & {".jsonl", ".json"}:
-        return ray.data.read_json(source, lines=True, ray_remote_args=_NO_CPU)
-    if ".txt" in kinds:
-        lines = ray.data.read_text(source, ray_remote_args=_NO_CPU)
+def _read_rows(path: str | None, generated_rows: int, column: str) -> ray.data.Dataset:
+    if path is None:
+        return ray.data.from_items(
+            [
+                {"row": i, column: f"Generated row {i} of {generated_rows}."}
+                for i in range(generated_rows)
+            ]
+        )
+    suffixes = {Path(path).suffix, *(file.suffix for file in Path(path).glob("*"))}
+    if suffixes & {".jsonl", ".json"}:
+        return ray.data.read_json(path, lines=True, ray_remote_args=_NO_CPU)
+    if ".txt" in suffixes:
+        lines = ray.data.read_text(path, ray_remote_args=_NO_CPU)
         return lines if column == "text" else lines.rename_columns({"text": column}, num_cpus=0)
-    return ray.data.read_parquet(source, ray_remote_args=_NO_CPU)
+    return ray.data.read_parquet(path, ray_remote_args=_NO_CPU)
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--input", help="a .parquet, .jsonl or .txt file, or a folder of them")
-    parser.add_argument("--rows", type=int, default=1000, help="to make where there is no --input")
-    parser.add_argument("--column", default="text", help="holds the texts")
-    parser.add_argument("--into", default="embedding", help="the column for the vectors")
-    parser.add_argument("--output", required=True, help="a folder, for Parquet files")
-    parser.add_argument("--app", default="embedserve", help="the application's name in Serve")
-    parser.add_argument("--input-type", help="query, document, or another prompt of the model's")
-    parser.add_argument("--batch-size", type=int, default=256, help="texts in one call")
-    parser.add_argument("--concurrency", type=int, default=4, help="calls under way at a time")
+    parser.add_argument("--input", help=".parquet, .jsonl or .txt file, or a directory of them")
+    parser.add_argument("--rows", type=int, default=1000, help="generated rows without --input")
+    parser.add_argument("--column", default="text", help="column with the texts")
+    parser.add_argument("--output-column", default="embedding", help="column for the vectors")
+    parser.add_argument("--output", required=True, help="output directory for Parquet files")
+    parser.add_argument("--app-name", default="embedserve", help="name of the Serve application")
+    parser.add_argument("--input-type", help="query, document, or another prompt of the model")
+    parser.add_argument("--batch-size", type=int, default=256, help="texts per call")
+    parser.add_argument("--concurrency", type=int, default=4, help="concurrent calls")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each call")
     return parser.parse_args()
 

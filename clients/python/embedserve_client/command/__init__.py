@@ -1,1 +1,1 @@
-"""The command `embedserve`: one file for each of its parts. Thin: each calls what does the work."""
+"""The command `embedserve`: one module per subcommand, each a thin layer over the package."""

@@ -1,4 +1,4 @@
-"""`embedserve embed`: a file of texts into a file of vectors."""
+"""`embedserve embed`: a file of texts → a file of vectors."""
 
 import argparse
 import json
@@ -10,141 +10,159 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    Progress,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as ProgressBar
 
-from embedserve_client.base import How, Settings
-from embedserve_client.command.whom import add_whom, finish, whom
-from embedserve_client.files.job import FileJob, OnEmpty, Run
-from embedserve_client.files.journal import Progress as Done
-from embedserve_client.files.sink import sink_kind
-from embedserve_client.files.source import STDIN, Kind, Source, open_source
-from embedserve_client.retry import Retry
-from embedserve_client.wire import Overflow
+from embedserve_client.base import ClientOptions, EmbedOptions
+from embedserve_client.command.backend_options import (
+    add_backend_options,
+    open_backend,
+    run_and_close,
+)
+from embedserve_client.files.job import FileJob, JobRun, OnEmpty
+from embedserve_client.files.journal import Progress
+from embedserve_client.files.sink import STDOUT, sink_format
+from embedserve_client.files.source import STDIN, Source, SourceFormat, open_source
+from embedserve_client.wire import Truncation
 
-_EXAMPLES = """\
-A file is read as what its name ends in: .txt (a text a line), .jsonl, .csv, .parquet. Vectors are
-written as what the output's name ends in: .npy (one array), .jsonl or .parquet (with the texts).
-A run that was interrupted goes on where it was when the same command is given again.
+_EPILOG = """\
+The suffix of a file selects its format. Input: .txt (one text per line), .jsonl, .csv, .parquet.
+Output: .npy (one array), .jsonl or .parquet (with the texts). To resume an interrupted run, run the
+same command again.
 
 examples:
-  embedserve embed texts.txt                        into texts.npy
+  embedserve embed texts.txt                        write texts.npy
   embedserve embed rows.csv --column body -o rows.parquet
-  embedserve embed big.jsonl --start                start the service for it
-  embedserve embed texts.txt --local                without any service
-  cat texts.txt | embedserve embed -                JSON lines to standard output
+  embedserve embed big.jsonl --start                start the service if it isn't running
+  embedserve embed texts.txt --local                compute in this process, without a service
+  cat texts.txt | embedserve embed -                print JSON lines
 """
-#: So long a batch waits for a service that is away or full; then what is done stays.
-_PATIENCE_S = 600.0
+#: Long enough for a service that restarts; after it the run fails and can be resumed.
+_TIMEOUT_S = 600.0
 
 
 def add_commands(commands: Any) -> None:
     """Adds `embed`."""
     parser = commands.add_parser(
         "embed",
-        help="embed a file of texts; can be interrupted and gone on with",
-        description="Embeds a file of texts, in bounded memory, whatever its size.",
-        epilog=_EXAMPLES,
+        help="embed a file of any size; an interrupted run resumes",
+        description="Embeds a file of any size in bounded memory. An interrupted run resumes.",
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("file", help="texts, or - for standard input")
-    add("-o", "--output", help="default: the file's name, with .npy; of standard input: -")
-    add("--format", choices=get_args(Kind), help="of the input, where its name doesn't tell")
-    add("--column", default="text", help="the field that holds the text (default: %(default)s)")
-    add("--input-type", help="the model's prompt to put before each: query, document, …")
-    add("--dimensions", type=_count, help="keep only so many of each vector")
-    add("--overflow", choices=get_args(Overflow), default="end", help="of texts too long: cut off")
-    add("--on-empty", choices=get_args(OnEmpty), default="error", help="of records without text")
-    add("--batch-size", type=_count, default=256, help="texts in a request (default: %(default)s)")
-    add("--concurrency", type=_count, default=4, help="requests under way (default: %(default)s)")
-    add("--patience", type=float, default=_PATIENCE_S, help="seconds that a batch may take")
-    add("--restart", action="store_true", help="forget what an interrupted run has done")
-    add("--overwrite", action="store_true", help="replace an output that is there")
+    add("file", help="file of texts, or - for standard input")
+    add("-o", "--output", help="default: FILE with the suffix .npy; - for standard input")
+    add("--format", choices=get_args(SourceFormat), help="input format (default: by suffix)")
+    add("--column", default="text", help="field with the text (default: %(default)s)")
+    add("--input-type", help="input type, which selects the prompt: query, document, …")
+    add("--dimensions", type=_positive_int, help="number of leading dimensions to keep")
+    add(
+        "--truncation",
+        choices=get_args(Truncation),
+        default="end",
+        help="what to do with texts beyond the token limit: cut their end or start, fail, or embed "
+        "them in chunks (default: %(default)s)",
+    )
+    add(
+        "--on-empty",
+        choices=get_args(OnEmpty),
+        default="error",
+        help="what to do with records without text (default: %(default)s)",
+    )
+    add("--batch-size", type=_positive_int, default=256, help="texts per request (default: 256)")
+    add("--concurrency", type=_positive_int, default=4, help="concurrent requests (default: 4)")
+    add(
+        "--timeout",
+        type=float,
+        default=_TIMEOUT_S,
+        help="timeout of each request in seconds, retries included (default: %(default)g)",
+    )
+    add("--restart", action="store_true", help="discard the progress of an interrupted run")
+    add("--overwrite", action="store_true", help="replace an existing output file")
     add("--quiet", action="store_true", help="show no progress")
-    add("--json", action="store_true", help="print what was done as JSON")
-    add_whom(parser)
+    add("--json", action="store_true", help="print a summary as JSON")
+    add_backend_options(parser)
     parser.set_defaults(run=_embed)
 
 
-def _count(text: str) -> int:
+def _positive_int(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
 
 
 def _embed(arguments: argparse.Namespace) -> int:
     source = open_source(arguments.file, arguments.format, arguments.column)
-    target = arguments.output or _beside(arguments.file)
-    sink_kind(target)
+    target = arguments.output or _default_output(arguments.file)
+    sink_format(target)  # fails before a service is started
     job = FileJob(
         source,
         target,
-        _how(arguments),
+        _embed_options(arguments),
         batch_size=arguments.batch_size,
         concurrency=arguments.concurrency,
         on_empty=arguments.on_empty,
         restart=arguments.restart,
         overwrite=arguments.overwrite,
     )
-    # A service may be away for longer than a few tries: the time is the bound, not their number.
-    settings: Settings = {"timeout_s": arguments.patience, "retry": Retry(attempts=sys.maxsize)}
-    shown = Display(source, quiet=arguments.quiet)
-    with whom(arguments, **settings) as embedder, shown:
-        run = Run(job, embedder, shown.update)
-        shown.begin(run.progress)
-        began = time.monotonic()
+    # A restarting service may need any number of retries; only the timeout is a bound.
+    options: ClientOptions = {"timeout_s": arguments.timeout, "max_retries": sys.maxsize}
+    display = ProgressDisplay(source, quiet=arguments.quiet)
+    with open_backend(arguments, **options) as embedder, display:
+        run = JobRun(job, embedder, display.update)
+        display.start(run.progress)
+        started_at = time.monotonic()
         try:
-            finish(embedder, run.run())
+            run_and_close(embedder, run.run())
         except BaseException:
-            shown.interrupted(run.progress, target)
+            display.print_interrupted(run.progress, target)
             raise
-    summary = run.summary(time.monotonic() - began)
-    if arguments.json and target != "-":
+    summary = run.summary(time.monotonic() - started_at)
+    if arguments.json and target != STDOUT:
         print(json.dumps(summary))
     elif not arguments.quiet:
-        shown.say(_told(summary))
+        display.print(_summary_text(summary))
     return 0
 
 
-def _how(arguments: argparse.Namespace) -> How:
-    how: How = {"lane": "bulk", "overflow": arguments.overflow}
+def _embed_options(arguments: argparse.Namespace) -> EmbedOptions:
+    options: EmbedOptions = {"lane": "bulk", "truncation": arguments.truncation}
     if arguments.input_type is not None:
-        how["input_type"] = arguments.input_type
+        options["input_type"] = arguments.input_type
     if arguments.dimensions is not None:
-        how["dimensions"] = arguments.dimensions
-    return how
+        options["dimensions"] = arguments.dimensions
+    return options
 
 
-def _beside(file: str) -> str:
-    return "-" if file == STDIN else str(Path(file).with_suffix(".npy"))
+def _default_output(file: str) -> str:
+    return STDOUT if file == STDIN else str(Path(file).with_suffix(".npy"))
 
 
-def _told(summary: dict[str, Any]) -> str:
+def _summary_text(summary: dict[str, Any]) -> str:
     text = (
-        f"{summary['rows']:,} vectors in {summary['output']}, of the space {summary['space']}; "
+        f"Wrote {summary['rows']:,} vectors in space {summary['space']} to {summary['output']}, "
         f"{summary['texts_per_s']:,.0f} texts/s"
     )
     if summary["resumed_at"]:
-        text += f"; went on behind record {summary['resumed_at']:,}"
+        text += f"; resumed after record {summary['resumed_at']:,}"
     if summary["skipped"]:
-        text += f"; {summary['skipped']:,} records without text were left out"
+        text += f"; skipped {summary['skipped']:,} records without text"
     if summary["truncated"]:
-        text += f"; {summary['truncated']:,} texts were too long for the model and were cut"
+        text += f"; truncated {summary['truncated']:,} texts to the model's token limit"
     return f"{text}."
 
 
-class Display:
-    """A bar on the standard error."""
+class ProgressDisplay:
+    """A progress bar on standard error."""
 
     def __init__(self, source: Source, *, quiet: bool) -> None:
         self._console = Console(stderr=True, quiet=quiet)
-        self._total = source.total
-        self._bar = Progress(
+        self._bar = ProgressBar(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
@@ -152,30 +170,30 @@ class Display:
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._task = self._bar.add_task("embedding", total=self._total, rows=0)
+        self._task = self._bar.add_task("embedding", total=source.size, rows=0)
 
-    def begin(self, done: Done) -> None:
-        """Shows where an earlier run came to."""
-        if done.records:
-            self.say(f"Going on behind record {done.records:,}.")
-        self.update(done)
+    def start(self, progress: Progress) -> None:
+        """Shows the progress of an interrupted run."""
+        if progress.records:
+            self.print(f"Resuming after record {progress.records:,}.")
+        self.update(progress)
 
-    def update(self, done: Done) -> None:
-        """Shows how far it is."""
-        self._bar.update(self._task, completed=done.at, rows=done.rows)
+    def update(self, progress: Progress) -> None:
+        """Updates the bar."""
+        self._bar.update(self._task, completed=progress.offset, rows=progress.rows)
 
-    def interrupted(self, done: Done, target: str) -> None:
-        """Says how to go on."""
-        if target != "-" and done.records:
-            self.say(f"{done.records:,} records are done; the same command goes on there.")
+    def print_interrupted(self, progress: Progress, target: str) -> None:
+        """Prints how to resume."""
+        if target != STDOUT and progress.records:
+            self.print(f"{progress.records:,} records are done. Run the same command to resume.")
 
-    def say(self, text: str) -> None:
-        """Prints a line."""
+    def print(self, text: str) -> None:
+        """Prints a line above the bar."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "ProgressDisplay":
         self._bar.__enter__()
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._bar.stop()

@@ -1,8 +1,9 @@
-"""The command `embedserve`, whichever distribution is installed.
+"""The entry point of the command `embedserve`.
 
-The client brings the command and what needs no service on this machine. A distribution that has
-more to add, as the service does, names a module under the entry points `embedserve.commands`; it
-has `add_commands(commands)`, `EXAMPLES`, and `ERRORS`, the errors whose words are for people.
+The client provides the command and the subcommands that only need a URL. Other distributions add
+subcommands: an entry point in the group `embedserve.commands` names a module with
+`add_commands(commands)`, `EXAMPLES` (text for `--help`) and `ERRORS` (exceptions to print without a
+traceback).
 """
 
 import argparse
@@ -14,44 +15,53 @@ from typing import Any
 
 from embedserve_client import __version__
 from embedserve_client.command import embed_command, service_command, stdio_command
-from embedserve_client.errors import EmbedError, NetworkError, NotRunning, Timeout
+from embedserve_client.errors import (
+    EmbedError,
+    NetworkError,
+    RequestTimeoutError,
+    ServiceNotRunningError,
+)
 
-_PLUGINS = "embedserve.commands"
-#: Of the service; here only to tell what is missing where it isn't installed.
-_OF_THE_SERVICE = ("serve", "prepare", "bench", "compare", "cache", "key", "settings")
+_PLUGIN_GROUP = "embedserve.commands"
+#: Subcommands of the package `embedserve`, to name it in the error when it isn't installed.
+_SERVICE_COMMANDS = ("serve", "prepare", "bench", "compare", "cache", "key", "settings")
 _EXAMPLES = """\
-  embedserve embed texts.txt               a file of texts into texts.npy; run again to go on
-  echo Hello | embedserve embed -          vectors as JSON lines
-  embedserve health                        whether the service is there
-  embedserve stdio                         vectors over standard input and output, for programs
+  embedserve embed texts.txt               embed a file into texts.npy; run again to resume
+  echo Hello | embedserve embed -          print vectors as JSON lines
+  embedserve health                        check whether the service is healthy
+  embedserve stdio                         serve vectors over standard input and output
 """
-_STATUSES = """
-exit status: 0 done, 1 failed, 2 wrongly called, 3 the service isn't there or doesn't answer in
-time, 130 interrupted
+_EXIT_STATUS = """
+exit status: 0 success, 1 failure, 2 usage error, 3 the service is unreachable or timed out,
+130 interrupted
 """
-_GONE, _INTERRUPTED = 3, 130
+_UNREACHABLE, _INTERRUPTED = 3, 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit status."""
-    plugins = [found.load() for found in entry_points(group=_PLUGINS)]
-    words = sys.argv[1:] if argv is None else argv
-    if not plugins and words and words[0] in _OF_THE_SERVICE:
-        return _fail(f"`{words[0]}` is part of the service: pip install embedserve")
-    arguments = _parser(plugins).parse_args(words)
-    told = (EmbedError, *(error for plugin in plugins for error in plugin.ERRORS))
+    """Runs a subcommand and returns its exit status."""
+    # Sorted, because the order of entry points depends on the installation.
+    points = sorted(entry_points(group=_PLUGIN_GROUP), key=lambda point: point.name)
+    plugins = [point.load() for point in points]
+    argv = sys.argv[1:] if argv is None else argv
+    if not plugins and argv and argv[0] in _SERVICE_COMMANDS:
+        return _fail(f"`{argv[0]}` is part of the service: pip install embedserve")
+    arguments = _parser(plugins).parse_args(argv)
+    known_errors = (EmbedError, *(error for plugin in plugins for error in plugin.ERRORS))
     try:
         status: int = arguments.run(arguments)
-    except told as error:
+    except known_errors as error:
         if getattr(arguments, "json", False):
             code = getattr(error, "code", "failed")
             print(json.dumps({"error": {"code": code, "message": str(error)}}))
-        gone = isinstance(error, NetworkError | Timeout | NotRunning)
-        return _fail(str(error), _GONE if gone else 1)
+        is_unreachable = isinstance(
+            error, NetworkError | RequestTimeoutError | ServiceNotRunningError
+        )
+        return _fail(str(error), _UNREACHABLE if is_unreachable else 1)
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would fail to flush it at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the flush at exit fails again
         return 1
     return status
 
@@ -61,15 +71,15 @@ def _parser(plugins: list[Any]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="embedserve",
         description="An autoscaling text-embedding service on Ray Serve, and its client.",
-        epilog=f"examples:\n{examples}{_STATUSES}",
+        epilog=f"examples:\n{examples}{_EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"embedserve {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for plugin in plugins:
         plugin.add_commands(commands)
-    for part in (embed_command, stdio_command, service_command):
-        part.add_commands(commands)
+    for module in (embed_command, stdio_command, service_command):
+        module.add_commands(commands)
     return parser
 
 

@@ -1,23 +1,23 @@
-"""`embedserve health | info | models`: what a service says of itself."""
+"""`embedserve health | info | models`: the state and the models of a service."""
 
 import argparse
 import json
 from typing import Any
 
 from embedserve_client.client import Client
-from embedserve_client.command.whom import add_url
+from embedserve_client.command.backend_options import add_url_option
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the commands."""
-    for name, run, words in (
-        ("health", _health, "whether a service is there and can embed; exit status 0 if so"),
-        ("info", _info, "what a service serves, and what runs it"),
-        ("models", _models, "the names of what a service serves"),
+    """Adds the subcommands."""
+    for name, run, description in (
+        ("health", _health, "print the health of a service; exit status 0 if it can embed"),
+        ("info", _info, "print the model, engine and versions of a service"),
+        ("models", _models, "print the names of the served models"),
     ):
-        parser = commands.add_parser(name, help=words, description=f"Tells {words}.")
-        add_url(parser)
-        parser.add_argument("--json", action="store_true", help="print it as JSON")
+        parser = commands.add_parser(name, help=description, description=description)
+        add_url_option(parser)
+        parser.add_argument("--json", action="store_true", help="print JSON")
         parser.set_defaults(run=run)
 
 
@@ -28,7 +28,7 @@ def _health(arguments: argparse.Namespace) -> int:
         print(json.dumps(health))
     else:
         reason = f": {health['reason']}" if health.get("reason") else ""
-        print(f"{health.get('status')}  {health.get('model')} at {client.url}{reason}")
+        print(f"{health.get('status')}  {health.get('model')} at {client.base_url}{reason}")
     return 0 if health.get("status") in ("ok", "degraded") else 1
 
 
@@ -40,18 +40,18 @@ def _info(arguments: argparse.Namespace) -> int:
         return 0
     width = max(map(len, info))
     for name, value in info.items():
-        print(f"{name:<{width}}  {_plain(value)}")
+        print(f"{name:<{width}}  {_format(value)}")
     return 0
 
 
-def _plain(value: Any) -> str:
+def _format(value: Any) -> str:
     match value:
         case None:
             return "-"
         case list():
-            return ", ".join(map(_plain, value)) or "-"
+            return ", ".join(map(_format, value)) or "-"
         case dict():
-            return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+            return ", ".join(f"{name} {_format(item)}" for name, item in value.items())
         case _:
             return str(value)
 

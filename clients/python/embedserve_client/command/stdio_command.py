@@ -5,20 +5,31 @@ from typing import Any
 
 import orjson
 
-from embedserve_client.command.whom import add_whom, finish, whom
+from embedserve_client.command.backend_options import (
+    add_backend_options,
+    open_backend,
+    run_and_close,
+)
 from embedserve_client.errors import FileError
-from embedserve_client.stdio import BATCH, QUERY, Bridge, encode, private_streams
+from embedserve_client.stdio import (
+    BATCH,
+    DEFAULT_CONCURRENCY,
+    QUERY,
+    StdioServer,
+    claim_standard_streams,
+    encode,
+)
 
-_PROTOCOL = """\
-It prints {"status": "ready"}, then answers each line
+_EPILOG = """\
+The server prints {"status": "ready"}, then replies to each line
   {"id": "1", "command": "encode-query", "params": {"text": "…"}}
   {"id": "2", "command": "encode-batch", "params": {"texts": ["…", "…"]}}
-with {"id", "result"} or {"id", "error"}, not always in order, and ends with its input.
+with {"id", "result"} or {"id", "error"}, in any order. It exits when its input ends.
 
 examples:
-  embedserve stdio                              ask the service at EMBEDSERVE_URL
-  embedserve stdio --start                      start one where there is none
-  embedserve stdio encode-query "a text"        one vector, and no more
+  embedserve stdio                              use the service at EMBEDSERVE_URL
+  embedserve stdio --start                      start the service if it isn't running
+  embedserve stdio encode-query "a text"        print one vector and exit
   echo '["a", "b"]' | embedserve stdio encode-batch
 """
 
@@ -27,9 +38,10 @@ def add_commands(commands: Any) -> None:
     """Adds `stdio`."""
     parser = commands.add_parser(
         "stdio",
-        help="vectors over standard input and output, for programs",
-        description="Answers requests on standard input, one JSON line each.",
-        epilog=_PROTOCOL,
+        help="serve vectors over standard input and output, for other programs",
+        description="Reads requests from standard input and writes replies to standard output, one "
+        "JSON object per line.",
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -37,41 +49,52 @@ def add_commands(commands: Any) -> None:
         nargs="?",
         choices=("server", QUERY, BATCH),
         default="server",
-        help="`server` stays (default); the others print one result and end",
+        help="`server` runs until its input ends (default); the others print one result and exit",
     )
-    parser.add_argument("texts", nargs="*", help="of one result; none: read from standard input")
     parser.add_argument(
-        "--most", type=int, default=64, help="requests under way at once (default: %(default)s)"
+        "texts", nargs="*", help="texts of a single result (default: read from standard input)"
     )
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds (default: 60)")
-    add_whom(parser)
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        default=DEFAULT_CONCURRENCY,
+        help="maximum number of concurrent requests (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        help="timeout of each request in seconds, retries included (default: %(default)g)",
+    )
+    add_backend_options(parser)
     parser.set_defaults(run=_stdio)
 
 
 def _stdio(arguments: argparse.Namespace) -> int:
-    lines, replies = private_streams()
-    with whom(arguments, timeout_s=arguments.timeout) as embedder:
+    requests, replies = claim_standard_streams()
+    with open_backend(arguments, timeout_s=arguments.timeout) as embedder:
         if arguments.mode == "server":
-            finish(embedder, Bridge(embedder, lines, replies, max(1, arguments.most)).run())
+            server = StdioServer(embedder, requests, replies, max(1, arguments.concurrency))
+            run_and_close(embedder, server.run())
             return 0
-        texts = arguments.texts or _read(lines.read(), arguments.mode)
+        texts = arguments.texts or _parse_texts(requests.read(), arguments.mode)
         if arguments.mode == QUERY and len(texts) != 1:
-            raise FileError(f"{QUERY} takes one text; {len(texts)} came.")
-        result = finish(embedder, encode(embedder, arguments.mode, texts))
+            raise FileError(f"{QUERY} needs exactly one text, not {len(texts)}.")
+        result = run_and_close(embedder, encode(embedder, arguments.mode, texts))
     option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     replies.write(orjson.dumps(result, option=option))
     replies.flush()
     return 0
 
 
-def _read(content: bytes, mode: str) -> list[str]:
-    """The text on standard input, or for a batch a JSON list of them."""
+def _parse_texts(content: bytes, mode: str) -> list[str]:
+    """Returns the plain text of a query, or the JSON list of a batch."""
     if mode == QUERY:
         return [content.decode("utf-8", "replace").rstrip("\n")]
     try:
         texts = orjson.loads(content)
     except ValueError as error:
-        raise FileError(f"Standard input isn't a JSON list of texts: {error}.") from None
+        raise FileError(f"Standard input isn't a JSON list of strings: {error}.") from None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise FileError("Standard input isn't a JSON list of texts.")
+        raise FileError("Standard input isn't a JSON list of strings.")
     return texts

@@ -1,1 +1,1 @@
-"""Files of texts into files of vectors: `source.py`, `sink.py`, and `job.py` between them."""
+"""Files of texts → files of vectors: `source` reads, `job` embeds, `sink` writes."""

@@ -1,6 +1,6 @@
-"""Where texts come from: lines, JSON lines, CSV or Parquet, one record at a time.
+"""Files of texts: lines, JSON lines, CSV or Parquet → records, one at a time.
 
-Each record comes with the place behind it, so that whoever was interrupted goes on from there.
+Each record carries the offset of the next one, so an interrupted job can resume there.
 """
 
 import csv
@@ -15,9 +15,8 @@ from typing import IO, Any, Literal, NamedTuple, Protocol
 
 from embedserve_client.errors import FileError
 
-Kind = Literal["txt", "jsonl", "csv", "parquet"]
-#: What a file's name ends in, and what it is then.
-KINDS: dict[str, Kind] = {
+SourceFormat = Literal["txt", "jsonl", "csv", "parquet"]
+FORMAT_BY_SUFFIX: dict[str, SourceFormat] = {
     ".txt": "txt",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -25,123 +24,123 @@ KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
 }
 STDIN = "-"
-#: One line of more is not a text but the wrong kind of file.
-_LINE_BYTES = 64 << 20
-_HEAD_BYTES = 1 << 20
-_PARQUET_ROWS = 1024
+#: A longer line is no text; the file has another format.
+_MAX_LINE_BYTES = 64 << 20
+_FINGERPRINT_BYTES = 1 << 20
+_PARQUET_BATCH_ROWS = 1024
 
 
 class Record(NamedTuple):
-    """One text, and what stood beside it."""
+    """A text and the other fields of its record."""
 
     text: str
-    row: dict[str, Any]  #: the record's fields, the text's among them
-    number: int  #: its place in the file, from 1
-    at: int  #: where the next one begins: bytes, or rows of a Parquet file
+    fields: dict[str, Any]  #: all fields of the record, including the text
+    number: int  #: position in the file, from 1
+    next_offset: int  #: where the next record starts: in bytes, or in rows of a Parquet file
 
 
 class Source(Protocol):
     """A file of texts."""
 
     name: str
-    kind: Kind
-    total: int | None  #: in the unit of `Record.at`; None: not known
+    format: SourceFormat
+    size: int | None  #: in the unit of `Record.next_offset`; None: unknown
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells whether it is still the same."""
+        """Returns properties that change when the content changes."""
         ...
 
-    def records(self, at: int = 0, number: int = 0) -> Iterator[Record]:
-        """Its records, from the place `at`, where `number` came before.
+    def records(self, offset: int = 0, number: int = 0) -> Iterator[Record]:
+        """Yields the records from `offset` on; `number` is the number of the record before.
 
         Raises:
-            FileError: it can't be read, or a record has no text.
+            FileError: the file can't be read, or a record has no text.
         """
         ...
 
 
-def open_source(name: str, kind: Kind | None, column: str) -> Source:
-    """The source that a user names; `-` is the standard input.
+def open_source(name: str, file_format: SourceFormat | None, column: str) -> Source:
+    """Opens a file of texts.
 
     Args:
-        name: a file, or `-`.
-        kind: what it holds; None: by its name, lines of text if that doesn't tell.
-        column: the field that holds the text, where there are fields.
+        name: a path, or `-` for standard input.
+        file_format: None: determined by the suffix; lines of text for an unknown suffix.
+        column: the field with the text, in formats with fields.
 
     Raises:
-        FileError: there is no such file, or it can't be read here.
+        FileError: there is no such file, or it can't be read.
     """
     if name == STDIN:
-        return LineSource(name, kind or "txt", column)
+        return LineSource(name, file_format or "txt", column)
     path = Path(name)
     if not path.is_file():
         raise FileError(f"There is no file {name}.")
-    kind = kind or KINDS.get(path.suffix.lower(), "txt")
-    if kind == "parquet":
+    file_format = file_format or FORMAT_BY_SUFFIX.get(path.suffix.lower(), "txt")
+    if file_format == "parquet":
         return ParquetSource(name, column)
-    return LineSource(name, kind, column)
+    return LineSource(name, file_format, column)
 
 
 @dataclass
-class _Lines:
-    """A file's lines, and how many bytes of it they took."""
+class _LineReader:
+    """An iterator over the lines of a file, which counts their bytes."""
 
     file: IO[bytes]
     name: str
-    at: int
+    offset: int
 
     def __iter__(self) -> Iterator[str]:
-        while line := self.file.readline(_LINE_BYTES + 1):
-            if len(line) > _LINE_BYTES:
-                raise FileError(f"{self.name} has a line of more than {_LINE_BYTES >> 20} MiB.")
-            mark = "utf-8-sig" if self.at == 0 else "utf-8"
-            self.at += len(line)
+        while line := self.file.readline(_MAX_LINE_BYTES + 1):
+            if len(line) > _MAX_LINE_BYTES:
+                raise FileError(f"{self.name} has a line of more than {_MAX_LINE_BYTES >> 20} MiB.")
+            encoding = "utf-8-sig" if self.offset == 0 else "utf-8"  # drops a byte order mark
+            self.offset += len(line)
             try:
-                yield line.decode(mark)
+                yield line.decode(encoding)
             except UnicodeDecodeError as error:
                 raise FileError(
-                    f"{self.name} isn't UTF-8 near byte {self.at - len(line) + error.start}."
+                    f"{self.name} isn't UTF-8 near byte {self.offset - len(line) + error.start}."
                 ) from None
 
 
 class LineSource:
-    """Texts in lines, JSON lines, or CSV with a header."""
+    """Texts as lines, JSON lines, or CSV with a header."""
 
-    def __init__(self, name: str, kind: Kind, column: str) -> None:
+    def __init__(self, name: str, file_format: SourceFormat, column: str) -> None:
         self.name = name
-        self.kind = kind
-        self.total = None if name == STDIN else Path(name).stat().st_size
+        self.format = file_format
+        self.size = None if name == STDIN else Path(name).stat().st_size
         self._column = column
 
     def fingerprint(self) -> dict[str, Any]:
-        """Size, and a hash of the beginning."""
+        """Returns the size, the options, and a hash of the first MiB."""
         if self.name == STDIN:
             return {"name": STDIN}
         with Path(self.name).open("rb") as file:
-            head = hashlib.sha256(file.read(_HEAD_BYTES)).hexdigest()
-        return {"size": self.total, "head": head, "column": self._column, "kind": self.kind}
+            head = hashlib.sha256(file.read(_FINGERPRINT_BYTES)).hexdigest()
+        return {"size": self.size, "head": head, "column": self._column, "format": self.format}
 
-    def records(self, at: int = 0, number: int = 0) -> Iterator[Record]:
-        """Its records; blank lines of JSON lines are none."""
-        with self._opened() as file:
-            lines = _Lines(file, self.name, 0)
-            fields = self._fields(lines) if self.kind == "csv" else None
-            if at > lines.at:
-                file.seek(at)
-                lines.at = at
-            if fields is not None:
-                yield from self._csv(lines, fields, number)
+    def records(self, offset: int = 0, number: int = 0) -> Iterator[Record]:
+        """Yields the records; blank JSON lines are skipped."""
+        with self._open() as file:
+            lines = _LineReader(file, self.name, 0)
+            header = self._read_header(lines) if self.format == "csv" else None
+            if offset > lines.offset:
+                file.seek(offset)
+                lines.offset = offset
+            if header is not None:
+                yield from self._csv_records(lines, header, number)
                 return
             for line in lines:
-                row = self._row(line.rstrip("\r\n"), number + 1)
+                fields = self._parse_line(line.rstrip("\r\n"), number + 1)
                 number += 1
-                if row is not None:
-                    yield Record(row[self._column], row, number, lines.at)
+                if fields is not None:
+                    yield Record(fields[self._column], fields, number, lines.offset)
 
     @contextmanager
-    def _opened(self) -> Iterator[IO[bytes]]:
+    def _open(self) -> Iterator[IO[bytes]]:
         if self.name == STDIN:
-            # Python would wait at its end for a thread that still reads its own.
+            # A duplicate, because at exit Python waits for a thread that is reading `sys.stdin`.
             with os.fdopen(os.dup(0), "rb") as file:
                 yield file
             return
@@ -151,41 +150,41 @@ class LineSource:
         except OSError as error:
             raise FileError(f"Can't read {self.name}: {error}") from None
 
-    def _row(self, line: str, number: int) -> dict[str, Any] | None:
-        if self.kind == "txt":
+    def _parse_line(self, line: str, number: int) -> dict[str, Any] | None:
+        if self.format == "txt":
             return {self._column: line}
         if not line.strip():
             return None
         try:
-            given = json.loads(line)
+            value = json.loads(line)
         except ValueError as error:
             raise FileError(f"{self.name}, line {number}, isn't JSON: {error}.") from None
-        row = given if isinstance(given, dict) else {self._column: given}
-        _check(row, self._column, f"{self.name}, line {number}")
-        return row
-
-    def _fields(self, lines: _Lines) -> list[str]:
-        fields = next(csv.reader(lines), [])
-        if self._column not in fields:
-            raise FileError(
-                f"{self.name} has no column {self._column!r} but {', '.join(fields) or 'none'}: "
-                "name one with --column."
-            )
+        fields = value if isinstance(value, dict) else {self._column: value}
+        _check_text(fields, self._column, f"{self.name}, line {number}")
         return fields
 
-    def _csv(self, lines: _Lines, fields: list[str], number: int) -> Iterator[Record]:
+    def _read_header(self, lines: _LineReader) -> list[str]:
+        header = next(csv.reader(lines), [])
+        if self._column not in header:
+            raise FileError(
+                f"{self.name} has no column {self._column!r}, only {', '.join(header) or 'none'}: "
+                "select one with --column."
+            )
+        return header
+
+    def _csv_records(self, lines: _LineReader, header: list[str], number: int) -> Iterator[Record]:
         try:
             for values in csv.reader(lines):
                 number += 1
                 if not values:
                     continue
-                if len(values) != len(fields):
+                if len(values) != len(header):
                     raise FileError(
                         f"{self.name}, record {number}, has {len(values)} values for "
-                        f"{len(fields)} columns."
+                        f"{len(header)} columns."
                     )
-                row = dict(zip(fields, values, strict=True))
-                yield Record(row[self._column], row, number, lines.at)
+                fields = dict(zip(header, values, strict=True))
+                yield Record(fields[self._column], fields, number, lines.offset)
         except csv.Error as error:
             raise FileError(f"{self.name}, record {number + 1}: {error}.") from None
 
@@ -193,46 +192,51 @@ class LineSource:
 class ParquetSource:
     """Texts in a column of a Parquet file."""
 
-    kind: Kind = "parquet"
+    format: SourceFormat = "parquet"
 
     def __init__(self, name: str, column: str) -> None:
         self.name = name
         self._column = column
         self._file = open_parquet(name)
         self.schema = self._file.schema_arrow
-        self.total = self._file.metadata.num_rows
+        self.size = self._file.metadata.num_rows
         if column not in self.schema.names:
             raise FileError(
-                f"{name} has no column {column!r} but {', '.join(self.schema.names)}: name one "
+                f"{name} has no column {column!r}, only {', '.join(self.schema.names)}: select one "
                 "with --column."
             )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Size, rows, and columns."""
+        """Returns the size, the number of rows, the schema, and the column."""
         size = Path(self.name).stat().st_size
-        return {"size": size, "rows": self.total, "schema": str(self.schema), "c": self._column}
+        return {
+            "size": size,
+            "rows": self.size,
+            "schema": str(self.schema),
+            "column": self._column,
+        }
 
-    def records(self, at: int = 0, number: int = 0) -> Iterator[Record]:
-        """Its records, one for each row."""
-        before = 0
+    def records(self, offset: int = 0, number: int = 0) -> Iterator[Record]:
+        """Yields one record for each row."""
+        row = 0
         for group in range(self._file.num_row_groups):
-            rows = self._file.metadata.row_group(group).num_rows
-            if before + rows <= at:
-                before += rows
+            group_rows = self._file.metadata.row_group(group).num_rows
+            if row + group_rows <= offset:
+                row += group_rows
                 continue
-            for batch in self._file.iter_batches(_PARQUET_ROWS, row_groups=[group]):
-                skip = max(0, at - before)
-                for i, row in enumerate(batch.slice(skip).to_pylist(), before + skip + 1):
-                    _check(row, self._column, f"{self.name}, row {i}")
-                    yield Record(row[self._column], row, i, i)
-                before += batch.num_rows
+            for batch in self._file.iter_batches(_PARQUET_BATCH_ROWS, row_groups=[group]):
+                skip = max(0, offset - row)
+                for i, fields in enumerate(batch.slice(skip).to_pylist(), row + skip + 1):
+                    _check_text(fields, self._column, f"{self.name}, row {i}")
+                    yield Record(fields[self._column], fields, i, i)
+                row += batch.num_rows
 
 
 def open_parquet(name: str) -> Any:
-    """A Parquet file.
+    """Opens a Parquet file with pyarrow.
 
     Raises:
-        FileError: it can't be read, or pyarrow isn't installed.
+        FileError: the file can't be read, or pyarrow isn't installed.
     """
     try:
         import pyarrow
@@ -245,9 +249,10 @@ def open_parquet(name: str) -> Any:
         raise FileError(f"Can't read {name}: {error}") from None
 
 
-def _check(row: dict[str, Any], column: str, where: str) -> None:
-    if not isinstance(row.get(column), str):
-        has = ", ".join(row) or "nothing"
+def _check_text(fields: dict[str, Any], column: str, location: str) -> None:
+    if not isinstance(fields.get(column), str):
+        names = ", ".join(fields) or "none"
         raise FileError(
-            f"{where}, has no text under {column!r} but {has}: name the field with --column."
+            f"{location}, has no text in field {column!r}; its fields are: {names}. Select one "
+            "with --column."
         )

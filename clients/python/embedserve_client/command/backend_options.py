@@ -1,0 +1,93 @@
+"""The options that select a backend: a running service, a supervised service, or a local model."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, Unpack
+
+from embedserve_client.async_client import AsyncClient
+from embedserve_client.async_local_model import AsyncLocalModel
+from embedserve_client.base import ClientOptions
+from embedserve_client.files.job import AsyncEmbedder
+from embedserve_client.local_model import LocalModel
+from embedserve_client.settings import DEFAULT_URL, EnvironmentSettings
+from embedserve_client.supervisor import Supervisor, local_port
+
+T = TypeVar("T")
+_ENVIRONMENT = """
+environment: EMBEDSERVE_URL (default of --url), EMBEDSERVE_API_KEY (sent as a bearer token),
+EMBEDSERVE_LOCAL_MODEL (default of --local)
+"""
+
+
+def add_url_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--url`."""
+    parser.add_argument(
+        "--url", help=f"URL of the service (default: EMBEDSERVE_URL, or {DEFAULT_URL})"
+    )
+
+
+def add_backend_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--url`, `--start` and `--local`, which exclude each other."""
+    group = parser.add_mutually_exclusive_group()
+    add_url_option(group)  # type: ignore[arg-type]  # a group has `add_argument` too
+    group.add_argument(
+        "--start",
+        nargs="?",
+        const="",
+        metavar="CONFIG",
+        help="use the service on this machine; else start it, and stop it at the end",
+    )
+    group.add_argument(
+        "--local",
+        nargs="?",
+        const="",
+        metavar="MODEL",
+        help="compute in this process with a sentence-transformers model: a directory, or "
+        "package:<module>",
+    )
+    parser.epilog = (parser.epilog or "") + _ENVIRONMENT
+
+
+@contextmanager
+def open_backend(
+    arguments: argparse.Namespace, **options: Unpack[ClientOptions]
+) -> Iterator[AsyncEmbedder]:
+    """Yields the selected backend; pass it to `run_and_close`.
+
+    Args:
+        arguments: the parsed options of `add_backend_options`.
+        options: options of the `AsyncClient`.
+
+    Raises:
+        ServiceNotRunningError: the service can't be started.
+    """
+    environment = EnvironmentSettings.read()
+    if arguments.local is not None:
+        yield AsyncLocalModel(LocalModel(arguments.local or environment.local_model))
+    elif arguments.start is not None:
+        port = local_port(environment.url)
+        config = arguments.start or None
+        with Supervisor(port, config=config, on_progress=_print_progress) as supervisor:
+            yield AsyncClient(supervisor.url, **options)
+    else:
+        yield AsyncClient(arguments.url, **options)
+
+
+def run_and_close(embedder: AsyncEmbedder, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine on an event loop, then closes the embedder on the same loop."""
+
+    async def main() -> T:
+        try:
+            return await coroutine
+        finally:
+            await embedder.close()
+
+    return asyncio.run(main())
+
+
+def _print_progress(message: str) -> None:
+    last_line = message.splitlines()[-1] if message else ""
+    print(f"starting  {last_line}", file=sys.stderr, flush=True)
