@@ -1,1 +1,1 @@
-"""Schemas: the fields that requests are parsed by, JSON Schema, OpenAPI and its page."""
+"""Field definitions, JSON Schema builders, the OpenAPI document, and the page at `/docs`."""
