@@ -1,7 +1,6 @@
-"""What is chosen where, with stand-ins for the CPU and for the preparing of a model."""
+"""Engine selection for several CPUs, with a stand-in for model preparation."""
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,63 +8,54 @@ import numpy as np
 import pytest
 
 from serve_app.config import AppConfig, ModelConfig
-from serve_app.errors import ConfigurationError, ModelSourceError, ParityFailed, SpaceMismatch
-from serve_app.model_prep import engine_selection as choice_module
-from serve_app.model_prep.engine_selection import load_engine, select_engine
+from serve_app.engines.cpu_features import CpuFeatures
+from serve_app.errors import ConfigurationError, ModelSourceError, ParityFailed
+from serve_app.model_prep import engine_selection
+from serve_app.model_prep.engine_selection import EngineSelection, load_engine, select_engine
 from serve_app.model_prep.prepared_model import PreparedModel
 from serve_app.models import ModelSpec
 from serve_app.types import Float32, Parity
 
-Cpu = Callable[[str], None]
 HASHING = {"name": "words", "source": "hashing:64"}
+#: A CPU that computes every precision natively, and one that computes fp32 only.
+FULL_CPU = CpuFeatures(frozenset({"avx512f", "avx512_bf16", "avx512_fp16"}))
+FP32_CPU = CpuFeatures(frozenset({"avx512f"}))
 
 
 @pytest.fixture(autouse=True)
-def cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cpu:
-    """Sets what the CPU has; bf16 unless a test says otherwise."""
-    file = tmp_path / "cpuinfo"
-    monkeypatch.setattr(choice_module, "_CPUINFO", file)
+def preparation_errors(monkeypatch: pytest.MonkeyPatch) -> dict[str, ConfigurationError]:
+    """The errors of model preparation, by precision; without one it succeeds at once."""
+    errors: dict[str, ConfigurationError] = {}
 
-    def has(flags: str) -> None:
-        file.write_text(f"model name\t: bf16_avx\nflags\t\t: fpu {flags} sse\n", "utf-8")
-
-    has("avx512_bf16")
-    return has
-
-
-@pytest.fixture(autouse=True)
-def failures(monkeypatch: pytest.MonkeyPatch) -> dict[str, ConfigurationError]:
-    """What preparing fails with, by precision; otherwise it succeeds at once."""
-    failing: dict[str, ConfigurationError] = {}
-
-    def prepared(config: ModelConfig, spec: ModelSpec, precision: str) -> PreparedModel:
-        if precision in failing:
-            raise failing[precision]
+    def prepare(config: ModelConfig, spec: ModelSpec, precision: str) -> PreparedModel:
+        if precision in errors:
+            raise errors[precision]
         return PreparedModel(Path("prepared"), Parity(precision, 50, 0.99995))
 
-    monkeypatch.setattr(choice_module, "prepared", prepared)
-    return failing
+    monkeypatch.setattr(engine_selection, "get_prepared_model", prepare)
+    return errors
 
 
 @pytest.fixture(autouse=True)
 def ranges(monkeypatch: pytest.MonkeyPatch) -> dict[str, Float32 | None]:
-    """A model's ranges, by where they are found: in what was `prepared`, or on their own."""
-    found: dict[str, Float32 | None] = {
+    """The ranges in the folder of a `prepared` model, and those that are `calibrated`."""
+    stored: dict[str, Float32 | None] = {
         "prepared": np.array([[-2], [2]], dtype=np.float32),
-        "alone": np.array([[-3], [3]], dtype=np.float32),
+        "calibrated": np.array([[-3], [3]], dtype=np.float32),
     }
     monkeypatch.setattr(
-        choice_module, "read_quantization_ranges", lambda folder: found[folder.name]
+        engine_selection, "read_quantization_ranges", lambda folder: stored[folder.name]
     )
     monkeypatch.setattr(
-        choice_module, "get_or_build_quantization_ranges", lambda config, spec: found["alone"]
+        engine_selection,
+        "get_or_build_quantization_ranges",
+        lambda config, spec: stored["calibrated"],
     )
-    return found
+    return stored
 
 
-def chosen(**settings: Any) -> tuple[str, str]:
-    config = select_engine(AppConfig(**settings)).config
-    return config.engine, config.precision
+def select(*, cpu: CpuFeatures = FULL_CPU, **settings: Any) -> EngineSelection:
+    return select_engine(AppConfig.model_validate(settings), cpu=cpu)
 
 
 @pytest.mark.parametrize(
@@ -86,16 +76,16 @@ def chosen(**settings: Any) -> tuple[str, str]:
     ],
     ids=str,
 )
-def test_the_best_that_the_configuration_allows_is_taken(
+def test_the_preferred_engine_that_the_configuration_allows_is_selected(
     settings: dict[str, Any], expected: tuple[str, str]
 ) -> None:
-    choice = select_engine(AppConfig.model_validate(settings))
-    assert (choice.config.engine, choice.config.precision) == expected
-    assert choice.spec.space_id.endswith(f"-{expected[1]}")
-    assert choice.refused == ()
-    assert (choice.parity is not None) == (expected[0] == "openvino")
-    assert pickle.loads(pickle.dumps(choice)) == choice
-    assert select_engine(choice.config) == choice  # what is settled stays so
+    selection = select(**settings)
+    assert (selection.config.engine, selection.config.precision) == expected
+    assert selection.spec.space_id.endswith(f"-{expected[1]}")
+    assert selection.rejected == ()
+    assert (selection.parity is not None) == (expected[0] == "openvino")
+    assert pickle.loads(pickle.dumps(selection)) == selection
+    assert select_engine(selection.config, cpu=FULL_CPU) == selection  # idempotent
 
 
 @pytest.mark.parametrize(
@@ -109,83 +99,103 @@ def test_the_best_that_the_configuration_allows_is_taken(
     ],
     ids=str,
 )
-def test_ranges_are_decided_with_the_engine_and_go_to_every_replica(
+def test_ranges_are_part_of_the_selection_and_survive_pickling(
     settings: dict[str, Any], expected: list[list[float]]
 ) -> None:
-    choice = select_engine(AppConfig.model_validate(settings))
-    there = pickle.loads(pickle.dumps(choice)).spec.quantization_ranges
-    assert there.tolist() == expected
-    assert there.dtype == np.float32
+    ranges = pickle.loads(pickle.dumps(select(**settings))).spec.quantization_ranges
+    assert ranges.tolist() == expected
+    assert ranges.dtype == np.float32
 
 
-def test_a_model_without_ranges_is_served_all_the_same(
-    ranges: dict[str, Float32 | None],
-) -> None:
+def test_a_model_without_ranges_is_selected(ranges: dict[str, Float32 | None]) -> None:
     ranges["prepared"] = None
-    choice = select_engine(AppConfig())
-    assert (choice.config.engine, choice.spec.quantization_ranges, choice.refused) == (
-        "openvino",
-        None,
-        (),
-    )
+    selection = select()
+    assert selection.config.engine == "openvino"
+    assert selection.spec.quantization_ranges is None
+    assert selection.rejected == ()
 
 
-@pytest.mark.parametrize(("flags", "precision"), [("amx_bf16", "bf16"), ("avx512f", "fp32")])
-def test_bf16_is_for_cpus_that_have_it(cpu: Cpu, flags: str, precision: str) -> None:
-    cpu(flags)
-    assert chosen() == ("openvino", precision)
+def test_a_cpu_without_bf16_gets_fp32_and_the_reason() -> None:
+    selection = select(cpu=FP32_CPU)
+    assert (selection.config.engine, selection.config.precision) == ("openvino", "fp32")
+    (rejected,) = selection.rejected
+    assert rejected.startswith("openvino at bf16: This CPU can't compute bf16 natively")
 
 
-def test_a_system_that_does_not_tell_of_its_cpu_gets_fp32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"engine": "openvino", "precision": "bf16"},
+        {"engine": "torch", "precision": "bf16"},
+        {"engine": "torch", "precision": "fp16"},
+    ],
+    ids=str,
+)
+def test_a_configured_precision_that_the_cpu_would_emulate_is_an_error(
+    settings: dict[str, Any], preparation_errors: dict[str, ConfigurationError]
 ) -> None:
-    monkeypatch.setattr(choice_module, "_CPUINFO", tmp_path / "none")
-    assert chosen() == ("openvino", "fp32")
+    preparation_errors[settings["precision"]] = ParityFailed("it was prepared all the same")
+    with pytest.raises(ConfigurationError, match=r"natively.*neither.*`precision: fp32`"):
+        select(cpu=FP32_CPU, **settings)
 
 
-def test_what_is_refused_is_told_and_the_next_best_is_taken(
-    failures: dict[str, ConfigurationError],
+def test_a_gpu_needs_no_instruction_sets_of_the_cpu() -> None:
+    selection = select(cpu=CpuFeatures(frozenset()), device="cuda")
+    assert (selection.config.engine, selection.config.precision) == ("torch", "fp16")
+
+
+def test_without_an_explicit_cpu_it_selects_for_this_machines(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    failures["bf16"] = ParityFailed("too far")
-    choice = select_engine(AppConfig())
-    assert (choice.config.engine, choice.config.precision) == ("openvino", "fp32")
-    assert choice.refused == ("openvino at bf16: too far",)
-    failures["fp32"] = ConfigurationError("can't be made")
-    choice = select_engine(AppConfig())
-    assert (choice.config.engine, choice.config.precision) == ("torch", "fp32")
-    assert [refusal.split(":")[0] for refusal in choice.refused] == [
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
+    selection = select_engine(AppConfig())
+    assert selection.config.precision == "fp32"
+
+
+def test_rejected_engines_are_listed_and_the_next_one_is_selected(
+    preparation_errors: dict[str, ConfigurationError],
+) -> None:
+    preparation_errors["bf16"] = ParityFailed("too far")
+    selection = select()
+    assert (selection.config.engine, selection.config.precision) == ("openvino", "fp32")
+    assert selection.rejected == ("openvino at bf16: too far",)
+    preparation_errors["fp32"] = ConfigurationError("can't be converted")
+    selection = select()
+    assert (selection.config.engine, selection.config.precision) == ("torch", "fp32")
+    assert [reason.split(":")[0] for reason in selection.rejected] == [
         "openvino at bf16",
         "openvino at fp32",
     ]
 
 
-def test_what_is_named_is_refused_rather_than_replaced(
-    cpu: Cpu, failures: dict[str, ConfigurationError]
+def test_a_configured_engine_is_never_replaced(
+    preparation_errors: dict[str, ConfigurationError],
 ) -> None:
-    failures["fp32"] = ParityFailed("too far")
+    preparation_errors["fp32"] = ParityFailed("too far")
     with pytest.raises(ParityFailed, match="too far"):
-        select_engine(AppConfig(engine="openvino", precision="fp32"))
-    cpu("avx512f")
-    for engine in ("auto", "openvino"):
-        with pytest.raises(ConfigurationError, match="AVX512-BF16 or AMX only"):
-            select_engine(AppConfig.model_validate({"engine": engine, "precision": "bf16"}))
-    with pytest.raises(ConfigurationError, match=r"No engine .* neither.* too far"):
-        select_engine(AppConfig(engine="openvino"))
+        select(engine="openvino", precision="fp32")
+    with pytest.raises(ConfigurationError, match=r"No configured engine .* neither.* too far"):
+        select(engine="openvino", cpu=FP32_CPU)
 
 
-def test_a_model_that_is_not_there_is_no_reason_for_another_engine() -> None:
+def test_a_missing_model_is_not_an_engines_fault() -> None:
     with pytest.raises(ModelSourceError, match=r"no `modules.json`"):
-        select_engine(AppConfig(model=ModelConfig(name="m", source="path:/nowhere")))
+        select(model={"name": "m", "source": "path:/nowhere"})
 
 
-def test_a_replica_on_a_cpu_without_bf16_does_not_start(cpu: Cpu) -> None:
-    choice = select_engine(AppConfig())
-    cpu("avx512f")
-    with pytest.raises(SpaceMismatch, match=r"Name a precision .* `precision: fp32`"):
-        load_engine(choice, threads=1)
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_a_replica_whose_cpu_would_emulate_the_precision_does_not_start(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selection = select(engine=engine, precision="bf16")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
+    with pytest.raises(ConfigurationError, match=r"bf16 natively.*`precision: fp32`"):
+        load_engine(selection, threads=1)
 
 
-def test_the_chosen_engine_is_the_one_that_is_loaded() -> None:
-    engine = load_engine(select_engine(AppConfig.model_validate({"model": HASHING})), threads=1)
+def test_the_selected_engine_is_loaded() -> None:
+    engine = load_engine(select(model=HASHING), threads=1)
     assert (engine.info.engine, engine.dim, engine.streams) == ("hashing", 64, 1)
     assert engine.info.parity is None

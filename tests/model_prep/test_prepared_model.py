@@ -1,65 +1,68 @@
-"""Prepared models on disk: found again, and refused when their vectors are wrong."""
-
-import shutil
 from pathlib import Path
 
 import pytest
 
 from serve_app.config import ModelConfig
 from serve_app.errors import ConfigurationError, ParityFailed
-from serve_app.model_prep import artifact_cache
 from serve_app.model_prep.artifact_cache import BuildStep, write_manifest
-from serve_app.model_prep.prepared_model import prepared, write_parity
+from serve_app.model_prep.prepared_model import get_prepared_model, write_parity
 from serve_app.types import Parity
 from tests.fakes import SPEC
 
 CONFIG = ModelConfig(name="org/fake", source="path:/nowhere")
-COSINE = [1.0]  # what the stand-in's gate measures
 
 
-@pytest.fixture
-def makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Stands in for the conversion; where it was asked to put the model."""
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made: list[Path] = []
+    return tmp_path / "embedserve"
 
-    def make(folder: Path, recipe: BuildStep) -> None:
-        made.append(folder)
-        assert recipe.arguments == (CONFIG.model_dump_json(), "fp32")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        write_parity(folder, Parity("fp32", 50, COSINE[0]))
+
+class Builder:
+    """Stands in for the conversion: writes a parity only, and counts."""
+
+    def __init__(self, cosine_min: float) -> None:
+        self.cosine_min = cosine_min
+        self.builds = 0
+
+    def __call__(self, step: BuildStep, folder: Path) -> None:
+        assert step.arguments == (CONFIG.model_dump_json(), "fp32")
+        self.builds += 1
+        write_parity(folder, Parity("fp32", 50, self.cosine_min))
         write_manifest(folder)
 
-    monkeypatch.setattr(artifact_cache, "_make", make)
-    COSINE[0] = 1.0
-    return made
 
-
-def test_it_is_kept_by_space_with_what_the_gate_measured(makes: list[Path]) -> None:
-    first = prepared(CONFIG, SPEC, "fp32")
-    assert first == prepared(CONFIG, SPEC, "fp32")
-    assert len(makes) == 1
+def test_a_model_is_prepared_once_per_space_with_its_parity() -> None:
+    build = Builder(1.0)
+    first = get_prepared_model(CONFIG, SPEC, "fp32", build=build)
+    assert first == get_prepared_model(CONFIG, SPEC, "fp32", build=build)
+    assert build.builds == 1
     assert first.folder.name.startswith(SPEC.space_id)
     assert first.parity == Parity("fp32", 50, 1.0)
 
 
 @pytest.mark.parametrize("cosine", [0.9, float("nan")])
-def test_wrong_vectors_are_refused_every_time(makes: list[Path], cosine: float) -> None:
-    COSINE[0] = cosine
+def test_a_model_without_parity_is_rejected_every_time(cosine: float) -> None:
+    build = Builder(cosine)
     for _ in range(2):
         with pytest.raises(ParityFailed, match=f"cosine {cosine:.6f} .* `engine: torch`"):
-            prepared(CONFIG, SPEC, "fp32")
-    assert len(makes) == 1
+            get_prepared_model(CONFIG, SPEC, "fp32", build=build)
+    assert build.builds == 1
 
 
-def test_a_model_that_cannot_be_converted_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_a_model_that_cannot_be_converted_says_why(cache: Path) -> None:
     with pytest.raises(
-        ConfigurationError, match="Making the prepared model of org/fake failed"
-    ) as failed:
-        prepared(CONFIG, SPEC, "fp32")
-    assert "/nowhere" not in str(failed.value)
-    assert not list((tmp_path / "embedserve" / "prepared").glob("making-*"))
+        ConfigurationError, match="Building the prepared model of org/fake failed"
+    ) as raised:
+        get_prepared_model(CONFIG, SPEC, "fp32")
+    assert "/nowhere" not in str(raised.value)
+    assert [path.suffix for path in (cache / "prepared").iterdir()] == [".lock"]
+
+
+def test_a_precision_that_the_cpu_would_emulate_is_not_prepared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also by `python -m serve_app.model_prep.openvino_export`, before it reads the model."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
+    with pytest.raises(ConfigurationError, match=r"bf16 natively.*`precision: fp32`"):
+        get_prepared_model(CONFIG, SPEC, "bf16")
