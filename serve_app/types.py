@@ -74,7 +74,7 @@ class TokenVectorsJob:
 
 
 class _TokenizerJob:
-    """A job for the tokenizer alone, which has neither lanes nor a cache."""
+    """A job that only the tokenizer runs, without lanes or a cache."""
 
     __slots__ = ()
 
@@ -114,7 +114,7 @@ class DecodeJob(_TokenizerJob):
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """Several jobs in one request; it succeeds or fails as a whole."""
+    """Several jobs in one request; if one of them fails, all do."""
 
     jobs: tuple[EmbedJob, ...]
 

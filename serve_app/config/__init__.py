@@ -39,7 +39,8 @@ USER_CONFIGS: dict[str, type[Section]] = {
 }
 #: Location in the YAML file → the class of the section.
 SECTIONS: dict[str, type[Section]] = {
-    section.location: section for section in (AppConfig, *USER_CONFIGS.values())
+    AppConfig.location: AppConfig,
+    **{section.location: section for section in USER_CONFIGS.values()},
 }
 
 

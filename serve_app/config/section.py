@@ -1,9 +1,10 @@
 """The base class of all settings: strict, immutable, with errors that never contain a value."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from serve_app.errors import ConfigurationError
 
@@ -17,7 +18,7 @@ class Section(BaseModel):
     # A password or an API key may stand in the wrong field, so errors never quote the input.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    #: Where the section stands in the YAML file; only for sections that Ray hands over as a whole.
+    #: Location of the section in the YAML file; empty for sections inside others.
     location: ClassVar[str] = ""
     #: Former field name → current name.
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -48,14 +49,24 @@ class Section(BaseModel):
         return values
 
 
-def describe_errors(error: ValidationError) -> str:
-    """Returns what a validation error says, in one line: the path of each field and its fault."""
+def describe_errors(error: ValidationError, known: Container[str] | None = None) -> str:
+    """Returns what a validation error says, in one line: the path of each field and its fault.
+
+    Args:
+        error: an error of a section.
+        known: the field names that the text may contain, if a secret may stand in place of a name;
+            others are replaced by `?`. None: all.
+    """
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(_describe(detail["type"], detail["loc"], detail["msg"]) for detail in details)
+    return "; ".join(_describe(detail, known) for detail in details)
 
 
-def _describe(kind: str, path: tuple[int | str, ...], message: str) -> str:
-    if kind == "extra_forbidden":
-        message = "there is no such setting"
-    message = message.removeprefix("Value error, ")
-    return f"{'.'.join(map(str, path))}: {message}" if path else message
+def _describe(detail: ErrorDetails, known: Container[str] | None) -> str:
+    path = ".".join(
+        str(part) if known is None or isinstance(part, int) or part in known else "?"
+        for part in detail["loc"]
+    )
+    if detail["type"] == "extra_forbidden":
+        return f"{path}: there is no such setting"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}" if path else message

@@ -12,7 +12,7 @@ from tests.engines import reference
 
 @pytest.fixture(scope="module")
 def vectors() -> Float32:
-    return reference.vectors(120)
+    return reference.reference_vectors(120)
 
 
 @pytest.fixture(scope="module")

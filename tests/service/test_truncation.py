@@ -84,7 +84,7 @@ def with_special_tokens(inner: Sequence[int]) -> tuple[int, ...]:
 
 SIZE = LIMIT - len(HEAD) - len(TAIL)
 SHORT, LONG = "abc", "abcdefghijklmnopq"
-words = st.text("abcdefgh", min_size=1, max_size=40)
+letters = st.text("abcdefgh", min_size=1, max_size=40)
 
 
 @pytest.mark.parametrize("truncation", ["start", "end", "chunk", "error"])
@@ -99,13 +99,15 @@ async def test_a_text_within_the_limit_is_unchanged(truncation: Truncation) -> N
 
 
 @pytest.mark.parametrize(
-    ("truncation", "kept"),
+    ("truncation", "remaining"),
     [("start", LONG[-SIZE:]), ("end", LONG[:SIZE]), ("error", LONG[:SIZE])],
 )
-async def test_a_truncated_text_keeps_its_special_tokens(truncation: Truncation, kept: str) -> None:
+async def test_a_truncated_text_keeps_its_special_tokens(
+    truncation: Truncation, remaining: str
+) -> None:
     backend = FakeBackend()
     result = await truncator(backend).embed(TextGroup((SHORT, LONG)), truncation)
-    cut = with_special_tokens(ids_of(kept, 1))
+    cut = with_special_tokens(ids_of(remaining, 1))
     assert backend.groups[0].texts == (SHORT, cut)
     assert result.tokens.tolist() == [len(SHORT) + 3, LIMIT]
     assert result.truncated.tolist() == [False, True]
@@ -214,7 +216,7 @@ def mean_of_parts(text: str, prompt: str, width: int) -> Float32:
     return (total / np.linalg.norm(total)).astype("f4")
 
 
-@given(st.lists(words, min_size=1, max_size=5), st.text("xyz", max_size=5), st.integers(1, 3))
+@given(st.lists(letters, min_size=1, max_size=5), st.text("xyz", max_size=5), st.integers(1, 3))
 async def test_chunk_is_the_weighted_mean_at_unit_length(
     texts: list[str], prompt: str, width: int
 ) -> None:
@@ -226,7 +228,7 @@ async def test_chunk_is_the_weighted_mean_at_unit_length(
     assert not result.truncated.any()
 
 
-@given(words, st.text("xyz", max_size=5), st.integers(1, 3), st.integers(LIMIT - 1, LIMIT + 2))
+@given(letters, st.text("xyz", max_size=5), st.integers(1, 3), st.integers(LIMIT - 1, LIMIT + 2))
 async def test_chunks_contain_each_token_once_within_the_limit(
     text: str, prompt: str, width: int, max_tokens: int
 ) -> None:
@@ -242,7 +244,7 @@ async def test_chunks_contain_each_token_once_within_the_limit(
     assert all(len(part) <= min(max_tokens, LIMIT) for part in chunks.parts)
 
 
-@given(words, st.text("xyz", max_size=5), st.integers(1, 3))
+@given(letters, st.text("xyz", max_size=5), st.integers(1, 3))
 async def test_truncation_at_the_start_keeps_the_end(text: str, prompt: str, width: int) -> None:
     (chunks,) = await truncator(FakeBackend(width)).plan(TextGroup((text,), prompt), "start")
     tokens = ids_of(prompt + text, width)
@@ -252,8 +254,8 @@ async def test_truncation_at_the_start_keeps_the_end(text: str, prompt: str, wid
     (part,) = chunks.parts
     assert len(part) == LIMIT
     prompt_tokens = len(prompt) // width
-    kept = LIMIT - len(HEAD) - len(TAIL) - prompt_tokens
-    assert part == with_special_tokens([*tokens[:prompt_tokens], *tokens[-kept:]])
+    remaining = LIMIT - len(HEAD) - len(TAIL) - prompt_tokens
+    assert part == with_special_tokens([*tokens[:prompt_tokens], *tokens[-remaining:]])
 
 
 async def test_the_group_keeps_its_other_options() -> None:
