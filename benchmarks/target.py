@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
-from embedserve_client import AsyncClient, Client, EmbedError, Retry
+from embedserve_client import AsyncClient, Client, EmbedError
 from serve_app.types import Float32
 
 from .client import HttpClient, LoadClient
@@ -150,7 +150,7 @@ class ClientTarget:
 
 class _AsyncClientAdapter:
     def __init__(self, address: str, max_connections: int) -> None:
-        self._client = AsyncClient(address, retry=Retry(attempts=0))
+        self._client = AsyncClient(address, max_retries=0)
         self._semaphore = asyncio.Semaphore(max_connections)
 
     async def send(self, texts: list[str]) -> str | None:

@@ -2,16 +2,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.benchmarks.server import Server, running
+from tests.benchmarks.fake_server import FakeServer, running_server
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with running() as started:
-        yield started
+def server() -> Iterator[FakeServer]:
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture
-def other() -> Iterator[Server]:
-    with running() as started:
-        yield started
+def other_server() -> Iterator[FakeServer]:
+    with running_server() as server:
+        yield server

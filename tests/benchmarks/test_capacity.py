@@ -1,20 +1,48 @@
+from pathlib import Path
+
 import pytest
 
-from benchmarks.capacity import bisect
+from benchmarks.capacity import highest_passing_rate, replica_capacity
+from benchmarks.load import Plan
+from benchmarks.peers.base import Peer
+from benchmarks.workloads import WORKLOADS
 
 
 @pytest.mark.parametrize("limit", [3.0, 19.0, 21.0, 777.0, 12_345.0])
-def test_finds_the_highest_rate_from_above_and_below(limit: float) -> None:
+def test_the_highest_passing_rate_is_found_from_above_and_below(limit: float) -> None:
     tried: list[float] = []
 
-    def keeps(rate: float) -> bool:
+    def passes(rate: float) -> bool:
         tried.append(rate)
         return rate <= limit
 
-    found = bisect(keeps, first=20)
-    assert found <= limit <= found * 1.05
+    rate = highest_passing_rate(passes, first_rate=20)
+    assert rate <= limit <= rate * 1.05
     assert len(tried) <= 20
 
 
-def test_a_server_that_keeps_it_at_no_rate_is_given_up() -> None:
-    assert bisect(lambda rate: False, first=20) == 0
+def test_the_search_ends_if_no_rate_passes() -> None:
+    assert highest_passing_rate(lambda rate: False, first_rate=20) == 0
+
+
+def test_replica_capacity_starts_the_configuration_with_one_replica(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    replica_counts: list[int] = []
+
+    def make_peer(name: str, title: str, replicas: int, config: Path) -> Peer:
+        replica_counts.append(replicas)
+        program = ["-m", "tests.benchmarks.fake_server"]
+        return Peer(name, title, lambda p: [p.python, *program, str(p.port), "20"])
+
+    status = replica_capacity(
+        Path("serve_config.yaml"),
+        WORKLOADS["query"],
+        Plan(duration_s=1.0, warmup_s=0.2, connections=64),
+        slo_p99_ms=150,
+        target_rate=None,
+        make_peer=make_peer,
+    )
+    assert status == 0
+    assert replica_counts == [1]
+    assert "One replica keeps p99 at or below 150 ms up to" in capsys.readouterr().out

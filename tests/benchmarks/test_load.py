@@ -1,4 +1,4 @@
-"""The generator against servers whose behaviour is known."""
+"""The load generator against servers of known behavior."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from itertools import repeat
 
 import pytest
 
-from benchmarks.load import Answer, Outcome, Plan, Pulse, run
+from benchmarks.load import Outcome, Plan, Progress, Sample, run_load
 from benchmarks.target import HttpTarget
 from benchmarks.workloads import WORKLOADS
 
@@ -17,171 +17,172 @@ Handler = Callable[[bytes], Awaitable[bytes]]
 
 
 @asynccontextmanager
-async def server(answer: Handler) -> AsyncIterator[HttpTarget]:
-    """A server that reads one request at a time and answers what it is told to."""
-
-    handlers: set[asyncio.Task[None] | None] = set()
+async def serving(handler: Handler) -> AsyncIterator[HttpTarget]:
+    """A server whose responses `handler` returns, one request at a time for each connection."""
+    tasks: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        handlers.add(asyncio.current_task())
+        tasks.add(asyncio.current_task())
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                writer.write(await answer(await reader.readexactly(length)))
+                writer.write(await handler(await reader.readexactly(length)))
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.close()
 
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    host, port = listening.sockets[0].getsockname()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
     yield HttpTarget(f"http://{host}:{port}")
-    listening.close()
-    for handler in filter(None, handlers):
-        handler.cancel()
-    await asyncio.wait(filter(None, handlers))
+    server.close()
+    for task in filter(None, tasks):
+        task.cancel()
+    await asyncio.wait(filter(None, tasks))
     await asyncio.sleep(0)
 
 
-def texts() -> Iterator[list[str]]:
+def requests() -> Iterator[list[str]]:
     return repeat(["a", "b"])
 
 
-async def at_once(body: bytes) -> bytes:
+async def respond_at_once(body: bytes) -> bytes:
     return OK
 
 
-async def test_counts_answers_texts_and_rates() -> None:
-    async with server(at_once) as target:
-        outcome = await run(target, texts(), Plan(0.3, warmup_s=0.1, connections=2))
-    figures = outcome.summary()
-    assert figures["answered"] == len(outcome.latencies) > 10
-    assert figures["texts_per_s"] == pytest.approx(2 * outcome.requests_per_s, abs=0.01)
-    assert figures["tokens_per_s"] == pytest.approx(6 * outcome.requests_per_s, abs=1)  # CLS, SEP
-    assert figures["failed"] == {}
+async def test_the_summary_counts_requests_texts_and_tokens() -> None:
+    async with serving(respond_at_once) as target:
+        outcome = await run_load(target, requests(), Plan(0.3, warmup_s=0.1, connections=2))
+    metrics = outcome.summary()
+    assert metrics["answered"] == len(outcome.latencies_s) > 10
+    assert metrics["texts_per_s"] == pytest.approx(2 * outcome.requests_per_s, abs=0.01)
+    assert metrics["tokens_per_s"] == pytest.approx(6 * outcome.requests_per_s, abs=1)  # CLS, SEP
+    assert metrics["failed"] == {}
 
 
 async def test_an_open_loop_keeps_its_rate() -> None:
-    async with server(at_once) as target:
-        outcome = await run(target, texts(), Plan(2.0, warmup_s=0.2, rate=200))
-    assert len(outcome.lags) == len(outcome.latencies)
-    assert len(outcome.latencies) == pytest.approx(400, abs=80)  # Poisson: 20 is one sigma
+    async with serving(respond_at_once) as target:
+        outcome = await run_load(target, requests(), Plan(2.0, warmup_s=0.2, rate=200))
+    assert len(outcome.lags_s) == len(outcome.latencies_s)
+    assert len(outcome.latencies_s) == pytest.approx(400, abs=80)  # Poisson: 20 is one sigma
 
 
-async def test_a_request_counts_by_the_part_that_lies_in_the_time() -> None:
-    """Two clients, half a second for each answer: four a second, however short the time."""
+async def test_a_request_counts_with_its_part_in_the_measured_interval() -> None:
+    """Two clients and responses after half a second: 4 requests/s in an interval of any length."""
 
-    async def slowly(body: bytes) -> bytes:
+    async def respond_slowly(body: bytes) -> bytes:
         await asyncio.sleep(0.5)
         return OK
 
-    async with server(slowly) as target:
-        outcome = await run(target, texts(), Plan(0.7, warmup_s=0.3, connections=2))
+    async with serving(respond_slowly) as target:
+        outcome = await run_load(target, requests(), Plan(0.7, warmup_s=0.3, connections=2))
     assert outcome.requests_per_s == pytest.approx(4, rel=0.1)
-    assert sum(answer.share for answer in outcome.answers) < len(outcome.answers)
+    assert sum(sample.weight for sample in outcome.samples) < len(outcome.samples)
 
 
-async def test_what_is_answered_late_took_that_long() -> None:
-    """Forty a second for a second, on a server that does twenty: two seconds' work."""
-    one_at_a_time = asyncio.Lock()
+async def test_late_responses_lower_the_throughput() -> None:
+    """40 requests/s for a second take a server that handles 20 requests/s two seconds."""
+    lock = asyncio.Lock()
 
-    async def slowly(body: bytes) -> bytes:
-        async with one_at_a_time:
+    async def respond_slowly(body: bytes) -> bytes:
+        async with lock:
             await asyncio.sleep(0.05)
         return OK
 
-    async with server(slowly) as target:
-        outcome = await run(target, texts(), Plan(1.0, warmup_s=0, rate=40, connections=64))
+    async with serving(respond_slowly) as target:
+        outcome = await run_load(target, requests(), Plan(1.0, warmup_s=0, rate=40, connections=64))
     assert outcome.requests_per_s == pytest.approx(20, rel=0.15)
 
 
-async def test_a_rate_that_climbs_sends_three_quarters_in_its_second_half() -> None:
-    begin = time.perf_counter()
+async def test_a_ramp_sends_three_quarters_in_its_second_half() -> None:
+    start = time.perf_counter()
     arrivals: list[float] = []
 
-    async def notes(body: bytes) -> bytes:
-        arrivals.append(time.perf_counter() - begin)
+    async def record_arrival(body: bytes) -> bytes:
+        arrivals.append(time.perf_counter() - start)
         return OK
 
-    async with server(notes) as target:
+    async with serving(record_arrival) as target:
         ramp = Plan(2.0, warmup_s=0, rate=200, shape=WORKLOADS["ramp"].shape)
-        await run(target, texts(), ramp)
+        await run_load(target, requests(), ramp)
     assert len(arrivals) == pytest.approx(400, abs=80)
     late = sum(1 for arrival in arrivals if arrival > 1.0)
     assert late / len(arrivals) == pytest.approx(0.75, abs=0.08)
 
 
-async def test_it_tells_how_it_goes() -> None:
-    pulses: list[Pulse] = []
-    async with server(at_once) as target:
-        await run(target, texts(), Plan(2.1, warmup_s=0, rate=50), pulses.append)
-    assert [round(pulse.gone_s) for pulse in pulses] == [1, 2]
-    assert pulses[1].requests_per_s == pytest.approx(50, abs=25)
-    assert 0 < pulses[1].p50_ms <= pulses[1].p99_ms
-    assert pulses[1].failed == 0
+async def test_progress_is_reported_every_second() -> None:
+    reports: list[Progress] = []
+    async with serving(respond_at_once) as target:
+        await run_load(target, requests(), Plan(2.1, warmup_s=0, rate=50), reports.append)
+    assert [round(progress.elapsed_s) for progress in reports] == [1, 2]
+    assert reports[1].requests_per_s == pytest.approx(50, abs=25)
+    assert 0 < reports[1].p50_ms <= reports[1].p99_ms
+    assert reports[1].failed == 0
 
 
-async def test_a_stall_is_seen_by_every_request_that_was_due_in_it() -> None:
-    """At a steady rate over 4 s, a stall of 1 s meets a quarter of all requests.
+async def test_a_stall_delays_every_request_that_was_due_during_it() -> None:
+    """A stall of 1 s delays a quarter of the requests of 4 s.
 
-    Those wait from 0 to 1 s, evenly; so a quarter of the way down from the slowest is 0 s, and
-    the slowest of a hundred wait for (25 - 1) / 25 of the stall: p99 is 0.96 s. A closed loop
-    would have had one slow request on each connection and a p99 near zero.
+    Their delays are uniform between 0 and 1 s, so the slowest percent waits for at least
+    (25 - 1) / 25 of the stall: p99 is 0.96 s. A closed loop would have one slow request on each
+    connection, and a p99 near zero.
     """
     stall_at = time.perf_counter() + 1.5
     stalled_until = stall_at + 1.0
 
-    async def stalls(body: bytes) -> bytes:
+    async def stall(body: bytes) -> bytes:
         now = time.perf_counter()
         if stall_at <= now < stalled_until:
             await asyncio.sleep(stalled_until - now)
         return OK
 
-    async with server(stalls) as target:
-        open_loop = await run(target, texts(), Plan(4.0, warmup_s=0.2, rate=250, connections=8))
+    async with serving(stall) as target:
+        open_loop = await run_load(
+            target, requests(), Plan(4.0, warmup_s=0.2, rate=250, connections=8)
+        )
     p99_s = float(open_loop.summary()["p99_ms"]) / 1000  # type: ignore[arg-type]
     assert p99_s == pytest.approx(0.96, abs=0.1)
-    stalled = sum(1 for latency in open_loop.latencies if latency > 0.05)
-    assert stalled / len(open_loop.latencies) == pytest.approx(0.95 / 4, abs=0.06)
+    delayed = sum(1 for latency_s in open_loop.latencies_s if latency_s > 0.05)
+    assert delayed / len(open_loop.latencies_s) == pytest.approx(0.95 / 4, abs=0.06)
 
 
-async def test_refusals_and_broken_connections_are_counted_not_timed() -> None:
-    replies = iter([b"HTTP/1.1 429 Too Many\r\ncontent-length: 0\r\n\r\n", b"nonsense\r\n\r\n"])
+async def test_errors_count_as_failures_and_have_no_latency() -> None:
+    responses = iter([b"HTTP/1.1 429 Too Many\r\ncontent-length: 0\r\n\r\n", b"nonsense\r\n\r\n"])
 
-    async def refuses(body: bytes) -> bytes:
-        return next(replies, OK)
+    async def fail_twice(body: bytes) -> bytes:
+        return next(responses, OK)
 
-    async with server(refuses) as target:
-        outcome = await run(target, texts(), Plan(0.3, warmup_s=0, connections=1))
+    async with serving(fail_twice) as target:
+        outcome = await run_load(target, requests(), Plan(0.3, warmup_s=0, connections=1))
     assert outcome.failures == {"429": 1, "ConnectionError": 1}
-    assert outcome.latencies
+    assert outcome.latencies_s
 
 
-async def test_a_server_that_never_answers_times_out() -> None:
-    async def never(body: bytes) -> bytes:
+async def test_requests_time_out() -> None:
+    async def never_respond(body: bytes) -> bytes:
         await asyncio.sleep(60)
         return OK
 
-    async with server(never) as target:
+    async with serving(never_respond) as target:
         plan = Plan(0.2, warmup_s=0, rate=20, timeout_s=0.1)
-        outcome = await run(target, texts(), plan)
+        outcome = await run_load(target, requests(), plan)
     assert set(outcome.failures) == {"timeout"}
-    assert outcome.latencies == []
+    assert outcome.latencies_s == []
 
 
-async def test_nobody_listening_is_a_failure_not_a_crash() -> None:
+async def test_a_refused_connection_is_a_failure() -> None:
     plan = Plan(0.1, warmup_s=0, connections=1)
-    outcome = await run(HttpTarget("http://127.0.0.1:9"), texts(), plan)
+    outcome = await run_load(HttpTarget("http://127.0.0.1:9"), requests(), plan)
     assert set(outcome.failures) == {"ConnectionRefusedError"}
 
 
-ONE = Answer(["a"], 0.1, 1.0)
+SAMPLE = Sample(["a"], 0.1, 1.0)
 
 
-def test_a_generator_that_is_itself_too_slow_says_so() -> None:
-    calm = Outcome([ONE], lags=[0.0] * 100, seconds=1, cpu_share=0.5)
-    assert not calm.generator_is_the_limit()
-    assert Outcome([ONE], lags=[0.02] * 100, seconds=1).generator_is_the_limit()
-    assert Outcome([ONE], seconds=1, cpu_share=0.95).generator_is_the_limit()
+def test_a_slow_generator_is_detected() -> None:
+    idle = Outcome([SAMPLE], lags_s=[0.0] * 100, duration_s=1, cpu_share=0.5)
+    assert not idle.generator_is_the_limit()
+    assert Outcome([SAMPLE], lags_s=[0.02] * 100, duration_s=1).generator_is_the_limit()
+    assert Outcome([SAMPLE], duration_s=1, cpu_share=0.95).generator_is_the_limit()

@@ -1,5 +1,7 @@
-"""The suite on peers that answer at once."""
+"""The suite with fake peers."""
 
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,51 +9,62 @@ import orjson
 import psutil
 import pytest
 
-from benchmarks import suite as suite_module
-from benchmarks.experiments import FULL, QUICK, Experiment, Pace, Point, experiments
-from benchmarks.peers.base import Peer, PeerFailed
-from benchmarks.peers.server import Server
-from benchmarks.report.figures import Record
-from benchmarks.suite import Suite
-from benchmarks.workloads import WORKLOADS
+from benchmarks.experiments import FULL, QUICK, Experiment, LoadPoint, Schedule, experiments
+from benchmarks.peers.base import Peer, PeerError
+from benchmarks.peers.server import ServerProcess
+from benchmarks.record import Record
+from benchmarks.suite import Suite, busy_cores
+from benchmarks.workloads import WORKLOADS, Workload
 
 QUERY = WORKLOADS["query"]
 
 
-def server(name: str, *arguments: str) -> Peer:
-    program = ["-m", "tests.benchmarks.server"]
-    return Peer(name, name.title(), lambda at: [at.python, *program, str(at.port), *arguments])
+def server_peer(name: str, *arguments: str) -> Peer:
+    program = ["-m", "tests.benchmarks.fake_server"]
+    return Peer(name, name.title(), lambda p: [p.python, *program, str(p.port), *arguments])
 
 
-LIBRARY = Peer("library", "Library", lambda at: [at.python, "-m", "tests.benchmarks.library"])
-FAST, SLOW = server("fast"), server("slow", "30")
+def library_peer(*arguments: str) -> Peer:
+    program = ["-m", "tests.benchmarks.fake_library"]
+    return Peer("library", "Library", lambda p: [p.python, *program, *arguments])
 
 
-@pytest.fixture(autouse=True)
-def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite_module, "LIBRARIES", (LIBRARY,))
+LIBRARY = library_peer()
+FAST, SLOW = server_peer("fast"), server_peer("slow", "30")
 
 
-@pytest.fixture(autouse=True)
-def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One test looks for a second whether this machine has time; the others know it."""
-    if request.function is not test_peers_take_turns_and_each_run_is_one_record:
-        monkeypatch.setattr(suite_module, "_busy_cores", lambda: 0.0)
+def short_schedule(rounds: int = 1) -> Schedule:
+    return Schedule(rounds=rounds, seconds=0.3, warmup_s=0.1)
 
 
-def pace(rounds: int = 1) -> Pace:
-    return Pace(rounds=rounds, seconds=0.3, warmup_s=0.1)
+def closed_loop_point(connections: int, x: float, workload: Workload = QUERY) -> LoadPoint:
+    return LoadPoint(workload, short_schedule().closed_loop(connections), x)
 
 
-def run(tmp_path: Path, experiment: Experiment, rounds: int = 1) -> list[Record]:
+def run_suite(
+    tmp_path: Path, experiment: Experiment, rounds: int = 1, **options: Any
+) -> list[Record]:
     file = tmp_path / "records.jsonl"
-    Suite(pace(rounds), [experiment], file).run()
+    options = {"libraries": [LIBRARY], "busy_cores": lambda: 0.0, **options}
+    Suite(short_schedule(rounds), [experiment], file, **options).run()
     return [orjson.loads(row) for row in file.read_bytes().splitlines()]
 
 
-def test_peers_take_turns_and_each_run_is_one_record(tmp_path: Path) -> None:
-    points = [Point(QUERY, pace().closed(2), 2), Point(QUERY, pace().closed(4), 4)]
-    records = run(tmp_path, Experiment("server", [FAST, SLOW], points), rounds=2)
+def observed_workload(observe: Callable[[], object]) -> Workload:
+    """A workload that calls `observe` when its load starts."""
+
+    def stream(rng: random.Random) -> Iterator[list[str]]:
+        observe()
+        yield from QUERY.stream(rng)
+
+    return Workload("observed", "queries", stream)
+
+
+def test_peers_alternate_and_each_run_is_one_record(tmp_path: Path) -> None:
+    experiment = Experiment(
+        "server", [FAST, SLOW], [closed_loop_point(2, 2), closed_loop_point(4, 4)]
+    )
+    records = run_suite(tmp_path, experiment, rounds=2, busy_cores=busy_cores)
     assert [(r["round"], r["x"], r["peer"]) for r in records] == [
         *((0, 2, "fast"), (0, 2, "slow"), (0, 4, "fast"), (0, 4, "slow")),
         *((1, 2, "slow"), (1, 2, "fast"), (1, 4, "slow"), (1, 4, "fast")),
@@ -66,112 +79,98 @@ def test_peers_take_turns_and_each_run_is_one_record(tmp_path: Path) -> None:
     assert records[0]["texts_per_s"] > records[1]["texts_per_s"]
 
 
-def test_peers_of_one_point_are_asked_the_same_and_other_points_something_else(
-    tmp_path: Path,
-) -> None:
-    points = [Point(QUERY, pace().closed(2), 2), Point(QUERY, pace().closed(2), 3)]
-    records = run(tmp_path, Experiment("server", [FAST, SLOW], points), rounds=2)
-    seeds = [r["seed"] for r in records]
+def test_peers_of_a_point_get_the_same_texts_and_other_points_get_others(tmp_path: Path) -> None:
+    experiment = Experiment(
+        "server", [FAST, SLOW], [closed_loop_point(2, 2), closed_loop_point(2, 3)]
+    )
+    seeds = [r["seed"] for r in run_suite(tmp_path, experiment, rounds=2)]
     assert seeds[0::2] == seeds[1::2]
     assert len(set(seeds)) == 4
 
 
-def test_who_serves_other_vectors_or_is_not_there_is_left_out(tmp_path: Path) -> None:
-    absent = Peer("absent", "Absent", lambda at: [], missing=lambda: "no `absent` on the PATH")
-    broken = Peer("broken", "Broken", lambda at: [at.python, "-c", "raise SystemExit('sorry')"])
-    peers = [server("wrong", "0", "another model"), absent, broken, FAST]
-    records = run(tmp_path, Experiment("server", peers, [Point(QUERY, pace().closed(1), 1)]))
-    why = {r["peer"]: r["why"] for r in records if r["experiment"] == "left out"}
-    assert set(why) == {"wrong", "absent", "broken"}
-    assert "not the model's: cosine" in why["wrong"]
-    assert why["absent"] == "no `absent` on the PATH"
-    assert "sorry" in why["broken"]
+def test_a_peer_that_cannot_be_measured_is_recorded_with_the_reason(tmp_path: Path) -> None:
+    absent = Peer("absent", "Absent", lambda p: [], unavailable_reason=lambda: "no `absent`")
+    broken = Peer("broken", "Broken", lambda p: [p.python, "-c", "raise SystemExit('sorry')"])
+    wrong = server_peer("wrong", "0", "another model")
+    experiment = Experiment("server", [wrong, absent, broken, FAST], [closed_loop_point(1, 1)])
+    records = run_suite(tmp_path, experiment)
+    reasons = {r["peer"]: r["why"] for r in records if r["experiment"] == "left out"}
+    assert set(reasons) == {"wrong", "absent", "broken"}
+    assert "not the model's: the minimum cosine is" in reasons["wrong"]
+    assert reasons["absent"] == "no `absent`"
+    assert "sorry" in reasons["broken"]
     assert [r["peer"] for r in records if r["experiment"] == "server"] == ["fast"]
 
 
-def test_who_is_left_out_does_not_run_beside_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_peer_that_cannot_be_measured_is_stopped_before_the_others_run(tmp_path: Path) -> None:
+    wrong = server_peer("wrong", "0", "another model")
+    servers: list[ServerProcess] = []
     running: list[bool] = []
-    wrong = server("wrong", "0", "another model")
-    started: list[Server] = []
 
-    def start(peer: Peer) -> Server:
-        started.append(Server(peer))
-        return started[-1]
+    def start_server(peer: Peer) -> ServerProcess:
+        servers.append(ServerProcess(peer))
+        return servers[-1]
 
-    def measured(*asked: object) -> str:
-        running.extend(psutil.pid_exists(s.pid) for s in started if s.peer is wrong)
-        return ""
+    def observe() -> None:
+        running.extend(psutil.pid_exists(s.pid) for s in servers if s.peer is wrong)
 
-    monkeypatch.setattr(suite_module, "Server", start)
-    monkeypatch.setattr(suite_module, "figures_line", measured)
-    run(tmp_path, Experiment("server", [wrong, FAST], [Point(QUERY, pace().closed(1), 1)]))
+    point = closed_loop_point(1, 1, observed_workload(observe))
+    run_suite(tmp_path, Experiment("server", [wrong, FAST], [point]), start_server=start_server)
     assert running == [False]
 
 
-def test_only_the_one_under_load_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, str]] = []
-    under_load = suite_module._under_load
+def test_all_servers_but_the_one_under_load_are_suspended(tmp_path: Path) -> None:
+    servers: list[ServerProcess] = []
+    statuses: list[dict[str, str]] = []
 
-    def watched(*asked: Any) -> dict[str, Any]:
-        seen.append({r.peer.name: psutil.Process(r.pid).status() for r in started})
-        return under_load(*asked)
+    def start_server(peer: Peer) -> ServerProcess:
+        servers.append(ServerProcess(peer))
+        return servers[-1]
 
-    started: list[Server] = []
+    def observe() -> None:
+        statuses.append({s.peer.name: psutil.Process(s.pid).status() for s in servers})
 
-    def start(peer: Peer) -> Server:
-        started.append(Server(peer))
-        return started[-1]
-
-    monkeypatch.setattr(suite_module, "Server", start)
-    monkeypatch.setattr(suite_module, "_under_load", watched)
-    run(tmp_path, Experiment("server", [FAST, SLOW], [Point(QUERY, pace().closed(1), 1)]))
-    for status, runs, waits in zip(seen, ("fast", "slow"), ("slow", "fast"), strict=True):
-        assert status[waits] == psutil.STATUS_STOPPED
-        assert status[runs] != psutil.STATUS_STOPPED
-    assert not any(psutil.pid_exists(server.pid) for server in started)
+    point = closed_loop_point(1, 1, observed_workload(observe))
+    run_suite(tmp_path, Experiment("server", [FAST, SLOW], [point]), start_server=start_server)
+    for status, loaded, idle in zip(statuses, ("fast", "slow"), ("slow", "fast"), strict=True):
+        assert status[idle] == psutil.STATUS_STOPPED
+        assert status[loaded] != psutil.STATUS_STOPPED
+    assert not any(psutil.pid_exists(server.pid) for server in servers)
 
 
-def test_a_peer_that_is_swamped_is_spared_higher_rates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(suite_module, "_BORNE_P99_MS", 250.0)
-    swamped = server("swamped", "300")  # no answer of it is sooner
-    points = [Point(QUERY, pace().open(rate), rate) for rate in (40, 60, 80)]
-    records = run(tmp_path, Experiment("latency", [FAST, swamped], points, climbs=True), rounds=2)
-    asked = [(r["round"], r["x"]) for r in records if r["peer"] == "fast"]
-    assert asked == [(turn, rate) for turn in (0, 1) for rate in (40, 60, 80)]
-    assert [(r["round"], r["x"]) for r in records if r["peer"] == "swamped"] == [(0, 40), (1, 40)]
+def test_a_saturated_peer_skips_higher_rates(tmp_path: Path) -> None:
+    slow = server_peer("saturated", "300")  # slower than the limit at every rate
+    points = [LoadPoint(QUERY, short_schedule().open_loop(rate), rate) for rate in (40, 60, 80)]
+    experiment = Experiment("latency", [FAST, slow], points, increasing_rate=True)
+    records = run_suite(tmp_path, experiment, rounds=2, saturation_p99_ms=250.0)
+    measured = [(r["peer"], r["round"], r["x"]) for r in records]
+    assert [m[1:] for m in measured if m[0] == "fast"] == [
+        (turn, rate) for turn in (0, 1) for rate in (40, 60, 80)
+    ]
+    assert [m[1:] for m in measured if m[0] == "saturated"] == [(0, 40), (1, 40)]
 
 
-def test_queries_beside_bulk(tmp_path: Path) -> None:
-    point = Point(QUERY, pace().open(30), 2, bulk=2)
-    (record,) = run(tmp_path, Experiment("bulk", [FAST], [point]))
+def test_queries_during_bulk_load(tmp_path: Path) -> None:
+    point = LoadPoint(QUERY, short_schedule().open_loop(30), 2, bulk=2)
+    (record,) = run_suite(tmp_path, Experiment("bulk", [FAST], [point]))
     assert record["bulk_texts_per_s"] > 0
     assert record["rate"] == 30
 
 
-def test_a_library_is_measured_by_its_own_time(tmp_path: Path) -> None:
-    point = Point(QUERY, pace().closed(1), 0)
-    (record,) = run(tmp_path, Experiment("library", [LIBRARY], [point]))
+def test_a_library_is_measured_by_the_time_inside_it(tmp_path: Path) -> None:
+    (record,) = run_suite(tmp_path, Experiment("library", [LIBRARY], [closed_loop_point(1, 0)]))
     assert 0 < record["texts_per_s"] <= 256 / 0.01
     assert "p50_ms" not in record
 
 
-def test_without_the_reference_nothing_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dies = Peer(
-        "library", "Library", lambda at: [at.python, "-m", "tests.benchmarks.library", "dies"]
-    )
-    monkeypatch.setattr(suite_module, "LIBRARIES", (dies,))
-    with pytest.raises(PeerFailed, match="no vector can be checked"):
-        run(tmp_path, Experiment("server", [FAST], [Point(QUERY, pace().closed(1), 1)]))
+def test_without_the_reference_library_the_suite_fails(tmp_path: Path) -> None:
+    experiment = Experiment("server", [FAST], [closed_loop_point(1, 1)])
+    with pytest.raises(PeerError, match="no vectors can be checked"):
+        run_suite(tmp_path, experiment, libraries=[library_peer("fail")])
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_every_experiment_meets_enough_peers(quick: bool) -> None:
+def test_the_planned_experiments(quick: bool) -> None:
     planned = {e.name: e for e in experiments(QUICK if quick else FULL, quick=quick)}
     assert set(planned) == {
         *("floor", "library", "length", "server", "latency"),

@@ -1,9 +1,9 @@
 from benchmarks.tokens import count_tokens
 
 
-def test_counts_each_request_with_the_special_tokens_of_each_text() -> None:
+def test_requests_are_counted_with_the_special_tokens_of_each_text() -> None:
     assert count_tokens([["hello", "hello world"], [], ["hello"]]) == [3 + 4, 0, 3]
 
 
-def test_what_the_model_cuts_is_not_counted() -> None:
+def test_truncated_tokens_are_not_counted() -> None:
     assert count_tokens([["hello " * 1000]]) == [256]

@@ -1,22 +1,23 @@
 import numpy as np
 import pytest
 
-from benchmarks.peers.base import Peer, PeerFailed
-from benchmarks.peers.in_process import Worker
+from benchmarks.peers.base import Peer, PeerError
+from benchmarks.peers.in_process import LibraryProcess
 from tests.fakes import fake_vector
 
-LIBRARY = "tests.benchmarks.library"
+LIBRARY = "tests.benchmarks.fake_library"
 
 
-def test_it_times_the_library_alone() -> None:
-    with Worker(Peer("fake", "Fake", lambda at: [at.python, "-m", LIBRARY])) as worker:
-        worker.wait_until_ready()
-        assert worker.encode(["a"] * 5) >= 0.01
+def test_a_library_returns_its_time_and_its_vectors() -> None:
+    peer = Peer("fake", "Fake", lambda p: [p.python, "-m", LIBRARY])
+    with LibraryProcess(peer) as library:
+        library.wait_until_ready()
+        assert library.time_embedding(["a"] * 5) >= 0.01
         expected = np.stack([fake_vector("ä"), fake_vector("b\n")])
-        assert np.array_equal(worker.vectors(["ä", "b\n"]), expected)
+        assert np.array_equal(library.embed(["ä", "b\n"]), expected)
 
 
-def test_one_that_ends_says_why() -> None:
-    peer = Peer("fake", "Fake", lambda at: [at.python, "-m", LIBRARY, "dies"])
-    with Worker(peer) as worker, pytest.raises(PeerFailed, match="no such model"):
-        worker.wait_until_ready()
+def test_the_error_of_a_process_that_ends_is_reported() -> None:
+    peer = Peer("fake", "Fake", lambda p: [p.python, "-m", LIBRARY, "fail"])
+    with LibraryProcess(peer) as library, pytest.raises(PeerError, match="no such model"):
+        library.wait_until_ready()

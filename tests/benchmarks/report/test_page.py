@@ -1,21 +1,21 @@
-"""The page from the records that are kept, and what it would say of others."""
+"""The report from the saved records, and from modified ones."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.report.figures import Figures
-from benchmarks.report.page import put_into, readme_table, report
-from benchmarks.report.publish import newest
+from benchmarks.report.page import readme_table, report_page, update_readme
+from benchmarks.report.publish import newest_records
+from benchmarks.report.results import SuiteResults
 
-RECORDS = newest()
+RECORDS = newest_records()
 assert RECORDS is not None
-FIGURES = Figures.read(RECORDS)
+RESULTS = SuiteResults.read(RECORDS)
 
 
-def scaled(peer: str, factor: float) -> Figures:
-    """The same run, had one peer been so many times as fast."""
-    records = [dict(record) for record in FIGURES.records]
+def scaled_results(peer: str, factor: float) -> SuiteResults:
+    """The same results with one peer so many times as fast."""
+    records = [dict(record) for record in RESULTS.records]
     for record in records:
         if record["peer"] == peer:
             for key in record:
@@ -23,46 +23,48 @@ def scaled(peer: str, factor: float) -> Figures:
                     record[key] *= factor
                 elif key.startswith("p") and key.endswith("_ms"):
                     record[key] /= factor
-    return Figures(records)
+    return SuiteResults(records)
 
 
-def against_the_best(figures: Figures) -> str:
-    return report(figures, []).split("## EmbedServe against the best")[1].split("##")[0]
+def best_peer_rows(results: SuiteResults) -> list[str]:
+    heading = "## EmbedServe against the best other peer"
+    return report_page(results, []).split(heading)[1].split("##")[0].splitlines()
 
 
-def test_it_says_where_we_are_behind() -> None:
-    slower, faster = scaled("embedserve", 0.001), scaled("embedserve", 1000)
-    rows = [r for r in against_the_best(slower).splitlines() if "one client" in r or "32 c" in r]
+def test_the_report_marks_where_embedserve_is_behind() -> None:
+    slower, faster = scaled_results("embedserve", 0.001), scaled_results("embedserve", 1000)
+    rows = [row for row in best_peer_rows(slower) if "one client" in row or "32 c" in row]
     assert len(rows) == 2
     assert all("**behind**" in row for row in rows)
-    rows = [row for row in against_the_best(faster).splitlines() if "the model alone" not in row]
+    rows = [row for row in best_peer_rows(faster) if "in process" not in row]
+    assert len(rows) > 5
     assert not any("**behind**" in row for row in rows)
 
 
 def test_every_server_is_in_every_table() -> None:
-    page = report(FIGURES, [])
-    for peer in FIGURES.peers("server"):
-        assert page.count(f"| {FIGURES.titles[peer]} |") >= 1
-        assert FIGURES.titles[peer] in readme_table(FIGURES)
-    assert len(FIGURES.peers("server")) >= 5
+    page = report_page(RESULTS, [])
+    for peer in RESULTS.peers("server"):
+        assert page.count(f"| {RESULTS.titles[peer]} |") >= 1
+        assert RESULTS.titles[peer] in readme_table(RESULTS)
+    assert len(RESULTS.peers("server")) >= 5
 
 
-def test_who_was_left_out_is_told() -> None:
-    left_out = {"experiment": "left out", "peer": "other", "why": "a long story\nthe reason"}
-    page = report(Figures([*FIGURES.records, left_out]), [])
+def test_the_report_lists_peers_that_were_not_measured() -> None:
+    unavailable = {"experiment": "left out", "peer": "other", "why": "a traceback\nthe reason"}
+    page = report_page(SuiteResults([*RESULTS.records, unavailable]), [])
     assert "- other: the reason" in page.split("## Not measured")[1]
 
 
-def test_a_readme_without_a_place_for_the_table_is_left_alone(tmp_path: Path) -> None:
+def test_a_readme_without_markers_is_not_changed(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("# A project\n")
-    with pytest.raises(ValueError, match="no place for the table"):
-        put_into(readme, "a table\n")
+    with pytest.raises(ValueError, match="lacks the markers"):
+        update_readme(readme, "a table\n")
     assert readme.read_text() == "# A project\n"
 
 
-def test_the_table_goes_between_the_marks_and_nowhere_else(tmp_path: Path) -> None:
+def test_the_table_replaces_the_text_between_the_markers(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n")
-    put_into(readme, "new\n")
+    update_readme(readme, "new\n")
     assert readme.read_text() == "before\n<!-- benchmark -->\nnew\n<!-- /benchmark -->\nafter\n"

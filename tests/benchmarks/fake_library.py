@@ -1,11 +1,11 @@
-"""A library to measure: `python -m tests.benchmarks.library [dies]`."""
+"""A library peer: `python -m tests.benchmarks.fake_library [fail]`."""
 
 import sys
 import time
 
 import numpy as np
 
-from benchmarks.peers.in_process import answer
+from benchmarks.peers.in_process import serve_requests
 from serve_app.types import Float32
 from tests.fakes import fake_vector
 
@@ -16,6 +16,6 @@ def encode(texts: list[str]) -> Float32:
 
 
 if __name__ == "__main__":
-    if "dies" in sys.argv:
+    if "fail" in sys.argv:
         sys.exit("no such model")
-    answer(encode)
+    serve_requests(encode)

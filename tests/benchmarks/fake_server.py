@@ -1,7 +1,7 @@
-"""A server to put load on: plain, threaded, and as slow as a test wants it.
+"""A threaded HTTP server with a configurable delay.
 
-As a program: `python -m tests.benchmarks.server PORT [MILLISECONDS] [SALT]`; with a salt its
-vectors are those of another model.
+As a program: `python -m tests.benchmarks.fake_server PORT [DELAY_MS] [SALT]`. With a salt it
+returns the vectors of another model.
 """
 
 import sys
@@ -17,21 +17,21 @@ import orjson
 from tests.fakes import fake_vector
 
 
-class Server:
-    """Answers in every dialect, one request at a time, each in `takes_s`."""
+class FakeServer:
+    """Answers in every dialect, one request at a time, each after `delay_s`."""
 
     def __init__(self) -> None:
         self.url = ""
-        self.takes_s = 0.0
+        self.delay_s = 0.0
         self.salt = ""
-        self.refuses = False
-        self.asked: list[tuple[str, Any]] = []
-        self.one_at_a_time = threading.Lock()
+        self.status = 200
+        self.requests: list[tuple[str, Any]] = []
+        self._lock = threading.Lock()
 
-    def answer(self, path: str, body: Any) -> bytes:
-        self.asked.append((path, body))
-        with self.one_at_a_time:
-            time.sleep(self.takes_s)
+    def respond(self, path: str, body: Any) -> bytes:
+        self.requests.append((path, body))
+        with self._lock:
+            time.sleep(self.delay_s)
         texts = body.get("input", body.get("inputs"))
         vectors = [fake_vector(self.salt + text).tolist() for text in texts]
         if path == "/embed":
@@ -39,15 +39,15 @@ class Server:
         return orjson.dumps({"data": [{"embedding": vector} for vector in vectors]})
 
 
-def listen(server: Server, port: int) -> ThreadingHTTPServer:
+def listen(server: FakeServer, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # head and body in one packet, or each waits for an acknowledgement
+        wbufsize = -1  # head and body in one packet: two would wait for delayed acknowledgements
 
         def do_POST(self) -> None:
             body = orjson.loads(self.rfile.read(int(self.headers["content-length"])))
-            content = server.answer(self.path, body)
-            self.send_response(429 if server.refuses else 200)
+            content = server.respond(self.path, body)
+            self.send_response(server.status)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -61,8 +61,8 @@ def listen(server: Server, port: int) -> ThreadingHTTPServer:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
-    server = Server()
+def running_server() -> Iterator[FakeServer]:
+    server = FakeServer()
     with listen(server, 0) as http:
         thread = threading.Thread(target=http.serve_forever)
         thread.start()
@@ -72,10 +72,10 @@ def running() -> Iterator[Server]:
 
 
 if __name__ == "__main__":
-    port, *rest = sys.argv[1:]
-    takes_ms, salt = (*rest, *("0", "")[len(rest) :])
-    alone = Server()
-    alone.takes_s = float(takes_ms) / 1000
-    alone.salt = salt
-    with listen(alone, int(port)) as listening:
-        listening.serve_forever()
+    port, *optional = sys.argv[1:]
+    delay_ms, salt = (*optional, *("0", "")[len(optional) :])
+    server = FakeServer()
+    server.delay_s = float(delay_ms) / 1000
+    server.salt = salt
+    with listen(server, int(port)) as http:
+        http.serve_forever()
