@@ -1,9 +1,10 @@
-"""What requests are called, through the whole application."""
+"""Response headers: their values, and the trace context in every reply of the application."""
 
 import logging
 from collections.abc import Iterator
 from typing import cast
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -11,25 +12,25 @@ from serve_app.config import IngressSettings
 from serve_app.errors import EmbedServeError
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
-from serve_app.web.headers import trace
+from serve_app.web.response_headers import cache_summary, index_ranges, trace_headers
 from tests.fakes import SPEC, FakeBackend
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @pytest.fixture
-def lookup() -> FakeBackend:
+def backend() -> FakeBackend:
     return FakeBackend()
 
 
 @pytest.fixture
-def client(lookup: FakeBackend) -> Iterator[TestClient]:
-    app = create_app(EmbedService(SPEC, lookup, IngressSettings()))
+def client(backend: FakeBackend) -> Iterator[TestClient]:
+    app = create_app(EmbedService(SPEC, backend, IngressSettings()))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
-ASKS = [
+REQUESTS = [
     ("POST", "/v1/embeddings", b'{"input": "a"}', 200),
     ("POST", "/embed", b'{"inputs": 1}', 422),
     ("POST", "/tokenize", b'{"inputs": "a"}', 200),
@@ -42,8 +43,8 @@ ASKS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "body", "status"), ASKS)
-def test_every_reply_names_its_request(
+@pytest.mark.parametrize(("method", "path", "body", "status"), REQUESTS)
+def test_every_reply_echoes_the_traceparent(
     client: TestClient, method: str, path: str, body: bytes, status: int
 ) -> None:
     headers = {"content-type": "application/json"}
@@ -55,8 +56,8 @@ def test_every_reply_names_its_request(
 
 
 @pytest.mark.parametrize("parent", [PARENT, "cc" + PARENT[2:], "cc" + PARENT[2:] + "-more"])
-def test_a_traces_context_comes_back(parent: str) -> None:
-    assert trace({"traceparent": parent})["traceparent"] == parent
+def test_a_valid_traceparent_is_echoed(parent: str) -> None:
+    assert trace_headers({"traceparent": parent}) == {"traceparent": parent}
 
 
 @pytest.mark.parametrize(
@@ -73,24 +74,38 @@ def test_a_traces_context_comes_back(parent: str) -> None:
         " " + PARENT,
     ],
 )
-def test_what_is_no_traces_context_does_not(parent: str) -> None:
-    assert "traceparent" not in trace({"traceparent": parent})
+def test_a_malformed_traceparent_is_dropped(parent: str) -> None:
+    assert trace_headers({"traceparent": parent}) == {}
 
 
-def test_a_repeated_header_is_one_list(client: TestClient, lookup: FakeBackend) -> None:
-    headers = [("cache-control", "no-store"), ("cache-control", "no-transform")]
-    assert client.post("/v1/embeddings", json={"input": "a"}, headers=headers).is_success
-    assert [group.use_cache for group in lookup.groups] == [False]
-
-
-def test_the_log_names_the_request_that_failed_by_surprise(
-    client: TestClient, lookup: FakeBackend, caplog: pytest.LogCaptureFixture
+def test_the_log_of_an_unexpected_error_has_the_request_id(
+    client: TestClient, backend: FakeBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lookup.error = cast(EmbedServeError, ZeroDivisionError("secret"))
+    backend.error = cast(EmbedServeError, ZeroDivisionError("secret"))
     with caplog.at_level(logging.ERROR, "serve_app.web.handler"):
-        own = client.post("/embed", json={"inputs": "a"}, headers={"x-request-id": "r-1"})
-    assert own.status_code == 500
-    assert "secret" not in own.text
-    told = [record.getMessage() for record in caplog.records]
-    assert "r-1" in told[0]
+        reply = client.post("/embed", json={"inputs": "a"}, headers={"x-request-id": "r-1"})
+    assert reply.status_code == 500
+    assert "secret" not in reply.text
+    assert "r-1" in caplog.records[0].getMessage()
     assert all(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("tiers", "value"),
+    [
+        ([0, 0], "hits=0; misses=2"),
+        ([1, 0, 1, 1], "hits=3; misses=1; tier=l1"),
+        ([2], "hits=1; misses=0; tier=l2"),
+        ([2, 1], "hits=2; misses=0; tier=l1,l2"),
+    ],
+)
+def test_the_cache_summary(tiers: list[int], value: str) -> None:
+    assert cache_summary(np.array(tiers, dtype=np.uint8)) == value
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranges"),
+    [([], ""), ([0, 0], ""), ([1], "0"), ([1, 1, 0, 1], "0-1,3"), ([0, 1, 1, 1], "1-3")],
+)
+def test_index_ranges(flags: list[bool], ranges: str) -> None:
+    assert index_ranges(flags) == ranges
