@@ -102,7 +102,7 @@ class TokenizeJob(_TokenizerJob):
 class DecodeJob(_TokenizerJob):
     """A request to decode token ids to texts."""
 
-    rows: tuple[tuple[int, ...], ...]
+    token_ids: tuple[tuple[int, ...], ...]
     skip_special_tokens: bool = True
     model: str | None = None
 
@@ -159,7 +159,7 @@ class EmbedResult:
 
     model: str
     vectors: Float32  #: shape (n, dimensions)
-    tokens: Int32  #: shape (n,); tokens of each text after truncation, special tokens included
+    token_counts: Int32  #: shape (n,); after truncation, special tokens included
     truncated: Bool  #: shape (n,); True where the text was over the token limit
     tiers: UInt8  #: shape (n,); the `Tier` of each text
     timings: Timings = NO_TIMINGS
@@ -169,7 +169,7 @@ class EmbedResult:
     @property
     def total_tokens(self) -> int:
         """Tokens of all texts."""
-        return sum(self.tokens.tolist())
+        return sum(self.token_counts.tolist())
 
     @property
     def billed_tokens(self) -> int:
@@ -179,7 +179,7 @@ class EmbedResult:
     @property
     def cached_tokens(self) -> int:
         """Tokens of the texts whose vectors came from the cache."""
-        pairs = zip(self.tokens.tolist(), self.tiers.tolist(), strict=True)
+        pairs = zip(self.token_counts.tolist(), self.tiers.tolist(), strict=True)
         return sum(tokens for tokens, tier in pairs if tier)
 
 
@@ -203,7 +203,7 @@ class VectorRow(NamedTuple):
     """The vector of one text, with its metadata: a row of `Vectors`."""
 
     vector: Float32  #: shape (dim,)
-    tokens: int
+    token_count: int
     truncated: bool
     tier: Tier
 
@@ -213,7 +213,7 @@ class Vectors:
     """Vectors of a `TextGroup`, in the order of its texts and with all dimensions."""
 
     values: Float32  #: shape (n, dim)
-    tokens: Int32  #: shape (n,)
+    token_counts: Int32  #: shape (n,)
     truncated: Bool  #: shape (n,)
     tiers: UInt8  #: shape (n,); the `Tier` of each text
     timings: Timings = NO_TIMINGS
@@ -234,7 +234,7 @@ class Vectors:
         """Returns one row per text; the vectors are views of `values`."""
         tiers = map(Tier, self.tiers.tolist())
         return list(
-            map(VectorRow, self.values, self.tokens.tolist(), self.truncated.tolist(), tiers)
+            map(VectorRow, self.values, self.token_counts.tolist(), self.truncated.tolist(), tiers)
         )
 
     @property

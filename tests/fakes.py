@@ -60,6 +60,35 @@ def _check_ids(rows: Iterable[Input]) -> None:
             raise InvalidRequest("Not all token ids are in the vocabulary.", "texts")
 
 
+class FakeTokenizer:
+    """One token for each character, whose id is its code point; -1 is in no vocabulary."""
+
+    def encode(self, texts: Sequence[Input]) -> list[TokenIds]:
+        if (-1,) in texts:
+            raise InvalidRequest("no token", "texts")
+        limit, read = SPEC.max_tokens, map(as_text, texts)
+        return [TokenIds([ord(c) for c in text[:limit]], len(text) > limit) for text in read]
+
+    def tokenize(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Tokenization]:
+        special = [_END] if add_special_tokens else []
+        return [
+            Tokenization(
+                [*map(ord, text), *special],
+                [*text, *("</s>" for _ in special)],
+                [*(False for _ in text), *(True for _ in special)],
+                [*((i, i + 1) for i in range(len(text))), *((0, 0) for _ in special)],
+            )
+            for text in texts
+        ]
+
+    def decode(
+        self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool
+    ) -> list[str]:
+        if any(i < 0 for row in rows for i in row):
+            raise InvalidRequest("no token", "ids")
+        return [as_text(tuple(i for i in row if i or not skip_special_tokens)) for row in rows]
+
+
 class FakeEngine:
     """One token for each character; vectors as `fake_vector`, those of a
     token as of its character. Records every batch it is given.
@@ -76,6 +105,7 @@ class FakeEngine:
     streams = 1
 
     def __init__(self) -> None:
+        self.tokenizer = FakeTokenizer()
         self.batches: list[list[str]] = []
         self.memory_tokens = 1 << 30
         self._open = threading.Event()
@@ -86,28 +116,6 @@ class FakeEngine:
 
     def release(self) -> None:
         self._open.set()
-
-    def tokenize(self, texts: Sequence[Input]) -> list[TokenIds]:
-        if (-1,) in texts:
-            raise InvalidRequest("no token", "texts")
-        limit, read = SPEC.max_tokens, map(as_text, texts)
-        return [TokenIds([ord(c) for c in text[:limit]], len(text) > limit) for text in read]
-
-    def spell(self, texts: Sequence[str], *, special: bool) -> list[Tokenization]:
-        return [
-            Tokenization(
-                [*map(ord, text), *([_END] if special else ())],
-                [*text, *(["</s>"] if special else ())],
-                [*(False for _ in text), *([True] if special else ())],
-                [*((i, i + 1) for i in range(len(text))), *([(0, 0)] if special else ())],
-            )
-            for text in texts
-        ]
-
-    def decode(self, rows: Sequence[Sequence[int]], *, skip_special: bool) -> list[str]:
-        if any(i < 0 for row in rows for i in row):
-            raise InvalidRequest("no token", "ids")
-        return [as_text(tuple(i for i in row if i or not skip_special)) for row in rows]
 
     def embed(self, batch: Sequence[TokenIds]) -> Float32:
         texts = self._run(batch)
@@ -162,7 +170,7 @@ class FakeBackend:
                     for given, text in zip(group.texts, cut, strict=True)
                 ]
             ),
-            tokens=np.array([len(text) for text in cut], dtype=np.int32),
+            token_counts=np.array([len(text) for text in cut], dtype=np.int32),
             truncated=np.array([len(text) > SPEC.max_tokens for text in group.texts]),
             tiers=np.array(self.tiers or [Tier.COMPUTED] * len(group.texts), dtype=np.uint8),
         )
@@ -172,8 +180,11 @@ class FakeBackend:
             raise self.error
         return FakeEngine.info
 
-    async def spell(self, texts: tuple[str, ...], special: bool) -> list[Tokenization]:
+    async def tokenize(
+        self, texts: tuple[str, ...], add_special_tokens: bool
+    ) -> list[Tokenization]:
         await self._work()
+        special = add_special_tokens
         framed = [f"[{text}]" if special else text for text in texts]
         return [
             Tokenization(
@@ -185,11 +196,13 @@ class FakeBackend:
             for text in framed
         ]
 
-    async def decode(self, rows: tuple[tuple[int, ...], ...], skip_special: bool) -> list[str]:
+    async def decode(
+        self, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+    ) -> list[str]:
         _check_ids(rows)
         await self._work()
         texts = [as_text(row) for row in rows]
-        return [text.strip("[]") if skip_special else text for text in texts]
+        return [text.strip("[]") if skip_special_tokens else text for text in texts]
 
     async def embed_tokens(self, group: TextGroup) -> list[TokenVectors]:
         self.groups.append(group)

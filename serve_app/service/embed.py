@@ -168,7 +168,12 @@ class EmbedService:
         vectors = truncate_dimensions(result.values, job.dimensions)
         if job.normalize and not self.spec.unit_length:  # a second division would change bits
             vectors = normalize(vectors)
-        tokens, truncated, tiers, raw = result.tokens, result.truncated, result.tiers, result.values
+        tokens, truncated, tiers, raw = (
+            result.token_counts,
+            result.truncated,
+            result.tiers,
+            result.values,
+        )
         if len(rows) < len(order):
             vectors, tokens, raw = vectors[order], tokens[order], raw[order]
             truncated, tiers = truncated[order], tiers[order]
@@ -241,8 +246,8 @@ class EmbedService:
 
     async def _decode(self, job: DecodeJob) -> TokenizerResult[str]:
         self._check_model(job.model)
-        validate_inputs(job.rows, self.settings)
-        return TokenizerResult(await self._backend.decode(job.rows, job.skip_special_tokens))
+        validate_inputs(job.token_ids, self.settings)
+        return TokenizerResult(await self._backend.decode(job.token_ids, job.skip_special_tokens))
 
     def _decode_token_ids(self, job: EmbedJob) -> EmbedJob:
         """Returns the job with texts in place of token ids of an OpenAI encoding."""

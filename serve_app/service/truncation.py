@@ -137,7 +137,7 @@ def _mean(rows: Sequence[VectorRow], chunks: Chunks) -> VectorRow:
     computed = any(row.tier == Tier.COMPUTED for row in rows)
     return VectorRow(
         (mean / (np.linalg.norm(mean) or 1.0)).astype(np.float32),
-        sum(row.tokens for row in rows),
+        sum(row.token_count for row in rows),
         chunks.truncated,
         Tier.COMPUTED if computed else max(row.tier for row in rows),
     )

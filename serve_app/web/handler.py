@@ -1,4 +1,7 @@
-"""The one road from a request to its reply, or to an error in the words of its dialect."""
+"""Request handling: **request** → admission → body → endpoint → job → result → **response**.
+
+An error becomes a response in the format of the request's dialect.
+"""
 
 import logging
 import time
@@ -25,12 +28,24 @@ from serve_app.errors import (
 )
 from serve_app.metrics import CACHED_TEXTS, REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
 from serve_app.service.embed import EmbedService
-from serve_app.types import EmbedResult, Tier
-from serve_app.web import headers
+from serve_app.types import BatchResult, EmbedResult, Tier
 from serve_app.web.admission import Admission
-from serve_app.web.dialects import openai
-from serve_app.web.endpoint import Endpoint, ErrorRenderer, ViewRoute
-from serve_app.web.limits import Gate, read_body
+from serve_app.web.dialect import (
+    Dialect,
+    DialectEndpoint,
+    DialectView,
+    all_views,
+    endpoints_by_path,
+)
+from serve_app.web.limits import ConcurrencyLimiter, read_body
+from serve_app.web.request_headers import apply_request_headers, decode_headers
+from serve_app.web.response_headers import (
+    STAGES,
+    raw_vector_headers,
+    result_headers,
+    trace_headers,
+    truncation_headers,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,176 +53,184 @@ _NGINX_CLIENT_CLOSED_REQUEST = 499
 _JSON, _RAW = "application/json", "application/octet-stream"
 
 
-class _Answer(NamedTuple):
-    """What is sent when all went well."""
+class _Reply(NamedTuple):
+    """A response without the headers that every response has."""
 
     body: bytes
     headers: Mapping[str, str]
-    media_type: str = _JSON
+    media_type: str | None = _JSON
     status: int = 200
 
 
 class RequestHandler:
-    """Takes requests through; each step is the service's, the dialect's or the admission's own."""
+    """Handles the requests of all dialects for one service."""
 
     def __init__(
-        self,
-        service: EmbedService,
-        admission: Admission,
-        endpoints: Mapping[str, Sequence[Endpoint]],
-        views: Sequence[ViewRoute] = (),
+        self, service: EmbedService, admission: Admission, dialects: Sequence[Dialect]
     ) -> None:
+        """Binds the routes of the dialects to a service.
+
+        Args:
+            service: computes results.
+            admission: checks API keys and their limits.
+            dialects: the first one renders the errors of unknown paths.
+        """
         self._service = service
         self._admission = admission
-        self._gate = Gate()
+        self._limiter = ConcurrencyLimiter()
         self._space = service.spec.space_id
-        self.endpoints = endpoints
-        #: How a path refuses before it is known what of it is asked.
-        self._refuses = {view.path: view.render_error for view in views}
-        self._refuses |= {path: found[0].render_error for path, found in endpoints.items()}
+        self.endpoints = endpoints_by_path(dialects)
+        self.views = all_views(dialects)
+        self._default_dialect = dialects[0]
+        #: Renders the errors that occur before the body selects an endpoint.
+        self._path_dialects = {
+            **{view.path: dialect for dialect, view in self.views},
+            **{path: candidates[0].dialect for path, candidates in self.endpoints.items()},
+        }
 
-    async def answer(self, request: Request, candidates: Sequence[Endpoint]) -> Response:
-        """Answers a request with a body, in the dialect that it is of."""
-        given = headers.read(request.headers.raw)
+    async def handle(self, request: Request, candidates: Sequence[DialectEndpoint]) -> Response:
+        """Responds to a request with a body, from the candidate that the body selects."""
+        headers = decode_headers(request.headers.raw)
         try:
-            with self._gate.entered(self._service.settings.max_concurrent_requests):
-                answer = await self._answer(request, given, candidates)
+            with self._limiter.slot(self._service.settings.max_concurrent_requests):
+                reply = await self._run(request, headers, candidates)
         except EmbedServeError as error:
-            reply = self._refuse(request, error)
-            self._service.meter.add(REQUESTS, 1, str(reply.status_code))
-            return reply
+            response = self._error_response(request, error)
+            self._service.meter.add(REQUESTS, 1, str(response.status_code))
+            return response
         except ClientDisconnect:
             raise
-        except Exception:  # a bug, answered by `unknown_error`
+        except Exception:  # `handle_unexpected_error` responds
             self._service.meter.add(REQUESTS, 1, "500")
             raise
-        return self._send(given, answer)
+        return self._response(headers, reply)
 
-    async def _answer(
-        self, request: Request, given: Mapping[str, str], candidates: Sequence[Endpoint]
-    ) -> _Answer:
+    async def _run(
+        self,
+        request: Request,
+        headers: Mapping[str, str],
+        candidates: Sequence[DialectEndpoint],
+    ) -> _Reply:
         started = time.perf_counter()
         settings = self._service.settings
-        key = self._admission.identify(given)
-        _require_json(given)
+        key = self._admission.identify(headers)
+        _require_json(headers)
         body = await read_body(
             request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
-        fields = _fields(body)
-        endpoint = request.state.endpoint = _chosen(candidates, fields)
-        call = endpoint.parse(fields, self._service.spec)
-        job = headers.apply_request_headers(call.job, given)
-        result, told = await self._admission.run(key, job)
+        fields = _parse_object(body)
+        request.state.dialect, endpoint = _select_endpoint(candidates, fields)
+        parsed = endpoint.parse(fields, self._service.spec)
+        job = apply_request_headers(parsed.job, headers)
+        result, rate_limit_headers = await self._admission.run(key, job)
         if not isinstance(result, EmbedResult):
-            content = call.render(result)
-            embedded = [one for one in result if isinstance(one, EmbedResult)]
-            self._count(embedded, time.perf_counter() - started)
-            return _Answer(content, {**headers.of_cut(result), **told})
-        raw = call.has_vectors and _RAW in given.get("accept", "")
-        content = result.vectors.astype("<f4").tobytes() if raw else call.render(result)
+            content = parsed.render(result)
+            embedded = result if isinstance(result, BatchResult) else ()
+            self._record(embedded, time.perf_counter() - started)
+            return _Reply(content, {**truncation_headers(result.truncated), **rate_limit_headers})
+        raw = parsed.has_vectors and _RAW in headers.get("accept", "")
+        content = result.vectors.astype("<f4").tobytes() if raw else parsed.render(result)
         total_s = time.perf_counter() - started
-        self._count([result], total_s)
-        about = headers.of_result(result, total_s)
-        about.update(endpoint.headers(result, total_s))
-        about.update(told)
+        self._record([result], total_s)
+        reply_headers = result_headers(result, total_s)
+        reply_headers.update(endpoint.headers(result, total_s))
+        reply_headers.update(rate_limit_headers)
         if raw:
-            about.update(headers.of_raw(result))
-        return _Answer(content, about, _RAW if raw else _JSON)
+            reply_headers.update(raw_vector_headers(result))
+        return _Reply(content, reply_headers, _RAW if raw else _JSON)
 
-    def _count(self, results: Sequence[EmbedResult], total_s: float) -> None:
+    def _record(self, results: Sequence[EmbedResult], total_s: float) -> None:
+        """Adds a successful request to the metrics."""
         meter = self._service.meter
         meter.add(REQUESTS, 1, "200")
-        meter.add(STAGE_SECONDS, total_s, headers.STAGES[-1])
+        meter.add(STAGE_SECONDS, total_s, STAGES[-1])
         for result in results:
-            n = len(result.tokens)
+            n = len(result.token_counts)
             meter.add(TEXTS, n)
             meter.add(CACHED_TEXTS, n - result.tiers.tolist().count(Tier.COMPUTED))
             meter.add(TOKENS, result.total_tokens)
-            for stage, seconds in zip(headers.STAGES, result.timings, strict=False):
+            for stage, seconds in zip(STAGES, result.timings, strict=False):
                 if seconds:
                     meter.add(STAGE_SECONDS, seconds, stage)
 
-    async def show(self, request: Request, view: ViewRoute) -> Response:
-        """Answers a request that is nothing but its path."""
-        request.state.endpoint = view
+    async def handle_view(self, request: Request, route: DialectView) -> Response:
+        """Responds to a request without a body."""
+        request.state.dialect, view = route
         if not view.public:
             self._admission.identify(request.headers)
-        body, status, media_type = await view.show(self._service, request.path_params)
-        return self._send(request.headers, _Answer(body, {}, media_type, status))
+        body, status = await view.respond(self._service, request.path_params)
+        return self._response(request.headers, _Reply(body, {}, view.media_type, status))
 
-    def _refuse(self, request: Request, error: EmbedServeError) -> Response:
-        """An error, in the words of the dialect that the path belongs to."""
-        status, body, more = self._refusal_of(request)(error)
-        about = dict(more)
-        if isinstance(error, Overloaded):
-            about["retry-after"] = str(error.retry_after_s)
-        if isinstance(error, QuotaExceeded):
-            about.update(error.headers)
-        if isinstance(error, BodyTooLarge | BodyTimeout):
-            about["connection"] = "close"  # the rest of the body is still on its way
-        return self._send(request.headers, _Answer(body, about, _JSON if body else "", status))
+    async def handle_service_error(self, request: Request, error: Exception) -> Response:
+        """Responds to an error of the service that occurs outside `handle`."""
+        assert isinstance(error, EmbedServeError), "Registered for EmbedServeError only."
+        return self._error_response(request, error)
 
-    def _refusal_of(self, request: Request) -> ErrorRenderer:
-        route: Endpoint | ViewRoute | None = getattr(request.state, "endpoint", None)
-        if route is None:
-            return self._refuses.get(request.scope["path"], openai.render_error)
-        return route.render_error
-
-    async def known_error(self, request: Request, error: Exception) -> Response:
-        """For an error of the service, outside of `answer`."""
-        assert isinstance(error, EmbedServeError), "Starlette hands over what it was asked to."
-        return self._refuse(request, error)
-
-    async def http_error(self, request: Request, error: Exception) -> Response:
-        """For a path or a method that there is not."""
-        assert isinstance(error, HTTPException), "Starlette hands over what it was asked to."
+    async def handle_http_exception(self, request: Request, error: Exception) -> Response:
+        """Responds to an unknown path (404) or method (405)."""
+        assert isinstance(error, HTTPException), "Registered for HTTPException only."
         path = request.url.path
         if error.status_code == 404:
-            return self._refuse(request, RouteNotFound(f"Nothing is served at {path}."))
+            return self._error_response(request, RouteNotFound(f"Nothing is served at {path}."))
         if error.status_code == 405:
-            allowed = _methods(request)
-            known = MethodNotAllowed(f"{path} takes {allowed}, not {request.method}.")
-            reply = self._refuse(request, known)
-            reply.headers["allow"] = allowed
-            return reply
-        return self._refuse(request, InvalidRequest(error.detail))
+            allowed = _allowed_methods(request)
+            not_allowed = MethodNotAllowed(f"{path} takes {allowed}, not {request.method}.")
+            response = self._error_response(request, not_allowed)
+            response.headers["allow"] = allowed
+            return response
+        return self._error_response(request, InvalidRequest(error.detail))
 
-    async def client_left(self, request: Request, error: Exception) -> Response:
-        """For a client that went away while it was sending."""
+    async def handle_client_disconnect(self, request: Request, error: Exception) -> Response:
+        """Responds with nginx's status 499, for the access log: the client no longer reads."""
         return Response(status_code=_NGINX_CLIENT_CLOSED_REQUEST)
 
-    async def unknown_error(self, request: Request, error: Exception) -> Response:
-        """For a bug."""
-        known = EmbedServeError("The server failed in a way it did not expect; its log says more.")
-        name = request.headers.get("x-request-id", "no id")
-        logger.error("Unexpected error at %s (%s)", request.url.path, name, exc_info=error)
-        return self._refuse(request, known)
+    async def handle_unexpected_error(self, request: Request, error: Exception) -> Response:
+        """Logs a bug; responds with 500."""
+        request_id = request.headers.get("x-request-id", "no id")
+        logger.error("Unexpected error at %s (%s)", request.url.path, request_id, exc_info=error)
+        message = "The server failed in a way it did not expect; its log says more."
+        return self._error_response(request, EmbedServeError(message))
 
-    def _send(self, given: Mapping[str, str], answer: _Answer) -> Response:
-        return Response(
-            answer.body,
-            answer.status,
-            {
-                "x-embedding-space": self._space,
-                **headers.trace(given),
-                **answer.headers,
-            },
-            media_type=answer.media_type or None,
+    def _error_response(self, request: Request, error: EmbedServeError) -> Response:
+        dialect = self._dialect_for(request)
+        status, body, dialect_headers = dialect.render_error(error)
+        headers = dict(dialect_headers)
+        if isinstance(error, Overloaded):
+            headers["retry-after"] = str(error.retry_after_s)
+        if isinstance(error, QuotaExceeded):
+            headers.update(error.headers)
+        if isinstance(error, BodyTooLarge | BodyTimeout):
+            headers["connection"] = "close"  # the client is still sending the body
+        return self._response(
+            request.headers, _Reply(body, headers, _JSON if body else None, status)
         )
 
+    def _dialect_for(self, request: Request) -> Dialect:
+        """Returns the dialect of the selected route, or that of the path."""
+        dialect: Dialect | None = getattr(request.state, "dialect", None)
+        return dialect or self._path_dialects.get(request.scope["path"], self._default_dialect)
 
-def _methods(request: Request) -> str:
-    """What the path takes; each of its routes knows its own methods only."""
-    found = set[str]()
+    def _response(self, request_headers: Mapping[str, str], reply: _Reply) -> Response:
+        headers = {
+            "x-embedding-space": self._space,
+            **trace_headers(request_headers),
+            **reply.headers,
+        }
+        return Response(reply.body, reply.status, headers, media_type=reply.media_type)
+
+
+def _allowed_methods(request: Request) -> str:
+    """Returns the methods of all routes of the request's path, as `Allow` lists them."""
+    allowed = set[str]()
     for route in request.app.routes:
         match, _ = route.matches(request.scope)
         if match is not Match.NONE:
-            found |= route.methods or set()
-    return ", ".join(sorted(found))
+            allowed |= route.methods or set()
+    return ", ".join(sorted(allowed))
 
 
-def _require_json(given: Mapping[str, str]) -> None:
-    media_type = given.get("content-type", "").partition(";")[0].strip().lower()
+def _require_json(headers: Mapping[str, str]) -> None:
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType(
             f"The body's type is {media_type or 'not given'}; send the header "
@@ -215,18 +238,7 @@ def _require_json(given: Mapping[str, str]) -> None:
         )
 
 
-def _chosen(candidates: Sequence[Endpoint], fields: Mapping[str, Any]) -> Endpoint:
-    """The endpoint whose dialect the request is of."""
-    if len(candidates) == 1:
-        return candidates[0]
-    for endpoint in candidates:
-        if endpoint.key in fields:
-            return endpoint
-    keys = " or ".join(f"`{endpoint.key}`" for endpoint in candidates)
-    raise InvalidRequest(f"The body has neither field of this route: {keys}.", candidates[0].key)
-
-
-def _fields(body: bytes) -> dict[str, Any]:
+def _parse_object(body: bytes) -> dict[str, Any]:
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -239,3 +251,19 @@ def _fields(body: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise InvalidRequest("The body must be a JSON object.")
     return fields
+
+
+def _select_endpoint(
+    candidates: Sequence[DialectEndpoint], fields: Mapping[str, Any]
+) -> DialectEndpoint:
+    """Returns the only candidate, or the first whose deciding key is among the fields."""
+    if len(candidates) == 1:
+        return candidates[0]
+    for candidate in candidates:
+        if candidate.endpoint.deciding_key in fields:
+            return candidate
+    keys = [candidate.endpoint.deciding_key for candidate in candidates]
+    raise InvalidRequest(
+        f"The body has neither field of this route: {' or '.join(f'`{key}`' for key in keys)}.",
+        keys[0],
+    )

@@ -1,4 +1,4 @@
-"""However a text was asked for before, and whatever tier it comes from: the answer is the same."""
+"""A text has the same vector from every tier, bit for bit, whatever was requested before."""
 
 import asyncio
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ from serve_app.web.schema.vector_encoding import VectorEncoder
 from tests.fakes import FakeBackend
 from tests.valkey_server import ValkeyProcess
 
-#: Two widths, two limits; and with the last, one family at two limits.
+#: Two dimensions, and two token limits, which the last two models differ in.
 MODELS = [("hashing:16", 4), ("hashing:64", 4), ("hashing:64", 6)]
 WORDS = ["one", "two", "three", "four five six seven eight", "query: one", "ONE", "one "]
 SPECS = [
@@ -46,12 +46,12 @@ SPECS = [
     )
     for source, limit in MODELS
 ]
-#: Room for three small values, so that some come from each tier.
-SMALL = 1500
+#: Limit that fits three small values, so that some are read from each tier.
+L1_MAX_BYTES = 1500
 
 
-class Engine(FakeBackend):
-    """The tier behind all: computes everything."""
+class UncachedBackend(FakeBackend):
+    """Computes every vector with the engine."""
 
     def __init__(self, model: int) -> None:
         super().__init__()
@@ -73,17 +73,19 @@ class Engine(FakeBackend):
         return CacheState("off")
 
 
-class Tiered(Engine):
-    """The same behind an Ingress' memory, CacheLookup's memory and the shared server."""
+class CachedBackend(UncachedBackend):
+    """Puts the L1 of an Ingress, the L1 of CacheLookup and a shared L2 before the engine."""
 
     def __init__(self, model: int, store: RedisStore) -> None:
         super().__init__(model)
         spec, codec = SPECS[model], Codec(SPECS[model].dim)
-        behind = Lookup(spec.space_id, codec, MemoryCache(SMALL), super().embed, store=store)
-        self._front = Lookup(spec.space_id, codec, MemoryCache(SMALL), behind.embed)
+        cache_lookup = Lookup(
+            spec.space_id, codec, MemoryCache(L1_MAX_BYTES), super().embed, store=store
+        )
+        self._ingress = Lookup(spec.space_id, codec, MemoryCache(L1_MAX_BYTES), cache_lookup.embed)
 
     async def embed(self, group: TextGroup) -> Vectors:
-        return await self._front.embed(group)
+        return await self._ingress.embed(group)
 
 
 requests = st.builds(
@@ -115,15 +117,15 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(sequence=st.lists(requests, max_size=25))
-def test_an_answer_is_that_of_the_engine_bit_for_bit(socket: Path, sequence: list[Request]) -> None:
-    asyncio.run(_ask_all(socket, sequence))
+def test_a_result_equals_the_engines_bit_for_bit(socket: Path, sequence: list[Request]) -> None:
+    asyncio.run(_run_all(socket, sequence))
 
 
-async def _ask_all(socket: Path, sequence: list[Request]) -> None:
+async def _run_all(socket: Path, sequence: list[Request]) -> None:
     client: Any = connect(f"unix://{socket}", None, 5)
     store = RedisStore(
         client,
-        prefix=b"test:",  # of all models, so that nothing but the keys keeps them apart
+        prefix=b"test:",  # shared by all models, so that only the keys separate them
         timeout_s=5,
         ttl_s=None,
         write_queue_max_bytes=1 << 20,
@@ -132,27 +134,27 @@ async def _ask_all(socket: Path, sequence: list[Request]) -> None:
     store.start()
     try:
         await client.flushall()
-        tiered = [Tiered(model, store) for model in range(len(MODELS))]
+        backends = [CachedBackend(model, store) for model in range(len(MODELS))]
         for model, job, encoding, restarted in sequence:
             if restarted:
-                tiered[model] = Tiered(model, store)
-            expected = await _ask(Engine(model), model, job)
-            both = await asyncio.gather(*(_ask(tiered[model], model, job) for _ in range(2)))
-            for answer in both:
-                _same(answer, expected, encoding)
+                backends[model] = CachedBackend(model, store)
+            expected = await _run(UncachedBackend(model), model, job)
+            results = await asyncio.gather(*(_run(backends[model], model, job) for _ in range(2)))
+            for result in results:
+                _assert_same(result, expected, encoding)
             await store.flush(5)
     finally:
         await store.close()
 
 
-async def _ask(tier: Engine, model: int, job: EmbedJob) -> EmbedResult:
-    return await EmbedService(SPECS[model], tier, IngressSettings()).embed(job)
+async def _run(backend: UncachedBackend, model: int, job: EmbedJob) -> EmbedResult:
+    return await EmbedService(SPECS[model], backend, IngressSettings()).embed(job)
 
 
-def _same(a: EmbedResult, b: EmbedResult, encoding: Literal["float", "base64"]) -> None:
+def _assert_same(a: EmbedResult, b: EmbedResult, encoding: Literal["float", "base64"]) -> None:
     assert a.vectors.tobytes() == b.vectors.tobytes()
-    assert a.tokens.tolist() == b.tokens.tolist()
+    assert a.token_counts.tolist() == b.token_counts.tolist()
     assert a.truncated.tolist() == b.truncated.tolist()
-    uncounted = replace(a, tiers=b.tiers)
+    same_tiers = replace(a, tiers=b.tiers)
     encoder = VectorEncoder(SPECS[0], encoding)
-    assert render(uncounted, encoder=encoder) == render(b, encoder=encoder)
+    assert render(same_tiers, encoder=encoder) == render(b, encoder=encoder)

@@ -47,7 +47,7 @@ def _refuse_foreign_ids(group: TextGroup) -> None:
     tokenizer = Tokenizer.from_file(str(model_dir(MINILM) / "tokenizer.json"))
     tokenizer.enable_truncation(MAX_TOKENS)
     reading = TextTokenizer(tokenizer, Padding(0, left=False, inputs=("input_ids",)))
-    reading.tokenize([given for given in group.texts if isinstance(given, tuple)])
+    reading.encode([given for given in group.texts if isinstance(given, tuple)])
 
 
 #: More than any client sends at once when it is told to send two; one of them comes twice.
@@ -62,7 +62,7 @@ TEXTS = [
 
 def vectors(*texts: str, prompt: str = "") -> Float32:
     """What the service has to answer, to the last bit; shape (n, DIM)."""
-    return _ENGINE.embed(_ENGINE.tokenize([PROMPTS.get(prompt, "") + text for text in texts]))
+    return _ENGINE.embed(_ENGINE.tokenizer.encode([PROMPTS.get(prompt, "") + text for text in texts]))
 
 
 def same(got: object, expected: Float32) -> bool:
@@ -73,7 +73,7 @@ def same(got: object, expected: Float32) -> bool:
 def words(*texts: str, prompt: str = "") -> int:
     """What the service counts as tokens: a hashing engine's are words."""
     prompted = [PROMPTS.get(prompt, "") + text for text in texts]
-    return sum(len(tokens.ids) for tokens in _ENGINE.tokenize(prompted))
+    return sum(len(tokens.ids) for tokens in _ENGINE.tokenizer.encode(prompted))
 
 
 class HashingLookup(FakeBackend):
@@ -89,10 +89,10 @@ class HashingLookup(FakeBackend):
         self.groups.append(group)
         if self.error is not None:
             raise self.error
-        tokens = _ENGINE.tokenize(group.prompted_inputs)
+        tokens = _ENGINE.tokenizer.encode(group.prompted_inputs)
         return Vectors(
             values=_ENGINE.embed(tokens),
-            tokens=np.array([len(t.ids) for t in tokens], dtype=np.int32),
+            token_counts=np.array([len(t.ids) for t in tokens], dtype=np.int32),
             truncated=np.array([t.truncated for t in tokens]),
             tiers=np.full(len(tokens), Tier.COMPUTED, dtype=np.uint8),
         )

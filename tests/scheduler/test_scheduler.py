@@ -80,7 +80,7 @@ async def test_an_idle_engine_computes_a_text(
     async with run_scheduler() as scheduler:
         vectors = await embed(scheduler, "hello")
     assert np.array_equal(vectors.values, fake_vector("hello")[None])
-    assert (vectors.tokens.tolist(), vectors.truncated.tolist()) == ([5], [False])
+    assert (vectors.token_counts.tolist(), vectors.truncated.tolist()) == ([5], [False])
 
 
 async def test_texts_that_arrive_while_the_engine_is_busy_share_a_batch(
@@ -311,7 +311,7 @@ async def test_token_ids_are_embedded_without_the_prompt(
         vectors = await group.future
     assert isinstance(vectors, Vectors)
     assert np.array_equal(vectors.values, [fake_vector("query: ab"), fake_vector("ab")])
-    assert vectors.tokens.tolist() == [9, 2]
+    assert vectors.token_counts.tolist() == [9, 2]
 
 
 @pytest.mark.parametrize("count", [1, 300], ids=["inline", "in the tokenizer thread"])

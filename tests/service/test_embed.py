@@ -49,7 +49,7 @@ async def test_equal_texts_are_computed_once_and_returned_in_order(
     result = await service.embed(EmbedJob(("a", "b", "a", "c")))
     assert backend.groups[0].texts == ("a", "b", "c")
     assert np.array_equal(result.vectors, np.stack([fake_vector(t) for t in "abac"]))
-    assert result.tokens.tolist() == [1, 1, 1, 1]
+    assert result.token_counts.tolist() == [1, 1, 1, 1]
 
 
 async def test_truncation_is_reported_per_text(service: EmbedService) -> None:
@@ -193,7 +193,7 @@ async def test_without_truncation_a_long_text_is_an_error_that_names_it(
 ) -> None:
     with pytest.raises(TextTooLong, match=r"^Text 1 is longer than the 16 tokens.*2 of 4"):
         await service.embed(EmbedJob(("a", "x" * 99, "b", "x" * 99), truncation="error"))
-    assert len((await service.embed(EmbedJob(("a", "b"), truncation="error"))).tokens) == 2
+    assert len((await service.embed(EmbedJob(("a", "b"), truncation="error"))).token_counts) == 2
 
 
 async def test_each_text_has_its_tier(service: EmbedService, backend: FakeBackend) -> None:
@@ -359,7 +359,7 @@ async def test_texts_and_token_ids_have_a_maximum_length(
 ) -> None:
     service = EmbedService(SPEC, backend, IngressSettings(max_text_chars=5))
     if message is None:
-        assert len((await service.embed(EmbedJob(texts))).tokens) == 1
+        assert len((await service.embed(EmbedJob(texts))).token_counts) == 1
     else:
         with pytest.raises(InvalidRequest, match=message):
             await service.embed(EmbedJob(texts))

@@ -109,7 +109,7 @@ async def test_a_truncated_text_keeps_its_special_tokens(
     result = await truncator(backend).embed(TextGroup((SHORT, LONG)), truncation)
     cut = with_special_tokens(ids_of(remaining, 1))
     assert backend.groups[0].texts == (SHORT, cut)
-    assert result.tokens.tolist() == [len(SHORT) + 3, LIMIT]
+    assert result.token_counts.tolist() == [len(SHORT) + 3, LIMIT]
     assert result.truncated.tolist() == [False, True]
 
 
@@ -168,7 +168,7 @@ async def test_equal_parts_are_computed_once() -> None:
     result = await truncator(backend).embed(TextGroup((half * 2, "z", half + "z" * SIZE)), "chunk")
     first, second = with_special_tokens(ids_of(half, 1)), with_special_tokens(ids_of("z" * SIZE, 1))
     assert backend.groups[0].texts == (first, "z", second)
-    assert result.tokens.tolist() == [2 * LIMIT, 4, 2 * LIMIT]
+    assert result.token_counts.tolist() == [2 * LIMIT, 4, 2 * LIMIT]
     unit = vector(first) / np.linalg.norm(vector(first))
     np.testing.assert_allclose(result.values[0], unit, rtol=1e-6)
 

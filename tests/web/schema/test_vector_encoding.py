@@ -29,7 +29,7 @@ def embed_result(vectors: Float32, raw: Float32 | None = None) -> EmbedResult:
     return EmbedResult(
         "m",
         vectors,
-        tokens=np.ones(n, dtype=np.int32),
+        token_counts=np.ones(n, dtype=np.int32),
         truncated=np.zeros(n, dtype=np.bool_),
         tiers=np.zeros(n, dtype=np.uint8),
         raw=raw,
