@@ -1,9 +1,9 @@
-"""Sends bodies that are wrong, or half right, to every route, and looks at what comes back.
+"""Fuzzer: sends malformed requests to every route and checks the format of each reply.
 
     python -m tests.fuzz --bodies 50000 --seed 1
     python -m tests.fuzz --bodies 50000 --seed 1 --url http://127.0.0.1:8000
 
-A request depends on nothing but the seed and its number: `--only` sends one of them again.
+A request is a function of the seed and its number: `--only` sends a single one again.
 """
 
 import argparse
@@ -28,92 +28,100 @@ from starlette.types import ASGIApp, Message, Scope
 
 from serve_app.config import IngressSettings
 from serve_app.service.embed import EmbedService
+from serve_app.types import TextGroup, Vectors
 from serve_app.web.app import create_app
-from serve_app.web.dialects import endpoints, openai, views
-from serve_app.web.schema.json_schema import any_of
+from serve_app.web.dialect import all_views, endpoints_by_path
+from serve_app.web.dialects import load_dialects
+from serve_app.web.schema.json_schema import Schema, any_of
 from tests.fakes import SPEC, FakeBackend
-from tests.malformed_requests import Request, request
+from tests.malformed_requests import Request, malformed_request
 
-_TIMEOUT_S = 10.0
 _MIB = 1 << 20
-_MAX_GROWTH = 64 * _MIB
-#: An error that is longer says what the client sent, and not what is wrong with it.
-_MAX_ERROR = 20_000
-_CLIENT_LEFT = 499
-_ITSELF = ("/docs", "/openapi.json")
+_MAX_MEMORY_GROWTH = 64 * _MIB
+#: A longer error body would echo the request.
+_MAX_ERROR_BYTES = 20_000
+_CLIENT_CLOSED_REQUEST = 499
+_DOCUMENT_PATHS = ("/docs", "/openapi.json")
 
 
 class Reply(NamedTuple):
-    """What came back."""
+    """An HTTP reply."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-    path: str  #: that was asked for, which clients may write otherwise than they were told to
+    path: str  #: as sent: HTTP clients may normalize the path of the request
 
 
-#: What answers where a request isn't HTTP, or where it closes the connection on a body that is
-#: still coming.
-_SERVER = "the server itself"
+#: Route of replies that the HTTP server sends itself: the request isn't valid HTTP, or it closed
+#: the connection before the end of the body.
+_HTTP_SERVER = "HTTP server"
 
-Send = Callable[[Request], Coroutine[Any, Any, Reply]]
+Transport = Callable[[Request], Coroutine[Any, Any, Reply]]
 
 
 @dataclass
 class Report:
-    """What a run has seen."""
+    """The result of a run."""
 
-    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
-    #: Numbers of the requests that were answered wrongly, and how.
-    problems: dict[int, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    warm: int = 0  #: memory in use after the first requests, in bytes; 0: not measured
-    end: int = 0
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)  #: by route and status
+    problems: dict[int, str] = field(default_factory=dict)  #: by number of the request
+    duration_s: float = 0.0
+    warm_bytes: int = 0  #: memory in use after a fifth of the requests; 0: not measured
+    end_bytes: int = 0  #: memory in use at the end
 
     @property
-    def fine(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems and self.end - self.warm <= _MAX_GROWTH
+    def passed(self) -> bool:
+        """Whether every reply is correct and memory is stable."""
+        return not self.problems and self.end_bytes - self.warm_bytes <= _MAX_MEMORY_GROWTH
 
 
-class Judge:
-    """Knows what an answer must look like."""
+class ReplyChecker:
+    """Checks replies: the status, the headers, and the error schema of the route's dialects."""
 
     def __init__(self) -> None:
-        shapes: dict[str, list[dict[str, Any]]] = {}
-        for path, found in endpoints().items():
-            shapes.setdefault(path, []).extend(one.render_error.schema for one in found)
-        for view in views():
-            told = [view.render_error.schema, *([view.reply] if view.statuses else [])]
-            shapes.setdefault(view.path.partition("{")[0], []).extend(told)
-        self._empty_401 = {path for path, found in endpoints().items() if found[0].dialect == "TEI"}
-        self._errors = {path: Draft202012Validator(any_of(*all_)) for path, all_ in shapes.items()}
-        self._unknown = Draft202012Validator(openai.render_error.schema)
+        dialects = load_dialects()
+        endpoints = endpoints_by_path(dialects)
+        schemas: dict[str, list[Schema]] = {}
+        for path, candidates in endpoints.items():
+            schemas.setdefault(path, []).extend(dialect.error_schema for dialect, _ in candidates)
+        for dialect, view in all_views(dialects):
+            # An unhealthy status has the body of a healthy one.
+            status_schemas = [view.reply_schema] if view.statuses else []
+            path = view.path.partition("{")[0]
+            schemas.setdefault(path, []).extend([dialect.error_schema, *status_schemas])
+        self._empty_401 = {
+            path for path, candidates in endpoints.items() if candidates[0].dialect.name == "TEI"
+        }
+        self._errors = {
+            path: Draft202012Validator(any_of(*variants)) for path, variants in schemas.items()
+        }
+        self._unknown_path = Draft202012Validator(dialects[0].error_schema)
 
     def route(self, reply: Reply) -> str:
-        """What an answer is counted under."""
+        """Returns the route that a reply is counted under."""
         path = reply.path
         media_type = reply.headers.get("content-type", "")
         if "x-embedding-space" not in reply.headers and media_type.startswith("text/plain"):
-            return _SERVER
+            return _HTTP_SERVER
         if path.startswith("/v1/models/"):
             return "/v1/models/"
-        return path if path in self._errors or path in _ITSELF else "elsewhere"
+        return path if path in self._errors or path in _DOCUMENT_PATHS else "other"
 
-    def fault(self, sent: Request, reply: Reply) -> str | None:
-        """What is wrong with an answer."""
+    def problem(self, request: Request, reply: Reply) -> str | None:
+        """Returns what is wrong with a reply, or None."""
         status = reply.status
         if status >= 500 and status != 503:
             return f"{status}: {reply.body[:200]!r}"
-        if status == _CLIENT_LEFT or self.route(reply) == _SERVER:
+        if status == _CLIENT_CLOSED_REQUEST or self.route(reply) == _HTTP_SERVER:
             return None
         if "x-embedding-space" not in reply.headers and status >= 400:
             return "no x-embedding-space"
-        if status < 400 or sent.method == "HEAD":
-            return self._unreadable(reply)
-        return self._misshapen(reply)
+        if status < 400 or request.method == "HEAD":
+            return self._success_problem(reply)
+        return self._error_problem(reply)
 
-    def _unreadable(self, reply: Reply) -> str | None:
+    def _success_problem(self, reply: Reply) -> str | None:
         if reply.headers.get("content-type") != "application/json" or not reply.body:
             return None
         try:
@@ -122,200 +130,218 @@ class Judge:
             return f"a reply that isn't JSON: {error}"
         return None
 
-    def _misshapen(self, reply: Reply) -> str | None:
+    def _error_problem(self, reply: Reply) -> str | None:
         path = self.route(reply)
         if reply.status == 401 and path in self._empty_401:
-            return None if not reply.body else "a body of a 401, where the dialect has none"
-        if len(reply.body) > _MAX_ERROR:
+            return "a 401 with a body, where the dialect has none" if reply.body else None
+        if len(reply.body) > _MAX_ERROR_BYTES:
             return f"an error of {len(reply.body)} bytes"
         try:
-            told = orjson.loads(reply.body)
+            error = orjson.loads(reply.body)
         except orjson.JSONDecodeError:
             return f"an error that isn't JSON: {reply.body[:200]!r}"
-        if not self._errors.get(path, self._unknown).is_valid(told):
-            return f"an error of another dialect: {reply.body[:200]!r}"
+        if not self._errors.get(path, self._unknown_path).is_valid(error):
+            return f"an error in the format of another dialect: {reply.body[:200]!r}"
         return None
 
 
-def in_process(app: ASGIApp) -> Send:
-    """Calls an application, as a server would."""
+def in_process(app: ASGIApp) -> Transport:
+    """Returns a transport that calls an ASGI application, as an HTTP server does."""
 
-    async def send(sent: Request) -> Reply:
-        incoming = [*_incoming(sent)]
-        replies: list[Message] = []
+    async def send(request: Request) -> Reply:
+        incoming = [*_body_messages(request)]
+        outgoing: list[Message] = []
 
         async def receive() -> Message:
             return incoming.pop(0) if incoming else {"type": "http.disconnect"}
 
-        async def reply(message: Message) -> None:
-            replies.append(message)
+        async def record(message: Message) -> None:
+            outgoing.append(message)
 
         try:
-            await app(_scope(sent), receive, reply)
+            await app(_scope(request), receive, record)
         except Exception:
-            if not replies:  # else Starlette has answered, and only tells the server of it
+            # Starlette sends the reply to an unexpected error first, and then raises the error.
+            if not outgoing:
                 raise
-        start = replies[0]
+        start = outgoing[0]
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]
         }
-        body = b"".join(message.get("body", b"") for message in replies[1:])
-        return Reply(start["status"], headers, body, sent.path)
+        body = b"".join(message.get("body", b"") for message in outgoing[1:])
+        return Reply(start["status"], headers, body, request.path)
 
     return send
 
 
-def _scope(sent: Request) -> Scope:
-    path = unquote_to_bytes(sent.path).decode("utf-8", "replace")
+def _scope(request: Request) -> Scope:
+    path = unquote_to_bytes(request.path).decode("utf-8", "replace")
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
-        "method": sent.method,
+        "method": request.method,
         "scheme": "http",
         "path": path,
-        "raw_path": sent.path.encode(),
+        "raw_path": request.path.encode(),
         "root_path": "",
-        "query_string": sent.query.encode(),
-        "headers": [(name.encode(), value) for name, value in sent.headers],
+        "query_string": request.query.encode(),
+        "headers": [(name.encode(), value) for name, value in request.headers],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
     }
 
 
-def _incoming(sent: Request) -> Iterator[Message]:
-    size = max(1, -(-len(sent.body) // sent.chunks))
-    for i in range(0, len(sent.body) or 1, size):
+def _body_messages(request: Request) -> Iterator[Message]:
+    size = max(1, -(-len(request.body) // request.chunks))
+    for i in range(0, len(request.body) or 1, size):
         yield {
             "type": "http.request",
-            "body": sent.body[i : i + size],
-            "more_body": i + size < len(sent.body) or sent.leaves,
+            "body": request.body[i : i + size],
+            "more_body": i + size < len(request.body) or request.disconnects,
         }
 
 
-def over_http(client: httpx2.AsyncClient) -> Send:
-    """Asks a running service."""
+def over_http(client: httpx2.AsyncClient) -> Transport:
+    """Returns a transport that sends requests to a running service."""
 
-    async def send(sent: Request) -> Reply:
-        url = sent.path + (f"?{sent.query}" if sent.query else "")
-        # The client sends what belongs to the connection itself.
-        own = ("content-length", "transfer-encoding", "host", "connection", "expect")
-        headers = [(name.encode(), value) for name, value in sent.headers if name not in own]
+    async def send(request: Request) -> Reply:
+        url = request.path + (f"?{request.query}" if request.query else "")
+        # The HTTP client sets the headers of the connection itself.
+        skipped = ("content-length", "transfer-encoding", "host", "connection", "expect")
+        headers = [(name.encode(), value) for name, value in request.headers if name not in skipped]
         try:
-            got = await client.request(sent.method, url, content=sent.body, headers=headers)
+            reply = await client.request(request.method, url, content=request.body, headers=headers)
         except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
-            if len(sent.body) <= IngressSettings().max_body_bytes:
+            if len(request.body) <= IngressSettings().max_body_bytes:
                 raise
-            return Reply(413, {"content-type": "text/plain"}, b"", sent.path)
-        return Reply(got.status_code, got.headers, got.content, got.url.path)
+            return Reply(413, {"content-type": "text/plain"}, b"", request.path)
+        return Reply(reply.status_code, reply.headers, reply.content, reply.url.path)
 
     return send
 
 
 async def run(
-    send: Send, numbers: Sequence[int], seed: int, *, workers: int = 1, here: bool = True
+    send: Transport,
+    numbers: Sequence[int],
+    seed: int,
+    *,
+    workers: int = 1,
+    timeout_s: float = 10.0,
+    measure_memory: bool = True,
 ) -> Report:
-    """Sends requests and judges the answers.
+    """Sends requests and checks the replies.
 
     Args:
-        send: how.
-        numbers: which.
-        seed: of what they are made of.
-        workers: how many are on their way at a time.
-        here: whether the service is in this process, so that its memory can be told.
+        send: the transport.
+        numbers: numbers of the requests.
+        seed: seed of the requests.
+        workers: number of concurrent requests.
+        timeout_s: time after which a missing reply is a problem.
+        measure_memory: whether the service runs in this process, so that its memory counts.
     """
-    report, judge = Report(), Judge()
-    waiting = iter(track(numbers, "Sending", console=Console(stderr=True), transient=True))
+    report, checker = Report(), ReplyChecker()
+    remaining = iter(track(numbers, "Sending", console=Console(stderr=True), transient=True))
     warm_at = numbers[len(numbers) // 5]
     started = time.perf_counter()
 
     async def work() -> None:
-        for number in waiting:
-            if here and number == warm_at:
-                report.warm = psutil.Process().memory_info().rss
-            await _one(send, request(seed, number), number, judge, report)
+        for number in remaining:
+            if measure_memory and number == warm_at:
+                report.warm_bytes = psutil.Process().memory_info().rss
+            request = malformed_request(seed, number)
+            problem = await _check(send, request, timeout_s, checker, report)
+            if problem is not None:
+                report.problems[number] = problem
 
     await asyncio.gather(*(work() for _ in range(workers)))
-    report.seconds = time.perf_counter() - started
-    report.end = psutil.Process().memory_info().rss if here else 0
+    report.duration_s = time.perf_counter() - started
+    report.end_bytes = psutil.Process().memory_info().rss if measure_memory else 0
     return report
 
 
-async def _one(send: Send, sent: Request, number: int, judge: Judge, report: Report) -> None:
+async def _check(
+    send: Transport, request: Request, timeout_s: float, checker: ReplyChecker, report: Report
+) -> str | None:
+    """Sends a request, counts its status, and returns what is wrong with the reply, or None."""
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            reply = await send(sent)
+        async with asyncio.timeout(timeout_s):
+            reply = await send(request)
     except TimeoutError:
-        report.problems[number] = f"no answer within {_TIMEOUT_S:g} s"
-        return
+        return f"no reply within {timeout_s:g} s"
     except (httpx2.LocalProtocolError, httpx2.InvalidURL):
-        return  # the client itself doesn't send such a thing
+        return None  # the HTTP client refuses to send such a request
     except Exception as error:
-        report.problems[number] = repr(error)
-        return
-    report.statuses[judge.route(reply), reply.status] += 1
-    fault = judge.fault(sent, reply)
-    if fault is not None:
-        report.problems[number] = fault
+        return repr(error)
+    report.statuses[checker.route(reply), reply.status] += 1
+    return checker.problem(request, reply)
 
 
-def _show(report: Report, seed: int, console: Console) -> None:
-    table = Table("route", "answers, by status")
+def _print_report(report: Report, seed: int, console: Console) -> None:
+    table = Table("route", "replies by status")
     by_route: dict[str, list[str]] = {}
     for (route, status), n in sorted(report.statuses.items()):
         by_route.setdefault(route, []).append(f"{status}: {n}")
     for route, counts in by_route.items():
         table.add_row(route, "  ".join(counts))
     console.print(table)
-    total = sum(report.statuses.values())
-    console.print(f"{total} answers in {report.seconds:.1f} s")
-    if report.warm:
-        console.print(
-            f"memory: {report.warm // _MIB} MiB at first, {report.end // _MIB} at the end"
-        )
-    for number, fault in sorted(report.problems.items())[:20]:
-        console.print(f"--seed {seed} --only {number}: {fault}", markup=False)
-    console.print("fine" if report.fine else f"WRONG: {len(report.problems)} answers, or memory")
+    console.print(f"{report.statuses.total()} replies in {report.duration_s:.1f} s")
+    if report.warm_bytes:
+        warm, end = report.warm_bytes // _MIB, report.end_bytes // _MIB
+        console.print(f"memory: {warm} MiB after warm-up, {end} MiB at the end")
+    for number, problem in sorted(report.problems.items())[:20]:
+        console.print(f"--seed {seed} --only {number}: {problem}", markup=False)
+    verdict = "passed" if report.passed else f"FAILED: {len(report.problems)} replies, or memory"
+    console.print(verdict)
 
 
 def application() -> ASGIApp:
-    """The service with nothing but a fake behind it, that remembers nothing."""
-    return create_app(EmbedService(SPEC, _Forgetful(), IngressSettings()))
+    """Returns the application over a fake backend that records nothing."""
+    return create_app(EmbedService(SPEC, _StatelessBackend(), IngressSettings()))
 
 
-class _Forgetful(FakeBackend):
-    async def embed(self, group: Any) -> Any:
+class _StatelessBackend(FakeBackend):
+    async def embed(self, group: TextGroup) -> Vectors:
         self.groups.clear()
         return await super().embed(group)
 
 
-async def _main(args: argparse.Namespace) -> Report:
+async def _main(args: argparse.Namespace, app: ASGIApp | None) -> Report:
     numbers = range(args.bodies) if args.only is None else [args.only]
     if args.url is None:
-        return await run(in_process(application()), numbers, args.seed)
-    async with httpx2.AsyncClient(base_url=args.url, timeout=_TIMEOUT_S) as client:
-        return await run(over_http(client), numbers, args.seed, workers=16, here=False)
+        return await run(in_process(app or application()), numbers, args.seed)
+    async with httpx2.AsyncClient(base_url=args.url, timeout=None) as client:
+        send = over_http(client)
+        return await run(send, numbers, args.seed, workers=16, measure_memory=False)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 1: something is wrong."""
+def main(argv: Sequence[str] | None = None, app: ASGIApp | None = None) -> int:
+    """Runs the fuzzer from the command line.
+
+    Args:
+        argv: arguments; None means those of the process.
+        app: the application to test without `--url`; None means `application()`.
+
+    Returns:
+        The exit status: 0 if the run passed, else 1.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--bodies", type=int, default=50_000, help="how many are sent")
-    parser.add_argument("--seed", type=int, default=1, help="of what they are made of")
-    parser.add_argument("--only", type=int, help="number of the only one to send")
-    parser.add_argument("--url", help="a running service; without it one in this process is asked")
+    parser.add_argument("--bodies", type=int, default=50_000, help="number of requests")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the requests")
+    parser.add_argument("--only", type=int, help="send only the request with this number")
+    parser.add_argument("--url", help="a running service; default: an application in this process")
     args = parser.parse_args(argv)
     console = Console(soft_wrap=True)
     if args.only is not None:
-        console.print(request(args.seed, args.only), markup=False)
+        console.print(malformed_request(args.seed, args.only), markup=False)
     logging.disable(logging.CRITICAL)
     try:
-        report = asyncio.run(_main(args))
+        report = asyncio.run(_main(args, app))
     finally:
         logging.disable(logging.NOTSET)
-    _show(report, args.seed, console)
-    return 0 if report.fine else 1
+    _print_report(report, args.seed, console)
+    return 0 if report.passed else 1
 
 
 if __name__ == "__main__":
