@@ -1,6 +1,6 @@
-"""The HTTP application: which paths there are, and what answers on each."""
+"""The HTTP application: binds paths to the handler, and adds documentation and CORS."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -17,18 +17,22 @@ from serve_app.access.quota import MemoryQuotaStore
 from serve_app.errors import EmbedServeError
 from serve_app.service.embed import EmbedService
 from serve_app.web.admission import Admission
-from serve_app.web.dialects import endpoints, views
-from serve_app.web.endpoint import Endpoint, ViewRoute
+from serve_app.web.dialect import Dialect, DialectEndpoint, DialectView
+from serve_app.web.dialects import load_dialects
 from serve_app.web.handler import RequestHandler
-from serve_app.web.schema.docs_page import page
-from serve_app.web.schema.fields import Scope
+from serve_app.web.schema.docs_page import docs_html
+from serve_app.web.schema.fields import SchemaContext
 from serve_app.web.schema.openapi import openapi
 
-_RATES = ("limit", "remaining", "reset")
-#: What a script in a browser may read of a reply's headers.
-_EXPOSED = (
+_RATE_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{value}-{unit}"
+    for value in ("limit", "remaining", "reset")
+    for unit in ("requests", "tokens")
+)
+#: Response headers that scripts in browsers may read.
+_EXPOSED_HEADERS = (
     "retry-after",
-    *(f"x-ratelimit-{what}-{of}" for what in _RATES for of in ("requests", "tokens")),
+    *_RATE_LIMIT_HEADERS,
     "server-timing",
     "x-cache",
     "x-embedding-dtype",
@@ -42,84 +46,88 @@ _EXPOSED = (
 
 
 def create_app(
-    service: EmbedService, access: Entrance | None = None, cors_origins: Sequence[str] = ()
+    service: EmbedService,
+    access: Entrance | None = None,
+    cors_origins: Sequence[str] = (),
+    dialects: Sequence[Dialect] | None = None,
 ) -> Starlette:
-    """The application for one service.
+    """Returns the ASGI application for a service.
 
     Args:
-        service: what does the work.
-        access: who may ask; None: everybody.
-        cors_origins: origins whose scripts may ask from a browser; `*`: all.
+        service: computes results.
+        access: checks API keys; None serves clients without a key.
+        cors_origins: origins whose scripts may send requests from browsers; `*` allows all.
+        dialects: the dialects to serve; None serves all that are installed.
     """
     access = access or Entrance(MemoryQuotaStore())
-    shown = views()
-    handler = RequestHandler(service, Admission(service, access), endpoints(), shown)
-    documented = _Documented(service, access, handler.endpoints, shown)
+    dialects = load_dialects() if dialects is None else dialects
+    handler = RequestHandler(service, Admission(service, access), dialects)
+    documentation = _Documentation(service, access, dialects)
     cors = Middleware(
         CORSMiddleware,
         allow_origins=list(cors_origins),
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=_EXPOSED,
+        expose_headers=_EXPOSED_HEADERS,
     )
     return Starlette(
         routes=[
             *(
-                Route(path, _embedding(handler, found), methods=["POST"])
-                for path, found in handler.endpoints.items()
+                Route(path, _endpoint_function(handler, candidates), methods=["POST"])
+                for path, candidates in handler.endpoints.items()
             ),
-            *(Route(view.path, _viewing(handler, view), methods=[view.method]) for view in shown),
-            Route("/openapi.json", documented.as_json),
-            Route("/docs", documented.as_page),
+            *(
+                Route(route.view.path, _view_function(handler, route), methods=[route.view.method])
+                for route in handler.views
+            ),
+            Route("/openapi.json", documentation.openapi_json),
+            Route("/docs", documentation.html_page),
         ],
         middleware=[cors] if cors_origins else [],
         exception_handlers={
-            EmbedServeError: handler.known_error,
-            HTTPException: handler.http_error,
-            ClientDisconnect: handler.client_left,
-            Exception: handler.unknown_error,
+            EmbedServeError: handler.handle_service_error,
+            HTTPException: handler.handle_http_exception,
+            ClientDisconnect: handler.handle_client_disconnect,
+            Exception: handler.handle_unexpected_error,
         },
     )
 
 
-class _Documented:
-    """What the service says of itself; its limits are those of the moment."""
+class _Documentation:
+    """Serves the documentation, generated per request because its limits may be reconfigured."""
 
     def __init__(
-        self,
-        service: EmbedService,
-        access: Entrance,
-        endpoints: Mapping[str, Sequence[Endpoint]],
-        views: Sequence[ViewRoute],
+        self, service: EmbedService, access: Entrance, dialects: Sequence[Dialect]
     ) -> None:
         self._service = service
         self._access = access
-        self._endpoints = endpoints
-        self._views = views
+        self._dialects = dialects
 
     def _document(self) -> dict[str, Any]:
-        scope = Scope(self._service.spec, self._service.settings)
-        return openapi(scope, self._endpoints, self._views, keys=self._access.required)
+        context = SchemaContext(self._service.spec, self._service.settings)
+        return openapi(context, self._dialects, keys=self._access.required)
 
-    async def as_json(self, request: Request) -> Response:
+    async def openapi_json(self, request: Request) -> Response:
         return Response(orjson.dumps(self._document()), media_type="application/json")
 
-    async def as_page(self, request: Request) -> Response:
-        address = str(request.base_url).rstrip("/")
-        return HTMLResponse(page(self._document(), address))
+    async def html_page(self, request: Request) -> Response:
+        base_url = str(request.base_url).rstrip("/")
+        return HTMLResponse(docs_html(self._document(), base_url))
 
 
-def _embedding(
-    handler: RequestHandler, candidates: Sequence[Endpoint]
+def _endpoint_function(
+    handler: RequestHandler, candidates: Sequence[DialectEndpoint]
 ) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        return await handler.answer(request, candidates)
+    async def endpoint(request: Request) -> Response:
+        return await handler.handle(request, candidates)
 
-    return answer
+    return endpoint
 
 
-def _viewing(handler: RequestHandler, view: ViewRoute) -> Callable[[Request], Awaitable[Response]]:
-    async def show(request: Request) -> Response:
-        return await handler.show(request, view)
+def _view_function(
+    handler: RequestHandler, route: DialectView
+) -> Callable[[Request], Awaitable[Response]]:
+    async def view(request: Request) -> Response:
+        return await handler.handle_view(request, route)
 
-    return show
+    return view

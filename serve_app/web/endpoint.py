@@ -1,10 +1,13 @@
-"""What a dialect says of each of its routes."""
+"""Routes of a dialect: `Endpoint` reads a JSON body, `ViewRoute` reads nothing but the path.
+
+**bytes** → JSON object → `Endpoint.parse` → `ParsedRequest.job` → result → `ParsedRequest.render`
+→ **bytes**
+"""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedResult, Job
@@ -13,83 +16,55 @@ from serve_app.web.schema.json_schema import Schema
 
 
 class ParsedRequest(NamedTuple):
-    """A request that was read: what is asked for, and how its reply is written."""
+    """The job of a request, and the function that writes its result as the reply's body."""
 
     job: Job
     render: Callable[[Any], bytes]
-    has_vectors: bool = True  #: whether the job's vectors themselves are what is asked for
-
-
-class ErrorResponse(NamedTuple):
-    """An error in a dialect's words."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str] = {}
-
-
-class ErrorRenderer(Protocol):
-    """A dialect's way to say no. Its `schema` is that of the body."""
-
-    schema: Schema
-
-    def __call__(self, error: EmbedServeError) -> ErrorResponse:
-        """The error, in the dialect's words."""
-        ...
-
-
-def refusal(
-    schema: Schema,
-) -> Callable[[Callable[[EmbedServeError], ErrorResponse]], ErrorRenderer]:
-    """Makes a function into a dialect's `ErrorRenderer`."""
-
-    def named(function: Callable[[EmbedServeError], ErrorResponse]) -> ErrorRenderer:
-        function.schema = schema  # type: ignore[attr-defined]
-        return function  # type: ignore[return-value]
-
-    return named
+    has_vectors: bool = True  #: whether the reply holds the vectors, which then may be sent raw
 
 
 def _no_headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:
     return {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A route that takes a JSON object. Several dialects may share a path; then `key` decides."""
+    """A `POST` route that takes a JSON object.
+
+    Endpoints of different dialects may share a path. A request then belongs to the first endpoint
+    whose `deciding_key` is in its body.
+    """
 
     path: str
-    dialect: str
-    description: str
-    key: str  #: the field that each of its requests has, and no other dialect's on the same path
+    summary: str
+    #: A field that every request of this endpoint has, and no request of another on the same path.
+    deciding_key: str
     fields: tuple[Field, ...]
-    #: Reads a JSON object; raises InvalidRequest where it isn't of the dialect's shape.
+    #: Reads the body. Raises InvalidRequest if a field is missing or has a wrong type.
     parse: Callable[[Body, ModelSpec], ParsedRequest]
-    reply: Schema
-    render_error: ErrorRenderer
-    #: Headers of the dialect's own, from what was computed and the seconds it took in all.
+    reply_schema: Schema | None  #: None: the endpoint only ever returns errors
+    #: Response headers of the dialect, from the result and the total time in seconds.
     headers: Callable[[EmbedResult, float], Mapping[str, str]] = _no_headers
 
 
 class ViewResponse(NamedTuple):
-    """What a view shows."""
+    """The response of a view."""
 
     body: bytes
     status: int = 200
-    media_type: str = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ViewRoute:
-    """A route that takes nothing but its path."""
+    """A route without a request body."""
 
     path: str
-    dialect: str
-    description: str
-    #: From the service and the path's parameters.
-    show: Callable[[EmbedService, Mapping[str, str]], Awaitable[ViewResponse]]
-    reply: Schema
-    render_error: ErrorRenderer
+    summary: str
+    #: Returns the response, from the service and the path's parameters.
+    respond: Callable[[EmbedService, Mapping[str, str]], Awaitable[ViewResponse]]
+    reply_schema: Schema
     method: str = "GET"
-    public: bool = False  #: shown to clients without a key
-    statuses: Mapping[int, str] = field(default_factory=dict)  #: beside 200, and what they mean
+    media_type: str = "application/json"
+    public: bool = False  #: whether clients need no API key
+    #: Statuses in addition to 200 with the same reply, and their meanings.
+    statuses: Mapping[int, str] = field(default_factory=dict)

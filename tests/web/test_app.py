@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
 import httpx2
-import numpy as np
 import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message
@@ -14,7 +13,6 @@ from serve_app.errors import Unavailable
 from serve_app.service.embed import EmbedService
 from serve_app.types import Tier
 from serve_app.web.app import create_app
-from serve_app.web.headers import cache_header, index_ranges
 from tests.fakes import SPEC, FakeBackend
 
 JSON = {"content-type": "application/json"}
@@ -48,19 +46,6 @@ def test_tells_where_the_time_went(client: TestClient) -> None:
     assert re.sub(r"dur=\d+\.\d\d", "dur=_", header) == (
         "cache;dur=_, queue;dur=_, tokenize;dur=_, infer;dur=_, total;dur=_"
     )
-
-
-@pytest.mark.parametrize(
-    ("tiers", "value"),
-    [
-        ([0, 0], "hits=0; misses=2"),
-        ([1, 0, 1, 1], "hits=3; misses=1; tier=l1"),
-        ([2], "hits=1; misses=0; tier=l2"),
-        ([2, 1], "hits=2; misses=0; tier=l1,l2"),
-    ],
-)
-def test_the_cache_header(tiers: list[int], value: str) -> None:
-    assert cache_header(np.array(tiers, dtype=np.uint8)) == value
 
 
 @pytest.mark.parametrize(
@@ -191,14 +176,6 @@ async def test_more_requests_than_fit_are_refused_at_once(lookup: FakeBackend) -
     assert sorted(reply.status_code for reply in replies) == [200, 200, 429, 429, 429]
     assert all(r.headers["retry-after"] == "1" for r in replies if r.status_code == 429)
     assert later.status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("flags", "ranges"),
-    [([], ""), ([0, 0], ""), ([1], "0"), ([1, 1, 0, 1], "0-1,3"), ([0, 1, 1, 1], "1-3")],
-)
-def test_index_ranges(flags: list[bool], ranges: str) -> None:
-    assert index_ranges(flags) == ranges
 
 
 async def test_a_body_that_never_ends_is_refused_as_soon_as_it_is_too_large(

@@ -34,8 +34,15 @@ from serve_app.service.embed import EmbedService
 from serve_app.service.replica_stats import SingleReplica
 from serve_app.types import CacheState, Float32, Tier
 from serve_app.web.app import create_app
-from serve_app.web.dialects import endpoints, views
-from serve_app.web.handler import RequestHandler
+from serve_app.web.dialect import (
+    Dialect,
+    DialectEndpoint,
+    DialectView,
+    ErrorResponse,
+    all_views,
+    endpoints_by_path,
+)
+from serve_app.web.dialects import load_dialects
 from tests.fakes import DIM, SPEC, FakeBackend
 
 Pair = dict[str, Any]
@@ -117,8 +124,23 @@ def error_of(given: list[Any] | None) -> Exception | None:
     return error
 
 
-def client_of(given: Pair) -> httpx2.AsyncClient:
-    """A client of a service as a pair wants it."""
+def recording(dialect: Dialect, errors: list[str]) -> Dialect:
+    """Returns the dialect with a renderer that appends the class of each error to `errors`."""
+
+    def render_error(error: EmbedServeError) -> ErrorResponse:
+        errors.append(type(error).__name__)
+        return dialect.render_error(error)
+
+    return replace(dialect, render_error=render_error)
+
+
+def client_of(given: Pair, rendered: list[str]) -> httpx2.AsyncClient:
+    """Returns a client of a service in the state that a pair describes.
+
+    Args:
+        given: the pair's `given`.
+        rendered: receives the class of each error that is rendered.
+    """
     error = error_of(given.get("error"))
     lookup = FakeBackend()
     if not isinstance(error, Unauthorized | Forbidden | QuotaExceeded):
@@ -139,7 +161,8 @@ def client_of(given: Pair) -> httpx2.AsyncClient:
         meter,
         Told(meter, given.get("exposition", "")),
     )
-    app = create_app(service, cast(Entrance, FakeEntrance(error)))
+    dialects = [recording(dialect, rendered) for dialect in load_dialects()]
+    app = create_app(service, cast(Entrance, FakeEntrance(error)), dialects=dialects)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     return httpx2.AsyncClient(transport=transport, base_url="http://test")
 
@@ -187,28 +210,15 @@ def differs(wanted: Any, got: Any) -> str | None:
     return next((f".{place}{where}" for place, where in found if where), None)
 
 
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The errors that were told, by name."""
-    names: list[str] = []
-    render_error = RequestHandler._refuse
-
-    def spied(self: RequestHandler, request: Any, error: EmbedServeError) -> Any:
-        names.append(type(error).__name__)
-        return render_error(self, request, error)
-
-    monkeypatch.setattr(RequestHandler, "_refuse", spied)
-    return names
-
-
 @pytest.mark.parametrize("pair", ALL)
-async def test_pair(pair: Pair, refused: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pair(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fakes.fake_vector", exact_vector)
     given = pair.get("given", {})
-    async with client_of(given) as client:
+    rendered: list[str] = []
+    async with client_of(given, rendered) as client:
         for ask, body in given.get("before", ()):
             await send(client, ask, None if body is None else json.dumps(body))
-        refused.clear()
+        rendered.clear()
         reply = await send(client, pair["ask"], content_of(pair), pair.get("headers"))
     assert reply.status_code == pair["status"], reply.text
     told = {"content-type": "application/json"} | pair.get("told", {})
@@ -221,15 +231,11 @@ async def test_pair(pair: Pair, refused: list[str], monkeypatch: pytest.MonkeyPa
         assert reply.text == wanted
     else:
         assert differs(wanted, reply.json()) is None
-    assert refused == ([pair["error"]] if "error" in pair else [])
+    assert rendered == ([pair["error"]] if "error" in pair else [])
 
 
-#: What each file is about, as the application calls the dialects.
-DIALECTS = {
-    "OpenAI, Jina, Voyage, NIM": "openai",
-    "Infinity, Jina, Cohere": "infinity",
-    "document backend": "document_backend",
-}
+BY_PATH = endpoints_by_path(load_dialects())
+VIEWS = all_views(load_dialects())
 #: No request of TEI's has a path that isn't TEI's.
 IMPOSSIBLE = {("tei", "RouteNotFound")}
 
@@ -243,18 +249,20 @@ def asked(dialect: str) -> list[tuple[str, str, bool]]:
 
 
 @pytest.mark.parametrize(
-    "endpoint",
-    [endpoint for found in endpoints().values() for endpoint in found],
-    ids=lambda endpoint: f"{endpoint.dialect} {endpoint.path}",
+    "route",
+    [route for candidates in BY_PATH.values() for route in candidates],
+    ids=lambda route: f"{route.dialect.name} {route.endpoint.path}",
 )
-def test_every_endpoint_has_pairs_of_both_kinds(endpoint: Any) -> None:
-    dialect = DIALECTS.get(endpoint.dialect, endpoint.dialect.lower())
+def test_every_endpoint_has_pairs_of_both_kinds(route: DialectEndpoint) -> None:
+    endpoint = route.endpoint
+    dialect = route.dialect.name.lower().replace(" ", "_")
     kinds = {ok for method, path, ok in asked(dialect) if (method, path) == ("POST", endpoint.path)}
-    assert kinds == ({True, False} if endpoint.reply else {False})
+    assert kinds == ({True, False} if endpoint.reply_schema else {False})
 
 
-@pytest.mark.parametrize("view", views(), ids=lambda view: f"{view.method} {view.path}")
-def test_every_view_has_pairs_of_both_kinds(view: Any) -> None:
+@pytest.mark.parametrize("route", VIEWS, ids=lambda route: f"{route.view.method} {route.view.path}")
+def test_every_view_has_pairs_of_both_kinds(route: DialectView) -> None:
+    view = route.view
     pattern = re.sub(r"{.*}", ".+", view.path)
     kinds = {
         ok

@@ -16,8 +16,9 @@ from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS
 from serve_app.service.embed import EmbedService
 from serve_app.types import Tier
 from serve_app.web.app import create_app
-from serve_app.web.dialects import endpoints, views
-from serve_app.web.schema.fields import sample
+from serve_app.web.dialect import all_views, endpoints_by_path
+from serve_app.web.dialects import load_dialects
+from serve_app.web.schema.fields import object_example
 from tests.fakes import SPEC, FakeBackend
 
 SECRETS = {
@@ -185,16 +186,17 @@ def test_failures_cost_no_tokens(client: TestClient, service: EmbedService) -> N
 
 
 def test_what_needs_a_key_and_what_does_not(client: TestClient) -> None:
-    for view in views():
+    dialects = load_dialects()
+    for _, view in all_views(dialects):
         path = view.path.replace("{name:path}", SPEC.name)
         reply = client.request(view.method, path)
         assert (reply.status_code == 401) == (not view.public), path
         assert client.request(view.method, path, headers=bearer("all")).status_code == 200, path
     assert client.get("/docs").status_code == client.get("/openapi.json").status_code == 200
     assert client.get("/openapi.json").json()["security"] == [{"bearer": []}, {"key": []}]
-    for path, found in endpoints().items():
-        for endpoint in found:
-            assert client.post(path, json=sample(endpoint.fields)).status_code == 401, path
+    for path, candidates in endpoints_by_path(dialects).items():
+        for _, endpoint in candidates:
+            assert client.post(path, json=object_example(endpoint.fields)).status_code == 401, path
 
 
 def test_a_body_is_not_read_for_a_client_without_a_key(

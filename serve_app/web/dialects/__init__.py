@@ -1,21 +1,13 @@
-"""One file for each wire format, and which of them answer on which path."""
+"""The dialects. Each module that defines `DIALECT` is one; a new file needs no registration."""
 
-from collections import defaultdict
-from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 
-from serve_app.web.dialects import cohere, document_backend, infinity, openai, sidecar, status, tei
-from serve_app.web.endpoint import Endpoint, ViewRoute
-
-
-def endpoints() -> Mapping[str, list[Endpoint]]:
-    """What takes JSON, by path; those of one path are told apart by their keys."""
-    found = defaultdict[str, list[Endpoint]](list)
-    for dialect in (openai, tei, cohere, infinity, sidecar, document_backend):
-        for endpoint in dialect.ENDPOINTS:
-            found[endpoint.path].append(endpoint)
-    return found
+from serve_app.web.dialect import Dialect
 
 
-def views() -> tuple[ViewRoute, ...]:
-    """What takes nothing but its path."""
-    return (*openai.VIEWS, *infinity.VIEWS, *document_backend.VIEWS, *status.VIEWS)
+def load_dialects() -> tuple[Dialect, ...]:
+    """Imports the modules of this package; returns their dialects by `order`, then by name."""
+    modules = [import_module(f"{__name__}.{info.name}") for info in iter_modules(__path__)]
+    dialects: list[Dialect] = [module.DIALECT for module in modules if hasattr(module, "DIALECT")]
+    return tuple(sorted(dialects, key=lambda dialect: (dialect.order, dialect.name)))

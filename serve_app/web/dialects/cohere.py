@@ -1,8 +1,8 @@
-"""Cohere's wire format: `POST /v2/embed`, and how its tokenizer is asked."""
+"""Cohere's format: `POST /v2/embed`, `POST /v1/tokenize` and `POST /v1/detokenize`."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 from uuid import uuid4
 
 import orjson
@@ -18,8 +18,9 @@ from serve_app.types import (
     TokenizeJob,
     Truncation,
 )
+from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
-from serve_app.web.endpoint import Endpoint, ErrorResponse, ParsedRequest, refusal
+from serve_app.web.endpoint import Endpoint, ParsedRequest
 from serve_app.web.schema.fields import (
     Body,
     DimensionsField,
@@ -29,17 +30,18 @@ from serve_app.web.schema.fields import (
     IntField,
     ModelField,
     ObjectField,
-    Scope,
+    SchemaContext,
     TextField,
     TextsField,
     TokenIdsField,
 )
-from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Schema, array, enum, object_
-from serve_app.web.schema.vector_encoding import OUTPUT_TYPES, Encoder, VectorTypes
+from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Schema, array
+from serve_app.web.schema.typed_dict import schema_of
+from serve_app.web.schema.vector_encoding import OUTPUT_TYPES, OutputTypesField, VectorEncoder
 
 
-class _Nothing(Field):
-    """A list that must be empty: what the model doesn't take."""
+class _EmptyListField(Field):
+    """A list that must be empty: inputs that the model doesn't support."""
 
     __slots__ = ()
 
@@ -47,76 +49,96 @@ class _Nothing(Field):
         if body.get(self.name) not in (None, []):
             raise InvalidRequest(f"`{self.name}` must be empty. {self.description}", self.name)
 
-    def _kind(self, scope: Scope) -> Schema:
+    def _value_schema(self, context: SchemaContext) -> Schema:
         return {"type": "array", "maxItems": 0}
 
 
-_PURPOSES = ("search_document", "search_query", "classification", "clustering")
+_INPUT_TYPES = ("search_document", "search_query", "classification", "clustering")
 _TRUNCATIONS: dict[str | None, Truncation] = {"NONE": "error", "START": "start"}
 
-_MODEL = ModelField("model", "The served model, by any of its names.")
-_PURPOSE = InputTypeField("input_type", "What the texts are for.", True, allowed=_PURPOSES)
-_TEXTS = TextsField("texts", "Texts; or `inputs`.", allow_single=False, exclusive_with="inputs")
-_TYPE = EnumField("type", "Images aren't taken.", choices=("text",))
-_PART_TEXT = TextField("text", "A part.", True)
-_PART = ObjectField("content", "Its parts.", True, fields=(_TYPE, _PART_TEXT), many=True)
-_INPUTS = ObjectField(
-    "inputs", "Texts in parts, in place of `texts`.", fields=(_PART,), many=True, texts=True
+_MODEL = ModelField("model", "Name or alias of the served model.")
+_INPUT_TYPE = InputTypeField(
+    "input_type",
+    "Purpose of the texts; selects the model's prompt.",
+    required=True,
+    choices=_INPUT_TYPES,
 )
-_IMAGES = _Nothing("images", "The model takes no images.")
-_DIMENSIONS = DimensionsField("output_dimension", "Components to keep, at unit length again.")
-_TYPES = VectorTypes(
-    "embedding_types", "The types that vectors are wanted in; `float` unless said otherwise."
+_TEXTS = TextsField(
+    "texts", "The texts, unless `inputs` has them.", allow_single=False, exclusive_with="inputs"
+)
+_TYPE = EnumField("type", "Only `text` is supported.", choices=("text",))
+_PART_TEXT = TextField("text", "The text of the part.", required=True)
+_PARTS = ObjectField(
+    "content", "The parts of the text.", required=True, fields=(_TYPE, _PART_TEXT), many=True
+)
+_INPUTS = ObjectField(
+    "inputs",
+    "Texts as lists of parts, instead of `texts`. Parts are joined by line breaks.",
+    fields=(_PARTS,),
+    many=True,
+    count_as_texts=True,
+)
+_IMAGES = _EmptyListField("images", "The model takes no images.")
+_DIMENSIONS = DimensionsField(
+    "output_dimension", "Number of leading components to return, normalized to unit length."
+)
+_EMBEDDING_TYPES = OutputTypesField(
+    "embedding_types", "Types of the components to return; `float` by default."
 )
 _TRUNCATE = EnumField(
     "truncate",
-    "What a text that is too long loses; NONE: it is an error.",
+    "The end at which texts over the token limit are truncated; with NONE they are errors.",
     choices=("NONE", "START", "END"),
 )
-_MAX_TOKENS = IntField("max_tokens", "Tokens that a text is cut to, as `truncate` says.", minimum=1)
-_PRIORITY = IntField("priority", "Above 0: the request can wait.", minimum=0, maximum=999)
+_MAX_TOKENS = IntField(
+    "max_tokens", "Number of tokens to truncate each text to, as `truncate` says.", minimum=1
+)
+_PRIORITY = IntField(
+    "priority", "Values above 0 put the request into the bulk lane.", minimum=0, maximum=999
+)
 _FIELDS = (
     _MODEL,
-    _PURPOSE,
+    _INPUT_TYPE,
     _TEXTS,
     _INPUTS,
     _IMAGES,
     _DIMENSIONS,
-    _TYPES,
+    _EMBEDDING_TYPES,
     _TRUNCATE,
     _MAX_TOKENS,
     _PRIORITY,
     CHUNK,
     USE_CACHE,
 )
-_SPELLED = TextField("text", "What is spelled.", True)
-_IDS = TokenIdsField("tokens", "Token ids.", True, many=False)
+_TEXT = TextField("text", "The text to tokenize.", required=True)
+_TOKENS = TokenIdsField("tokens", "The token ids of a text.", required=True, many=False)
 
 
 def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
-    """Reads the body of `POST /v2/embed`.
+    """Parses the body of `POST /v2/embed`.
 
     Raises:
-        InvalidRequest: it isn't of the dialect's shape, or asks for images.
+        InvalidRequest: a field is missing, has a wrong type or an unknown value, or the body
+            holds images.
     """
     if body.get("input_type") is None:
-        raise InvalidRequest(f"`input_type` is missing: one of {', '.join(_PURPOSES)}.")
-    kinds = _TYPES(body) or ("float",)
-    encoders = {kind: Encoder(spec, kind) for kind in kinds}
-    given = _texts(body)
+        raise InvalidRequest(f"`input_type` is missing: one of {', '.join(_INPUT_TYPES)}.")
+    output_types = _EMBEDDING_TYPES(body) or ("float",)
+    encoders = {output_type: VectorEncoder(spec, output_type) for output_type in output_types}
+    texts = _texts(body)
     truncation, chunk = _TRUNCATIONS.get(_TRUNCATE(body), "end"), CHUNK(body)
-    cut_to = _MAX_TOKENS(body)
+    max_tokens = _MAX_TOKENS(body)
     job = EmbedJob(
-        given,
+        texts,
         model=_MODEL(body),
-        input_type=_PURPOSE(body, spec),
+        input_type=_INPUT_TYPE(body, spec),
         dimensions=_DIMENSIONS(body),
         lane="bulk" if _PRIORITY(body) else None,
         truncation="chunk" if chunk else truncation,
         use_cache=USE_CACHE(body) is not False,
-        max_tokens=None if cut_to is None else min(cut_to, spec.max_tokens),
+        max_tokens=None if max_tokens is None else min(max_tokens, spec.max_tokens),
     )
-    return ParsedRequest(job, partial(_render, encoders=encoders, texts=given))
+    return ParsedRequest(job, partial(_render, encoders=encoders, texts=texts))
 
 
 def _texts(body: Body) -> tuple[Input, ...]:
@@ -126,18 +148,18 @@ def _texts(body: Body) -> tuple[Input, ...]:
         return _TEXTS(body)
     if body.get(_TEXTS.name) is not None:
         raise InvalidRequest("Send one of `texts` and `inputs`, not both.", "texts")
-    return tuple(_joined(item) for item in inputs)
+    return tuple(_text_of_input(item) for item in inputs)
 
 
-def _joined(item: Body) -> str:
-    """The text of one of `inputs`: `{"content": [{"type": "text", "text": …}]}`."""
-    parts = _PART(item)
+def _text_of_input(item: Body) -> str:
+    """Returns the text of `{"content": [{"type": "text", "text": …}, …]}`."""
+    parts = _PARTS(item)
     if parts is None:
         raise InvalidRequest("Each of `inputs` must be an object with a list `content`.", "inputs")
-    return "\n".join(_part(part) for part in parts)
+    return "\n".join(_text_of_part(part) for part in parts)
 
 
-def _part(part: Body) -> str:
+def _text_of_part(part: Body) -> str:
     _TYPE(part)
     text = _PART_TEXT(part)
     if not text:
@@ -146,37 +168,104 @@ def _part(part: Body) -> str:
 
 
 def parse_tokenize(body: Body, spec: ModelSpec) -> ParsedRequest:
-    """Reads the body of `POST /v1/tokenize`.
+    """Parses the body of `POST /v1/tokenize`.
 
     Raises:
-        InvalidRequest: it isn't of the dialect's shape.
+        InvalidRequest: a field is missing, empty or has a wrong type.
     """
-    text = _SPELLED(body)
+    text = _TEXT(body)
     if text is None:
         raise InvalidRequest("`text` is missing. Send a string.", "text")
     if not text:
         raise EmptyInput("`text` is empty. Send at least one character.", "text")
-    return ParsedRequest(TokenizeJob((text,), special=False, model=_MODEL(body)), _render_tokens)
+    return ParsedRequest(
+        TokenizeJob((text,), add_special_tokens=False, model=_MODEL(body)), _render_tokens
+    )
 
 
 def parse_detokenize(body: Body, spec: ModelSpec) -> ParsedRequest:
-    """Reads the body of `POST /v1/detokenize`.
+    """Parses the body of `POST /v1/detokenize`.
 
     Raises:
-        InvalidRequest: it isn't of the dialect's shape.
+        InvalidRequest: a field is missing or has a wrong type.
     """
-    return ParsedRequest(DecodeJob(_IDS(body), model=_MODEL(body)), _render_text)
+    return ParsedRequest(DecodeJob(_TOKENS(body), model=_MODEL(body)), _render_text)
+
+
+class ApiVersion(TypedDict):
+    """The version of Cohere's API."""
+
+    version: str
+
+
+class Meta(TypedDict):
+    """What every reply has."""
+
+    api_version: ApiVersion
+
+
+class BilledUnits(TypedDict):
+    """What the request is billed for."""
+
+    input_tokens: int
+
+
+class EmbedMeta(Meta):
+    """`Meta` with the tokens of the request."""
+
+    billed_units: BilledUnits
+    cached_tokens: int
+
+
+#: Vectors by output type. Only the requested types are present.
+_EMBEDDINGS: Schema = {
+    "type": "object",
+    "properties": {
+        "float": array(VECTOR),
+        "base64": array(STRING),
+        **{name: array(array(INTEGER)) for name in OUTPUT_TYPES if name != "float"},
+    },
+    "additionalProperties": False,
+}
+
+
+class EmbedReply(TypedDict):
+    """The reply of `POST /v2/embed`."""
+
+    id: str
+    embeddings: Annotated[Mapping[str, Sequence[Any]], _EMBEDDINGS]
+    texts: Annotated[Sequence[Input], array(STRING)]
+    meta: EmbedMeta
+    response_type: Literal["embeddings_by_type"]
+
+
+class TokenizeReply(TypedDict):
+    """The reply of `POST /v1/tokenize`."""
+
+    tokens: list[int]
+    token_strings: list[str]
+    meta: Meta
+
+
+class DetokenizeReply(TypedDict):
+    """The reply of `POST /v1/detokenize`."""
+
+    text: str
+    meta: Meta
+
+
+_META: Meta = {"api_version": {"version": "2"}}
 
 
 def _render(
-    result: EmbedResult, *, encoders: Mapping[str, Encoder], texts: Sequence[Input]
+    result: EmbedResult, *, encoders: Mapping[str, VectorEncoder], texts: Sequence[Input]
 ) -> bytes:
-    reply = {
+    reply: EmbedReply = {
         "id": str(uuid4()),
-        "embeddings": {kind: encoder(result) for kind, encoder in encoders.items()},
+        "embeddings": {name: encoder(result) for name, encoder in encoders.items()},
         "texts": texts,
-        "meta": _META
-        | {
+        "meta": {
+            **_META,
             "billed_units": {"input_tokens": result.total_tokens},
             "cached_tokens": result.cached_tokens,
         },
@@ -185,79 +274,58 @@ def _render(
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-_META: dict[str, Any] = {"api_version": {"version": "2"}}
-
-
 def _render_tokens(rows: Sequence[Tokenization]) -> bytes:
     (row,) = rows
-    return orjson.dumps({"tokens": row.ids, "token_strings": row.pieces, "meta": _META})
+    reply: TokenizeReply = {"tokens": row.ids, "token_strings": row.tokens, "meta": _META}
+    return orjson.dumps(reply)
 
 
 def _render_text(texts: Sequence[str]) -> bytes:
-    return orjson.dumps({"text": texts[0], "meta": _META})
+    reply: DetokenizeReply = {"text": texts[0], "meta": _META}
+    return orjson.dumps(reply)
 
 
-@refusal(object_({"message": STRING}))
+class ErrorReply(TypedDict):
+    """The body of an error."""
+
+    message: str
+
+
 def render_error(error: EmbedServeError) -> ErrorResponse:
-    """The error's body."""
-    return ErrorResponse(error.status, orjson.dumps({"message": str(error)}))
+    """Returns the error as `{"message": message}`."""
+    body: ErrorReply = {"message": str(error)}
+    return ErrorResponse(error.status, orjson.dumps(body))
 
 
-_ABOUT: Schema = object_({"api_version": object_({"version": STRING})})
-_EMBEDDINGS: Schema = {
-    "type": "object",
-    "properties": {
-        "float": array(VECTOR),
-        "base64": array(STRING),
-        **{kind: array(array(INTEGER)) for kind in OUTPUT_TYPES if kind != "float"},
-    },
-    "additionalProperties": False,
-}
-_REPLY = object_(
-    {
-        "id": STRING,
-        "embeddings": _EMBEDDINGS,
-        "texts": array(STRING),
-        "meta": object_(
-            {
-                **_ABOUT["properties"],
-                "billed_units": object_({"input_tokens": INTEGER}),
-                "cached_tokens": INTEGER,
-            }
+DIALECT = Dialect(
+    name="Cohere",
+    order=50,
+    render_error=render_error,
+    error_schema=schema_of(ErrorReply),
+    endpoints=(
+        Endpoint(
+            path="/v2/embed",
+            summary="Embed texts.",
+            deciding_key="input_type",
+            fields=_FIELDS,
+            parse=parse,
+            reply_schema=schema_of(EmbedReply),
         ),
-        "response_type": enum(["embeddings_by_type"]),
-    }
-)
-
-ENDPOINTS = (
-    Endpoint(
-        "/v2/embed",
-        "Cohere",
-        "Vectors of texts.",
-        "input_type",
-        _FIELDS,
-        parse,
-        _REPLY,
-        render_error,
-    ),
-    Endpoint(
-        "/v1/tokenize",
-        "Cohere",
-        "How the model's tokenizer spells a text.",
-        "text",
-        (_SPELLED, _MODEL),
-        parse_tokenize,
-        object_({"tokens": array(INTEGER), "token_strings": array(STRING), "meta": _ABOUT}),
-        render_error,
-    ),
-    Endpoint(
-        "/v1/detokenize",
-        "Cohere",
-        "The text of token ids.",
-        "tokens",
-        (_IDS, _MODEL),
-        parse_detokenize,
-        object_({"text": STRING, "meta": _ABOUT}),
-        render_error,
+        Endpoint(
+            path="/v1/tokenize",
+            summary="Tokenize a text with the model's tokenizer.",
+            deciding_key="text",
+            fields=(_TEXT, _MODEL),
+            parse=parse_tokenize,
+            reply_schema=schema_of(TokenizeReply),
+        ),
+        Endpoint(
+            path="/v1/detokenize",
+            summary="Decode token ids to text.",
+            deciding_key="tokens",
+            fields=(_TOKENS, _MODEL),
+            parse=parse_detokenize,
+            reply_schema=schema_of(DetokenizeReply),
+        ),
     ),
 )

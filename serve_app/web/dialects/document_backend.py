@@ -1,288 +1,302 @@
-"""The wire format of a document backend's embedder: `/embed/text`, `/embed/query`, `/embed/batch`.
+"""The format of a document backend's embedder: `/embed/text`, `/embed/query`, `/embed/batch`.
 
-What is computed on one's own machines costs nothing, so `cost` is always 0.
+The service charges nothing, so costs are always 0.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Literal, TypedDict
 
 import orjson
 
-from serve_app.errors import EmbedServeError, EmptyInput, InvalidJSON, InvalidRequest
+from serve_app.errors import EmbedServeError, EmptyInput, InvalidRequest
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult, Input, Tier
+from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
-from serve_app.web.endpoint import (
-    Endpoint,
-    ErrorResponse,
-    ParsedRequest,
-    ViewResponse,
-    ViewRoute,
-    refusal,
-)
+from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewResponse, ViewRoute
 from serve_app.web.schema.fields import (
     Body,
+    Field,
     IntField,
     ModelField,
     TextField,
     TextsField,
-    input_type,
+    resolve_input_type,
 )
-from serve_app.web.schema.json_schema import (
-    BOOLEAN,
-    INTEGER,
-    NUMBER,
-    STRING,
-    VECTOR,
-    Schema,
-    array,
-    enum,
-    object_,
-)
-from serve_app.web.schema.vector_encoding import as_floats
+from serve_app.web.schema.typed_dict import Vector, schema_of
+from serve_app.web.schema.vector_encoding import float_rows
 
-_TEXT = TextField("text", "What is embedded.", True)
-_QUERY = TextField("query", "What is embedded.", True)
+_TEXT = TextField("text", "The document to embed.", required=True)
+_QUERY = TextField("query", "The query to embed.", required=True)
 _TEXTS = TextsField(
-    "texts", "Texts; empty ones are left out.", True, allow_single=False, allow_empty_items=True
+    "texts",
+    "The documents to embed; empty ones are skipped.",
+    required=True,
+    allow_single=False,
+    allow_empty_items=True,
 )
-_MODEL = ModelField("model", "The served model, by any of its names.")
-_BATCH_SIZE = IntField("batch_size", "Taken, and not used: batches are packed by tokens here.")
+_MODEL = ModelField("model", "Name or alias of the served model.")
+_BATCH_SIZE = IntField(
+    "batch_size", "Accepted for compatibility and ignored: the service forms its own batches."
+)
 
 
-def parse_one(body: Body, spec: ModelSpec, *, field: TextField, purpose: str) -> ParsedRequest:
-    """Reads `{text, model?, use_cache?}`, or the same with `query`.
+def parse_one(body: Body, spec: ModelSpec, *, field: TextField, input_type: str) -> ParsedRequest:
+    """Parses `{text, model?, use_cache?}`, or the same with `query`.
 
     Raises:
-        InvalidRequest: it isn't of the dialect's shape.
+        InvalidRequest: a field is missing, empty or has a wrong type.
     """
     text = field(body)
     if text is None:
         raise InvalidRequest(f"`{field.name}` is missing. Send a string.", field.name)
     if not text:
         raise EmptyInput(f"`{field.name}` is empty. Send at least one character.", field.name)
-    return ParsedRequest(_job(body, (text,), input_type(purpose, spec)), _render_one)
+    return ParsedRequest(_job(body, (text,), resolve_input_type(input_type, spec)), _render_one)
 
 
 def parse_batch(body: Body, spec: ModelSpec) -> ParsedRequest:
-    """Reads `{texts, model?, batch_size?, use_cache?}`; empty texts are left out.
+    """Parses `{texts, model?, batch_size?, use_cache?}`; skips empty texts.
 
     Raises:
-        InvalidRequest: it isn't of the dialect's shape, or holds no text.
+        InvalidRequest: a field is missing or has a wrong type, or every text is empty.
     """
     _BATCH_SIZE(body)
-    kept = tuple(text for text in _TEXTS(body) if text != "")
-    if not kept:
+    texts = tuple(text for text in _TEXTS(body) if text != "")
+    if not texts:
         raise EmptyInput("`texts` holds no text. Send at least one.", "texts")
-    return ParsedRequest(_job(body, kept, input_type("document", spec)), _render_batch)
+    return ParsedRequest(_job(body, texts, resolve_input_type("document", spec)), _render_batch)
 
 
-def _job(body: Body, texts: tuple[Input, ...], purpose: str | None) -> EmbedJob:
+def _job(body: Body, texts: tuple[Input, ...], input_type: str | None) -> EmbedJob:
     return EmbedJob(
         texts,
         model=_MODEL(body),
-        input_type=purpose,
+        input_type=input_type,
         use_cache=USE_CACHE(body) is not False,
         truncation="chunk" if CHUNK(body) else "end",
     )
 
 
+class EmbeddingReply(TypedDict):
+    """The reply of `/embed/text` and `/embed/query`."""
+
+    embedding: Vector
+    dimension: int
+    model: str
+    cached: bool
+    cost: float
+
+
+class BatchReply(TypedDict):
+    """The reply of `/embed/batch`."""
+
+    embeddings: list[Vector]
+    dimension: int
+    model: str
+    total_embeddings: int
+    cached_count: int
+    total_cost: float
+
+
 def _render_one(result: EmbedResult) -> bytes:
-    (vector,) = as_floats(result)
-    return _dumps(
-        {
-            "embedding": vector,
-            "dimension": result.vectors.shape[1],
-            "model": result.model,
-            "cached": bool(result.tiers[0] != Tier.COMPUTED),
-            "cost": 0.0,
-        }
-    )
-
-
-_ONE = object_(
-    {
-        "embedding": VECTOR,
-        "dimension": INTEGER,
-        "model": STRING,
-        "cached": BOOLEAN,
-        "cost": NUMBER,
+    (vector,) = float_rows(result)
+    reply: EmbeddingReply = {
+        "embedding": vector,
+        "dimension": result.vectors.shape[1],
+        "model": result.model,
+        "cached": bool(result.tiers[0] != Tier.COMPUTED),
+        "cost": 0.0,
     }
-)
+    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _render_batch(result: EmbedResult) -> bytes:
     n, dimension = result.vectors.shape
-    return _dumps(
-        {
-            "embeddings": as_floats(result),
-            "dimension": dimension,
-            "model": result.model,
-            "total_embeddings": n,
-            "cached_count": n - result.tiers.tolist().count(Tier.COMPUTED),
-            "total_cost": 0.0,
-        }
-    )
-
-
-_BATCH = object_(
-    {
-        "embeddings": array(VECTOR),
-        "dimension": INTEGER,
-        "model": STRING,
-        "total_embeddings": INTEGER,
-        "cached_count": INTEGER,
-        "total_cost": NUMBER,
+    reply: BatchReply = {
+        "embeddings": [*float_rows(result)],
+        "dimension": dimension,
+        "model": result.model,
+        "total_embeddings": n,
+        "cached_count": n - result.tiers.tolist().count(Tier.COMPUTED),
+        "total_cost": 0.0,
     }
-)
-
-
-def _dumps(reply: Mapping[str, Any]) -> bytes:
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-@refusal(object_({"detail": STRING}))
+class ErrorReply(TypedDict):
+    """The body of an error."""
+
+    detail: str
+
+
 def render_error(error: EmbedServeError) -> ErrorResponse:
-    """The error's body."""
-    status = 422 if type(error) in (InvalidRequest, InvalidJSON) else error.status
-    return ErrorResponse(status, orjson.dumps({"detail": str(error)}))
+    """Returns the error as `{"detail": message}`: 422 for a malformed body, 400 for empty texts."""
+    malformed = isinstance(error, InvalidRequest) and not isinstance(error, EmptyInput)
+    body: ErrorReply = {"detail": str(error)}
+    return ErrorResponse(422 if malformed else error.status, orjson.dumps(body))
 
 
-async def _models(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
+class ModelsReply(TypedDict):
+    """The reply of `/embed/models`."""
+
+    models: list[str]
+    default: str
+
+
+class HealthReply(TypedDict):
+    """The reply of `/embed/health`."""
+
+    status: Literal["healthy", "unhealthy"]
+    service: str
+    default_model: str
+    caching_enabled: bool
+    models_loaded: list[str]
+
+
+class Metrics(TypedDict):
+    """Totals of all replicas since their start or the last reset."""
+
+    total_requests: int
+    total_embeddings_generated: int
+    cache_hits: int
+    cache_misses: int
+    cache_hit_rate: float
+    total_tokens: int
+    total_cost_usd: float
+    errors: int
+
+
+class MetricsReply(TypedDict):
+    """The reply of `/embed/metrics`."""
+
+    metrics: Metrics
+
+
+class ResetReply(TypedDict):
+    """The reply of `/embed/metrics/reset`."""
+
+    status: str
+    message: str
+
+
+async def _models(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
     spec = service.spec
-    return ViewResponse(orjson.dumps({"models": [spec.name, *spec.aliases], "default": spec.name}))
+    reply: ModelsReply = {"models": [spec.name, *spec.aliases], "default": spec.name}
+    return ViewResponse(orjson.dumps(reply))
 
 
-async def _health(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
+async def _health(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
     report, cache = await asyncio.gather(service.health(), service.cache_state())
-    body = {
+    reply: HealthReply = {
         "status": "healthy" if report.healthy else "unhealthy",
         "service": "embedserve",
         "default_model": service.spec.name,
         "caching_enabled": cache.state != "off",
         "models_loaded": [service.spec.name],
     }
-    return ViewResponse(orjson.dumps(body), 200 if report.healthy else 503)
+    return ViewResponse(orjson.dumps(reply), 200 if report.healthy else 503)
 
 
-async def _metrics(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
+async def _metrics(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
     totals = await service.replica_stats.totals()
-    computed = totals.texts - totals.cached_texts
-    metrics = {
-        "total_requests": int(totals.requests),
-        "total_embeddings_generated": int(computed),
-        "cache_hits": int(totals.cached_texts),
-        "cache_misses": int(computed),
-        "cache_hit_rate": totals.cached_texts / totals.texts if totals.texts else 0.0,
-        "total_tokens": int(totals.tokens),
-        "total_cost_usd": 0.0,
-        "errors": int(totals.failed),
+    computed = int(totals.texts - totals.cached_texts)
+    reply: MetricsReply = {
+        "metrics": {
+            "total_requests": int(totals.requests),
+            "total_embeddings_generated": computed,
+            "cache_hits": int(totals.cached_texts),
+            "cache_misses": computed,
+            "cache_hit_rate": totals.cached_texts / totals.texts if totals.texts else 0.0,
+            "total_tokens": int(totals.tokens),
+            "total_cost_usd": 0.0,
+            "errors": int(totals.failed),
+        }
     }
-    return ViewResponse(orjson.dumps({"metrics": metrics}))
+    return ViewResponse(orjson.dumps(reply))
 
 
-_METRICS: Schema = object_(
-    {
-        "metrics": object_(
-            {
-                "total_requests": INTEGER,
-                "total_embeddings_generated": INTEGER,
-                "cache_hits": INTEGER,
-                "cache_misses": INTEGER,
-                "cache_hit_rate": NUMBER,
-                "total_tokens": INTEGER,
-                "total_cost_usd": NUMBER,
-                "errors": INTEGER,
-            }
-        )
-    }
-)
-
-
-async def _reset(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
+async def _reset(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
     await service.replica_stats.reset()
-    return ViewResponse(orjson.dumps({"status": "success", "message": "Metrics begin at zero."}))
+    reply: ResetReply = {"status": "success", "message": "Metrics begin at zero."}
+    return ViewResponse(orjson.dumps(reply))
 
 
-ENDPOINTS = tuple(
-    Endpoint(
-        path, "document backend", description, fields[0].name, fields, parse, reply, render_error
+def _endpoint(
+    path: str,
+    summary: str,
+    fields: tuple[Field, ...],
+    parse: Callable[[Body, ModelSpec], ParsedRequest],
+    reply: type,
+) -> Endpoint:
+    return Endpoint(
+        path=path,
+        summary=summary,
+        deciding_key=fields[0].name,
+        fields=fields,
+        parse=parse,
+        reply_schema=schema_of(reply),
     )
-    for path, description, fields, parse, reply in (
-        (
+
+
+DIALECT = Dialect(
+    name="document backend",
+    order=60,
+    render_error=render_error,
+    error_schema=schema_of(ErrorReply),
+    endpoints=(
+        _endpoint(
             "/embed/text",
-            "A document's vector.",
+            "Embed a document.",
             (_TEXT, _MODEL, USE_CACHE, CHUNK),
-            partial(parse_one, field=_TEXT, purpose="document"),
-            _ONE,
+            partial(parse_one, field=_TEXT, input_type="document"),
+            EmbeddingReply,
         ),
-        (
+        _endpoint(
             "/embed/query",
-            "A query's vector.",
+            "Embed a query.",
             (_QUERY, _MODEL, USE_CACHE, CHUNK),
-            partial(parse_one, field=_QUERY, purpose="query"),
-            _ONE,
+            partial(parse_one, field=_QUERY, input_type="query"),
+            EmbeddingReply,
         ),
-        (
+        _endpoint(
             "/embed/batch",
-            "Documents' vectors.",
+            "Embed documents.",
             (_TEXTS, _MODEL, _BATCH_SIZE, USE_CACHE, CHUNK),
             parse_batch,
-            _BATCH,
+            BatchReply,
         ),
-    )
-)
-VIEWS = tuple(
-    ViewRoute(
-        path, "document backend", description, show, reply, render_error, method, public, statuses
-    )
-    for path, description, show, reply, method, public, statuses in (
-        (
-            "/embed/models",
-            "The model, under each of its names.",
-            _models,
-            object_({"models": array(STRING), "default": STRING}),
-            "GET",
-            False,
-            {},
+    ),
+    views=(
+        ViewRoute(
+            path="/embed/models",
+            summary="List the model's name and aliases.",
+            respond=_models,
+            reply_schema=schema_of(ModelsReply),
         ),
-        (
-            "/embed/metrics",
-            "What all replicas have answered.",
-            _metrics,
-            _METRICS,
-            "GET",
-            False,
-            {},
+        ViewRoute(
+            path="/embed/metrics",
+            summary="Totals of all replicas since their start or the last reset.",
+            respond=_metrics,
+            reply_schema=schema_of(MetricsReply),
         ),
-        (
-            "/embed/metrics/reset",
-            "Has `/embed/metrics` and `/embedding/stats` begin at zero.",
-            _reset,
-            object_({"status": STRING, "message": STRING}),
-            "POST",
-            False,
-            {},
+        ViewRoute(
+            path="/embed/metrics/reset",
+            summary="Reset the totals of `/embed/metrics` and `/embedding/stats` to zero.",
+            respond=_reset,
+            reply_schema=schema_of(ResetReply),
+            method="POST",
         ),
-        (
-            "/embed/health",
-            "Whether it can embed now.",
-            _health,
-            object_(
-                {
-                    "status": enum(["healthy", "unhealthy"]),
-                    "service": STRING,
-                    "default_model": STRING,
-                    "caching_enabled": BOOLEAN,
-                    "models_loaded": array(STRING),
-                }
-            ),
-            "GET",
-            True,
-            {503: "It can't."},
+        ViewRoute(
+            path="/embed/health",
+            summary="Health: whether the service can embed.",
+            respond=_health,
+            reply_schema=schema_of(HealthReply),
+            public=True,
+            statuses={503: "The service can't embed."},
         ),
-    )
+    ),
 )

@@ -1,10 +1,12 @@
-"""Fields of our own, which every dialect takes beside its own."""
+"""EmbedServe's own request fields, which the dialects take in addition to their formats' fields."""
 
 from serve_app.web.schema.fields import BoolField
 
 CHUNK = BoolField(
     "chunk",
-    "true: a text that is too long is embedded in parts; the mean of their vectors, weighted by "
-    "their tokens, stands for it at unit length.",
+    "If true, a text over the token limit is split into chunks. Its vector is the mean of the "
+    "chunks' vectors, weighted by their tokens and normalized to unit length.",
 )
-USE_CACHE = BoolField("use_cache", "false: everything is computed anew, and nothing is kept.")
+USE_CACHE = BoolField(
+    "use_cache", "If false, every vector is computed; the cache is neither read nor written."
+)

@@ -1,11 +1,11 @@
-"""OpenAI's wire format: `POST /v1/embeddings`, `GET /v1/models`, and its error envelope.
+"""OpenAI's format: `POST /v1/embeddings`, `GET /v1/models` and the error envelope.
 
-With the fields that Jina, Voyage, NIM and vLLM add to it, where they don't contradict it.
+`/v1/embeddings` also takes the fields of Jina, Voyage, NIM and vLLM that don't contradict OpenAI's.
 """
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import orjson
 
@@ -13,15 +13,9 @@ from serve_app.errors import EmbedServeError, InvalidRequest, ModelNotFound
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult, Lane, Truncation
+from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
-from serve_app.web.endpoint import (
-    Endpoint,
-    ErrorResponse,
-    ParsedRequest,
-    ViewResponse,
-    ViewRoute,
-    refusal,
-)
+from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewResponse, ViewRoute
 from serve_app.web.schema.fields import (
     Body,
     BoolField,
@@ -30,70 +24,71 @@ from serve_app.web.schema.fields import (
     InputTypeField,
     IntField,
     ModelField,
-    Scope,
+    SchemaContext,
     StringField,
     TextsField,
 )
-from serve_app.web.schema.json_schema import (
-    BOOLEAN,
-    INTEGER,
-    STRING,
-    Schema,
-    any_of,
-    array,
-    enum,
-    nullable,
-    object_,
-)
-from serve_app.web.schema.vector_encoding import EMBEDDING, Encoder, VectorType
+from serve_app.web.schema.json_schema import BOOLEAN, INTEGER, Schema, any_of, enum
+from serve_app.web.schema.typed_dict import schema_of
+from serve_app.web.schema.vector_encoding import EMBEDDING, OutputTypeField, VectorEncoder
 
-#: What a field of a job is called in this dialect.
-_PARAMS = {"texts": "input", "max_tokens": "truncate_prompt_tokens"}
+#: Names of this dialect for the fields of a job, used in errors.
+_FIELD_NAMES = {"texts": "input", "max_tokens": "truncate_prompt_tokens"}
 
 _INPUT = TextsField(
-    "input", "One text, or a list; or the model's token ids.", True, allow_token_ids=True
+    "input", "A text, or a list of texts or of token ids.", required=True, allow_token_ids=True
 )
-_MODEL = ModelField("model", "The served model, by any of its names.")
+_MODEL = ModelField("model", "Name or alias of the served model.")
 ENCODING_FORMAT = EnumField(
-    "encoding_format", "`base64`: each vector's bytes, little-endian.", choices=("float", "base64")
+    "encoding_format",
+    "`float` returns JSON numbers, `base64` the little-endian bytes of each vector.",
+    choices=("float", "base64"),
 )
-_DIMENSIONS = DimensionsField("dimensions", "Components to keep, at unit length again.")
-_USER = StringField("user", "Taken, and not used.")
-_INPUT_TYPE = InputTypeField("input_type", "What the texts are for (Voyage, NIM).")
-_TASK = InputTypeField("task", "What the texts are for (Jina).")
-_OUTPUT_DIMENSION = DimensionsField("output_dimension", "As `dimensions` (Voyage).")
-_OUTPUT_DTYPE = VectorType("output_dtype", "Type of the components (Voyage).")
-_EMBEDDING_TYPE = VectorType("embedding_type", "Type of the components (Jina, NIM).")
-_NORMALIZED = BoolField("normalized", "Vectors of unit length, whatever the model gives (Jina).")
-_TRUNCATION = BoolField("truncation", "false: a text that is too long is an error (Voyage).")
-_SIDE = EnumField(
-    "truncation_side", "Which end a text that is too long loses (vLLM).", choices=("left", "right")
+_DIMENSIONS = DimensionsField(
+    "dimensions", "Number of leading components to return, normalized to unit length."
 )
-_PRIORITY = IntField("priority", "Above 0: the request can wait (vLLM).")
+_USER = StringField("user", "Accepted for compatibility and ignored.")
+_INPUT_TYPE = InputTypeField(
+    "input_type", "Purpose of the texts; selects the model's prompt (Voyage, NIM)."
+)
+_TASK = InputTypeField("task", "Purpose of the texts; selects the model's prompt (Jina).")
+_OUTPUT_DIMENSION = DimensionsField("output_dimension", "Same as `dimensions` (Voyage).")
+_OUTPUT_DTYPE = OutputTypeField("output_dtype", "Type of the components (Voyage).")
+_EMBEDDING_TYPE = OutputTypeField("embedding_type", "Type of the components (Jina, NIM).")
+_NORMALIZED = BoolField(
+    "normalized", "If true, vectors are normalized to unit length for every model (Jina)."
+)
+_TRUNCATION = BoolField("truncation", "If false, texts over the token limit are errors (Voyage).")
+_TRUNCATION_SIDE = EnumField(
+    "truncation_side",
+    "The end at which texts over the token limit are truncated (vLLM).",
+    choices=("left", "right"),
+)
+_PRIORITY = IntField("priority", "Values above 0 put the request into the bulk lane (vLLM).")
 
 
-class _CutTo(IntField):
-    """vLLM says -1 for as many as the model takes."""
+class _TokenLimitField(IntField):
+    """A token limit for each text; -1 stands for the model's limit, as in vLLM."""
 
     __slots__ = ()
 
     def __call__(self, body: Body) -> int | None:
-        value = IntField.__call__(self, body)
-        return None if value == -1 else value
+        limit = IntField.__call__(self, body)
+        return None if limit == -1 else limit
 
-    def _kind(self, scope: Scope) -> Schema:
-        return any_of({"const": -1}, INTEGER | {"minimum": 1, "maximum": scope.spec.max_tokens})
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return any_of({"const": -1}, INTEGER | {"minimum": 1, "maximum": context.spec.max_tokens})
 
 
-_CUT_TO = _CutTo(
+_TOKEN_LIMIT = _TokenLimitField(
     "truncate_prompt_tokens",
-    "Tokens that a text is cut to; -1: all that the model takes (vLLM).",
+    "Number of tokens to truncate each text to; -1 is the model's limit (vLLM).",
     minimum=-1,
 )
 
 
-class _Never(BoolField):
-    """Something that isn't done here: true would get other vectors than were asked for."""
+class _UnsupportedFlag(BoolField):
+    """A flag that must not be true: ignoring it would return other vectors than requested."""
 
     __slots__ = ()
 
@@ -102,20 +97,21 @@ class _Never(BoolField):
             raise InvalidRequest(f"`{self.name}` isn't served here. Leave it out.", self.name)
         return False
 
-    def _kind(self, scope: Scope) -> Schema:
+    def _value_schema(self, context: SchemaContext) -> Schema:
         return {"const": False}
 
 
-_LATE_CHUNKING = _Never("late_chunking", "Isn't served (Jina).")
-_EMBED_DTYPE = EnumField("embed_dtype", "Others aren't served (vLLM).", choices=("float32",))
-_ENDIANNESS = EnumField("endianness", "Another isn't served (vLLM).", choices=("native", "little"))
+_LATE_CHUNKING = _UnsupportedFlag("late_chunking", "Unsupported; must be false (Jina).")
+_EMBED_DTYPE = EnumField("embed_dtype", "Only `float32` is supported (vLLM).", choices=("float32",))
+_ENDIANNESS = EnumField(
+    "endianness", "Only little-endian is supported (vLLM).", choices=("native", "little")
+)
+#: Fields whose only valid values are the defaults.
+_FIXED = (_LATE_CHUNKING, _EMBED_DTYPE, _ENDIANNESS)
 
 
-_UNSERVED = (_LATE_CHUNKING, _EMBED_DTYPE, _ENDIANNESS)
-
-
-class _Truncate(EnumField):
-    """Jina says true or false, NIM says it in words."""
+class _TruncateField(EnumField):
+    """A boolean, as in Jina, or one of the choices, as in NIM."""
 
     __slots__ = ()
 
@@ -125,17 +121,17 @@ class _Truncate(EnumField):
             return "END" if value else "NONE"
         return EnumField.__call__(self, body)
 
-    def _kind(self, scope: Scope) -> Schema:
+    def _value_schema(self, context: SchemaContext) -> Schema:
         return any_of(BOOLEAN, enum(self.choices))
 
 
-_TRUNCATE = _Truncate(
+_TRUNCATE = _TruncateField(
     "truncate",
-    "What a text that is too long loses; false or NONE: it is an error (Jina, NIM).",
+    "The end at which texts over the token limit are truncated; true is END. With false or NONE "
+    "they are errors (Jina, NIM).",
     choices=("NONE", "START", "END"),
 )
-
-FIELDS = (
+_FIELDS = (
     _INPUT,
     _MODEL,
     ENCODING_FORMAT,
@@ -149,68 +145,66 @@ FIELDS = (
     _NORMALIZED,
     _TRUNCATE,
     _TRUNCATION,
-    _SIDE,
-    _CUT_TO,
+    _TRUNCATION_SIDE,
+    _TOKEN_LIMIT,
     _PRIORITY,
-    *_UNSERVED,
+    *_FIXED,
     CHUNK,
     USE_CACHE,
 )
+#: OpenAI's own fields. Requests without others skip the remaining fields, in half the time.
+_OPENAI_FIELDS = {field.name for field in (_INPUT, _MODEL, ENCODING_FORMAT, _DIMENSIONS, _USER)}
 
 
 def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
-    """Reads the body of `POST /v1/embeddings`. null stands for an absent optional field.
+    """Parses the body of `POST /v1/embeddings`. An optional field that is null counts as absent.
 
     Raises:
-        InvalidRequest: the body isn't of the dialect's shape. Whether its values can be served
-            (the model's name, the number of texts, …) is not decided here.
+        InvalidRequest: a field is missing, has a wrong type or an unknown value. The service
+            validates the model's name, the number of texts and their lengths.
     """
-    if body.keys() <= _COMMON:
+    if body.keys() <= _OPENAI_FIELDS:
         job = EmbedJob(_INPUT(body), _MODEL(body), dimensions=_DIMENSIONS(body))
         encoding, dtype = ENCODING_FORMAT(body), None
         _USER(body)
     else:
-        job, encoding, dtype = _parse_all(body, spec)
-    encoder = Encoder(spec, dtype, as_base64=encoding == "base64")
+        job, encoding, dtype = _parse_all_fields(body, spec)
+    encoder = VectorEncoder(spec, dtype, as_base64=encoding == "base64")
     return ParsedRequest(job, partial(render, encoder=encoder))
 
 
-#: Of OpenAI's own fields; a request that has no others is read in half the time.
-_COMMON = {field.name for field in (_INPUT, _MODEL, ENCODING_FORMAT, _DIMENSIONS, _USER)}
-
-
-def _parse_all(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None, str | None]:
+def _parse_all_fields(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None, str | None]:
     _USER(body)
-    for field in _UNSERVED:
+    for field in _FIXED:
         field(body)
-    here, there = _DIMENSIONS(body), _OUTPUT_DIMENSION(body)
+    dimensions, output_dimension = _DIMENSIONS(body), _OUTPUT_DIMENSION(body)
     input_type, task = _INPUT_TYPE(body, spec), _TASK(body, spec)
     dtype, embedding_type = _OUTPUT_DTYPE(body), _EMBEDDING_TYPE(body)
-    check_unused(spec, there, task)
+    validate_ignored(spec, output_dimension, task)
     job = EmbedJob(
         texts=_INPUT(body),
         model=_MODEL(body),
         input_type=task if input_type is None else input_type,
-        dimensions=there if here is None else here,
+        dimensions=output_dimension if dimensions is None else dimensions,
         lane=_lane(body),
         use_cache=USE_CACHE(body) is not False,
         normalize=_NORMALIZED(body) is True,
         truncation=_truncation(body),
-        max_tokens=_CUT_TO(body),
+        max_tokens=_TOKEN_LIMIT(body),
     )
     return job, ENCODING_FORMAT(body), dtype or embedding_type
 
 
-def check_unused(
-    spec: ModelSpec, dimensions: int | None = None, purpose: str | None = None
+def validate_ignored(
+    spec: ModelSpec, dimensions: int | None = None, input_type: str | None = None
 ) -> None:
-    """Looks at values of fields that may not be used, since others mean the same.
+    """Validates values that the job may ignore because another field with the same meaning is set.
 
     Raises:
-        InvalidRequest: they couldn't be.
+        InvalidRequest: the model has not as many dimensions, or no such input type.
     """
-    if purpose is not None:
-        spec.prompt(purpose)
+    if input_type is not None:
+        spec.prompt(input_type)
     if dimensions is not None and not 1 <= dimensions <= spec.dim:
         raise InvalidRequest(
             f"`output_dimension` must be between 1 and {spec.dim}; it was {dimensions}.",
@@ -223,21 +217,41 @@ def _lane(body: Body) -> Lane | None:
 
 
 def _truncation(body: Body) -> Truncation:
-    side, cut, truncation = _SIDE(body), _TRUNCATE(body), _TRUNCATION(body)
+    side, truncate, truncation = _TRUNCATION_SIDE(body), _TRUNCATE(body), _TRUNCATION(body)
     if CHUNK(body):
         return "chunk"
-    if truncation is False or cut == "NONE":
+    if truncation is False or truncate == "NONE":
         return "error"
-    return "start" if cut == "START" or side == "left" else "end"
+    return "start" if truncate == "START" or side == "left" else "end"
 
 
-def render(result: EmbedResult, *, encoder: Encoder) -> bytes:
-    """The reply's body."""
-    return orjson.dumps(reply(result, encoder), option=orjson.OPT_SERIALIZE_NUMPY)
+class EmbeddingItem(TypedDict):
+    """A vector and the index of its text."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: Annotated[Any, EMBEDDING]
 
 
-def reply(result: EmbedResult, encoder: Encoder) -> dict[str, Any]:
-    """The reply, as JSON takes it."""
+class Usage(TypedDict):
+    """Tokens of a request; the total includes cached tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+    cached_tokens: int
+
+
+class EmbeddingsReply(TypedDict):
+    """The reply of `POST /v1/embeddings`."""
+
+    object: Literal["list"]
+    data: list[EmbeddingItem]
+    model: str
+    usage: Usage
+
+
+def embeddings_reply(result: EmbedResult, encoder: VectorEncoder) -> EmbeddingsReply:
+    """Returns the reply of a result."""
     tokens = result.total_tokens
     return {
         "object": "list",
@@ -254,142 +268,115 @@ def reply(result: EmbedResult, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-#: Of `reply`.
-REPLY: Schema = object_(
-    {
-        "object": enum(["list"]),
-        "data": array(
-            object_({"object": enum(["embedding"]), "index": INTEGER, "embedding": EMBEDDING})
-        ),
-        "model": STRING,
-        "usage": object_(
-            dict.fromkeys(("prompt_tokens", "total_tokens", "cached_tokens"), INTEGER)
-        ),
-    }
-)
+def render(result: EmbedResult, *, encoder: VectorEncoder) -> bytes:
+    """Returns the reply's body."""
+    return orjson.dumps(embeddings_reply(result, encoder), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-@refusal(
-    object_(
-        {
-            "error": object_(
-                {
-                    "message": STRING,
-                    "type": STRING,
-                    "param": nullable(STRING),
-                    "code": nullable(STRING),
-                }
-            )
-        }
-    )
-)
+class ErrorEnvelope(TypedDict):
+    """The fields of an error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(TypedDict):
+    """The body of an error; clients of Voyage and Jina read `detail`, others `error`."""
+
+    error: ErrorEnvelope
+    detail: str
+
+
+ERROR_SCHEMA = schema_of(ErrorReply)
+
+
 def render_error(error: EmbedServeError) -> ErrorResponse:
-    """The error envelope."""
+    """Returns the error in OpenAI's envelope."""
     if error.status == 429:
         kind = "rate_limit_error"
     elif error.status < 500:
         kind = "invalid_request_error"
     else:
         kind = "server_error"
-    param = None if error.param is None else _PARAMS.get(error.param, error.param)
-    envelope = {"message": str(error), "type": kind, "param": param, "code": error.code}
-    # `detail` is where the clients of Voyage and Jina look; others read `error` only.
-    return ErrorResponse(error.status, orjson.dumps({"error": envelope, "detail": str(error)}))
+    param = None if error.param is None else _FIELD_NAMES.get(error.param, error.param)
+    message = str(error)
+    body: ErrorReply = {
+        "error": {"message": message, "type": kind, "param": param, "code": error.code},
+        "detail": message,
+    }
+    return ErrorResponse(error.status, orjson.dumps(body))
 
 
-async def _models(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
+class ModelInfo(TypedDict):
+    """A served model under one of its names."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelsReply(TypedDict):
+    """The reply of `GET /v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelInfo]
+
+
+async def _models(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
     spec = service.spec
     names = (spec.name, *spec.aliases)
-    return ViewResponse(
-        orjson.dumps({"object": "list", "data": [_about_model(spec, name) for name in names]})
-    )
+    reply: ModelsReply = {"object": "list", "data": [_model_info(spec, name) for name in names]}
+    return ViewResponse(orjson.dumps(reply))
 
 
-async def _model(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    """The model, under the name that was asked for.
+async def _model(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
+    """Returns the model under the requested name.
 
     Raises:
-        ModelNotFound: the model has another name.
+        ModelNotFound: the name is neither the model's nor an alias.
     """
-    spec, name = service.spec, path["name"]
+    spec, name = service.spec, path_params["name"]
     if not spec.accepts(name):
         raise ModelNotFound(
             f"The model {name!r} isn't served here. Served: {spec.name!r}.", "model"
         )
-    return ViewResponse(orjson.dumps(_about_model(spec, name)))
+    return ViewResponse(orjson.dumps(_model_info(spec, name)))
 
 
-def _about_model(spec: ModelSpec, name: str) -> dict[str, Any]:
+def _model_info(spec: ModelSpec, name: str) -> ModelInfo:
     return {"id": name, "object": "model", "created": spec.created_s, "owned_by": "embedserve"}
 
 
-_ABOUT_MODEL = object_(
-    {"id": STRING, "object": enum(["model"]), "created": INTEGER, "owned_by": STRING}
-)
-
-
-async def _ready(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    healthy = (await service.health()).healthy
-    return ViewResponse(_nim_health(healthy), 200 if healthy else 503)
-
-
-async def _live(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    return ViewResponse(_nim_health(True))
-
-
-def _nim_health(ready: bool) -> bytes:
-    message = "ready" if ready else "not ready"
-    return orjson.dumps({"object": "health.response", "message": message, "ready": ready})
-
-
-_NIM_HEALTH = object_({"object": STRING, "message": STRING, "ready": BOOLEAN})
-
-ENDPOINTS = (
-    Endpoint(
-        "/v1/embeddings",
-        "OpenAI",
-        "Vectors of texts; with fields of Jina, Voyage, NIM and vLLM.",
-        "input",
-        FIELDS,
-        parse,
-        REPLY,
-        render_error,
+DIALECT = Dialect(
+    name="OpenAI",
+    order=10,
+    render_error=render_error,
+    error_schema=ERROR_SCHEMA,
+    endpoints=(
+        Endpoint(
+            path="/v1/embeddings",
+            summary="Embed texts; also takes fields of Jina, Voyage, NIM and vLLM.",
+            deciding_key="input",
+            fields=_FIELDS,
+            parse=parse,
+            reply_schema=schema_of(EmbeddingsReply),
+        ),
     ),
-)
-VIEWS = (
-    ViewRoute(
-        "/v1/models",
-        "OpenAI",
-        "The model, under each of its names.",
-        _models,
-        object_({"object": enum(["list"]), "data": array(_ABOUT_MODEL)}),
-        render_error,
-    ),
-    ViewRoute(
-        "/v1/models/{name:path}",
-        "OpenAI",
-        "The model by a name.",
-        _model,
-        _ABOUT_MODEL,
-        render_error,
-    ),
-    ViewRoute(
-        "/v1/health/ready",
-        "NIM",
-        "Whether a live replica has computed a vector lately.",
-        _ready,
-        _NIM_HEALTH,
-        render_error,
-        public=True,
-        statuses={503: "Not ready."},
-    ),
-    ViewRoute(
-        "/v1/health/live",
-        "NIM",
-        "That it answers.",
-        _live,
-        _NIM_HEALTH,
-        render_error,
-        public=True,
+    views=(
+        ViewRoute(
+            path="/v1/models",
+            summary="List the model under each of its names.",
+            respond=_models,
+            reply_schema=schema_of(ModelsReply),
+        ),
+        ViewRoute(
+            path="/v1/models/{name:path}",
+            summary="Describe the model under one of its names.",
+            respond=_model,
+            reply_schema=schema_of(ModelInfo),
+        ),
     ),
 )

@@ -1,25 +1,43 @@
-"""The wire format of a sidecar beside a desktop application: `POST /embed` with `texts`."""
+"""The format of a desktop application's sidecar: `POST /embed` with `texts`, and `GET /info`.
+
+`/info` serves TEI's clients too: its reply also has the fields of TEI's `/info`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, TypedDict, cast
 
 import orjson
 
 from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
+from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult
+from serve_app.web.dialect import Dialect, ErrorResponse
+from serve_app.web.dialects import tei
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
-from serve_app.web.endpoint import Endpoint, ErrorResponse, ParsedRequest, refusal
+from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewResponse, ViewRoute
 from serve_app.web.schema.fields import Body, BoolField, TextsField
-from serve_app.web.schema.json_schema import STRING, VECTOR, array, object_
-from serve_app.web.schema.vector_encoding import as_floats
+from serve_app.web.schema.json_schema import STRING
+from serve_app.web.schema.typed_dict import Vector, schema_of
+from serve_app.web.schema.vector_encoding import float_rows
 
-_TEXTS = TextsField("texts", "One text, or a list.", True)
-_NORMALIZE = BoolField("normalize", "Vectors of unit length; true unless said otherwise.")
+_TEXTS = TextsField("texts", "A text, or a list of texts.", required=True)
+_NORMALIZE = BoolField(
+    "normalize", "If false, vectors keep the model's length; by default they have unit length."
+)
+
+
+class EmbedReply(TypedDict):
+    """The reply of `POST /embed` with `texts`."""
+
+    vectors: list[Vector]
 
 
 def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
-    """Reads `{"texts": […], "normalize": true}`.
+    """Parses `{"texts": […], "normalize": true}`.
 
     Raises:
-        InvalidRequest: it isn't of the dialect's shape.
+        InvalidRequest: a field is missing or has a wrong type.
     """
     job = EmbedJob(
         _TEXTS(body),
@@ -31,24 +49,80 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
 
 
 def _render(result: EmbedResult) -> bytes:
-    return orjson.dumps({"vectors": as_floats(result)}, option=orjson.OPT_SERIALIZE_NUMPY)
+    reply: EmbedReply = {"vectors": [*float_rows(result)]}
+    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-@refusal(object_({"error": STRING}))
+class ErrorReply(TypedDict):
+    """The body of an error."""
+
+    error: str
+
+
+ERROR_SCHEMA = schema_of(ErrorReply)
+
+
 def render_error(error: EmbedServeError) -> ErrorResponse:
-    """The error's body."""
-    return ErrorResponse(error.status, orjson.dumps({"error": str(error)}))
+    """Returns the error as `{"error": message}`."""
+    body: ErrorReply = {"error": str(error)}
+    return ErrorResponse(error.status, orjson.dumps(body))
 
 
-ENDPOINTS = (
-    Endpoint(
-        "/embed",
-        "sidecar",
-        "Vectors of texts.",
-        "texts",
-        (_TEXTS, _NORMALIZE, CHUNK, USE_CACHE),
-        parse,
-        object_({"vectors": array(VECTOR)}),
-        render_error,
+class ParityReport(TypedDict):
+    """Agreement of the engine's vectors with sentence-transformers at float32."""
+
+    precision: str
+    texts: int
+    cosine_min: float | None
+
+
+class InfoReply(tei.InfoReply):
+    """The reply of `GET /info`. Fields of the engine are null while no replica answers."""
+
+    model: str
+    version: str
+    aliases: list[str]
+    dim: int
+    max_tokens: int
+    input_types: list[str]
+    space: str
+    weights_sha256: str | None
+    engine: str | None
+    device: str | None
+    precision: str | None
+    threads: int | None
+    parity: ParityReport | None
+    refused: list[str] | None
+    versions: Annotated[Mapping[str, str], {"type": "object", "additionalProperties": STRING}]
+
+
+async def _info(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
+    info = await service.info()
+    reply = cast(InfoReply, {**tei.info(service, info["precision"]), **info})
+    return ViewResponse(orjson.dumps(reply))
+
+
+DIALECT = Dialect(
+    name="sidecar",
+    order=30,
+    render_error=render_error,
+    error_schema=ERROR_SCHEMA,
+    endpoints=(
+        Endpoint(
+            path="/embed",
+            summary="Embed texts.",
+            deciding_key="texts",
+            fields=(_TEXTS, _NORMALIZE, CHUNK, USE_CACHE),
+            parse=parse,
+            reply_schema=schema_of(EmbedReply),
+        ),
+    ),
+    views=(
+        ViewRoute(
+            path="/info",
+            summary="Describe the model, its limits and the engine that runs it.",
+            respond=_info,
+            reply_schema=schema_of(InfoReply),
+        ),
     ),
 )

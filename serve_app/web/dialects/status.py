@@ -1,177 +1,98 @@
-"""What tells of the service: our own routes, and the shapes that several dialects share."""
+"""EmbedServe's own status routes: `GET /health` and `GET /metrics`.
+
+`GET /info` is in `sidecar`, whose clients read its errors.
+"""
 
 import asyncio
 import time
 from collections.abc import Mapping
+from typing import Literal, NotRequired, TypedDict
 
 import orjson
 
 from serve_app.service.embed import EmbedService
-from serve_app.web.dialects import openai, sidecar, tei
+from serve_app.web.dialect import Dialect
+from serve_app.web.dialects import openai
 from serve_app.web.endpoint import ViewResponse, ViewRoute
-from serve_app.web.schema.json_schema import (
-    BOOLEAN,
-    INTEGER,
-    NUMBER,
-    STRING,
-    Schema,
-    array,
-    enum,
-    nullable,
-    object_,
-)
+from serve_app.web.schema.json_schema import STRING
+from serve_app.web.schema.typed_dict import schema_of
 
-_NOT_HEALTHY = {503: "No live replica has computed a vector lately."}
+UNHEALTHY = {503: "No live replica has computed a vector recently."}
 
 
-async def _health(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
+class CacheHealth(TypedDict):
+    """The state of the shared cache."""
+
+    state: str
+    reason: str | None
+    kind: str
+
+
+class HealthReply(TypedDict):
+    """The reply of `GET /health`. `error` and `error_type` are TEI's, present when unavailable."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    reason: str | None
+    last_vector_age_s: float | None
+    model: str
+    dim: int
+    device: str | None
+    cache: CacheHealth
+    unix: float
+    error: NotRequired[str]
+    error_type: NotRequired[str]
+
+
+async def health(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
+    """Returns the health of the service: 503 if no replica can embed, 200 without the cache."""
     report, cache, device = await asyncio.gather(
         service.health(), service.cache_state(), service.device()
     )
     degraded = cache.state in ("degraded", "unknown")
-    body = {
+    reply: HealthReply = {
         "status": ("degraded" if degraded else "ok") if report.healthy else "unavailable",
         "reason": report.reason or cache.reason,
         "last_vector_age_s": None if report.age_s is None else round(report.age_s, 3),
         "model": service.spec.name,
         "dim": service.spec.dim,
         "device": device,
-        "cache": cache._asdict(),
+        "cache": {"state": cache.state, "reason": cache.reason, "kind": cache.kind},
         "unix": time.time(),
     }
     if not report.healthy:
-        body |= {"error": "unhealthy", "error_type": "Unhealthy"}  # TEI's words
-    return ViewResponse(orjson.dumps(body), 200 if report.healthy else 503)
+        reply["error"], reply["error_type"] = "unhealthy", "Unhealthy"
+    return ViewResponse(orjson.dumps(reply), 200 if report.healthy else 503)
 
 
-_HEALTH = object_(
-    {
-        "status": enum(["ok", "degraded", "unavailable"]),
-        "reason": nullable(STRING),
-        "last_vector_age_s": nullable(NUMBER),
-        "model": STRING,
-        "dim": INTEGER,
-        "device": nullable(STRING),
-        "cache": object_({"state": STRING, "reason": nullable(STRING), "kind": STRING}),
-        "unix": NUMBER,
-        "error": STRING,
-        "error_type": STRING,
-    },
-    optional=("error", "error_type"),
-)
+async def _metrics(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
+    return ViewResponse((await service.replica_stats.prometheus_text()).encode())
 
 
-async def _info(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    info = await service.info()
-    return ViewResponse(orjson.dumps(tei.info(service, info["precision"]) | info))
-
-
-async def _metrics(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    text = await service.replica_stats.prometheus_text()
-    return ViewResponse(text.encode(), media_type="text/plain; version=0.0.4")
-
-
-async def _embedding_health(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    report = await service.health()
-    body = {
-        "status": "healthy" if report.healthy else "unhealthy",
-        "model_server": report.healthy,
-        "model": service.spec.name,
-        "reason": report.reason,
-    }
-    return ViewResponse(orjson.dumps(body), 200 if report.healthy else 503)
-
-
-async def _embedding_stats(service: EmbedService, path: Mapping[str, str]) -> ViewResponse:
-    totals = await service.replica_stats.totals()
-    body = {
-        "model": service.spec.name,
-        **{name: round(value, 3) for name, value in totals._asdict().items()},
-        "cache_hit_rate": totals.cached_texts / totals.texts if totals.texts else 0.0,
-        "seconds_per_request": totals.seconds / totals.requests if totals.requests else 0.0,
-    }
-    return ViewResponse(orjson.dumps(body))
-
-
-_STATS = object_(
-    {
-        "model": STRING,
-        **dict.fromkeys(
-            ("requests", "failed", "texts", "cached_texts", "tokens", "seconds"), NUMBER
-        ),
-        "cache_hit_rate": NUMBER,
-        "seconds_per_request": NUMBER,
-    }
-)
-
-
-def _healthy(path: str, dialect: str) -> ViewRoute:
+def health_route(path: str) -> ViewRoute:
+    """Returns a route that answers like `GET /health`."""
     return ViewRoute(
-        path,
-        dialect,
-        "Whether a live replica has computed a real vector lately.",
-        _health,
-        _HEALTH,
-        openai.render_error,
+        path=path,
+        summary="Health: whether a live replica has computed a vector recently.",
+        respond=health,
+        reply_schema=schema_of(HealthReply),
         public=True,
-        statuses=_NOT_HEALTHY,
+        statuses=UNHEALTHY,
     )
 
 
-#: Of `EmbedService.info`, as far as dialects rely on it.
-_INFO: Schema = object_(
-    {
-        "model": STRING,
-        "model_id": STRING,
-        "version": STRING,
-        "dim": INTEGER,
-        "device": nullable(STRING),
-        "space": STRING,
-        "max_input_length": INTEGER,
-        "max_client_batch_size": INTEGER,
-        "auto_truncate": BOOLEAN,
-        "aliases": array(STRING),
-    }
-)
-
-VIEWS = (
-    _healthy("/health", "status"),
-    _healthy("/", "TEI"),
-    _healthy("/ping", "TEI"),
-    ViewRoute(
-        "/info", "status", "What is served, and what runs it.", _info, _INFO, sidecar.render_error
-    ),
-    ViewRoute(
-        "/metrics",
-        "TEI",
-        "Every metric of the service, for Prometheus.",
-        _metrics,
-        STRING,
-        openai.render_error,
-    ),
-    ViewRoute(
-        "/embedding/health",
-        "a search product",
-        "Whether the model server is there.",
-        _embedding_health,
-        object_(
-            {
-                "status": STRING,
-                "model_server": BOOLEAN,
-                "model": STRING,
-                "reason": nullable(STRING),
-            }
+DIALECT = Dialect(
+    name="status",
+    order=80,
+    render_error=openai.render_error,
+    error_schema=openai.ERROR_SCHEMA,
+    views=(
+        health_route("/health"),
+        ViewRoute(
+            path="/metrics",
+            summary="All metrics of the service, in Prometheus' text format.",
+            respond=_metrics,
+            reply_schema=STRING,
+            media_type="text/plain; version=0.0.4",
         ),
-        sidecar.render_error,
-        public=True,
-        statuses=_NOT_HEALTHY,
-    ),
-    ViewRoute(
-        "/embedding/stats",
-        "a search product",
-        "What was answered since the start, by all replicas.",
-        _embedding_stats,
-        _STATS,
-        sidecar.render_error,
     ),
 )

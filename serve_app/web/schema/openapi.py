@@ -1,7 +1,7 @@
-"""The OpenAPI document, made from what the dialects read requests by."""
+"""The OpenAPI document, generated from the fields that parse requests and the types of replies."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any, Final
 
@@ -25,19 +25,25 @@ from serve_app.errors import (
     UnsupportedOperation,
 )
 from serve_app.types import EmbedJob, EmbedResult
-from serve_app.web.endpoint import Endpoint, ErrorRenderer, ParsedRequest, ViewRoute
-from serve_app.web.headers import of_raw, of_result
-from serve_app.web.schema.fields import Scope, record, sample
+from serve_app.web.dialect import (
+    Dialect,
+    DialectEndpoint,
+    DialectView,
+    all_views,
+    endpoints_by_path,
+)
+from serve_app.web.endpoint import Endpoint, ParsedRequest
+from serve_app.web.response_headers import raw_vector_headers, result_headers
+from serve_app.web.schema.fields import SchemaContext, object_example, object_schema
 from serve_app.web.schema.json_schema import STRING, Schema, any_of, enum
 
 _DESCRIPTION = """\
-Vectors of texts, in the words of many clients. Fields that a dialect doesn't know are left \
-alone; `null` stands for an absent optional field. Each reply names the space of its vectors in \
-the header `x-embedding-space`: vectors of two spaces can't be compared. With `Accept: \
-application/octet-stream` vectors come as their bytes, little-endian float32 in rows, whose \
-number and length the header `x-embedding-schema` tells; with `Cache-Control: no-store` nothing is \
-taken from the cache or kept in it. Each reply, errors too, has an `x-request-id`: the client's \
-own, or a new one.\
+Text embeddings in the request formats of many APIs. Unknown fields are ignored; an optional field \
+that is `null` counts as absent. The response header `x-embedding-space` names the vector space: \
+vectors of different spaces can't be compared. With `Accept: application/octet-stream` the body \
+holds raw vectors, row by row in little-endian float32, and the header `x-embedding-shape` their \
+number and dimension. `Cache-Control: no-store` bypasses the cache. Every response, errors \
+included, has an `x-request-id`: the client's own, or a generated one.\
 """
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -46,14 +52,14 @@ _SECURITY = {
 _PRIORITY = {
     "name": "x-priority",
     "in": "header",
-    "description": "Who goes first: somebody waits for `interactive` texts, nobody for `bulk`.",
+    "description": "Scheduling lane: `interactive` texts are computed before `bulk` texts.",
     "schema": enum(("interactive", "bulk")),
 }
 
-#: What an answer may be instead, and what only with keys.
+#: Errors of every route; of routes that check keys; and of routes with a body.
 _ALWAYS: Final = (EmbedServeError, Unavailable)
 _WITH_KEYS: Final = (Unauthorized, Forbidden)
-_WITH_A_BODY: Final = (
+_WITH_BODY: Final = (
     InvalidRequest,
     EmptyInput,
     UnsupportedOperation,
@@ -66,130 +72,145 @@ _WITH_A_BODY: Final = (
     *_ALWAYS,
     DeadlineExceeded,
 )
-#: Known before the body is, and so told by the path's first dialect.
-_BEFORE_THE_BODY: Final = (Unauthorized, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
-_ONE = EmbedResult(
+#: Errors before the body selects an endpoint, which the path's first dialect renders.
+_BEFORE_BODY: Final = (Unauthorized, BodyTimeout, BodyTooLarge, UnsupportedMediaType)
+#: Stands for `EmbedServeError` itself, whose docstring describes the class.
+_UNEXPECTED_ERROR = "The server failed in a way it did not expect."
+_SUCCESS = "Success."
+#: Yields the names of the headers that depend on a result.
+_EXAMPLE_RESULT = EmbedResult(
     "",
     np.ones((1, 1), np.float32),
     np.ones(1, np.int32),
     np.ones(1, np.bool_),
     np.ones(1, np.uint8),
 )
-#: Of the document itself, which no dialect has a word for.
-_ITSELF = {
-    "/docs": ("This document, for people.", "text/html", STRING),
-    "/openapi.json": ("This document, for programs.", "application/json", {"type": "object"}),
+#: Headers of every response.
+_COMMON_HEADERS = ("x-embedding-space",)
+_STATUS_TAG = "status"
+#: Routes of the documentation itself, which belong to no dialect.
+_DOCUMENTATION = {
+    "/docs": ("This documentation as a page.", "text/html", STRING),
+    "/openapi.json": ("This documentation as OpenAPI.", "application/json", {"type": "object"}),
 }
 
 
 def openapi(
-    scope: Scope,
-    endpoints: Mapping[str, Sequence[Endpoint]],
-    views: Sequence[ViewRoute],
-    *,
-    keys: bool = False,
+    context: SchemaContext, dialects: Sequence[Dialect], *, keys: bool = False
 ) -> dict[str, Any]:
-    """The document, version 3.1.
+    """Returns the document, version 3.1.
 
     Args:
-        scope: model and limits, which the schemas tell of.
-        endpoints: what takes JSON, by path.
-        views: what takes nothing but its path.
-        keys: whether clients need a key.
+        context: the model and the limits that the schemas depend on.
+        dialects: all dialects that are served.
+        keys: whether clients need an API key.
     """
     paths: dict[str, dict[str, Any]] = {}
-    for path, found in endpoints.items():
-        paths.setdefault(path, {})["post"] = _embedding(path, found, scope, keys)
-    for view in views:
-        path = re.sub(r":path(?=})", "", view.path)
-        paths.setdefault(path, {})[view.method.lower()] = _viewing(path, view, scope, keys)
-    for path, (description, media_type, schema) in _ITSELF.items():
-        paths[path] = {"get": _showing(path, description, media_type, schema) | {"security": [{}]}}
-    every: list[Endpoint | ViewRoute] = [one for found in endpoints.values() for one in found]
-    every += views
-    refuses: list[ErrorRenderer] = [one.render_error for one in every]
+    for path, candidates in endpoints_by_path(dialects).items():
+        paths[path] = {"post": _endpoint_operation(path, candidates, context, keys)}
+    for route in all_views(dialects):
+        path = re.sub(r":path(?=})", "", route.view.path)
+        method = route.view.method.lower()
+        paths.setdefault(path, {})[method] = _view_operation(path, route, context, keys)
+    for path, (summary, media_type, schema) in _DOCUMENTATION.items():
+        paths[path] = {
+            "get": {
+                "operationId": _operation_id("get", path),
+                "tags": [_STATUS_TAG],
+                "summary": summary,
+                "responses": {"200": _response(media_type, schema)},
+                "security": [{}],
+            }
+        }
     return {
         "openapi": "3.1.0",
         "info": {"title": "EmbedServe", "version": __version__, "description": _DESCRIPTION},
-        "tags": [{"name": name} for name in dict.fromkeys(one.dialect for one in every)],
+        "tags": [{"name": dialect.name} for dialect in dialects],
         "paths": dict(sorted(paths.items())),
         "components": {
-            "schemas": {_named(render_error): render_error.schema for render_error in refuses},
+            "schemas": {_error_schema_name(dialect): dialect.error_schema for dialect in dialects},
             "securitySchemes": _SECURITY,
         },
         "security": [*([] if keys else [{}]), *({name: []} for name in _SECURITY)],
     }
 
 
-def _embedding(path: str, found: Sequence[Endpoint], scope: Scope, keys: bool) -> dict[str, Any]:
-    calls = [(endpoint, _embeds(endpoint, scope)) for endpoint in found]
-    embedding = [endpoint for endpoint, call in calls if call]
-    errors = (*(_WITH_KEYS if keys else ()), *_WITH_A_BODY)
+def _endpoint_operation(
+    path: str, candidates: Sequence[DialectEndpoint], context: SchemaContext, keys: bool
+) -> dict[str, Any]:
+    parsed = [(endpoint, _parse_example(endpoint, context)) for _, endpoint in candidates]
+    embedding = [endpoint for endpoint, request in parsed if request]
+    has_vectors = any(request and request.has_vectors for _, request in parsed)
+    errors = (*(_WITH_KEYS if keys else ()), *_WITH_BODY)
+    summaries = dict.fromkeys(endpoint.summary for _, endpoint in candidates)
     return {
-        "operationId": _name("post", path),
-        "tags": [endpoint.dialect for endpoint in found],
-        "summary": " ".join(dict.fromkeys(endpoint.description for endpoint in found)),
+        "operationId": _operation_id("post", path),
+        "tags": [dialect.name for dialect, _ in candidates],
+        "summary": " ".join(summaries),
         "parameters": [_PRIORITY] if embedding else [],
         "requestBody": {
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": _any(_bodies(found, scope)),
+                    "schema": _any_distinct(_body_schemas(candidates, context)),
                     "examples": {
-                        endpoint.dialect: {"value": sample(endpoint.fields)} for endpoint in found
+                        dialect.name: {"value": object_example(endpoint.fields)}
+                        for dialect, endpoint in candidates
                     },
                 }
             },
         },
         "responses": {
-            **_answers(found, embedding, any(call and call.has_vectors for _, call in calls)),
-            **_refusals([endpoint.render_error for endpoint in found], errors),
+            **_success_responses(candidates, embedding, has_vectors),
+            **_error_responses([dialect for dialect, _ in candidates], errors),
         },
     }
 
 
-def _bodies(found: Sequence[Endpoint], scope: Scope) -> list[Schema]:
-    """Of each endpoint; where one has the field that another is known by, it is the other's."""
+def _body_schemas(candidates: Sequence[DialectEndpoint], context: SchemaContext) -> list[Schema]:
+    """Returns the schema of each candidate; it excludes the deciding keys of earlier candidates."""
     schemas: list[Schema] = []
-    for i, endpoint in enumerate(found):
-        schema = record(endpoint.fields, scope)
-        others = [{"required": [other.key]} for other in found[:i]]
-        schemas.append(schema | {"not": _any(others)} if others else schema)
+    for i, (_, endpoint) in enumerate(candidates):
+        schema = object_schema(endpoint.fields, context)
+        earlier = [{"required": [other.deciding_key]} for _, other in candidates[:i]]
+        schemas.append(schema | {"not": _any_distinct(earlier)} if earlier else schema)
     return schemas
 
 
-def _embeds(endpoint: Endpoint, scope: Scope) -> ParsedRequest | None:
-    """What a request for vectors of texts is read as; None: the route is for something else."""
+def _parse_example(endpoint: Endpoint, context: SchemaContext) -> ParsedRequest | None:
+    """Returns the endpoint's parsed example; None if the endpoint doesn't embed texts."""
     try:
-        call = endpoint.parse(sample(endpoint.fields), scope.spec)
+        parsed = endpoint.parse(object_example(endpoint.fields), context.spec)
     except UnsupportedOperation:
         return None
-    return call if isinstance(call.job, EmbedJob) else None
+    return parsed if isinstance(parsed.job, EmbedJob) else None
 
 
-def _answers(
-    found: Sequence[Endpoint], embedding: Sequence[Endpoint], as_bytes: bool
+def _success_responses(
+    candidates: Sequence[DialectEndpoint], embedding: Sequence[Endpoint], has_vectors: bool
 ) -> dict[str, Any]:
-    replies = [endpoint.reply for endpoint in found if endpoint.reply]
+    replies = [endpoint.reply_schema for _, endpoint in candidates if endpoint.reply_schema]
     if not replies:
         return {}
-    content: dict[str, Any] = {"application/json": {"schema": _any(replies)}}
-    names = [*_EVERYWHERE]
-    if as_bytes:
-        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
-        names += of_raw(_ONE)
+    response = _response("application/json", _any_distinct(replies))
+    names = [*_COMMON_HEADERS]
+    if has_vectors:
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        response["content"]["application/octet-stream"] = binary
+        names += raw_vector_headers(_EXAMPLE_RESULT)
     if embedding:
-        names += of_result(_ONE, 0.0)
-        names += [name for endpoint in embedding for name in endpoint.headers(_ONE, 0.0)]
-    answer = {"description": "What was asked for.", "headers": _headers(names), "content": content}
-    return {"200": answer}
+        names += result_headers(_EXAMPLE_RESULT, 0.0)
+        names += [name for endpoint in embedding for name in endpoint.headers(_EXAMPLE_RESULT, 0.0)]
+    return {"200": response | {"headers": _header_objects(names)}}
 
 
-def _viewing(path: str, view: ViewRoute, scope: Scope, keys: bool) -> dict[str, Any]:
-    media_type = "text/plain" if view.reply == STRING else "application/json"
-    names = enum((scope.spec.name, *scope.spec.aliases))
+def _view_operation(
+    path: str, route: DialectView, context: SchemaContext, keys: bool
+) -> dict[str, Any]:
+    dialect, view = route
+    model_names = enum((context.spec.name, *context.spec.aliases))
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": names}
+        {"name": name, "in": "path", "required": True, "schema": model_names}
         for name in re.findall(r"{(\w+)}", path)
     ]
     errors = (
@@ -197,81 +218,72 @@ def _viewing(path: str, view: ViewRoute, scope: Scope, keys: bool) -> dict[str, 
         *((ModelNotFound,) if parameters else ()),
         *_ALWAYS,
     )
-    shown = _showing(path, view.description, media_type, view.reply, view.method)
-    content = shown["responses"]["200"]["content"]
+    media_type = view.media_type.partition(";")[0]
     return {
-        **shown,
-        "tags": [view.dialect],
+        "operationId": _operation_id(view.method.lower(), path),
+        "tags": [dialect.name],
+        "summary": view.summary,
         **({"security": [{}]} if view.public else {}),
         "parameters": parameters,
         "responses": {
-            **shown["responses"],
-            **_refusals([view.render_error], errors),
+            "200": _response(media_type, view.reply_schema),
+            **_error_responses([dialect], errors),
             **{
-                str(status): {"description": meaning, "content": content}
+                str(status): _response(media_type, view.reply_schema, meaning)
                 for status, meaning in view.statuses.items()
             },
         },
     }
 
 
-def _showing(
-    path: str, description: str, media_type: str, schema: Schema, method: str = "GET"
-) -> dict[str, Any]:
-    content = {media_type: {"schema": schema}}
-    return {
-        "operationId": _name(method.lower(), path),
-        "tags": ["status"],
-        "summary": description,
-        "responses": {"200": {"description": "What was asked for.", "content": content}},
-    }
+def _response(media_type: str, schema: Schema, description: str = _SUCCESS) -> dict[str, Any]:
+    return {"description": description, "content": {media_type: {"schema": schema}}}
 
 
-def _refusals(
-    refuses: Sequence[ErrorRenderer], errors: Iterable[type[EmbedServeError]]
+def _error_responses(
+    dialects: Sequence[Dialect], errors: Iterable[type[EmbedServeError]]
 ) -> dict[str, dict[str, Any]]:
-    """By status, what is said then; the dialects themselves tell the status of an error."""
-    found: dict[str, dict[str, Any]] = {}
+    """Returns the error responses by status, which each dialect's renderer decides."""
+    responses: dict[str, dict[str, Any]] = {}
     schemas: dict[str, list[Schema]] = {}
-    for kind, render_error in product(errors, dict.fromkeys(refuses)):
-        if kind in _BEFORE_THE_BODY and render_error is not refuses[0]:
+    for error_class, dialect in product(errors, dialects):
+        if error_class in _BEFORE_BODY and dialect is not dialects[0]:
             continue
-        refusal = render_error(kind(""))
-        status = str(int(refusal.status))
-        answer = found.setdefault(status, {"description": "", "headers": {}})
-        meaning = _BUG if kind is EmbedServeError else (kind.__doc__ or "").partition("\n")[0]
-        if meaning not in answer["description"]:
-            answer["description"] = f"{answer['description']} {meaning}".strip()
-        names = [*refusal.headers, *(["retry-after"] if kind is Overloaded else [])]
-        answer["headers"] |= _headers(names)
-        if refusal.body:
-            ref = {"$ref": f"#/components/schemas/{_named(render_error)}"}
-            schemas.setdefault(status, []).append(ref)
-    for status, known in schemas.items():
-        found[status]["content"] = {"application/json": {"schema": _any(known)}}
-    return dict(sorted(found.items()))
+        error_response = dialect.render_error(error_class(""))
+        status = str(int(error_response.status))
+        response = responses.setdefault(status, {"description": "", "headers": {}})
+        meaning = _meaning(error_class)
+        if meaning not in response["description"]:
+            response["description"] = f"{response['description']} {meaning}".strip()
+        retry_after = ["retry-after"] if error_class is Overloaded else []
+        response["headers"] |= _header_objects([*error_response.headers, *retry_after])
+        if error_response.body:
+            reference = {"$ref": f"#/components/schemas/{_error_schema_name(dialect)}"}
+            schemas.setdefault(status, []).append(reference)
+    for status, references in schemas.items():
+        responses[status]["content"] = {"application/json": {"schema": _any_distinct(references)}}
+    return dict(sorted(responses.items()))
 
 
-_BUG = "The server failed in a way it did not expect."
-#: Headers of every reply of a route.
-_EVERYWHERE = ("x-embedding-space",)
+def _meaning(error_class: type[EmbedServeError]) -> str:
+    if error_class is EmbedServeError:
+        return _UNEXPECTED_ERROR
+    return (error_class.__doc__ or "").partition("\n")[0]
 
 
-def _headers(names: Iterable[str]) -> dict[str, Any]:
-    every = (*_EVERYWHERE, "retry-after")
-    return {name: {"schema": STRING, "required": name in every} for name in names}
+def _header_objects(names: Iterable[str]) -> dict[str, Any]:
+    required = (*_COMMON_HEADERS, "retry-after")
+    return {name: {"schema": STRING, "required": name in required} for name in names}
 
 
-def _named(render_error: ErrorRenderer) -> str:
-    """What the schema of a dialect's errors is called."""
-    module: str = render_error.__module__
-    return f"error_{module.rpartition('.')[2]}"
+def _error_schema_name(dialect: Dialect) -> str:
+    return "error_" + "_".join(re.findall(r"\w+", dialect.name.lower()))
 
 
-def _any(schemas: Sequence[Schema]) -> Schema:
+def _any_distinct(schemas: Sequence[Schema]) -> Schema:
     distinct = [schema for i, schema in enumerate(schemas) if schema not in schemas[:i]]
     return distinct[0] if len(distinct) == 1 else any_of(*distinct)
 
 
-def _name(method: str, path: str) -> str:
+def _operation_id(method: str, path: str) -> str:
     return "_".join([method, *re.findall(r"\w+", path)])

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from serve_app.types import EmbedJob, EmbedResult, Float32
 from serve_app.web.dialects import openai
 from serve_app.web.endpoint import ParsedRequest
-from serve_app.web.schema.vector_encoding import Encoder
+from serve_app.web.schema.vector_encoding import VectorEncoder
 from tests.fakes import SPEC
 
-FLOATS = Encoder(SPEC, None)
+FLOATS = VectorEncoder(SPEC, None)
 
 
 def result(vectors: Float32) -> EmbedResult:
@@ -101,7 +101,7 @@ def test_other_types_of_components(fields: dict[str, object], expected: object) 
 def test_float_and_base64_hold_the_same_bits(floats: list[float]) -> None:
     vectors = np.array([floats], dtype=np.float32)
     as_float = orjson.loads(openai.render(result(vectors), encoder=FLOATS))
-    as_base64 = orjson.loads(openai.render(result(vectors), encoder=Encoder(SPEC, "base64")))
+    as_base64 = orjson.loads(openai.render(result(vectors), encoder=VectorEncoder(SPEC, "base64")))
     read = np.array(as_float["data"][0]["embedding"], dtype=np.float32)
     raw = base64.b64decode(as_base64["data"][0]["embedding"])
     assert read.tobytes() == raw == vectors.tobytes()

@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import combinations
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import httpx2
@@ -18,11 +18,13 @@ from serve_app.config import IngressSettings
 from serve_app.service.embed import EmbedService
 from serve_app.types import Float32
 from serve_app.web.app import create_app
-from serve_app.web.dialects import endpoints
-from serve_app.web.endpoint import Endpoint
-from serve_app.web.schema.fields import sample
+from serve_app.web.dialect import DialectEndpoint, endpoints_by_path
+from serve_app.web.dialects import load_dialects
+from serve_app.web.schema.fields import object_example
 from tests.fakes import SPEC, FakeBackend, fake_vector
 
+BY_PATH = endpoints_by_path(load_dialects())
+ROUTES = [route for candidates in BY_PATH.values() for route in candidates]
 #: Of a model whose vectors have unit length, so that no dialect's default changes their bits.
 UNIT = replace(SPEC, unit_length=True)
 #: Twenty letters, where the model takes sixteen tokens.
@@ -108,8 +110,8 @@ def test_every_route_of_vectors_has_its_way() -> None:
     ways = {way.path for way in WAYS.values()}
     others = {"/embed_all", "/similarity", "/tokenize", "/decode", "/v1/tokenize"}
     others |= {"/v1/detokenize", "/vertex", "/embed/query"}
-    answered = {path for path, found in endpoints().items() if any(one.reply for one in found)}
-    assert ways | others == answered
+    supported = {route.endpoint.path for route in ROUTES if route.endpoint.reply_schema}
+    assert ways | others == supported
 
 
 @pytest.mark.parametrize("way", [*WAYS.values(), VERTEX], ids=[*WAYS, "vertex"])
@@ -287,16 +289,15 @@ def test_refusals_are_counted_under_the_status_that_was_sent(lookup: FakeBackend
     assert counted == {("embedserve_requests", "422"): 1}
 
 
-def test_dialects_of_one_path_have_keys_of_their_own() -> None:
-    shared = [candidates for candidates in endpoints().values() if len(candidates) > 1]
+def test_deciding_keys_of_a_shared_path_are_disjoint() -> None:
+    shared = [candidates for candidates in BY_PATH.values() if len(candidates) > 1]
     assert shared
     for candidates in shared:
-        for one, other in combinations(candidates, 2):
-            assert one.key != other.key
+        for (_, endpoint), (_, other) in permutations(candidates, 2):
+            assert endpoint.deciding_key not in {field.name for field in other.fields}
 
 
-EACH = [endpoint for found in endpoints().values() for endpoint in found]
-FIELDS = sorted({field.name for endpoint in EACH for field in endpoint.fields})
+FIELDS = sorted({field.name for route in ROUTES for field in route.endpoint.fields})
 FIELDS += ["content", "images", "sentences", "source_sentence", "text", "type"]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
@@ -311,9 +312,10 @@ EDGES: list[Any] = ["", " ", "\0", 0, -1, 1e9, True, None, {}]
 EDGES += [[], [""], [0], [-1], [None], [[]], [{}], [{"content": [{}]}], [{"inputs": []}]]
 
 
-def near(endpoint: Endpoint) -> st.SearchStrategy[tuple[str, object]]:
+def near(route: DialectEndpoint) -> st.SearchStrategy[tuple[str, object]]:
     """A path, and a body with fields of its own: what they must have, or anything."""
-    must = {field.name: st.just(field.sample()) for field in endpoint.fields if field.required}
+    endpoint = route.endpoint
+    must = {field.name: st.just(field.example()) for field in endpoint.fields if field.required}
     required = {name: good | good | json_values for name, good in must.items()}
     others = {field.name: json_values for field in endpoint.fields if not field.required}
     body = st.fixed_dictionaries(required, optional=others)
@@ -329,18 +331,21 @@ def answered_or_refused(client: TestClient, path: str, body: object) -> None:
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.one_of(*map(near, EACH)) | st.tuples(st.sampled_from(sorted(endpoints())), json_values))
+@given(st.one_of(*map(near, ROUTES)) | st.tuples(st.sampled_from(sorted(BY_PATH)), json_values))
 def test_whatever_json_comes_it_is_answered_or_refused(
     client: TestClient, sent: tuple[str, object]
 ) -> None:
     answered_or_refused(client, *sent)
 
 
-@pytest.mark.parametrize("endpoint", EACH, ids=lambda one: f"{one.dialect} {one.path}")
+@pytest.mark.parametrize(
+    "route", ROUTES, ids=lambda route: f"{route.dialect.name} {route.endpoint.path}"
+)
 def test_whatever_a_field_holds_it_is_answered_or_refused(
-    client: TestClient, endpoint: Endpoint
+    client: TestClient, route: DialectEndpoint
 ) -> None:
-    whole = sample(endpoint.fields)
+    endpoint = route.endpoint
+    whole = object_example(endpoint.fields)
     for field in endpoint.fields:
         without = {name: value for name, value in whole.items() if name != field.name}
         answered_or_refused(client, endpoint.path, without)

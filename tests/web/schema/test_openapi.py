@@ -20,9 +20,16 @@ from serve_app.config import IngressSettings
 from serve_app.errors import InferenceError, Overloaded, Unavailable
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
-from serve_app.web.dialects import endpoints, views
+from serve_app.web.dialect import (
+    Dialect,
+    DialectEndpoint,
+    DialectView,
+    all_views,
+    endpoints_by_path,
+)
+from serve_app.web.dialects import load_dialects
 from serve_app.web.endpoint import Endpoint, ViewRoute
-from serve_app.web.schema.docs_page import page
+from serve_app.web.schema.docs_page import docs_html
 from serve_app.web.schema.fields import (
     BoolField,
     DimensionsField,
@@ -32,9 +39,9 @@ from serve_app.web.schema.fields import (
     IntField,
     ModelField,
     ObjectField,
-    Scope,
+    SchemaContext,
     StringField,
-    sample,
+    object_example,
 )
 from serve_app.web.schema.openapi import openapi
 from tests.fakes import DIM, SPEC, FakeBackend
@@ -44,16 +51,30 @@ from tests.malformed_requests import Request
 #: With it every type of vector is there.
 RANGES = np.stack([np.full(DIM, -1, np.float32), np.full(DIM, 1, np.float32)])
 CALIBRATED = replace(SPEC, quantization_ranges=RANGES)
-ENDPOINTS = [one for found in endpoints().values() for one in found]
-EMBEDDING = [one for one in ENDPOINTS if one.reply]
-REFUSING = [one for one in ENDPOINTS if not one.reply]
-
-
+DIALECTS = load_dialects()
+BY_PATH = endpoints_by_path(DIALECTS)
+VIEWS = all_views(DIALECTS)
+ENDPOINTS = [route for candidates in BY_PATH.values() for route in candidates]
+SUPPORTED = [route for route in ENDPOINTS if route.endpoint.reply_schema]
+UNSUPPORTED = [route for route in ENDPOINTS if not route.endpoint.reply_schema]
 TYPE = ("content-type", b"application/json")
 
 
-def named(one: Endpoint | ViewRoute) -> str:
-    return f"{one.path} {one.dialect}"
+def route_id(route: DialectEndpoint | DialectView) -> str:
+    return f"{route[1].path} {route.dialect.name}"
+
+
+each_route = pytest.mark.parametrize(
+    ("dialect", "endpoint"), SUPPORTED, ids=[route_id(route) for route in SUPPORTED]
+)
+each_endpoint = pytest.mark.parametrize(
+    "endpoint",
+    [endpoint for _, endpoint in SUPPORTED],
+    ids=[route_id(route) for route in SUPPORTED],
+)
+each_view = pytest.mark.parametrize(
+    "view", [view for _, view in VIEWS], ids=[route_id(route) for route in VIEWS]
+)
 
 
 @pytest.fixture
@@ -124,31 +145,33 @@ def test_it_is_well_formed(document: dict[str, Any]) -> None:
             Draft202012Validator.check_schema(schema)
 
 
-@pytest.mark.parametrize("endpoint", EMBEDDING, ids=named)
+@each_route
 def test_each_example_is_answered_as_documented(
-    client: TestClient, document: dict[str, Any], endpoint: Endpoint
+    client: TestClient, document: dict[str, Any], dialect: Dialect, endpoint: Endpoint
 ) -> None:
     content = document["paths"][endpoint.path]["post"]["requestBody"]["content"]
     told = content["application/json"]
-    body = told["examples"][endpoint.dialect]["value"]
-    assert body == sample(endpoint.fields)
+    body = told["examples"][dialect.name]["value"]
+    assert body == object_example(endpoint.fields)
     Draft202012Validator(told["schema"]).validate(body)
     reply = client.post(endpoint.path, json=body)
     assert reply.status_code == 200, reply.text
     check(reply, document, endpoint.path, "post")
-    Draft202012Validator(endpoint.reply).validate(reply.json())
+    Draft202012Validator(endpoint.reply_schema).validate(reply.json())
 
 
-@pytest.mark.parametrize("endpoint", REFUSING, ids=named)
+@pytest.mark.parametrize(
+    ("dialect", "endpoint"), UNSUPPORTED, ids=[route_id(route) for route in UNSUPPORTED]
+)
 def test_each_refusing_route_refuses_as_documented(
-    client: TestClient, document: dict[str, Any], endpoint: Endpoint
+    client: TestClient, document: dict[str, Any], dialect: Dialect, endpoint: Endpoint
 ) -> None:
-    reply = client.post(endpoint.path, json=sample(endpoint.fields))
+    reply = client.post(endpoint.path, json=object_example(endpoint.fields))
     assert 400 <= reply.status_code < 500
     check(reply, document, endpoint.path, "post")
-    Draft202012Validator(endpoint.render_error.schema).validate(reply.json())
+    Draft202012Validator(dialect.error_schema).validate(reply.json())
     assert "200" not in document["paths"][endpoint.path]["post"]["responses"] or any(
-        other.reply for other in endpoints()[endpoint.path]
+        other.reply_schema for _, other in BY_PATH[endpoint.path]
     )
 
 
@@ -156,7 +179,7 @@ FAULTS = [Overloaded("full", 7), InferenceError("broken"), Unavailable("gone"), 
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-@pytest.mark.parametrize("endpoint", EMBEDDING, ids=named)
+@each_endpoint
 def test_faults_are_told_as_documented(
     client: TestClient,
     lookup: FakeBackend,
@@ -168,14 +191,14 @@ def test_faults_are_told_as_documented(
     async def fail(*args: object) -> None:
         raise fault
 
-    for name in ("embed", "spell", "decode", "embed_tokens"):
+    for name in ("embed", "tokenize", "decode", "embed_tokens"):
         monkeypatch.setattr(lookup, name, fail)
-    reply = client.post(endpoint.path, json=sample(endpoint.fields))
+    reply = client.post(endpoint.path, json=object_example(endpoint.fields))
     assert reply.status_code >= 424
     check(reply, document, endpoint.path, "post")
 
 
-@pytest.mark.parametrize("view", views(), ids=named)
+@each_view
 def test_each_view_is_as_documented(
     client: TestClient, document: dict[str, Any], view: ViewRoute
 ) -> None:
@@ -184,12 +207,12 @@ def test_each_view_is_as_documented(
         reply = client.request(view.method, path.replace("{name}", name))
         assert reply.status_code in ((200, 404) if "{" in path else (200,)), reply.text
         check(reply, document, path, view.method.lower())
-    if view.reply != {"type": "string"}:
+    if view.media_type == "application/json":
         reply = client.request(view.method, path.replace("{name}", SPEC.name))
-        Draft202012Validator(view.reply).validate(reply.json())
+        Draft202012Validator(view.reply_schema).validate(reply.json())
 
 
-@pytest.mark.parametrize("view", views(), ids=named)
+@each_view
 def test_each_view_of_a_sick_service_is_as_documented(
     client: TestClient, lookup: FakeBackend, document: dict[str, Any], view: ViewRoute
 ) -> None:
@@ -201,11 +224,11 @@ def test_each_view_of_a_sick_service_is_as_documented(
     check(reply, document, path, view.method.lower())
 
 
-@pytest.mark.parametrize("endpoint", EMBEDDING, ids=named)
+@each_endpoint
 def test_vectors_as_bytes_are_told_of_where_they_are(
     client: TestClient, document: dict[str, Any], endpoint: Endpoint
 ) -> None:
-    body, accept = sample(endpoint.fields), {"accept": "application/octet-stream"}
+    body, accept = object_example(endpoint.fields), {"accept": "application/octet-stream"}
     reply = client.post(endpoint.path, json=body, headers=accept)
     check(reply, document, endpoint.path, "post")
     content = document["paths"][endpoint.path]["post"]["responses"]["200"]["content"]
@@ -257,9 +280,9 @@ def full(fields: tuple[Field, ...], switch: bool | None) -> dict[str, Any]:
             inner = full(field.fields, switch)
             body[field.name] = [inner] if field.many else inner
         elif field.required or field.exclusive_with:
-            body[field.name] = field.sample()
+            body[field.name] = field.example()
         else:
-            body[field.name] = switch if type(field).__name__ == "Flag" else None
+            body[field.name] = switch if type(field) is BoolField else None
     return body
 
 
@@ -276,24 +299,24 @@ def drift(fields: tuple[Field, ...], body: Recorder) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("switch", [None, True, False])
-@pytest.mark.parametrize("endpoint", EMBEDDING, ids=named)
+@each_endpoint
 def test_what_is_declared_is_read_and_nothing_else(endpoint: Endpoint, switch: bool | None) -> None:
     body = Recorder(full(endpoint.fields, switch))
     endpoint.parse(body, SPEC)
     assert list(drift(endpoint.fields, body)) == []
 
 
-@pytest.mark.parametrize("endpoint", EMBEDDING, ids=named)
+@each_endpoint
 def test_a_body_with_nothing_but_what_it_must_have_is_read_by_declared_fields(
     endpoint: Endpoint,
 ) -> None:
-    body = Recorder(sample(endpoint.fields))
+    body = Recorder(object_example(endpoint.fields))
     endpoint.parse(body, SPEC)
     assert body.read <= {field.name for field in endpoint.fields}
 
 
 def test_parts_of_inputs_are_read_as_declared() -> None:
-    (cohere,) = endpoints()["/v2/embed"]
+    ((_, cohere),) = BY_PATH["/v2/embed"]
     body = full(cohere.fields, None) | {
         "texts": None,
         "inputs": [{"content": [{"type": "text", "text": "a"}]}],
@@ -304,7 +327,7 @@ def test_parts_of_inputs_are_read_as_declared() -> None:
 
 
 @pytest.mark.parametrize("switch", [None, True])
-@pytest.mark.parametrize("endpoint", EMBEDDING, ids=named)
+@each_endpoint
 def test_no_field_takes_just_anything(
     client: TestClient, endpoint: Endpoint, switch: bool | None
 ) -> None:
@@ -378,7 +401,7 @@ def complete(fields: tuple[Field, ...]) -> dict[str, Any]:
         ModelField: "fake",
         IntField: 16,
     }
-    body = sample(fields)
+    body = object_example(fields)
     for field in fields:
         if field.name in body or isinstance(field, ObjectField):
             continue
@@ -391,14 +414,14 @@ def complete(fields: tuple[Field, ...]) -> dict[str, Any]:
     return body
 
 
-@pytest.mark.parametrize("endpoint", EMBEDDING, ids=named)
+@each_endpoint
 async def test_what_the_schema_allows_is_what_is_taken(endpoint: Endpoint) -> None:
     limits = IngressSettings(max_texts_per_request=5, max_text_chars=20)
     send = in_process(create_app(EmbedService(CALIBRATED, FakeBackend(), limits)))
-    scope = Scope(CALIBRATED, limits)
-    told = openapi(scope, endpoints(), views())["paths"][endpoint.path]["post"]["requestBody"]
+    context = SchemaContext(CALIBRATED, limits)
+    told = openapi(context, DIALECTS)["paths"][endpoint.path]["post"]["requestBody"]
     schema = Draft202012Validator(told["content"]["application/json"]["schema"])
-    example = sample(endpoint.fields)
+    example = object_example(endpoint.fields)
     without = [{k: v for k, v in example.items() if k != name} for name in example]
     changed = [{**example, field.name: odd} for field in endpoint.fields for odd in ODD]
     # Of two fields of which a request has one, the other one by itself.
@@ -435,7 +458,7 @@ def test_the_page_shows_every_path_and_every_field(
     assert reply.headers["content-type"].startswith("text/html")
     for path, _, _ in operations(document):
         assert f"<code>{path}</code>" in reply.text, path
-    for endpoint in ENDPOINTS:
+    for _, endpoint in ENDPOINTS:
         for field in endpoint.fields:
             assert f"<code>{field.name}</code>" in reply.text, field.name
             parts = [html.escape(part) for part in field.description.split("`")]
@@ -470,7 +493,7 @@ def test_the_page_is_escaped(document: dict[str, Any]) -> None:
     content["schema"]["properties"] = {evil: {"enum": [evil], "description": evil}}
     post["responses"] = {"200": {"description": evil}}
     document["paths"] = {f"/{evil}": {"post": post}}
-    shown = page(document, f"http://{evil}")
+    shown = docs_html(document, f"http://{evil}")
     assert "<script" not in shown
     assert "'x'" not in shown
     assert '"y"' not in shown
@@ -491,7 +514,7 @@ def test_each_command_works_when_it_is_pasted(client: TestClient) -> None:
         headers = dict(words[i + 1].split(": ", 1) for i, word in enumerate(words) if word == "-H")
         data = words[words.index("-d") + 1] if "-d" in words else None
         reply = client.request(method, url, headers=headers, content=data)
-        refusing = {one.path for one in REFUSING}
+        refusing = {route.endpoint.path for route in UNSUPPORTED}
         assert reply.is_success or url.removeprefix("http://testserver") in refusing, command
         seen.add((method, url))
     assert len(seen) == len(list(operations(client.get("/openapi.json").json())))
@@ -501,7 +524,7 @@ def test_a_command_survives_the_shell(document: dict[str, Any]) -> None:
     value = {"input": "it's $HOME & `id`"}
     (post,) = document["paths"]["/v1/embeddings"].values()
     post["requestBody"]["content"]["application/json"]["examples"] = {"x": {"value": value}}
-    (command,) = [c for c in commands(page(document, "http://h")) if "$HOME" in c]
+    (command,) = [c for c in commands(docs_html(document, "http://h")) if "$HOME" in c]
     shown = subprocess.run(
         ["sh", "-c", command.replace("curl", "printf '%s\\n'", 1)],
         capture_output=True,
@@ -512,18 +535,18 @@ def test_a_command_survives_the_shell(document: dict[str, Any]) -> None:
 
 
 def test_where_keys_are_needed_commands_have_one(document: dict[str, Any]) -> None:
-    assert not any("Authorization" in command for command in commands(page(document, "http://h")))
+    assert not any("Authorization" in command for command in commands(docs_html(document, "http://h")))
     document["security"] = [one for one in document["security"] if one]
     with_key = {
-        c.split()[-1 if "-d" not in c else 1]: c for c in commands(page(document, "http://h"))
+        c.split()[-1 if "-d" not in c else 1]: c for c in commands(docs_html(document, "http://h"))
     }
     assert 'Bearer $EMBEDSERVE_API_KEY"' in with_key["http://h/v1/embeddings"]
     assert "Authorization" not in with_key["http://h/health"]
 
 
 def test_with_keys_each_route_tells_how_it_refuses_those_without() -> None:
-    scope = Scope(SPEC, IngressSettings())
-    paths = openapi(scope, endpoints(), views(), keys=True)["paths"]
+    context = SchemaContext(SPEC, IngressSettings())
+    paths = openapi(context, DIALECTS, keys=True)["paths"]
     assert "401" in paths["/v1/models"]["get"]["responses"]
     assert "401" not in paths["/health"]["get"]["responses"]
     assert "content" not in paths["/embed"]["post"]["responses"]["401"]  # as TEI does it

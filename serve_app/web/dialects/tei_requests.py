@@ -1,0 +1,300 @@
+"""Bodies of TEI's requests and replies: the fields, and a parse and a render function per route.
+
+`tei` binds them to paths.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+import orjson
+
+from serve_app.errors import EmptyInput, InvalidRequest, UnsupportedOperation
+from serve_app.models import ModelSpec
+from serve_app.types import (
+    BatchJob,
+    DecodeJob,
+    EmbedJob,
+    EmbedResult,
+    Input,
+    Tokenization,
+    TokenizeJob,
+    TokenVectors,
+    TokenVectorsJob,
+    Truncation,
+)
+from serve_app.web.dialects import openai
+from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
+from serve_app.web.endpoint import ParsedRequest
+from serve_app.web.schema.fields import (
+    Body,
+    BoolField,
+    DimensionsField,
+    EnumField,
+    InputTypeField,
+    ObjectField,
+    SchemaContext,
+    TextField,
+    TextsField,
+    TokenIdsField,
+)
+from serve_app.web.schema.json_schema import Schema, any_of
+from serve_app.web.schema.typed_dict import Vector
+from serve_app.web.schema.vector_encoding import float_rows
+
+_INPUTS = TextsField(
+    "inputs", "A text, or a list of texts or of token ids.", required=True, allow_token_ids=True
+)
+_TRUNCATE = BoolField("truncate", "If false, texts over the token limit are errors.")
+_TRUNCATION_DIRECTION = EnumField(
+    "truncation_direction",
+    "The end at which texts over the token limit are truncated.",
+    choices=("Right", "right", "Left", "left"),
+)
+_PROMPT_NAME = InputTypeField("prompt_name", "Name of the model's prompt to put before each text.")
+_NORMALIZE = BoolField(
+    "normalize", "If false, vectors keep the model's length; by default they have unit length."
+)
+_DIMENSIONS = DimensionsField(
+    "dimensions", "Number of leading components to return, normalized to unit length."
+)
+_TRUNCATION = (_TRUNCATE, _TRUNCATION_DIRECTION)
+_SOURCE_SENTENCE = TextField(
+    "source_sentence", "The text to compare the sentences with.", required=True
+)
+_SENTENCES = TextsField(
+    "sentences", "The texts to compare.", required=True, allow_single=False, reserved=1
+)
+_PAIR = ObjectField(
+    "inputs", "The texts to compare.", required=True, fields=(_SOURCE_SENTENCE, _SENTENCES)
+)
+_PARAMETERS = ObjectField(
+    "parameters", "Options as in `/embed`.", fields=(*_TRUNCATION, _PROMPT_NAME)
+)
+_TOKENIZE_INPUTS = TextsField("inputs", "A text, or a list of texts.", required=True)
+_ADD_SPECIAL_TOKENS = BoolField(
+    "add_special_tokens", "If false, special tokens such as [CLS] are left out; true by default."
+)
+_IDS = TokenIdsField("ids", "Token ids of one text, or a list of such lists.", required=True)
+_SKIP_SPECIAL_TOKENS = BoolField(
+    "skip_special_tokens", "If false, special tokens such as [CLS] are decoded; true by default."
+)
+
+EMBED_FIELDS = (
+    _INPUTS,
+    *_TRUNCATION,
+    _PROMPT_NAME,
+    _NORMALIZE,
+    _DIMENSIONS,
+    CHUNK,
+    USE_CACHE,
+)
+EMBED_ALL_FIELDS = (_INPUTS, *_TRUNCATION, _PROMPT_NAME)
+SIMILARITY_FIELDS = (_PAIR, _PARAMETERS)
+TOKENIZE_FIELDS = (_TOKENIZE_INPUTS, _ADD_SPECIAL_TOKENS, _PROMPT_NAME)
+DECODE_FIELDS = (_IDS, _SKIP_SPECIAL_TOKENS)
+_INSTANCES = ObjectField(
+    "instances",
+    "Bodies of `/embed`.",
+    required=True,
+    fields=EMBED_FIELDS,
+    many=True,
+    count_as_texts=True,
+)
+VERTEX_FIELDS = (_INSTANCES,)
+
+
+class _TextsOrPairField(TextsField):
+    """The `inputs` of `/embed` or of `/similarity`."""
+
+    __slots__ = ()
+
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return any_of(TextsField._value_schema(self, context), _PAIR._value_schema(context))
+
+
+_TEXTS_OR_PAIR = _TextsOrPairField(
+    "inputs", "Inputs of `/embed` or of `/similarity`.", required=True, allow_token_ids=True
+)
+ROOT_FIELDS = (_TEXTS_OR_PAIR, *EMBED_FIELDS[1:], _PARAMETERS)
+
+
+def parse_embed(body: Body, spec: ModelSpec) -> ParsedRequest:
+    """Parses the body of `POST /embed`.
+
+    Raises:
+        InvalidRequest: a field is missing, has a wrong type or an unknown value.
+    """
+    return ParsedRequest(_embed_job(body, spec), _render_embed)
+
+
+def _embed_job(body: Body, spec: ModelSpec) -> EmbedJob:
+    truncation, chunk = _truncation(body), CHUNK(body)
+    return EmbedJob(
+        _INPUTS(body),
+        input_type=_PROMPT_NAME(body, spec),
+        dimensions=_DIMENSIONS(body),
+        normalize=_NORMALIZE(body) is not False,
+        truncation="chunk" if chunk else truncation,
+        use_cache=USE_CACHE(body) is not False,
+    )
+
+
+def _truncation(body: Body) -> Truncation:
+    direction = _TRUNCATION_DIRECTION(body)
+    if _TRUNCATE(body) is False:
+        return "error"
+    return "start" if direction in ("Left", "left") else "end"
+
+
+def parse_embed_all(body: Body, spec: ModelSpec) -> ParsedRequest:
+    """Parses the body of `POST /embed_all`.
+
+    Raises:
+        InvalidRequest: a field is missing, has a wrong type or an unknown value.
+    """
+    job = EmbedJob(_INPUTS(body), input_type=_PROMPT_NAME(body, spec), truncation=_truncation(body))
+    return ParsedRequest(TokenVectorsJob(job), _render_embed_all)
+
+
+def parse_similarity(body: Body, spec: ModelSpec) -> ParsedRequest:
+    """Parses the body of `POST /similarity`.
+
+    Raises:
+        InvalidRequest: a field is missing, has a wrong type or an unknown value.
+    """
+    pair = _PAIR(body) or {}
+    source = _SOURCE_SENTENCE(pair)
+    sentences = _SENTENCES(pair)
+    if source is None:
+        raise InvalidRequest("`inputs` must hold `source_sentence` and `sentences`.", "inputs")
+    if not sentences:
+        raise EmptyInput("`sentences` is empty. Send at least one.", "inputs")
+    parameters = _PARAMETERS(body) or {}
+    texts: tuple[Input, ...] = (source, *sentences)
+    job = EmbedJob(
+        texts,
+        input_type=_PROMPT_NAME(parameters, spec),
+        normalize=True,
+        truncation=_truncation(parameters),
+    )
+    return ParsedRequest(job, _render_similarity, has_vectors=False)
+
+
+def parse_root(body: Body, spec: ModelSpec) -> ParsedRequest:
+    """Parses a body of `POST /embed`, or one of `POST /similarity` if `inputs` is an object.
+
+    Fields that the request doesn't use are validated too.
+
+    Raises:
+        InvalidRequest: a field is missing, has a wrong type or an unknown value.
+    """
+    parameters = _PARAMETERS(body) or {}
+    _truncation(parameters)
+    openai.validate_ignored(spec, input_type=_PROMPT_NAME(parameters, spec))
+    if not isinstance(body.get("inputs"), dict):
+        return parse_embed(body, spec)
+    unused = _embed_job({**body, "inputs": []}, spec)
+    openai.validate_ignored(spec, unused.dimensions, unused.input_type)
+    return parse_similarity(body, spec)
+
+
+def parse_tokenize(body: Body, spec: ModelSpec) -> ParsedRequest:
+    """Parses the body of `POST /tokenize`.
+
+    Raises:
+        InvalidRequest: a field is missing, has a wrong type or an unknown value.
+    """
+    texts = _TOKENIZE_INPUTS(body)
+    job = TokenizeJob(
+        texts,  # type: ignore[arg-type]  # the service rejects items that aren't strings
+        add_special_tokens=_ADD_SPECIAL_TOKENS(body) is not False,
+        input_type=_PROMPT_NAME(body, spec),
+    )
+    return ParsedRequest(job, _render_tokens)
+
+
+def parse_decode(body: Body, spec: ModelSpec) -> ParsedRequest:
+    """Parses the body of `POST /decode`.
+
+    Raises:
+        InvalidRequest: a field is missing or has a wrong type.
+    """
+    return ParsedRequest(DecodeJob(_IDS(body), _SKIP_SPECIAL_TOKENS(body) is not False), _dumps)
+
+
+def parse_vertex(body: Body, spec: ModelSpec) -> ParsedRequest:
+    """Parses the body of `POST /vertex`: a list of bodies of `/embed`.
+
+    Raises:
+        InvalidRequest: a field is missing, has a wrong type or an unknown value.
+    """
+    instances = _INSTANCES(body)
+    if instances is None:
+        raise InvalidRequest("`instances` is missing. Send a list of objects.", "instances")
+    if not instances:
+        raise EmptyInput("`instances` is empty. Send at least one.", "instances")
+    jobs = tuple(_embed_job(instance, spec) for instance in instances)
+    return ParsedRequest(BatchJob(jobs), _render_vertex)
+
+
+def unsupported(body: Body, spec: ModelSpec, *, message: str) -> ParsedRequest:
+    """Rejects a task that needs a model of another kind.
+
+    Raises:
+        UnsupportedOperation: always, with the message.
+    """
+    raise UnsupportedOperation(message)
+
+
+class Token(TypedDict):
+    """A token; special ones have no position in the text."""
+
+    id: int
+    text: str
+    special: bool
+    start: NotRequired[int]
+    stop: NotRequired[int]
+
+
+class VertexReply(TypedDict):
+    """The reply of `POST /vertex`: the vectors of each instance."""
+
+    predictions: list[list[Vector]]
+
+
+def _dumps(reply: Any) -> bytes:
+    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _render_embed(result: EmbedResult) -> bytes:
+    return _dumps(float_rows(result))
+
+
+def _render_embed_all(rows: Sequence[TokenVectors]) -> bytes:
+    return _dumps([row.values for row in rows])
+
+
+def _render_similarity(result: EmbedResult) -> bytes:
+    source, *sentences = result.vectors
+    return _dumps(np.stack(sentences) @ source)
+
+
+def _render_tokens(rows: Sequence[Tokenization]) -> bytes:
+    return _dumps([_tokens(row) for row in rows])
+
+
+def _tokens(row: Tokenization) -> list[Token]:
+    tokens: list[Token] = []
+    columns = zip(row.ids, row.tokens, row.special_tokens_mask, row.offsets, strict=True)
+    for id_, text, special, (start, stop) in columns:
+        token: Token = {"id": id_, "text": text, "special": special}
+        if not special:
+            token["start"], token["stop"] = start, stop
+        tokens.append(token)
+    return tokens
+
+
+def _render_vertex(results: Sequence[EmbedResult]) -> bytes:
+    reply: VertexReply = {"predictions": [[*float_rows(result)] for result in results]}
+    return _dumps(reply)
