@@ -1,4 +1,4 @@
-"""A real Valkey server for tests, which can be killed, frozen and started again in its place."""
+"""A real Valkey server for tests, which can be killed, frozen and restarted."""
 
 import os
 import signal
@@ -17,12 +17,10 @@ _START_TIMEOUT_S = 20
 
 
 class ValkeyProcess:
-    """A server on a port of its own, or on a socket when `unix`, with its files below `folder`.
+    """A Valkey server process.
 
-    With `cluster` it is a cluster of one node; with `sentinel_of` a Sentinel that watches another
-    server under the name `main`. `settings` are lines of valkey.conf, with `_` for `-`.
-    A context manager: entering starts it, leaving kills it. Between both it may be killed and
-    started again as often as wanted; port and socket stay the same.
+    It is also a context manager, which starts the server on entry and kills it on exit. In
+    between, the server may be killed and started repeatedly, on the same port or socket.
     """
 
     def __init__(
@@ -35,6 +33,16 @@ class ValkeyProcess:
         sentinel_of: "ValkeyProcess | None" = None,
         **settings: str,
     ) -> None:
+        """A server that isn't running yet.
+
+        Args:
+            folder: holds the server's files.
+            unix: listen on a unix socket instead of a port.
+            password: required from clients.
+            cluster: run as a cluster of one node.
+            sentinel_of: run as a Sentinel that monitors this server as `main`.
+            settings: further settings of valkey.conf, with `_` for `-`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.socket = folder / "valkey.sock" if unix else None
@@ -47,13 +55,13 @@ class ValkeyProcess:
 
     @property
     def url(self) -> str:
-        """As `connect` takes it, without the password."""
+        """The URL for `connect`, without the password."""
         if self.socket:
             return f"unix://{self.socket}"
         return f"redis{'+cluster' if self._cluster else ''}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Starts it, empty, and waits until it answers."""
+        """Starts the server, without data, and waits until it answers."""
         lines = {
             "bind": "127.0.0.1",
             "port": "0" if self.socket else str(self.port),
@@ -69,7 +77,7 @@ class ValkeyProcess:
             del lines["save"]
             lines["sentinel monitor main 127.0.0.1"] = f"{self._sentinel_of.port} 1"
         if self._cluster:
-            # By default it is 10,000 above the other port, which may be above all ports.
+            # The default, 10,000 above the other port, may be out of range.
             lines |= {"cluster-enabled": "yes", "cluster-port": str(free_port())}
         lines |= {name.replace("_", "-"): value for name, value in self._settings.items()}
         config = self._folder / "valkey.conf"
@@ -82,15 +90,15 @@ class ValkeyProcess:
             stderr=subprocess.DEVNULL,
         )
         try:
-            self._wait()
+            self._wait_until_ready()
             if self._cluster:
-                self._take_all_slots()
+                self._assign_all_slots()
         except BaseException:
             self.kill()
             raise
 
     def call(self, *command: str | bytes | int) -> Any:
-        """The reply to one command, on a connection of its own."""
+        """Sends a command on a new connection and returns its reply."""
         url = self.url.replace("+cluster", "")
         with redis.Redis.from_url(
             url, password=self.password, protocol=2, driver_info=None
@@ -98,18 +106,18 @@ class ValkeyProcess:
             return client.execute_command(*command)
 
     def kill(self) -> None:
-        """As `kill -9`; nothing when it doesn't run."""
+        """Kills the server with SIGKILL, if it is running."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def freeze(self) -> None:
-        """Its kernel still takes connections and bytes; it answers nothing."""
+        """Suspends the process: the kernel accepts connections, but the server is silent."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Goes on after `freeze`."""
+        """Resumes the process after `freeze`."""
         self._signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
@@ -128,25 +136,25 @@ class ValkeyProcess:
         assert self._process is not None
         os.kill(self._process.pid, number)
 
-    def _wait(self) -> None:
+    def _wait_until_ready(self) -> None:
         assert self._process is not None
-        give_up_at = time.monotonic() + _START_TIMEOUT_S
+        deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             try:
                 self.call("PING")
                 return
             except redis.ConnectionError as error:
-                ended = self._process.poll() is not None
-                if ended or time.monotonic() > give_up_at:
+                exited = self._process.poll() is not None
+                if exited or time.monotonic() > deadline:
                     log = (self._folder / "valkey.log").read_text(errors="replace")
                     raise RuntimeError(f"valkey-server did not start: {log[-2000:]}") from error
                 time.sleep(0.02)
 
-    def _take_all_slots(self) -> None:
+    def _assign_all_slots(self) -> None:
         if b"cluster_slots_assigned:0" in self.call("CLUSTER", "INFO"):
             self.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        give_up_at = time.monotonic() + _START_TIMEOUT_S
+        deadline = time.monotonic() + _START_TIMEOUT_S
         while b"cluster_state:ok" not in self.call("CLUSTER", "INFO"):
-            if time.monotonic() > give_up_at:
-                raise RuntimeError("The cluster took no slots.")
+            if time.monotonic() > deadline:
+                raise RuntimeError("The cluster did not assign its slots.")
             time.sleep(0.02)

@@ -1,1 +1,1 @@
-"""The cache: what is known of a text already, and the look-up that computes only the rest."""
+"""The vector cache: keys, values, the tiers that store them, and the lookup through the tiers."""

@@ -1,113 +1,109 @@
-"""Groups of texts that leave together: one call to the next tier where there would be many."""
+"""Coalesces groups of texts: one call to the next tier instead of many small ones."""
 
 import asyncio
 import contextvars
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from serve_app.errors import EmbedServeError
 from serve_app.types import TextGroup, Vectors
 
-logger = logging.getLogger(__name__)
+_MAX_GROUPS = 64  # in one call
+#: Larger groups are sent in a call of their own, since they would delay smaller ones.
+_MAX_COALESCED_TEXTS = 32
 
-#: Groups in one call.
-_MAX_GROUPS = 64
-#: A group of more texts travels alone, whatever its lane: it would hold up what came with it.
-_ALONE_TEXTS = 32
-
-#: Answers groups in order, each with its vectors or the error that stands for them.
+#: Returns for each group, in order, its vectors or its error.
 Send = Callable[[tuple[TextGroup, ...]], Awaitable[Sequence[Vectors | EmbedServeError]]]
+
+_Pending = tuple[TextGroup, asyncio.Future[Vectors]]
 
 
 class Coalescer:
-    """Sends groups on; what arrives while calls are in flight waits and leaves in the next one.
+    """Sends groups; those that arrive while calls are in flight are sent together in the next call.
 
-    There is no timer: an idle way is taken at once, and a call that would be full never waits.
-    Bulk and large groups leave at once and alone, since they would hold up what came with them.
+    There is no timer: a group is sent at once if fewer than `max_in_flight_calls` are in flight or
+    if it fills a call. Bulk and large groups are sent at once and in calls of their own.
 
-    A call belongs to all whose groups it carries: it runs in a context of its own (Ray cancels
-    calls by the context they were made in), goes on when one of them leaves, and is cancelled
-    when all have left.
+    A call serves all requests whose groups it carries. It runs in an empty context (Ray cancels
+    calls by the context they were made in), continues if some of them are cancelled, and is
+    cancelled if all of them are.
     """
 
     def __init__(self, send: Send, max_in_flight_calls: int) -> None:
         self.max_in_flight_calls = max_in_flight_calls
         self._send = send
-        self._waiting: deque[tuple[TextGroup, asyncio.Future[Vectors]]] = deque()
+        self._pending: deque[_Pending] = deque()
         self._calls = set[asyncio.Task[None]]()
         self._in_flight = 0
-        self._leaving = False
+        self._dispatch_scheduled = False
 
     async def __call__(self, group: TextGroup) -> Vectors:
-        """Vectors of a group.
+        """Returns the vectors of a group.
 
         Raises:
-            EmbedServeError: the error that stands for them.
+            EmbedServeError: the group's own error, or that of the whole call.
         """
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Vectors] = loop.create_future()
-        if group.lane == "bulk" or len(group.texts) > _ALONE_TEXTS:
-            self._start([(group, reply)], counted=False)
+        if group.lane == "bulk" or len(group.texts) > _MAX_COALESCED_TEXTS:
+            self._start([(group, reply)], limited=False)
         else:
-            self._waiting.append((group, reply))
-            if not self._leaving:
-                self._leaving = True
-                loop.call_soon(self._leave)  # with all that arrives in this turn of the loop
+            self._pending.append((group, reply))
+            if not self._dispatch_scheduled:
+                self._dispatch_scheduled = True
+                loop.call_soon(self._dispatch)  # after the other groups of this turn of the loop
         return await reply
 
-    def _leave(self) -> None:
-        self._leaving = False
-        while self._waiting and (
-            self._in_flight < self.max_in_flight_calls or len(self._waiting) >= _MAX_GROUPS
+    def _dispatch(self) -> None:
+        self._dispatch_scheduled = False
+        while self._pending and (
+            self._in_flight < self.max_in_flight_calls or len(self._pending) >= _MAX_GROUPS
         ):
-            call: list[tuple[TextGroup, asyncio.Future[Vectors]]] = []
-            while self._waiting and len(call) < _MAX_GROUPS:
-                group, reply = self._waiting.popleft()
+            batch: list[_Pending] = []
+            while self._pending and len(batch) < _MAX_GROUPS:
+                group, reply = self._pending.popleft()
                 if not reply.done():
-                    call.append((group, reply))
-            if call:
-                self._start(call, counted=True)
+                    batch.append((group, reply))
+            if batch:
+                self._start(batch, limited=True)
 
-    def _start(
-        self, call: Sequence[tuple[TextGroup, asyncio.Future[Vectors]]], *, counted: bool
-    ) -> None:
-        groups, replies = zip(*call, strict=True)
-        self._in_flight += counted
+    def _start(self, batch: Sequence[_Pending], *, limited: bool) -> None:
+        groups, replies = zip(*batch, strict=True)
+        self._in_flight += limited
         task = asyncio.get_running_loop().create_task(
             self._call(groups, replies), context=contextvars.Context()
         )
         self._calls.add(task)
 
-        def arrived(task: asyncio.Task[None]) -> None:
+        def on_call_done(task: asyncio.Task[None]) -> None:
             self._calls.discard(task)
-            self._in_flight -= counted
+            self._in_flight -= limited
             for reply in replies:
-                reply.cancel()  # only where the call was cancelled is one still without an answer
-            self._leave()
+                reply.cancel()  # has an effect only if the call was cancelled
+            self._dispatch()
 
-        def answered(reply: asyncio.Future[Vectors]) -> None:
+        def on_reply_done(reply: asyncio.Future[Vectors]) -> None:
             if reply.cancelled() and all(other.done() for other in replies):
                 task.cancel()
 
-        task.add_done_callback(arrived)
+        task.add_done_callback(on_call_done)
         for reply in replies:
-            reply.add_done_callback(answered)
+            reply.add_done_callback(on_reply_done)
 
     async def _call(
         self, groups: tuple[TextGroup, ...], replies: Sequence[asyncio.Future[Vectors]]
     ) -> None:
         try:
-            answers = await self._send(groups)
+            results = await self._send(groups)
         except Exception as error:
             for reply in replies:
                 if not reply.done():
                     reply.set_exception(error)
             return
-        for reply, answer in zip(replies, answers, strict=True):
+        for reply, result in zip(replies, results, strict=True):
             if reply.done():
                 continue
-            if isinstance(answer, EmbedServeError):
-                reply.set_exception(answer)
+            if isinstance(result, EmbedServeError):
+                reply.set_exception(result)
             else:
-                reply.set_result(answer)
+                reply.set_result(result)

@@ -1,4 +1,4 @@
-"""The same text at the same time is computed once."""
+"""Single flight: concurrent requests for the same text compute it once."""
 
 import asyncio
 import contextvars
@@ -8,46 +8,46 @@ from typing import NamedTuple
 
 from serve_app.types import NO_TIMINGS, Lane, TextGroup, Timings, VectorRow
 
-#: A row for each text of a group, and where the time went.
+#: A row for each text of a group, and the timings of the group.
 Computed = tuple[list[VectorRow], Timings]
-#: Computes a group whose texts have these keys.
+#: Computes a group, given the cache keys of its texts.
 Compute = Callable[[TextGroup, Sequence[bytes]], Awaitable[Computed]]
 
 
 class _Flight:
-    """Texts that are being computed, and how many requests wait for them."""
+    """One computation in progress, which any number of requests wait for."""
 
     def __init__(self, task: "asyncio.Task[Computed]", lane: Lane, keys: Sequence[bytes]) -> None:
         self.task = task
         self.lane = lane
         self.keys = keys
-        self._waiting = 0
+        self._waiters = 0
 
     async def wait(self) -> Computed:
-        """What it gives. It goes on while anybody waits; the last one to leave ends it."""
-        self._waiting += 1
+        """Returns the result; cancels the computation if its last waiter is cancelled."""
+        self._waiters += 1
         try:
             return await asyncio.shield(self.task)
         finally:
-            self._waiting -= 1
-            if not self._waiting:
+            self._waiters -= 1
+            if not self._waiters:
                 self.task.cancel()
 
 
 class FlightResult(NamedTuple):
-    """What a request gets of the flights that its texts were on."""
+    """The rows of a request, from the flights that computed its texts."""
 
     rows: list[VectorRow]
     timings: Timings
-    shared: int  #: texts that another request had computed
+    shared: int  #: number of texts that another request's flight computed
 
 
 class SingleFlight:
-    """Lets requests for a text join the one that has it computed already.
+    """Lets a request join flights that already compute its texts.
 
-    A request that leaves takes nothing from the others. An error is that of the request whose
-    texts were computed: who only joined asks again. Interactive texts don't join bulk ones, they
-    would wait behind all of these.
+    Cancelling a request doesn't affect the others. A flight's error is raised to the request that
+    started it; callers that joined retry on their own. Interactive texts don't join bulk flights,
+    since they would wait for all of their texts.
     """
 
     def __init__(self, compute: Compute) -> None:
@@ -55,32 +55,33 @@ class SingleFlight:
         self._flights: dict[bytes, _Flight] = {}
 
     async def run(self, group: TextGroup, keys: Sequence[bytes]) -> FlightResult:
-        """A row for each text of a group, in its order.
+        """Returns a row for each text of a group, in order.
 
         Raises:
-            EmbedServeError: whatever computing raises.
+            EmbedServeError: as raised by `compute`.
         """
-        shared = [self._joinable(key, group.lane) for key in keys]
-        alone = [i for i, flight in enumerate(shared) if flight is None]
-        mine = self._start(_part(group, alone), [keys[i] for i in alone]) if alone else None
-        flights = [flight or mine for flight in shared]
-        distinct = list(dict.fromkeys(flight for flight in flights if flight))
+        joined = [self._joinable(key, group.lane) for key in keys]
+        unjoined = [i for i, flight in enumerate(joined) if flight is None]
+        started = (
+            self._start(_subset(group, unjoined), [keys[i] for i in unjoined]) if unjoined else None
+        )
+        by_text = [flight or started for flight in joined]
+        flights = list(dict.fromkeys(flight for flight in by_text if flight))
         rows: dict[bytes, VectorRow] = {}
         timings = NO_TIMINGS
-        for flight, answer in zip(distinct, await _all(distinct), strict=True):
-            if not isinstance(answer, BaseException):
-                rows.update(zip(flight.keys, answer[0], strict=True))
-                timings = answer[1]
-            elif flight is mine:
-                raise answer
-        lost = [i for i, key in enumerate(keys) if key not in rows]
-        if lost:
-            again = [keys[i] for i in lost]
-            fresh, timings = await self._compute(_part(group, lost), again)
-            rows.update(zip(again, fresh, strict=True))
-        return FlightResult(
-            [rows[key] for key in keys], timings, len(keys) - len(alone) - len(lost)
-        )
+        for flight, result in zip(flights, await _wait_all(flights), strict=True):
+            if not isinstance(result, BaseException):
+                rows.update(zip(flight.keys, result[0], strict=True))
+                timings = result[1]
+            elif flight is started:
+                raise result
+        failed = [i for i, key in enumerate(keys) if key not in rows]
+        if failed:
+            failed_keys = [keys[i] for i in failed]
+            retried, timings = await self._compute(_subset(group, failed), failed_keys)
+            rows.update(zip(failed_keys, retried, strict=True))
+        shared = len(keys) - len(unjoined) - len(failed)
+        return FlightResult([rows[key] for key in keys], timings, shared)
 
     def _joinable(self, key: bytes, lane: Lane) -> _Flight | None:
         flight = self._flights.get(key)
@@ -89,27 +90,27 @@ class SingleFlight:
         return flight if flight.lane == "interactive" or lane == "bulk" else None
 
     def _start(self, group: TextGroup, keys: Sequence[bytes]) -> _Flight:
-        # In a context of its own: Ray cancels calls by the context they were made in.
+        # In an empty context: Ray cancels calls by the context they were made in.
         task = asyncio.get_running_loop().create_task(
             self._run(group, keys), context=contextvars.Context()
         )
         flight = _Flight(task, group.lane, keys)
         self._flights.update(dict.fromkeys(keys, flight))
 
-        def landed(task: "asyncio.Task[Computed]") -> None:
+        def remove(task: "asyncio.Task[Computed]") -> None:
             for key in keys:
                 if self._flights.get(key) is flight:
                     del self._flights[key]
 
-        task.add_done_callback(landed)
+        task.add_done_callback(remove)
         return flight
 
     async def _run(self, group: TextGroup, keys: Sequence[bytes]) -> Computed:
         return await self._compute(group, keys)
 
 
-async def _all(flights: Sequence[_Flight]) -> list[Computed | BaseException]:
-    """What each gives, or the error it ends with."""
+async def _wait_all(flights: Sequence[_Flight]) -> list[Computed | BaseException]:
+    """Returns the result or the error of each flight."""
     if len(flights) > 1:
         return await asyncio.gather(*(f.wait() for f in flights), return_exceptions=True)
     try:
@@ -118,7 +119,7 @@ async def _all(flights: Sequence[_Flight]) -> list[Computed | BaseException]:
         return [error]
 
 
-def _part(group: TextGroup, places: Sequence[int]) -> TextGroup:
-    if len(places) == len(group.texts):
+def _subset(group: TextGroup, indices: Sequence[int]) -> TextGroup:
+    if len(indices) == len(group.texts):
         return group
-    return replace(group, texts=tuple(group.texts[i] for i in places))
+    return replace(group, texts=tuple(group.texts[i] for i in indices))

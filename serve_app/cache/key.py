@@ -1,4 +1,4 @@
-"""Cache keys: one for everything that decides a vector's values."""
+"""Cache keys, which cover everything that determines a vector's values."""
 
 import hashlib
 from array import array
@@ -7,11 +7,11 @@ from serve_app.types import Input
 
 
 def cache_key(space_id: str, prompt: str, text: Input) -> bytes:
-    """SHA-256, 32 bytes, of a text or of token ids in its space.
+    """Returns the SHA-256 (32 bytes) of a text or of token ids within a space.
 
-    Every part is written with its length before it, so no two different tuples of parts
-    share one byte string; token ids have no prompt and so one part less. The space already holds
-    model, pipeline, precision and token limit.
+    Each part is prefixed with its length, so different parts never hash the same bytes. Token ids
+    have no prompt, and so one part less. The space covers model, pipeline, precision and token
+    limit.
     """
     if isinstance(text, str):
         parts = [space_id.encode(), prompt.encode(), text.encode()]

@@ -1,4 +1,4 @@
-"""The tier that replicas share: a server elsewhere, an embedded one, or none."""
+"""The L2 cache, which all replicas share: an external server, an embedded one, or none."""
 
 import asyncio
 import logging
@@ -12,36 +12,35 @@ from serve_app.valkey.shared_server import SharedServer
 
 logger = logging.getLogger(__name__)
 
-_FLUSH_S = 2.0
+_FLUSH_TIMEOUT_S = 2.0
 
 
 class L2Cache:
-    """Opens the store at the start, and closes it when the last values are written."""
+    """Owns the store and the connection to its server, for one space."""
 
     def __init__(
-        self, config: CacheConfig, space_id: str, *, service: str, owner_pid: int, meter: Meter
+        self, config: CacheConfig, space_id: str, *, server: SharedServer, meter: Meter
     ) -> None:
-        """Opens what `config` says.
+        """Opens the store. Blocks while an embedded server starts.
 
         Args:
-            config: what is asked for.
-            space_id: what the keys on the server begin with, behind the prefix.
-            service: which service this is, among those on this machine.
-            owner_pid: the process whose end is the service's end.
+            config: settings of the cache.
+            space_id: follows the configured prefix in every key on the server.
+            server: provides the client; released by `close`.
             meter: counts reads and writes.
 
         Raises:
-            ConfigurationError: the URL can't be read, or the password isn't there.
+            ConfigurationError: see `SharedServer.connect`.
         """
-        self.store: RedisStore | None = None
-        self._server = SharedServer(config, service=service, owner_pid=owner_pid)
-        self._mending: asyncio.Task[None] | None = None
+        self.store: RedisStore | None = None  #: None: no server is configured or available
+        self._server = server
+        self._keeping_alive: asyncio.Task[None] | None = None
         self._reason: str | None = None
         try:
-            client = self._server.connect()
+            client = server.connect()
         except EmbeddedUnavailable as error:
             self._reason = str(error)
-            logger.warning("No embedded cache server, going on with memory only: %s", error)
+            logger.warning("Without an embedded cache server, only memory caches: %s", error)
             return
         if client is None:
             return
@@ -55,16 +54,18 @@ class L2Cache:
         )
 
     def start(self) -> None:
-        """Begins to write and to watch; call it in the event loop."""
+        """Starts background tasks; call it in the event loop."""
         if self.store is None:
             return
-        self.store.start()
         store = self.store
-        self._mending = asyncio.create_task(self._server.keep_alive(lambda: store.state == "up"))
+        store.start()
+        self._keeping_alive = asyncio.create_task(
+            self._server.keep_alive(lambda: store.state == "up")
+        )
 
     @property
     def state(self) -> CacheState:
-        """How it is now."""
+        """The current state."""
         if self.store is None:
             if self._reason is None:
                 return CacheState("off")
@@ -72,23 +73,23 @@ class L2Cache:
         reason = self.store.reason
         return CacheState("up" if reason is None else "degraded", reason, self._server.kind)
 
-    async def report(self) -> StoreStats | None:
-        """What the server tells of itself; None when there is none, or it doesn't answer."""
+    async def stats(self) -> StoreStats | None:
+        """Returns the server's statistics; None if there is no server or it doesn't answer."""
         return None if self.store is None else await self.store.stats()
 
     async def purge(self) -> int:
-        """Deletes what is kept of this space, and tells how many values.
+        """Deletes all values of this space and returns their number.
 
         Raises:
-            Unavailable: the server doesn't answer.
+            Unavailable: not all values could be deleted.
         """
         return 0 if self.store is None else await self.store.purge()
 
     async def close(self) -> None:
-        """Writes what waits, for two seconds at the most, and lets the server go."""
-        if self._mending is not None:
-            self._mending.cancel()
+        """Flushes queued writes, for at most two seconds, and releases the server."""
+        if self._keeping_alive is not None:
+            self._keeping_alive.cancel()
         if self.store is not None:
-            await self.store.flush(_FLUSH_S)
+            await self.store.flush(_FLUSH_TIMEOUT_S)
             await self.store.close()
         self._server.release()

@@ -299,8 +299,8 @@ class RedisStore:
                 await self._guarded.probe()  # reads may work although writes fail
         self._queue_bytes -= sum(len(key) + len(value) for key, value in batch)
         errors = reply_errors(replies)
-        for error in errors:
-            self._meter.add(L2_WRITE_DROPS, 1, failure_kind(error))
+        for refusal in errors:
+            self._meter.add(L2_WRITE_DROPS, 1, failure_kind(refusal))
         self._meter.add(L2_WRITTEN, len(batch) - len(errors))
         self._update_writable(errors)
         return len(errors) < len(batch)

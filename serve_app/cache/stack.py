@@ -1,10 +1,10 @@
-"""What one process holds of the cache: its memory, and its way to the tier that all share."""
+"""The cache tiers of one process: L1, L2 if it has one, and the lookup through both."""
 
 from collections.abc import Mapping
 
-from serve_app.cache.codec import Codec, CacheDtype
+from serve_app.cache.codec import CacheDtype, Codec
 from serve_app.cache.l2 import L2Cache
-from serve_app.cache.lookup import EmbedGroup, Lookup
+from serve_app.cache.lookup import Lookup, NextTier
 from serve_app.cache.memory import MemoryCache
 from serve_app.metrics import (
     CACHE_BYTES,
@@ -15,16 +15,16 @@ from serve_app.metrics import (
     Metric,
 )
 from serve_app.models import ModelSpec
-from serve_app.types import CacheReport, CacheState, TextGroup, Vectors
+from serve_app.types import CacheReport, CacheState
 
 
 class CacheStack:
-    """Memory, a second tier where there is one, and the look-up through both."""
+    """Looks vectors up in this process' tiers, and reports on and purges the tiers together."""
 
     def __init__(
         self,
         spec: ModelSpec,
-        rest: EmbedGroup,
+        next_tier: NextTier,
         *,
         l1_max_bytes: int,
         dtype: CacheDtype,
@@ -34,65 +34,66 @@ class CacheStack:
         """The tiers of one process.
 
         Args:
-            spec: whose vectors are kept.
-            rest: answers what is in neither tier.
-            l1_max_bytes: the bound of the first.
-            storage: what vectors are kept as.
-            meter: counts what is found and what is not.
-            second: the tier that all processes share; None: another process asks it.
+            spec: the model whose vectors are cached.
+            next_tier: embeds texts that are in neither tier.
+            l1_max_bytes: memory limit of L1.
+            dtype: stored component type of the vectors.
+            meter: counts hits and misses.
+            l2: the tier that processes share; None: `next_tier` may have one.
         """
         self._memory = MemoryCache(l1_max_bytes)
-        self._second = l2
+        self._l2 = l2
         self._meter = meter
         self._evictions = 0
-        store = None if l2 is None else l2.store
-        codec = Codec(spec.dim, dtype)
-        lookup = Lookup(spec.space_id, codec, self._memory, rest, store=store, meter=meter)
-        self._embed = lookup.embed
-
-    async def embed(self, group: TextGroup) -> Vectors:
-        """See `Lookup.embed`."""
-        return await self._embed(group)
+        lookup = Lookup(
+            spec.space_id,
+            Codec(spec.dim, dtype),
+            self._memory,
+            next_tier,
+            store=None if l2 is None else l2.store,
+            meter=meter,
+        )
+        self.embed = lookup.embed
 
     def start(self) -> None:
-        """Begins what runs beside requests; call it once, in the event loop."""
-        if self._second is not None:
-            self._second.start()
+        """Starts background tasks; call it once, in the event loop."""
+        if self._l2 is not None:
+            self._l2.start()
 
     def resize(self, l1_max_bytes: int) -> None:
-        """Changes the bound of memory; what is cached stays as far as it fits."""
+        """Changes the memory limit of L1 and evicts values that exceed it."""
         self._memory.resize(l1_max_bytes)
 
     @property
     def state(self) -> CacheState:
-        """How the second tier is."""
-        return CacheState("off") if self._second is None else self._second.state
+        """The state of L2."""
+        return CacheState("off") if self._l2 is None else self._l2.state
 
     def gauges(self) -> Mapping[Metric, float]:
-        """What is held now."""
+        """Returns the current values of the gauges, and counts evictions since the last call."""
         stats = self._memory.stats()
         self._meter.add(CACHE_EVICTIONS, stats.evictions - self._evictions)
         self._evictions = stats.evictions
-        held = {CACHE_BYTES: float(stats.bytes), CACHE_ENTRIES: float(stats.entries)}
-        if self._second is not None:
-            held[L2_UP] = float(self.state.state == "up")
-        return held
+        gauges = {CACHE_BYTES: float(stats.bytes), CACHE_ENTRIES: float(stats.entries)}
+        if self._l2 is not None:
+            gauges[L2_UP] = float(self.state.state == "up")
+        return gauges
 
     async def report(self) -> CacheReport:
-        """What this process knows of its tiers."""
-        server = None if self._second is None else await self._second.report()
-        return CacheReport(self._memory.stats(), self.state, server)
+        """Returns statistics of both tiers."""
+        store = None if self._l2 is None else await self._l2.stats()
+        return CacheReport(self._memory.stats(), self.state, store)
 
     async def purge(self) -> int:
-        """Forgets all vectors of the space, and tells how many values there were in both tiers.
+        """Deletes all vectors of the space from both tiers and returns their number.
 
         Raises:
-            Unavailable: the second tier doesn't answer; memory is empty all the same.
+            Unavailable: not all values of L2 could be deleted; L1 is empty nevertheless.
         """
         entries = self._memory.clear()
-        return entries + (0 if self._second is None else await self._second.purge())
+        return entries + (0 if self._l2 is None else await self._l2.purge())
 
     async def close(self) -> None:
-        """Writes what waits to be written."""
-        if self._second is not None:
-            await self._second.close()
+        """Flushes queued writes of L2 and closes it."""
+        if self._l2 is not None:
+            await self._l2.close()

@@ -25,7 +25,8 @@ def open_l2_cache(config: CacheConfig, space_id: str, meter: Meter) -> L2Cache:
     Raises:
         ConfigurationError: see `L2Cache`.
     """
-    return L2Cache(config, space_id, **current_service(), meter=meter)
+    server = SharedServer(config, **current_service())
+    return L2Cache(config, space_id, server=server, meter=meter)
 
 
 def open_quota_store(config: CacheConfig, meter: Meter) -> QuotaStore:

@@ -1,4 +1,4 @@
-"""A million texts that come once: memory stays inside its bound."""
+"""A million distinct texts: memory stays below its limit."""
 
 import numpy as np
 import psutil
@@ -13,11 +13,11 @@ from serve_app.types import NO_TIMINGS, TextGroup, Tier, VectorRow, Vectors
 
 TEXTS, BATCH = 1_000_000, 1000
 MAX_BYTES = 32 << 20
-#: What the process may take beside it: arrays of a batch, and what the allocator keeps.
+#: Memory of the process in addition: the arrays of a batch, and what the allocator retains.
 SLACK_BYTES = 48 << 20
 
 
-async def test_a_million_distinct_texts_stay_inside_the_bound() -> None:
+async def test_a_million_distinct_texts_stay_below_the_limit() -> None:
     spec = resolve(ModelConfig(name="words", source="hashing:64"))
     engine = HashingEngine(spec)
     memory = MemoryCache(MAX_BYTES)

@@ -14,19 +14,18 @@ from tests.fakes import FakeBackend
 REQUEST = contextvars.ContextVar("request", default="none")
 
 
-class Way:
-    """The way to the next tier: each call waits until the test lets it through."""
+class GatedSend:
+    """Sends to a fake next tier; each call waits until the test lets it complete."""
 
-    def __init__(self, *, held: bool = True) -> None:
+    def __init__(self, *, gated: bool = True) -> None:
         self.calls: list[list[Input]] = []
         self.cancelled: list[list[Input]] = []
         self.requests: list[str] = []
         self.error: Exception | None = None
-        self.at_once = 0
-        self._gate = asyncio.Semaphore(0 if held else 1_000_000)
-        self._tier = FakeBackend()
+        self._gate = asyncio.Semaphore(0 if gated else 1_000_000)
+        self._next_tier = FakeBackend()
 
-    def let_through(self, calls: int) -> None:
+    def complete(self, calls: int) -> None:
         for _ in range(calls):
             self._gate.release()
 
@@ -42,138 +41,140 @@ class Way:
         if self.error is not None:
             raise self.error
         return [
-            InferenceError("bad") if "bad" in group.texts else await self._tier.embed(group)
+            InferenceError("bad") if "bad" in group.texts else await self._next_tier.embed(group)
             for group in groups
         ]
 
 
 @pytest.fixture
-async def way() -> Way:
-    return Way()
+async def send() -> GatedSend:
+    return GatedSend()
 
 
-def ask(coalescer: Coalescer, *texts: str, lane: Lane = "interactive") -> asyncio.Task[Vectors]:
-    async def fetch() -> Vectors:
+def start(coalescer: Coalescer, *texts: str, lane: Lane = "interactive") -> asyncio.Task[Vectors]:
+    async def embed() -> Vectors:
         return await coalescer(TextGroup(texts, lane=lane))
 
-    return asyncio.create_task(fetch())
+    return asyncio.create_task(embed())
 
 
-async def turns(n: int = 8) -> None:
-    for _ in range(n):
+async def run_loop(turns: int = 8) -> None:
+    for _ in range(turns):
         await asyncio.sleep(0)
 
 
-async def test_what_arrives_while_calls_are_in_flight_leaves_together(way: Way) -> None:
-    coalescer = Coalescer(way, max_in_flight_calls=2)
-    asked = []
+async def test_groups_that_arrive_while_calls_are_in_flight_are_sent_together(
+    send: GatedSend,
+) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=2)
+    replies = []
     for text in "abcde":
-        asked.append(ask(coalescer, text))
-        await turns()
-    assert way.calls == [["a"], ["b"]]
-    way.let_through(1)
-    await turns()
-    assert way.calls == [["a"], ["b"], ["c", "d", "e"]]
-    way.let_through(2)
-    for text, reply in zip("abcde", asked, strict=True):
+        replies.append(start(coalescer, text))
+        await run_loop()
+    assert send.calls == [["a"], ["b"]]
+    send.complete(1)
+    await run_loop()
+    assert send.calls == [["a"], ["b"], ["c", "d", "e"]]
+    send.complete(2)
+    for text, reply in zip("abcde", replies, strict=True):
         assert (await reply).values.tolist() == (
             await FakeBackend().embed(TextGroup((text,)))
         ).values.tolist()
 
 
-async def test_what_arrives_in_one_turn_of_the_loop_leaves_together(way: Way) -> None:
-    coalescer = Coalescer(way, max_in_flight_calls=4)
-    asked = [ask(coalescer, text) for text in "abc"]
-    await turns()
-    assert way.calls == [["a", "b", "c"]]
-    way.let_through(1)
-    await asyncio.gather(*asked)
+async def test_groups_of_one_turn_of_the_loop_are_sent_together(send: GatedSend) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=4)
+    replies = [start(coalescer, text) for text in "abc"]
+    await run_loop()
+    assert send.calls == [["a", "b", "c"]]
+    send.complete(1)
+    await asyncio.gather(*replies)
 
 
-async def test_a_full_call_never_waits(way: Way) -> None:
-    coalescer = Coalescer(way, max_in_flight_calls=1)
-    asked = [ask(coalescer, "first")]
-    await turns()
-    asked += [ask(coalescer, str(i)) for i in range(70)]
-    await turns()
-    assert [len(call) for call in way.calls] == [1, 64]
-    way.let_through(3)
-    await asyncio.gather(*asked)
-    assert [len(call) for call in way.calls] == [1, 64, 6]
+async def test_a_full_call_never_waits(send: GatedSend) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=1)
+    replies = [start(coalescer, "first")]
+    await run_loop()
+    replies += [start(coalescer, str(i)) for i in range(70)]
+    await run_loop()
+    assert [len(call) for call in send.calls] == [1, 64]
+    send.complete(3)
+    await asyncio.gather(*replies)
+    assert [len(call) for call in send.calls] == [1, 64, 6]
 
 
-async def test_bulk_leaves_at_once_and_alone_and_holds_nobody_up(way: Way) -> None:
-    coalescer = Coalescer(way, max_in_flight_calls=1)
-    asked = [ask(coalescer, f"bulk {i}", lane="bulk") for i in range(2)]
-    asked.append(ask(coalescer, "query"))
-    await turns()
-    assert way.calls == [["bulk 0"], ["bulk 1"], ["query"]]
-    way.let_through(3)
-    await asyncio.gather(*asked)
+async def test_a_bulk_group_is_sent_at_once_in_its_own_call(send: GatedSend) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=1)
+    replies = [start(coalescer, f"bulk {i}", lane="bulk") for i in range(2)]
+    replies.append(start(coalescer, "query"))
+    await run_loop()
+    assert send.calls == [["bulk 0"], ["bulk 1"], ["query"]]
+    send.complete(3)
+    await asyncio.gather(*replies)
 
 
-async def test_a_large_group_travels_alone_whatever_its_lane(way: Way) -> None:
-    coalescer = Coalescer(way, max_in_flight_calls=1)
-    asked = [ask(coalescer, "query"), ask(coalescer, *map(str, range(33)))]
-    await turns()
-    assert [len(call) for call in way.calls] == [33, 1]
-    way.let_through(2)
-    await asyncio.gather(*asked)
+async def test_a_large_group_is_sent_in_its_own_call(send: GatedSend) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=1)
+    replies = [start(coalescer, "query"), start(coalescer, *map(str, range(33)))]
+    await run_loop()
+    assert [len(call) for call in send.calls] == [33, 1]
+    send.complete(2)
+    await asyncio.gather(*replies)
 
 
-async def test_one_that_leaves_takes_nobody_along(way: Way) -> None:
-    coalescer = Coalescer(way, max_in_flight_calls=1)
-    leaves, stays = ask(coalescer, "leaves"), ask(coalescer, "stays")
-    await turns()
-    leaves.cancel()
-    await turns()
-    assert way.cancelled == []
-    way.let_through(1)
-    assert (await stays).computed_count == 1
+async def test_a_cancelled_group_does_not_affect_others(send: GatedSend) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=1)
+    cancelled, other = start(coalescer, "cancelled"), start(coalescer, "other")
+    await run_loop()
+    cancelled.cancel()
+    await run_loop()
+    assert send.cancelled == []
+    send.complete(1)
+    assert (await other).computed_count == 1
 
 
-async def test_what_nobody_waits_for_is_cancelled_or_never_sent(way: Way) -> None:
-    coalescer = Coalescer(way, max_in_flight_calls=1)
-    in_flight = [ask(coalescer, text) for text in "ab"]
-    await turns()
-    waiting = ask(coalescer, "c")
-    await turns()
+async def test_a_call_without_waiters_is_cancelled_or_never_sent(send: GatedSend) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=1)
+    in_flight = [start(coalescer, text) for text in "ab"]
+    await run_loop()
+    waiting = start(coalescer, "c")
+    await run_loop()
     for task in (*in_flight, waiting):
         task.cancel()
-    await turns()
-    assert way.cancelled == [["a", "b"]]
-    stays = ask(coalescer, "d")
-    await turns()
-    assert way.calls == [["a", "b"], ["d"]]
-    way.let_through(1)
-    await stays
+    await run_loop()
+    assert send.cancelled == [["a", "b"]]
+    other = start(coalescer, "d")
+    await run_loop()
+    assert send.calls == [["a", "b"], ["d"]]
+    send.complete(1)
+    await other
 
 
-async def test_an_error_is_its_groups_own(way: Way) -> None:
-    coalescer = Coalescer(way, max_in_flight_calls=1)
-    bad, good = ask(coalescer, "bad"), ask(coalescer, "good")
-    way.let_through(1)
+async def test_the_error_of_a_group_does_not_affect_others(send: GatedSend) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=1)
+    bad, good = start(coalescer, "bad"), start(coalescer, "good")
+    send.complete(1)
     with pytest.raises(InferenceError):
         await bad
     assert (await good).computed_count == 1
 
 
-async def test_a_way_that_fails_fails_those_on_it_and_nobody_after(way: Way) -> None:
-    coalescer = Coalescer(way, max_in_flight_calls=1)
-    way.error = Unavailable("gone")
-    way.let_through(2)
+async def test_a_failed_call_fails_its_groups_only(send: GatedSend) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=1)
+    send.error = Unavailable("down")
+    send.complete(2)
     with pytest.raises(Unavailable):
-        await ask(coalescer, "a")
-    way.error = None
-    await ask(coalescer, "b")
+        await start(coalescer, "a")
+    send.error = None
+    await start(coalescer, "b")
 
 
-async def test_a_call_does_not_run_in_the_context_of_one_of_its_requests(way: Way) -> None:
-    coalescer = Coalescer(way, max_in_flight_calls=1)
-    REQUEST.set("mine")
-    way.let_through(1)
+async def test_a_call_runs_outside_the_context_of_its_requests(send: GatedSend) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=1)
+    REQUEST.set("a request")
+    send.complete(1)
     await coalescer(TextGroup(("a",)))
-    assert way.requests == ["none"]
+    assert send.requests == ["none"]
 
 
 @settings(deadline=None, max_examples=50)
@@ -184,20 +185,20 @@ async def test_a_call_does_not_run_in_the_context_of_one_of_its_requests(way: Wa
     ),
     st.integers(1, 5),
 )
-async def test_everyone_who_stays_gets_their_own(
-    asked: list[tuple[Lane, bool, int]], max_in_flight_calls: int
+async def test_each_group_gets_its_own_vectors(
+    groups: list[tuple[Lane, bool, int]], max_in_flight_calls: int
 ) -> None:
-    coalescer = Coalescer(Way(held=False), max_in_flight_calls)
+    coalescer = Coalescer(GatedSend(gated=False), max_in_flight_calls)
     replies = []
-    for i, (lane, leaves, pause) in enumerate(asked):
-        reply = ask(coalescer, str(i), lane=lane)
-        replies.append((i, leaves, reply))
-        await turns(pause)
-        if leaves:
+    for i, (lane, cancelled, pause) in enumerate(groups):
+        reply = start(coalescer, str(i), lane=lane)
+        replies.append((i, cancelled, reply))
+        await run_loop(pause)
+        if cancelled:
             reply.cancel()
     async with asyncio.timeout(5):
-        for i, leaves, reply in replies:
-            if leaves:
+        for i, cancelled, reply in replies:
+            if cancelled:
                 await asyncio.wait([reply])
             else:
                 expected = await FakeBackend().embed(TextGroup((str(i),)))

@@ -1,6 +1,6 @@
-"""A real server that dies, hangs, fills up or refuses, under load: no request fails or waits long.
+"""A real server that dies, hangs, fills up or refuses under load: no request fails or waits long.
 
-What stands for the Embedder is a fake that is always there; so only the cache can be at fault.
+The next tier is a fake that always works, so only the cache can cause a failure.
 """
 
 import asyncio
@@ -23,52 +23,52 @@ from tests.fakes import DIM, FakeBackend, fake_vector
 from tests.valkey_server import ValkeyProcess
 
 TIMEOUT_S = 0.05
-#: A bound that holds on a busy machine too; what matters is that nobody waits for the server.
-PATIENCE_S = 2.0
-BACK_S = 5.0
+#: Limit of a request that doesn't wait for the server, on a busy machine.
+MAX_LATENCY_S = 2.0
+RECOVERY_S = 5.0
 PASSWORD = "right"
 
 
 class Load:
-    """Eight clients without memory of their own, so that each known text comes from the server."""
+    """Clients without an L1, so that each known text is read from the server."""
 
     def __init__(self, store: RedisStore) -> None:
         self._store = store
-        self.answered = 0
+        self.completed = 0
         self.slowest_s = 0.0
         self.failures: list[str] = []
-        self.hit_at = 0.0
-        self._number = 0
+        self.last_hit_at = 0.0
+        self._requests = 0
 
     def lookup(self) -> Lookup:
-        fetch = FakeBackend().embed
-        return Lookup("space", Codec(DIM), MemoryCache(0), fetch, store=self._store)
+        next_tier = FakeBackend().embed
+        return Lookup("space", Codec(DIM), MemoryCache(0), next_tier, store=self._store)
 
     async def client(self) -> None:
         lookup = self.lookup()
         while True:
-            self._number += 1
-            texts = (f"new {self._number}", *(f"known {i}" for i in range(8)))
+            self._requests += 1
+            texts = (f"new {self._requests}", *(f"known {i}" for i in range(8)))
             started = time.monotonic()
             try:
-                found = await lookup.embed(TextGroup(texts))
+                vectors = await lookup.embed(TextGroup(texts))
             except Exception as error:
                 self.failures.append(repr(error))
                 continue
             self.slowest_s = max(self.slowest_s, time.monotonic() - started)
             expected = np.stack([fake_vector(text) for text in texts])
-            if found.values.tobytes() != expected.tobytes():
+            if vectors.values.tobytes() != expected.tobytes():
                 self.failures.append(f"wrong vectors for {texts}")
-            if found.tiers.tolist()[1:] == [Tier.L2] * 8:
-                self.hit_at = time.monotonic()
-            self.answered += 1
+            if vectors.tiers.tolist()[1:] == [Tier.L2] * 8:
+                self.last_hit_at = time.monotonic()
+            self.completed += 1
             await asyncio.sleep(0.001)
 
     async def run(self, seconds: float) -> None:
-        """Lets them ask for so long, and many times at that."""
-        until, goal = time.monotonic() + seconds, self.answered + 100
+        """Runs for a time, and for at least 100 more requests."""
+        end, goal = time.monotonic() + seconds, self.completed + 100
         async with asyncio.timeout(30):
-            while time.monotonic() < until or self.answered < goal:
+            while time.monotonic() < end or self.completed < goal:
                 await asyncio.sleep(0.01)
 
 
@@ -94,11 +94,11 @@ async def load_on(server: ValkeyProcess, password: str | None = PASSWORD) -> Asy
         await store.close()
 
 
-async def hits(load: Load) -> None:
-    """Waits until everything known comes from the server again."""
+async def wait_for_hits(load: Load) -> None:
+    """Waits until all known texts are read from the server again."""
     since = time.monotonic()
-    async with asyncio.timeout(BACK_S + PATIENCE_S):
-        while load.hit_at < since:
+    async with asyncio.timeout(RECOVERY_S + MAX_LATENCY_S):
+        while load.last_hit_at < since:
             await asyncio.sleep(0.01)
 
 
@@ -114,16 +114,16 @@ def change_password(server: ValkeyProcess, password: str) -> None:
 
 
 def nothing(server: ValkeyProcess) -> None:
-    """It mends itself."""
+    """Repairs a fault that ends on its own."""
 
 
 Fault = Callable[[ValkeyProcess], object]
 FAULTS: list[tuple[str, Fault, Fault]] = [
-    ("kill -9, started again on its port", ValkeyProcess.kill, ValkeyProcess.start),
+    ("kill -9, then a restart on the same port", ValkeyProcess.kill, ValkeyProcess.start),
     ("SIGSTOP for 5 s", ValkeyProcess.freeze, ValkeyProcess.thaw),
     ("CLIENT PAUSE", lambda s: s.call("CLIENT", "PAUSE", 3000, "ALL"), nothing),
     (
-        "maxmemory 1mb, nothing may go",
+        "maxmemory 1mb without eviction",
         lambda s: s.call("CONFIG", "SET", "maxmemory", "1mb"),
         lambda s: s.call("CONFIG", "SET", "maxmemory", "0"),
     ),
@@ -132,47 +132,49 @@ FAULTS: list[tuple[str, Fault, Fault]] = [
         lambda s: s.call("REPLICAOF", "127.0.0.1", 1),
         lambda s: s.call("REPLICAOF", "NO", "ONE"),
     ),
-    ("all forgotten", lambda s: s.call("FLUSHALL"), nothing),
-    ("all clients thrown out", lambda s: s.call("CLIENT", "KILL", "TYPE", "normal"), nothing),
-    ("busy for a second", lambda s: s.call("DEBUG", "SLEEP", 1), nothing),
+    ("FLUSHALL", lambda s: s.call("FLUSHALL"), nothing),
+    ("CLIENT KILL", lambda s: s.call("CLIENT", "KILL", "TYPE", "normal"), nothing),
+    ("DEBUG SLEEP", lambda s: s.call("DEBUG", "SLEEP", 1), nothing),
     (
-        "another password",
+        "a changed password",
         lambda s: change_password(s, "other"),
         lambda s: change_password(s, PASSWORD),
     ),
 ]
 
 
-@pytest.mark.parametrize(("fault", "mend"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
-async def test_no_request_fails_or_waits(server: ValkeyProcess, fault: Fault, mend: Fault) -> None:
+@pytest.mark.parametrize(("fault", "repair"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
+async def test_no_request_fails_or_waits(
+    server: ValkeyProcess, fault: Fault, repair: Fault
+) -> None:
     with server:
         async with load_on(server) as load:
-            await hits(load)
+            await wait_for_hits(load)
             await asyncio.to_thread(fault, server)
             await load.run(5.0 if fault is ValkeyProcess.freeze else 1.0)
-            await asyncio.to_thread(mend, server)
-            await hits(load)
+            await asyncio.to_thread(repair, server)
+            await wait_for_hits(load)
         assert load.failures == []
-        assert load.slowest_s < PATIENCE_S
+        assert load.slowest_s < MAX_LATENCY_S
 
 
-async def test_a_server_that_is_not_there_yet(server: ValkeyProcess) -> None:
+async def test_a_server_may_start_later(server: ValkeyProcess) -> None:
     async with load_on(server) as load:
         await load.run(1.0)
-        assert load.hit_at == 0
+        assert load.last_hit_at == 0
         with server:
-            await hits(load)
+            await wait_for_hits(load)
     assert load.failures == []
-    assert load.slowest_s < PATIENCE_S
+    assert load.slowest_s < MAX_LATENCY_S
 
 
-async def test_the_wrong_password_until_it_is_mended(server: ValkeyProcess) -> None:
+async def test_a_wrong_password_may_be_corrected(server: ValkeyProcess) -> None:
     with server:
         async with load_on(server, password="wrong") as load:
             await load.run(1.0)
-            assert load.hit_at == 0
+            assert load.last_hit_at == 0
             server.call("CONFIG", "SET", "requirepass", "wrong")
             server.password = "wrong"
-            await hits(load)
+            await wait_for_hits(load)
         assert load.failures == []
-        assert load.slowest_s < PATIENCE_S
+        assert load.slowest_s < MAX_LATENCY_S

@@ -14,8 +14,7 @@ from serve_app.config import CacheConfig
 from serve_app.errors import ConfigurationError, Unavailable
 from serve_app.metrics import L2_UP, Meter
 from serve_app.types import CacheState, TextGroup, Tier
-from serve_app.valkey import shared_server
-from serve_app.valkey.embedded import EmbeddedUnavailable
+from serve_app.valkey.shared_server import SharedServer
 from serve_app.valkey.supervisor import parse_owner_pid
 from tests.fakes import SPEC, FakeBackend
 from tests.valkey_server import ValkeyProcess
@@ -23,143 +22,139 @@ from tests.valkey_server import ValkeyProcess
 LIMIT_S = 20.0
 
 
-def config(folder: Path | None = None, **settings: object) -> CacheConfig:
-    where = {} if folder is None else {"data_dir": str(folder)}
-    return CacheConfig.model_validate({**where, **settings})
+def config(data_dir: Path | None = None, **settings: object) -> CacheConfig:
+    return CacheConfig.model_validate(
+        {"data_dir": None if data_dir is None else str(data_dir), **settings}
+    )
 
 
 @contextlib.asynccontextmanager
-async def opened(config: CacheConfig, space_id: str = SPEC.space_id) -> AsyncIterator[CacheStack]:
-    """The tiers of a new process."""
+async def opened(
+    config: CacheConfig, space_id: str = SPEC.space_id, *, keep_alive_every_s: float = 20.0
+) -> AsyncIterator[CacheStack]:
+    """The cache of a new process."""
     meter = Meter()
-    second = L2Cache(config, space_id, service="test", owner_pid=os.getpid(), meter=meter)
-    tiers = CacheStack(
+    server = SharedServer(
+        config, service="test", owner_pid=os.getpid(), keep_alive_every_s=keep_alive_every_s
+    )
+    l2 = L2Cache(config, space_id, server=server, meter=meter)
+    cache = CacheStack(
         SPEC,
         FakeBackend().embed,
         l1_max_bytes=8 << 20,
         dtype=config.dtype,
         meter=meter,
-        second=second,
+        l2=l2,
     )
-    tiers.start()
+    cache.start()
     try:
-        yield tiers
+        yield cache
     finally:
-        await tiers.close()
+        await cache.close()
 
 
-async def until(tiers: CacheStack, state: str) -> None:
+async def wait_for_state(cache: CacheStack, state: str) -> None:
     async with asyncio.timeout(LIMIT_S):
-        while tiers.state.state != state:
+        while cache.state.state != state:
             await asyncio.sleep(0.05)
 
 
 def supervisors() -> list[psutil.Process]:
-    every = psutil.process_iter(["cmdline"])
-    return [p for p in every if parse_owner_pid(p.info["cmdline"] or []) == os.getpid()]
+    processes = psutil.process_iter(["cmdline"])
+    return [p for p in processes if parse_owner_pid(p.info["cmdline"] or []) == os.getpid()]
 
 
 @pytest.fixture
-def no_supervisor_left() -> Iterator[None]:
+def no_remaining_supervisor() -> Iterator[None]:
     yield
     for process in supervisors():
         process.terminate()
         process.wait(LIMIT_S)
 
 
-@pytest.mark.usefixtures("no_supervisor_left")
-async def test_a_restarted_service_knows_what_it_knew(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_remaining_supervisor")
+async def test_a_restarted_service_reads_its_previous_values(tmp_path: Path) -> None:
     group = TextGroup(tuple(f"text {i}" for i in range(2000)))
-    async with opened(config(tmp_path)) as tiers:
-        first = await tiers.embed(group)
-        assert tiers.state == CacheState("up", None, "embedded")
+    async with opened(config(tmp_path)) as cache:
+        first = await cache.embed(group)
+        assert cache.state == CacheState("up", None, "embedded")
     for process in supervisors():
         process.terminate()
         process.wait(LIMIT_S)
-    async with opened(config(tmp_path)) as tiers:
-        again = await tiers.embed(group)
+    async with opened(config(tmp_path)) as cache:
+        again = await cache.embed(group)
         assert again.tiers.tolist() == [Tier.L2] * 2000
         assert again.values.tobytes() == first.values.tobytes()
-        report = await tiers.report()
+        report = await cache.report()
         assert report.store is not None
         assert report.store.entries == 2000
         assert report.store.max_bytes == config().max_bytes
 
 
-@pytest.mark.usefixtures("no_supervisor_left")
-async def test_a_server_that_was_given_up_is_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shared_server, "_MEND_EVERY_S", 0.1)
-    async with opened(config(tmp_path)) as tiers:
-        await until(tiers, "up")
+@pytest.mark.usefixtures("no_remaining_supervisor")
+async def test_a_server_without_a_supervisor_is_started_again(tmp_path: Path) -> None:
+    async with opened(config(tmp_path), keep_alive_every_s=0.1) as cache:
+        await wait_for_state(cache, "up")
         for process in supervisors():
-            for each in (process, *process.children()):
-                each.kill()
-        await until(tiers, "degraded")
-        await until(tiers, "up")
+            for member in (process, *process.children()):
+                member.kill()
+        await wait_for_state(cache, "degraded")
+        await wait_for_state(cache, "up")
 
 
-async def test_without_a_server_for_this_system_memory_remains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_without_an_embedded_server_only_memory_caches(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*args: object) -> None:
-        raise EmbeddedUnavailable("There is no server for this system.")
-
-    monkeypatch.setattr(shared_server, "lease_server", refuse)
-    async with opened(config(tmp_path)) as tiers:
+    not_a_directory = tmp_path / "file"
+    not_a_directory.touch()
+    async with opened(config(not_a_directory)) as cache:
         group = TextGroup(("a",))
-        assert [(await tiers.embed(group)).computed_count for _ in range(2)] == [1, 0]
-        assert tiers.state == CacheState(
-            "degraded", "There is no server for this system.", "embedded"
-        )
-        assert tiers.gauges()[L2_UP] == 0
-    assert "going on with memory only" in caplog.text
+        assert [(await cache.embed(group)).computed_count for _ in range(2)] == [1, 0]
+        reason = f"No cache server can run in {not_a_directory}: File exists."
+        assert cache.state == CacheState("degraded", reason, "embedded")
+        assert cache.gauges()[L2_UP] == 0
+    assert "only memory caches: No cache server can run" in caplog.text
 
 
-async def test_memory_only_where_that_is_asked_for() -> None:
-    async with opened(config(url="none")) as tiers:
-        assert tiers.state == CacheState("off")
-        assert (await tiers.report()).store is None
-        await tiers.embed(TextGroup(("a", "b")))
-        assert await tiers.purge() == 2
+async def test_without_a_configured_server_only_memory_caches() -> None:
+    async with opened(config(url="none")) as cache:
+        assert cache.state == CacheState("off")
+        assert (await cache.report()).store is None
+        await cache.embed(TextGroup(("a", "b")))
+        assert await cache.purge() == 2
 
 
-async def test_a_server_by_its_url_with_a_password_from_the_environment(
+async def test_an_external_server_with_a_password_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_PASSWORD", "s3cret")
     with ValkeyProcess(tmp_path, password="s3cret") as server:
-        told = config(url=server.url, password_env="TEST_PASSWORD")
-        async with opened(told) as tiers:
-            await until(tiers, "up")
-            await tiers.embed(TextGroup(("a", "b")))
-            assert tiers.gauges()[L2_UP] == 1
+        settings = config(url=server.url, password_env="TEST_PASSWORD")
+        async with opened(settings) as cache:
+            await wait_for_state(cache, "up")
+            await cache.embed(TextGroup(("a", "b")))
+            assert cache.gauges()[L2_UP] == 1
         assert server.call("DBSIZE") == 2
-        async with opened(told, "another-space") as tiers:
-            assert (await tiers.embed(TextGroup(("a",)))).computed_count == 1
-        async with opened(told) as tiers:
-            assert (await tiers.embed(TextGroup(("a",)))).computed_count == 0
-            assert await tiers.purge() == 1 + 2
+        async with opened(settings, "another-space") as cache:
+            assert (await cache.embed(TextGroup(("a",)))).computed_count == 1
+        async with opened(settings) as cache:
+            assert (await cache.embed(TextGroup(("a",)))).computed_count == 0
+            assert await cache.purge() == 1 + 2
         assert server.call("DBSIZE") == 1
         server.kill()
-        async with opened(told) as tiers:
-            await until(tiers, "degraded")
+        async with opened(settings) as cache:
+            await wait_for_state(cache, "degraded")
             with pytest.raises(Unavailable):
-                await tiers.purge()
+                await cache.purge()
 
 
-def test_a_password_that_is_not_there_is_told() -> None:
+def test_a_missing_password_is_reported() -> None:
+    settings = config(url="redis://127.0.0.1:1", password_env="NOT_SET_ANYWHERE")
+    server = SharedServer(settings, service="test", owner_pid=1)
     with pytest.raises(ConfigurationError, match="NOT_SET_ANYWHERE"):
-        L2Cache(
-            config(url="redis://127.0.0.1:1", password_env="NOT_SET_ANYWHERE"),
-            "space",
-            service="test",
-            owner_pid=1,
-            meter=Meter(),
-        )
+        L2Cache(settings, "space", server=server, meter=Meter())
 
 
-def test_a_password_in_the_url_is_in_no_text_of_the_settings() -> None:
+def test_settings_do_not_show_a_password_in_the_url() -> None:
     settings = CacheConfig(url=SecretStr("redis://:s3cret@host/0"))
     assert "s3cret" not in f"{settings!r} {settings} {settings.model_dump_json()}"

@@ -15,7 +15,7 @@ time.sleep(60)
 """
 
 
-def test_a_child_ends_with_a_parent_that_is_killed() -> None:
+def test_a_child_dies_with_a_killed_parent() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True
     ) as parent:
