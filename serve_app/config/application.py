@@ -161,8 +161,9 @@ class AppConfig(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="Arithmetic precision of the model. `bf16` with `openvino` needs a CPU with "
-        "AVX512-BF16 or AMX; `fp16` needs `torch`. Vector spaces differ by precision, so set it "
+        description="Arithmetic precision of the model. On CPUs `bf16` needs AVX512-BF16 or "
+        "AMX-BF16, and `fp16` needs `torch` with AVX512-FP16 or AMX-FP16: a precision that the CPU "
+        "would emulate is rejected at start. Vector spaces differ by precision, so set it "
         "explicitly on a cluster of different CPUs.",
     )
 
