@@ -1,8 +1,9 @@
-"""Our engine against sentence-transformers on a GPU: `python -m benchmarks.gpu`.
+"""EmbedServe's torch engine and sentence-transformers on a GPU: `python -m benchmarks.gpu`.
 
-Texts a second, from strings to vectors in memory, at several lengths: all-MiniLM-L6-v2, and a model
-of the size of BERT-base with random weights, whose speed is that of trained ones. Both compute at
-the same precision, in batches of the same size, and take turns.
+Measures texts per second, from strings to vectors in memory, for texts of several lengths, with
+all-MiniLM-L6-v2 and with a model of the size of BERT-base. The latter has random weights, which are
+as fast as trained ones. Both libraries compute at the same precision, in batches of the same size,
+and their runs alternate.
 """
 
 import argparse
@@ -28,56 +29,62 @@ from serve_app.types import Float32
 
 from .compare import cosines
 
-#: Vectors of texts, shape (n, dim).
+#: Returns the vectors of texts, shape (n, dim).
 Encode = Callable[[list[str]], Float32]
 
 TOKENS = (10, 34, 128, 256)
 _MAX_TOKENS = 256
-#: One batch, as in `configs/gpu.yaml`.
-_BUDGET_TOKENS, _MAX_BATCH_TEXTS = 65536, 1024
+#: Limits of a batch, as in `configs/gpu.yaml`.
+_MAX_BATCH_TOKENS, _MAX_BATCH_TEXTS = 65536, 1024
 _PRECISIONS = {"cuda": "fp16", "cpu": "fp32"}
-_HEAD = "| model | tokens | EmbedServe, texts/s | sentence-transformers, texts/s | times | cosine |"
+_HEADER = (
+    "| model | tokens | EmbedServe, texts/s | sentence-transformers, texts/s | ratio | cosine |"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints a Markdown table; 1 when there is no GPU."""
+    """Prints a Markdown table. Returns the exit status, 1 if there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--device", choices=_PRECISIONS, default="cuda")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each, alternated")
-    parser.add_argument("--quick", action="store_true", help="a look: tiny model, few texts")
-    asked = parser.parse_args(argv)
-    if asked.device == "cuda" and not torch.cuda.is_available():
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each library")
+    parser.add_argument(
+        "--quick", action="store_true", help="one run of a tiny model with few texts"
+    )
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
         print(
-            "There is no GPU that PyTorch sees, so there is nothing to measure. Whether this "
-            "runs at all: `python -m benchmarks.gpu --device cpu --quick`.",
+            "PyTorch sees no GPU. To try the benchmark without one, run "
+            "`python -m benchmarks.gpu --device cpu --quick`.",
             file=sys.stderr,
         )
         return 1
-    on = torch.cuda.get_device_name() if asked.device == "cuda" else "a CPU"
-    rounds = 1 if asked.quick else asked.rounds
-    print(f"On {on} at {_PRECISIONS[asked.device]}, torch {torch.__version__}, medians of {rounds}")
-    print(f"\n{_HEAD}\n|---|---|---|---|---|---|", flush=True)
+    device = torch.cuda.get_device_name() if args.device == "cuda" else "a CPU"
+    rounds = 1 if args.quick else args.rounds
+    print(
+        f"On {device} at {_PRECISIONS[args.device]}, torch {torch.__version__}, medians of {rounds}"
+    )
+    print(f"\n{_HEADER}\n|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(prefix="es-") as scratch:
-        for model in (MINILM, random_bert(Path(scratch), quick=asked.quick)):
-            for row in _rows(model, asked.device, rounds, 2**10 if asked.quick else 2**20):
+        for model in (MINILM, random_bert(Path(scratch), quick=args.quick)):
+            for row in _rows(model, args.device, rounds, 2**10 if args.quick else 2**20):
                 print(row, flush=True)
     return 0
 
 
-def random_bert(place: Path, *, quick: bool) -> ModelConfig:
-    """A model in a folder, as large as BERT-base unless `quick`, with MiniLM's tokenizer."""
+def random_bert(folder: Path, *, quick: bool) -> ModelConfig:
+    """Writes a model of the size of BERT-base, or a tiny one, with MiniLM's tokenizer."""
     torch.manual_seed(7)
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir(MINILM)))
     config = BertConfig(vocab_size=len(tokenizer))
     if quick:
         config.hidden_size, config.intermediate_size, config.num_attention_heads = 32, 64, 2
-    BertModel(config).save_pretrained(place / "parts")
-    tokenizer.save_pretrained(place / "parts")
-    transformer = Transformer(str(place / "parts"), max_seq_length=_MAX_TOKENS)
+    BertModel(config).save_pretrained(folder / "parts")
+    tokenizer.save_pretrained(folder / "parts")
+    transformer = Transformer(str(folder / "parts"), max_seq_length=_MAX_TOKENS)
     pooling = Pooling(config.hidden_size, pooling_mode="mean")
     modules = [transformer, pooling, Normalize()]
-    SentenceTransformer(modules=modules, device="cpu").save(str(place / "model"))
-    return ModelConfig(name="bert-base, random weights", source=f"path:{place / 'model'}")
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
+    return ModelConfig(name="bert-base, random weights", source=f"path:{folder / 'model'}")
 
 
 def _rows(config: ModelConfig, device: str, rounds: int, total_tokens: int) -> Iterator[str]:
@@ -93,44 +100,51 @@ def _rows(config: ModelConfig, device: str, rounds: int, total_tokens: int) -> I
         reference.half()
     with ThreadPoolExecutor(engine.streams) as pool:
         for tokens in TOKENS:
-            texts = texts_of(tokens, max(4, total_tokens // tokens))
-            batch = min(_MAX_BATCH_TEXTS, _BUDGET_TOKENS // tokens)
-            first, second = _ours(engine, pool, batch), _theirs(reference, batch)
-            cosine = cosines(first(texts), second(texts)).min()  # also warms both up
-            runs = [(_speed(first, texts), _speed(second, texts)) for _ in range(rounds)]
-            ours, theirs = (statistics.median(speeds) for speeds in zip(*runs, strict=True))
-            times = statistics.median(a / b for a, b in runs)
-            figures = f"{tokens} | {ours:.0f} | {theirs:.0f} | {times:.2f} | {cosine:.5f}"
-            yield f"| {config.name} | {figures} |"
+            texts = generate_texts(tokens, max(4, total_tokens // tokens))
+            batch_size = min(_MAX_BATCH_TEXTS, _MAX_BATCH_TOKENS // tokens)
+            encoders = (
+                _engine_encoder(engine, pool, batch_size),
+                _reference_encoder(reference, batch_size),
+            )
+            vectors = [encode(texts) for encode in encoders]  # also warms both up
+            cosine = cosines(*vectors).min()
+            rates = [[_measure_rate(encode, texts) for encode in encoders] for _ in range(rounds)]
+            ours, theirs = (statistics.median(column) for column in zip(*rates, strict=True))
+            ratio = statistics.median(a / b for a, b in rates)
+            yield (
+                f"| {config.name} | {tokens} | {ours:.0f} | {theirs:.0f} | {ratio:.2f} "
+                f"| {cosine:.5f} |"
+            )
 
 
-def texts_of(tokens: int, n: int) -> list[str]:
-    """As many texts of words that are one token each: `tokens` with the special ones."""
+def generate_texts(tokens: int, n: int) -> list[str]:
+    """Returns n random texts of exactly `tokens` tokens, special tokens included."""
     vocabulary = AutoTokenizer.from_pretrained(str(model_dir(MINILM))).get_vocab()
     words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
     rng = random.Random(20260101)
     return [" ".join(rng.choices(words, k=tokens - 2)) for _ in range(n)]
 
 
-def _ours(engine: TorchEngine, pool: ThreadPoolExecutor, batch: int) -> Encode:
+def _engine_encoder(engine: TorchEngine, pool: ThreadPoolExecutor, batch_size: int) -> Encode:
     def encode(texts: list[str]) -> Float32:
-        parts = (texts[i : i + batch] for i in range(0, len(texts), batch))
-        waiting = [pool.submit(engine.embed, engine.tokenizer.encode(part)) for part in parts]
-        return np.concatenate([vectors.result() for vectors in waiting])
+        batches = (texts[i : i + batch_size] for i in range(0, len(texts), batch_size))
+        futures = [pool.submit(engine.embed, engine.tokenizer.encode(batch)) for batch in batches]
+        return np.concatenate([future.result() for future in futures])
 
     return encode
 
 
-def _theirs(model: SentenceTransformer, batch: int) -> Encode:
+def _reference_encoder(model: SentenceTransformer, batch_size: int) -> Encode:
     return lambda texts: np.asarray(
-        model.encode(texts, batch_size=batch, show_progress_bar=False), dtype=np.float32
+        model.encode(texts, batch_size=batch_size, show_progress_bar=False), dtype=np.float32
     )
 
 
-def _speed(encode: Encode, texts: list[str]) -> float:
-    begin = time.perf_counter()
+def _measure_rate(encode: Encode, texts: list[str]) -> float:
+    """Returns texts per second."""
+    start = time.perf_counter()
     encode(texts)
-    return len(texts) / (time.perf_counter() - begin)
+    return len(texts) / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Our engine in process, fed by its scheduler, without Ray, HTTP and cache."""
+"""EmbedServe's engine and scheduler in process, without Ray, HTTP and cache."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +22,8 @@ PEER = Peer(
 )
 
 
-class _Engine:
-    """An engine and its scheduler on an event loop of their own."""
+class _ScheduledEngine:
+    """An engine behind its scheduler. Must be created on the event loop that calls `embed`."""
 
     def __init__(self) -> None:
         self._scheduler = Scheduler(
@@ -35,23 +35,23 @@ class _Engine:
 
     async def embed(self, texts: list[str]) -> Float32:
         self._scheduler.start()
-        submission = PendingVectors(TextGroup(tuple(texts)))
-        await self._scheduler.submit([submission])
-        vectors = await submission.future
+        pending = PendingVectors(TextGroup(tuple(texts)))
+        await self._scheduler.submit([pending])
+        vectors = await pending.future
         if isinstance(vectors, EmbedServeError):
             raise vectors
         return vectors.values
 
 
 def main() -> None:
-    """All cores in one engine."""
+    """Embeds with one engine on all cores."""
     with asyncio.Runner() as runner:
-        engine = runner.run(_start())
+        engine = runner.run(_create_engine())
         serve_requests(lambda texts: runner.run(engine.embed(texts)))
 
 
-async def _start() -> _Engine:
-    return _Engine()
+async def _create_engine() -> _ScheduledEngine:
+    return _ScheduledEngine()
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@ import re
 import pytest
 import torch
 
-from benchmarks.gpu import TOKENS, main, texts_of
+from benchmarks.gpu import TOKENS, generate_texts, main
 from benchmarks.tokens import count_tokens
 
 
-def test_it_prints_a_row_for_each_model_and_length(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_a_row_per_model_and_length(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--device", "cpu", "--quick"]) == 0
     rows = [
         re.split(r" ?\| ?", line)[1:-1]
@@ -18,15 +18,15 @@ def test_it_prints_a_row_for_each_model_and_length(capsys: pytest.CaptureFixture
     assert len({row[0] for row in rows}) == 2
     for row in rows:
         assert all(float(figure) > 0 for figure in row[2:5])
-        assert float(row[5]) >= 0.99999  # both compute the same
+        assert float(row[5]) >= 0.99999  # both return the same vectors
 
 
-def test_texts_are_as_long_as_they_are_meant_to_be() -> None:
+def test_generated_texts_have_the_requested_tokens() -> None:
     for tokens in TOKENS:
-        assert count_tokens([[text] for text in texts_of(tokens, 5)]) == [tokens] * 5
+        assert count_tokens([[text] for text in generate_texts(tokens, 5)]) == [tokens] * 5
 
 
-def test_it_says_when_there_is_no_gpu(
+def test_without_a_gpu_it_fails_with_a_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
