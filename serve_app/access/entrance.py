@@ -34,7 +34,7 @@ class Entrance:
         self._quotas = quotas
         self._meter = meter or Meter()
         self._keys = keys or KeyRing()
-        self._watching: asyncio.Task[None] | None = None
+        self._watch_task: asyncio.Task[None] | None = None
 
     def apply(self, settings: AccessSettings) -> None:
         """Applies new settings; call it in the event loop. Admitted requests are unaffected.
@@ -45,17 +45,17 @@ class Entrance:
         self._keys.apply(settings)
         if self._keys.is_limited:
             self._quotas.open()
-        if self._watching is None and settings.keys_file is not None:
-            self._watching = asyncio.get_running_loop().create_task(
+        if self._watch_task is None and settings.keys_file is not None:
+            self._watch_task = asyncio.get_running_loop().create_task(
                 self._keys.watch(), context=contextvars.Context()
             )
 
     async def close(self) -> None:
         """Stops background tasks and closes the quota store. Never raises."""
-        if self._watching is not None:
-            self._watching.cancel()
+        if self._watch_task is not None:
+            self._watch_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
+                await self._watch_task
         await self._quotas.close()
 
     @property

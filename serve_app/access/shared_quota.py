@@ -173,7 +173,7 @@ class SharedQuotaStore:
         self._local = MemoryQuotaStore()
         self._connection: _Connection | None = None
         self._opened = False
-        self._background: asyncio.Task[None] | None = None
+        self._background_task: asyncio.Task[None] | None = None
         self._process_id = secrets.token_hex(8)
         self._sequence = count()
 
@@ -189,7 +189,7 @@ class SharedQuotaStore:
         if not self._server.is_embedded:
             self._connect(self._server.connect())
         self._opened = True
-        self._background = asyncio.get_running_loop().create_task(
+        self._background_task = asyncio.get_running_loop().create_task(
             self._keep_connected(), context=contextvars.Context()
         )
 
@@ -201,9 +201,9 @@ class SharedQuotaStore:
 
     async def close(self) -> None:
         """See `QuotaStore`."""
-        if self._background is not None:
-            self._background.cancel()
-            await asyncio.gather(self._background, return_exceptions=True)
+        if self._background_task is not None:
+            self._background_task.cancel()
+            await asyncio.gather(self._background_task, return_exceptions=True)
         if self._connection is not None:
             guarded = self._connection.guarded
             await self.flush(guarded.background_timeout_s)
@@ -289,16 +289,7 @@ class SharedQuotaStore:
             breaker=self._breaker,
         )
         self._connection = _Connection(
-            guarded,
-            ScriptPipeline(
-                client,
-                self._timeout_s,
-                on_success=guarded.record_success,
-                on_failure=guarded.record_failure,
-            ),
-            # Commits have more time than requests, so their success doesn't show that the server
-            # is fast enough.
-            ScriptPipeline(client, guarded.background_timeout_s, on_failure=guarded.record_failure),
+            guarded, ScriptPipeline(guarded), ScriptPipeline(guarded, background=True)
         )
         guarded.start()
 

@@ -34,13 +34,13 @@ class L2Cache:
         """
         self.store: RedisStore | None = None  #: None: no server is configured or available
         self._server = server
-        self._keeping_alive: asyncio.Task[None] | None = None
+        self._keep_alive_task: asyncio.Task[None] | None = None
         self._reason: str | None = None
         try:
             client = server.connect()
         except EmbeddedUnavailable as error:
             self._reason = str(error)
-            logger.warning("Without an embedded cache server, only memory caches: %s", error)
+            logger.warning("No embedded cache server; using the memory cache only: %s", error)
             return
         if client is None:
             return
@@ -59,7 +59,7 @@ class L2Cache:
             return
         store = self.store
         store.start()
-        self._keeping_alive = asyncio.create_task(
+        self._keep_alive_task = asyncio.create_task(
             self._server.keep_alive(lambda: store.state == "up")
         )
 
@@ -87,8 +87,8 @@ class L2Cache:
 
     async def close(self) -> None:
         """Flushes queued writes, for at most two seconds, and releases the server."""
-        if self._keeping_alive is not None:
-            self._keeping_alive.cancel()
+        if self._keep_alive_task is not None:
+            self._keep_alive_task.cancel()
         if self.store is not None:
             await self.store.flush(_FLUSH_TIMEOUT_S)
             await self.store.close()

@@ -104,7 +104,7 @@ class RedisStore:
         self._queue_filled = asyncio.Event()
         self._queue_flushed = asyncio.Event()
         self._queue_flushed.set()
-        self._background: list[asyncio.Task[None]] = []
+        self._background_tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
     @property
@@ -125,14 +125,17 @@ class RedisStore:
     def start(self) -> None:
         """Starts writing and probing, in the background of the running event loop."""
         self._guarded.start()
-        self._background = [_create_task(self._run_writer()), _create_task(self._watch_writes())]
+        self._background_tasks = [
+            _create_task(self._run_writer()),
+            _create_task(self._watch_writes()),
+        ]
 
     async def close(self) -> None:
         """Stops background tasks and closes connections; drops queued writes. Never raises."""
         self._closed = True
-        for task in self._background:
+        for task in self._background_tasks:
             task.cancel()
-        await asyncio.gather(*self._background, *self._read_tasks, return_exceptions=True)
+        await asyncio.gather(*self._background_tasks, *self._read_tasks, return_exceptions=True)
         await self._guarded.close()
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -1,6 +1,6 @@
-"""A Redis or Valkey client behind a circuit breaker, so that a lost server costs requests nothing.
+"""A Redis or Valkey client behind a circuit breaker, so that a lost server delays no requests.
 
-call → result → breaker;   background probe → breaker → `state`, `down_reason`, hooks
+results of calls and background probes → breaker → `state`, `down_reason`, hooks
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class GuardedClient:
         self._on_up = on_up
         self._on_failure = on_failure
         self._breaker = breaker or Breaker()
-        self._watching: asyncio.Task[None] | None = None
+        self._watch_task: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> Literal["up", "down"]:
@@ -71,15 +71,15 @@ class GuardedClient:
 
     def start(self) -> None:
         """Starts probing, in the background of the running event loop."""
-        self._watching = asyncio.get_running_loop().create_task(
+        self._watch_task = asyncio.get_running_loop().create_task(
             self._watch(), context=contextvars.Context()
         )
 
     async def close(self) -> None:
         """Stops probing and closes all connections. Never raises."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        if self._watch_task is not None:
+            self._watch_task.cancel()
+            await asyncio.gather(self._watch_task, return_exceptions=True)
         with contextlib.suppress(Exception):
             async with asyncio.timeout(self.background_timeout_s):
                 await close_client(self.client)

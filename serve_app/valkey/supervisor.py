@@ -202,7 +202,7 @@ def _supervise(
     except (_SupervisorError, OSError) as error:
         _log(f"{error} The supervisor gives up.")
     finally:
-        usage.lease_lock.try_exclusive()  # on other paths it isn't held yet
+        usage.lease_lock.try_exclusive()  # held already if the server is unused
         server.stop()
         _remove_socket(server_dir)
         supervisor_lock.close()

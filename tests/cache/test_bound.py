@@ -34,8 +34,8 @@ async def test_a_million_distinct_texts_stay_below_the_limit() -> None:
     before = process.memory_info().rss
     for start in range(0, TEXTS, BATCH):
         texts = tuple(f"text {i}" for i in range(start, start + BATCH))
-        found = await lookup.embed(TextGroup(texts))
-        assert found.computed_count == BATCH
+        vectors = await lookup.embed(TextGroup(texts))
+        assert vectors.computed_count == BATCH
     assert memory.stats().bytes <= MAX_BYTES
     assert memory.stats().evictions > TEXTS // 2
     assert process.memory_info().rss - before <= MAX_BYTES + SLACK_BYTES

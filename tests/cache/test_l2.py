@@ -102,7 +102,7 @@ async def test_a_server_without_a_supervisor_is_started_again(tmp_path: Path) ->
         await wait_for_state(cache, "up")
 
 
-async def test_without_an_embedded_server_only_memory_caches(
+async def test_without_an_embedded_server_the_memory_cache_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     not_a_directory = tmp_path / "file"
@@ -113,10 +113,10 @@ async def test_without_an_embedded_server_only_memory_caches(
         reason = f"No cache server can run in {not_a_directory}: File exists."
         assert cache.state == CacheState("degraded", reason, "embedded")
         assert cache.gauges()[L2_UP] == 0
-    assert "only memory caches: No cache server can run" in caplog.text
+    assert "using the memory cache only: No cache server can run" in caplog.text
 
 
-async def test_without_a_configured_server_only_memory_caches() -> None:
+async def test_without_a_configured_server_the_memory_cache_is_used() -> None:
     async with opened(config(url="none")) as cache:
         assert cache.state == CacheState("off")
         assert (await cache.report()).store is None
