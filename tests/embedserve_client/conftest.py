@@ -11,7 +11,7 @@ from embedserve_client.vectors import Vectors
 from tests.embedserve_client.scripted_server import ScriptedServer, running_server
 
 #: Options of the tested clients; they retry without a delay.
-OPTIONS = {"max_retries": 3, "max_retry_delay_s": 0.0, "timeout_s": 10.0}
+OPTIONS = {"max_retries": 3, "max_retry_delay_s": 0.0, "timeout_s": 60.0}
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,15 @@
-"""The command, as a person or a script runs it."""
+"""The command `embedserve`, in this process and as a process of its own."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,14 @@ import pytest
 from embedserve_client import __version__
 from embedserve_client.command import main as command
 from embedserve_client.command.main import main
-from tests.embedserve_client.scripted import SPACE, Handler, Scripted, refuse, vector, vectors
+from tests.embedserve_client.scripted_server import (
+    SPACE,
+    Handler,
+    ScriptedServer,
+    error,
+    vector,
+    vectors,
+)
 
 ROOT = Path(__file__).parents[2]
 ONE_LINE = str(ROOT / "tests" / "embedserve_client" / "one_line.txt")
@@ -33,39 +43,40 @@ def expected() -> Any:
     return np.array([vector(text) for text in TEXTS], dtype=np.float32)
 
 
-def start(*words: str) -> "subprocess.Popen[str]":
+def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "embedserve_client.command.main", *words],
+        [sys.executable, "-m", "embedserve_client.command.main", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env={**os.environ, **environment},
         start_new_session=True,
     )
 
 
-def test_a_file_is_embedded_and_what_was_done_is_told(
-    server: Scripted, texts: Path, capsys: pytest.CaptureFixture[str]
+def test_embed_writes_vectors_and_prints_a_summary(
+    server: ScriptedServer, texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["embed", str(texts), "--url", server.url, "--input-type", "query"]) == 0
     assert np.array_equal(np.load(texts.with_suffix(".npy")), expected())
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"600 vectors in {texts.with_suffix('.npy')}, of the space {SPACE}" in told
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"Wrote 600 vectors in space {SPACE} to {texts.with_suffix('.npy')}" in printed
     assert {body["input_type"] for body in server.bodies} == {"query"}
     assert {headers["x-priority"] for headers in server.headers} == {"bulk"}
 
 
-def test_as_json_for_programs(
-    server: Scripted, texts: Path, capsys: pytest.CaptureFixture[str]
+def test_embed_prints_the_summary_as_json(
+    server: ScriptedServer, texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = str(texts.with_name("out.jsonl"))
-    assert main(["embed", str(texts), "-o", out, "--url", server.url, "--json"]) == 0
+    output = str(texts.with_name("out.jsonl"))
+    assert main(["embed", str(texts), "-o", output, "--url", server.url, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert (summary["output"], summary["rows"], summary["space"]) == (out, 600, SPACE)
+    assert (summary["output"], summary["rows"], summary["space"]) == (output, 600, SPACE)
 
 
-def test_standard_input_to_standard_output(server: Scripted) -> None:
+def test_standard_input_to_standard_output(server: ScriptedServer) -> None:
     process = start("embed", "-", "--url", server.url, "--batch-size", "7", "--quiet")
     out, err = process.communicate("".join(f"{text}\n" for text in TEXTS), timeout=60)
     rows = [json.loads(line) for line in out.splitlines()]
@@ -74,11 +85,13 @@ def test_standard_input_to_standard_output(server: Scripted) -> None:
     assert (process.returncode, err) == (0, "")
 
 
-def test_a_reader_that_leaves_is_no_crash(server: Scripted) -> None:
-    process = start("embed", "-", "--url", server.url, "--batch-size", "1")
+def test_closed_output_pipe_is_no_traceback(server: ScriptedServer, tmp_path: Path) -> None:
+    # More than a pipe holds, so the process can't finish before its reader is gone.
+    file = tmp_path / "long.txt"
+    file.write_text("".join(f"{i} {'x' * 1000}\n" for i in range(600)))
+    process = start("embed", str(file), "-o", "-", "--url", server.url, "--batch-size", "10")
     assert process.stdin
     assert process.stdout
-    process.stdin.write("".join(f"{text}\n" for text in TEXTS))
     process.stdin.close()
     process.stdout.readline()
     process.stdout.close()
@@ -89,81 +102,92 @@ def test_a_reader_that_leaves_is_no_crash(server: Scripted) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
-def test_killed_half_way_and_gone_on_with(
-    server: Scripted, texts: Path, number: signal.Signals
+def test_interrupted_run_resumes(
+    server: ScriptedServer, texts: Path, number: signal.Signals
 ) -> None:
-    """Whatever ends it, the same command again gives each text its vector, once."""
+    """After a signal, the same command gives each text its vector, exactly once."""
+    journal = texts.with_name("texts.npy.journal")
+    ended = threading.Event()
 
-    def wait(handler: Handler) -> None:
-        time.sleep(0.1)
+    def respond_until_saved(handler: Handler) -> None:
+        time.sleep(0.1)  # the job saves after 2 s, and needs 3 s for all 60 batches
+        if journal.exists():
+            ended.wait(120)  # so the run can't finish before the signal
         vectors()(handler)
 
-    server.script = [wait] * 60
-    words = ("embed", str(texts), "--url", server.url, "--batch-size", "10", "--concurrency", "2")
-    process = start(*words)
-    journal = texts.with_name("texts.npy.journal")
-    end = time.monotonic() + 60
-    while not journal.exists() and time.monotonic() < end:
+    server.script = [respond_until_saved] * 60
+    command_line = ("embed", str(texts), "--url", server.url)
+    options = ("--batch-size", "10", "--concurrency", "2")
+    process = start(*command_line, *options)
+    deadline = time.monotonic() + 60
+    while not journal.exists():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
+    ended.set()
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert "the same command goes on there" in " ".join(err.split())
+        assert "Run the same command to resume" in " ".join(err.split())
     done = json.loads(journal.read_text())["progress"]["records"]
     assert 0 < done < 600
-    server.script, server.bodies = [], []
-    process = start(*words)
+    server.script = []
+    # The server may still be reading requests of the first run. The key marks those of the second.
+    process = start(*command_line, *options, EMBEDSERVE_API_KEY="second")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert f"went on behind record {done}" in " ".join(err.split())
+    assert f"resumed after record {done}" in " ".join(err.split())
     assert np.array_equal(np.load(texts.with_suffix(".npy")), expected())
-    assert sum(len(body["input"]) for body in server.bodies) == 600 - done
+    requests = zip(server.headers, server.bodies, strict=True)
+    second = [body for headers, body in requests if headers.get("authorization") == "Bearer second"]
+    assert sorted(text for body in second for text in body["input"]) == sorted(TEXTS[done:])
 
 
-def test_a_service_that_is_away_for_a_while_is_waited_for(server: Scripted, texts: Path) -> None:
-    server.script = [refuse(503, retry_after="0")] * 8
+def test_embed_waits_for_an_unavailable_service(server: ScriptedServer, texts: Path) -> None:
+    server.script = [error(503, retry_after="0")] * 8
     assert main(["embed", str(texts), "--url", server.url, "--quiet"]) == 0
     assert np.array_equal(np.load(texts.with_suffix(".npy")), expected())
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "told"),
+    ("arguments", "status", "message"),
     [
-        (["health", "--url", "http://127.0.0.1:9"], 3, "Nobody answers at 127.0.0.1:9"),
+        (["health", "--url", "http://127.0.0.1:9"], 3, "Can't connect to 127.0.0.1:9"),
         (["embed", "/no/file"], 1, "There is no file /no/file"),
         (["embed", "/no/file", "--url", "x", "--local"], 2, "not allowed with"),
         (["embed", __file__, "-o", "x.py"], 1, "must end in .npy"),
-        (["embed", __file__, "--batch-size", "0"], 2, "0 is not 1 or more"),
+        (["embed", __file__, "--batch-size", "0"], 2, "0 is less than 1"),
         (["embed", ONE_LINE, "--local", "/no/model", "-o", "-"], 1, "There is no model"),
-        (["health", "--url", "localhost"], 1, "isn't an address"),
+        (["health", "--url", "localhost"], 1, "isn't a valid URL"),
         ([], 2, "required: COMMAND"),
     ],
 )
-def test_what_is_wrong_is_told_with_a_status(
-    capsys: pytest.CaptureFixture[str], words: list[str], status: int, told: str
+def test_errors_have_a_message_and_an_exit_status(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, message: str
 ) -> None:
     try:
-        found = main(words)
-    except SystemExit as error:  # argparse
-        found = int(str(error.code))
-    assert found == status
-    assert told in capsys.readouterr().err
+        result = main(arguments)
+    except SystemExit as exit_error:  # raised by argparse
+        result = int(str(exit_error.code))
+    assert result == status
+    assert message in capsys.readouterr().err
 
 
-def test_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_option_prints_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--url", "http://127.0.0.1:9", "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "NETWORK_ERROR"
 
 
-def test_health_is_the_exit_status(server: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+def test_health_sets_the_exit_status(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["health", "--url", server.url]) == 0
     server.healthy = False
     assert main(["health", "--url", server.url, "--json"]) == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"status": "unavailable"}
 
 
-def test_without_the_service_its_commands_say_what_is_missing(
+def test_missing_service_package_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "entry_points", lambda group: [])
@@ -171,20 +195,43 @@ def test_without_the_service_its_commands_say_what_is_missing(
     assert "`serve` is part of the service: pip install embedserve" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--help"])
-    shown = capsys.readouterr().out
-    assert "embed " in shown
-    assert "prepare" not in shown
+    printed = capsys.readouterr().out
+    assert "embed " in printed
+    assert "prepare" not in printed
 
 
-def test_the_two_distributions_have_one_version() -> None:
-    from serve_app import __version__ as service
+def test_plugins_are_listed_by_name_whatever_the_order_of_installation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = []
+    for names in (["alpha", "beta"], ["beta", "alpha"]):
+        points = []
+        for name in names:
+            plugin = SimpleNamespace(
+                EXAMPLES=f"  embedserve {name} example\n",
+                ERRORS=(),
+                add_commands=lambda commands, name=name: commands.add_parser(name, help=name),
+            )
+            monkeypatch.setitem(sys.modules, f"{name}_plugin", plugin)
+            points.append(EntryPoint(name, f"{name}_plugin", "embedserve.commands"))
+        monkeypatch.setattr(command, "entry_points", lambda group, points=points: points)
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    examples = [printed[0].index(f"embedserve {name} example") for name in ("alpha", "beta")]
+    assert examples == sorted(examples)
 
-    assert __version__ == service
+
+def test_distributions_have_the_same_version() -> None:
+    from serve_app import __version__ as service_version
+
+    assert __version__ == service_version
 
 
-def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("embed", "stdio", "health", "info", "models", "serve"):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exited:
             main([name, "--help"])
-        assert ended.value.code == 0
+        assert exited.value.code == 0
     assert "examples:" in capsys.readouterr().out

@@ -1,9 +1,11 @@
-"""Files of texts into files of vectors: every kind, interrupted and gone on with."""
+"""File jobs: every combination of formats, interrupted and resumed."""
 
 import asyncio
 import csv
 import json
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,43 +15,43 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from embedserve_client.base import How
-from embedserve_client.errors import FileError, HTTPError, NetworkError, SpaceMismatch
-from embedserve_client.files.job import FileJob, Run
+from embedserve_client.base import EmbedOptions
+from embedserve_client.errors import FileError, HTTPError, NetworkError, SpaceMismatchError
+from embedserve_client.files.job import FileJob, JobRun
 from embedserve_client.files.source import open_source
 from embedserve_client.space import Space
-from embedserve_client.vectors import About, Vectors
-from tests.embedserve_client.scripted import SPACE, vector
+from embedserve_client.vectors import VectorInfo, Vectors
+from tests.embedserve_client.scripted_server import SPACE, vector
 
 N = 1000
-#: What is awkward in each format: quotes, commas, line ends inside of a field, other scripts.
+#: With characters that need escaping in some format.
 TEXTS = [f'{i} "quoted", 北京 and\ttab' for i in range(N)]
 TARGETS = ["npy", "jsonl", "parquet"]
 
 
-class Stub:
-    """Computes, until it is to fail: after so many batches, in the space that it is told."""
+class StubEmbedder:
+    """An embedder that fails after a number of batches."""
 
     def __init__(self, fails_after: int = 10**9, space: str = SPACE) -> None:
         self.texts: list[str] = []
-        self.left = fails_after
+        self.remaining = fails_after
         self.space = Space.parse(space)
-        self.error: Exception = NetworkError("Nobody answers.")
+        self.error: Exception = NetworkError("Can't connect.")
 
-    async def embed(self, texts: Sequence[str], **how: Unpack[How]) -> Vectors:
-        await asyncio.sleep(0.001 * (len(self.texts) % 3))  # not in order
-        self.left -= 1
-        if self.left < 0:
+    async def embed(self, texts: Sequence[str], **options: Unpack[EmbedOptions]) -> Vectors:
+        await asyncio.sleep(0.001 * (len(self.texts) % 3))  # so batches finish out of order
+        self.remaining -= 1
+        if self.remaining < 0:
             raise self.error
         self.texts += texts
-        about = About(self.space, "m", "service", 0, (0,))
-        return Vectors([vector(text) for text in texts], about)
+        info = VectorInfo(self.space, "m", "service", 0, (0,))
+        return Vectors([vector(text) for text in texts], info)
 
     async def close(self) -> None: ...
 
 
 def write(file: Path, texts: Sequence[str]) -> Path:
-    """A file of these texts, of the kind that its name says; beside each, its number."""
+    """Writes texts and their numbers in the format of the suffix."""
     match file.suffix:
         case ".txt":
             file.write_text("".join(f"{text}\n" for text in texts), "utf-8")
@@ -68,21 +70,25 @@ def write(file: Path, texts: Sequence[str]) -> Path:
 
 
 def run(
-    source: Path, target: Path, embedder: Stub | None = None, column: str = "text", **settings: Any
+    source: Path,
+    target: Path,
+    embedder: StubEmbedder | None = None,
+    column: str = "text",
+    **options: Any,
 ) -> dict[str, Any]:
     job = FileJob(
         open_source(str(source), None, column),
         str(target),
         {"lane": "bulk"},
-        **{"batch_size": 64, "concurrency": 3, **settings},
+        **{"batch_size": 64, "concurrency": 3, **options},
     )
-    running = Run(job, embedder or Stub(), lambda progress: None)
-    asyncio.run(running.run())
-    return running.summary(1.0)
+    job_run = JobRun(job, embedder or StubEmbedder(), lambda progress: None)
+    asyncio.run(job_run.run())
+    return job_run.summary(1.0)
 
 
 def read(target: Path) -> Any:
-    """The vectors in a file of any kind."""
+    """Reads the vectors of an output file."""
     match target.suffix:
         case ".npy":
             return np.load(target, mmap_mode="r")
@@ -96,27 +102,27 @@ def read(target: Path) -> Any:
 
 
 def expected(source: Path, texts: Sequence[str] = TEXTS) -> Any:
-    more = "\nsecond line" if source.suffix == ".csv" else ""
-    return np.array([vector(text + more) for text in texts], dtype=np.float32)
+    suffix = "\nsecond line" if source.suffix == ".csv" else ""
+    return np.array([vector(text + suffix) for text in texts], dtype=np.float32)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("source", ["txt", "jsonl", "csv", "parquet"])
-def test_every_kind_into_every_other(tmp_path: Path, source: str, target: str) -> None:
-    given = write(tmp_path / f"in.{source}", TEXTS)
+def test_every_input_and_output_format(tmp_path: Path, source: str, target: str) -> None:
+    source_file = write(tmp_path / f"in.{source}", TEXTS)
     out = tmp_path / f"out.{target}"
-    summary = run(given, out)
-    found = read(out)
-    assert found.dtype == np.float32
-    assert np.array_equal(found, expected(given))
+    summary = run(source_file, out)
+    result = read(out)
+    assert result.dtype == np.float32
+    assert np.array_equal(result, expected(source_file))
     assert (summary["rows"], summary["space"], summary["model"]) == (N, SPACE, "m")
     assert summary["truncated"] == -(-N // 64)
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([given.name, out.name])
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([source_file.name, out.name])
 
 
-def test_what_stood_beside_a_text_stays_beside_it(tmp_path: Path) -> None:
-    given = write(tmp_path / "in.jsonl", TEXTS)
-    run(given, tmp_path / "out.jsonl")
+def test_other_fields_are_copied(tmp_path: Path) -> None:
+    source_file = write(tmp_path / "in.jsonl", TEXTS)
+    run(source_file, tmp_path / "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
     assert [(row["n"], row["text"]) for row in rows] == list(enumerate(TEXTS))
     run(write(tmp_path / "in.parquet", TEXTS), tmp_path / "out.parquet")
@@ -128,149 +134,155 @@ def test_what_stood_beside_a_text_stays_beside_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("source", ["txt", "jsonl", "csv", "parquet"])
-def test_an_interrupted_run_is_gone_on_with(tmp_path: Path, source: str, target: str) -> None:
-    given = write(tmp_path / f"in.{source}", TEXTS)
+def test_interrupted_runs_resume(tmp_path: Path, source: str, target: str) -> None:
+    source_file = write(tmp_path / f"in.{source}", TEXTS)
     out = tmp_path / f"out.{target}"
-    asked: list[str] = []
+    embedded: list[str] = []
     for fails_after in (3, 0, 5, 10**9):
-        embedder = Stub(fails_after)
+        embedder = StubEmbedder(fails_after)
         try:
-            run(given, out, embedder)
+            run(source_file, out, embedder)
         except NetworkError:
             assert not out.exists()
-        asked += embedder.texts
-    assert np.array_equal(read(out), expected(given))
-    # What was written is not asked for again; what was on its way may be.
-    assert len(asked) <= N + 3 * 3 * 64
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([given.name, out.name])
+        embedded += embedder.texts
+    assert np.array_equal(read(out), expected(source_file))
+    # Written batches aren't embedded again. Each of 3 failures repeats the 3 batches in flight.
+    assert len(embedded) <= N + 3 * 3 * 64
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([source_file.name, out.name])
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_came_after_the_last_save_is_cut_off(tmp_path: Path, target: str) -> None:
-    """As after a kill: more lies on the disk than the journal knows of."""
-    given, out = write(tmp_path / "in.txt", TEXTS), tmp_path / f"out.{target}"
+def test_output_after_the_last_save_is_discarded(tmp_path: Path, target: str) -> None:
+    """After a kill, the partial output may be longer than the journal says."""
+    source_file, out = write(tmp_path / "in.txt", TEXTS), tmp_path / f"out.{target}"
     with pytest.raises(NetworkError):
-        run(given, out, Stub(5))
-    left = tmp_path / f"out.{target}.partial"
-    if left.is_dir():
-        (left / "000007.parquet").write_bytes(b"torn")
+        run(source_file, out, StubEmbedder(5))
+    partial = tmp_path / f"out.{target}.partial"
+    if partial.is_dir():
+        (partial / "000007.parquet").write_bytes(b"torn")
     else:
-        with left.open("ab") as file:
-            file.write(b"torn in the middle" * 100_000)  # longer than all that is still to come
-    run(given, out)
-    assert np.array_equal(read(out), expected(given))
+        with partial.open("ab") as file:
+            file.write(b"torn in the middle" * 100_000)  # longer than the remaining output
+    run(source_file, out)
+    assert np.array_equal(read(out), expected(source_file))
     assert b"torn" not in out.read_bytes()
 
 
-def test_another_job_is_not_gone_on_with(tmp_path: Path) -> None:
-    given, out = write(tmp_path / "in.txt", TEXTS), tmp_path / "out.npy"
+def test_changed_input_does_not_resume(tmp_path: Path) -> None:
+    source_file, out = write(tmp_path / "in.txt", TEXTS), tmp_path / "out.npy"
     with pytest.raises(NetworkError):
-        run(given, out, Stub(3))
-    write(given, TEXTS[:500])
-    with pytest.raises(FileError, match="of another job"):
-        run(given, out)
-    run(given, out, restart=True)
+        run(source_file, out, StubEmbedder(3))
+    write(source_file, TEXTS[:500])
+    with pytest.raises(FileError, match="belongs to another job"):
+        run(source_file, out)
+    run(source_file, out, restart=True)
     assert len(read(out)) == 500
 
 
-def test_two_spaces_do_not_meet_in_one_file(tmp_path: Path) -> None:
-    given, out = write(tmp_path / "in.txt", TEXTS), tmp_path / "out.npy"
+def test_resumed_run_must_have_a_comparable_space(tmp_path: Path) -> None:
+    source_file, out = write(tmp_path / "in.txt", TEXTS), tmp_path / "out.npy"
     with pytest.raises(NetworkError):
-        run(given, out, Stub(3))
-    with pytest.raises(SpaceMismatch, match="--restart"):
-        run(given, out, Stub(space="f" * 16 + "-fp32"))
-    run(given, out, Stub(space=SPACE.replace("fp32", "bf16")))
+        run(source_file, out, StubEmbedder(3))
+    with pytest.raises(SpaceMismatchError, match="--restart"):
+        run(source_file, out, StubEmbedder(space="f" * 16 + "-fp32"))
+    run(source_file, out, StubEmbedder(space=SPACE.replace("fp32", "bf16")))
 
 
-def test_an_output_that_is_there_is_kept(tmp_path: Path) -> None:
-    given, out = write(tmp_path / "in.txt", TEXTS), tmp_path / "out.npy"
-    out.write_text("mine")
-    with pytest.raises(FileError, match="is there already"):
-        run(given, out)
-    assert out.read_text() == "mine"
-    run(given, out, overwrite=True)
+def test_existing_output_is_kept_without_overwrite(tmp_path: Path) -> None:
+    source_file, out = write(tmp_path / "in.txt", TEXTS), tmp_path / "out.npy"
+    out.write_text("existing")
+    with pytest.raises(FileError, match=r"exists\. Use --overwrite"):
+        run(source_file, out)
+    assert out.read_text() == "existing"
+    run(source_file, out, overwrite=True)
     assert len(read(out)) == N
 
 
-def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
-    given = write(tmp_path / "in.txt", TEXTS)
-    job = FileJob(open_source(str(given), None, "text"), str(tmp_path / "out.npy"), {})
-    running = Run(job, Stub(), lambda progress: None)
+def test_concurrent_runs_of_one_output_are_rejected(tmp_path: Path) -> None:
+    source_file = write(tmp_path / "in.txt", TEXTS)
+    job = FileJob(open_source(str(source_file), None, "text"), str(tmp_path / "out.npy"), {})
+    job_run = JobRun(job, StubEmbedder(), lambda progress: None)
     with pytest.raises(FileError, match="Another program is writing"):
-        Run(job, Stub(), lambda progress: None)
-    asyncio.run(running.run())
+        JobRun(job, StubEmbedder(), lambda progress: None)
+    asyncio.run(job_run.run())
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_records_without_text_are_an_error_or_left_out(tmp_path: Path, target: str) -> None:
-    given, out = write(tmp_path / "in.txt", ["a", "", "b", ""]), tmp_path / f"out.{target}"
+def test_records_without_text_fail_or_are_skipped(tmp_path: Path, target: str) -> None:
+    source_file, out = write(tmp_path / "in.txt", ["a", "", "b", ""]), tmp_path / f"out.{target}"
     with pytest.raises(FileError, match="record 2, is empty"):
-        run(given, out)
-    assert run(given, out, on_empty="skip")["skipped"] == 2
-    assert np.array_equal(read(out), expected(given, ["a", "b"]))
+        run(source_file, out)
+    assert run(source_file, out, on_empty="skip")["skipped"] == 2
+    assert np.array_equal(read(out), expected(source_file, ["a", "b"]))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("in.txt", b"", "holds no text"),
         ("in.txt", b"ok\n\xff\n", "isn't UTF-8 near byte 3"),
         ("in.jsonl", b'"a"\n{', "line 2, isn't JSON"),
-        ("in.jsonl", b'{"body": "a"}', "no text under 'text' but body"),
-        ("in.jsonl", b"3", "no text under 'text'"),
-        ("in.csv", b"a,b\n1,2\n", "no column 'text' but a, b"),
-        ("in.csv", b"", "no column 'text' but none"),
+        ("in.jsonl", b'{"body": "a"}', "no text in field 'text'; its fields are: body"),
+        ("in.jsonl", b"3", "no text in field 'text'"),
+        ("in.csv", b"a,b\n1,2\n", "no column 'text', only a, b"),
+        ("in.csv", b"", "no column 'text', only none"),
         ("in.csv", b"text,b\nx\n", "record 1, has 1 values for 2 columns"),
         ("in.parquet", b"nonsense", "Can't read"),
     ],
 )
-def test_a_file_that_is_wrong_is_told_of(
-    tmp_path: Path, name: str, content: bytes, words: str
+def test_malformed_input_is_a_file_error(
+    tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(FileError, match=words):
+    with pytest.raises(FileError, match=message):
         run(tmp_path / name, tmp_path / "out.npy")
     assert not (tmp_path / "out.npy").exists()
 
 
-def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:
+def test_byte_order_mark_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a\nbc\n", "utf-8-sig")
     run(tmp_path / "in.txt", tmp_path / "out.npy")
     assert np.array_equal(read(tmp_path / "out.npy"), expected(tmp_path, ["a", "bc"]))
 
 
-def test_strings_are_json_lines_too(tmp_path: Path) -> None:
+def test_json_lines_may_be_strings(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('"a"\n\n"bc"\n')
     run(tmp_path / "in.jsonl", tmp_path / "out.npy")
     assert np.array_equal(read(tmp_path / "out.npy"), expected(tmp_path, ["a", "bc"]))
 
 
-def test_a_refused_text_is_found_by_its_record(tmp_path: Path) -> None:
-    embedder = Stub(2)
+def test_http_error_names_the_records_of_its_batch(tmp_path: Path) -> None:
+    embedder = StubEmbedder(2)
     embedder.error = HTTPError("Text 3 holds a NUL character.", 400)
-    with pytest.raises(HTTPError, match="from the first of records 129 to 192"):
+    with pytest.raises(HTTPError, match="relative to the batch of records 129-192"):
         run(write(tmp_path / "in.txt", TEXTS), tmp_path / "out.npy", embedder, concurrency=1)
 
 
-def test_a_full_disk_is_an_error_and_what_is_saved_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given, out = write(tmp_path / "in.txt", TEXTS), tmp_path / "out.npy"
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Makes writes beyond `size` bytes fail, like those to a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_full_disk_is_a_file_error_and_saved_output_stays(tmp_path: Path, target: str) -> None:
+    source_file, out = write(tmp_path / "in.txt", TEXTS), tmp_path / f"out.{target}"
     with pytest.raises(NetworkError):
-        run(given, out, Stub(5))
-
-    def full(*about: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("embedserve_client.files.sink._Appended.append", full)
-        with pytest.raises(FileError, match="No space left"):
-            run(given, out)
-    run(given, out)
-    assert np.array_equal(read(out), expected(given))
+        run(source_file, out, StubEmbedder(5))
+    with file_size_limit(6000), pytest.raises(FileError, match="Can't write"):
+        run(source_file, out)
+    assert not out.exists()
+    assert run(source_file, out)["resumed_at"] > 0
+    assert np.array_equal(read(out), expected(source_file))
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([source_file.name, out.name])
 
 
 @pytest.mark.parametrize("target", ["out", "out.txt", "out.csv"])
-def test_an_output_of_no_known_kind(tmp_path: Path, target: str) -> None:
+def test_unknown_output_format(tmp_path: Path, target: str) -> None:
     with pytest.raises(FileError, match="must end in"):
         run(write(tmp_path / "in.txt", ["a"]), tmp_path / target)

@@ -1,4 +1,4 @@
-"""What an Embedder makes of what a Serve handle gives and raises; no Ray runs here."""
+"""The Ray Data embedder with a fake Serve handle; no Ray cluster runs."""
 
 import itertools
 import pickle
@@ -18,12 +18,12 @@ from embedserve_client.errors import (
     EmbedError,
     HTTPError,
     NetworkError,
-    NotRunning,
-    Overloaded,
     ParseError,
+    RateLimitError,
+    RequestTimeoutError,
     ServerError,
-    SpaceMismatch,
-    Timeout,
+    ServiceNotRunningError,
+    SpaceMismatchError,
 )
 from embedserve_client.ray import Embedder, embed_dataset
 from embedserve_client.space import Space
@@ -42,38 +42,38 @@ def expected(texts: Iterable[str]) -> Any:
     return np.stack([vector(text) for text in texts]).tolist()
 
 
-def in_a_replica(error: Exception) -> BaseException:
-    """As Ray gives an error to whoever asked: with the replica's stack in its text."""
-    stack = "Traceback (most recent call last): …"
-    raised = RayTaskError("embed", stack, error)  # type: ignore[no-untyped-call]
+def in_replica(error: Exception) -> BaseException:
+    """Returns the error as Ray raises it, with the replica's traceback in its message."""
+    traceback = "Traceback (most recent call last): …"
+    raised = RayTaskError("embed", traceback, error)  # type: ignore[no-untyped-call]
     wrapped: BaseException = raised.as_instanceof_cause()  # type: ignore[no-untyped-call]
     assert type(wrapped) is not type(error)
     return wrapped
 
 
 class FakeHandle:
-    """An application's handle, whose calls fail as they are told to before they succeed."""
+    """An application's handle. Its calls raise or return the given faults before they succeed."""
 
     is_initialized = False
 
     def __init__(self) -> None:
         self.faults: Iterator[Exception | object | None] = iter(())
-        self.asked: list[tuple[list[str], Mapping[str, Any]]] = []
-        self.options_given: list[dict[str, Any]] = []
+        self.calls: list[tuple[list[str], Mapping[str, Any]]] = []
+        self.handle_options: list[dict[str, Any]] = []
         self.cancelled = 0
         self.timeouts_s: list[float] = []
-        self.told = "f00d-bf16"
+        self.space: Any = "f00d-bf16"
 
     def fail(self, *faults: object) -> None:
         self.faults = iter(faults)
 
     def _init(self, **options: Any) -> None:
-        assert not self.is_initialized, "Ray refuses a second time."
+        assert not self.is_initialized, "Ray allows one call."
         self.is_initialized = True
-        self.options_given.append(options)
+        self.handle_options.append(options)
 
     def options(self, **options: Any) -> "Method":
-        self.options_given.append(options)
+        self.handle_options.append(options)
         return Method(self, options["method_name"])
 
 
@@ -81,10 +81,10 @@ class Method:
     def __init__(self, handle: FakeHandle, name: str) -> None:
         self._handle, self._name = handle, name
 
-    def remote(self, *given: Any, **options: Any) -> "Call":
+    def remote(self, *args: Any, **options: Any) -> "Call":
         if self._name == "embed":
-            self._handle.asked.append((given[0], options))
-        return Call(self._handle, self._name, *given)
+            self._handle.calls.append((args[0], options))
+        return Call(self._handle, self._name, *args)
 
 
 class Call:
@@ -99,7 +99,7 @@ class Call:
         if fault is not None:
             return fault
         if self._name == "space":
-            return self._handle.told
+            return self._handle.space
         return np.stack([vector(text) for text in self._texts])
 
     def cancel(self) -> None:
@@ -121,43 +121,43 @@ def handle(monkeypatch: pytest.MonkeyPatch) -> FakeHandle:
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds of each wait, which move a clock on and take no time."""
-    waits = list[float]()
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Records the seconds of each sleep, which only advance the clock."""
+    delays = list[float]()
 
     class Clock:
-        sleep = staticmethod(waits.append)
+        sleep = staticmethod(delays.append)
 
         @staticmethod
         def monotonic() -> float:
-            return 1e6 + sum(waits)
+            return 1e6 + sum(delays)
 
     monkeypatch.setattr(embedserve_client.ray, "time", Clock)
-    return waits
+    return delays
 
 
 def embed(embedder: Embedder, texts: Iterable[Any] = TEXTS) -> Any:
     return embedder({"text": np.array(list(texts), dtype=object)})["embedding"].tolist()
 
 
-def test_a_column_of_vectors_comes_beside_the_others(handle: FakeHandle) -> None:
-    embedder = Embedder("words", "made", input_type="query", use_cache=False, model="m")
+def test_batch_gets_a_column_of_vectors(handle: FakeHandle) -> None:
+    embedder = Embedder("words", "vector", input_type="query", use_cache=False, model="m")
     batch = {"words": np.array(["a", "b"]), "n": np.array([1, 2])}
-    made = embedder(batch)
-    assert list(made) == ["words", "n", "made"]
-    assert made["made"].dtype == np.float32
-    assert made["made"].shape == (2, DIM)
-    assert made["made"].tolist() == expected(["a", "b"])
+    result = embedder(batch)
+    assert list(result) == ["words", "n", "vector"]
+    assert result["vector"].dtype == np.float32
+    assert result["vector"].shape == (2, DIM)
+    assert result["vector"].tolist() == expected(["a", "b"])
     assert list(batch) == ["words", "n"]
     options = {"model": "m", "input_type": "query", "lane": "bulk", "use_cache": False}
-    assert handle.asked == [(["a", "b"], options)]
-    assert all(type(text) is str for text in handle.asked[0][0])
+    assert handle.calls == [(["a", "b"], options)]
+    assert all(type(text) is str for text in handle.calls[0][0])
 
 
-def test_the_handle_depends_on_no_environment(handle: FakeHandle) -> None:
-    for _ in range(2):  # Ray gives one handle to a whole process
+def test_handle_options_are_explicit(handle: FakeHandle) -> None:
+    for _ in range(2):  # Ray caches the handle per process
         Embedder()
-    assert handle.options_given == [
+    assert handle.handle_options == [
         {"_run_router_in_separate_loop": True},
         *2
         * [
@@ -167,49 +167,49 @@ def test_the_handle_depends_on_no_environment(handle: FakeHandle) -> None:
     ]
 
 
-def test_an_empty_batch_gets_vectors_of_the_right_length(handle: FakeHandle) -> None:
-    made = Embedder()({"text": np.array([])})["embedding"]
-    assert made.dtype == np.float32
-    assert made.shape == (0, DIM)
+def test_empty_batch_gets_vectors_of_the_right_dimension(handle: FakeHandle) -> None:
+    vectors = Embedder()({"text": np.array([])})["embedding"]
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (0, DIM)
 
 
 @pytest.mark.parametrize(
     "fault",
     [
         service.Overloaded("Full.", 7),
-        in_a_replica(service.Overloaded("Full.", 7)),
-        in_a_replica(in_a_replica(service.Overloaded("Full.", 7))),  # type: ignore[arg-type]
-        in_a_replica(service.QuotaExceeded("Spent.", 7)),
+        in_replica(service.Overloaded("Full.", 7)),
+        in_replica(in_replica(service.Overloaded("Full.", 7))),  # type: ignore[arg-type]
+        in_replica(service.QuotaExceeded("Spent.", 7)),
     ],
 )
-def test_an_overloaded_service_is_waited_for(
-    handle: FakeHandle, waits: list[float], fault: Exception
+def test_overload_is_retried_with_halved_batches(
+    handle: FakeHandle, delays: list[float], fault: Exception
 ) -> None:
     embedder = Embedder()
     handle.fail(fault, fault, fault)
     assert embed(embedder) == expected(TEXTS)
-    assert len(waits) == 3
-    assert all(7 < wait_s <= 7 + 0.25 * 2**i for i, wait_s in enumerate(waits))
-    # What doesn't fit as a whole is sent in parts, and keeps its order.
-    assert [len(texts) for texts, _ in handle.asked] == [100, 50, 25, 25, 25, 50]
+    assert len(delays) == 3
+    assert all(7 < delay_s <= 7 + 0.25 * 2**i for i, delay_s in enumerate(delays))
+    # The halves are sent in order.
+    assert [len(texts) for texts, _ in handle.calls] == [100, 50, 25, 25, 25, 50]
 
 
-def test_small_batches_are_not_cut(handle: FakeHandle, waits: list[float]) -> None:
+def test_small_batches_are_not_split(handle: FakeHandle, delays: list[float]) -> None:
     embedder = Embedder()
     handle.fail(service.Overloaded("Full.", 1))
     assert embed(embedder, TEXTS[:32]) == expected(TEXTS[:32])
-    assert [len(texts) for texts, _ in handle.asked] == [32, 32]
+    assert [len(texts) for texts, _ in handle.calls] == [32, 32]
 
 
-def test_waits_end_with_the_batchs_time(handle: FakeHandle, waits: list[float]) -> None:
+def test_retries_end_at_the_batch_timeout(handle: FakeHandle, delays: list[float]) -> None:
     embedder = Embedder(timeout_s=20)
     handle.fail(*itertools.repeat(service.Overloaded("Full.", 7), 99))
-    with pytest.raises(Overloaded, match="Full") as raised:
+    with pytest.raises(RateLimitError, match="Full") as raised:
         embed(embedder)
     assert raised.value.retry_after_s == 7
     assert raised.value.server_code == "rate_limit_exceeded"
-    assert len(waits) == 2
-    assert handle.timeouts_s[-1] == pytest.approx(20 - sum(waits))
+    assert len(delays) == 2
+    assert handle.timeouts_s[-1] == pytest.approx(20 - sum(delays))
 
 
 @pytest.mark.parametrize(
@@ -217,122 +217,136 @@ def test_waits_end_with_the_batchs_time(handle: FakeHandle, waits: list[float]) 
     [
         ActorDiedError(),
         ActorUnavailableError("gone", b"\1" * 16),
-        in_a_replica(service.Unavailable("The replicas died.")),
+        in_replica(service.Unavailable("The replicas died.")),
         BackPressureError(1, 1),
         service.DeadlineExceeded("Late."),
     ],
 )
-def test_what_passes_is_tried_again(
-    handle: FakeHandle, waits: list[float], fault: Exception
+def test_transient_failures_are_retried(
+    handle: FakeHandle, delays: list[float], fault: Exception
 ) -> None:
     embedder = Embedder()
     handle.fail(fault, None, fault)
     assert embed(embedder, TEXTS[:8]) == expected(TEXTS[:8])
     assert embed(embedder, TEXTS[:8]) == expected(TEXTS[:8])
-    assert len(waits) == 2
+    assert len(delays) == 2
 
 
-def test_texts_that_kill_replicas_do_not_kill_all(handle: FakeHandle, waits: list[float]) -> None:
+def test_replica_deaths_bound_the_retries(handle: FakeHandle, delays: list[float]) -> None:
     embedder = Embedder()
     handle.fail(*(ActorDiedError() for _ in range(99)))
-    with pytest.raises(NetworkError, match="is gone"):
+    with pytest.raises(NetworkError, match="replica died"):
         embed(embedder)
-    assert len(handle.asked) == 6
+    assert len(handle.calls) == 6
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "status", "words"),
+    ("fault", "cls", "status", "message"),
     [
-        (in_a_replica(service.EmptyInput("Text 3 is empty.", "texts")), HTTPError, 400, "Text 3"),
+        (
+            in_replica(service.EmptyInput("Text 3 is empty.", "texts")),
+            HTTPError,
+            400,
+            "Text 3",
+        ),
         (service.ModelNotFound("No such model.", "model"), HTTPError, 404, "No such model"),
-        (in_a_replica(service.InferenceError("NaN.")), ServerError, 500, "NaN"),
-        (in_a_replica(ZeroDivisionError("division")), ServerError, 500, "division"),
-        (DeploymentUnavailableError(DeploymentID("a")), NotRunning, None, "failed to deploy"),
+        (in_replica(service.InferenceError("NaN.")), ServerError, 500, "NaN"),
+        (in_replica(ZeroDivisionError("division")), ServerError, 500, "division"),
+        (
+            DeploymentUnavailableError(DeploymentID("a")),
+            ServiceNotRunningError,
+            None,
+            "failed to deploy",
+        ),
         (np.zeros((3, DIM)), ParseError, None, "float64"),
         (np.zeros((3, DIM), np.float32), ParseError, None, "for 100 texts"),
         ("words", ParseError, None, "serve embeddings"),
     ],
 )
-def test_other_errors_are_raised_at_once_in_the_clients_words(
+def test_other_failures_are_mapped_and_not_retried(
     handle: FakeHandle,
-    waits: list[float],
+    delays: list[float],
     fault: object,
-    kind: type[EmbedError],
+    cls: type[EmbedError],
     status: int | None,
-    words: str,
+    message: str,
 ) -> None:
     embedder = Embedder()
     handle.fail(fault)
-    with pytest.raises(kind, match=words) as raised:
+    with pytest.raises(cls, match=message) as raised:
         embed(embedder)
-    assert type(raised.value) is kind
+    assert type(raised.value) is cls
     assert "Traceback" not in str(raised.value)
-    is_told = isinstance(raised.value, HTTPError) and raised.value.server_code is not None
-    assert (raised.value.__cause__ is None) == (is_told or kind is ParseError)
-    assert waits == []
+    is_service_error = isinstance(raised.value, HTTPError) and raised.value.server_code is not None
+    assert (raised.value.__cause__ is None) == (is_service_error or cls is ParseError)
+    assert delays == []
     if isinstance(raised.value, HTTPError):
         assert raised.value.status == status
-    again = pickle.loads(pickle.dumps(raised.value))  # as Ray takes it to the driver
-    assert (type(again), str(again)) == (kind, str(raised.value))
+    restored = pickle.loads(pickle.dumps(raised.value))  # Ray sends it to the driver
+    assert (type(restored), str(restored)) == (cls, str(raised.value))
 
 
-def test_a_service_that_does_not_answer_is_left_alone(handle: FakeHandle) -> None:
+def test_timed_out_call_is_cancelled(handle: FakeHandle) -> None:
     embedder = Embedder(timeout_s=3)
     for fault in (TimeoutError(), GetTimeoutError()):
         handle.fail(fault)
-        with pytest.raises(Timeout):
+        with pytest.raises(RequestTimeoutError):
             embed(embedder)
     assert handle.cancelled == 2
     assert 2 < handle.timeouts_s[-1] <= 3
 
 
-def test_a_batch_without_the_column_is_told(handle: FakeHandle) -> None:
-    with pytest.raises(ValueError, match=r"no column 'text'\. Name one of: 'words', 'n'"):
+def test_missing_column_is_named(handle: FakeHandle) -> None:
+    with pytest.raises(ValueError, match=r"no column 'text'\. Use one of: 'words', 'n'"):
         Embedder()({"words": np.array(["a"]), "n": np.array([1])})
 
 
-@pytest.mark.parametrize("same", [None, "f00d-bf16", "f00d-fp32", Space("f00d", "fp16")])
-def test_it_knows_its_space(handle: FakeHandle, same: str | Space | None) -> None:
-    assert Embedder(space=same).space == Space("f00d", "bf16")
+@pytest.mark.parametrize("expected_space", [None, "f00d-bf16", "f00d-fp32", Space("f00d", "fp16")])
+def test_space_is_the_services(handle: FakeHandle, expected_space: str | Space | None) -> None:
+    assert Embedder(expected_space=expected_space).space == Space("f00d", "bf16")
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("create", "error", "message"),
     [
-        (lambda: Embedder(space="f00d-int8"), SpaceMismatch, "f00d-bf16"),
-        (lambda: Embedder(space="beef-bf16"), SpaceMismatch, "f00d-bf16"),
-        (lambda: Embedder(space="nonsense"), ValueError, "isn't a space"),
-        (lambda: Embedder(app="another"), NotRunning, "'another'.*does not exist.*app="),
+        (lambda: Embedder(expected_space="f00d-int8"), SpaceMismatchError, "f00d-bf16"),
+        (lambda: Embedder(expected_space="beef-bf16"), SpaceMismatchError, "f00d-bf16"),
+        (lambda: Embedder(expected_space="nonsense"), ValueError, "isn't a space"),
+        (
+            lambda: Embedder(app_name="another"),
+            ServiceNotRunningError,
+            "'another'.*app_name=",
+        ),
         (lambda: Embedder(timeout_s=0), ValueError, "timeout_s"),
-        (lambda: Embedder("a", "a"), ValueError, "take the place"),
+        (lambda: Embedder("a", "a"), ValueError, "overwrite the texts"),
     ],
 )
-def test_what_cannot_be_is_refused(
-    handle: FakeHandle, make: Callable[[], object], error: type[Exception], words: str
+def test_invalid_arguments_are_rejected(
+    handle: FakeHandle, create: Callable[[], object], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=words):
-        make()
+    with pytest.raises(error, match=message):
+        create()
 
 
-@pytest.mark.parametrize("told", ["nonsense", None])
-def test_an_application_of_another_kind_is_told(handle: FakeHandle, told: Any) -> None:
-    handle.told = told
-    with pytest.raises(ParseError, match="no space"):
+@pytest.mark.parametrize("space", ["nonsense", None])
+def test_application_without_a_valid_space_is_a_parse_error(handle: FakeHandle, space: Any) -> None:
+    handle.space = space
+    with pytest.raises(ParseError, match="no valid space"):
         Embedder()
 
 
-def test_no_ray_is_started_where_none_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_ray_cluster_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(address: str) -> None:
         assert address == "auto"
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(NotRunning, match="any running Ray"):
+    with pytest.raises(ServiceNotRunningError, match="any running Ray"):
         Embedder()
 
 
-class Rows:
-    """A dataset, as far as it is asked."""
+class FakeDataset:
+    """A dataset with column names only."""
 
     def __init__(self, columns: list[str] | None) -> None:
         self._columns = columns
@@ -341,13 +355,13 @@ class Rows:
         return self._columns
 
 
-def test_a_dataset_is_looked_at_before_anything_runs(handle: FakeHandle) -> None:
-    rows: Any = Rows(["words"])
-    with pytest.raises(ValueError, match=r"no column 'text'\. Name one of: 'words'"):
+def test_dataset_arguments_are_checked_before_it_runs(handle: FakeHandle) -> None:
+    rows: Any = FakeDataset(["words"])
+    with pytest.raises(ValueError, match=r"no column 'text'\. Use one of: 'words'"):
         embed_dataset(rows, "text")
-    with pytest.raises(ValueError, match="1 or more"):
+    with pytest.raises(ValueError, match="at least 1"):
         embed_dataset(rows, "words", batch_size=0)
-    with pytest.raises(NotRunning):
-        embed_dataset(rows, "words", app="another")
-    with pytest.raises(SpaceMismatch):
-        embed_dataset(rows, "words", space="beef-bf16")
+    with pytest.raises(ServiceNotRunningError):
+        embed_dataset(rows, "words", app_name="another")
+    with pytest.raises(SpaceMismatchError):
+        embed_dataset(rows, "words", expected_space="beef-bf16")

@@ -1,20 +1,24 @@
-"""The rules of trying again, without a socket and without waiting."""
+"""The retry flow, without sockets and without delays."""
 
 from collections.abc import Iterable
 
 import pytest
 
-from embedserve_client.errors import EmbedError, HTTPError, NetworkError, Overloaded, Timeout
-from embedserve_client.retry import Retry, Send, Wait, exchange
-from embedserve_client.wire import Reply, Request
+from embedserve_client.errors import (
+    EmbedError,
+    HTTPError,
+    NetworkError,
+    RateLimitError,
+    RequestTimeoutError,
+)
+from embedserve_client.retry import RetryPolicy, Send, Sleep, send_with_retries
+from embedserve_client.wire import Request, Response
 
 REQUEST = Request("POST", "/")
-GOOD = Reply(200, {}, b"")
+OK = Response(200, {}, b"")
 
 
 class Clock:
-    """Time that passes when it is waited for."""
-
     def __init__(self) -> None:
         self.now = 0.0
 
@@ -23,69 +27,72 @@ class Clock:
 
 
 def run(
-    answers: Iterable[Reply | EmbedError], retry: Retry, end: float = 1e9, takes_s: float = 0.0
-) -> tuple[Reply, list[float], int]:
-    """What comes of it, the waits, and how many were sent; each try takes `takes_s`."""
-    clock, waits, sent, coming = Clock(), list[float](), 0, iter(answers)
-    flow = exchange(REQUEST, retry, end, clock)
-    answer: Reply | EmbedError | None = None
+    outcomes: Iterable[Response | EmbedError],
+    policy: RetryPolicy,
+    deadline: float = 1e9,
+    attempt_s: float = 0.0,
+) -> tuple[Response, list[float], int]:
+    """Returns the response, the delays, and the number of attempts of `attempt_s` each."""
+    clock, delays, sent, remaining = Clock(), list[float](), 0, iter(outcomes)
+    flow = send_with_retries(REQUEST, policy, deadline, clock)
+    outcome: Response | EmbedError | None = None
     try:
         while True:
-            match flow.send(answer):
-                case Wait(seconds):
-                    waits.append(seconds)
+            match flow.send(outcome):
+                case Sleep(seconds):
+                    delays.append(seconds)
                     clock.now += seconds
-                    answer = None
+                    outcome = None
                 case Send(request, timeout_s):
                     assert request is REQUEST
-                    assert timeout_s == end - clock.now
+                    assert timeout_s == deadline - clock.now
                     sent += 1
-                    clock.now += takes_s
-                    answer = next(coming)
+                    clock.now += attempt_s
+                    outcome = next(remaining)
     except StopIteration as stop:
-        return stop.value, waits, sent
+        return stop.value, delays, sent
 
 
-def test_waits_grow_up_to_a_bound_and_none_is_the_same() -> None:
-    retry = Retry(attempts=2000, first_wait_s=0.5, most_wait_s=10)
-    _, waits, sent = run([*[NetworkError("x")] * 2000, GOOD], retry)
+def test_delays_double_up_to_a_bound_with_jitter() -> None:
+    policy = RetryPolicy(max_retries=2000, retry_delay_s=0.5, max_retry_delay_s=10)
+    _, delays, sent = run([*[NetworkError("x")] * 2000, OK], policy)
     assert sent == 2001
-    for i, wait in enumerate(waits):
-        assert 0 <= wait <= min(10, 0.5 * 2 ** min(i, 20))
-    assert max(waits) > 8  # jitter up to the bound
-    assert len(set(waits)) > 1900
+    for i, delay in enumerate(delays):
+        assert 0 <= delay <= min(10, 0.5 * 2 ** min(i, 20))
+    assert max(delays) > 8  # the jitter reaches the bound
+    assert len(set(delays)) > 1900
 
 
-def test_an_overloaded_service_is_given_the_time_that_it_asks_for() -> None:
-    busy = Reply(429, {"retry-after": "7"}, b"")
-    _, waits, _ = run([busy, Reply(429, {"retry-after": "soon"}, b""), GOOD], Retry())
-    assert waits[0] >= 7
-    assert waits[1] <= 0.5
+def test_retry_after_is_a_lower_bound() -> None:
+    busy = Response(429, {"retry-after": "7"}, b"")
+    malformed = Response(429, {"retry-after": "soon"}, b"")
+    _, delays, _ = run([busy, malformed, OK], RetryPolicy())
+    assert delays[0] >= 7
+    assert delays[1] <= 0.5
 
 
-def test_nothing_is_tried_past_the_end() -> None:
+def test_no_retry_after_the_deadline() -> None:
     with pytest.raises(NetworkError):
-        run([NetworkError("x")] * 100, Retry(attempts=99), end=5, takes_s=1)
-    with pytest.raises(Overloaded):
-        run([Reply(429, {"retry-after": "6"}, b"")], Retry(), end=5)
-    with pytest.raises(Timeout):
-        run([GOOD], Retry(), end=0)
+        run([NetworkError("x")] * 100, RetryPolicy(max_retries=99), deadline=5, attempt_s=1)
+    with pytest.raises(RateLimitError):
+        run([Response(429, {"retry-after": "6"}, b"")], RetryPolicy(), deadline=5)
+    with pytest.raises(RequestTimeoutError):
+        run([OK], RetryPolicy(), deadline=0)
 
 
-def test_a_time_that_ran_out_is_not_tried_again() -> None:
-    with pytest.raises(Timeout):
-        run([Timeout("x"), GOOD], Retry())
+def test_timeouts_are_not_retried() -> None:
+    with pytest.raises(RequestTimeoutError):
+        run([RequestTimeoutError("x"), OK], RetryPolicy())
 
 
-def test_without_waits_it_tries_at_once() -> None:
-    _, waits, sent = run(
-        [NetworkError("x"), Reply(503, {"retry-after": "9"}, b""), GOOD], Retry(waits=False)
-    )
-    assert (waits, sent) == ([], 3)
+def test_zero_delay_retries_at_once() -> None:
+    policy = RetryPolicy(max_retry_delay_s=0)
+    _, delays, sent = run([NetworkError("x"), Response(503, {}, b""), OK], policy)
+    assert (delays, sent) == ([], 3)
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         (b'{"error": {"message": "m", "code": "c"}}', "m"),
         (b'{"error": "m"}', "m"),
@@ -96,6 +103,6 @@ def test_without_waits_it_tries_at_once() -> None:
         (b"[1]", "1"),
     ],
 )
-def test_the_services_own_words_are_told_whatever_its_dialect(body: bytes, words: str) -> None:
-    with pytest.raises(HTTPError, match=words):
-        run([Reply(400, {}, body)], Retry())
+def test_message_is_found_in_all_error_formats(body: bytes, message: str) -> None:
+    with pytest.raises(HTTPError, match=message):
+        run([Response(400, {}, body)], RetryPolicy())

@@ -1,11 +1,11 @@
 import pytest
 
-from embedserve_client.errors import SpaceMismatch
+from embedserve_client.errors import SpaceMismatchError
 from embedserve_client.space import Space, SpaceGuard
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "mixes"),
+    ("first", "second", "comparable"),
     [
         ("f-fp32", "f-fp32", True),
         ("f-fp32", "f-bf16", True),
@@ -16,22 +16,22 @@ from embedserve_client.space import Space, SpaceGuard
         ("a-b-fp32", "a-c-fp32", False),
     ],
 )
-def test_which_spaces_may_meet(first: str, second: str, mixes: bool) -> None:
-    one, other = Space.parse(first), Space.parse(second)
-    assert one.mixes_with(other) is mixes
-    assert other.mixes_with(one) is mixes
-    assert str(one) == first
+def test_comparable_spaces(first: str, second: str, comparable: bool) -> None:
+    left, right = Space.parse(first), Space.parse(second)
+    assert left.is_comparable_to(right) is comparable
+    assert right.is_comparable_to(left) is comparable
+    assert str(left) == first
 
 
 @pytest.mark.parametrize("text", ["", "f", "-fp32", "f-"])
-def test_what_is_no_space_is_refused(text: str) -> None:
+def test_malformed_space_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="isn't a space"):
         Space.parse(text)
 
 
-def test_an_unknown_space_is_a_space_of_its_own() -> None:
+def test_unknown_space_is_only_comparable_to_itself() -> None:
     guard = SpaceGuard()
     guard.check(None)
     guard.check(None)
-    with pytest.raises(SpaceMismatch):
+    with pytest.raises(SpaceMismatchError):
         guard.check(Space.parse("f-fp32"))

@@ -1,4 +1,4 @@
-"""The bridge over standard input and output, as a process and in a loop."""
+"""The stdio server, on an event loop and as a process."""
 
 import asyncio
 import io
@@ -12,52 +12,52 @@ from typing import Any, Unpack
 
 import pytest
 
-from embedserve_client.base import How
-from embedserve_client.errors import Timeout
+from embedserve_client.base import EmbedOptions
+from embedserve_client.errors import RequestTimeoutError
 from embedserve_client.space import Space
-from embedserve_client.stdio import Bridge
-from embedserve_client.vectors import About, Vectors
-from tests.embedserve_client.scripted import SPACE, Scripted, refuse, vector
+from embedserve_client.stdio import StdioServer
+from embedserve_client.vectors import VectorInfo, Vectors
+from tests.embedserve_client.scripted_server import SPACE, ScriptedServer, error, vector
 
 ROOT = Path(__file__).parents[2]
-ABOUT = About(Space.parse(SPACE), "m", "service")
+INFO = VectorInfo(Space.parse(SPACE), "m", "service")
 
 
-class Slow:
-    """Answers each text when it is told to, or fails."""
+class GatedEmbedder:
+    """Embeds a text when its gate opens; the text `late` times out."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[list[str], str | None]] = []
+        self.calls: list[tuple[list[str], str | None]] = []
         self.gates: dict[str, asyncio.Event] = {}
-        self.under_way = self.most = 0
+        self.in_flight = self.max_in_flight = 0
 
-    async def embed(self, texts: Sequence[str], **how: Unpack[How]) -> Vectors:
-        self.asked.append((list(texts), how.get("input_type")))
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
+    async def embed(self, texts: Sequence[str], **options: Unpack[EmbedOptions]) -> Vectors:
+        self.calls.append((list(texts), options.get("input_type")))
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         await asyncio.sleep(0)
         if texts[0] in self.gates:
             await self.gates[texts[0]].wait()
-        self.under_way -= 1
+        self.in_flight -= 1
         if texts[0] == "late":
-            raise Timeout("The call's time ran out.")
-        return Vectors([vector(text) for text in texts], ABOUT)
+            raise RequestTimeoutError("The request timed out.")
+        return Vectors([vector(text) for text in texts], INFO)
 
     async def close(self) -> None: ...
 
 
-def line(name: Any, command: str = "encode-query", **params: Any) -> bytes:
-    return json.dumps({"id": name, "command": command, "params": params}).encode() + b"\n"
+def line(request_id: Any, command: str = "encode-query", **params: Any) -> bytes:
+    return json.dumps({"id": request_id, "command": command, "params": params}).encode() + b"\n"
 
 
-async def run(embedder: Slow, lines: bytes, most: int = 64) -> list[dict[str, Any]]:
+async def run(embedder: GatedEmbedder, lines: bytes, concurrency: int = 64) -> list[dict[str, Any]]:
     replies = io.BytesIO()
-    await Bridge(embedder, io.BytesIO(lines), replies, most).run()
+    await StdioServer(embedder, io.BytesIO(lines), replies, concurrency).run()
     return [json.loads(reply) for reply in replies.getvalue().splitlines()]
 
 
-async def test_it_says_that_it_is_ready_and_answers_each_line() -> None:
-    embedder = Slow()
+async def test_server_reports_ready_and_replies_to_each_line() -> None:
+    embedder = GatedEmbedder()
     lines = (
         line("a", text="abc")
         + line("b", query="abc")
@@ -73,41 +73,45 @@ async def test_it_says_that_it_is_ready_and_answers_each_line() -> None:
         3: [vector("de"), vector("f")],
         "c": [],
     }
-    purposes = sorted((texts[0], str(purpose)) for texts, purpose in embedder.asked)
-    assert purposes == [("abc", "query"), ("abc", "query"), ("de", "document")]
+    input_types = sorted((texts[0], str(input_type)) for texts, input_type in embedder.calls)
+    assert input_types == [("abc", "query"), ("abc", "query"), ("de", "document")]
 
 
-async def test_answers_come_when_they_are_ready_not_in_the_order_of_questions() -> None:
-    embedder = Slow()
+async def test_replies_are_not_in_request_order() -> None:
+    embedder = GatedEmbedder()
     embedder.gates["first"] = asyncio.Event()
-    read, write = os.pipe()
-    got, give = os.pipe()
-    with os.fdopen(read, "rb") as lines, os.fdopen(give, "wb") as replies, os.fdopen(got) as shown:
-        running = asyncio.create_task(Bridge(embedder, lines, replies).run())
-        os.write(write, line(1, text="first") + line(2, text="second"))
-        answers = [await asyncio.to_thread(shown.readline) for _ in range(2)]
-        assert json.loads(answers[1])["id"] == 2
+    stdin_read, stdin_write = os.pipe()
+    stdout_read, stdout_write = os.pipe()
+    with (
+        os.fdopen(stdin_read, "rb") as requests,
+        os.fdopen(stdout_write, "wb") as replies,
+        os.fdopen(stdout_read) as output,
+    ):
+        running = asyncio.create_task(StdioServer(embedder, requests, replies).run())
+        os.write(stdin_write, line(1, text="first") + line(2, text="second"))
+        lines = [await asyncio.to_thread(output.readline) for _ in range(2)]
+        assert json.loads(lines[1])["id"] == 2
         embedder.gates["first"].set()
-        assert json.loads(await asyncio.to_thread(shown.readline))["id"] == 1
-        os.close(write)
+        assert json.loads(await asyncio.to_thread(output.readline))["id"] == 1
+        os.close(stdin_write)
         await running
 
 
-async def test_no_more_are_read_than_may_be_under_way() -> None:
-    embedder = Slow()
+async def test_concurrency_is_bounded() -> None:
+    embedder = GatedEmbedder()
     embedder.gates = dict.fromkeys((f"text {i}" for i in range(100)), asyncio.Event())
     lines = b"".join(line(i, text=f"text {i}") for i in range(100))
-    running = asyncio.create_task(run(embedder, lines, most=5))
-    while embedder.under_way < 5:
+    running = asyncio.create_task(run(embedder, lines, concurrency=5))
+    while embedder.in_flight < 5:
         await asyncio.sleep(0.001)
-    await asyncio.sleep(0.1)  # for more to come, if any do
+    await asyncio.sleep(0.1)  # time for a sixth request
     embedder.gates["text 0"].set()
     assert len(await running) == 101
-    assert embedder.most == 5
+    assert embedder.max_in_flight == 5
 
 
 @pytest.mark.parametrize(
-    ("wrong", "name", "words"),
+    ("malformed", "request_id", "message"),
     [
         (b"not json\n", None, "isn't JSON"),
         (b"[1]\n", None, "isn't of the form"),
@@ -118,80 +122,82 @@ async def test_no_more_are_read_than_may_be_under_way() -> None:
         (line("x", "encode-batch", texts="abc"), "x", "needs `params.texts`"),
         (line("x", "encode-batch", texts=["a", None]), "x", "needs `params.texts`"),
         (b'{"id": "x", "command": "encode-query"}\n', "x", "`params` must be an object"),
-        (line("x", text="late"), "x", "time ran out"),
+        (line("x", text="late"), "x", "timed out"),
     ],
 )
-async def test_a_bad_line_gets_an_error_and_the_next_one_its_answer(
-    wrong: bytes, name: Any, words: str
+async def test_malformed_line_gets_an_error_and_the_next_line_a_result(
+    malformed: bytes, request_id: Any, message: str
 ) -> None:
-    _, *replies = await run(Slow(), wrong + line("good", text="abc"))
-    told = {reply["id"]: reply for reply in replies}
-    assert words in told[name]["error"]
-    assert told["good"]["result"] == vector("abc")
+    _, *replies = await run(GatedEmbedder(), malformed + line("good", text="abc"))
+    reply_by_id = {reply["id"]: reply for reply in replies}
+    assert message in reply_by_id[request_id]["error"]
+    assert reply_by_id["good"]["result"] == vector("abc")
 
 
 class Worker:
-    """`embedserve stdio` as a program starts it."""
+    """A process that runs `embedserve stdio`."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "embedserve_client.command.main", "stdio", *words],
+            [sys.executable, "-m", "embedserve_client.command.main", "stdio", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=ROOT,
         )
 
-    def ask(self, content: bytes) -> None:
+    def write(self, content: bytes) -> None:
         assert self.process.stdin
         self.process.stdin.write(content)
         self.process.stdin.flush()
 
     def read(self) -> dict[str, Any]:
         assert self.process.stdout
-        found: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return found
+        reply: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return reply
 
-    def end(self) -> int:
+    def close(self) -> int:
         self.process.communicate(timeout=30)
         return self.process.returncode
 
 
-def test_it_serves_a_program_over_a_service(server: Scripted) -> None:
+def test_worker_embeds_through_a_service(server: ScriptedServer) -> None:
     worker = Worker("--url", server.url)
     assert worker.read() == {"status": "ready"}
-    server.script = [refuse(400, "Text 0 is empty.")]
-    worker.ask(line("bad", text=""))
+    server.script = [error(400, "Text 0 is empty.")]
+    worker.write(line("bad", text=""))
     assert worker.read() == {"id": "bad", "error": "Text 0 is empty."}
-    worker.ask(b"".join(line(i, text=f"text {i}") for i in range(200)))
-    found = {reply["id"]: reply["result"] for reply in (worker.read() for _ in range(200))}
-    assert found == {i: vector(f"text {i}") for i in range(200)}
-    assert worker.end() == 0
+    worker.write(b"".join(line(i, text=f"text {i}") for i in range(200)))
+    results = {reply["id"]: reply["result"] for reply in (worker.read() for _ in range(200))}
+    assert results == {i: vector(f"text {i}") for i in range(200)}
+    assert worker.close() == 0
 
 
-def test_a_service_that_is_away_is_an_error_of_each_request() -> None:
+def test_unreachable_service_is_an_error_of_each_request() -> None:
     worker = Worker("--url", "http://127.0.0.1:9", "--timeout", "0.5")
     assert worker.read() == {"status": "ready"}
-    worker.ask(line(1, text="a"))
-    assert "Nobody answers" in worker.read()["error"]
-    assert worker.end() == 0
+    worker.write(line(1, text="a"))
+    assert "Can't connect" in worker.read()["error"]
+    assert worker.close() == 0
 
 
-def test_it_ends_when_it_is_told_to_while_it_waits_for_lines(server: Scripted) -> None:
+def test_worker_terminates_while_it_waits_for_input(server: ScriptedServer) -> None:
     worker = Worker("--url", server.url)
     worker.read()
     worker.process.terminate()
     assert worker.process.wait(30) != 0
-    worker.end()
+    worker.close()
 
 
-def one_shot(server: Scripted, *words: str, given: str = "") -> "subprocess.CompletedProcess[str]":
+def run_once(
+    server: ScriptedServer, *arguments: str, stdin: str = ""
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [
             *(sys.executable, "-m", "embedserve_client.command.main", "stdio"),
-            *("--url", server.url, *words),
+            *("--url", server.url, *arguments),
         ],
-        input=given,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=60,
@@ -200,24 +206,26 @@ def one_shot(server: Scripted, *words: str, given: str = "") -> "subprocess.Comp
     )
 
 
-def test_one_result_and_no_more(server: Scripted) -> None:
-    def result(*words: str, given: str = "") -> Any:
-        return json.loads(one_shot(server, *words, given=given).stdout)
+def test_single_result(server: ScriptedServer) -> None:
+    def result(*arguments: str, stdin: str = "") -> Any:
+        return json.loads(run_once(server, *arguments, stdin=stdin).stdout)
 
     assert result("encode-query", "abc") == vector("abc")
-    assert result("encode-query", given="abc\n") == vector("abc")
+    assert result("encode-query", stdin="abc\n") == vector("abc")
     assert result("encode-batch", "abc", "de") == [vector("abc"), vector("de")]
-    assert result("encode-batch", given='["abc"]') == [vector("abc")]
-    failed = one_shot(server, "encode-batch", given="abc")
+    assert result("encode-batch", stdin='["abc"]') == [vector("abc")]
+    failed = run_once(server, "encode-batch", stdin="abc")
     assert failed.returncode == 1
-    assert "isn't a JSON list of texts" in failed.stderr
+    assert "isn't a JSON list of strings" in failed.stderr
 
 
-def test_what_else_prints_does_not_get_between_the_lines() -> None:
+def test_other_output_goes_to_standard_error() -> None:
     code = (
-        "import sys; from embedserve_client.stdio import private_streams\n"
-        "lines, replies = private_streams()\n"
+        "import sys; from embedserve_client.stdio import claim_standard_streams\n"
+        "requests, replies = claim_standard_streams()\n"
         "print('noise'); sys.stdout.flush(); replies.write(b'{}\\n'); replies.flush()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("{}\n", "noise\n")
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert (process.stdout, process.stderr) == ("{}\n", "noise\n")

@@ -1,4 +1,4 @@
-"""A service that is there while somebody uses it: real processes, one of them the service."""
+"""Supervisors and shared services, with real processes and a fake service."""
 
 import os
 import signal
@@ -14,56 +14,59 @@ import numpy as np
 import psutil
 import pytest
 
-from embedserve_client import Client, EmbedError, NotRunning, Retry, Supervisor
-from embedserve_client.service_room import Room
+from embedserve_client import Client, EmbedError, ServiceNotRunningError, Supervisor
 from serve_app.command.ports import free_port
-from tests.embedserve_client.scripted import scripted, vector
+from tests.embedserve_client.scripted_server import running_server, vector
 
 ROOT = Path(__file__).parents[2]
 
 
-class Place:
-    """A port, a folder to meet in, and what was started there."""
+class Environment:
+    """A port and a directory for shared services, and the supervisors that use them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, path: Path) -> None:
         self.port = free_port()
-        self.folder = folder
-        self.room = Room(folder / "room")
-        self.made: list[Supervisor] = []
+        self.path = path
+        self.shared_dir = path / "shared"
+        self.supervisors: list[Supervisor] = []
 
-    def command(self, *words: str) -> list[str]:
+    def command(self, *arguments: str) -> list[str]:
         module = "tests.embedserve_client.fake_service"
-        return [sys.executable, "-m", module, str(self.port), *words]
+        return [sys.executable, "-m", module, str(self.port), *arguments]
 
-    def supervisor(self, *words: str, **settings: Any) -> Supervisor:
-        given: dict[str, Any] = {"ready_timeout_s": 60.0, "first_pause_s": 0.05, **settings}
-        self.made.append(
-            Supervisor(
-                self.port, command=self.command(*words), folder=self.folder / "room", **given
-            )
-        )
-        return self.made[-1]
+    def supervisor(self, *arguments: str, **options: Any) -> Supervisor:
+        defaults: dict[str, Any] = {
+            "command": self.command(*arguments),
+            "shared_dir": self.shared_dir,
+            "ready_timeout_s": 60.0,
+            "restart_delay_s": 0.05,
+        }
+        self.supervisors.append(Supervisor(self.port, **{**defaults, **options}))
+        return self.supervisors[-1]
 
     def processes(self) -> list[psutil.Process]:
-        """Keepers and services of this place."""
-        every = psutil.process_iter(["cmdline"])
-        mine = (str(self.folder), f"fake_service {self.port}")
-        return [p for p in every if any(word in " ".join(p.info["cmdline"] or []) for word in mine)]
+        """Returns the running supervisor processes and services."""
+        marks = (str(self.path), f"fake_service {self.port}")
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if any(mark in " ".join(process.info["cmdline"] or []) for mark in marks)
+        ]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    found = Place(tmp_path)
-    yield found
-    for supervisor in found.made:
+def environment(tmp_path: Path) -> Iterator[Environment]:
+    environment = Environment(tmp_path)
+    yield environment
+    for supervisor in environment.supervisors:
         supervisor.stop()
-    until(lambda: not found.processes())
+    wait_until(lambda: not environment.processes())
 
 
-def until(true: Callable[[], object], timeout_s: float = 30) -> None:
-    end = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < end, f"Not within {timeout_s} s."
+def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"The condition was not met within {timeout_s} s."
         time.sleep(0.05)
 
 
@@ -73,111 +76,112 @@ def service_pid(supervisor: Supervisor) -> int:
     return pid
 
 
-def test_it_starts_the_service_and_ends_it(place: Place) -> None:
-    told: list[str] = []
-    supervisor = place.supervisor("--slow-s", "0.5", on_progress=told.append)
+def test_start_and_stop(environment: Environment) -> None:
+    progress: list[str] = []
+    supervisor = environment.supervisor("--startup-s", "0.5", on_progress=progress.append)
     assert supervisor.status().state == "absent"
     status = supervisor.start()
     assert (status.state, status.managed, status.healthy) == ("ready", True, True)
-    assert "fake service: starting" in told
+    assert "fake service: starting" in progress
     with Client(supervisor.url) as client:
         assert client.embed("abc").tolist() == vector("abc")
     supervisor.stop()
     assert supervisor.status().state == "absent"
-    until(lambda: not place.processes())
+    wait_until(lambda: not environment.processes())
 
 
-def test_two_programs_share_one(place: Place) -> None:
-    first, second = place.supervisor(), place.supervisor()
+def test_two_supervisors_share_a_service(environment: Environment) -> None:
+    first, second = environment.supervisor(), environment.supervisor()
     first.start()
     pid = service_pid(first)
     assert second.start().pid == pid
-    first.stop()  # at once: the other one still needs it
-    assert second.status().healthy
+    first.stop()  # doesn't wait, because the other supervisor uses the service
+    wait_until(lambda: second.status().healthy)
     assert service_pid(second) == pid
     second.stop()
-    until(lambda: not place.processes())
+    wait_until(lambda: not environment.processes())
 
 
-def test_programs_that_begin_together_start_one(place: Place) -> None:
-    several = [place.supervisor("--slow-s", "0.3") for _ in range(4)]
-    threads = [threading.Thread(target=each.start) for each in several]
+def test_concurrent_starts_launch_one_service(environment: Environment) -> None:
+    supervisors = [environment.supervisor("--startup-s", "0.3") for _ in range(4)]
+    threads = [threading.Thread(target=supervisor.start) for supervisor in supervisors]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({service_pid(each) for each in several}) == 1
-    lines = [process.cmdline() for process in place.processes()]
-    assert len([line for line in lines if "embedserve_client.keeper" not in line]) == 1
+    assert len({service_pid(supervisor) for supervisor in supervisors}) == 1
+    command_lines = [process.cmdline() for process in environment.processes()]
+    module = "embedserve_client.supervisor_process"
+    assert len([line for line in command_lines if module not in line]) == 1
 
 
-def test_one_that_somebody_else_started_is_used_and_left(place: Place) -> None:
-    with scripted() as server:
+def test_unmanaged_service_is_used_and_not_stopped(environment: Environment) -> None:
+    with running_server() as server:
         supervisor = Supervisor(
-            server.server_address[1], command=["false"], folder=place.folder / "other"
+            server.server_address[1], command=["false"], shared_dir=environment.path / "other"
         )
         status = supervisor.start()
         assert (status.state, status.managed) == ("ready", False)
-        with pytest.raises(NotRunning, match="wasn't started here"):
+        with pytest.raises(ServiceNotRunningError, match="wasn't started by a supervisor"):
             supervisor.restart()
         supervisor.stop()
         with Client(server.url) as client:
-            assert client.is_healthy()
+            assert client.health() == {"status": "ok"}
 
 
-def test_a_service_that_dies_is_started_again(place: Place) -> None:
-    supervisor = place.supervisor()
+def test_crashed_service_is_restarted(environment: Environment) -> None:
+    supervisor = environment.supervisor()
     supervisor.start()
-    before = service_pid(supervisor)
-    os.kill(before, signal.SIGKILL)
-    until(lambda: supervisor.status().restarts == 1 and supervisor.status().healthy)
-    assert service_pid(supervisor) != before
+    pid = service_pid(supervisor)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: supervisor.status().restarts == 1 and supervisor.status().healthy)
+    assert service_pid(supervisor) != pid
 
 
-def test_it_can_be_restarted_by_hand(place: Place) -> None:
-    supervisor = place.supervisor()
+def test_restart(environment: Environment) -> None:
+    supervisor = environment.supervisor()
     supervisor.start()
-    before = service_pid(supervisor)
+    pid = service_pid(supervisor)
     status = supervisor.restart()
     assert (status.state, status.restarts) == ("ready", 1)
-    assert status.pid != before
+    assert status.pid != pid
 
 
-def test_one_that_fails_at_first_is_tried_again(place: Place) -> None:
-    fails = place.folder / "fails"
+def test_failed_start_is_retried(environment: Environment) -> None:
+    fails = environment.path / "fails"
     fails.write_text("3")
-    status = place.supervisor("--fails", str(fails)).start()
+    status = environment.supervisor("--fails", str(fails)).start()
     assert (status.state, status.restarts) == ("ready", 3)
 
 
-def test_one_that_does_not_stay_up_is_given_up_with_its_own_words(place: Place) -> None:
-    fails = place.folder / "fails"
+def test_start_fails_after_max_restarts_with_the_services_output(
+    environment: Environment,
+) -> None:
+    fails = environment.path / "fails"
     fails.write_text("99")
-    supervisor = place.supervisor("--fails", str(fails), max_restarts=2)
-    with pytest.raises(NotRunning, match=r"status 3.*\nfake service: the disk is full"):
+    supervisor = environment.supervisor("--fails", str(fails), max_restarts=2)
+    with pytest.raises(
+        ServiceNotRunningError, match=r"exited with status 3.*\nfake service: the disk is full"
+    ):
         supervisor.start()
     assert supervisor.status().state == "failed"
     assert fails.read_text() == "96"
-    assert "the disk is full" in place.room.log.read_text()
-    fails.write_text("0")  # mended: the next start tries again
-    assert supervisor.start().state == "ready"
+    assert "the disk is full" in (environment.shared_dir / "service.log").read_text()
+    fails.write_text("0")
+    assert supervisor.start().state == "ready"  # a failed service can be started again
 
 
-def test_a_command_that_is_not_there(place: Place) -> None:
-    supervisor = Supervisor(
-        place.port,
-        command=["/no/such/program"],
-        folder=place.folder / "room",
-        first_pause_s=0.01,
-        max_restarts=1,
+def test_missing_command(environment: Environment) -> None:
+    supervisor = environment.supervisor(
+        command=["/no/such/program"], restart_delay_s=0.01, max_restarts=1
     )
-    with pytest.raises(NotRunning, match="can't be started"):
+    with pytest.raises(ServiceNotRunningError, match="can't be started"):
         supervisor.start()
 
 
-def test_one_that_is_never_ready_is_told_of(place: Place) -> None:
-    supervisor = place.supervisor("--slow-s", "60", ready_timeout_s=1.0)
-    with pytest.raises(NotRunning, match="not ready after 1 s"):
+def test_ready_timeout(environment: Environment) -> None:
+    supervisor = environment.supervisor("--startup-s", "60", ready_timeout_s=1.0)
+    with pytest.raises(ServiceNotRunningError, match="not ready after 1 s"):
         supervisor.start()
 
 
@@ -185,16 +189,19 @@ PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
 from embedserve_client import Supervisor
-supervisor = Supervisor({port}, command={command!r}, folder=Path({folder!r}))
+supervisor = Supervisor({port}, command={command!r}, shared_dir=Path({shared_dir!r}))
 supervisor.start()
 print("started", flush=True)
-{then}
+{end}
 """
 
 
-def program(place: Place, then: str) -> "subprocess.Popen[str]":
+def start_program(environment: Environment, end: str) -> "subprocess.Popen[str]":
     code = PROGRAM.format(
-        port=place.port, command=place.command(), folder=str(place.folder / "room"), then=then
+        port=environment.port,
+        command=environment.command(),
+        shared_dir=str(environment.shared_dir),
+        end=end,
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -207,47 +214,51 @@ def program(place: Place, then: str) -> "subprocess.Popen[str]":
 @pytest.mark.parametrize(
     "number", [None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n and n.name
 )
-def test_the_service_ends_with_the_last_program_however_that_ends(
-    place: Place, number: signal.Signals | None
+def test_service_stops_after_its_last_program_exits(
+    environment: Environment, number: signal.Signals | None
 ) -> None:
-    then = "" if number is None else "signal.signal(2, signal.default_int_handler); time.sleep(60)"
-    process = program(place, then)
+    end = "" if number is None else "signal.signal(2, signal.default_int_handler); time.sleep(600)"
+    process = start_program(environment, end)
     if number is not None:
         process.send_signal(number)
-    process.communicate(timeout=30)
-    until(lambda: not place.processes())
+    process.communicate(timeout=60)
+    wait_until(lambda: not environment.processes())
 
 
-def test_a_killed_keeper_takes_the_service_along_and_is_replaced(place: Place) -> None:
-    supervisor = place.supervisor()
+def test_killed_supervisor_process_ends_the_service_and_is_relaunched(
+    environment: Environment,
+) -> None:
+    supervisor = environment.supervisor()
     supervisor.start()
-    before = service_pid(supervisor)
-    keepers = [p for p in place.processes() if "embedserve_client.keeper" in p.cmdline()]
-    keepers[0].kill()
-    until(lambda: not psutil.pid_exists(before) or not supervisor.status().healthy)
-    until(lambda: supervisor.status().healthy and service_pid(supervisor) != before)
+    pid = service_pid(supervisor)
+    module = "embedserve_client.supervisor_process"
+    [process] = [p for p in environment.processes() if module in p.cmdline()]
+    process.kill()
+    wait_until(lambda: pid not in [process.pid for process in environment.processes()])
+    wait_until(lambda: supervisor.status().healthy and service_pid(supervisor) != pid)
 
 
-def test_a_kill_in_the_middle_of_a_thousand_calls(place: Place) -> None:
-    supervisor = place.supervisor()
+def test_calls_survive_a_kill_of_the_service(environment: Environment) -> None:
+    supervisor = environment.supervisor()
     supervisor.start()
-    wrong: list[str] = []
+    failures: list[str] = []
     done = threading.Semaphore(0)
 
-    patient = Retry(attempts=1000, most_wait_s=0.5)  # the time is what bounds it
-    with Client(supervisor.url, timeout_s=60, retry=patient) as client:
+    # Only the timeout bounds the retries.
+    options = {"timeout_s": 120.0, "max_retries": sys.maxsize, "max_retry_delay_s": 0.5}
+    with Client(supervisor.url, **options) as client:  # type: ignore[arg-type]
 
-        def ask(first: int) -> None:
+        def embed_every_eighth(first: int) -> None:
             for i in range(first, 1000, 8):
                 text = f"call {i}"
                 try:
                     if not np.array_equal(client.embed(text), vector(text)):
-                        wrong.append(text)
+                        failures.append(text)
                 except EmbedError as error:
-                    wrong.append(repr(error))
+                    failures.append(repr(error))
                 done.release()
 
-        threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+        threads = [threading.Thread(target=embed_every_eighth, args=(i,)) for i in range(8)]
         for thread in threads:
             thread.start()
         for _ in range(300):
@@ -255,5 +266,5 @@ def test_a_kill_in_the_middle_of_a_thousand_calls(place: Place) -> None:
         os.kill(service_pid(supervisor), signal.SIGKILL)
         for thread in threads:
             thread.join()
-    assert wrong == []
+    assert failures == []
     assert supervisor.status().restarts == 1
