@@ -122,10 +122,11 @@ def openapi(
                 "security": [{}],
             }
         }
+    tags = dict.fromkeys([*(dialect.name for dialect in dialects), _STATUS_TAG])
     return {
         "openapi": "3.1.0",
         "info": {"title": "EmbedServe", "version": __version__, "description": _DESCRIPTION},
-        "tags": [{"name": dialect.name} for dialect in dialects],
+        "tags": [{"name": name} for name in tags],
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": {_error_schema_name(dialect): dialect.error_schema for dialect in dialects},
