@@ -1,4 +1,4 @@
-"""Stand-ins at the seams, for speed and for faults."""
+"""Fake engine and fake backend: fast, deterministic, and able to fail on demand."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ from serve_app.types import (
 )
 
 DIM = 8
-#: The one special token, which ends a text when somebody asks for it.
+#: Id of the only special token, the end of a text.
 _END = 0
 
 SPEC = ModelSpec(
@@ -40,21 +40,21 @@ SPEC = ModelSpec(
 
 
 def fake_vector(text: str) -> Float32:
-    """A unit vector of shape (DIM,) that depends on the text alone."""
+    """Returns a unit vector of shape (DIM,), a function of the text alone."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
     vector = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
     return vector / np.linalg.norm(vector)
 
 
-def as_text(given: Input) -> str:
-    """A text, or what token ids stand for here: one character each."""
-    if isinstance(given, str):
-        return given
-    return "".join(chr(i % 0xD800) for i in given)  # the next ones are halves of pairs
+def as_text(input_: Input) -> str:
+    """Returns a text unchanged, and token ids as one character each."""
+    if isinstance(input_, str):
+        return input_
+    return "".join(chr(i % 0xD800) for i in input_)  # surrogates begin at 0xD800
 
 
 def _check_ids(rows: Iterable[Input]) -> None:
-    """Refuses ids that no vocabulary has, as engines do."""
+    """Rejects ids outside every vocabulary, as engines do."""
     for row in rows:
         if not isinstance(row, str) and not all(0 <= i < 2**31 for i in row):
             raise InvalidRequest("Not all token ids are in the vocabulary.", "texts")
@@ -81,28 +81,23 @@ class FakeTokenizer:
             for text in texts
         ]
 
-    def decode(
-        self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool
-    ) -> list[str]:
+    def decode(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
         if any(i < 0 for row in rows for i in row):
             raise InvalidRequest("no token", "ids")
         return [as_text(tuple(i for i in row if i or not skip_special_tokens)) for row in rows]
 
 
 class FakeEngine:
-    """One token for each character; vectors as `fake_vector`, those of a
-    token as of its character. Records every batch it is given.
+    """An engine with one token for each character, whose vectors are those of `fake_vector`.
 
-    Token ids are letters; -1 alone is none of its own. A text that holds "boom" makes its batch
-    fail, one that holds "nan" comes back as NaN, and more padded tokens than `memory_tokens` don't
-    fit. `hold()` makes it wait inside the next batch until `release()`.
+    It records each batch. A batch fails if one of its texts contains "boom"; the vector of a text
+    that contains "nan" is NaN; a batch of more padded tokens than `memory_tokens` raises
+    MemoryError. After `hold()` the next batch blocks until `release()`.
     """
 
     dim = DIM
     streams = 1
     info = EngineInfo("fake", "cpu", "fp32", 1, SPEC.space_id, {"fake": "1"})
-
-    streams = 1
 
     def __init__(self) -> None:
         self.tokenizer = FakeTokenizer()
@@ -125,7 +120,7 @@ class FakeEngine:
 
     def embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
         texts = self._run(batch)
-        arrays = [np.stack([fake_vector(letter) for letter in text]) for text in texts]
+        arrays = [np.stack([fake_vector(character) for character in text]) for text in texts]
         for text, array in zip(texts, arrays, strict=True):
             array[-1] = np.nan if "nan" in text else array[-1]
         return arrays
@@ -142,7 +137,15 @@ class FakeEngine:
 
 
 class FakeBackend:
-    """The tier behind the service: computes everything, and counts what it was asked."""
+    """A backend without a cache that embeds with `fake_vector` and records each group.
+
+    Attributes:
+        groups: the groups in the order of the calls.
+        error: raised by every call except `cache_state`.
+        delay_s: delay of every call except `describe` and `cache_state`.
+        tiers: the tier of each vector; empty: all are computed.
+        cache: returned by `cache_state`, or raised.
+    """
 
     def __init__(self) -> None:
         self.groups: list[TextGroup] = []
@@ -151,8 +154,7 @@ class FakeBackend:
         self.tiers: list[Tier] = []
         self.cache: CacheState | EmbedServeError = CacheState("up", kind="embedded")
 
-    async def _work(self) -> None:
-        """Takes its time, or fails, as the test asked for."""
+    async def _delay_or_fail(self) -> None:
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         if self.error is not None:
@@ -161,17 +163,17 @@ class FakeBackend:
     async def embed(self, group: TextGroup) -> Vectors:
         self.groups.append(group)
         _check_ids(group.texts)
-        await self._work()
-        cut = [as_text(text)[: SPEC.max_tokens] for text in group.texts]
+        await self._delay_or_fail()
+        texts = [as_text(input_)[: SPEC.max_tokens] for input_ in group.texts]
         return Vectors(
             values=np.stack(
                 [
-                    fake_vector(group.prompt + text if isinstance(given, str) else text)
-                    for given, text in zip(group.texts, cut, strict=True)
+                    fake_vector(group.prompt + text if isinstance(input_, str) else text)
+                    for input_, text in zip(group.texts, texts, strict=True)
                 ]
             ),
-            token_counts=np.array([len(text) for text in cut], dtype=np.int32),
-            truncated=np.array([len(text) > SPEC.max_tokens for text in group.texts]),
+            token_counts=np.array([len(text) for text in texts], dtype=np.int32),
+            truncated=np.array([len(input_) > SPEC.max_tokens for input_ in group.texts]),
             tiers=np.array(self.tiers or [Tier.COMPUTED] * len(group.texts), dtype=np.uint8),
         )
 
@@ -183,7 +185,7 @@ class FakeBackend:
     async def tokenize(
         self, texts: tuple[str, ...], add_special_tokens: bool
     ) -> list[Tokenization]:
-        await self._work()
+        await self._delay_or_fail()
         special = add_special_tokens
         framed = [f"[{text}]" if special else text for text in texts]
         return [
@@ -200,14 +202,14 @@ class FakeBackend:
         self, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
     ) -> list[str]:
         _check_ids(rows)
-        await self._work()
+        await self._delay_or_fail()
         texts = [as_text(row) for row in rows]
         return [text.strip("[]") if skip_special_tokens else text for text in texts]
 
     async def embed_tokens(self, group: TextGroup) -> list[TokenVectors]:
         self.groups.append(group)
         _check_ids(group.texts)
-        await self._work()
+        await self._delay_or_fail()
         limit = SPEC.max_tokens
         return [
             TokenVectors(np.stack([fake_vector(c) for c in text[:limit]]), len(text) > limit)
