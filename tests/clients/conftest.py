@@ -1,4 +1,4 @@
-"""One application for all clients, and nothing but loopback for them to reach."""
+"""The application that all client tests share, without access to other hosts."""
 
 import gc
 import importlib.util
@@ -12,38 +12,38 @@ from typing import Any
 import pytest
 
 from serve_app.errors import Overloaded
-from tests.clients.served import Served, serve
+from tests.clients.app_server import AppServer, run_app_server
 
 
-def _shipped_encodings() -> str:
-    """Where a package of another client keeps tiktoken's cl100k, which is else downloaded."""
-    found = importlib.util.find_spec("litellm")
-    assert found
-    assert found.origin
-    return str(Path(found.origin).parent / "litellm_core_utils" / "tokenizers")
+def _bundled_encodings() -> str:
+    """Returns the directory of tiktoken's cl100k inside `litellm`; tiktoken would download it."""
+    spec = importlib.util.find_spec("litellm")
+    assert spec
+    assert spec.origin
+    return str(Path(spec.origin).parent / "litellm_core_utils" / "tokenizers")
 
 
-# The clients read these when they are imported, which is after this.
+# The client libraries read these when they are imported, later than this module.
 os.environ |= {
     "LANGSMITH_TRACING": "false",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "TIKTOKEN_CACHE_DIR": _shipped_encodings(),
+    "TIKTOKEN_CACHE_DIR": _bundled_encodings(),
 }
 for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "CO_API_KEY", "CO_API_URL", "VOYAGE_API_KEY"):
     os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="package")
-def asked_for() -> Iterator[list[str]]:
-    """Names of hosts that somebody wanted to reach, and couldn't."""
+def blocked_hosts() -> Iterator[list[str]]:
+    """Names of other hosts that a client tried to reach; each lookup fails."""
     names: list[str] = []
-    resolve = socket.getaddrinfo
+    getaddrinfo = socket.getaddrinfo
 
     def loopback_only(host: Any, *args: Any, **kwargs: Any) -> Any:
         if host not in ("127.0.0.1", "localhost", None):
             names.append(str(host))
-            raise OSError(f"No test may reach {host!r}.")
-        return resolve(host, *args, **kwargs)
+            raise OSError(f"Client tests use loopback only, not {host!r}.")
+        return getaddrinfo(host, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", loopback_only)
@@ -51,18 +51,18 @@ def asked_for() -> Iterator[list[str]]:
 
 
 @pytest.fixture(autouse=True)
-def _stays_at_home(asked_for: list[str]) -> Iterator[None]:
-    asked_for.clear()
+def _reaches_no_other_host(blocked_hosts: list[str]) -> Iterator[None]:
+    blocked_hosts.clear()
     yield
-    assert asked_for == []
+    assert blocked_hosts == []
 
 
 @pytest.fixture(scope="package")
-def application(asked_for: list[str]) -> Iterator[Served]:
-    with serve() as served:
-        yield served
+def shared_server(blocked_hosts: list[str]) -> Iterator[AppServer]:
+    with run_app_server() as server:
+        yield server
     with warnings.catch_warnings():
-        # Most clients can't be closed; what they leave open must not trouble other tests.
+        # Most client libraries have no `close`: collect their sockets before other tests run.
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
 
@@ -74,14 +74,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def served(application: Served) -> Served:
-    application.lookup.error = None
-    application.lookup.groups.clear()
-    return application
+def server(shared_server: AppServer) -> AppServer:
+    shared_server.backend.error = None
+    shared_server.backend.groups.clear()
+    return shared_server
 
 
 @pytest.fixture
-def overloaded(served: Served) -> Served:
-    """The application, while it takes nothing."""
-    served.lookup.error = Overloaded("More texts wait than fit; try later.", 7)
-    return served
+def overloaded(server: AppServer) -> AppServer:
+    """The application while it rejects every request with 429."""
+    server.backend.error = Overloaded("More texts wait than fit; try later.", 7)
+    return server

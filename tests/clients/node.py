@@ -1,4 +1,4 @@
-"""Node and npm as the tests have them: from the environment that pytest runs in."""
+"""Runs Node and npm from the virtual environment of pytest."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Variables for a program that runs them."""
+    """Returns environment variables with Node on the path, and `more`."""
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -21,16 +21,18 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def npm(folder: Path, *words: str) -> str:
-    """Runs npm, and gives what it prints."""
-    done = subprocess.run(
-        ["npm", *words],
-        cwd=folder,
+def npm(directory: Path, *arguments: str) -> str:
+    """Runs npm and returns its standard output."""
+    process = subprocess.run(
+        ["npm", *arguments],
+        cwd=directory,
         env=environment(),
         capture_output=True,
         text=True,
         timeout=400,
         check=False,
     )
-    assert done.returncode == 0, f"npm {' '.join(words)}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert process.returncode == 0, (
+        f"npm {' '.join(arguments)}:\n{process.stdout}\n{process.stderr}"
+    )
+    return process.stdout

@@ -1,7 +1,6 @@
-"""The library `litellm`, by several of the services that it knows.
+"""The client library `litellm`, with several of its providers.
 
-Not as `huggingface/`, which asks the hub about the model before it asks the server, nor as
-`voyage/`, which sends JSON without saying that it is.
+`huggingface/` needs the hub, and `voyage/` sends JSON without a content type.
 """
 
 from typing import Any
@@ -12,10 +11,18 @@ from litellm import close_litellm_async_clients
 from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 
 from serve_app.service.embed import truncate_dimensions
-from tests.clients.served import KEY, MODEL, TEXTS, Served, same, vectors, words
+from tests.clients.app_server import (
+    KEY,
+    MODEL,
+    TEXTS,
+    AppServer,
+    equal_vectors,
+    expected_vectors,
+    token_count,
+)
 
-#: The service whose clients are asked for, the path of its URL, and what it is told of a text.
-SERVICES = [
+#: Provider, path of the base URL, and the prompt that the default input type selects.
+PROVIDERS = [
     ("openai", "/v1", ""),
     ("hosted_vllm", "/v1", ""),
     ("jina_ai", "/v1", ""),
@@ -25,61 +32,69 @@ SERVICES = [
 ]
 
 
-def ask(served: Served, service: str, path: str, **asked: Any) -> dict[str, Any]:
-    defaults = {"model": f"{service}/{MODEL}", "input": TEXTS, "api_base": served.url + path}
-    if service == "nvidia_nim":
+def embedding_arguments(
+    server: AppServer, provider: str, path: str, **options: Any
+) -> dict[str, Any]:
+    defaults = {"model": f"{provider}/{MODEL}", "input": TEXTS, "api_base": server.url + path}
+    if provider == "nvidia_nim":
         defaults["input_type"] = "query"
-    return {**defaults, "api_key": KEY, "max_retries": 0, **asked}
+    return {**defaults, "api_key": KEY, "max_retries": 0, **options}
 
 
-def numbers(reply: Any) -> list[list[float]]:
+def embeddings(reply: Any) -> list[list[float]]:
     assert [item["index"] for item in reply.data] == list(range(len(reply.data)))
     return [item["embedding"] for item in reply.data]
 
 
-@pytest.mark.parametrize(("service", "path", "prompt"), SERVICES)
-def test_embeds(served: Served, service: str, path: str, prompt: str) -> None:
-    reply = litellm.embedding(**ask(served, service, path))
-    assert same(numbers(reply), vectors(*TEXTS, prompt=prompt))
+@pytest.mark.parametrize(("provider", "path", "prompt"), PROVIDERS)
+def test_embeds(server: AppServer, provider: str, path: str, prompt: str) -> None:
+    reply = litellm.embedding(**embedding_arguments(server, provider, path))
+    assert equal_vectors(embeddings(reply), expected_vectors(*TEXTS, prompt=prompt))
 
 
-async def test_embeds_async(served: Served) -> None:
-    for service, path, prompt in SERVICES:
-        reply = await litellm.aembedding(**ask(served, service, path))
-        assert same(numbers(reply), vectors(*TEXTS, prompt=prompt)), service
-    # What it keeps for the next call would outlive the loop of this test.
+async def test_embeds_async(server: AppServer) -> None:
+    for provider, path, prompt in PROVIDERS:
+        reply = await litellm.aembedding(**embedding_arguments(server, provider, path))
+        assert equal_vectors(embeddings(reply), expected_vectors(*TEXTS, prompt=prompt)), provider
+    # Its background worker and cached clients would outlive the event loop of this test.
     await GLOBAL_LOGGING_WORKER.flush()
     await GLOBAL_LOGGING_WORKER.stop()
     await close_litellm_async_clients()
 
 
-def test_counts_tokens(served: Served) -> None:
-    reply = litellm.embedding(**ask(served, "openai", "/v1"))
-    assert reply.usage.prompt_tokens == reply.usage.total_tokens == words(*TEXTS)
+def test_counts_tokens(server: AppServer) -> None:
+    reply = litellm.embedding(**embedding_arguments(server, "openai", "/v1"))
+    assert reply.usage.prompt_tokens == reply.usage.total_tokens == token_count(*TEXTS)
 
 
 @pytest.mark.parametrize(
-    ("service", "path", "also"),
+    ("provider", "path", "options"),
     [("openai", "/v1", {"allowed_openai_params": ["dimensions"]}), ("infinity", "", {})],
 )
-def test_cuts(served: Served, service: str, path: str, also: dict[str, Any]) -> None:
-    reply = litellm.embedding(**ask(served, service, path, dimensions=16, **also))
-    assert same(numbers(reply), truncate_dimensions(vectors(*TEXTS), 16))
+def test_reduced_dimensions(
+    server: AppServer, provider: str, path: str, options: dict[str, Any]
+) -> None:
+    reply = litellm.embedding(
+        **embedding_arguments(server, provider, path, dimensions=16, **options)
+    )
+    assert equal_vectors(embeddings(reply), truncate_dimensions(expected_vectors(*TEXTS), 16))
 
 
-def test_an_unknown_model(served: Served) -> None:
-    asked = ask(served, "openai", "/v1", model="openai/text-embedding-3-small")
+def test_an_unknown_model_is_rejected(server: AppServer) -> None:
+    arguments = embedding_arguments(server, "openai", "/v1", model="openai/text-embedding-3-small")
     with pytest.raises(litellm.NotFoundError, match="isn't served here"):
-        litellm.embedding(**asked)
+        litellm.embedding(**arguments)
 
 
-def test_no_text(served: Served) -> None:
+def test_an_empty_text_is_rejected(server: AppServer) -> None:
     with pytest.raises(litellm.BadRequestError, match="Text 0 is empty"):
-        litellm.embedding(**ask(served, "openai", "/v1", input=[""]))
+        litellm.embedding(**embedding_arguments(server, "openai", "/v1", input=[""]))
 
 
-def test_more_load_than_fits(overloaded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(litellm, "DEFAULT_MAX_RETRIES", 0)  # it takes `max_retries=0` for none said
-    with pytest.raises(litellm.RateLimitError, match="try later") as told:
-        litellm.embedding(**ask(overloaded, "openai", "/v1"))
-    assert told.value.litellm_response_headers["retry-after"] == "7"
+def test_overload_is_a_rate_limit_error(
+    overloaded: AppServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(litellm, "DEFAULT_MAX_RETRIES", 0)  # it ignores `max_retries=0`
+    with pytest.raises(litellm.RateLimitError, match="try later") as raised:
+        litellm.embedding(**embedding_arguments(overloaded, "openai", "/v1"))
+    assert raised.value.litellm_response_headers["retry-after"] == "7"

@@ -1,19 +1,21 @@
-"""The library `tei-client`, which asks `/info` what kind of model it talks to."""
+"""The client library `tei-client`, which gets the type of the model from `/info`."""
 
 from tei_client import HttpClient
 
-from tests.clients.served import MODEL, TEXTS, Served, same, vectors
+from tests.clients.app_server import MODEL, TEXTS, AppServer, equal_vectors, expected_vectors
 
 
-def test_embeds(served: Served) -> None:
-    client = HttpClient(served.url)
-    assert same(client.embed(TEXTS), vectors(*TEXTS))
-    assert same(client.embed(TEXTS, prompt_name="query"), vectors(*TEXTS, prompt="query"))
+def test_embeds(server: AppServer) -> None:
+    client = HttpClient(server.url)
+    assert equal_vectors(client.embed(TEXTS), expected_vectors(*TEXTS))
+    assert equal_vectors(
+        client.embed(TEXTS, prompt_name="query"), expected_vectors(*TEXTS, prompt="query")
+    )
 
 
-async def test_embeds_async(served: Served) -> None:
-    assert same(await HttpClient(served.url).async_embed(TEXTS), vectors(*TEXTS))
+async def test_embeds_async(server: AppServer) -> None:
+    assert equal_vectors(await HttpClient(server.url).async_embed(TEXTS), expected_vectors(*TEXTS))
 
 
-def test_tells_what_is_served(served: Served) -> None:
-    assert HttpClient(served.url).info().server_model_id == MODEL
+def test_info_has_the_model(server: AppServer) -> None:
+    assert HttpClient(server.url).info().server_model_id == MODEL

@@ -1,10 +1,10 @@
-"""The TypeScript client by itself: its types, its own tests, and what it weighs."""
+"""The TypeScript client: type check, unit tests and bundle size."""
 
 from tests.clients.node import PACKAGE, npm
 
 
 def test_types_tests_and_size() -> None:
     npm(PACKAGE, "ci")
-    told = npm(PACKAGE, "test")
-    assert "\n# fail 0\n" in told
+    report = npm(PACKAGE, "test")
+    assert "\n# fail 0\n" in report
     npm(PACKAGE, "run", "size")

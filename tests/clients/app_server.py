@@ -1,4 +1,4 @@
-"""The HTTP application on a real port, with neither Ray nor a model."""
+"""The HTTP application on a free port, over a hashing engine: no Ray and no model."""
 
 import asyncio
 import socket
@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import uvicorn
@@ -15,7 +16,6 @@ from tokenizers import Tokenizer
 from serve_app.config import MINILM, IngressSettings, ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.engines.tokenizer import Padding, TextTokenizer
-from serve_app.errors import EmbedServeError
 from serve_app.model_prep.quantization_ranges import hashing_quantization_ranges
 from serve_app.models import model_dir, resolve
 from serve_app.service.embed import EmbedService
@@ -23,12 +23,12 @@ from serve_app.types import CacheState, EngineInfo, Float32, TextGroup, Tier, Ve
 from serve_app.web.app import create_app
 from tests.fakes import FakeBackend
 
-#: Any will do, as long as the service asks for none.
+#: Clients refuse to start without a key; the application requires none.
 KEY = "none"
 MODEL = "org/hashing"
 DIM = 64
 MAX_TOKENS = 32
-#: So that a query's vector is not that of a document, and both not that of the bare text.
+#: Distinct, so that a query, a document and a text without a prompt have different vectors.
 PROMPTS = {"query": "query: ", "document": "passage: "}
 SPEC = replace(
     resolve(
@@ -41,16 +41,7 @@ SPEC = replace(
 )
 _ENGINE = HashingEngine(SPEC)
 
-
-def _refuse_foreign_ids(group: TextGroup) -> None:
-    """As an Embedder of a real model does; a hashing engine would refuse all of them."""
-    tokenizer = Tokenizer.from_file(str(model_dir(MINILM) / "tokenizer.json"))
-    tokenizer.enable_truncation(MAX_TOKENS)
-    reading = TextTokenizer(tokenizer, Padding(0, left=False, inputs=("input_ids",)))
-    reading.encode([given for given in group.texts if isinstance(given, tuple)])
-
-
-#: More than any client sends at once when it is told to send two; one of them comes twice.
+#: More than one batch for a client with a batch size of two; the fourth repeats the first.
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
     "Zürich liegt am See; 北京 does not. Neither does the fox of the first text.",
@@ -60,32 +51,39 @@ TEXTS = [
 ]
 
 
-def vectors(*texts: str, prompt: str = "") -> Float32:
-    """What the service has to answer, to the last bit; shape (n, DIM)."""
-    return _ENGINE.embed(_ENGINE.tokenizer.encode([PROMPTS.get(prompt, "") + text for text in texts]))
+def expected_vectors(*texts: str, prompt: str = "") -> Float32:
+    """Returns the exact vectors that the application serves; shape (n, DIM)."""
+    prefix = PROMPTS.get(prompt, "")
+    return _ENGINE.embed(_ENGINE.tokenizer.encode([prefix + text for text in texts]))
 
 
-def same(got: object, expected: Float32) -> bool:
-    """Whether a client's numbers are these, to the last bit of a float32."""
-    return np.array_equal(np.array(got, dtype=np.float32), expected)
+def equal_vectors(actual: object, expected: Float32) -> bool:
+    """Whether a client's vectors are equal to `expected` in every bit of float32."""
+    return np.array_equal(np.array(actual, dtype=np.float32), expected)
 
 
-def words(*texts: str, prompt: str = "") -> int:
-    """What the service counts as tokens: a hashing engine's are words."""
-    prompted = [PROMPTS.get(prompt, "") + text for text in texts]
-    return sum(len(tokens.ids) for tokens in _ENGINE.tokenizer.encode(prompted))
+def token_count(*texts: str, prompt: str = "") -> int:
+    """Returns the number of tokens of all texts, one for each word."""
+    prefix = PROMPTS.get(prompt, "")
+    encoded = _ENGINE.tokenizer.encode([prefix + text for text in texts])
+    return sum(len(tokens.ids) for tokens in encoded)
 
 
-class HashingLookup(FakeBackend):
-    """The tiers behind the service: an engine, and on demand a fault."""
+@cache
+def _minilm_tokenizer() -> TextTokenizer:
+    tokenizer = Tokenizer.from_file(str(model_dir(MINILM) / "tokenizer.json"))
+    tokenizer.enable_truncation(MAX_TOKENS)
+    return TextTokenizer(tokenizer, Padding(0, left=False, inputs=("input_ids",)))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.error: EmbedServeError | None = None  #: raised for every group
-        self.groups: list[TextGroup] = []
+
+class HashingBackend(FakeBackend):
+    """A backend that embeds with a hashing engine, or fails with `error`.
+
+    It rejects foreign token ids as a real model does; a hashing engine rejects all token ids.
+    """
 
     async def embed(self, group: TextGroup) -> Vectors:
-        _refuse_foreign_ids(group)
+        _minilm_tokenizer().encode([ids for ids in group.texts if isinstance(ids, tuple)])
         self.groups.append(group)
         if self.error is not None:
             raise self.error
@@ -104,20 +102,20 @@ class HashingLookup(FakeBackend):
         return CacheState("off")
 
 
-class Served:
-    """Where the application listens, and what stands behind it."""
+@dataclass(frozen=True)
+class AppServer:
+    """A running application: its address, its service and its backend."""
 
-    def __init__(self, url: str, service: EmbedService, lookup: HashingLookup) -> None:
-        self.url = url
-        self.service = service
-        self.lookup = lookup
+    url: str
+    service: EmbedService
+    backend: HashingBackend
 
 
 @contextmanager
-def serve() -> Iterator[Served]:
-    """The application, on a free port of the loopback interface."""
-    lookup = HashingLookup()
-    service = EmbedService(SPEC, lookup, IngressSettings())
+def run_app_server() -> Iterator[AppServer]:
+    """Serves the application on a free port of the loopback interface."""
+    backend = HashingBackend()
+    service = EmbedService(SPEC, backend, IngressSettings())
     app = create_app(service)
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -129,8 +127,7 @@ def serve() -> Iterator[Served]:
                 assert thread.is_alive()
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            yield Served(url, service, lookup)
+            yield AppServer(f"http://127.0.0.1:{listener.getsockname()[1]}", service, backend)
         finally:
             server.should_exit = True
             thread.join(30)
