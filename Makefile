@@ -1,4 +1,4 @@
-# `make help` lists what there is to do. Each target installs what it needs, once.
+# `make help` lists the targets. Each target installs its requirements, once.
 
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
@@ -10,20 +10,23 @@ PINS := pyproject.toml clients/python/pyproject.toml constraints.txt
 CLIENT := clients/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test bench check constraints
+.PHONY: help install serve test test-fast bench check constraints
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: $(VENV)/.installed  ## Install the service into .venv, at pinned versions
+install: $(VENV)/.installed  ## Install the service and the command `embedserve` into .venv
 
 serve: $(VENV)/.installed  ## Serve on port 8000 until Ctrl-C (CONFIG=file, PORT=number)
 	@$(BIN)/embedserve serve $(CONFIG) $(if $(PORT),--port $(PORT))
 
-test: $(VENV)/.installed-dev  ## Run every test, those on a real Ray too (a few minutes)
+test: $(VENV)/.installed-dev  ## Run all tests, with Ray and real models (a quarter of an hour)
 	@$(BIN)/pytest
 
-bench: $(VENV)/.installed-bench  ## Measure against other servers (QUICK=1: minutes, not most of an hour)
+test-fast: $(VENV)/.installed-dev  ## Run the tests without Ray, real models and client libraries
+	@$(BIN)/pytest --fast
+
+bench: $(VENV)/.installed-bench  ## Benchmark against other servers, most of an hour (QUICK=1: minutes)
 	@$(BIN)/embedserve bench $(if $(QUICK),--quick)
 
 check: $(VENV)/.installed-dev  ## Check formatting, lint and types
@@ -31,7 +34,7 @@ check: $(VENV)/.installed-dev  ## Check formatting, lint and types
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-constraints:  ## Resolve every dependency anew into constraints.txt
+constraints:  ## Resolve all dependencies again and write constraints.txt
 	@rm -rf $(VENV)-resolve && $(PYTHON) -m venv $(VENV)-resolve
 	@$(VENV)-resolve/bin/pip install --quiet '.[tiktoken,bench,clients,dev]'
 	@{ sed -n '/^#/p' constraints.txt; $(VENV)-resolve/bin/pip freeze \
@@ -49,11 +52,11 @@ $(VENV)/.installed: $(VENV)/bin/python $(PINS)
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	@echo 'Installing what the pictures need.'
+	@echo 'Installing the requirements of the plots.'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@echo 'Installing what the tests need.'
+	@echo 'Installing the requirements of the tests.'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tiktoken,bench,clients,dev]'
 	@touch $@

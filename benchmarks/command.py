@@ -38,6 +38,11 @@ _OPEN_LOOP_CONNECTIONS, _CLOSED_LOOP_CONNECTIONS = 256, 8
 
 def add_commands(commands: Any) -> None:
     """Adds the commands to the subparsers of `embedserve`, the result of `add_subparsers`."""
+    _add_bench(commands)
+    _add_compare(commands)
+
+
+def _add_bench(commands: Any) -> None:
     bench = _add_parser(
         commands,
         "bench",
@@ -53,13 +58,20 @@ def add_commands(commands: Any) -> None:
     )
     bench.set_defaults(run=_run_suite)
     bench_commands = bench.add_subparsers(metavar="COMMAND")
+    _add_report(bench_commands)
+    _add_run(bench_commands)
+    _add_capacity(bench_commands)
 
+
+def _add_report(bench_commands: Any) -> None:
     report = _add_parser(
         bench_commands, "report", "write the report from the records of `embedserve bench`"
     )
     report.add_argument("records", nargs="?", type=Path, help="default: the newest records")
     report.set_defaults(run=_run_report)
 
+
+def _add_run(bench_commands: Any) -> None:
     run = _add_parser(bench_commands, "run", "run one workload; the last line is the JSON record")
     _add_target_options(run)
     _add_load_options(run)
@@ -74,6 +86,8 @@ def add_commands(commands: Any) -> None:
     )
     run.set_defaults(run=_run_workload)
 
+
+def _add_capacity(bench_commands: Any) -> None:
     capacity = _add_parser(
         bench_commands, "capacity", "find the highest rate at which p99 meets an objective"
     )
@@ -90,6 +104,8 @@ def add_commands(commands: Any) -> None:
     )
     capacity.set_defaults(run=_run_capacity)
 
+
+def _add_compare(commands: Any) -> None:
     compare = _add_parser(commands, "compare", "compare the speed and the vectors of two servers")
     compare.add_argument("urls", nargs=2, type=_url, metavar="URL")
     compare.add_argument("--dialects", nargs=2, choices=DIALECTS, default=["openai", "openai"])

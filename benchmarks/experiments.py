@@ -91,62 +91,65 @@ def experiments(schedule: Schedule, *, quick: bool) -> list[Experiment]:
         schedule: rounds and durations.
         quick: with fewer points, and without the experiment that restarts EmbedServe.
     """
-    query, document = WORKLOADS["query"], WORKLOADS["document"]
-    lengths = (8, 128) if quick else (8, 32, 128, 250)
-    sizes = (1, 16) if quick else (1, 8, 64)
-    shares = (0.0, 1.0) if quick else (0.0, 0.5, 0.9, 1.0)
-    bulk = (0, 4) if quick else (0, 1, 4)
-    rates = _RATES[1::3] if quick else _RATES
-    closed, open_ = schedule.closed_loop, schedule.open_loop
-    selected = [
-        Experiment(
-            "floor",
-            [floor.PEER],
-            [LoadPoint(query, open_(_FLOOR_RATE), _FLOOR_RATE), LoadPoint(query, closed(1), 0)],
-        ),
-        Experiment(
-            "library",
-            LIBRARIES,
-            [LoadPoint(w, closed(1), i) for i, w in enumerate((query, document))],
-        ),
-        Experiment(
-            "length",
-            LIBRARIES,
-            [LoadPoint(batch_workload(32, n, n), closed(1), n + 2) for n in lengths],
-        ),
-        Experiment(
-            "server",
-            SERVERS,
-            [
-                LoadPoint(query, closed(1), 1),
-                LoadPoint(query, closed(32), 32),
-                LoadPoint(document, closed(4), 4),
-            ],
-        ),
-        Experiment(
-            "latency",
-            SERVERS,
-            [LoadPoint(query, open_(rate), rate) for rate in rates],
-            increasing_rate=True,
-        ),
-        Experiment(
-            "repeat",
-            [embedserve.PEER],
-            [LoadPoint(repeat_workload(share), closed(32), share) for share in shares],
-        ),
-        Experiment(
-            "batch",
-            _MAIN_SERVERS,
-            [LoadPoint(batch_workload(n, 5, 60), closed(4), n) for n in sizes],
-        ),
-        Experiment("bulk", _MAIN_SERVERS, [LoadPoint(query, open_(20), n, bulk=n) for n in bulk]),
+    return [
+        *_in_process_experiments(schedule, quick=quick),
+        *_server_experiments(schedule, quick=quick),
+        *_batch_and_bulk_experiments(schedule, quick=quick),
+        *([] if quick else [_replica_experiment(schedule)]),
     ]
-    if not quick:
-        selected.append(
-            Experiment(
-                "replicas",
-                [embedserve.ONE_REPLICA, embedserve.REPLICA_PER_CORE],
-                [LoadPoint(query, closed(32), 32), LoadPoint(document, closed(4), 4)],
-            )
-        )
-    return selected
+
+
+def _in_process_experiments(schedule: Schedule, *, quick: bool) -> list[Experiment]:
+    query, document = WORKLOADS["query"], WORKLOADS["document"]
+    floor_points = [
+        LoadPoint(query, schedule.open_loop(_FLOOR_RATE), _FLOOR_RATE),
+        LoadPoint(query, schedule.closed_loop(1), 0),
+    ]
+    plan = schedule.closed_loop(1)
+    lengths = (8, 128) if quick else (8, 32, 128, 250)
+    length_points = [LoadPoint(batch_workload(32, n, n), plan, n + 2) for n in lengths]
+    return [
+        Experiment("floor", [floor.PEER], floor_points),
+        Experiment("library", LIBRARIES, [LoadPoint(query, plan, 0), LoadPoint(document, plan, 1)]),
+        Experiment("length", LIBRARIES, length_points),
+    ]
+
+
+def _server_experiments(schedule: Schedule, *, quick: bool) -> list[Experiment]:
+    query, document = WORKLOADS["query"], WORKLOADS["document"]
+    rates = _RATES[1::3] if quick else _RATES
+    shares = (0.0, 1.0) if quick else (0.0, 0.5, 0.9, 1.0)
+    server_points = [
+        LoadPoint(query, schedule.closed_loop(1), 1),
+        LoadPoint(query, schedule.closed_loop(32), 32),
+        LoadPoint(document, schedule.closed_loop(4), 4),
+    ]
+    latency_points = [LoadPoint(query, schedule.open_loop(rate), rate) for rate in rates]
+    repeat_points = [
+        LoadPoint(repeat_workload(share), schedule.closed_loop(32), share) for share in shares
+    ]
+    return [
+        Experiment("server", SERVERS, server_points),
+        Experiment("latency", SERVERS, latency_points, increasing_rate=True),
+        Experiment("repeat", [embedserve.PEER], repeat_points),
+    ]
+
+
+def _batch_and_bulk_experiments(schedule: Schedule, *, quick: bool) -> list[Experiment]:
+    sizes = (1, 16) if quick else (1, 8, 64)
+    clients = (0, 4) if quick else (0, 1, 4)
+    batch_plan, bulk_plan = schedule.closed_loop(4), schedule.open_loop(20)
+    batch_points = [LoadPoint(batch_workload(n, 5, 60), batch_plan, n) for n in sizes]
+    bulk_points = [LoadPoint(WORKLOADS["query"], bulk_plan, n, bulk=n) for n in clients]
+    return [
+        Experiment("batch", _MAIN_SERVERS, batch_points),
+        Experiment("bulk", _MAIN_SERVERS, bulk_points),
+    ]
+
+
+def _replica_experiment(schedule: Schedule) -> Experiment:
+    points = [
+        LoadPoint(WORKLOADS["query"], schedule.closed_loop(32), 32),
+        LoadPoint(WORKLOADS["document"], schedule.closed_loop(4), 4),
+    ]
+    return Experiment("replicas", [embedserve.ONE_REPLICA, embedserve.REPLICA_PER_CORE], points)

@@ -1,8 +1,13 @@
-"""A run of everything takes two processes, since waiting is most of what tests of a service do.
+"""How tests are distributed over processes, and which of them `--fast` leaves out.
 
-One has the tests that start a service or measure, one after the other; the other process has the
-rest, folder by folder, which computes, and pauses while a test must have the machine to itself. Who
-names files or tests gets one process, whose output and debugger are at hand; so does `-n 0`.
+A run of all tests uses two processes, because tests of a service mostly wait. One process runs the
+tests that start a service or measure, the other runs the remaining folders. Timing-sensitive tests
+run exclusively: the other process pauses. A run of named files or tests uses one process, so that
+its output and a debugger are usable; so does `-n 0`.
+
+`--fast` leaves out what needs Ray, a service, a prepared model or other people's clients: the paths
+below, which are not even imported, and tests that are marked `slow`. All other tests are fast, new
+ones too.
 """
 
 import fcntl
@@ -16,18 +21,22 @@ from xdist.scheduler import LoadScopeScheduling
 
 _ON_RAY = "tests/on_ray/"
 _BENCHMARKS = "tests/benchmarks/"
-#: What is asserted here comes out otherwise when something else wants the cores.
-_ALONE = (_ON_RAY + "test_faults.py", _ON_RAY + "test_served.py")
+_SLOW_PATHS = (
+    "tests/benchmarks",
+    "tests/clients",
+    "tests/on_ray",
+)
+#: Other load on the cores changes the results of these tests.
+_EXCLUSIVE = (_ON_RAY + "test_faults.py", _ON_RAY + "test_served.py")
 
-# Read when huggingface_hub is imported, which most folders do: else the first test of a day to use
-# it asks its makers' server for something.
+# huggingface_hub reads these when it is imported. Without them it sends telemetry once a day.
 os.environ |= {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-# Of torch: threads that wait for one another sleep, and leave the cores to what runs beside them.
+# Threads of torch that wait sleep, instead of using the cores that the other process needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # As in the background of a shell without job control. What the tests start would inherit it,
-    # and be killed after a long patience where Ctrl-C should have ended it.
+    # A shell without job control ignores SIGINT in background jobs. Child processes would inherit
+    # that, and Ctrl-C would not stop them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -35,30 +44,46 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On Ray first what has one of its own, while the one that is shared doesn't run.
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out slow tests")
 
-    Then what may have company, so that the other process is nearly through when it has to pause.
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    path = collection_path.relative_to(config.rootpath).as_posix()
+    return True if config.getoption("fast") and path in _SLOW_PATHS else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects slow tests for `--fast`, and sorts the tests on Ray to the front.
+
+    Tests with a Ray cluster of their own come before those that share the fixture `service`.
+    Exclusive tests come last, when the other process has nearly finished.
     """
+    if config.getoption("fast"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
     items.sort(
         key=lambda item: (
             not item.nodeid.startswith(_ON_RAY),
             "service" in getattr(item, "fixturenames", ()),
-            _alone(item),
+            _is_exclusive(item),
         )
     )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
-    return _InTwo(config, log)
+    return _FolderScheduling(config, log)
 
 
-class _InTwo(LoadScopeScheduling):
+class _FolderScheduling(LoadScopeScheduling):
+    """Runs each folder of tests in one process, and all folders with services in the same one."""
+
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith((_ON_RAY, _BENCHMARKS)):
             return "services"
-        return nodeid.split("/")[1]  # a folder of tests shares what it has loaded
+        return nodeid.split("/")[1]  # tests of a folder share what they have loaded
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -67,40 +92,40 @@ def pytest_runtest_protocol(
 ) -> Generator[None, object, object]:
     if not hasattr(item.config, "workerinput"):
         return (yield)
-    _MACHINE.take(alone=_alone(item))
+    _MACHINE_LOCK.acquire(exclusive=_is_exclusive(item))
     try:
         return (yield)
     finally:
-        if nextitem is None or not (_alone(item) and _alone(nextitem)):
-            _MACHINE.give_back()
+        if nextitem is None or not (_is_exclusive(item) and _is_exclusive(nextitem)):
+            _MACHINE_LOCK.release()
 
 
-def _alone(item: pytest.Item) -> bool:
-    return item.nodeid.startswith(_ALONE)
+def _is_exclusive(item: pytest.Item) -> bool:
+    return item.nodeid.startswith(_EXCLUSIVE)
 
 
-class _Machine:
-    """Of the processes that run tests all have it, or one does. Locks nothing but two folders."""
+class _MachineLock:
+    """A fair read-write lock between the processes of a test run, by locks on two folders."""
 
-    def __init__(self, queue: Path, place: Path) -> None:
+    def __init__(self, queue: Path, machine: Path) -> None:
         self._queue = os.open(queue, os.O_RDONLY)
-        self._place = os.open(place, os.O_RDONLY)
-        self._mine_alone = False
+        self._machine = os.open(machine, os.O_RDONLY)
+        self._is_exclusive = False
 
-    def take(self, *, alone: bool) -> None:
-        if self._mine_alone:
-            return  # who queues now waits for this process
-        # Who wants it alone keeps the others queueing, or they would take it again and again.
+    def acquire(self, *, exclusive: bool) -> None:
+        if self._is_exclusive:
+            return  # kept between consecutive exclusive tests
+        # A writer that waits holds the queue, or readers would acquire the lock again and again.
         fcntl.flock(self._queue, fcntl.LOCK_EX)
         try:
-            fcntl.flock(self._place, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            fcntl.flock(self._machine, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         finally:
             fcntl.flock(self._queue, fcntl.LOCK_UN)
-        self._mine_alone = alone
+        self._is_exclusive = exclusive
 
-    def give_back(self) -> None:
-        fcntl.flock(self._place, fcntl.LOCK_UN)
-        self._mine_alone = False
+    def release(self) -> None:
+        fcntl.flock(self._machine, fcntl.LOCK_UN)
+        self._is_exclusive = False
 
 
-_MACHINE = _Machine(Path(__file__).parent, Path(__file__).parent / "on_ray")
+_MACHINE_LOCK = _MachineLock(Path(__file__).parent, Path(__file__).parent / "on_ray")

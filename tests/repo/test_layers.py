@@ -1,20 +1,25 @@
-"""Imports go down the layers only; Ray, torch and Starlette stay in their rooms."""
+"""Modules import lower layers only, and each library is imported in a few modules only."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "serve_app").rglob("*.py"))
-CLIENT = ROOT / "clients" / "python" / "embedserve_client"
-CLIENT_FILES = sorted(CLIENT.rglob("*.py"))
+from tests.repo.source import (
+    BENCHMARK_FILES,
+    CLIENT_FILES,
+    CLIENT_ROOT,
+    ROOT,
+    SERVICE_FILES,
+    SOURCE_FILES,
+    imports,
+    module_name,
+)
 
-#: From the bottom up. A module may import from its own layer and from those below.
-LAYERS = [
+#: From the lowest to the highest. A module imports its own layer and lower ones.
+SERVICE_LAYERS = [
     ["types", "errors", "metrics"],
     ["config"],
     ["models", "valkey"],
@@ -26,11 +31,10 @@ LAYERS = [
     ["app"],
     ["command"],
 ]
-#: Rooms of one layer that know nothing of each other.
-APART = {"access", "autoscale", "cache", "model_prep", "scheduler"}
-
-#: Who may import what.
-ROOMS = {
+#: Packages of one layer that don't import each other.
+INDEPENDENT = {"access", "autoscale", "cache", "model_prep", "scheduler"}
+#: The modules and packages of `serve_app` that import a library.
+SERVICE_LIBRARIES = {
     "ray": ("app", "deployments", "autoscale", "metrics", "command.serve", "command.cache"),
     "torch": ("engines.torch_engine", "model_prep.openvino_export"),
     "sentence_transformers": (
@@ -43,54 +47,145 @@ ROOMS = {
     "transformers": (),
     "starlette": ("web", "deployments.ingress"),
     "huggingface_hub": ("models",),
+    "benchmarks": (),
+    "embedserve_benchmarks": (),
+}
+CLIENT_LAYERS = [
+    ["errors", "settings", "fork_safe_lock", "read_write_lock", "prefetch", "model_files"],
+    ["space", "vectors"],
+    ["wire"],
+    ["retry", "local_model"],
+    ["fallback"],
+    ["flow", "transport"],
+    ["base", "async_local_model"],
+    ["client", "async_client"],
+    [
+        *("shared_service_dir", "supervisor_process", "supervisor", "index", "index_files"),
+        *("search", "ray", "files"),
+    ],
+    ["stdio"],
+    ["command"],
+]
+#: The modules and packages of `embedserve_client` that import a library. All but `httpx2` and
+#: `rich` are extras.
+CLIENT_LIBRARIES = {
+    "httpx2": ("transport",),
+    "rich": ("command",),
+    "sentence_transformers": ("local_model",),
+    "faiss": ("index_files",),
+    "pyarrow": ("files", "ray"),
+    "ray": ("ray",),
+    "torch": (),
+    "serve_app": (),
+    "benchmarks": (),
+    "embedserve_benchmarks": (),
+}
+#: What the benchmarks import of the service: the model of all peers, a port, a type.
+BENCHMARK_IMPORTS = {"serve_app.config", "serve_app.models", "serve_app.command.ports"}
+#: Benchmarks of the engine itself.
+ENGINE_BENCHMARKS = {"benchmarks.gpu", "benchmarks.peers.engine_alone"}
+
+SERVICE_IMPORTS = {
+    module_name(file).removeprefix("serve_app").lstrip("."): list(imports(file))
+    for file in SERVICE_FILES
+}
+CLIENT_IMPORTS = {
+    module_name(file).removeprefix("embedserve_client").lstrip("."): list(imports(file))
+    for file in CLIENT_FILES
 }
 
 
-def name(file: Path) -> str:
-    parts = file.relative_to(ROOT / "serve_app").with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
+def is_within(module: str, packages: Sequence[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Every module that is imported, also inside functions."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "Imports are absolute."
-            assert node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def upward_imports(
+    package: str, imports_by_module: Mapping[str, Sequence[str]], layers: Sequence[Sequence[str]]
+) -> list[str]:
+    def layer(module: str) -> int:
+        return next(i for i, names in enumerate(layers) if module.split(".")[0] in names)
+
+    return [
+        f"{module} imports {target}, which is above it"
+        for module, imported in imports_by_module.items()
+        for name in imported
+        if module and name.startswith(f"{package}.")
+        if (target := name.removeprefix(f"{package}.")) != "__version__"
+        if layer(target) > layer(module)
+    ]
 
 
-def layer(module: str) -> int:
-    room = module.split(".")[0]
-    return next(i for i, rooms in enumerate(LAYERS) if room in rooms)
+def misplaced_libraries(
+    imports_by_module: Mapping[str, Sequence[str]], libraries: Mapping[str, Sequence[str]]
+) -> list[str]:
+    return [
+        f"{module} imports {name}"
+        for module, imported in imports_by_module.items()
+        for name in imported
+        if (library := name.split(".")[0]) in libraries
+        if not is_within(module, libraries[library])
+    ]
 
 
-@pytest.mark.parametrize("file", FILES, ids=name)
-def test_imports_go_down(file: Path) -> None:
-    module = name(file)
-    if not module:
-        return
-    for imported in imports(file):
-        if not imported.startswith("serve_app."):
-            continue
-        target = imported.removeprefix("serve_app.")
-        if target == "__version__":
-            continue
-        assert layer(target) <= layer(module), f"{module} imports {target}, which is above it"
-        rooms = {target.split(".")[0], module.split(".")[0]}
-        assert len(rooms & APART) <= 1, f"{module} and {target} should not know each other"
+def test_the_service_imports_lower_layers_only() -> None:
+    assert upward_imports("serve_app", SERVICE_IMPORTS, SERVICE_LAYERS) == []
 
 
-@pytest.mark.parametrize("file", FILES, ids=name)
-def test_libraries_stay_in_their_rooms(file: Path) -> None:
-    module = name(file)
-    for imported in imports(file):
-        rooms = ROOMS.get(imported.split(".")[0])
-        if rooms is not None:
-            allowed = any(module == room or module.startswith(f"{room}.") for room in rooms)
-            assert allowed, f"{module} imports {imported}"
+def test_the_client_imports_lower_layers_only() -> None:
+    assert upward_imports("embedserve_client", CLIENT_IMPORTS, CLIENT_LAYERS) == []
+
+
+def test_independent_packages_do_not_import_each_other() -> None:
+    assert [
+        f"{module} imports {name}"
+        for module, imported in SERVICE_IMPORTS.items()
+        for name in imported
+        if name.startswith("serve_app.")
+        if len({name.split(".")[1], module.split(".")[0]} & INDEPENDENT) > 1
+    ] == []
+
+
+def test_libraries_are_imported_where_they_belong() -> None:
+    assert misplaced_libraries(SERVICE_IMPORTS, SERVICE_LIBRARIES) == []
+    assert misplaced_libraries(CLIENT_IMPORTS, CLIENT_LIBRARIES) == []
+
+
+def test_the_benchmarks_import_little_of_the_service() -> None:
+    allowed = sorted({*BENCHMARK_IMPORTS, "serve_app.types.Float32"})
+    assert [
+        f"{module_name(file)} imports {name}"
+        for file in BENCHMARK_FILES
+        for name in imports(file)
+        if name.startswith("serve_app") and not is_within(name, allowed)
+        if module_name(file) not in ENGINE_BENCHMARKS
+    ] == []
+
+
+def test_benchmarks_import_each_other_relatively() -> None:
+    """They are installed under another name, see pyproject.toml."""
+    assert [
+        f"{module_name(file)}: import of {node.module}"
+        for file in BENCHMARK_FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level == 0
+        if (node.module or "").split(".")[0] in {"benchmarks", "embedserve_benchmarks"}
+    ] == []
+
+
+def test_files_have_at_most_400_lines_and_functions_at_most_60() -> None:
+    offenders = []
+    for file in SOURCE_FILES:
+        source = file.read_text(encoding="utf-8")
+        lines = source.count("\n")
+        if lines > 400:
+            offenders.append(f"{file.relative_to(ROOT)}: {lines} lines")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno
+                lines = node.end_lineno - node.lineno + 1
+                if lines > 60:
+                    offenders.append(f"{file.relative_to(ROOT)}: {node.name} has {lines} lines")
+    assert offenders == []
 
 
 @pytest.mark.parametrize(
@@ -106,68 +201,7 @@ def test_libraries_stay_in_their_rooms(file: Path) -> None:
         ("serve_app.engines.hashing_engine", {"ray", "torch", "openvino", "tokenizers"}),
         ("serve_app.autoscale", {"ray", "torch", "numpy"}),
         ("serve_app.command.main", {"ray", "torch", "starlette"}),
-    ],
-)
-def test_importing_a_room_loads_nothing_heavy(module: str, unwanted: set[str]) -> None:
-    code = f"import sys, {module}; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert unwanted.isdisjoint(loaded.stdout.split())
-
-
-#: Of the client, from the bottom up.
-CLIENT_LAYERS = [
-    ["errors", "settings", "lock", "shared_lock", "feed", "model_files"],
-    ["space", "vectors"],
-    ["wire"],
-    ["retry", "local"],
-    ["fallback"],
-    ["flow", "transport"],
-    ["base", "in_process"],
-    ["client", "async_client"],
-    ["service_room", "keeper", "supervisor", "index", "index_files", "search", "ray", "files"],
-    ["stdio"],
-    ["command"],
-]
-#: What it may import where; each of them is an extra, but for the first two.
-CLIENT_ROOMS = {
-    "httpx2": ("transport",),
-    "rich": ("command",),
-    "sentence_transformers": ("local",),
-    "faiss": ("index_files",),
-    "pyarrow": ("files", "ray"),
-    "ray": ("ray",),
-    "torch": (),
-    "serve_app": (),
-}
-
-
-def client_name(file: Path) -> str:
-    parts = file.relative_to(CLIENT).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
-
-
-@pytest.mark.parametrize("file", CLIENT_FILES, ids=client_name)
-def test_imports_of_the_client_go_down(file: Path) -> None:
-    def layer(module: str) -> int:
-        room = module.split(".")[0]
-        return next(i for i, rooms in enumerate(CLIENT_LAYERS) if room in rooms)
-
-    module = client_name(file)
-    for imported in imports(file):
-        room = imported.removeprefix("embedserve_client.")
-        if module and room != imported and room != "__version__":
-            target = room if room.split(".")[0] != "base" else "base"
-            assert layer(target) <= layer(module), f"{module} imports {target}, which is above it"
-        rooms = CLIENT_ROOMS.get(imported.split(".")[0])
-        if rooms is not None:
-            assert module.split(".")[0] in rooms, f"{module} imports {imported}"
-
-
-@pytest.mark.parametrize(
-    ("module", "unwanted"),
-    [
+        ("embedserve_benchmarks.command", {"ray", "torch", "matplotlib"}),
         ("embedserve_client", {"httpx2", "numpy", "orjson"}),
         ("embedserve_client.model_files", {"httpx2", "numpy"}),
         ("embedserve_client.client", {"torch", "ray", "faiss", "pyarrow", "rich", "serve_app"}),
@@ -176,42 +210,25 @@ def test_imports_of_the_client_go_down(file: Path) -> None:
         ("embedserve_client.command.main", {"torch", "ray", "faiss", "pyarrow", "serve_app"}),
     ],
 )
-def test_importing_the_client_loads_nothing_that_it_may_not_need(
-    module: str, unwanted: set[str]
-) -> None:
-    test_importing_a_room_loads_nothing_heavy(module, unwanted)
+def test_importing_a_module_loads_no_heavy_library(module: str, unwanted: set[str]) -> None:
+    code = f"import sys, {module}; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert unwanted & set(modules.stdout.split()) == set()
 
 
-def test_the_public_names_are_those_that_there_are() -> None:
+def test_the_client_exports_the_names_that_it_declares() -> None:
     import embedserve_client
 
-    assert embedserve_client.__all__ == sorted(embedserve_client.__all__)
-    assert set(embedserve_client._PLACES) == set(embedserve_client.__all__)
-    for name in embedserve_client.__all__:
-        assert getattr(embedserve_client, name).__name__ == name
-
-
-#: What the harness may know of the service: the model that all peers serve, and how to find a port.
-KNOWN = {
-    "serve_app.config.MINILM",
-    "serve_app.models.model_dir",
-    "serve_app.command.ports.free_port",
-    "serve_app.types.Float32",
-}
-BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
-
-
-@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda f: f.stem)
-def test_the_harness_knows_only_what_the_model_is(file: Path) -> None:
-    ours = {imported for imported in imports(file) if imported.startswith("serve_app")}
-    assert ours <= KNOWN or file.stem in {"engine_alone", "gpu"}  # which measure the engine
-
-
-@pytest.mark.parametrize("file", [*FILES, *CLIENT_FILES, *BENCHMARKS], ids=lambda f: f.stem)
-def test_files_and_functions_stay_small(file: Path) -> None:
-    source = file.read_text(encoding="utf-8")
-    assert source.count("\n") <= 400
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno
-            assert node.end_lineno - node.lineno < 60, node.name
+    exported = embedserve_client.__all__
+    tree = ast.parse((CLIENT_ROOT / "embedserve_client" / "__init__.py").read_text("utf-8"))
+    (declarations,) = (node for node in tree.body if isinstance(node, ast.If))  # TYPE_CHECKING
+    declared = [
+        alias.name
+        for node in declarations.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert exported == sorted(declared)
+    assert [getattr(embedserve_client, name).__name__ for name in exported] == exported

@@ -1,7 +1,6 @@
 """The peers that need only this project's packages, with the real model."""
 
 import numpy as np
-import pytest
 
 from benchmarks.compare import cosines
 from benchmarks.peers import engine_alone, fastapi_server, sentence_transformers_in_process
@@ -11,7 +10,6 @@ from benchmarks.peers.server import ServerProcess
 TEXTS = ["a query", "a longer text about " + "nothing " * 80, "", "Grüße, 你好", "x " * 600]
 
 
-@pytest.mark.model
 def test_a_server_and_both_libraries_return_the_same_vectors() -> None:
     with (
         LibraryProcess(sentence_transformers_in_process.PEER) as reference,

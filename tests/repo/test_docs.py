@@ -1,0 +1,88 @@
+"""The documentation agrees with the code."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from serve_app.config import settings_markdown
+from tests.repo.source import BENCHMARK_FILES, CLIENT_ROOT, ROOT, SERVICE_FILES, tracked_files
+from tests.repo.test_packaging import CLIENT, PROJECT
+
+DOCS = ROOT / "docs"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ROOT / "clients" / "README.md",
+    CLIENT_ROOT / "README.md",
+    *sorted(DOCS.glob("*.md")),
+]
+
+
+def page_text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors that GitHub generates for a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page_text(page), re.MULTILINE)
+    slugs = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {slug.replace(" ", "-") for slug in slugs}
+
+
+def relative_links(page: Path) -> Iterator[str]:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page_text(page)):
+        if not re.match(r"[a-z]+:", link):
+            yield link
+
+
+def broken_links(page: Path) -> Iterator[str]:
+    for link in relative_links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists():
+            yield f"{page.relative_to(ROOT)}: {link} doesn't exist"
+        elif anchor and anchor not in anchors(target):
+            yield f"{page.relative_to(ROOT)}: {link} has no such heading"
+
+
+def documented_packages(page: Path) -> list[str]:
+    """Returns the first column of a page's table of dependencies."""
+    return re.findall(r"^\| `([\w\-\[\]]+)` \|", page_text(page), re.MULTILINE)
+
+
+def declared_packages(requirements: list[str]) -> list[str]:
+    return [re.split(r"[=~<> ;]", requirement)[0] for requirement in requirements]
+
+
+def test_every_relative_link_resolves() -> None:
+    assert [problem for page in PAGES for problem in broken_links(page)] == []
+
+
+def test_the_settings_page_is_generated_from_the_settings() -> None:
+    assert page_text(DOCS / "settings.md").endswith(settings_markdown())
+
+
+def test_every_dependency_of_the_service_is_documented() -> None:
+    documented = documented_packages(DOCS / "dependencies.md")
+    assert documented == declared_packages(PROJECT["dependencies"])
+
+
+def test_every_dependency_of_the_client_is_documented() -> None:
+    extras = CLIENT["optional-dependencies"].values()
+    requirements = [*CLIENT["dependencies"], *(line for extra in extras for line in extra)]
+    section = page_text(CLIENT_ROOT / "README.md").split("\n## Dependencies\n")[1]
+    documented = re.findall(r"^\| `([\w\-\[\]]+)` \|", section, re.MULTILINE)
+    assert documented == declared_packages(requirements)
+
+
+def test_the_file_map_is_the_tree() -> None:
+    section = page_text(DOCS / "architecture.md").split("\n## File map\n")[1].split("\n## ")[0]
+    file_map = section.split("```")[1]
+    tree = {path.relative_to(ROOT) for path in tracked_files()}
+    names = {part for path in tree for part in path.parts}
+    listed = re.findall(r"[\w.-]+\.(?:py|md|yaml|json)\b|[\w-]+(?=/)", file_map)
+    assert sorted(set(listed) - names) == []
+
+    modules = {file.stem for file in (*SERVICE_FILES, *BENCHMARK_FILES)} - {"__init__"}
+    packages = {file.parent.name for file in (*SERVICE_FILES, *BENCHMARK_FILES)}
+    words = set(re.findall(r"\w+", file_map))
+    assert sorted((modules | packages) - words) == []
