@@ -1,13 +1,15 @@
-"""What clients of each dialect send, and what they get, as in `golden/*.json`.
+"""Golden requests and replies of each dialect, from `golden/*.json`.
 
-The pairs are written from the contracts of the dialects; `<...>` stands for what differs each time.
-Fields of a pair:
+The pairs follow the dialects' own documentation. `<…>` in a reply is a placeholder for a value that
+varies. Fields of a pair:
 
-* `ask`, and `body` (JSON) or `raw`, `headers`: the request. `<9 x>` in its body is nine x.
-* `given`: `settings` and `spec` that differ from those of `fakes`; `tiers` that the vectors come
-  from; `cache`; `before`: requests that came before; `endless`: a body that never ends;
-  `delay_s`; `error`: class and arguments, raised where that error comes from.
-* `status`, `reply`, `told` (headers; null: not there), `error`: the class of ours that it was.
+* `ask`, and `body` (JSON) or `raw`, `headers`: the request. `<9 x>` in its body is `x` nine times.
+* `given`: state of the service. `settings` and `spec` override those of `fakes`; `tiers` are the
+  tiers of the vectors; `cache` is the cache's state; `before` lists earlier requests; `endless`
+  sends a body that never ends; `delay_s` delays the backend; `error` has the class and arguments of
+  an error to raise.
+* `status`, `reply`, `told` (headers; null means absent), `error` (class of the rendered error): the
+  expected response.
 """
 
 import asyncio
@@ -57,7 +59,7 @@ ALL = [
     for dialect, pairs in PAIRS.items()
     for pair in pairs
 ]
-ANYTHING = {
+PLACEHOLDERS = {
     "<uuid>": r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
     "<unix time>": r"1[789]\d{8}(\.\d+)?",
     "<seconds>": r"\d+(\.\d+)?(e-\d+)?",
@@ -68,9 +70,9 @@ ANYTHING = {
 
 
 def exact_vector(text: str) -> Float32:
-    """A vector that is easy to read and the same on every machine.
+    """Returns a readable vector of shape (DIM,), the same on every machine.
 
-    Of each pair of components one is 0.5 or -0.5, so that lengths and means have no rounding.
+    One component of each pair is 0.5 or -0.5 and the other 0: lengths and means are exact.
     """
     bits = zlib.crc32(text.encode())
     vector = np.zeros(DIM, dtype=np.float32)
@@ -80,7 +82,7 @@ def exact_vector(text: str) -> Float32:
 
 
 class FakeEntrance:
-    """In the place of `Entrance`: lets everybody in, or fails as a pair asks for."""
+    """Replaces `Entrance`: admits every request, or raises the error of a pair."""
 
     required = True
 
@@ -103,8 +105,8 @@ class FakeEntrance:
         return {}
 
 
-class Told(SingleReplica):
-    """A fleet of one, which tells metrics."""
+class FixedMetrics(SingleReplica):
+    """Statistics of one replica with a fixed Prometheus text."""
 
     def __init__(self, meter: Meter, text: str) -> None:
         super().__init__(meter)
@@ -114,10 +116,11 @@ class Told(SingleReplica):
         return self._text
 
 
-def error_of(given: list[Any] | None) -> Exception | None:
-    if given is None:
+def error_from(arguments: list[Any] | None) -> Exception | None:
+    """Returns the error with this class name and these arguments."""
+    if arguments is None:
         return None
-    name, *args = given
+    name, *args = arguments
     cls = getattr(errors, name, None) or getattr(builtins, name)
     error = cls(*args)
     assert isinstance(error, Exception)
@@ -141,7 +144,7 @@ def client_of(given: Pair, rendered: list[str]) -> httpx2.AsyncClient:
         given: the pair's `given`.
         rendered: receives the class of each error that is rendered.
     """
-    error = error_of(given.get("error"))
+    error = error_from(given.get("error"))
     lookup = FakeBackend()
     if not isinstance(error, Unauthorized | Forbidden | QuotaExceeded):
         lookup.error = cast("EmbedServeError | None", error)
@@ -149,7 +152,7 @@ def client_of(given: Pair, rendered: list[str]) -> httpx2.AsyncClient:
     lookup.tiers = [Tier[name] for name in given.get("tiers", ())]
     lookup.cache = CacheState(*given.get("cache", ("up", None, "embedded")))
     if "cache_error" in given:
-        lookup.cache = cast(EmbedServeError, error_of(given["cache_error"]))
+        lookup.cache = cast(EmbedServeError, error_from(given["cache_error"]))
     spec = dict(given.get("spec", {}))
     if "quantization_ranges" in spec:
         spec["quantization_ranges"] = np.array(spec["quantization_ranges"], dtype=np.float32)
@@ -159,7 +162,7 @@ def client_of(given: Pair, rendered: list[str]) -> httpx2.AsyncClient:
         lookup,
         IngressSettings.model_validate(given.get("settings", {})),
         meter,
-        Told(meter, given.get("exposition", "")),
+        FixedMetrics(meter, given.get("exposition", "")),
     )
     dialects = [recording(dialect, rendered) for dialect in load_dialects()]
     app = create_app(service, cast(Entrance, FakeEntrance(error)), dialects=dialects)
@@ -171,8 +174,8 @@ async def send(
     client: httpx2.AsyncClient, ask: str, content: Any, headers: dict[str, str] | None = None
 ) -> httpx2.Response:
     method, path = ask.split(" ")
-    about = {} if content is None else {"content-type": "application/json"}
-    return await client.request(method, path, content=content, headers=about | (headers or {}))
+    defaults = {} if content is None else {"content-type": "application/json"}
+    return await client.request(method, path, content=content, headers=defaults | (headers or {}))
 
 
 def content_of(pair: Pair) -> Any:
@@ -181,7 +184,7 @@ def content_of(pair: Pair) -> Any:
     if "body" not in pair:
         return pair.get("raw")
     body = json.dumps(pair["body"])
-    return re.sub(r"<(\d+) x>", lambda found: "x" * int(found[1]), body)
+    return re.sub(r"<(\d+) x>", lambda match: "x" * int(match[1]), body)
 
 
 async def endless() -> AsyncIterator[bytes]:
@@ -189,25 +192,28 @@ async def endless() -> AsyncIterator[bytes]:
     await asyncio.sleep(60)
 
 
-def differs(wanted: Any, got: Any) -> str | None:
-    """Where a reply differs from what was wanted; None: nowhere."""
-    if isinstance(wanted, dict) and isinstance(got, dict):
-        if wanted.keys() != got.keys():
-            return f": keys {sorted(got)}, wanted {sorted(wanted)}"
-        places: Any = wanted
-    elif isinstance(wanted, list) and isinstance(got, list):
-        if len(wanted) != len(got):
-            return f": {len(got)} items, wanted {len(wanted)}"
-        places = range(len(wanted))
-    elif isinstance(wanted, str) and "<" in wanted:
-        parts = re.split("(<[^>]*>)", wanted)
-        pattern = "".join(ANYTHING.get(part) or re.escape(part) for part in parts)
-        return None if re.fullmatch(pattern, str(got)) else f": {got!r}, wanted {wanted!r}"
+def difference(expected: Any, actual: Any) -> str | None:
+    """Returns the first difference between two JSON values and its path; None if they are equal."""
+    keys: Any
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        if expected.keys() != actual.keys():
+            return f": keys {sorted(actual)}, expected {sorted(expected)}"
+        keys = expected
+    elif isinstance(expected, list) and isinstance(actual, list):
+        if len(expected) != len(actual):
+            return f": {len(actual)} items, expected {len(expected)}"
+        keys = range(len(expected))
+    elif isinstance(expected, str) and "<" in expected:
+        parts = re.split("(<[^>]*>)", expected)
+        pattern = "".join(PLACEHOLDERS.get(part) or re.escape(part) for part in parts)
+        return (
+            None if re.fullmatch(pattern, str(actual)) else f": {actual!r}, expected {expected!r}"
+        )
     else:
-        same = wanted == got and isinstance(wanted, bool) == isinstance(got, bool)
-        return None if same else f": {got!r}, wanted {wanted!r}"
-    found = ((place, differs(wanted[place], got[place])) for place in places)
-    return next((f".{place}{where}" for place, where in found if where), None)
+        equal = expected == actual and isinstance(expected, bool) == isinstance(actual, bool)
+        return None if equal else f": {actual!r}, expected {expected!r}"
+    differences = ((key, difference(expected[key], actual[key])) for key in keys)
+    return next((f".{key}{inner}" for key, inner in differences if inner), None)
 
 
 @pytest.mark.parametrize("pair", ALL)
@@ -221,27 +227,27 @@ async def test_pair(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
         rendered.clear()
         reply = await send(client, pair["ask"], content_of(pair), pair.get("headers"))
     assert reply.status_code == pair["status"], reply.text
-    told = {"content-type": "application/json"} | pair.get("told", {})
-    for name, value in told.items():
-        got = reply.headers.get(name)
-        assert (got is None) if value is None else not differs(value, got), (name, got)
+    headers = {"content-type": "application/json"} | pair.get("told", {})
+    for name, value in headers.items():
+        actual = reply.headers.get(name)
+        assert (actual is None) if value is None else not difference(value, actual), (name, actual)
     assert reply.headers["x-embedding-space"] == SPEC.space_id
-    wanted = pair["reply"]
-    if isinstance(wanted, str):
-        assert reply.text == wanted
+    expected = pair["reply"]
+    if isinstance(expected, str):
+        assert reply.text == expected
     else:
-        assert differs(wanted, reply.json()) is None
+        assert difference(expected, reply.json()) is None
     assert rendered == ([pair["error"]] if "error" in pair else [])
 
 
 BY_PATH = endpoints_by_path(load_dialects())
 VIEWS = all_views(load_dialects())
-#: No request of TEI's has a path that isn't TEI's.
-IMPOSSIBLE = {("tei", "RouteNotFound")}
+#: Errors without a pair: an unknown path never belongs to TEI.
+EXEMPT = {("tei", "RouteNotFound")}
 
 
-def asked(dialect: str) -> list[tuple[str, str, bool]]:
-    """Of each pair of a dialect the method, the path, and whether all went well."""
+def outcomes(dialect: str) -> list[tuple[str, str, bool]]:
+    """Returns the method, the path and the success of each pair of a dialect."""
     return [
         (*pair["ask"].split(" "), pair["status"] == 200 and "error" not in pair)
         for pair in PAIRS[dialect]
@@ -253,28 +259,31 @@ def asked(dialect: str) -> list[tuple[str, str, bool]]:
     [route for candidates in BY_PATH.values() for route in candidates],
     ids=lambda route: f"{route.dialect.name} {route.endpoint.path}",
 )
-def test_every_endpoint_has_pairs_of_both_kinds(route: DialectEndpoint) -> None:
+def test_every_endpoint_has_a_pair_that_succeeds_and_one_that_fails(route: DialectEndpoint) -> None:
     endpoint = route.endpoint
     dialect = route.dialect.name.lower().replace(" ", "_")
-    kinds = {ok for method, path, ok in asked(dialect) if (method, path) == ("POST", endpoint.path)}
+    kinds = {
+        ok for method, path, ok in outcomes(dialect) if (method, path) == ("POST", endpoint.path)
+    }
     assert kinds == ({True, False} if endpoint.reply_schema else {False})
 
 
 @pytest.mark.parametrize("route", VIEWS, ids=lambda route: f"{route.view.method} {route.view.path}")
-def test_every_view_has_pairs_of_both_kinds(route: DialectView) -> None:
+def test_every_view_has_a_pair_that_succeeds_and_one_that_fails(route: DialectView) -> None:
     view = route.view
     pattern = re.sub(r"{.*}", ".+", view.path)
     kinds = {
         ok
         for dialect in PAIRS
-        for method, path, ok in asked(dialect)
+        for method, path, ok in outcomes(dialect)
         if method == view.method and re.fullmatch(pattern, path)
     }
     can_fail = not view.public or view.statuses
     assert kinds == ({True, False} if can_fail else {True})
 
 
-def reaching_clients() -> list[str]:
+def client_facing_errors() -> list[str]:
+    """Returns the classes of the errors that may be rendered."""
     return [
         name
         for name, cls in inspect.getmembers(errors, inspect.isclass)
@@ -285,7 +294,7 @@ def reaching_clients() -> list[str]:
 
 
 @pytest.mark.parametrize("dialect", ["openai", "tei"])
-@pytest.mark.parametrize("name", reaching_clients())
+@pytest.mark.parametrize("name", client_facing_errors())
 def test_every_error_has_a_pair(name: str, dialect: str) -> None:
-    told = {pair.get("error") for pair in PAIRS[dialect]}
-    assert (name in told) != ((dialect, name) in IMPOSSIBLE)
+    rendered = {pair.get("error") for pair in PAIRS[dialect]}
+    assert (name in rendered) != ((dialect, name) in EXEMPT)
