@@ -34,14 +34,14 @@ def client(service: EmbedService) -> Iterator[TestClient]:
         yield client
 
 
-def test_tells_which_inputs_were_cut(client: TestClient) -> None:
+def test_the_header_lists_truncated_inputs(client: TestClient) -> None:
     texts = ["x" * 99, "a", "y" * 99, "z" * 99]
     reply = client.post("/v1/embeddings", json={"input": texts})
     assert reply.headers["x-truncated-inputs"] == "0,2-3"
     assert reply.json()["usage"]["prompt_tokens"] == 16 * 3 + 1
 
 
-def test_tells_where_the_time_went(client: TestClient) -> None:
+def test_server_timing_has_a_duration_for_each_stage(client: TestClient) -> None:
     header = client.post("/v1/embeddings", json={"input": "a"}).headers["server-timing"]
     assert re.sub(r"dur=\d+\.\d\d", "dur=_", header) == (
         "cache;dur=_, queue;dur=_, tokenize;dur=_, infer;dur=_, total;dur=_"
@@ -60,7 +60,7 @@ def test_tells_where_the_time_went(client: TestClient) -> None:
         ({"cache-control": "no-cache"}, {}, True),
     ],
 )
-def test_a_client_may_do_without_the_cache(
+def test_a_request_may_bypass_the_cache(
     client: TestClient,
     lookup: FakeBackend,
     headers: dict[str, str],
@@ -71,7 +71,9 @@ def test_a_client_may_do_without_the_cache(
     assert lookup.groups[-1].use_cache == cached
 
 
-def test_counts_what_was_answered_and_how(client: TestClient, service: EmbedService) -> None:
+def test_metrics_count_requests_by_status_and_texts_and_tokens(
+    client: TestClient, service: EmbedService
+) -> None:
     client.post("/v1/embeddings", json={"input": ["a", "bc"]})
     client.post("/v1/embeddings", json={"input": []})
     counted = {(metric.name, *tags): n for (metric, tags), n in service.meter.drain().items()}
@@ -90,7 +92,7 @@ def test_counts_what_was_answered_and_how(client: TestClient, service: EmbedServ
         (1, "bulk", "bulk"),
     ],
 )
-def test_the_lane_is_what_the_client_says_or_follows_from_the_number_of_texts(
+def test_the_lane_is_the_header_s_or_follows_from_the_number_of_texts(
     client: TestClient, lookup: FakeBackend, texts: int, priority: str | None, lane: str
 ) -> None:
     headers = {} if priority is None else {"x-priority": priority}
@@ -99,14 +101,14 @@ def test_the_lane_is_what_the_client_says_or_follows_from_the_number_of_texts(
     assert lookup.groups[0].lane == lane
 
 
-def test_health_is_the_engines(client: TestClient, lookup: FakeBackend) -> None:
+def test_health_follows_the_backend(client: TestClient, lookup: FakeBackend) -> None:
     lookup.error = Unavailable("All replicas are gone.")
-    sick = client.get("/health")
-    assert (sick.status_code, sick.json()["reason"]) == (503, "All replicas are gone.")
+    unhealthy = client.get("/health")
+    assert (unhealthy.status_code, unhealthy.json()["reason"]) == (503, "All replicas are gone.")
     lookup.error = None
-    well = client.get("/health")
-    assert (well.status_code, well.json()["status"]) == (200, "ok")
-    assert well.json()["cache"] == {"state": "up", "reason": None, "kind": "embedded"}
+    healthy = client.get("/health")
+    assert (healthy.status_code, healthy.json()["status"]) == (200, "ok")
+    assert healthy.json()["cache"] == {"state": "up", "reason": None, "kind": "embedded"}
 
 
 BAD_BODIES: list[Any] = [
@@ -135,20 +137,25 @@ BAD_BODIES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "param", "words"), BAD_BODIES)
-def test_bad_input_is_told_how_to_mend_it(
-    client: TestClient, lookup: FakeBackend, body: bytes, status: int, param: str | None, words: str
+@pytest.mark.parametrize(("body", "status", "param", "message"), BAD_BODIES)
+def test_an_invalid_body_gets_a_message_that_names_the_field(
+    client: TestClient,
+    lookup: FakeBackend,
+    body: bytes,
+    status: int,
+    param: str | None,
+    message: str,
 ) -> None:
     reply = client.post("/v1/embeddings", content=body, headers=JSON)
     assert reply.status_code == status
     error = envelope(reply)
-    assert words in error["message"]
+    assert message in error["message"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert lookup.groups == []
 
 
 def envelope(reply: httpx2.Response) -> dict[str, Any]:
-    """The error in OpenAI's envelope, which has these four fields and no others."""
+    """Returns the error in OpenAI's envelope; asserts that it has exactly its four fields."""
     body = reply.json()
     assert list(body) == ["error", "detail"]
     error: dict[str, Any] = body["error"]
@@ -159,12 +166,12 @@ def envelope(reply: httpx2.Response) -> dict[str, Any]:
     return error
 
 
-def test_a_charset_behind_the_content_type_is_fine(client: TestClient) -> None:
+def test_a_content_type_may_have_a_charset(client: TestClient) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     assert client.post("/v1/embeddings", content=b'{"input": "a"}', headers=headers).is_success
 
 
-async def test_more_requests_than_fit_are_refused_at_once(lookup: FakeBackend) -> None:
+async def test_requests_over_the_limit_are_rejected_immediately(lookup: FakeBackend) -> None:
     lookup.delay_s = 0.2
     service = EmbedService(SPEC, lookup, IngressSettings(max_concurrent_requests=2))
     transport = httpx2.ASGITransport(app=create_app(service))
@@ -178,7 +185,7 @@ async def test_more_requests_than_fit_are_refused_at_once(lookup: FakeBackend) -
     assert later.status_code == 200
 
 
-async def test_a_body_that_never_ends_is_refused_as_soon_as_it_is_too_large(
+async def test_an_endless_body_is_rejected_as_soon_as_it_is_too_large(
     service: EmbedService,
 ) -> None:
     sent = 0
@@ -197,7 +204,9 @@ async def test_a_body_that_never_ends_is_refused_as_soon_as_it_is_too_large(
     assert sent == 11  # of 100 000 bytes
 
 
-async def test_a_client_that_leaves_while_it_sends_is_no_failure(service: EmbedService) -> None:
+async def test_a_client_that_disconnects_while_sending_is_not_counted_as_a_failure(
+    service: EmbedService,
+) -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
@@ -214,7 +223,7 @@ async def test_a_client_that_leaves_while_it_sends_is_no_failure(service: EmbedS
     assert service.meter.totals().requests == 0
 
 
-def test_totals_count_what_was_answered_and_how(
+def test_totals_count_successes_and_failures(
     client: TestClient, service: EmbedService, lookup: FakeBackend
 ) -> None:
     lookup.tiers = [Tier.L1, Tier.COMPUTED]
@@ -234,7 +243,7 @@ def test_totals_count_what_was_answered_and_how(
     assert 0 < totals.seconds < 60
 
 
-def test_texts_that_were_cut_are_counted_through_all_instances(client: TestClient) -> None:
+def test_truncated_inputs_are_indexed_across_all_instances(client: TestClient) -> None:
     long = "x" * 99
     body = {"instances": [{"inputs": ["a", long]}, {"inputs": long}, {"inputs": "b"}]}
     assert client.post("/vertex", json=body).headers["x-truncated-inputs"] == "1-2"

@@ -1,4 +1,4 @@
-"""Scripts in browsers: only those of the origins that are named may ask."""
+"""CORS: scripts of the allowed origins may send requests from browsers, others may not."""
 
 import pytest
 from starlette.testclient import TestClient
@@ -9,8 +9,8 @@ from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from tests.fakes import SPEC, FakeBackend
 
-OURS, THEIRS = "https://app.example", "https://evil.example"
-ALLOWED = "access-control-allow-origin"
+ALLOWED, OTHER = "https://app.example", "https://evil.example"
+ALLOW_ORIGIN = "access-control-allow-origin"
 
 
 def client_of(*origins: str, lookup: FakeBackend | None = None) -> TestClient:
@@ -19,61 +19,61 @@ def client_of(*origins: str, lookup: FakeBackend | None = None) -> TestClient:
 
 
 def preflight(client: TestClient, origin: str, method: str = "POST") -> dict[str, str]:
-    asked = {
+    headers = {
         "origin": origin,
         "access-control-request-method": method,
         "access-control-request-headers": "authorization, content-type, x-priority",
     }
-    reply = client.options("/v1/embeddings", headers=asked)
+    reply = client.options("/v1/embeddings", headers=headers)
     return {"status": str(reply.status_code), **reply.headers}
 
 
-def test_a_named_origin_may_ask_with_a_key() -> None:
-    told = preflight(client_of(OURS), OURS)
-    assert (told["status"], told[ALLOWED]) == ("200", OURS)
-    assert "POST" in told["access-control-allow-methods"]
+def test_an_allowed_origin_may_send_a_key() -> None:
+    response = preflight(client_of(ALLOWED), ALLOWED)
+    assert (response["status"], response[ALLOW_ORIGIN]) == ("200", ALLOWED)
+    assert "POST" in response["access-control-allow-methods"]
     for header in ("authorization", "content-type", "x-priority"):
-        assert header in told["access-control-allow-headers"]
+        assert header in response["access-control-allow-headers"]
 
 
-def test_another_origin_may_not() -> None:
-    client = client_of(OURS)
-    told = preflight(client, THEIRS)
-    assert (told["status"], told.get(ALLOWED)) == ("400", None)
-    reply = client.post("/v1/embeddings", json={"input": "a"}, headers={"origin": THEIRS})
-    assert ALLOWED not in reply.headers
+def test_another_origin_is_rejected() -> None:
+    client = client_of(ALLOWED)
+    response = preflight(client, OTHER)
+    assert (response["status"], response.get(ALLOW_ORIGIN)) == ("400", None)
+    reply = client.post("/v1/embeddings", json={"input": "a"}, headers={"origin": OTHER})
+    assert ALLOW_ORIGIN not in reply.headers
 
 
-def test_another_method_may_not() -> None:
-    assert preflight(client_of(OURS), OURS, "DELETE")["status"] == "400"
+def test_another_method_is_rejected() -> None:
+    assert preflight(client_of(ALLOWED), ALLOWED, "DELETE")["status"] == "400"
 
 
-def test_what_a_script_may_read_of_a_reply() -> None:
-    client = client_of(OURS)
-    headers = {"origin": OURS, "accept": "application/octet-stream"}
+def test_scripts_may_read_our_response_headers() -> None:
+    client = client_of(ALLOWED)
+    headers = {"origin": ALLOWED, "accept": "application/octet-stream"}
     reply = client.post("/v1/embeddings", json={"input": "x" * 99}, headers=headers)
-    assert reply.headers[ALLOWED] == OURS
+    assert reply.headers[ALLOW_ORIGIN] == ALLOWED
     exposed = set(reply.headers["access-control-expose-headers"].split(", "))
-    own = {name for name in reply.headers if name.startswith("x-")}
-    assert own
-    assert own | {"server-timing", "retry-after"} <= exposed
+    custom = {name for name in reply.headers if name.startswith("x-")}
+    assert custom
+    assert custom | {"server-timing", "retry-after"} <= exposed
 
 
-def test_an_error_can_be_read_too() -> None:
+def test_scripts_may_read_errors() -> None:
     lookup = FakeBackend()
     lookup.error = Overloaded("Full.", 7)
-    reply = client_of(OURS, lookup=lookup).post(
-        "/embed", json={"inputs": "a"}, headers={"origin": OURS}
+    reply = client_of(ALLOWED, lookup=lookup).post(
+        "/embed", json={"inputs": "a"}, headers={"origin": ALLOWED}
     )
-    assert (reply.status_code, reply.headers[ALLOWED]) == (429, OURS)
+    assert (reply.status_code, reply.headers[ALLOW_ORIGIN]) == (429, ALLOWED)
 
 
-def test_every_origin_where_that_is_asked_for() -> None:
-    assert preflight(client_of("*"), THEIRS)[ALLOWED] == "*"
+def test_a_star_allows_every_origin() -> None:
+    assert preflight(client_of("*"), OTHER)[ALLOW_ORIGIN] == "*"
 
 
-@pytest.mark.parametrize("origin", [OURS, THEIRS])
-def test_off_unless_asked_for(origin: str) -> None:
+@pytest.mark.parametrize("origin", [ALLOWED, OTHER])
+def test_cors_is_off_by_default(origin: str) -> None:
     client = client_of()
     assert preflight(client, origin)["status"] == "405"
     reply = client.get("/health", headers={"origin": origin})

@@ -1,4 +1,4 @@
-"""What a client with a key, without one, or with a wrong one gets, in each dialect."""
+"""API keys in each dialect: missing, wrong, valid, and over their limits."""
 
 import hashlib
 import logging
@@ -51,7 +51,7 @@ KEYS = (
     ApiKey(name="bulk", sha256=hashlib.sha256(SECRETS["bulk"].encode()).hexdigest(), lane="bulk"),
 )
 
-#: A request of each dialect, and where its errors have their words.
+#: A valid request of each dialect.
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "a"},
     "/embed": {"inputs": "a"},
@@ -91,7 +91,7 @@ def bearer(name: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     "headers", [{}, {"authorization": "Bearer es-wrong"}], ids=["none", "wrong"]
 )
-def test_no_key_or_a_wrong_one_in_each_dialect(
+def test_a_missing_or_wrong_key_in_each_dialect(
     client: TestClient, lookup: FakeBackend, headers: dict[str, str]
 ) -> None:
     replies = {path: client.post(path, json=b, headers=headers) for path, b in BODIES.items()}
@@ -109,7 +109,7 @@ def test_no_key_or_a_wrong_one_in_each_dialect(
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_a_key_opens_each_dialect(client: TestClient, path: str) -> None:
+def test_a_valid_key_in_each_dialect(client: TestClient, path: str) -> None:
     assert client.post(path, json=BODIES[path], headers=bearer("all")).status_code == 200
     as_header = {"x-api-key": SECRETS["all"]}
     assert client.post(path, json=BODIES[path], headers=as_header).status_code == 200
@@ -136,8 +136,8 @@ def test_a_key_over_its_quota_in_each_dialect(client: TestClient, path: str) -> 
     assert client.post(path, json=BODIES[path], headers=bearer("all")).status_code == 200
 
 
-def test_tokens_are_paid_as_they_were_counted(client: TestClient) -> None:
-    """FakeLookup's tokens are letters, more than anybody would guess."""
+def test_the_quota_is_charged_the_counted_tokens_not_the_estimate(client: TestClient) -> None:
+    # A token of the fake backend is one letter, so that the estimate is too low.
     first = client.post("/v1/embeddings", json={"input": "x" * 16}, headers=bearer("small"))
     assert first.headers["x-ratelimit-limit-tokens"] == "20"
     second = client.post("/v1/embeddings", json={"input": "y" * 16}, headers=bearer("small"))
@@ -146,16 +146,14 @@ def test_tokens_are_paid_as_they_were_counted(client: TestClient) -> None:
     assert second.json()["error"]["type"] == "rate_limit_error"
 
 
-def test_vectors_of_tokens_are_paid_too(client: TestClient) -> None:
-    for text, left in (
-        ("x" * 16, 16),
-        ("y", 3),
-    ):  # what was charged at the entrance, and paid since
+def test_token_vectors_are_charged(client: TestClient) -> None:
+    # The first reply only knows the estimate; the second one knows the first one's count.
+    for text, remaining in (("x" * 16, 16), ("y", 3)):
         reply = client.post("/embed_all", json={"inputs": text}, headers=bearer("small"))
-        assert int(reply.headers["x-ratelimit-remaining-tokens"]) <= left
+        assert int(reply.headers["x-ratelimit-remaining-tokens"]) <= remaining
 
 
-def test_how_a_key_stands_is_told_in_openai_s_headers(client: TestClient) -> None:
+def test_rate_limits_are_reported_in_openai_s_headers(client: TestClient) -> None:
     headers = client.post("/v1/embeddings", json={"input": "a"}, headers=bearer("one")).headers
     assert headers["x-ratelimit-limit-requests"] == "600"
     assert headers["x-ratelimit-remaining-requests"] == "599"
@@ -165,9 +163,7 @@ def test_how_a_key_stands_is_told_in_openai_s_headers(client: TestClient) -> Non
     assert not [name for name in unlimited if name.startswith("x-ratelimit")]
 
 
-def test_a_key_s_lane_goes_before_the_client_s_wish(
-    client: TestClient, lookup: FakeBackend
-) -> None:
+def test_a_key_s_lane_overrides_the_header(client: TestClient, lookup: FakeBackend) -> None:
     headers = bearer("bulk") | {"x-priority": "interactive"}
     for path, body in BODIES.items():
         client.post(path, json=body, headers=headers)
@@ -175,7 +171,7 @@ def test_a_key_s_lane_goes_before_the_client_s_wish(
     assert [group.lane for group in lookup.groups] == ["bulk"] * 6
 
 
-def test_failures_cost_no_tokens(client: TestClient, service: EmbedService) -> None:
+def test_failed_requests_are_charged_no_tokens(client: TestClient, service: EmbedService) -> None:
     for texts in ([""], ["\x00" * 3], ["a", 7]):
         client.post("/v1/embeddings", json={"input": texts}, headers=bearer("small"))
     reply = client.post("/v1/embeddings", json={"input": "a"}, headers=bearer("small"))
@@ -185,7 +181,7 @@ def test_failures_cost_no_tokens(client: TestClient, service: EmbedService) -> N
     assert counts[KEY_REQUESTS, ("small", "admitted")] == 4
 
 
-def test_what_needs_a_key_and_what_does_not(client: TestClient) -> None:
+def test_all_routes_but_public_ones_need_a_key(client: TestClient) -> None:
     dialects = load_dialects()
     for _, view in all_views(dialects):
         path = view.path.replace("{name:path}", SPEC.name)
@@ -203,7 +199,7 @@ def test_a_body_is_not_read_for_a_client_without_a_key(
     service: EmbedService, access: Entrance
 ) -> None:
     def body() -> Iterator[bytes]:
-        raise AssertionError("It was read.")
+        raise AssertionError("The body was read.")
         yield b""
 
     with TestClient(create_app(service, access)) as client:
@@ -212,12 +208,12 @@ def test_a_body_is_not_read_for_a_client_without_a_key(
 
 
 def test_keys_change_without_a_restart(client: TestClient, access: Entrance) -> None:
-    assert ask(client, "all").status_code == 200
+    assert embed(client, "all").status_code == 200
     access.apply(AccessSettings(keys=KEYS[1:]))
-    assert ask(client, "all").status_code == 401
+    assert embed(client, "all").status_code == 401
 
 
-def ask(client: TestClient, name: str) -> httpx2.Response:
+def embed(client: TestClient, name: str) -> httpx2.Response:
     return client.post("/v1/embeddings", json={"input": "a"}, headers=bearer(name))
 
 
@@ -227,15 +223,15 @@ def test_no_key_is_in_any_log_line(
     caplog.set_level(logging.DEBUG)
     for name in SECRETS:
         for _ in range(3):
-            ask(client, name)
+            embed(client, name)
     service.embed = None  # type: ignore[method-assign, assignment]
-    assert ask(client, "all").status_code == 500
+    assert embed(client, "all").status_code == 500
     client.post("/v1/embeddings", content=b"{", headers=bearer("all"))
     assert caplog.text
     assert not [secret for secret in SECRETS.values() if secret in caplog.text]
 
 
-def test_cached_texts_count_as_used(client: TestClient, lookup: FakeBackend) -> None:
+def test_cached_texts_are_charged(client: TestClient, lookup: FakeBackend) -> None:
     lookup.tiers = [Tier.L1]
     reply = client.post("/v1/embeddings", json={"input": "x" * 12}, headers=bearer("small"))
     again = client.post("/v1/embeddings", json={"input": "x" * 12}, headers=bearer("small"))
