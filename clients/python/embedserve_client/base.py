@@ -174,7 +174,7 @@ def _fallback(options: ClientOptions, environment: EnvironmentSettings) -> Fallb
     if fallback == "none":
         return None
     model = options.get("local_model") or environment.local_model
-    return Fallback(model if isinstance(model, LocalModel) else LocalModel(model))
+    return Fallback(model if isinstance(model, LocalModel) else LocalModel(str(model)))
 
 
 def _validate_url(url: str) -> str:

@@ -60,7 +60,7 @@ def embed(
         EmbedError: the request failed, and there is no fallback for the failure.
     """
     fallback = context.fallback
-    if fallback is not None and (yield from _is_circuit_open(fallback)):
+    if fallback is not None and (yield from _bypass_service(fallback)):
         return (yield from _embed_locally(texts, params, context, fallback))
     request = embed_request(texts, params, context.encoding_format)
     deadline = context.clock() + timeout_s
@@ -80,8 +80,8 @@ def embed(
     return vectors
 
 
-def _is_circuit_open(fallback: Fallback) -> Generator[Step, Outcome, bool]:
-    """Returns whether to bypass the service; probes it first if a probe is due."""
+def _bypass_service(fallback: Fallback) -> Generator[Step, Outcome, bool]:
+    """Returns whether to embed locally without a request; probes the service if that is due."""
     route = fallback.route()
     if route == "probe":
         outcome = yield Send(HEALTH_REQUEST, _PROBE_TIMEOUT_S)

@@ -38,7 +38,7 @@ def add_backend_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="CONFIG",
-        help="use the service on this machine; else start it, and stop it at the end",
+        help="start the service on this machine unless it is running, and stop it at the end",
     )
     group.add_argument(
         "--local",

@@ -49,7 +49,7 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "embed",
         help="embed a file of any size; an interrupted run resumes",
-        description="Embeds a file of any size in bounded memory. An interrupted run resumes.",
+        description="Embed a file of any size in bounded memory. An interrupted run resumes.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -15,7 +15,9 @@ def add_commands(commands: Any) -> None:
         ("info", _info, "print the model, engine and versions of a service"),
         ("models", _models, "print the names of the served models"),
     ):
-        parser = commands.add_parser(name, help=description, description=description)
+        parser = commands.add_parser(
+            name, help=description, description=f"{description.capitalize()}."
+        )
         add_url_option(parser)
         parser.add_argument("--json", action="store_true", help="print JSON")
         parser.set_defaults(run=run)

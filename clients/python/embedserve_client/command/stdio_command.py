@@ -39,7 +39,7 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "stdio",
         help="serve vectors over standard input and output, for other programs",
-        description="Reads requests from standard input and writes replies to standard output, one "
+        description="Read requests from standard input and write replies to standard output, one "
         "JSON object per line.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
