@@ -1,1 +1,1 @@
-"""Engines, which run a model, and the parity check against sentence-transformers."""
+"""Engines, which run a model, and the parity gate against sentence-transformers."""

@@ -70,7 +70,7 @@ class Engine(Protocol):
         """Returns one vector for each text, from one run of the model.
 
         A vector may differ with the other texts in its batch: by up to 1e-5 at fp32, and by up to
-        2e-3 at bf16. The cache is what makes repeated vectors equal bit for bit.
+        2e-3 at bf16. The vectors of one text are equal bit for bit only while they are cached.
 
         Returns:
             Shape (len(batch), dim), float32, in the order of the batch.

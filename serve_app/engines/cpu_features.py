@@ -2,8 +2,8 @@
 
 `/proc/cpuinfo` lists the instruction sets of the CPU. oneDNN, the kernel library of both OpenVINO
 and PyTorch, uses them up to the limit in `ONEDNN_MAX_CPU_ISA`. Without native instructions the
-libraries emulate a precision: on a CPU with AVX512-VNNI alone, OpenVINO at bf16 takes 30 times as
-long as at fp32. Such a precision is therefore rejected before anything is computed.
+libraries emulate a precision: OpenVINO at bf16 then takes 30 times as long as at fp32, PyTorch at
+fp16 three times. Such a precision is therefore rejected before anything is computed.
 """
 
 import os
@@ -14,8 +14,8 @@ from typing import Self
 
 from serve_app.errors import ConfigurationError
 
-#: For each precision, the instruction sets of which one is needed, by their flags in
-#: `/proc/cpuinfo`. Every x86 CPU computes the precisions that are not listed.
+#: For each precision, the instruction sets that compute it natively, by their flags in
+#: `/proc/cpuinfo`. Any CPU computes a precision that isn't listed.
 _INSTRUCTION_SETS = {
     "bf16": {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"},
     "fp16": {"avx512_fp16": "AVX512-FP16", "amx_fp16": "AMX-FP16"},
@@ -44,8 +44,8 @@ class CpuFeatures:
             os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper(),
         )
 
-    def why_not_native(self, precision: str) -> str | None:
-        """Returns what the CPU lacks for a precision, or None if it computes it natively."""
+    def unsupported_reason(self, precision: str) -> str | None:
+        """Returns what the CPU lacks for a precision, or None if the precision is native."""
         names = _INSTRUCTION_SETS.get(precision)
         if names is None:
             return None
@@ -65,5 +65,5 @@ class CpuFeatures:
         Raises:
             ConfigurationError: it would be emulated.
         """
-        if reason := self.why_not_native(precision):
+        if reason := self.unsupported_reason(precision):
             raise ConfigurationError(f"{reason} Set `precision: fp32`, which every CPU computes.")

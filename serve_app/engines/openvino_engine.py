@@ -54,7 +54,7 @@ class OpenVinoEngine:
             spec: the model as the application promises it.
             precision: `fp32` or `bf16`.
             threads: CPU threads, each of which runs one batch at a time.
-            parity: the result of the parity check, for `info`.
+            parity: the result of the parity gate, for `info`.
 
         Raises:
             ConfigurationError: the CPU doesn't compute the precision natively.
@@ -72,9 +72,9 @@ class OpenVinoEngine:
         if threads > 1:
             self._latency_request = self._compile(graph, streams=1).create_infer_request()
         self._token_requests: _RequestPool | None = None
-        self._token_lock = threading.Lock()
-        self._running = 0
-        self._running_lock = threading.Lock()
+        self._token_compile_lock = threading.Lock()
+        self._running_batches = 0
+        self._running_batches_lock = threading.Lock()
         # OpenVINO deadlocks if its first two runs in a process happen at the same time.
         self.embed(self.tokenizer.encode(["The first run."]))
         self._dim = int(compiled.output(0).partial_shape[1].get_length())
@@ -112,18 +112,20 @@ class OpenVinoEngine:
         multiple = _SINGLE_TEXT_MULTIPLE if len(batch) == 1 else 1
         inputs = self.tokenizer.pad(batch, pad_to_multiple_of=multiple)
         small = next(iter(inputs.values())).size <= _LATENCY_MAX_TOKENS
-        with self._running_lock:
-            self._running += 1
-            all_threads = self._latency_request if small and self._running == 1 else None
-        request = all_threads or self._throughput_requests.get()
+        with self._running_batches_lock:
+            self._running_batches += 1
+            latency_request = (
+                self._latency_request if small and self._running_batches == 1 else None
+            )
+        request = latency_request or self._throughput_requests.get()
         try:
             outputs = request.infer(inputs, share_inputs=True)
             return np.array(outputs[0], dtype=np.float32)  # a copy: the next run overwrites it
         finally:
-            if all_threads is None:
+            if latency_request is None:
                 self._throughput_requests.put(request)
-            with self._running_lock:
-                self._running -= 1
+            with self._running_batches_lock:
+                self._running_batches -= 1
 
     def embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
         """Returns for each text its token vectors, shape (tokens, width), float32, before pooling.
@@ -131,7 +133,7 @@ class OpenVinoEngine:
         The first call compiles a second graph. A graph with both outputs would compute and copy the
         token vectors for every request, though few ask for them.
         """
-        with self._token_lock:
+        with self._token_compile_lock:
             if self._token_requests is None:
                 compiled = self._compile(self._read_graph(_TOKEN_EMBEDDINGS), streams=self.streams)
                 self._token_requests = _create_requests(compiled, self.streams)

@@ -1,6 +1,6 @@
-"""The parity check: an engine serves only if its vectors are those of sentence-transformers.
+"""The parity gate: an engine serves only if its vectors are those of sentence-transformers.
 
-The check compares cosines on a fixed set of texts. It does not promise equal bits: at fp32 a vector
+The gate compares cosines on a fixed set of texts. It does not promise equal bits: at fp32 a vector
 varies with its batch by up to 1e-5, at bf16 by up to 2e-3.
 """
 
@@ -48,7 +48,7 @@ _EDGE_CASES = (
 _BATCH_SIZE = 16
 
 
-def has_parity(parity: Parity) -> bool:
+def meets_min_cosine(parity: Parity) -> bool:
     """Returns whether the vectors may be served. NaN never passes."""
     return parity.cosine_min >= MIN_COSINE[parity.precision]
 

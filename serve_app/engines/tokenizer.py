@@ -22,7 +22,7 @@ from serve_app.types import Float32, Input, Tokenization
 _TOKENIZER, _PADDING = "tokenizer.json", "padding.json"
 #: How many ids of a row an error message shows.
 _MAX_IDS_SHOWN = 6
-_ID_HELP = (
+_TOKEN_IDS_HELP = (
     "Token ids must be the model's own, with its special tokens. If another tokenizer made these, "
     "send the text itself; with LangChain's OpenAIEmbeddings set "
     "`check_embedding_ctx_length=False`; or set `token_ids: cl100k_base` in the Ingress' "
@@ -141,9 +141,9 @@ class TextTokenizer:
         """
         prefix, suffix = self._prefix, self._suffix
         if not ids:
-            raise InvalidRequest(f"A list of token ids is empty. {_ID_HELP}", "texts")
+            raise InvalidRequest(f"A list of token ids is empty. {_TOKEN_IDS_HELP}", "texts")
         if not self._in_vocabulary(ids):
-            raise InvalidRequest(f"{self._vocabulary_error(ids)} {_ID_HELP}", "texts")
+            raise InvalidRequest(f"{self._vocabulary_error(ids)} {_TOKEN_IDS_HELP}", "texts")
         framed = ids[: len(prefix)] == prefix and ids[len(ids) - len(suffix) :] == suffix
         if not framed or len(ids) < len(prefix) + len(suffix):
             expected = [
@@ -153,7 +153,7 @@ class TextTokenizer:
             ]
             raise InvalidRequest(
                 f"The token ids {_format_ids(ids)} don't {' and '.join(expected)}, as this model's "
-                f"do. {_ID_HELP}",
+                f"do. {_TOKEN_IDS_HELP}",
                 "texts",
             )
         if len(ids) <= self._max_tokens:

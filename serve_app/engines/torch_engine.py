@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from serve_app.config import ModelConfig
 from serve_app.engines.base import TokenIds
 from serve_app.engines.cpu_features import CpuFeatures
-from serve_app.engines.parity import MIN_COSINE, has_parity, measure_parity, parity_texts
+from serve_app.engines.parity import MIN_COSINE, measure_parity, meets_min_cosine, parity_texts
 from serve_app.engines.tokenizer import TextTokenizer
 from serve_app.errors import ConfigurationError, ParityFailed, SpaceMismatch
 from serve_app.models import ModelSpec, model_dir
@@ -158,7 +158,7 @@ class TorchEngine:
         if precision == "fp16":
             self._model[0].half().register_forward_hook(_upcast_outputs)
         parity = measure_parity(self, texts, expected, precision)
-        if not has_parity(parity):
+        if not meets_min_cosine(parity):
             raise ParityFailed(
                 f"With torch at {precision} the vectors of {spec.name} are only within cosine "
                 f"{parity.cosine_min:.6f} of those at fp32; {MIN_COSINE[precision]} is required. "

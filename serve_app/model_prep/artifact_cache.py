@@ -85,7 +85,7 @@ def get_or_build(name: str, step: BuildStep, *, build: Build = build_in_subproce
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock", timeout=_LOCK_TIMEOUT_S):
                 if not _is_intact(folder):
-                    _replace(folder, step, build)
+                    _rebuild(folder, step, build)
     except Timeout:
         raise ConfigurationError(
             f"Another process has been building {step.description} for {_LOCK_TIMEOUT_S:.0f} s."
@@ -104,7 +104,7 @@ def write_manifest(folder: Path) -> None:
     (folder / _MANIFEST).write_bytes(orjson.dumps(digests, option=orjson.OPT_INDENT_2))
 
 
-def _replace(folder: Path, step: BuildStep, build: Build) -> None:
+def _rebuild(folder: Path, step: BuildStep, build: Build) -> None:
     """Builds an artifact next to its folder, then moves it there."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as temporary:
         result = Path(temporary) / "artifact"

@@ -32,7 +32,7 @@ def calibrate(
     *,
     timeout_s: float = _TIMEOUT_S,
 ) -> None:
-    """Writes the ranges of a model at fp32 into a folder, or the reason why there are none.
+    """Writes the ranges of a model at fp32 into a folder, or the error if calibration fails.
 
     The prompts alternate over the texts, because a prompt shifts the vectors.
 

@@ -32,7 +32,7 @@ class EngineSelection:
 
     config: AppConfig  #: the configuration, with engine and precision filled in
     spec: ModelSpec
-    parity: Parity | None = None  #: None: measured by the replica, or there is no reference
+    parity: Parity | None = None  #: None: the replica measures it, or there is no reference
     rejected: tuple[str, ...] = ()  #: preferred engines that were rejected, with reasons
 
 

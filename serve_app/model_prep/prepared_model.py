@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 
 from serve_app.config import ModelConfig
-from serve_app.engines.parity import MIN_COSINE, has_parity
+from serve_app.engines.parity import MIN_COSINE, meets_min_cosine
 from serve_app.errors import ConfigurationError, ParityFailed
 from serve_app.model_prep.artifact_cache import (
     Build,
@@ -29,7 +29,7 @@ _FORMAT = 3
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A model that OpenVINO can read, with the result of its parity check."""
+    """A model that OpenVINO can read, with the result of its parity gate."""
 
     folder: Path
     parity: Parity
@@ -61,7 +61,7 @@ def get_prepared_model(
     )
     folder = get_or_build(name, step, build=build)
     parity = _read_parity(folder)
-    if not has_parity(parity):
+    if not meets_min_cosine(parity):
         raise ParityFailed(
             f"With OpenVINO at {precision} the vectors of {spec.name} are only within cosine "
             f"{parity.cosine_min:.6f} of sentence-transformers; {MIN_COSINE[precision]} is "
@@ -71,7 +71,7 @@ def get_prepared_model(
 
 
 def write_parity(folder: Path, parity: Parity) -> None:
-    """Writes the result of the parity check into a prepared model's folder."""
+    """Writes the result of the parity gate into a prepared model's folder."""
     (folder / _PARITY).write_bytes(orjson.dumps(asdict(parity)))
 
 

@@ -9,7 +9,7 @@ _CPU = CpuFeatures.detect()
 
 def needs(precision: str) -> pytest.MarkDecorator:
     """Skips a test on a CPU that would emulate the precision, and says what the CPU lacks."""
-    reason = _CPU.why_not_native(precision)
+    reason = _CPU.unsupported_reason(precision)
     return pytest.mark.skipif(reason is not None, reason=reason or "")
 
 

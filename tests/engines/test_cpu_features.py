@@ -33,7 +33,7 @@ def cpu(tmp_path: Path, flags: str) -> CpuFeatures:
     ],
 )
 def test_flags_decide(tmp_path: Path, precision: str, flags: str, native: bool) -> None:
-    assert (cpu(tmp_path, flags).why_not_native(precision) is None) == native
+    assert (cpu(tmp_path, flags).unsupported_reason(precision) is None) == native
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_the_limit_of_onednn_decides_as_well(
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     features = cpu(tmp_path, "avx512_bf16 avx512_fp16 amx_bf16")
-    assert (features.why_not_native(precision) is None) == native
+    assert (features.unsupported_reason(precision) is None) == native
 
 
 def test_an_os_that_lists_no_flags_computes_fp32_only(tmp_path: Path) -> None:
     (tmp_path / "without_flags").write_text("processor : 0\nFeatures : asimd\n", "utf-8")
     for name in ("missing", "without_flags"):
         features = CpuFeatures.detect(tmp_path / name)
-        assert features.why_not_native("fp32") is None
-        assert features.why_not_native("bf16") is not None
+        assert features.unsupported_reason("fp32") is None
+        assert features.unsupported_reason("bf16") is not None
 
 
 def test_the_error_names_what_is_missing_and_the_remedy(
