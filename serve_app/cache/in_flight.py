@@ -2,16 +2,16 @@
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serve_app.types import NO_TIMINGS, Lane, TextGroup, Timings, VectorRow
 
 #: A row for each text of a group, and the timings of the group.
 Computed = tuple[list[VectorRow], Timings]
 #: Computes a group, given the cache keys of its texts.
-Compute = Callable[[TextGroup, Sequence[bytes]], Awaitable[Computed]]
+Compute = Callable[[TextGroup, Sequence[bytes]], Coroutine[Any, Any, Computed]]
 
 
 class _Flight:
@@ -62,10 +62,10 @@ class SingleFlight:
         """
         joined = [self._joinable(key, group.lane) for key in keys]
         unjoined = [i for i, flight in enumerate(joined) if flight is None]
-        started = (
+        new_flight = (
             self._start(_subset(group, unjoined), [keys[i] for i in unjoined]) if unjoined else None
         )
-        by_text = [flight or started for flight in joined]
+        by_text = [flight or new_flight for flight in joined]
         flights = list(dict.fromkeys(flight for flight in by_text if flight))
         rows: dict[bytes, VectorRow] = {}
         timings = NO_TIMINGS
@@ -73,7 +73,7 @@ class SingleFlight:
             if not isinstance(result, BaseException):
                 rows.update(zip(flight.keys, result[0], strict=True))
                 timings = result[1]
-            elif flight is started:
+            elif flight is new_flight:
                 raise result
         failed = [i for i, key in enumerate(keys) if key not in rows]
         if failed:
@@ -92,7 +92,7 @@ class SingleFlight:
     def _start(self, group: TextGroup, keys: Sequence[bytes]) -> _Flight:
         # In an empty context: Ray cancels calls by the context they were made in.
         task = asyncio.get_running_loop().create_task(
-            self._run(group, keys), context=contextvars.Context()
+            self._compute(group, keys), context=contextvars.Context()
         )
         flight = _Flight(task, group.lane, keys)
         self._flights.update(dict.fromkeys(keys, flight))
@@ -104,9 +104,6 @@ class SingleFlight:
 
         task.add_done_callback(remove)
         return flight
-
-    async def _run(self, group: TextGroup, keys: Sequence[bytes]) -> Computed:
-        return await self._compute(group, keys)
 
 
 async def _wait_all(flights: Sequence[_Flight]) -> list[Computed | BaseException]:

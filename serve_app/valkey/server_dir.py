@@ -65,13 +65,13 @@ class FileLock:
         self._fd: int | None = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
 
     def try_shared(self) -> bool:
-        """Acquires a shared lock if possible, without waiting. Downgrades an exclusive lock."""
+        """Tries to acquire a shared lock, without waiting. Downgrades an exclusive lock."""
         return self._try_lock(fcntl.LOCK_SH)
 
     def try_exclusive(self) -> bool:
-        """Acquires an exclusive lock if possible, without waiting.
+        """Tries to acquire an exclusive lock, without waiting.
 
-        On failure, a shared lock that this instance held is lost.
+        On failure, a shared lock of this instance is released.
         """
         return self._try_lock(fcntl.LOCK_EX)
 

@@ -11,7 +11,7 @@ from tests.fakes import FakeBackend, fake_vector
 
 
 class FakeCompute:
-    """Records groups and compute them once `released` is set."""
+    """Records groups and computes them once `released` is set."""
 
     def __init__(self) -> None:
         self.groups: list[tuple[Input, ...]] = []
