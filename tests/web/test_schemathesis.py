@@ -1,4 +1,4 @@
-"""Requests made from the document's own schemas, right ones and wrong ones."""
+"""Schemathesis: valid and invalid requests generated from the OpenAPI document."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from serve_app.web.app import create_app
 from serve_app.web.dialect import endpoints_by_path
 from serve_app.web.dialects import load_dialects
 from tests.fakes import FakeBackend
-from tests.web.schema.test_openapi import CALIBRATED
+from tests.web.schema.conftest import CALIBRATED
 
 _CHECKS = (
     "not_a_server_error",
@@ -28,8 +28,8 @@ _CHECKS = (
     "unsupported_method",
     "allow_header_conformance",
 )
-#: How bodies that aren't as documented may be refused, too large ones among them.
-_NO = ["400", "404", "405", "413", "415", "422", "424"]
+#: Statuses that may reject an invalid request.
+_REJECTIONS = ["400", "404", "405", "413", "415", "422", "424"]
 _CONFIG = SchemathesisConfig.from_dict(
     {
         "seed": 1,
@@ -37,11 +37,11 @@ _CONFIG = SchemathesisConfig.from_dict(
         "checks": {
             "enabled": False,
             **{name: {"enabled": True} for name in _CHECKS},
-            "negative_data_rejection": {"enabled": True, "expected-statuses": _NO},
+            "negative_data_rejection": {"enabled": True, "expected-statuses": _REJECTIONS},
         },
     }
 )
-#: Small, so that what is just too much is small too.
+#: Low limits keep the generated bodies small.
 _LIMITS = IngressSettings(max_texts_per_request=20, max_text_chars=200)
 APP = create_app(EmbedService(CALIBRATED, FakeBackend(), _LIMITS))
 DOCUMENT = schemathesis.openapi.from_asgi("/openapi.json", APP, config=_CONFIG)
@@ -52,13 +52,13 @@ UNSUPPORTED = {
 }
 
 
-def test_it_is_a_valid_document() -> None:
+def test_the_document_is_valid() -> None:
     DOCUMENT.validate()
 
 
 @DOCUMENT.parametrize()
 @settings(deadline=None, suppress_health_check=list(HealthCheck))
-def test_what_is_documented_happens(case: Case[Any]) -> None:
+def test_responses_are_as_documented(case: Case[Any]) -> None:
     response = case.call()
     case.validate_response(
         response, excluded_checks=[positive_data_acceptance] if is_exempt(case, response) else []
@@ -66,15 +66,15 @@ def test_what_is_documented_happens(case: Case[Any]) -> None:
 
 
 def is_exempt(case: Case[Any], response: Response) -> bool:
-    """Whether a request may be refused though its body is as documented."""
+    """Whether a request may be rejected although its body is valid."""
     return (
         case.path in UNSUPPORTED
-        # No schema can tell how many tokens a text or a prompt has.
+        # No schema can bound the tokens of a text or a prompt.
         or b"leave no room" in response.content
         or b"tokens that the model takes" in response.content
-        # The limit is one for the texts of all instances together.
+        # The limit applies to the texts of all instances together.
         or (case.path == "/vertex" and b"texts in one request" in response.content)
-        # To JSON Schema 8.0 is an integer; to readers it isn't.
+        # 8.0 is an integer in JSON Schema, and not in the parser.
         or holds_round_float(case.body)
     )
 
