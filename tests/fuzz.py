@@ -86,7 +86,7 @@ class ReplyChecker:
         for path, candidates in endpoints.items():
             schemas.setdefault(path, []).extend(dialect.error_schema for dialect, _ in candidates)
         for dialect, view in all_views(dialects):
-            # An unhealthy status has the body of a healthy one.
+            # A view answers an unhealthy status with its usual body.
             status_schemas = [view.reply_schema] if view.statuses else []
             path = view.path.partition("{")[0]
             schemas.setdefault(path, []).extend([dialect.error_schema, *status_schemas])
@@ -109,7 +109,7 @@ class ReplyChecker:
         return path if path in self._errors or path in _DOCUMENT_PATHS else "other"
 
     def problem(self, request: Request, reply: Reply) -> str | None:
-        """Returns what is wrong with a reply, or None."""
+        """Returns a description of the fault of a reply, or None if it is correct."""
         status = reply.status
         if status >= 500 and status != 503:
             return f"{status}: {reply.body[:200]!r}"
@@ -263,7 +263,7 @@ async def run(
 async def _check(
     send: Transport, request: Request, timeout_s: float, checker: ReplyChecker, report: Report
 ) -> str | None:
-    """Sends a request, counts its status, and returns what is wrong with the reply, or None."""
+    """Sends a request, counts its status, and returns the problem of the reply, or None."""
     try:
         async with asyncio.timeout(timeout_s):
             reply = await send(request)

@@ -1,4 +1,4 @@
-"""Admission: identifies a request's API key, reserves its quota, runs its job, commits the usage."""
+"""Admission: headers → API key → quota reservation → job → result and billed tokens."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Response headers: what a reply reports about its result, next to the body."""
+"""Response headers: timings, cache hits, truncated texts, trace context."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _TRACEPARENT = re.compile(
 def trace_headers(request_headers: Mapping[str, str]) -> dict[str, str]:
     """Returns the client's `traceparent`, or nothing where it is absent or malformed.
 
-    Ray Serve echoes `x-request-id` itself, and generates one where the client sent none.
+    Ray Serve echoes `x-request-id` itself, and generates a new id if the client sent none.
     """
     parent = request_headers.get("traceparent")
     return {"traceparent": parent} if parent and _TRACEPARENT.match(parent) else {}

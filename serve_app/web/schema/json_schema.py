@@ -1,4 +1,4 @@
-"""Builders for the parts of JSON Schema 2020-12 (the dialect of OpenAPI 3.1) that are used here."""
+"""Builders of JSON Schema 2020-12, the dialect of OpenAPI 3.1."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
