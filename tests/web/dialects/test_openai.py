@@ -17,34 +17,34 @@ FLOATS = VectorEncoder(SPEC, None)
 
 def result(vectors: Float32) -> EmbedResult:
     n = len(vectors)
-    tokens, whole = np.full(n, 3, dtype=np.int32), np.zeros(n, dtype=np.bool_)
-    return EmbedResult("m", vectors, tokens, whole, np.arange(n, dtype=np.uint8) % 3)
+    token_counts, truncated = np.full(n, 3, dtype=np.int32), np.zeros(n, dtype=np.bool_)
+    return EmbedResult("m", vectors, token_counts, truncated, np.arange(n, dtype=np.uint8) % 3)
 
 
-def embedding(call: ParsedRequest) -> object:
-    """The first vector of the reply that the call would get."""
-    return orjson.loads(call.render(result(np.eye(2, dtype=np.float32))))["data"][0]["embedding"]
+def embedding(parsed: ParsedRequest) -> object:
+    """Returns the first vector of the reply to a parsed request."""
+    return orjson.loads(parsed.render(result(np.eye(2, dtype=np.float32))))["data"][0]["embedding"]
 
 
-def test_a_string_is_one_text_and_null_stands_for_absent() -> None:
-    call = openai.parse(
+def test_a_string_is_a_text_and_null_counts_as_absent() -> None:
+    parsed = openai.parse(
         {"input": "a", "model": None, "dimensions": None, "encoding_format": None, "user": None},
         SPEC,
     )
-    assert call.job == EmbedJob(("a",))
-    assert isinstance(embedding(call), list)
+    assert parsed.job == EmbedJob(("a",))
+    assert isinstance(embedding(parsed), list)
 
 
-def test_everything_is_read() -> None:
-    call = openai.parse(
+def test_all_fields_of_openai() -> None:
+    parsed = openai.parse(
         {"input": ["a", "b"], "model": "m", "dimensions": 3, "encoding_format": "base64"}, SPEC
     )
-    assert call.job == EmbedJob(("a", "b"), "m", dimensions=3)
-    assert isinstance(embedding(call), str)
+    assert parsed.job == EmbedJob(("a", "b"), "m", dimensions=3)
+    assert isinstance(embedding(parsed), str)
 
 
-def test_fields_it_does_not_know_are_left_alone() -> None:
-    assert openai.parse({"input": "a", "late_chunking": False}, SPEC).job == EmbedJob(("a",))
+def test_unknown_fields_are_ignored() -> None:
+    assert openai.parse({"input": "a", "unknown": 1}, SPEC).job == EmbedJob(("a",))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_fields_it_does_not_know_are_left_alone() -> None:
     ],
     ids=str,
 )
-def test_what_others_add_to_it(fields: dict[str, object], job: EmbedJob) -> None:
+def test_fields_of_other_apis(fields: dict[str, object], job: EmbedJob) -> None:
     assert openai.parse({"input": "a", **fields}, SPEC).job == job
 
 
@@ -91,10 +91,10 @@ def test_what_others_add_to_it(fields: dict[str, object], job: EmbedJob) -> None
     ],
     ids=str,
 )
-def test_other_types_of_components(fields: dict[str, object], expected: object) -> None:
-    call = openai.parse({"input": "a", **fields}, SPEC)
-    given = result(np.array([[1, -2, 0.5]], dtype=np.float32))
-    assert orjson.loads(call.render(given))["data"][0]["embedding"] == expected
+def test_output_types(fields: dict[str, object], expected: object) -> None:
+    parsed = openai.parse({"input": "a", **fields}, SPEC)
+    embedded = result(np.array([[1, -2, 0.5]], dtype=np.float32))
+    assert orjson.loads(parsed.render(embedded))["data"][0]["embedding"] == expected
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
