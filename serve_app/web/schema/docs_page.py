@@ -48,7 +48,7 @@ def docs_html(document: Mapping[str, Any], base_url: str) -> str:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             for i, dialect in enumerate(operation["tags"]):
-                parts = _operation(path, method, operation, base_url, i, needs_key)
+                parts = _operation_html(path, method, operation, base_url, i, needs_key)
                 by_dialect.setdefault(dialect, []).append("".join(parts))
     dialects = [tag["name"] for tag in document["tags"]]
     links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in dialects)
@@ -76,7 +76,7 @@ def _anchor(dialect: str) -> str:
     return re.sub(r"\W+", "-", dialect.lower())
 
 
-def _operation(
+def _operation_html(
     path: str,
     method: str,
     operation: Mapping[str, Any],
@@ -123,7 +123,7 @@ def _url(base_url: str, path: str, operation: Mapping[str, Any]) -> str:
 
 def _parameter_rows(operation: Mapping[str, Any]) -> Iterator[str]:
     for parameter in operation.get("parameters", ()):
-        yield _row(
+        yield _table_row(
             parameter["name"],
             parameter["schema"],
             required=parameter.get("required", False),
@@ -135,7 +135,7 @@ def _parameter_rows(operation: Mapping[str, Any]) -> Iterator[str]:
 def _field_rows(schema: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Yields a table row for each property, nested ones included."""
     for name, field in schema["properties"].items():
-        yield _row(
+        yield _table_row(
             prefix + name,
             field,
             required=name in schema.get("required", ()),
@@ -148,7 +148,7 @@ def _field_rows(schema: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
                 yield from _field_rows(item, f"{prefix}{name}{'[]' if is_array else ''}.")
 
 
-def _row(
+def _table_row(
     name: str, schema: Mapping[str, Any], *, required: bool, description: str, location: str = ""
 ) -> str:
     location = f" <span class=muted>{escape(location)}</span>" if location else ""

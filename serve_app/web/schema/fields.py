@@ -1,6 +1,7 @@
 """Field definitions: each field of a request body parses its value and describes its JSON Schema.
 
 A dialect declares the fields of a route once; the parser and the OpenAPI document share them.
+`field(body)` returns the value, or raises `InvalidRequest` where it is invalid.
 """
 
 from collections.abc import Mapping, Sequence

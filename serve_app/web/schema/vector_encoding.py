@@ -84,12 +84,12 @@ class VectorEncoder:
         Both forms of float keep every bit: base64 holds little-endian float32, and the shortest
         decimal of a float32 parses back to the same float32.
         """
-        rows = self._rows(result)
+        rows = self._encode(result)
         if self._as_base64:
             return [base64.b64encode(row.tobytes()).decode() for row in rows]
         return list(rows)
 
-    def _rows(self, result: EmbedResult) -> Any:
+    def _encode(self, result: EmbedResult) -> Any:
         """Returns the encoded vectors, of shape (n, dimensions) or (n, bytes per vector)."""
         vectors, dimensions = result.vectors, result.vectors.shape[1]
         match self._output_type:
