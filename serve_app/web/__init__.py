@@ -1,1 +1,1 @@
-"""HTTP: the Starlette application, its limits, and the dialects it speaks. Knows no Ray."""
+"""The HTTP layer: **request** → dialect → job → service → result → **response**. Imports no Ray."""

@@ -183,6 +183,7 @@ def test_each_view_is_as_documented(
     if view.media_type == "application/json":
         reply = client.request(view.method, path.replace("{name}", SPEC.name))
         Draft202012Validator(view.reply_schema).validate(reply.json())
+        assert set(reply.json()) <= set(view.reply_schema["properties"])
 
 
 @each_view
