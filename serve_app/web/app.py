@@ -119,7 +119,7 @@ def _endpoint_function(
     handler: RequestHandler, candidates: Sequence[DialectEndpoint]
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return await handler.handle(request, candidates)
+        return await handler.handle_endpoint(request, candidates)
 
     return endpoint
 

@@ -88,12 +88,14 @@ class RequestHandler:
             **{path: candidates[0].dialect for path, candidates in self.endpoints.items()},
         }
 
-    async def handle(self, request: Request, candidates: Sequence[DialectEndpoint]) -> Response:
+    async def handle_endpoint(
+        self, request: Request, candidates: Sequence[DialectEndpoint]
+    ) -> Response:
         """Responds to a request with a body, from the candidate that the body selects."""
         headers = decode_headers(request.headers.raw)
         try:
             with self._limiter.slot(self._service.settings.max_concurrent_requests):
-                reply = await self._run(request, headers, candidates)
+                reply = await self._build_reply(request, headers, candidates)
         except EmbedServeError as error:
             response = self._error_response(request, error)
             self._service.meter.add(REQUESTS, 1, str(response.status_code))
@@ -105,7 +107,7 @@ class RequestHandler:
             raise
         return self._response(headers, reply)
 
-    async def _run(
+    async def _build_reply(
         self,
         request: Request,
         headers: Mapping[str, str],
@@ -162,7 +164,7 @@ class RequestHandler:
         return self._response(request.headers, _Reply(body, {}, view.media_type, status))
 
     async def handle_service_error(self, request: Request, error: Exception) -> Response:
-        """Responds to an error of the service that occurs outside `handle`."""
+        """Responds to an error of the service that occurs outside `handle_endpoint`."""
         assert isinstance(error, EmbedServeError), "Registered for EmbedServeError only."
         return self._error_response(request, error)
 

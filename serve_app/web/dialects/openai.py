@@ -107,7 +107,7 @@ _ENDIANNESS = EnumField(
     "endianness", "Only little-endian is supported (vLLM).", choices=("native", "little")
 )
 #: Fields whose only valid values are the defaults.
-_FIXED = (_LATE_CHUNKING, _EMBED_DTYPE, _ENDIANNESS)
+_FIXED_VALUE_FIELDS = (_LATE_CHUNKING, _EMBED_DTYPE, _ENDIANNESS)
 
 
 class _TruncateField(EnumField):
@@ -148,7 +148,7 @@ _FIELDS = (
     _TRUNCATION_SIDE,
     _TOKEN_LIMIT,
     _PRIORITY,
-    *_FIXED,
+    *_FIXED_VALUE_FIELDS,
     CHUNK,
     USE_CACHE,
 )
@@ -175,7 +175,7 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
 
 def _parse_all_fields(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None, str | None]:
     _USER(body)
-    for field in _FIXED:
+    for field in _FIXED_VALUE_FIELDS:
         field(body)
     dimensions, output_dimension = _DIMENSIONS(body), _OUTPUT_DIMENSION(body)
     input_type, task = _INPUT_TYPE(body, spec), _TASK(body, spec)

@@ -8,7 +8,7 @@ import orjson
 from serve_app.service.embed import EmbedService
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import sidecar
-from serve_app.web.dialects.status import UNHEALTHY
+from serve_app.web.dialects.status import UNHEALTHY_STATUSES
 from serve_app.web.endpoint import ViewResponse, ViewRoute
 from serve_app.web.schema.typed_dict import schema_of
 
@@ -75,7 +75,7 @@ DIALECT = Dialect(
             respond=_health,
             reply_schema=schema_of(HealthReply),
             public=True,
-            statuses=UNHEALTHY,
+            statuses=UNHEALTHY_STATUSES,
         ),
         ViewRoute(
             path="/embedding/stats",

@@ -17,7 +17,7 @@ from serve_app.web.endpoint import ViewResponse, ViewRoute
 from serve_app.web.schema.json_schema import STRING
 from serve_app.web.schema.typed_dict import schema_of
 
-UNHEALTHY = {503: "No live replica has computed a vector recently."}
+UNHEALTHY_STATUSES = {503: "No live replica has computed a vector recently."}
 
 
 class CacheHealth(TypedDict):
@@ -43,7 +43,7 @@ class HealthReply(TypedDict):
     error_type: NotRequired[str]
 
 
-async def health(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
+async def _health(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
     """Returns the health of the service: 503 if no replica can embed, 200 without the cache."""
     report, cache, device = await asyncio.gather(
         service.health(), service.cache_state(), service.device()
@@ -73,10 +73,10 @@ def health_route(path: str) -> ViewRoute:
     return ViewRoute(
         path=path,
         summary="Health: whether a live replica has computed a vector recently.",
-        respond=health,
+        respond=_health,
         reply_schema=schema_of(HealthReply),
         public=True,
-        statuses=UNHEALTHY,
+        statuses=UNHEALTHY_STATUSES,
     )
 
 
