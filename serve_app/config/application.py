@@ -195,5 +195,5 @@ class AppConfig(Section):
         if self.engine == "openvino" and self.device == "cuda":
             raise ValueError("`engine: openvino` runs on CPUs; with `device: cuda` use `torch`.")
         if self.engine == "openvino" and self.precision == "fp16":
-            raise ValueError("`engine: openvino` has no `fp16`; use `bf16` or `fp32`, or `torch`.")
+            raise ValueError("`engine: openvino` has no `fp16`; use `bf16` or `fp32`.")
         return self
