@@ -1,13 +1,12 @@
-"""How tests are distributed over processes, and which of them `--fast` leaves out.
+"""How tests are distributed over processes, and which of them `--fast` skips.
 
 A run of all tests uses two processes, because tests of a service mostly wait. One process runs the
 tests that start a service or measure, the other runs the remaining folders. Timing-sensitive tests
 run exclusively: the other process pauses. A run of named files or tests uses one process, so that
 its output and a debugger are usable; so does `-n 0`.
 
-`--fast` leaves out what needs Ray, a service, a prepared model or other people's clients: the paths
-below, which are not even imported, and tests that are marked `slow`. All other tests are fast, new
-ones too.
+`--fast` skips the paths below without importing them: they need Ray, a real model or other people's
+clients, or wait for servers that fail. It runs all other tests, so new ones are included.
 """
 
 import fcntl
@@ -23,8 +22,21 @@ _ON_RAY = "tests/on_ray/"
 _BENCHMARKS = "tests/benchmarks/"
 _SLOW_PATHS = (
     "tests/benchmarks",
+    "tests/cache/test_bound.py",
+    "tests/cache/test_faults.py",
+    "tests/cache/test_redis_store.py",
     "tests/clients",
+    "tests/embedserve_client/test_local_model.py",
+    "tests/embedserve_client/test_ray.py",
+    "tests/embedserve_client/test_supervisor.py",
+    "tests/engines/test_openvino_engine.py",
+    "tests/engines/test_torch_engine.py",
+    "tests/model_prep/test_openvino_export.py",
+    "tests/model_prep/test_prepared_model.py",
+    "tests/model_prep/test_quantization_ranges.py",
     "tests/on_ray",
+    "tests/service/test_quantization.py",
+    "tests/valkey/test_embedded.py",
 )
 #: Other load on the cores changes the results of these tests.
 _EXCLUSIVE = (_ON_RAY + "test_faults.py", _ON_RAY + "test_served.py")
@@ -45,7 +57,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true", help="leave out slow tests")
+    parser.addoption("--fast", action="store_true", help="skip slow tests")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -53,16 +65,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if config.getoption("fast") and path in _SLOW_PATHS else None
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects slow tests for `--fast`, and sorts the tests on Ray to the front.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the tests on Ray to the front.
 
     Tests with a Ray cluster of their own come before those that share the fixture `service`.
     Exclusive tests come last, when the other process has nearly finished.
     """
-    if config.getoption("fast"):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
     items.sort(
         key=lambda item: (
             not item.nodeid.startswith(_ON_RAY),
