@@ -32,7 +32,7 @@ def program_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("excerpt", "output"),
-    [("EmbedClient", r"2 384 \w{16}-\w+\n"), ("OpenAI", "384\n")],
+    [("embedserve-client", r"2 384 \w{16}-\w+\n"), ("OpenAI", "384\n")],
     ids=["embedserve", "openai"],
 )
 def test_the_examples(service: Service, program_dir: Path, excerpt: str, output: str) -> None:
@@ -55,9 +55,9 @@ def test_each_javascript_example_is_tested() -> None:
 
 
 def test_the_clients_tests_pass(service: Service, program_dir: Path) -> None:
-    npm(program_dir / "typescript", "exec", "tsc", "--", "-p", "tsconfig.test.json")
+    npm(program_dir / "typescript", "exec", "tsc", "--", "-p", "test")
     completed = subprocess.run(
-        ["node", "--test", "build/tests/test/real.test.js"],
+        ["node", "--test", "build/test/real.test.js"],
         cwd=program_dir / "typescript",
         env=environment(EMBEDSERVE_URL=service.url),
         capture_output=True,

@@ -1,141 +1,173 @@
-/** The client of a service that runs. */
+/** The client of a running service. */
 
 import { Deadline } from "./deadline.js";
-import { type Embeddings, embeddings, joined } from "./embeddings.js";
-import { gather } from "./gather.js";
-import { Http } from "./http.js";
+import { EmbedError } from "./errors.js";
+import { mapConcurrently } from "./map-concurrently.js";
 import {
-  atLeast,
   type CallOptions,
+  checkNumbers,
   type ClientOptions,
+  type ClientSettings,
   type EmbedOptions,
-  type Settings,
-  settings,
+  resolveOptions,
 } from "./options.js";
-import { retrying } from "./retry.js";
+import { type RetryPolicy, sendWithRetries } from "./retry.js";
 import { SpaceGuard } from "./space.js";
+import { Transport } from "./transport.js";
+import { concatenate, type Vectors, withInfo } from "./vectors.js";
 import {
-  embedBody,
+  embedRequest,
   type Health,
+  HEALTH_REQUEST,
   type Info,
-  type Model,
-  type Reply,
-  readEmbeddings,
-  readHealth,
-  readInfo,
-  readModels,
+  INFO_REQUEST,
+  MODELS_REQUEST,
+  parseHealth,
+  parseInfo,
+  parseModelNames,
+  parseVectors,
+  type Request,
+  type Response,
 } from "./wire.js";
 
+const HEALTH_TIMEOUT_MS = 5000;
+
 /**
- * Asks a running service, from Node or from a browser. One is enough for a program: it holds no
- * connection of its own and may be used by many calls at once.
+ * A client for Node and browsers. It holds no connections and may be used by concurrent calls.
  *
- * Every method rejects with an `EmbedError`: `NetworkError`, `TimeoutError`, `HttpError` (an
- * `OverloadedError` at 429) or `ParseError`; those that embed also with `SpaceMismatchError`. With
- * a `signal` they reject with its reason as soon as it aborts.
+ * Every method rejects with an `EmbedError`, or with the reason of its `signal`.
  */
-export class EmbedClient {
-  readonly #settings: Settings;
+export class Client {
+  /** The URL of the service, without a slash at its end. */
+  readonly baseUrl: string;
+  readonly #settings: ClientSettings;
   readonly #model: string | undefined;
-  readonly #http: Http;
-  readonly #guard: SpaceGuard;
+  readonly #transport: Transport;
+  readonly #spaceGuard: SpaceGuard;
 
-  /** @throws {TypeError} an option can't be used. */
+  /**
+   * @throws {TypeError} an option has an invalid value.
+   * @throws {InvalidURLError} the URL is malformed.
+   */
   constructor(options: ClientOptions = {}) {
-    this.#settings = settings(options);
+    this.#settings = resolveOptions(options);
+    this.baseUrl = this.#settings.url;
     this.#model = options.model;
-    this.#http = new Http(this.#settings.url, options.apiKey, options.fetch);
-    this.#guard = new SpaceGuard(options.expectSpace, options.allowMixedSpaces !== true);
+    this.#transport = new Transport(this.baseUrl, this.#settings.apiKey, options.fetch);
+    const { allowMixedSpaces } = this.#settings;
+    this.#spaceGuard = new SpaceGuard(options.expectedSpace, !allowMixedSpaces);
   }
 
-  /** Where the service is. */
-  get url(): string {
-    return this.#settings.url;
-  }
-
-  /** The space that vectors are held to; undefined: none came yet, or the service doesn't say. */
+  /** The space of this client's vectors; undefined: no vectors yet, or the space is unknown. */
   get space(): string | undefined {
-    return this.#guard.held;
+    return this.#spaceGuard.expected;
   }
 
   /**
-   * Vectors of texts, in their order. Long lists go in several requests; the first that fails ends
-   * the others. An empty list needs no request.
-   * @throws {TypeError} `texts` isn't a list of strings.
+   * Embeds texts, in order. A long list is split into several requests, and the first failure
+   * aborts the others. An empty list needs no request.
+   * @throws {TypeError} `texts` is neither a string nor a list of strings.
    */
-  async embed(texts: readonly string[], options: EmbedOptions = {}): Promise<Embeddings> {
+  embed(text: string, options?: EmbedOptions): Promise<Float32Array>;
+  embed(texts: readonly string[], options?: EmbedOptions): Promise<Vectors>;
+  embed(
+    texts: string | readonly string[],
+    options?: EmbedOptions,
+  ): Promise<Float32Array | Vectors>;
+  async embed(
+    texts: string | readonly string[],
+    options: EmbedOptions = {},
+  ): Promise<Float32Array | Vectors> {
+    if (typeof texts === "string") return (await this.embed([texts], options))[0] as Float32Array;
     if (!Array.isArray(texts) || !texts.every((text) => typeof text === "string")) {
-      throw new TypeError("texts must be a list of strings.");
+      throw new TypeError("`texts` must be a string or a list of strings.");
     }
     if (texts.length === 0) {
-      return embeddings([], { space: this.space, model: undefined, tokens: 0, truncated: [] });
+      return withInfo([], { space: this.space, model: undefined, tokens: 0, truncated: [] });
     }
     const { batchSize, concurrency } = this.#settings;
-    const asked = { ...options, model: options.model ?? this.#model };
     const batches: string[][] = [];
     for (let i = 0; i < texts.length; i += batchSize) batches.push(texts.slice(i, i + batchSize));
-    return this.#within(options, async (deadline) =>
-      joined(
-        await gather(batches, concurrency, deadline, async (batch) => {
-          const reply = await this.#ask(deadline, "/v1/embeddings", embedBody(batch, asked));
-          const found = readEmbeddings(reply, batch.length);
-          this.#guard.check(found.space);
-          return found;
-        }),
-      ),
-    );
+    // The last batch may be short, but it isn't interactive either.
+    const lane = options.lane ?? (batches.length > 1 ? "bulk" : undefined);
+    const params = { ...options, model: options.model ?? this.#model, lane };
+    const call = new Deadline(Infinity, options.signal);
+    try {
+      const parts = await mapConcurrently(batches, concurrency, call, async (batch) => {
+        const response = await this.#send(embedRequest(batch, params), options, call);
+        const vectors = parseVectors(response, batch.length);
+        this.#spaceGuard.check(vectors.space);
+        return vectors;
+      });
+      return concatenate(parts);
+    } finally {
+      call.abort();
+    }
   }
 
-  /** As `embed`; `normalize`: vectors of unit length, else as the model gives them. */
-  embedBatch(
-    texts: readonly string[],
-    normalize = true,
-    options: CallOptions = {},
-  ): Promise<Embeddings> {
-    return this.embed(texts, { ...options, normalize });
+  /** Embeds a search query. */
+  embedQuery(text: string, options: EmbedOptions = {}): Promise<Float32Array> {
+    return this.embed(text, { inputType: "query", ...options });
   }
 
-  /** The vector of what somebody looks for. */
-  async embedQuery(text: string, options: EmbedOptions = {}): Promise<Float32Array> {
-    const [found] = await this.embed([text], { inputType: "query", ...options });
-    return found as Float32Array;
-  }
-
-  /** The vectors of what is to be found. */
-  embedDocuments(texts: readonly string[], options: EmbedOptions = {}): Promise<Embeddings> {
+  /** Embeds documents to search in. */
+  embedDocuments(texts: readonly string[], options: EmbedOptions = {}): Promise<Vectors> {
     return this.embed(texts, { inputType: "document", ...options });
   }
 
-  /** That the service can embed right now; if not, an `HttpError` (503) says why. */
-  async checkHealth(options: CallOptions = {}): Promise<Health> {
-    return readHealth(await this.#get("/health", options));
+  /**
+   * Returns the health of the service: `status` is `ok`, `degraded` or `unavailable`. It isn't
+   * retried, and its default timeout is 5 s.
+   */
+  async health(options: CallOptions = {}): Promise<Health> {
+    const call = { ...options, timeoutMs: options.timeoutMs ?? HEALTH_TIMEOUT_MS };
+    return parseHealth(await this.#get(HEALTH_REQUEST, call, { ...this.#settings, maxRetries: 0 }));
   }
 
-  /** What is served, and what runs it. */
-  async info(options: CallOptions = {}): Promise<Info> {
-    return readInfo(await this.#get("/info", options));
-  }
-
-  /** The model, under each of its names. */
-  async models(options: CallOptions = {}): Promise<Model[]> {
-    return readModels(await this.#get("/v1/models", options));
-  }
-
-  #get(path: string, options: CallOptions): Promise<Reply> {
-    return this.#within(options, (deadline) => this.#ask(deadline, path));
-  }
-
-  #ask(deadline: Deadline, path: string, body?: string): Promise<Reply> {
-    return retrying(() => this.#http.request(path, body, deadline), this.#settings, deadline);
-  }
-
-  async #within<T>(options: CallOptions, work: (deadline: Deadline) => Promise<T>): Promise<T> {
-    const timeout = atLeast("timeout", options.timeout ?? this.#settings.timeout, 0);
-    const deadline = new Deadline(timeout, options.signal);
+  /** Returns whether the service is reachable and can embed. */
+  async isHealthy(options: CallOptions = {}): Promise<boolean> {
     try {
-      return await work(deadline);
+      return ["ok", "degraded"].includes((await this.health(options)).status);
+    } catch (error) {
+      if (error instanceof EmbedError) return false;
+      throw error;
+    }
+  }
+
+  /** Returns what is served: model, dimensions, space, engine, versions. */
+  async info(options: CallOptions = {}): Promise<Info> {
+    return parseInfo(await this.#get(INFO_REQUEST, options));
+  }
+
+  /** Returns the names of the served models. */
+  async models(options: CallOptions = {}): Promise<string[]> {
+    return parseModelNames(await this.#get(MODELS_REQUEST, options));
+  }
+
+  async #get(request: Request, options: CallOptions, policy?: RetryPolicy): Promise<Response> {
+    const call = new Deadline(Infinity, options.signal);
+    try {
+      return await this.#send(request, options, call, policy);
     } finally {
-      deadline.end();
+      call.abort();
+    }
+  }
+
+  /** Sends a request and its retries, within a timeout that starts now. */
+  async #send(
+    request: Request,
+    options: CallOptions,
+    call: Deadline,
+    policy: RetryPolicy = this.#settings,
+  ): Promise<Response> {
+    const { timeoutMs = this.#settings.timeoutMs } = options;
+    checkNumbers({ timeoutMs }, ["timeoutMs"]);
+    const deadline = call.child(timeoutMs);
+    try {
+      const send = () => this.#transport.send(request, deadline);
+      return await sendWithRetries(send, policy, deadline);
+    } finally {
+      deadline.abort();
     }
   }
 }

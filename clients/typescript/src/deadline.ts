@@ -1,92 +1,97 @@
-/** The time that a call has, and everything that ends with it. */
+/** Timeouts and cancellation of everything that belongs to one call. */
 
-import { TimeoutError } from "./errors.js";
+import { RequestTimeoutError } from "./errors.js";
 
-/** The longest that a timer can be set to, in milliseconds; what is longer never ends. */
-const LONGEST_MS = 2 ** 31 - 1;
+/** The maximum of `setTimeout`; longer timeouts never expire. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /**
- * Ends once: when the time is over, when the caller's signal aborts, or when it is told to.
+ * Aborts once: when its timeout expires, when the caller's signal aborts, or by `abort`.
  *
- * It isn't an `AbortSignal`, since Node warns of a leak when many things wait for one of these.
- * @internal
+ * It isn't an `AbortSignal`, because Node warns of a leak when many listeners wait for one signal.
  */
 export class Deadline {
-  readonly #end: number;
-  readonly #watchers = new Set<() => void>();
+  readonly #expiresAt: number;
+  readonly #listeners = new Set<() => void>();
   readonly #release: () => void;
-  #ended: { readonly reason: unknown } | undefined;
-  /** The last error that was overcome; the cause of a timeout. */
+  #aborted: { readonly reason: unknown } | undefined;
+  /** The error of the last failed attempt, which becomes the `cause` of a timeout. */
   lastError: unknown;
 
-  /**
-   * @param timeoutMs milliseconds from now
-   * @param signal the caller's
-   */
+  /** Starts a timeout; Infinity: none. */
   constructor(timeoutMs: number, signal?: AbortSignal | undefined) {
-    this.#end = performance.now() + timeoutMs;
-    const expire = () =>
-      this.end(
-        new TimeoutError(`The call's ${timeoutMs} ms ran out.`, { cause: this.lastError }),
+    this.#expiresAt = performance.now() + timeoutMs;
+    const expire = () => {
+      this.abort(
+        new RequestTimeoutError(`Timed out after ${timeoutMs} ms.`, { cause: this.lastError }),
       );
-    const timer = timeoutMs > LONGEST_MS ? undefined : setTimeout(expire, timeoutMs);
-    const abort = () => this.end(signal?.reason);
-    signal?.addEventListener("abort", abort);
+    };
+    const timer = timeoutMs > MAX_TIMER_MS ? undefined : setTimeout(expire, timeoutMs);
+    const onSignal = () => this.abort(signal?.reason);
+    signal?.addEventListener("abort", onSignal);
     this.#release = () => {
       clearTimeout(timer);
-      signal?.removeEventListener("abort", abort);
+      signal?.removeEventListener("abort", onSignal);
     };
-    if (signal?.aborted) abort();
+    if (signal?.aborted) onSignal();
   }
 
-  /** Milliseconds left; none when it has ended. */
-  get leftMs(): number {
-    return this.#ended ? 0 : Math.max(0, this.#end - performance.now());
+  /** Returns a deadline with a timeout of its own that aborts with this one at the latest. */
+  child(timeoutMs: number): Deadline {
+    const child = new Deadline(timeoutMs);
+    const unsubscribe = this.onAbort(() => child.abort(this.#aborted?.reason));
+    child.onAbort(unsubscribe);
+    return child;
   }
 
-  /** Ends it, with the reason that everything that waits is rejected with. */
-  end(reason?: unknown): void {
-    if (this.#ended) return;
-    this.#ended = { reason };
+  /** Milliseconds until the timeout; 0 after an abort. */
+  get remainingMs(): number {
+    return this.#aborted ? 0 : Math.max(0, this.#expiresAt - performance.now());
+  }
+
+  /** Rejects everything that waits with a reason, and releases the timer and the signal. */
+  abort(reason?: unknown): void {
+    if (this.#aborted) return;
+    this.#aborted = { reason };
     this.#release();
-    for (const watcher of this.#watchers) watcher();
-    this.#watchers.clear();
+    for (const listener of this.#listeners) listener();
+    this.#listeners.clear();
   }
 
-  /** @throws the reason, if it has ended. */
-  check(): void {
-    if (this.#ended) throw this.#ended.reason;
+  /** Throws the reason if it has aborted. */
+  throwIfAborted(): void {
+    if (this.#aborted) throw this.#aborted.reason;
   }
 
-  /** Calls back when it ends; at once if it has. Returns what takes that back. */
-  onEnd(watcher: () => void): () => void {
-    if (this.#ended) watcher();
-    else this.#watchers.add(watcher);
-    return () => this.#watchers.delete(watcher);
+  /** Calls `listener` on an abort, or at once after one. Returns a function that unsubscribes. */
+  onAbort(listener: () => void): () => void {
+    if (this.#aborted) listener();
+    else this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
   }
 
   /**
-   * What `work` comes to, or a rejection with the reason as soon as it has ended. `work` gets a
-   * signal that is aborted then, and in no other case.
+   * Runs `work` and returns its result; rejects with the reason on an abort. The signal that `work`
+   * receives aborts only then.
    */
   async race<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
-    this.check();
-    const aborter = new AbortController();
-    let off: (() => void) | undefined;
-    const ended = new Promise<never>((_, reject) => {
-      off = this.onEnd(() => {
-        reject(this.#ended?.reason);
-        aborter.abort(this.#ended?.reason);
+    this.throwIfAborted();
+    const controller = new AbortController();
+    let unsubscribe: (() => void) | undefined;
+    const aborted = new Promise<never>((_, reject) => {
+      unsubscribe = this.onAbort(() => {
+        reject(this.#aborted?.reason);
+        controller.abort(this.#aborted?.reason);
       });
     });
     try {
-      return await Promise.race([ended, work(aborter.signal)]);
+      return await Promise.race([aborted, work(controller.signal)]);
     } finally {
-      off?.();
+      unsubscribe?.();
     }
   }
 
-  /** Waits. Rejects with the reason when it ends meanwhile. */
+  /** Resolves after `ms` milliseconds; rejects with the reason on an abort. */
   async sleep(ms: number): Promise<void> {
     let timer: ReturnType<typeof setTimeout> | undefined;
     try {

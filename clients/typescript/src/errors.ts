@@ -1,37 +1,40 @@
 /**
- * Every error that this package raises on purpose.
+ * The errors that this package throws on purpose.
  *
- * The tree:
+ * The tree, with the `code` of each class:
  *
  * * EmbedError
- *   x NetworkError         NETWORK_ERROR    nobody answered, or the connection broke
- *   x TimeoutError         TIMEOUT          the call's time ran out, retries included
- *   x HttpError            HTTP_ERROR       the service refused, in its own words
- *     + OverloadedError    OVERLOADED       429: too much to do, with `retryAfterMs`
- *   x ParseError           PARSE_ERROR      the answer isn't what was asked for
- *   x SpaceMismatchError   SPACE_MISMATCH   vectors that can't be compared would have met
- *   x SidecarError         SIDECAR_ERROR    the service could not be started, or doesn't stay up
- *   x WorkerError          WORKER_ERROR     the worker refused, or can't be had
+ *   x NetworkError             NETWORK_ERROR         no connection, or the connection broke
+ *   x RequestTimeoutError      TIMEOUT               a timeout expired
+ *   x HTTPError                HTTP_ERROR            an error response; has `status`
+ *     + RateLimitError         RATE_LIMITED          429: overload or quota; has `retryAfterMs`
+ *     + ServerError            SERVER_ERROR          5xx: the service failed or isn't ready
+ *   x ParseError               PARSE_ERROR           a response without valid vectors
+ *   x SpaceMismatchError       SPACE_MISMATCH        vectors of an incompatible embedding space
+ *   x InvalidURLError          INVALID_URL           the URL of the service is malformed
+ *   x ServiceNotRunningError   SERVICE_NOT_RUNNING   the service can't be started or keeps failing
+ *   x WorkerError              WORKER_ERROR          the worker can't be started or returned an error
  *
- * An aborted call is none of these: it rejects with its signal's own reason. A wrong argument is a
- * `TypeError`. `code` tells them apart where `instanceof` can't: between the ES module and the
- * CommonJS copy of this package. None shows an API key.
+ * The names and codes are those of the Python client. An aborted call rejects with the reason of
+ * its signal. A wrong argument is a `TypeError`. None of them contains an API key.
  */
 
-/** The stable words for programs. */
+/** A stable identifier of each class. */
 export type ErrorCode =
   | "NETWORK_ERROR"
   | "TIMEOUT"
   | "HTTP_ERROR"
-  | "OVERLOADED"
+  | "RATE_LIMITED"
+  | "SERVER_ERROR"
   | "PARSE_ERROR"
   | "SPACE_MISMATCH"
-  | "SIDECAR_ERROR"
+  | "INVALID_URL"
+  | "SERVICE_NOT_RUNNING"
   | "WORKER_ERROR";
 
-/** Base of them all. `cause` is what it came from, where there is something. */
+/** Base class of all errors of this package. */
 export abstract class EmbedError extends Error {
-  /** A stable word for programs. */
+  /** A stable identifier for programs. */
   abstract readonly code: ErrorCode;
 
   constructor(message: string, options?: ErrorOptions) {
@@ -40,83 +43,94 @@ export abstract class EmbedError extends Error {
   }
 }
 
-/** Nobody answered, or the connection broke. */
+/** The service is unreachable, or the connection broke. */
 export class NetworkError extends EmbedError {
   readonly code = "NETWORK_ERROR";
 }
 
-/** The call's time ran out, retries included. `cause` is the last try's error, if one failed. */
-export class TimeoutError extends EmbedError {
+/** The timeout expired, retries included. `cause` is the error of the last failed attempt. */
+export class RequestTimeoutError extends EmbedError {
   readonly code = "TIMEOUT";
 }
 
-/** What a refusal tells beside its message. */
-export interface Refusal {
-  /** HTTP's. */
+/** The fields of an error response. */
+export interface ErrorResponse {
+  /** The HTTP status code. */
   readonly status: number;
-  /** The service's stable word for the error. */
+  /** The error code in the response. */
   readonly serverCode?: string | undefined;
-  /** The field that it is about. */
+  /** The request field that caused the error. */
   readonly param?: string | undefined;
-  /** By which the service's log knows the request. */
+  /** Identifies the request in the service's log. */
   readonly requestId?: string | undefined;
-  /** Milliseconds after which the service asks to be tried again. */
+  /** Milliseconds from `Retry-After`. */
   readonly retryAfterMs?: number | undefined;
 }
 
-/** The service answered with an error; the message is its own. */
-export class HttpError extends EmbedError implements Refusal {
-  readonly code: "HTTP_ERROR" | "OVERLOADED" = "HTTP_ERROR";
+/** The service returned an error response, whose message this is. */
+export class HTTPError extends EmbedError implements ErrorResponse {
+  readonly code: "HTTP_ERROR" | "RATE_LIMITED" | "SERVER_ERROR" = "HTTP_ERROR";
   readonly status: number;
   readonly serverCode: string | undefined;
   readonly param: string | undefined;
   readonly requestId: string | undefined;
   readonly retryAfterMs: number | undefined;
 
-  constructor(message: string, refusal: Refusal) {
+  constructor(message: string, response: ErrorResponse) {
     super(message);
-    this.status = refusal.status;
-    this.serverCode = refusal.serverCode;
-    this.param = refusal.param;
-    this.requestId = refusal.requestId;
-    this.retryAfterMs = refusal.retryAfterMs;
+    this.status = response.status;
+    this.serverCode = response.serverCode;
+    this.param = response.param;
+    this.requestId = response.requestId;
+    this.retryAfterMs = response.retryAfterMs;
   }
 }
 
-/** 429: nothing of the request was taken on. */
-export class OverloadedError extends HttpError {
-  override readonly code = "OVERLOADED";
+/** 429: overload, or a used-up quota. No part of the request was processed. */
+export class RateLimitError extends HTTPError {
+  override readonly code = "RATE_LIMITED";
 }
 
-/** The answer isn't what was asked for: cut short, of another shape, or too few vectors. */
+/** 5xx: the service failed or isn't ready. */
+export class ServerError extends HTTPError {
+  override readonly code = "SERVER_ERROR";
+}
+
+/** The response is truncated, has another shape, or holds no vectors. */
 export class ParseError extends EmbedError {
   readonly code = "PARSE_ERROR";
 }
 
-/** Vectors of two spaces that can't be compared would have met. */
+/** Vectors belong to a space that can't be compared with the expected one. */
 export class SpaceMismatchError extends EmbedError {
   readonly code = "SPACE_MISMATCH";
-  /** The space that the client holds to. */
+  /** The space that the client requires. */
   readonly expected: string;
-  /** The space of the vectors that came. */
+  /** The space of the vectors in the response. */
   readonly received: string;
 
   constructor(expected: string, received: string) {
     super(
-      `These vectors are of the space ${received}, those before of ${expected}: they can't be ` +
-        "compared. Embed everything anew with one model, or make a client for each.",
+      `The vectors are in space ${received}, but earlier vectors are in space ${expected}: they ` +
+        "can't be compared. Embed everything again with one model, or, if the two are never " +
+        "compared, create one client for each.",
     );
     this.expected = expected;
     this.received = received;
   }
 }
 
-/** The service could not be started, or doesn't stay up; the message has its last words. */
-export class SidecarError extends EmbedError {
-  readonly code = "SIDECAR_ERROR";
+/** The URL of the service is malformed. */
+export class InvalidURLError extends EmbedError {
+  readonly code = "INVALID_URL";
 }
 
-/** The worker answered with an error, was stopped, or can't be had. */
+/** The service can't be started or keeps failing; the message ends with its last output. */
+export class ServiceNotRunningError extends EmbedError {
+  readonly code = "SERVICE_NOT_RUNNING";
+}
+
+/** The worker returned an error, was stopped, or can't be started. */
 export class WorkerError extends EmbedError {
   readonly code = "WORKER_ERROR";
 }

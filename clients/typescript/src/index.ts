@@ -1,19 +1,21 @@
-/** The client, for Node and for browsers. What starts processes is in `embedserve-client/node`. */
+/** The client, for Node and for browsers. `embedserve-client/node` adds processes. */
 
-export { EmbedClient } from "./client.js";
-export type { About, Embeddings } from "./embeddings.js";
+export { Client } from "./client.js";
 export {
   EmbedError,
   type ErrorCode,
-  HttpError,
+  type ErrorResponse,
+  HTTPError,
+  InvalidURLError,
   NetworkError,
-  OverloadedError,
   ParseError,
-  type Refusal,
-  SidecarError,
+  RateLimitError,
+  RequestTimeoutError,
+  ServerError,
+  ServiceNotRunningError,
   SpaceMismatchError,
-  TimeoutError,
   WorkerError,
 } from "./errors.js";
 export type { CallOptions, ClientOptions, EmbedOptions } from "./options.js";
-export type { Health, Info, Model } from "./wire.js";
+export type { VectorInfo, Vectors } from "./vectors.js";
+export type { Health, Info } from "./wire.js";

@@ -1,104 +1,158 @@
-/** What a client is told, with defaults, and what a single call is. */
+/** The options of a client and of its calls, their defaults, and their validation. */
 
-import type { RetryOptions } from "./retry.js";
+import { InvalidURLError } from "./errors.js";
+import type { RetryPolicy } from "./retry.js";
 
-/** How a client finds the service, and how patient it is. */
+/** The defaults of `ClientOptions`. */
+export const CLIENT_DEFAULTS = {
+  timeoutMs: 60_000,
+  maxRetries: 5,
+  retryDelayMs: 250,
+  maxRetryDelayMs: 8000,
+  batchSize: 256,
+  concurrency: 4,
+  allowMixedSpaces: false,
+};
+export const DEFAULT_PORT = 8000;
+
+/** Options of a client; all are optional. */
 export interface ClientOptions {
-  /** Where the service is, perhaps with a path before its own; default: `http://127.0.0.1`. */
+  /** The URL of the service. Default: `EMBEDSERVE_URL` in Node, or `http://127.0.0.1:8000`. */
   readonly baseUrl?: string | undefined;
-  /** Used where `baseUrl` has no port, `https` included; default: 8421. */
-  readonly port?: number | undefined;
-  /** Milliseconds that a whole call may take, retries included; default: 30000. */
-  readonly timeout?: number | undefined;
-  /** Tries after the first, on network errors, 429 and 5xx; default: 2. */
-  readonly retryAttempts?: number | undefined;
-  /** The most milliseconds before the second try, doubled for each further one; default: 1000. */
-  readonly retryDelay?: number | undefined;
-  /** Sent as `Authorization: Bearer`; never shown. */
+  /** Sent as a bearer token, never shown. Default: `EMBEDSERVE_API_KEY` in Node. */
   readonly apiKey?: string | undefined;
-  /** Which model is wanted; default: the service's. */
+  /** A name or alias of the model. Default: the model that the service serves. */
   readonly model?: string | undefined;
-  /** Texts in one request; longer lists are split; default: 256. */
+  /** The timeout of each request in milliseconds, retries included. Default: 60000. */
+  readonly timeoutMs?: number | undefined;
+  /** Retries after network errors, 429 and 5xx. Default: 5. */
+  readonly maxRetries?: number | undefined;
+  /** The maximum delay before the first retry; doubles with each retry. Default: 250. */
+  readonly retryDelayMs?: number | undefined;
+  /** The upper bound of the delays in milliseconds. Default: 8000. */
+  readonly maxRetryDelayMs?: number | undefined;
+  /** Texts per request; longer lists are split. Default: 256. */
   readonly batchSize?: number | undefined;
-  /** Requests that one call has in flight at once; default: 4. */
+  /** Concurrent requests of one call. Default: 4. */
   readonly concurrency?: number | undefined;
-  /** Takes the place of the global `fetch`. */
-  readonly fetch?: typeof globalThis.fetch | undefined;
-  /** The space that all vectors must be comparable with; default: that of the first reply. */
-  readonly expectSpace?: string | undefined;
-  /** Lets vectors of spaces through that can't be compared; default: false. */
+  /** The space that all vectors must be comparable with. Default: that of the first response. */
+  readonly expectedSpace?: string | undefined;
+  /** Accepts vectors of different spaces. Default: false. */
   readonly allowMixedSpaces?: boolean | undefined;
+  /** Replaces the global `fetch`. */
+  readonly fetch?: typeof globalThis.fetch | undefined;
 }
 
-/** Of any call. */
+/** Options of every call. */
 export interface CallOptions {
-  /** Ends the call's requests, retries and waits at once; it rejects with the signal's reason. */
+  /** Aborts the call, its requests and its retries; the call rejects with the signal's reason. */
   readonly signal?: AbortSignal | undefined;
-  /** Milliseconds that this call may take; default: the client's. */
-  readonly timeout?: number | undefined;
+  /** Overrides the client's timeout of each request, in milliseconds. */
+  readonly timeoutMs?: number | undefined;
 }
 
-/** How texts are to be embedded. */
+/** Options of an embedding call; all are optional. */
 export interface EmbedOptions extends CallOptions {
-  /** Which model is wanted; default: the client's. */
+  /** Overrides the client's model. */
   readonly model?: string | undefined;
-  /** `query`, `document`, or one of the model's own prompts; default: the model's. */
+  /** `query`, `document`, or the name of another prompt of the model. */
   readonly inputType?: string | undefined;
-  /** Components to keep of each vector, at unit length again; default: all. */
+  /** The number of leading dimensions to keep; vectors are normalized again. */
   readonly dimensions?: number | undefined;
-  /** true: vectors of unit length; default: as the model gives them. */
+  /** The priority. Default: small requests are interactive. */
+  readonly lane?: "interactive" | "bulk" | undefined;
+  /**
+   * What to do with a text beyond the token limit: cut its `end` or `start`, fail with an `error`,
+   * or embed it in parts (`chunk`). Default: `end`.
+   */
+  readonly truncation?: "end" | "start" | "error" | "chunk" | undefined;
+  /** false: bypasses the cache, for reading and for writing. Default: true. */
+  readonly useCache?: boolean | undefined;
+  /** true: vectors of unit length; false: as the model returns them. Default: the model's. */
   readonly normalize?: boolean | undefined;
 }
 
-/** The options of a client that have a default. */
-export interface Settings extends RetryOptions {
+/** Validated options of a client. */
+export interface ClientSettings extends RetryPolicy {
   readonly url: string;
-  readonly timeout: number;
+  readonly apiKey: string | undefined;
+  readonly timeoutMs: number;
   readonly batchSize: number;
   readonly concurrency: number;
+  readonly allowMixedSpaces: boolean;
 }
 
-/** @throws {TypeError} an option can't be used. */
-export function settings(options: ClientOptions): Settings {
+/**
+ * Validates the options of a client and applies the defaults.
+ * @throws {TypeError} an option has an invalid value.
+ * @throws {InvalidURLError} the URL is malformed.
+ */
+export function resolveOptions(options: ClientOptions): ClientSettings {
+  const settings = withDefaults(CLIENT_DEFAULTS, options);
+  checkNumbers(settings, ["timeoutMs", "retryDelayMs", "maxRetryDelayMs"]);
+  checkIntegers(settings, ["maxRetries"], 0);
+  checkIntegers(settings, ["batchSize", "concurrency"], 1);
+  const url = options.baseUrl ?? environmentVariable("EMBEDSERVE_URL");
   return {
-    url: address(options.baseUrl ?? "http://127.0.0.1", whole("port", options.port ?? 8421, 1)),
-    timeout: atLeast("timeout", options.timeout ?? 30_000, 0),
-    retryAttempts: whole("retryAttempts", options.retryAttempts ?? 2, 0),
-    retryDelay: atLeast("retryDelay", options.retryDelay ?? 1000, 0),
-    batchSize: whole("batchSize", options.batchSize ?? 256, 1),
-    concurrency: whole("concurrency", options.concurrency ?? 4, 1),
+    ...settings,
+    url: parseUrl(url ?? `http://127.0.0.1:${DEFAULT_PORT}`),
+    apiKey: options.apiKey ?? environmentVariable("EMBEDSERVE_API_KEY"),
   };
 }
 
-/**
- * @throws {TypeError} it isn't a number of at least `least`.
- * @internal
- */
-export function atLeast(name: string, value: number, least: number): number {
-  if (typeof value === "number" && value >= least) return value;
-  throw new TypeError(`${name} must be a number of at least ${least}.`);
+/** Returns the values of `options` for the names in `defaults`; undefined: the default. */
+export function withDefaults<D extends object>(
+  defaults: D,
+  options: { readonly [K in keyof D]?: D[K] | undefined },
+): D {
+  const result = { ...defaults };
+  for (const name in defaults) result[name] = options[name] ?? defaults[name];
+  return result;
 }
 
-/**
- * @throws {TypeError} it isn't a whole number of at least `least`.
- * @internal
- */
-export function whole(name: string, value: number, least: number): number {
-  if (Number.isInteger(value) && value >= least) return value;
-  throw new TypeError(`${name} must be a whole number of at least ${least}.`);
+/** @throws {TypeError} an option isn't a number of at least 0. */
+export function checkNumbers<K extends string>(
+  options: Readonly<Record<K, number>>,
+  names: readonly K[],
+): void {
+  for (const name of names) {
+    const value: unknown = options[name];
+    if (typeof value === "number" && value >= 0) continue;
+    throw new TypeError(`\`${name}\` must be a number of at least 0.`);
+  }
 }
 
-function address(baseUrl: string, port: number): string {
+/** @throws {TypeError} an option isn't an integer of at least `min`. */
+export function checkIntegers<K extends string>(
+  options: Readonly<Record<K, number>>,
+  names: readonly K[],
+  min: number,
+): void {
+  for (const name of names) {
+    if (Number.isInteger(options[name]) && options[name] >= min) continue;
+    throw new TypeError(`\`${name}\` must be an integer of at least ${min}.`);
+  }
+}
+
+/** Returns an environment variable; undefined: unset or empty, or there is no environment. */
+function environmentVariable(name: string): string | undefined {
+  const { process } = globalThis as { process?: { env?: Record<string, string | undefined> } };
+  return process?.env?.[name] || undefined;
+}
+
+function parseUrl(text: string): string {
   let url: URL;
   try {
-    url = new URL(baseUrl);
+    url = new URL(text);
   } catch {
-    throw new TypeError("baseUrl isn't a URL.");
+    throw new InvalidURLError("`baseUrl` isn't a valid URL. The form is http://host:port.");
   }
-  if (!/^https?:$/.test(url.protocol)) throw new TypeError("baseUrl must be http or https.");
-  // Not shown: a password is a secret, and fetch would put it in the words of its error.
-  if (url.username || url.password) throw new TypeError("baseUrl has a user in it; use apiKey.");
-  // Read from the text, since URL forgets a port that is its scheme's own.
-  if (!/^\w+:\/\/[^/?#]*:\d+(?=[/?#]|$)/.test(baseUrl)) url.port = String(port);
+  if (!/^https?:$/.test(url.protocol)) {
+    throw new InvalidURLError("The scheme of `baseUrl` must be http or https.");
+  }
+  // The URL isn't shown, because a password is secret; the error of `fetch` would contain it.
+  if (url.username || url.password) {
+    throw new InvalidURLError("`baseUrl` contains a user name or password. Use `apiKey` instead.");
+  }
   return url.origin + url.pathname.replace(/\/+$/, "");
 }

@@ -1,44 +1,45 @@
-/** When a request is tried again. */
+/** Retries of failed requests, with exponential backoff and full jitter. */
 
 import type { Deadline } from "./deadline.js";
-import { HttpError, NetworkError } from "./errors.js";
+import { HTTPError, NetworkError, RateLimitError, ServerError } from "./errors.js";
 
-/** How often, and how soon. */
-export interface RetryOptions {
-  /** Tries after the first. */
-  readonly retryAttempts: number;
-  /** The most milliseconds before the second try; doubled for each further one. */
-  readonly retryDelay: number;
+/** The number of retries and the delays between them. */
+export interface RetryPolicy {
+  /** Retries after the first attempt. */
+  readonly maxRetries: number;
+  /** The upper bound of the first delay in milliseconds; doubles with each retry. */
+  readonly retryDelayMs: number;
+  /** The upper bound of all delays in milliseconds. */
+  readonly maxRetryDelayMs: number;
 }
 
 /**
- * Tries until it works: again after network errors, 429 and 5xx, never after another 4xx.
+ * Calls `send` until it succeeds, fails permanently, or the deadline expires. Network errors, 429
+ * and 5xx are retried; other 4xx responses would only repeat.
  *
- * Waits grow exponentially with full jitter, so that clients that failed together don't come back
- * together, and are no shorter than the service's Retry-After.
- * @throws the last try's error; at once where the next try would come after the deadline.
+ * `Retry-After` is added to the jittered delay, so clients don't return at the same moment.
+ * @throws the last error; at once if the next retry would miss the deadline.
  */
-export async function retrying<T>(
-  attempt: () => Promise<T>,
-  { retryAttempts, retryDelay }: RetryOptions,
+export async function sendWithRetries<T>(
+  send: () => Promise<T>,
+  { maxRetries, retryDelayMs, maxRetryDelayMs }: RetryPolicy,
   deadline: Deadline,
 ): Promise<T> {
-  for (let tries = 0; ; tries++) {
+  for (let attempt = 0; ; attempt++) {
     try {
-      return await attempt();
+      return await send();
     } catch (error) {
-      deadline.check();
-      if (tries >= retryAttempts || !isTransient(error)) throw error;
-      const jitter = Math.random() * retryDelay * 2 ** tries;
-      const wait = jitter + ((error instanceof HttpError && error.retryAfterMs) || 0);
-      if (wait >= deadline.leftMs) throw error;
+      deadline.throwIfAborted();
+      if (attempt >= maxRetries || !isTransient(error)) throw error;
+      const jitterMs = Math.random() * Math.min(maxRetryDelayMs, retryDelayMs * 2 ** attempt);
+      const delayMs = jitterMs + ((error instanceof HTTPError && error.retryAfterMs) || 0);
+      if (delayMs >= deadline.remainingMs) throw error;
       deadline.lastError = error;
-      await deadline.sleep(wait);
+      await deadline.sleep(delayMs);
     }
   }
 }
 
 function isTransient(error: unknown): boolean {
-  if (error instanceof HttpError) return error.status === 429 || error.status >= 500;
-  return error instanceof NetworkError;
+  return [NetworkError, RateLimitError, ServerError].some((Class) => error instanceof Class);
 }

@@ -1,70 +1,75 @@
-/** Spaces: which vectors may be compared with which. */
+/**
+ * Embedding spaces: which vectors may be compared with each other.
+ *
+ * A space is written `<family>-<precision>`. The family is a hash of everything that determines a
+ * vector except the precision.
+ */
 
 import { ParseError, SpaceMismatchError } from "./errors.js";
 
-const FLOATS = new Set(["fp32", "bf16", "fp16"]);
+const FLOAT_PRECISIONS = new Set(["fp32", "bf16", "fp16"]);
 
-/** `<family>-<precision>`: the family is everything before the last `-`. */
-function parts(space: string): [family: string, precision: string] {
+function parseSpace(space: string): [family: string, precision: string] {
   const dash = space.lastIndexOf("-");
   if (dash < 1 || dash === space.length - 1) {
-    throw new ParseError(`"${space}" isn't a space; they are written <family>-<precision>.`);
+    throw new ParseError(`"${space}" isn't a space. The form is <family>-<precision>.`);
   }
   return [space.slice(0, dash), space.slice(dash + 1)];
 }
 
-/** Whether a precision is a float's, perhaps stored as another: `bf16+float16`. */
+/** Returns whether a precision is floating-point, in any storage format such as `bf16+float16`. */
 function isFloat(precision: string): boolean {
-  return FLOATS.has(precision.split("+", 1)[0] ?? "");
+  return FLOAT_PRECISIONS.has(precision.split("+", 1)[0] ?? "");
 }
 
 /**
- * Whether vectors of both spaces may lie in one index: one family, at equal or at float precisions.
+ * Returns whether vectors of both spaces may share an index: the family is the same, and either the
+ * precision is the same or both precisions are floating-point.
  * @throws {ParseError} one of them isn't a space.
  */
-export function comparable(one: string, other: string): boolean {
-  const [[family, precision], [family2, precision2]] = [parts(one), parts(other)];
-  if (family !== family2) return false;
-  return precision === precision2 || (isFloat(precision) && isFloat(precision2));
+export function isComparable(a: string, b: string): boolean {
+  const [[familyA, precisionA], [familyB, precisionB]] = [parseSpace(a), parseSpace(b)];
+  if (familyA !== familyB) return false;
+  return precisionA === precisionB || (isFloat(precisionA) && isFloat(precisionB));
 }
 
-/** Holds a client to the space of its first vectors. */
+/** Checks that all vectors of a client are comparable with its first ones. */
 export class SpaceGuard {
   readonly #strict: boolean;
-  #held: string | undefined;
+  #expected: string | undefined;
 
   /**
-   * @param expected the space to hold to; undefined: that of the first vectors
-   * @param strict false: lets everything pass, and only remembers
+   * @param expected the space to require; undefined: the space of the first vectors
+   * @param strict false: accepts all spaces and only records the first
    * @throws {TypeError} `expected` isn't a space.
    */
   constructor(expected: string | undefined, strict: boolean) {
     if (expected !== undefined && strict) {
       try {
-        parts(expected);
+        parseSpace(expected);
       } catch (error) {
-        throw new TypeError(`expectSpace: ${(error as Error).message}`);
+        throw new TypeError(`\`expectedSpace\`: ${(error as Error).message}`);
       }
     }
-    this.#held = expected;
+    this.#expected = expected;
     this.#strict = strict;
   }
 
-  /** The space that is held to; undefined: none came yet, or the service doesn't say. */
-  get held(): string | undefined {
-    return this.#held;
+  /** The required space; undefined: no vectors yet, or the service doesn't report spaces. */
+  get expected(): string | undefined {
+    return this.#expected;
   }
 
   /**
-   * Lets vectors of a space pass; undefined, where the service or the browser doesn't say, always.
-   * @throws {SpaceMismatchError} they can't be compared with those before.
+   * Checks the space of new vectors; undefined, an unknown space, always passes.
+   * @throws {SpaceMismatchError} it can't be compared with the expected space.
    * @throws {ParseError} it isn't a space.
    */
   check(space: string | undefined): void {
     if (space === undefined) return;
-    this.#held ??= space;
-    if (this.#strict && !comparable(this.#held, space)) {
-      throw new SpaceMismatchError(this.#held, space);
+    this.#expected ??= space;
+    if (this.#strict && !isComparable(this.#expected, space)) {
+      throw new SpaceMismatchError(this.#expected, space);
     }
   }
 }

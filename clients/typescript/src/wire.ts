@@ -1,201 +1,215 @@
-/** What goes over the wire, and what is made of what comes back. No I/O happens here. */
+/** The wire format: texts → HTTP request, HTTP response → vectors. No I/O. */
 
-import { floatsOfBase64 } from "./base64.js";
-import { type Embeddings, embeddings } from "./embeddings.js";
-import { HttpError, OverloadedError, ParseError } from "./errors.js";
+import { decodeFloat32 } from "./base64.js";
+import { type ErrorResponse, HTTPError, ParseError, RateLimitError, ServerError } from "./errors.js";
 import type { EmbedOptions } from "./options.js";
+import { type Vectors, withInfo } from "./vectors.js";
 
-const MOST_WORDS = 2000;
+const MAX_MESSAGE_LENGTH = 2000;
+const TRUNCATE = { end: undefined, start: "START", error: "NONE", chunk: undefined };
 
-/** A good reply, read whole. */
-export interface Reply {
+/** An HTTP request, relative to a base URL. */
+export interface Request {
+  readonly path: string;
+  readonly headers?: Readonly<Record<string, string>>;
+  /** The body of a POST; undefined: a GET. */
+  readonly body?: string;
+  /** An error status whose body is parsed like that of a successful response. */
+  readonly accepts?: number;
+}
+
+/** The parsed JSON and the headers of a response. */
+export interface Response {
   readonly body: unknown;
   readonly headers: Headers;
 }
 
-/** What the service says of itself at `/health`. */
+/** The response of `/health`. */
 export interface Health {
-  /** `ok`; `degraded`: it embeds, but its shared cache is away. */
+  /** `ok`; `degraded`: it embeds without its shared cache; `unavailable`: it can't embed. */
   readonly status: string;
   readonly model: string;
-  /** Components of a vector. */
+  /** The number of dimensions of a vector. */
   readonly dim: number;
   /** `cpu`, `cuda`, …; null: not known yet. */
   readonly device: string | null;
-  readonly [more: string]: unknown;
+  readonly [field: string]: unknown;
 }
 
-/** What the service says of itself at `/info`. */
+/** The response of `/info`. */
 export interface Info {
   readonly model_id: string;
-  /** Components of a vector. */
+  /** The number of dimensions of a vector. */
   readonly dim: number;
   readonly device: string | null;
   readonly version: string;
-  /** The space of its vectors. */
+  /** The space of the vectors. */
   readonly space: string;
-  readonly [more: string]: unknown;
+  readonly [field: string]: unknown;
 }
 
-/** A name that a served model answers to. */
-export interface Model {
-  readonly id: string;
-  readonly [more: string]: unknown;
-}
+export const HEALTH_REQUEST: Request = { path: "/health", accepts: 503 };
+export const INFO_REQUEST: Request = { path: "/info" };
+export const MODELS_REQUEST: Request = { path: "/v1/models" };
 
-/** The body that asks for the vectors of texts. */
-export function embedBody(texts: readonly string[], options: EmbedOptions): string {
-  // JSON leaves out what is undefined.
-  return JSON.stringify({
+/** Builds the request for the vectors of texts. */
+export function embedRequest(texts: readonly string[], options: EmbedOptions): Request {
+  const { truncation = "end", lane } = options;
+  // JSON.stringify omits undefined values.
+  const body = JSON.stringify({
     input: texts,
-    model: options.model,
     encoding_format: "base64",
+    model: options.model,
     input_type: options.inputType,
     dimensions: options.dimensions,
     normalized: options.normalize,
+    truncate: TRUNCATE[truncation],
+    chunk: truncation === "chunk" || undefined,
+    use_cache: options.useCache === false ? false : undefined,
   });
+  const headers = { "content-type": "application/json", ...(lane && { "x-priority": lane }) };
+  return { path: "/v1/embeddings", headers, body };
+}
+
+/** Returns whether the body of a response with this status is parsed. */
+export function isSuccess({ accepts }: Request, status: number): boolean {
+  return (status >= 200 && status < 300) || status === accepts;
 }
 
 /**
- * The vectors of `n` texts, in their order.
- * @throws {ParseError} they aren't there, aren't n, of unlike width, or not finite.
+ * Parses the response to a request with n texts; returns n vectors in the order of the texts.
+ * @throws {ParseError} the response doesn't hold n finite vectors of equal length.
  */
-export function readEmbeddings({ body, headers }: Reply, n: number): Embeddings {
-  const { data, model, usage } = fields(body);
-  if (!Array.isArray(data)) throw new ParseError("The reply has no list `data` of vectors.");
-  if (data.length !== n) throw new ParseError(`${data.length} vectors came for ${n} texts.`);
+export function parseVectors({ body, headers }: Response, n: number): Vectors {
+  const { data, model, usage } = toRecord(body);
+  if (!Array.isArray(data)) throw new ParseError("The response has no list `data` of vectors.");
+  if (data.length !== n) {
+    throw new ParseError(`The service returned ${data.length} vectors for ${n} texts.`);
+  }
   const rows = new Array<Float32Array>(n);
   for (const item of data) {
-    const { index, embedding } = fields(item);
+    const { index, embedding } = toRecord(item);
     if (typeof index !== "number" || !Number.isInteger(index) || index < 0 || index >= n) {
-      throw new ParseError(`A vector has the index ${String(index)}, of ${n} texts.`);
+      throw new ParseError(`A vector of ${n} has the index ${String(index)}.`);
     }
-    if (rows[index]) throw new ParseError(`Two vectors came for the text ${index}.`);
-    rows[index] = vector(embedding);
+    if (rows[index]) throw new ParseError(`Two vectors have the index ${index}.`);
+    rows[index] = parseVector(embedding);
   }
-  checkWidths(rows);
+  checkEqualLengths(rows);
   const space = headers.get("x-embedding-space") ?? undefined;
-  const cut = headers.get("x-truncated-inputs");
-  const tokens = fields(usage)["prompt_tokens"];
-  return embeddings(rows, {
+  const truncated = headers.get("x-truncated-inputs");
+  const tokens = toRecord(usage)["prompt_tokens"];
+  return withInfo(rows, {
     space,
     model: typeof model === "string" ? model : undefined,
     tokens: typeof tokens === "number" ? tokens : 0,
-    // The service always names the space: where it can't be read, the other header can't either.
-    truncated: cut === null && space === undefined ? undefined : places(cut ?? ""),
+    // The service always sends the space, so without it CORS hides the other header as well.
+    truncated: truncated === null && space === undefined ? undefined : parsePositions(truncated),
   });
 }
 
 /**
- * One vector, as base64 or as a list of numbers.
+ * Parses one vector, in base64 or as a list of numbers.
  * @throws {ParseError} it is neither, empty, or not finite.
- * @internal
  */
-export function vector(value: unknown): Float32Array {
-  let floats: Float32Array;
-  if (typeof value === "string") floats = floatsOfBase64(value);
-  else if (Array.isArray(value) && value.every((one) => typeof one === "number")) {
-    floats = Float32Array.from(value as number[]);
+export function parseVector(value: unknown): Float32Array {
+  let vector: Float32Array;
+  if (typeof value === "string") vector = decodeFloat32(value);
+  else if (Array.isArray(value) && value.every((item) => typeof item === "number")) {
+    vector = Float32Array.from(value as number[]);
   } else throw new ParseError("A vector is neither base64 nor a list of numbers.");
+  // The product with 0 is NaN for NaN and infinity, and so is the sum.
   let sum = 0;
-  for (const one of floats) sum += one * 0;
-  if (floats.length === 0 || sum !== 0) throw new ParseError("A vector is empty or not finite.");
-  return floats;
+  for (const component of vector) sum += component * 0;
+  if (vector.length === 0 || sum !== 0) throw new ParseError("A vector is empty or not finite.");
+  return vector;
 }
 
-/**
- * @throws {ParseError} vectors of one reply are of unlike width.
- * @internal
- */
-export function checkWidths(rows: readonly Float32Array[]): void {
-  const width = rows[0]?.length;
-  if (rows.some((row) => row.length !== width)) {
-    throw new ParseError("Vectors of one reply are of unlike width.");
+/** @throws {ParseError} the vectors of a response differ in length. */
+export function checkEqualLengths(rows: readonly Float32Array[]): void {
+  const length = rows[0]?.length;
+  if (rows.some((row) => row.length !== length)) {
+    throw new ParseError("The vectors of the response differ in length.");
   }
 }
 
 /**
- * Reads `0,4-7`.
- * @throws {ParseError} it isn't of that form.
+ * Parses comma-separated positions and ranges such as `0,4-7`.
+ * @throws {ParseError} the header is malformed.
  */
-export function places(header: string): number[] {
-  const found: number[] = [];
-  for (const one of header ? header.split(",") : []) {
-    const [, first, last = first] = /^\s*(\d+)(?:-(\d+))?\s*$/.exec(one) ?? [];
-    if (first === undefined) throw new ParseError(`Places of texts came as "${header}".`);
-    for (let i = Number(first); i <= Number(last); i++) found.push(i);
+export function parsePositions(header: string | null): number[] {
+  const positions: number[] = [];
+  for (const item of header ? header.split(",") : []) {
+    const [, first, last = first] = /^\s*(\d+)(?:-(\d+))?\s*$/.exec(item) ?? [];
+    if (first === undefined) {
+      throw new ParseError(`The header x-truncated-inputs is malformed: "${header}".`);
+    }
+    for (let i = Number(first); i <= Number(last); i++) positions.push(i);
   }
-  return found;
+  return positions;
 }
 
-/** The error that a reply with a status of 400 or more stands for. */
-export function refusal(status: number, headers: Headers, text: string): HttpError {
+/** Returns the error for a response; its message is that of the body, in any common format. */
+export function statusError(status: number, headers: Headers, text: string): HTTPError {
   let body: unknown = text;
   try {
     body = JSON.parse(text);
   } catch {
-    // Then the text itself is what the service says.
+    // The text itself is the message.
   }
-  const { error, reason, detail, message } = fields(body);
-  const inner = fields(error);
-  const words = [inner["message"], error, message, detail, body].find(isWords);
-  const Kind = status === 429 ? OverloadedError : HttpError;
-  const said = `${words ?? `The service answered ${status} and gave no reason`}`;
-  return new Kind((isWords(reason) ? `${said}: ${reason}` : said).slice(0, MOST_WORDS), {
+  const { error, reason, detail, message } = toRecord(body);
+  const inner = toRecord(error);
+  const found = [inner["message"], error, message, detail, body].find(isNonEmptyString);
+  const full = found ?? `The service returned status ${status} without a reason`;
+  const response: ErrorResponse = {
     status,
-    serverCode: isWords(inner["code"]) ? inner["code"] : undefined,
-    param: isWords(inner["param"]) ? inner["param"] : undefined,
+    serverCode: isNonEmptyString(inner["code"]) ? inner["code"] : undefined,
+    param: isNonEmptyString(inner["param"]) ? inner["param"] : undefined,
     requestId: headers.get("x-request-id") ?? undefined,
-    retryAfterMs: retryAfterMs(headers.get("retry-after")),
-  });
+    retryAfterMs: parseRetryAfter(headers.get("retry-after")),
+  };
+  const Class = status === 429 ? RateLimitError : status >= 500 ? ServerError : HTTPError;
+  const shown = isNonEmptyString(reason) ? `${full}: ${reason}` : full;
+  return new Class(shown.slice(0, MAX_MESSAGE_LENGTH), response);
 }
 
-/** Milliseconds, from seconds or from a date. */
-function retryAfterMs(header: string | null): number | undefined {
+/** Parses `Retry-After`, in seconds or as a date; returns milliseconds. */
+function parseRetryAfter(header: string | null): number | undefined {
   if (!header) return undefined;
   const ms = Number(header) * 1000;
-  const wait = Number.isNaN(ms) ? Date.parse(header) - Date.now() : ms;
-  return Number.isNaN(wait) ? undefined : Math.max(0, wait);
+  const delayMs = Number.isNaN(ms) ? Date.parse(header) - Date.now() : ms;
+  return Number.isNaN(delayMs) ? undefined : Math.max(0, delayMs);
 }
 
-/**
- * What `/health` says.
- * @throws {ParseError} it isn't what this service says.
- */
-export function readHealth({ body }: Reply): Health {
-  const { status, model, dim } = fields(body);
-  if (isWords(status) && isWords(model) && typeof dim === "number") return body as Health;
-  throw new ParseError("What /health says isn't what EmbedServe says.");
+/** @throws {ParseError} the response isn't a health report. */
+export function parseHealth({ body }: Response): Health {
+  const { status, model, dim } = toRecord(body);
+  if (isNonEmptyString(status) && isNonEmptyString(model) && typeof dim === "number") {
+    return body as Health;
+  }
+  throw new ParseError("The response of /health isn't that of EmbedServe. Is the URL right?");
 }
 
-/**
- * What `/info` says.
- * @throws {ParseError} it isn't what this service says.
- */
-export function readInfo({ body }: Reply): Info {
-  const { model_id, dim } = fields(body);
-  if (isWords(model_id) && typeof dim === "number") return body as Info;
-  throw new ParseError("What /info says isn't what EmbedServe says.");
+/** @throws {ParseError} the response doesn't describe a service. */
+export function parseInfo({ body }: Response): Info {
+  const { model_id, dim } = toRecord(body);
+  if (isNonEmptyString(model_id) && typeof dim === "number") return body as Info;
+  throw new ParseError("The response of /info isn't that of EmbedServe. Is the URL right?");
 }
 
-/**
- * The models' names.
- * @throws {ParseError} there is no list of them.
- */
-export function readModels({ body }: Reply): Model[] {
-  const { data } = fields(body);
-  if (Array.isArray(data) && data.every((one) => isWords(fields(one)["id"]))) return data;
-  throw new ParseError("The reply has no list `data` of models.");
+/** @throws {ParseError} the response has no list of models. */
+export function parseModelNames({ body }: Response): string[] {
+  const { data } = toRecord(body);
+  const names = Array.isArray(data) ? data.map((item) => toRecord(item)["id"]) : [undefined];
+  if (names.every(isNonEmptyString)) return names;
+  throw new ParseError("The response has no list `data` of models.");
 }
 
-/**
- * The fields of an object; of anything else: none.
- * @internal
- */
-export function fields(value: unknown): Readonly<Record<string, unknown>> {
+/** Returns an object as a record of unknown fields; an empty one for any other value. */
+export function toRecord(value: unknown): Readonly<Record<string, unknown>> {
   return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
 }
 
-function isWords(value: unknown): value is string {
+function isNonEmptyString(value: unknown): value is string {
   return typeof value === "string" && value !== "";
 }

@@ -1,76 +1,88 @@
-/** The package as others get it: packed, installed without a network, and loaded both ways. */
+/** The package as users get it: packed, installed offline, and loaded as ESM and by `require`. */
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
-const ROOT = fileURLToPath(new URL("../../../", import.meta.url));
+const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const EXPORTS = [
-  ...["EmbedClient", "EmbedError", "HttpError", "NetworkError", "OverloadedError", "ParseError"],
-  ...["SidecarError", "SpaceMismatchError", "TimeoutError", "WorkerError"],
+  ...["Client", "EmbedError", "HTTPError", "InvalidURLError", "NetworkError", "ParseError"],
+  ...["RateLimitError", "RequestTimeoutError", "ServerError", "ServiceNotRunningError"],
+  ...["SpaceMismatchError", "WorkerError"],
 ];
-const OF_NODE = [...EXPORTS, "EmbedSidecar", "StdioWorker"].sort();
-const folder = mkdtempSync(join(tmpdir(), "package-"));
+const NODE_EXPORTS = [...EXPORTS, "StdioWorker", "Supervisor"].sort();
+const directory = mkdtempSync(join(tmpdir(), "package-"));
 const run = (program: string, ...args: string[]) =>
   execFileSync(program, args, {
-    cwd: folder,
+    cwd: directory,
     encoding: "utf8",
     shell: process.platform === "win32",
   });
-const node = (file: string, source: string) => {
-  writeFileSync(join(folder, file), source);
+const runNode = (file: string, source: string) => {
+  writeFileSync(join(directory, file), source);
   return JSON.parse(run(process.execPath, file)) as unknown;
 };
 
 before(() => {
   run("npm", "pack", ROOT, "--ignore-scripts", "--silent");
-  const [tarball = ""] = readdirSync(folder).filter((name) => name.endsWith(".tgz"));
-  writeFileSync(join(folder, "package.json"), "{}");
+  const [tarball = ""] = readdirSync(directory).filter((name) => name.endsWith(".tgz"));
+  writeFileSync(join(directory, "package.json"), "{}");
   run("npm", "install", `./${tarball}`, "--offline", "--no-audit", "--no-fund", "--silent");
 });
-after(() => rmSync(folder, { recursive: true }));
+after(() => rmSync(directory, { recursive: true }));
 
-test("import gives what is exported, and nothing else", () => {
-  const names = node("names.mjs", `
-    import * as all from "embedserve-client";
+test("import", () => {
+  const names = runNode("names.mjs", `
+    import * as client from "embedserve-client";
     import * as node from "embedserve-client/node";
-    console.log(JSON.stringify([Object.keys(all), Object.keys(node)]));`);
-  assert.deepEqual(names, [EXPORTS, OF_NODE]);
+    console.log(JSON.stringify([Object.keys(client), Object.keys(node)]));`);
+  assert.deepEqual(names, [EXPORTS, NODE_EXPORTS]);
 });
 
-test("require gives the same", () => {
-  const names = node("names.cjs", `
+test("CommonJS modules can require the ES modules", () => {
+  const names = runNode("names.cjs", `
     const names = (path) => Object.keys(require(path)).sort();
     console.log(JSON.stringify([names("embedserve-client"), names("embedserve-client/node")]));`);
-  assert.deepEqual(names, [EXPORTS, OF_NODE]);
+  assert.deepEqual(names, [EXPORTS, NODE_EXPORTS]);
 });
 
-test("there is one of each class in a program, however it is loaded", () => {
-  const same = node("same.mjs", `
+test("all entry points share one class of each name", () => {
+  const isSame = runNode("same.mjs", `
     import { createRequire } from "node:module";
-    import * as all from "embedserve-client";
+    import * as client from "embedserve-client";
     import * as node from "embedserve-client/node";
     const require = createRequire(import.meta.url);
     const others = [node, require("embedserve-client"), require("embedserve-client/node")];
-    console.log(others.every((one) => one.EmbedError === all.EmbedError));`);
-  assert.equal(same, true);
+    console.log(others.every(({ EmbedError }) => EmbedError === client.EmbedError));`);
+  assert.equal(isSame, true);
 });
 
-test("what browsers get exports the same, and asks for nothing of Node", async () => {
-  const source = readFileSync(join(ROOT, "dist/browser.js"), "utf8");
-  assert.doesNotMatch(source, /\bimport\b|\brequire\b|process\./);
-  const browser: unknown = await import(new URL("../../../dist/browser.js", import.meta.url).href);
-  assert.deepEqual(Object.keys(browser as object), EXPORTS);
+/** Returns the sources of a module and of all modules that it imports. */
+function readModules(path: string, sources = new Map<string, string>()): Map<string, string> {
+  if (sources.has(path)) return sources;
+  const source = readFileSync(path, "utf8");
+  sources.set(path, source);
+  for (const [, specifier = ""] of source.matchAll(/\bfrom "([^"]+)"/g)) {
+    assert.match(specifier, /^\.\//, `${path} imports ${specifier}`);
+    readModules(join(dirname(path), specifier), sources);
+  }
+  return sources;
+}
+
+test("a browser can load the entry point: it imports only modules next to it", () => {
+  const sources = readModules(join(ROOT, "dist/index.js"));
+  assert.ok(sources.size > 5);
+  for (const [path, source] of sources) assert.doesNotMatch(source, /\brequire\(/, path);
 });
 
-test("it depends on nothing, and its files are those that are needed", () => {
+test("there are no dependencies and no unneeded files", () => {
   const { dependencies } = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8"));
   assert.equal(dependencies, undefined);
-  const files = readdirSync(join(folder, "node_modules/embedserve-client"));
+  const files = readdirSync(join(directory, "node_modules/embedserve-client"));
   assert.deepEqual(files.sort(), ["README.md", "dist", "package.json"]);
   assert.doesNotMatch(readFileSync(join(ROOT, "package-lock.json"), "utf8"), /"resolved"/);
 });

@@ -1,13 +1,17 @@
-/** What starts processes, beside all that the client for browsers has. */
+/** The client, and the classes that start processes. Only for Node. */
 
 export * from "../index.js";
-export type { Exit, ProcessOptions } from "./child.js";
-export { EmbedSidecar } from "./sidecar.js";
+export type { ProcessExit, ProcessOptions } from "./managed-process.js";
+export { StdioWorker } from "./stdio-worker.js";
 export type {
-  SidecarEvents,
-  SidecarOptions,
-  SidecarState,
-  SidecarStatus,
-} from "./sidecar-options.js";
-export { StdioWorker } from "./stdio.js";
-export type { WorkerOptions, WorkerState, WorkerStatus } from "./stdio-options.js";
+  StdioWorkerOptions,
+  WorkerState,
+  WorkerStatus,
+} from "./stdio-worker-options.js";
+export { Supervisor } from "./supervisor.js";
+export type {
+  ServiceState,
+  ServiceStatus,
+  SupervisorEvents,
+  SupervisorOptions,
+} from "./supervisor-options.js";

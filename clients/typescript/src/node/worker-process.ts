@@ -1,129 +1,136 @@
-/** One life of a worker that stays up and speaks JSON lines. */
+/** One process of a worker: request lines → process → reply lines. */
 
-import { Deadline } from "../deadline.js";
-import { TimeoutError, WorkerError } from "../errors.js";
-import { fields } from "../wire.js";
-import { Child, type Exit, inWords, type ProcessOptions } from "./child.js";
+import type { Deadline } from "../deadline.js";
+import { RequestTimeoutError, WorkerError } from "../errors.js";
+import { toRecord } from "../wire.js";
+import {
+  describeExit,
+  ManagedProcess,
+  type ProcessExit,
+  type ProcessOptions,
+} from "./managed-process.js";
 
-/** Milliseconds that a worker has to end by itself. */
-const WORKER_STOP_MS = 5000;
+/** Milliseconds in which a worker must exit on its own. */
+const STOP_TIMEOUT_MS = 5000;
 
-/** An answer, without what it is an answer to. */
-export type Answer = { readonly result: unknown } | { readonly error: string };
+/** A reply without its id. */
+export type Reply = { readonly result: unknown } | { readonly error: string };
 
-/** Who is told what a worker says. */
-export interface Listener {
-  /** false: nobody waits for an answer with this id. */
-  onAnswer(id: string, answer: Answer): boolean;
-  /** A line was no answer to anything. */
+/** The callbacks of a worker process. */
+export interface ReplyHandlers {
+  /** Handles a reply; returns false if no request with this id is pending. */
+  onReply(id: string, reply: Reply): boolean;
+  /** Called for each line that isn't a reply to a pending request. */
   onIgnored(): void;
-  /** It takes requests again. */
+  /** Called when the process accepts requests again. */
   onDrain(): void;
 }
 
-/** Tells answers from everything else that it prints. */
+/** A ready worker process. */
 export class WorkerProcess {
-  readonly #child: Child;
-  readonly #listener: Listener;
-  #takes = true;
-  #sayReady: () => void = () => {};
-  readonly #ready = new Promise<void>((resolve) => (this.#sayReady = resolve));
+  readonly #process: ManagedProcess;
+  readonly #handlers: ReplyHandlers;
+  #hasDrained = true;
+  #resolveReady: () => void = () => {};
+  readonly #ready = new Promise<void>((resolve) => (this.#resolveReady = resolve));
 
-  private constructor(command: readonly string[], options: ProcessOptions, listener: Listener) {
-    this.#listener = listener;
-    this.#child = new Child(command, options, {
-      onLine: (line) => this.#hear(line),
-      onDropped: () => listener.onIgnored(),
-      onWords: options.onProgress,
-      lastSignal: "SIGKILL",
+  private constructor(
+    command: readonly string[],
+    options: ProcessOptions,
+    handlers: ReplyHandlers,
+  ) {
+    this.#handlers = handlers;
+    this.#process = new ManagedProcess(command, options, {
+      onLine: (line) => this.#handleLine(line),
+      onDropped: () => handlers.onIgnored(),
+      onLog: options.onProgress,
+      exitSignal: "SIGKILL",
     });
-    this.#child.onDrain(() => {
-      this.#takes = true;
-      listener.onDrain();
+    this.#process.onDrain(() => {
+      this.#hasDrained = true;
+      handlers.onDrain();
     });
   }
 
   /**
-   * Starts one, and waits until it is ready. None is left when it rejects.
-   * @param life ends it early
-   * @throws {WorkerError} it ended too soon, with its last words, or wasn't ready in time.
+   * Starts a process and waits until it is ready. No process is left when it rejects.
+   * @param lifetime cancels the start
+   * @throws {WorkerError} it exited or wasn't ready in time; the message ends with its output.
    */
   static async start(
     command: readonly string[],
     options: ProcessOptions,
-    listener: Listener,
-    readyTimeout: number,
-    life: Deadline,
+    handlers: ReplyHandlers,
+    readyTimeoutMs: number,
+    lifetime: Deadline,
   ): Promise<WorkerProcess> {
-    life.check();
-    const worker = new WorkerProcess(command, options, listener);
-    const deadline = new Deadline(readyTimeout);
-    const off = life.onEnd(() => deadline.end(new WorkerError("The worker was stopped.")));
-    const died = async () => {
-      throw worker.crash(await worker.exited);
+    lifetime.throwIfAborted();
+    const worker = new WorkerProcess(command, options, handlers);
+    const deadline = lifetime.child(readyTimeoutMs);
+    const failOnExit = async () => {
+      throw worker.exitError(await worker.exited);
     };
     try {
-      await deadline.race(() => Promise.race([worker.#ready, died()]));
+      await deadline.race(() => Promise.race([worker.#ready, failOnExit()]));
       return worker;
     } catch (error) {
       await worker.stop();
-      if (!(error instanceof TimeoutError)) throw error;
-      const words = `The worker wasn't ready within ${readyTimeout} ms.`;
-      throw new WorkerError(`${words}\n${worker.#child.lastWords}`.trimEnd(), { cause: error });
+      if (!(error instanceof RequestTimeoutError)) throw error;
+      const message = `The worker was not ready after ${readyTimeoutMs} ms.`;
+      throw new WorkerError(worker.#process.withLog(message), { cause: error });
     } finally {
-      off();
-      deadline.end();
+      deadline.abort();
     }
   }
 
-  /** Resolves when it has ended. */
-  get exited(): Promise<Exit> {
-    return this.#child.exited;
+  /** Resolves when the process has ended. */
+  get exited(): Promise<ProcessExit> {
+    return this.#process.exited;
   }
 
   get pid(): number | undefined {
-    return this.#child.pid;
+    return this.#process.pid;
   }
 
-  /** Whether it reads what it is sent; if not, `onDrain` comes. */
-  get takes(): boolean {
-    return this.#takes && this.#child.alive;
+  /** Whether the process accepts requests; if it doesn't, `onDrain` reports when it does. */
+  get isWritable(): boolean {
+    return this.#hasDrained && this.#process.isAlive;
   }
 
-  /** Sends a line. */
+  /** Writes a request line. */
   send(line: string): void {
-    this.#takes = this.#child.write(line);
+    this.#hasDrained = this.#process.write(line);
   }
 
-  /** Whether this program goes on while nothing but the worker is left to wait for. */
-  hold(holds: boolean): void {
-    this.#child.hold(holds);
+  /** Sets whether the process keeps the event loop of this program alive. */
+  setKeepAlive(keepAlive: boolean): void {
+    this.#process.setKeepAlive(keepAlive);
   }
 
-  /** Asks it to end, and kills it after 5 s. */
+  /** Closes standard input; sends SIGINT after 5 s, and SIGKILL after 10 s. */
   async stop(): Promise<void> {
-    await this.#child.stop(WORKER_STOP_MS);
+    await this.#process.stop(STOP_TIMEOUT_MS);
   }
 
-  /** Its end, with its last words. */
-  crash(exit: Exit): WorkerError {
-    const words = `The worker ${inWords(exit)}.\n${this.#child.lastWords}`.trimEnd();
-    return new WorkerError(words, exit.error && { cause: exit.error });
+  /** Returns the error for the exit of this process, with its last output. */
+  exitError(exit: ProcessExit): WorkerError {
+    const message = this.#process.withLog(`The worker ${describeExit(exit)}.`);
+    return new WorkerError(message, exit.error && { cause: exit.error });
   }
 
-  #hear(line: string): void {
-    let said: unknown;
+  #handleLine(line: string): void {
+    let message: unknown;
     try {
-      said = JSON.parse(line);
+      message = JSON.parse(line);
     } catch {
-      // Libraries print what they like.
+      // Libraries may print to standard output as well.
     }
-    const { id, status, result, error } = fields(said);
-    if (status === "ready") return this.#sayReady();
-    const answer =
+    const { id, status, result, error } = toRecord(message);
+    if (status === "ready") return this.#resolveReady();
+    const reply =
       typeof error === "string" ? { error } : result === undefined ? undefined : { result };
-    const isHeard =
-      typeof id === "string" && answer !== undefined && this.#listener.onAnswer(id, answer);
-    if (!isHeard) this.#listener.onIgnored();
+    const isHandled =
+      typeof id === "string" && reply !== undefined && this.#handlers.onReply(id, reply);
+    if (!isHandled) this.#handlers.onIgnored();
   }
 }

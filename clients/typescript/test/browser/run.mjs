@@ -1,8 +1,8 @@
 /**
- * Has a page in a headless Chromium embed, and looks at what came of it.
+ * Embeds in a page in headless Chromium and checks the result.
  *
- * The service is that of EMBEDSERVE_URL, which must allow any origin, else a fake. CHROMIUM is the
- * browser's path. Without a browser it ends with status 77, as of a test that was left out.
+ * The page uses the service at EMBEDSERVE_URL, which must allow any origin, or a fake service.
+ * CHROMIUM is the path of the browser. Without a browser, the exit status is 77 (skipped).
  */
 
 import assert from "node:assert/strict";
@@ -14,25 +14,26 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
-const PATIENCE_MS = 60_000;
+const TIMEOUT_MS = 60_000;
 const FLAGS = [
   ...["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
   ...["--disable-background-networking", "--disable-component-update", "--disable-sync"],
 ];
-const HERE = new URL(".", import.meta.url);
+const PAGE = new URL("page.html", import.meta.url);
+const PACKAGE = new URL("../../", import.meta.url);
 const HEADERS = { "x-embedding-space": "fake-fp32", "x-truncated-inputs": "0" };
 const CORS = {
   "access-control-allow-origin": "*",
-  "access-control-allow-headers": "authorization, content-type",
+  "access-control-allow-headers": "authorization, content-type, x-priority",
   "access-control-expose-headers": Object.keys(HEADERS).join(","),
 };
 
 if (!existsSync(CHROMIUM)) {
-  console.log(`There is no browser at ${CHROMIUM}; set CHROMIUM. Nothing was tried.`);
+  console.log(`Skipped: there is no browser at ${CHROMIUM}. Set CHROMIUM to its path.`);
   process.exit(77);
 }
 
-async function listening(handle) {
+async function startServer(handle) {
   const server = createServer(async (request, response) => {
     const chunks = [];
     for await (const chunk of request) chunks.push(chunk);
@@ -43,7 +44,7 @@ async function listening(handle) {
   return [server, `http://127.0.0.1:${server.address().port}`];
 }
 
-function answerAsService(request, response, text) {
+function handleAsService(request, response, text) {
   const send = (status, body) => {
     const type = { "content-type": "application/json" };
     response.writeHead(status, { ...CORS, ...HEADERS, ...type }).end(JSON.stringify(body));
@@ -52,59 +53,60 @@ function answerAsService(request, response, text) {
   if (request.url === "/health") return send(200, { status: "ok", model: "fake", dim: 3 });
   const { input } = JSON.parse(text);
   if (input.includes("")) return send(400, { error: { message: "A text is empty." } });
-  const embedding = (one) =>
-    Buffer.from(Float32Array.of(one.length, 0.1, -1e-30).buffer).toString("base64");
+  const encode = (text) =>
+    Buffer.from(Float32Array.of(text.length, 0.1, -1e-30).buffer).toString("base64");
   return send(200, {
-    data: input.map((one, index) => ({ index, embedding: embedding(one) })),
+    data: input.map((text, index) => ({ index, embedding: encode(text) })),
     model: "fake",
     usage: { prompt_tokens: 5 * input.length },
   });
 }
 
-const real = process.env.EMBEDSERVE_URL;
-const [fake, fakeUrl] = await listening(answerAsService);
-const [closed, nowhere] = await listening(() => {});
+const realUrl = process.env.EMBEDSERVE_URL;
+const [fake, fakeUrl] = await startServer(handleAsService);
+const [closed, unreachableUrl] = await startServer(() => {});
 await new Promise((resolve) => closed.close(resolve));
 
-let tell;
-const told = new Promise((resolve) => (tell = resolve));
-const [pages, pagesUrl] = await listening((request, response, text) => {
+let onResult;
+const received = new Promise((resolve) => (onResult = resolve));
+const [pageServer, pageUrl] = await startServer((request, response, text) => {
   const send = (type, body) => response.writeHead(200, { "content-type": type }).end(body);
-  if (request.url === "/") return send("text/html", readFileSync(new URL("page.html", HERE)));
-  if (request.url === "/browser.js") {
-    return send("text/javascript", readFileSync(new URL("../../dist/browser.js", HERE)));
+  if (request.url === "/") return send("text/html", readFileSync(PAGE));
+  if (/^\/dist\/[\w-]+\.js$/.test(request.url)) {
+    return send("text/javascript", readFileSync(new URL(`.${request.url}`, PACKAGE)));
   }
-  if (request.url === "/told") {
-    return send("application/json", JSON.stringify({ service: real ?? fakeUrl, nowhere }));
+  if (request.url === "/config") {
+    const config = { serviceUrl: realUrl ?? fakeUrl, unreachableUrl };
+    return send("application/json", JSON.stringify(config));
   }
-  if (request.url === "/result") tell(JSON.parse(text));
+  if (request.url === "/result") onResult(JSON.parse(text));
   return send("text/plain", "");
 });
 
 const profile = mkdtempSync(join(tmpdir(), "chromium-"));
-const browser = spawn(CHROMIUM, [...FLAGS, `--user-data-dir=${profile}`, `${pagesUrl}/`], {
+const browser = spawn(CHROMIUM, [...FLAGS, `--user-data-dir=${profile}`, `${pageUrl}/`], {
   stdio: ["ignore", "ignore", "pipe"],
 });
-let complaints = "";
-browser.stderr.on("data", (chunk) => (complaints += chunk));
-const ended = once(browser, "exit");
+let log = "";
+browser.stderr.on("data", (chunk) => (log += chunk));
+const exited = once(browser, "exit");
 let timer;
-const late = new Promise((_, reject) => {
-  const words = () => reject(new Error(`The page said nothing. The browser:\n${complaints}`));
-  timer = setTimeout(words, PATIENCE_MS);
-  ended.then(words);
+const failed = new Promise((_, reject) => {
+  const fail = () => reject(new Error(`The page sent no result. Output of the browser:\n${log}`));
+  timer = setTimeout(fail, TIMEOUT_MS);
+  exited.then(fail);
 });
 try {
-  check(await Promise.race([told, late]));
-  console.log(`ok: a page in Chromium embedded with ${real ? "the service" : "a fake service"}`);
+  check(await Promise.race([received, failed]));
+  console.log(`ok: a page in Chromium used ${realUrl ? "the service" : "a fake service"}`);
 } finally {
   clearTimeout(timer);
-  late.catch(() => {});
+  failed.catch(() => {});
   browser.kill("SIGTERM");
-  const killer = setTimeout(() => browser.kill("SIGKILL"), 5000);
-  await ended;
-  clearTimeout(killer);
-  for (const server of [fake, pages]) {
+  const killTimer = setTimeout(() => browser.kill("SIGKILL"), 5000);
+  await exited;
+  clearTimeout(killTimer);
+  for (const server of [fake, pageServer]) {
     server.closeAllConnections();
     server.close();
   }
@@ -113,19 +115,20 @@ try {
 
 function check(result) {
   assert.equal(result.error, undefined);
-  assert.equal(result.floats, true);
+  assert.equal(result.areFloat32, true);
   assert.equal(result.vectors.length, 3);
   assert.deepEqual(result.vectors[0], result.vectors[2]);
   assert.equal(result.health, "ok");
-  assert.deepEqual(result.refused.slice(0, 2), [true, 400]);
-  assert.match(result.refused[2], /empty/i);
-  assert.deepEqual(result.nobody, [true, "NETWORK_ERROR"]);
-  assert.equal(result.aborted, "why");
-  // The headers can be read from another origin.
-  assert.match(result.space, /-/);
-  if (real) return;
+  assert.deepEqual(result.invalid.slice(0, 2), [true, 400]);
+  assert.match(result.invalid[2], /empty/i);
+  assert.deepEqual(result.unreachable, [true, "NETWORK_ERROR"]);
+  assert.equal(result.aborted, "reason");
+  // CORS exposes the headers to the page.
+  assert.match(result.info.space, /-/);
+  if (realUrl) return;
   const { fround } = Math;
   assert.deepEqual(result.vectors[1], [15, fround(0.1), fround(-1e-30)]);
-  assert.deepEqual([result.space, result.model, result.tokens], ["fake-fp32", "fake", 15]);
-  assert.deepEqual(result.truncated, [0, 2]);
+  const { space, model, tokens, truncated } = result.info;
+  assert.deepEqual([space, model, tokens], ["fake-fp32", "fake", 15]);
+  assert.deepEqual(truncated, [0, 2]);
 }

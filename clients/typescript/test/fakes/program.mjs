@@ -1,12 +1,15 @@
-/** A program that uses a sidecar and ends in the way that its argument names. */
+/** A program that uses a supervisor and ends as its last argument says. */
 
-import { EmbedSidecar } from "embedserve-client/node";
+import { Supervisor } from "embedserve-client/node";
 
-const [, , service, port, way] = process.argv;
-const sidecar = new EmbedSidecar({ command: [process.execPath, service], port: Number(port) });
-await sidecar.embed(["a"]);
-sidecar.on("stopped", () => console.log("stopped"));
-console.log(sidecar.getStatus().pid);
-if (way === "exit") process.exit(0);
-if (way === "throw") setTimeout(() => { throw new Error("uncaught"); });
-if (way === "kill") process.kill(process.pid, "SIGKILL");
+const [, , service, port, exit] = process.argv;
+const supervisor = new Supervisor({
+  command: [process.execPath, service, "--port", port],
+  port: Number(port),
+});
+await supervisor.embed(["a"]);
+supervisor.on("stopped", () => console.log("stopped"));
+console.log(supervisor.status().pid);
+if (exit === "exit") process.exit(0);
+if (exit === "throw") setTimeout(() => { throw new Error("uncaught"); });
+if (exit === "kill") process.kill(process.pid, "SIGKILL");

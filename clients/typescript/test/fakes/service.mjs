@@ -1,10 +1,10 @@
-/** Stands for `embedserve serve`. What it does wrong is told by FAKE, a JSON object. */
+/** A fake of `embedserve serve`. FAULTS, a JSON object, selects its faults. */
 
 import { appendFileSync, readFileSync } from "node:fs";
 import { createServer } from "node:http";
 
-const { FAKE = "{}", FAKE_LOG } = process.env;
-const told = JSON.parse(FAKE);
+const { FAULTS = "{}", FAKE_LOG } = process.env;
+const faults = JSON.parse(FAULTS);
 const port = Number(process.argv[process.argv.indexOf("--port") + 1]);
 const log = (text) => FAKE_LOG && appendFileSync(FAKE_LOG, `${text}\n`);
 log(`start ${process.pid} ${process.argv.slice(2).join(" ")}`);
@@ -13,19 +13,19 @@ console.log("loading");
 console.error("still loading");
 process.on("SIGINT", () => {
   log("SIGINT");
-  if (!told.stubborn) process.exit(0);
+  if (!faults.ignoresStop) process.exit(0);
 });
 process.stdin.resume().on("end", () => {
   log("EOF");
-  if (!told.stubborn) process.exit(0);
+  if (!faults.ignoresStop) process.exit(0);
 });
-// Fails from its n-th start on.
+// The n-th start and all later ones fail.
 const starts = FAKE_LOG ? readFileSync(FAKE_LOG, "utf8").split("start ").length - 1 : 1;
-if (told.failsFrom && starts >= told.failsFrom) {
+if (faults.failsFrom && starts >= faults.failsFrom) {
   console.error("no such model");
   process.exit(3);
 }
-const readyAt = Date.now() + (told.slowMs ?? 0);
+const readyAt = Date.now() + (faults.slowMs ?? 0);
 const server = createServer((request, response) => {
   const send = (status, body) => {
     const headers = { "content-type": "application/json", "x-embedding-space": "f-fp32" };
@@ -34,19 +34,18 @@ const server = createServer((request, response) => {
   };
   if (request.url === "/crash") process.exit(1);
   if (request.url === "/health") {
-    // As the real one's proxy says, before the service is there.
-    if (told.slowMs && Date.now() < readyAt) return send(404, "Path '/health' not found.");
-    if (told.neverReady) return send(503, { status: "unavailable" });
+    // Like the HTTP proxy of Ray Serve before the service is deployed.
+    if (faults.slowMs && Date.now() < readyAt) return send(404, "Path '/health' not found.");
+    if (faults.neverReady) return send(503, { status: "unavailable" });
     return send(200, { status: "ok", model: "fake", dim: 2, device: "cpu" });
   }
-  let text = "";
-  request.on("data", (chunk) => (text += chunk));
+  let body = "";
+  request.on("data", (chunk) => (body += chunk));
   request.on("end", () => {
-    const { input } = JSON.parse(text);
-    // Once only: the next life answers.
-    if (input[0] === "crash" && starts === 1) process.exit(1);
+    const { input } = JSON.parse(body);
+    if (input[0] === "crash" && (starts === 1 || faults.alwaysCrashes)) process.exit(1);
     send(200, {
-      data: input.map((one, index) => ({ index, embedding: [one.length, process.pid] })),
+      data: input.map((text, index) => ({ index, embedding: [text.length, process.pid] })),
       model: "fake",
     });
   });

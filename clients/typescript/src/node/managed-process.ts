@@ -1,0 +1,153 @@
+/** A child process that doesn't outlive this program. */
+
+import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
+import type { Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
+import { onExit } from "./exit-hooks.js";
+import { LineSplitter } from "./line-splitter.js";
+
+/** The number of output lines that an error message contains. */
+const TAIL_LINES = 12;
+/** Milliseconds to read output after the exit; another process may hold the pipe open. */
+const DRAIN_MS = 500;
+/** Milliseconds between SIGINT and SIGKILL. */
+const KILL_DELAY_MS = 5000;
+
+/** Options of a child process. */
+export interface ProcessOptions {
+  /** The program and its arguments, without a shell. */
+  readonly command?: readonly string[] | undefined;
+  /** The environment. Default: that of this program. */
+  readonly env?: NodeJS.ProcessEnv | undefined;
+  /** The working directory. Default: that of this program. */
+  readonly cwd?: string | undefined;
+  /** Called with each line of output while the process starts. */
+  readonly onProgress?: ((line: string) => void) | undefined;
+}
+
+/** How a process ended. */
+export interface ProcessExit {
+  /** The exit status; null: a signal ended it, or it didn't start. */
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+  /** Why it didn't start. */
+  readonly error?: NodeJS.ErrnoException | undefined;
+}
+
+/** Callbacks and settings of a managed process. */
+export interface ProcessHandlers {
+  /** Called with each line of standard output. Default: standard output is a log as well. */
+  readonly onLine?: (line: string) => void;
+  /** Called for each line of standard output that is too long. */
+  readonly onDropped?: () => void;
+  /** Called with each line of the log: standard error, and standard output without `onLine`. */
+  readonly onLog?: ((line: string) => void) | undefined;
+  /** The signal that the process receives when this program calls `process.exit`. */
+  readonly exitSignal: NodeJS.Signals;
+}
+
+/** Its standard input is a pipe that stays open while this program runs. */
+export class ManagedProcess {
+  /** Resolves when the process has ended and its output is read. */
+  readonly exited: Promise<ProcessExit>;
+  readonly #process: ChildProcessWithoutNullStreams;
+  readonly #removeExitHook: () => void;
+  readonly #tail: string[] = [];
+  #isAlive = true;
+
+  constructor(command: readonly string[], options: ProcessOptions, handlers: ProcessHandlers) {
+    const [program = "", ...args] = command;
+    const { cwd, env } = options;
+    this.#process = spawn(program, args, { cwd, env, stdio: "pipe", windowsHide: true });
+    const { stdin, stdout, stderr } = this.#process;
+    // A write to an ended process fails; `exited` reports the end.
+    stdin.on("error", () => {});
+    const log = (line: string) => {
+      if (this.#tail.push(line) > TAIL_LINES) this.#tail.shift();
+      handlers.onLog?.(line);
+    };
+    const out = new LineSplitter(handlers.onLine ?? log, handlers.onDropped);
+    const err = new LineSplitter(log);
+    stdout.on("data", (chunk: Buffer) => out.push(chunk)).on("end", () => out.end());
+    stderr.on("data", (chunk: Buffer) => err.push(chunk)).on("end", () => err.end());
+    this.#removeExitHook = onExit(() => this.#process.kill(handlers.exitSignal));
+    this.exited = this.#waitForExit();
+  }
+
+  get pid(): number | undefined {
+    return this.#process.pid;
+  }
+
+  get isAlive(): boolean {
+    return this.#isAlive;
+  }
+
+  /** Appends the last lines of the log to an error message. */
+  withLog(message: string): string {
+    return [message, ...this.#tail].join("\n").trimEnd();
+  }
+
+  /** Writes to standard input. Returns false if the pipe is full: wait for `onDrain`. */
+  write(text: string): boolean {
+    return this.#process.stdin.write(text);
+  }
+
+  /** Calls `callback` each time a full pipe has emptied. */
+  onDrain(callback: () => void): void {
+    this.#process.stdin.on("drain", callback);
+  }
+
+  /** Writes to standard input and closes it. */
+  endInput(text: string): void {
+    this.#process.stdin.end(text);
+  }
+
+  /** Sets whether the process keeps the event loop of this program alive. */
+  setKeepAlive(keepAlive: boolean): void {
+    const { stdin, stdout, stderr } = this.#process;
+    for (const handle of [this.#process, stdin as Socket, stdout as Socket, stderr as Socket]) {
+      if (keepAlive) handle.ref();
+      else handle.unref();
+    }
+  }
+
+  /** Closes standard input; sends SIGINT after `timeoutMs` milliseconds, and SIGKILL 5 s later. */
+  async stop(timeoutMs: number): Promise<ProcessExit> {
+    if (!this.#isAlive) return this.exited;
+    this.setKeepAlive(true);
+    this.#process.stdin.end();
+    // An immediate signal would be a second request, which aborts the graceful shutdown.
+    const timers = [
+      setTimeout(() => this.#process.kill("SIGINT"), timeoutMs),
+      setTimeout(() => this.#process.kill("SIGKILL"), timeoutMs + KILL_DELAY_MS),
+    ];
+    try {
+      return await this.exited;
+    } finally {
+      timers.forEach(clearTimeout);
+    }
+  }
+
+  async #waitForExit(): Promise<ProcessExit> {
+    const closed = new Promise<void>((resolve) => this.#process.once("close", () => resolve()));
+    const exit = await new Promise<ProcessExit>((resolve) => {
+      this.#process.once("exit", (code, signal) => resolve({ code, signal }));
+      // A signal that can't be sent is an error as well, but of a process with an id.
+      this.#process.on("error", (error) => {
+        if (this.pid === undefined) resolve({ code: null, signal: null, error });
+      });
+    });
+    this.#isAlive = false;
+    this.#removeExitHook();
+    if (!exit.error) await Promise.race([closed, sleep(DRAIN_MS, undefined, { ref: true })]);
+    this.#process.stdout.destroy();
+    this.#process.stderr.destroy();
+    return exit;
+  }
+}
+
+/** Describes an exit, as the end of a sentence. */
+export function describeExit({ code, signal, error }: ProcessExit): string {
+  if (error) return `can't be started: ${error.message}`;
+  return signal ? `was ended by ${signal}` : `exited with status ${code}`;
+}

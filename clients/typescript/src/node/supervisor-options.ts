@@ -1,0 +1,72 @@
+/** The options, status and events of a supervisor. */
+
+import { type ClientOptions, DEFAULT_PORT } from "../options.js";
+import type { ProcessExit, ProcessOptions } from "./managed-process.js";
+
+/** The defaults of `SupervisorOptions`. */
+export const SUPERVISOR_DEFAULTS = {
+  port: DEFAULT_PORT,
+  readyTimeoutMs: 600_000,
+  restartDelayMs: 1000,
+  maxRestarts: 5,
+};
+
+/** Options of a supervisor; all are optional. */
+export interface SupervisorOptions extends ProcessOptions {
+  /** The port of the service on the loopback interface. Default: 8000. */
+  readonly port?: number | undefined;
+  /** The service's configuration file. Default: its default configuration. */
+  readonly config?: string | undefined;
+  /**
+   * Replaces `embedserve serve`. It must listen on `port` and exit when its standard input ends.
+   */
+  readonly command?: readonly string[] | undefined;
+  /**
+   * Milliseconds in which the service must become healthy. The first start prepares the model.
+   * Default: 600000.
+   */
+  readonly readyTimeoutMs?: number | undefined;
+  /**
+   * Milliseconds before a crashed service restarts; doubles with each failure in a row, up to 30 s.
+   * Default: 1000.
+   */
+  readonly restartDelayMs?: number | undefined;
+  /** Restarts in a row after which the service stays down. Default: 5. */
+  readonly maxRestarts?: number | undefined;
+  /** Options of the supervisor's client. */
+  readonly client?: Omit<ClientOptions, "baseUrl"> | undefined;
+}
+
+/** The state of a service. */
+export type ServiceState =
+  | "stopped"
+  | "starting"
+  | "ready"
+  | "restarting"
+  | "stopping"
+  | "failed";
+
+/** The status of a service. */
+export interface ServiceStatus {
+  readonly state: ServiceState;
+  /** false: the service was started otherwise, or isn't running. */
+  readonly managed: boolean;
+  /** The process id of the service; undefined: not managed. */
+  readonly pid: number | undefined;
+  /** The number of restarts since `start`. */
+  readonly restarts: number;
+  /** Milliseconds since the service became ready. */
+  readonly uptimeMs: number | undefined;
+  /** The reason of the last crash or failure. */
+  readonly lastError: Error | undefined;
+}
+
+/** The events of a supervisor and the arguments of their listeners. */
+export interface SupervisorEvents {
+  ready: [status: ServiceStatus];
+  crashed: [exit: ProcessExit];
+  /** `attempt` is the number of restarts in a row. */
+  restarting: [attempt: number];
+  stopped: [];
+  failed: [error: Error];
+}

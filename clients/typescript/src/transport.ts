@@ -1,0 +1,67 @@
+/** HTTP: one request, and the errors it can end with. */
+
+import type { Deadline } from "./deadline.js";
+import { NetworkError, ParseError } from "./errors.js";
+import { isSuccess, type Request, type Response, statusError, toRecord } from "./wire.js";
+
+/** Sends requests to one service. */
+export class Transport {
+  readonly #url: string;
+  readonly #apiKey: string | undefined;
+  readonly #fetch: typeof globalThis.fetch | undefined;
+
+  /** @throws {TypeError} the key can't be sent in a header. */
+  constructor(url: string, apiKey?: string, fetch?: typeof globalThis.fetch) {
+    // Checked here, because the error of `fetch` would contain the key.
+    if (apiKey !== undefined && !/^[\x21-\x7e]+$/.test(apiKey)) {
+      throw new TypeError("`apiKey` must consist of visible ASCII characters.");
+    }
+    this.#url = url;
+    this.#apiKey = apiKey;
+    this.#fetch = fetch;
+  }
+
+  /**
+   * Returns the JSON of a successful response, or of one whose status is in `request.accepts`.
+   * @throws {NetworkError | HTTPError | ParseError} or the reason of the deadline.
+   */
+  async send(request: Request, deadline: Deadline): Promise<Response> {
+    const [response, text] = await deadline.race((signal) => this.#exchange(request, signal));
+    // An error page may quote the request headers.
+    const redacted = this.#apiKey ? text.replaceAll(this.#apiKey, "***") : text;
+    const { status, headers } = response;
+    const error = () => statusError(status, headers, redacted);
+    if (!isSuccess(request, status)) throw error();
+    try {
+      return { body: JSON.parse(text), headers };
+    } catch {
+      if (!response.ok) throw error();
+      // Without a cause, which would quote the text.
+      throw new ParseError(`The response isn't JSON: ${JSON.stringify(redacted.slice(0, 80))}`);
+    }
+  }
+
+  async #exchange(
+    request: Request,
+    signal: AbortSignal,
+  ): Promise<[globalThis.Response, string]> {
+    const headers: Record<string, string> = { accept: "application/json", ...request.headers };
+    if (this.#apiKey) headers["authorization"] = `Bearer ${this.#apiKey}`;
+    // Browsers require that `fetch` isn't called as a method of another object.
+    const fetch = this.#fetch ?? globalThis.fetch;
+    try {
+      const response = await fetch(this.#url + request.path, {
+        method: request.body === undefined ? "GET" : "POST",
+        headers,
+        body: request.body ?? null,
+        signal,
+      });
+      return [response, await response.text()];
+    } catch (error) {
+      const { message, code } = toRecord(toRecord(error)["cause"] ?? error);
+      throw new NetworkError(`No response from ${this.#url}: ${message || code || error}`, {
+        cause: error,
+      });
+    }
+  }
+}

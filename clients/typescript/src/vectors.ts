@@ -1,0 +1,47 @@
+/** Arrays of embedding vectors that carry their space and other metadata. */
+
+/** Metadata of the vectors of one call. */
+export interface VectorInfo {
+  /** The space of the vectors; undefined: the service doesn't report it, or CORS hides it. */
+  readonly space: string | undefined;
+  /** The model's name; undefined: no request was needed. */
+  readonly model: string | undefined;
+  /** The total of the model's tokens, after truncation. */
+  readonly tokens: number;
+  /** Positions of texts that exceeded the token limit; undefined: unknown, like `space`. */
+  readonly truncated: readonly number[] | undefined;
+}
+
+/**
+ * An array with one `Float32Array` per text, and metadata in `info`. `structuredClone` and
+ * `postMessage` preserve `space` and `info`; the results of `map`, `slice` etc. are plain arrays.
+ */
+export interface Vectors extends Array<Float32Array> {
+  readonly info: VectorInfo;
+  /** The same as `info.space`. */
+  readonly space: string | undefined;
+}
+
+/** Attaches metadata to vectors. */
+export function withInfo(rows: Float32Array[], info: VectorInfo): Vectors {
+  return Object.assign(rows, { space: info.space, info });
+}
+
+/** Concatenates the vectors of one call that was split into several requests. */
+export function concatenate(parts: readonly Vectors[]): Vectors {
+  const [first] = parts;
+  if (first && parts.length === 1) return first;
+  const truncated: number[] = [];
+  let offset = 0;
+  for (const { length, info } of parts) {
+    for (const position of info.truncated ?? []) truncated.push(offset + position);
+    offset += length;
+  }
+  const isKnown = parts.every(({ info }) => info.truncated !== undefined);
+  return withInfo(parts.flat(), {
+    space: first?.space,
+    model: first?.info.model,
+    tokens: parts.reduce((sum, { info }) => sum + info.tokens, 0),
+    truncated: isKnown ? truncated : undefined,
+  });
+}
