@@ -4,9 +4,7 @@ import copy
 import logging
 import multiprocessing
 import pickle
-import re
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,6 @@ from embedserve_client import (
     SpaceMismatchError,
     Vectors,
 )
-from embedserve_client.base import ClientOptions
 from embedserve_client.vectors import VectorInfo
 from tests.embedserve_client.scripted_server import (
     DIM,
@@ -41,7 +38,6 @@ from tests.embedserve_client.scripted_server import (
     vectors,
 )
 
-README = Path(__file__).parents[2] / "clients" / "python" / "README.md"
 TEXTS = [f"{i} text" for i in range(50)]
 
 
@@ -413,9 +409,3 @@ def test_rows_keep_metadata_and_computed_arrays_are_plain() -> None:
     ):
         assert type(computed) is np.ndarray
     assert type(original.sum()) is np.float32
-
-
-def test_readme_documents_all_client_options() -> None:
-    table = README.read_text("utf-8").partition("## Options of")[2].partition("\n## ")[0]
-    documented = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
-    assert documented == ["base_url", *ClientOptions.__annotations__]

@@ -24,6 +24,9 @@ from embedserve_client.wire import (
 
 INFO_REQUEST = Request("GET", "/info")
 MODELS_REQUEST = Request("GET", "/v1/models")
+DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_BATCH_SIZE = 256
+DEFAULT_CONCURRENCY = 4
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -108,9 +111,9 @@ class BaseClient:
         environment = EnvironmentSettings.read()
         self.base_url = _validate_url(base_url or environment.url)
         self.model = options.get("model")
-        self.timeout_s = options.get("timeout_s", 60.0)
-        self._batch_size = options.get("batch_size", 256)
-        self._concurrency = options.get("concurrency", 4)
+        self.timeout_s = options.get("timeout_s", DEFAULT_TIMEOUT_S)
+        self._batch_size = options.get("batch_size", DEFAULT_BATCH_SIZE)
+        self._concurrency = options.get("concurrency", DEFAULT_CONCURRENCY)
         if not (self.timeout_s > 0 and self._batch_size >= 1 and self._concurrency >= 1):
             raise ValueError(
                 "`timeout_s` must be positive, and `batch_size` and `concurrency` at least 1."

@@ -21,7 +21,7 @@ export interface ProcessOptions {
   readonly env?: NodeJS.ProcessEnv | undefined;
   /** The working directory. Default: that of this program. */
   readonly cwd?: string | undefined;
-  /** Called with each line of output while the process starts. */
+  /** Called with each line of log output; by a supervisor only while the service starts. */
   readonly onProgress?: ((line: string) => void) | undefined;
 }
 
