@@ -1,4 +1,4 @@
-"""The TypeScript client: type check, unit tests and bundle size."""
+"""The TypeScript client: type check, unit tests and package size."""
 
 from tests.clients.node import PACKAGE, npm
 

@@ -12,8 +12,8 @@
  *   x ParseError               PARSE_ERROR           a response without valid vectors
  *   x SpaceMismatchError       SPACE_MISMATCH        vectors of an incompatible embedding space
  *   x InvalidURLError          INVALID_URL           the URL of the service is malformed
- *   x ServiceNotRunningError   SERVICE_NOT_RUNNING   the service can't be started or keeps failing
- *   x WorkerError              WORKER_ERROR          the worker can't be started or returned an error
+ *   x ServiceNotRunningError   SERVICE_NOT_RUNNING   can't be started or keeps failing
+ *   x WorkerError              WORKER_ERROR          can't be started, or returned an error
  *
  * The names and codes are those of the Python client. An aborted call rejects with the reason of
  * its signal. A wrong argument is a `TypeError`. None of them contains an API key.

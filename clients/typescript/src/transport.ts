@@ -2,7 +2,7 @@
 
 import type { Deadline } from "./deadline.js";
 import { NetworkError, ParseError } from "./errors.js";
-import { isSuccess, type Request, type Response, statusError, toRecord } from "./wire.js";
+import { acceptsStatus, type Request, type Response, statusError, asRecord } from "./wire.js";
 
 /** Sends requests to one service. */
 export class Transport {
@@ -26,22 +26,22 @@ export class Transport {
    * @throws {NetworkError | HTTPError | ParseError} or the reason of the deadline.
    */
   async send(request: Request, deadline: Deadline): Promise<Response> {
-    const [response, text] = await deadline.race((signal) => this.#exchange(request, signal));
+    const [response, text] = await deadline.race((signal) => this.#fetchText(request, signal));
     // An error page may quote the request headers.
     const redacted = this.#apiKey ? text.replaceAll(this.#apiKey, "***") : text;
     const { status, headers } = response;
-    const error = () => statusError(status, headers, redacted);
-    if (!isSuccess(request, status)) throw error();
+    const toError = () => statusError(status, headers, redacted);
+    if (!acceptsStatus(request, status)) throw toError();
     try {
       return { body: JSON.parse(text), headers };
     } catch {
-      if (!response.ok) throw error();
+      if (!response.ok) throw toError();
       // Without a cause, which would quote the text.
       throw new ParseError(`The response isn't JSON: ${JSON.stringify(redacted.slice(0, 80))}`);
     }
   }
 
-  async #exchange(
+  async #fetchText(
     request: Request,
     signal: AbortSignal,
   ): Promise<[globalThis.Response, string]> {
@@ -58,7 +58,7 @@ export class Transport {
       });
       return [response, await response.text()];
     } catch (error) {
-      const { message, code } = toRecord(toRecord(error)["cause"] ?? error);
+      const { message, code } = asRecord(asRecord(error)["cause"] ?? error);
       throw new NetworkError(`No response from ${this.#url}: ${message || code || error}`, {
         cause: error,
       });

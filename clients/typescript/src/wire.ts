@@ -1,7 +1,13 @@
 /** The wire format: texts → HTTP request, HTTP response → vectors. No I/O. */
 
 import { decodeFloat32 } from "./base64.js";
-import { type ErrorResponse, HTTPError, ParseError, RateLimitError, ServerError } from "./errors.js";
+import {
+  type ErrorResponse,
+  HTTPError,
+  ParseError,
+  RateLimitError,
+  ServerError,
+} from "./errors.js";
 import type { EmbedOptions } from "./options.js";
 import { type Vectors, withInfo } from "./vectors.js";
 
@@ -71,8 +77,8 @@ export function embedRequest(texts: readonly string[], options: EmbedOptions): R
   return { path: "/v1/embeddings", headers, body };
 }
 
-/** Returns whether the body of a response with this status is parsed. */
-export function isSuccess({ accepts }: Request, status: number): boolean {
+/** Returns whether a response with this status is parsed; if not, it is an error. */
+export function acceptsStatus({ accepts }: Request, status: number): boolean {
   return (status >= 200 && status < 300) || status === accepts;
 }
 
@@ -81,14 +87,14 @@ export function isSuccess({ accepts }: Request, status: number): boolean {
  * @throws {ParseError} the response doesn't hold n finite vectors of equal length.
  */
 export function parseVectors({ body, headers }: Response, n: number): Vectors {
-  const { data, model, usage } = toRecord(body);
+  const { data, model, usage } = asRecord(body);
   if (!Array.isArray(data)) throw new ParseError("The response has no list `data` of vectors.");
   if (data.length !== n) {
     throw new ParseError(`The service returned ${data.length} vectors for ${n} texts.`);
   }
   const rows = new Array<Float32Array>(n);
   for (const item of data) {
-    const { index, embedding } = toRecord(item);
+    const { index, embedding } = asRecord(item);
     if (typeof index !== "number" || !Number.isInteger(index) || index < 0 || index >= n) {
       throw new ParseError(`A vector of ${n} has the index ${String(index)}.`);
     }
@@ -98,7 +104,7 @@ export function parseVectors({ body, headers }: Response, n: number): Vectors {
   checkEqualLengths(rows);
   const space = headers.get("x-embedding-space") ?? undefined;
   const truncated = headers.get("x-truncated-inputs");
-  const tokens = toRecord(usage)["prompt_tokens"];
+  const tokens = asRecord(usage)["prompt_tokens"];
   return withInfo(rows, {
     space,
     model: typeof model === "string" ? model : undefined,
@@ -157,10 +163,11 @@ export function statusError(status: number, headers: Headers, text: string): HTT
   } catch {
     // The text itself is the message.
   }
-  const { error, reason, detail, message } = toRecord(body);
-  const inner = toRecord(error);
-  const found = [inner["message"], error, message, detail, body].find(isNonEmptyString);
-  const full = found ?? `The service returned status ${status} without a reason`;
+  const { error, reason, detail, message } = asRecord(body);
+  const inner = asRecord(error);
+  const summary =
+    [inner["message"], error, message, detail, body].find(isNonEmptyString) ??
+    `The service returned status ${status} without a reason`;
   const response: ErrorResponse = {
     status,
     serverCode: isNonEmptyString(inner["code"]) ? inner["code"] : undefined,
@@ -169,8 +176,8 @@ export function statusError(status: number, headers: Headers, text: string): HTT
     retryAfterMs: parseRetryAfter(headers.get("retry-after")),
   };
   const Class = status === 429 ? RateLimitError : status >= 500 ? ServerError : HTTPError;
-  const shown = isNonEmptyString(reason) ? `${full}: ${reason}` : full;
-  return new Class(shown.slice(0, MAX_MESSAGE_LENGTH), response);
+  const full = isNonEmptyString(reason) ? `${summary}: ${reason}` : summary;
+  return new Class(full.slice(0, MAX_MESSAGE_LENGTH), response);
 }
 
 /** Parses `Retry-After`, in seconds or as a date; returns milliseconds. */
@@ -183,7 +190,7 @@ function parseRetryAfter(header: string | null): number | undefined {
 
 /** @throws {ParseError} the response isn't a health report. */
 export function parseHealth({ body }: Response): Health {
-  const { status, model, dim } = toRecord(body);
+  const { status, model, dim } = asRecord(body);
   if (isNonEmptyString(status) && isNonEmptyString(model) && typeof dim === "number") {
     return body as Health;
   }
@@ -192,21 +199,21 @@ export function parseHealth({ body }: Response): Health {
 
 /** @throws {ParseError} the response doesn't describe a service. */
 export function parseInfo({ body }: Response): Info {
-  const { model_id, dim } = toRecord(body);
+  const { model_id, dim } = asRecord(body);
   if (isNonEmptyString(model_id) && typeof dim === "number") return body as Info;
   throw new ParseError("The response of /info isn't that of EmbedServe. Is the URL right?");
 }
 
 /** @throws {ParseError} the response has no list of models. */
 export function parseModelNames({ body }: Response): string[] {
-  const { data } = toRecord(body);
-  const names = Array.isArray(data) ? data.map((item) => toRecord(item)["id"]) : [undefined];
+  const { data } = asRecord(body);
+  const names = Array.isArray(data) ? data.map((item) => asRecord(item)["id"]) : [undefined];
   if (names.every(isNonEmptyString)) return names;
   throw new ParseError("The response has no list `data` of models.");
 }
 
 /** Returns an object as a record of unknown fields; an empty one for any other value. */
-export function toRecord(value: unknown): Readonly<Record<string, unknown>> {
+export function asRecord(value: unknown): Readonly<Record<string, unknown>> {
   return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
 }
 

@@ -247,7 +247,9 @@ test("vectors of an incomparable space are rejected", async (t) => {
 
 test("a change of the space during a call is detected", async (t) => {
   const { url } = await startService(t, ({ body }, response, n) =>
-    send(response, 200, embedReply(body.input), { "x-embedding-space": n < 3 ? "a-fp32" : "b-fp32" }),
+    send(response, 200, embedReply(body.input), {
+      "x-embedding-space": n < 3 ? "a-fp32" : "b-fp32",
+    }),
   );
   const client = new Client({ baseUrl: url, batchSize: 1 });
   await assert.rejects(client.embed(["1", "2", "3"]), SpaceMismatchError);

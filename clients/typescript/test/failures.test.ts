@@ -53,7 +53,9 @@ test("after the last retry, the call rejects with the last error", async (t) => 
 
 for (const status of [400, 401, 403, 404, 408, 413, 422]) {
   test(`a ${status} is not retried`, async (t) => {
-    const { url, requests } = await startService(t, (_, response) => send(response, status, ERROR_BODY));
+    const { url, requests } = await startService(t, (_, response) =>
+      send(response, status, ERROR_BODY),
+    );
     const error = await rejectionOf(new Client({ baseUrl: url, retryDelayMs: 1 }).embed(["x"]));
     assert.ok(error instanceof HTTPError);
     const { code, message, serverCode, param } = error;
@@ -75,7 +77,8 @@ test("the message is that of the response, in the error format of each dialect",
   assert.equal(await messageOf({ message: "two" }), "two");
   assert.equal(await messageOf({ detail: "three" }), "three");
   assert.equal(await messageOf("<b>four</b>"), "<b>four</b>");
-  assert.equal(await messageOf({ error: "unhealthy", reason: "no replica" }), "unhealthy: no replica");
+  const withReason = { error: "unhealthy", reason: "no replica" };
+  assert.equal(await messageOf(withReason), "unhealthy: no replica");
   assert.match(await messageOf(""), /400/);
   assert.match(await messageOf({ error: { message: 5 } }), /400/);
 });

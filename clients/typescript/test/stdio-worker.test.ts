@@ -136,7 +136,8 @@ test("requests can time out and be aborted, and late replies are ignored", async
 test("requests of a crashed process are sent to the next one", async (t) => {
   const { worker, starts } = createWorker(t);
   const first = (await worker.start()).pid;
-  const vectors = await Promise.all(["slow", "die", "after"].map((text) => worker.encodeQuery(text)));
+  const texts = ["slow", "die", "after"];
+  const vectors = await Promise.all(texts.map((text) => worker.encodeQuery(text)));
   assert.deepEqual(vectors.map((vector) => vector[0]), [4, 3, 5]);
   for (const vector of vectors) assert.notEqual(vector[1], first);
   assert.deepEqual(starts(), ["server", "server"]);
@@ -173,7 +174,8 @@ test("a request of the last process that crashes gets a process of its own", asy
 });
 
 test("a worker that isn't ready in time counts as failed", async (t) => {
-  const { worker, starts } = createWorker(t, { neverReady: true }, { maxRestarts: 1, readyTimeoutMs: 3000 });
+  const options = { maxRestarts: 1, readyTimeoutMs: 3000 };
+  const { worker, starts } = createWorker(t, { neverReady: true }, options);
   assert.equal((await worker.start()).state, "one-shot");
   assert.match(worker.status().lastError?.message ?? "", /not ready after 3000 ms/);
   assert.deepEqual(starts(), ["server", "server"]);
@@ -205,7 +207,8 @@ test("`stop` rejects pending requests", async (t) => {
 
 test("`stop` cancels a start", async (t) => {
   let hasStarted = false;
-  const { worker } = createWorker(t, { neverReady: true }, { onProgress: () => (hasStarted = true) });
+  const onProgress = () => (hasStarted = true);
+  const { worker } = createWorker(t, { neverReady: true }, { onProgress });
   const rejected = assert.rejects(worker.encodeQuery("a"), WorkerError);
   await waitFor(() => hasStarted);
   await worker.stop();
@@ -230,7 +233,8 @@ test("long lines to a worker that reads slowly", async (t) => {
   const texts = Array.from({ length: 20_000 }, (_, i) => "y".repeat(i % 7));
   const batch = worker.encodeBatch(texts);
   const vectors = await Promise.all(queries);
-  assert.deepEqual(vectors.map((vector) => vector[0]), [...vectors.keys()].map((i) => 3_000_000 + i));
+  const lengths = vectors.map((vector) => vector[0]);
+  assert.deepEqual(lengths, [...vectors.keys()].map((i) => 3_000_000 + i));
   assert.deepEqual((await batch).map((vector) => vector[0]), texts.map((text) => text.length));
 });
 

@@ -2,7 +2,7 @@
 
 import type { Deadline } from "../deadline.js";
 import { ParseError, WorkerError } from "../errors.js";
-import { toRecord } from "../wire.js";
+import { asRecord } from "../wire.js";
 import { describeExit, ManagedProcess, type ProcessOptions } from "./managed-process.js";
 import type { WorkerRequest } from "./stdio-worker-options.js";
 
@@ -32,14 +32,14 @@ export async function runOnce(
   try {
     const exit = await deadline.race(() => child.exited);
     const reply = parseJson(lastLine);
-    const { error } = toRecord(reply);
+    const { error } = asRecord(reply);
     if (typeof error === "string") throw new WorkerError(error);
     if (exit.code !== 0) {
       const message = child.withLog(`The process ${describeExit(exit)}.`);
       throw new WorkerError(message, exit.error && { cause: exit.error });
     }
     if (reply === undefined) throw new ParseError("The process printed no JSON.");
-    return Array.isArray(reply) ? reply : toRecord(reply)["result"];
+    return Array.isArray(reply) ? reply : asRecord(reply)["result"];
   } finally {
     await child.stop(STOP_TIMEOUT_MS);
   }

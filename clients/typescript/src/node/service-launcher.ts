@@ -71,7 +71,7 @@ export class ServiceLauncher {
         const message = `The service was not ready after ${this.#readyTimeoutMs} ms.`;
         throw new ServiceNotRunningError(service.withLog(message), { cause: error });
       }
-      // Of two programs that start a service at the same time, only the first gets the port.
+      // If two programs start a service at the same time, only the first gets the port.
       if (await lifetime.race(() => this.isHealthy())) return undefined;
       throw error;
     } finally {

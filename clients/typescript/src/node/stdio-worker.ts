@@ -131,7 +131,9 @@ export class StdioWorker {
     const result = await this.#request({ command: "encode-batch", params: { texts } }, options);
     if (!Array.isArray(result)) throw new ParseError("The result of the worker isn't a list.");
     if (result.length !== texts.length) {
-      throw new ParseError(`The worker returned ${result.length} vectors for ${texts.length} texts.`);
+      throw new ParseError(
+        `The worker returned ${result.length} vectors for ${texts.length} texts.`,
+      );
     }
     const rows = result.map(parseVector);
     checkEqualLengths(rows);

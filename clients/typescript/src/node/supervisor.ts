@@ -141,7 +141,7 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
         return await this.client.embed(texts, options);
       } catch (error) {
         if (!(error instanceof NetworkError) || sends >= MAX_SENDS) throw error;
-        if (!(await this.#isLost(launches, signal))) throw error;
+        if (!(await this.#hasServiceExited(launches, signal))) throw error;
         // A call that is sent later would start the service again.
         if (this.#state === "failed") throw this.#lastError;
         await this.#waitUntilReady({ signal, timeoutMs: restartTimeoutMs });
@@ -167,7 +167,7 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
       this.#backoff = this.#createBackoff();
       this.#lifetime = new Deadline(Infinity);
       onBeforeExit(this.#stopBeforeExit);
-      this.#setTransition(this.#startFirst());
+      this.#setTransition(this.#startService());
     }
     return this.#transition;
   }
@@ -179,7 +179,7 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
   }
 
   /** The first start isn't retried: its failure is more likely a mistake than a crash. */
-  async #startFirst(): Promise<void> {
+  async #startService(): Promise<void> {
     try {
       await this.#launch();
     } catch (error) {
@@ -236,7 +236,7 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
   }
 
   /** Returns whether the service of a failed call has exited. An unmanaged one is given up then. */
-  async #isLost(launches: number, signal: AbortSignal | undefined): Promise<boolean> {
+  async #hasServiceExited(launches: number, signal: AbortSignal | undefined): Promise<boolean> {
     const deadline = new Deadline(Infinity, signal);
     try {
       await deadline.sleep(EXIT_NOTICE_MS);

@@ -2,7 +2,7 @@
 
 import type { Deadline } from "../deadline.js";
 import { RequestTimeoutError, WorkerError } from "../errors.js";
-import { toRecord } from "../wire.js";
+import { asRecord } from "../wire.js";
 import {
   describeExit,
   ManagedProcess,
@@ -125,7 +125,7 @@ export class WorkerProcess {
     } catch {
       // Libraries may print to standard output as well.
     }
-    const { id, status, result, error } = toRecord(message);
+    const { id, status, result, error } = asRecord(message);
     if (status === "ready") return this.#resolveReady();
     const reply =
       typeof error === "string" ? { error } : result === undefined ? undefined : { result };
