@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .load import Plan
 from .peers import (
     embedserve,
-    engine_alone,
+    engine_in_process,
     fastapi_server,
     floor,
     infinity,
@@ -33,7 +33,7 @@ _MAIN_SERVERS = tuple(
     p for p in SERVERS if p not in (embedserve.INLINE, ray_serve_docs.PEER, infinity.TORCH)
 )
 #: Libraries, measured in process. The vectors of all peers are checked against the first one's.
-LIBRARIES = (sentence_transformers_in_process.PEER, engine_alone.PEER)
+LIBRARIES = (sentence_transformers_in_process.PEER, engine_in_process.PEER)
 
 #: Rates of the experiment `latency` in requests/s: preferred numbers (ISO 3, R5).
 _RATES = (20, 50, 80, 125, 200, 315, 500, 800, 1250, 2000)

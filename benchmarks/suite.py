@@ -129,7 +129,7 @@ class Suite:
         self._id = datetime.now(UTC).isoformat(timespec="seconds")
         self._seed = int(datetime.now(UTC).timestamp()) * 1000
         self._running: dict[str, RunningPeer] = {}
-        self._started = set[str]()
+        self._attempted = set[str]()
         self._cosines: dict[str, float] = {}
         self._reference_vectors: Float32
         #: The lowest saturating rate by experiment and peer.
@@ -153,7 +153,7 @@ class Suite:
                 raise PeerError(f"{title} doesn't run, so no vectors can be checked")
             for i, experiment in enumerate(self._experiments):
                 for peer in experiment.peers:
-                    if peer.name not in self._started:
+                    if peer.name not in self._attempted:
                         self._start(peer, stack, display)
                 for turn in range(self._schedule.rounds):
                     self._run_round(experiment, turn, display)
@@ -178,7 +178,7 @@ class Suite:
     def _start(self, peer: Peer, stack: ExitStack, display: Display) -> None:
         """Starts a peer and checks its vectors; records and stops one that can't be measured."""
         running: RunningPeer | None = None
-        self._started.add(peer.name)
+        self._attempted.add(peer.name)
         try:
             if (reason := peer.unavailable_reason()) is not None:
                 raise PeerError(reason)

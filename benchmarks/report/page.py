@@ -169,7 +169,7 @@ def _best_peer_table(results: SuiteResults) -> str:
         ("bulk", "query p99 (bulk clients: {:g})", "p99_ms", "ms", True),
         ("batch", "batch size {:g}", "texts_per_s", "texts/s", False),
     ):
-        for x in results.xs(experiment, EMBEDSERVE):
+        for x in results.x_values(experiment, EMBEDSERVE):
             metric = Metric(title.format(x), experiment, x, key, unit, lower_is_better)
             comparisons.append((metric, EMBEDSERVE))
     rows = [["", "EmbedServe", "best other peer", "", "EmbedServe is better by"]]
@@ -212,7 +212,7 @@ def _plot_section(results: SuiteResults, name: str) -> str:
 
 def _series_table(results: SuiteResults, experiment: str, key: str, title: str) -> str:
     peers = results.peers(experiment)
-    xs_by_peer = {peer: results.xs(experiment, peer) for peer in peers}
+    xs_by_peer = {peer: results.x_values(experiment, peer) for peer in peers}
     xs = sorted({x for peer_xs in xs_by_peer.values() for x in peer_xs})
     rows = [[title, *(f"{x:.0%}" if experiment == "repeat" else f"{x:g}" for x in xs)]]
     for peer in peers:
@@ -224,7 +224,7 @@ def _series_table(results: SuiteResults, experiment: str, key: str, title: str) 
 
 
 def _generator_section(results: SuiteResults) -> str:
-    rate = max(results.xs("floor", "floor"))
+    rate = max(results.x_values("floor", "floor"))
     keys = ("requests_per_s", "p50_ms", "p99_ms", "generator_cpu_share", "generator_lag_p99_ms")
     spreads = [results.spread("floor", "floor", rate, key) for key in keys]
     closed_loop = results.spread("floor", "floor", 0, "p50_ms")

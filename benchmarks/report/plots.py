@@ -129,7 +129,7 @@ def _title(results: SuiteResults, peer: str) -> str:
 def _highest_rate(results: SuiteResults, peer: str, limit_ms: float) -> float:
     """Returns the highest rate up to which p99 stays within a limit."""
     highest = 0.0
-    for x in results.xs("latency", peer):
+    for x in results.x_values("latency", peer):
         p99 = results.spread("latency", peer, x, "p99_ms")
         if p99 is None or p99.median > limit_ms:
             break
@@ -138,7 +138,7 @@ def _highest_rate(results: SuiteResults, peer: str, limit_ms: float) -> float:
 
 
 def _batch(results: SuiteResults, folder: Path) -> None:
-    size = max(results.xs("batch", EMBEDSERVE))
+    size = max(results.x_values("batch", EMBEDSERVE))
     best, value, other = _compare_with_best(
         results, "batch", size, "texts_per_s", lower_is_better=False
     )
@@ -149,7 +149,7 @@ def _batch(results: SuiteResults, folder: Path) -> None:
 
     def draw(axes: Axes) -> None:
         labels = _draw_lines(axes, results, "batch", "texts_per_s")
-        _log_axis(axes, "x", results.xs("batch", EMBEDSERVE))
+        _log_axis(axes, "x", results.x_values("batch", EMBEDSERVE))
         axes.set_ylim(bottom=0)
         axes.set_xlabel("texts in a request")
         axes.set_ylabel("texts/s")
@@ -160,7 +160,7 @@ def _batch(results: SuiteResults, folder: Path) -> None:
 
 def _length(results: SuiteResults, folder: Path) -> None:
     engine, reference = "engine", "sentence-transformers"
-    xs = results.xs("length", engine)
+    xs = results.x_values("length", engine)
     ratios = [results.ratio("length", engine, reference, x, "tokens_per_s") or 0 for x in xs]
     title = (
         f"Texts of {min(xs):g} to {max(xs):g} tokens: our engine does {min(ratios):.2f} to "
@@ -180,7 +180,7 @@ def _length(results: SuiteResults, folder: Path) -> None:
 
 
 def _bulk(results: SuiteResults, folder: Path) -> None:
-    clients = max(results.xs("bulk", EMBEDSERVE))
+    clients = max(results.x_values("bulk", EMBEDSERVE))
     best, value, other = _compare_with_best(
         results, "bulk", clients, "p99_ms", lower_is_better=True
     )
@@ -191,7 +191,7 @@ def _bulk(results: SuiteResults, folder: Path) -> None:
 
     def draw(axes: Axes) -> None:
         labels = _draw_lines(axes, results, "bulk", "p99_ms")
-        axes.set_xticks(results.xs("bulk", EMBEDSERVE))
+        axes.set_xticks(results.x_values("bulk", EMBEDSERVE))
         _log_axis(axes, "y", (10, 20, 50, 100, 200, 500, 1000, 2000, 5000))
         axes.set_xlabel("clients that send 32 documents a request, one request after the other")
         axes.set_ylabel("99th percentile, ms")
@@ -201,7 +201,7 @@ def _bulk(results: SuiteResults, folder: Path) -> None:
 
 
 def _repeat(results: SuiteResults, folder: Path) -> None:
-    xs = results.xs("repeat", EMBEDSERVE)
+    xs = results.x_values("repeat", EMBEDSERVE)
     rates = [results.spread("repeat", EMBEDSERVE, x, "requests_per_s") for x in xs]
     medians = [rate.median for rate in rates if rate is not None]
     title = (
@@ -271,7 +271,9 @@ def _draw_lines(
     labels = []
     for peer in sorted(results.peers(experiment), key=lambda name: name != highlight):
         color = _COLORS.get(peer, _EMBEDSERVE_COLOR)
-        points = {x: results.spread(experiment, peer, x, key) for x in results.xs(experiment, peer)}
+        points = {
+            x: results.spread(experiment, peer, x, key) for x in results.x_values(experiment, peer)
+        }
         spreads = {x: spread for x, spread in points.items() if spread is not None}
         xs = list(spreads)
         width = 2.6 if peer == highlight else 1.5

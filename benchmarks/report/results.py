@@ -43,7 +43,7 @@ class SuiteResults:
         names = dict.fromkeys(r["peer"] for r in self._records(experiment))
         return sorted(names, key=lambda name: not name.startswith(EMBEDSERVE))
 
-    def xs(self, experiment: str, peer: str) -> list[float]:
+    def x_values(self, experiment: str, peer: str) -> list[float]:
         """Returns the load points that were measured in every round.
 
         A rate that saturated the peer has fewer measurements, and no meaningful median.

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from serve_app import metrics
 from serve_app.config import settings_markdown
 from tests.repo.source import BENCHMARK_FILES, CLIENT_ROOT, ROOT, SERVICE_FILES, tracked_files
 from tests.repo.test_packaging import CLIENT, PROJECT
@@ -59,6 +60,14 @@ def test_every_relative_link_resolves() -> None:
 
 def test_the_settings_page_is_generated_from_the_settings() -> None:
     assert page_text(DOCS / "settings.md").endswith(settings_markdown())
+
+
+def test_every_metric_is_documented() -> None:
+    table = page_text(DOCS / "operate.md").split("\n## Metrics\n")[1].split("\n## ")[0]
+    documented = re.findall(r"`(embedserve_\w+)(?:\{([\w,]+)\})?`", table)
+    tags = {name: tuple(filter(None, names.split(","))) for name, names in documented}
+    declared = {m.name: m.tags for m in vars(metrics).values() if isinstance(m, metrics.Metric)}
+    assert {name: tags.get(name) for name in declared} == declared
 
 
 def test_every_dependency_of_the_service_is_documented() -> None:

@@ -83,7 +83,7 @@ CLIENT_LIBRARIES = {
 #: What the benchmarks import of the service: the model of all peers, a port, a type.
 BENCHMARK_IMPORTS = {"serve_app.config", "serve_app.models", "serve_app.command.ports"}
 #: Benchmarks of the engine itself.
-ENGINE_BENCHMARKS = {"benchmarks.gpu", "benchmarks.peers.engine_alone"}
+ENGINE_BENCHMARKS = {"benchmarks.gpu", "benchmarks.peers.engine_in_process"}
 
 SERVICE_IMPORTS = {
     module_name(file).removeprefix("serve_app").lstrip("."): list(imports(file))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.compare import cosines
-from benchmarks.peers import engine_alone, fastapi_server, sentence_transformers_in_process
+from benchmarks.peers import engine_in_process, fastapi_server, sentence_transformers_in_process
 from benchmarks.peers.in_process import LibraryProcess
 from benchmarks.peers.server import ServerProcess
 
@@ -13,7 +13,7 @@ TEXTS = ["a query", "a longer text about " + "nothing " * 80, "", "Grüße, 你�
 def test_a_server_and_both_libraries_return_the_same_vectors() -> None:
     with (
         LibraryProcess(sentence_transformers_in_process.PEER) as reference,
-        LibraryProcess(engine_alone.PEER) as engine,
+        LibraryProcess(engine_in_process.PEER) as engine,
         ServerProcess(fastapi_server.PEER) as server,
     ):
         expected = reference.embed(TEXTS)
