@@ -83,11 +83,11 @@ def _latency(results: SuiteResults, folder: Path) -> None:
     highest_rates = {
         peer: _highest_rate(results, peer, limit_ms) for peer in results.peers("latency")
     }
-    others = {peer: rate for peer, rate in highest_rates.items() if peer != EMBEDSERVE}
+    others = {peer: rate for peer, rate in highest_rates.items() if not peer.startswith(EMBEDSERVE)}
     best = max(others, key=others.__getitem__, default=EMBEDSERVE)
     rate = highest_rates.get(EMBEDSERVE, 0)
     title = (
-        f"99 of 100 queries within {limit_ms:.0f} ms: EmbedServe up to {rate:g} a second, "
+        f"p99 within {limit_ms:.0f} ms: EmbedServe up to {rate:g} queries/s, "
         f"{_title(results, best)} up to {highest_rates[best]:g}"
     )
 
@@ -97,7 +97,7 @@ def _latency(results: SuiteResults, folder: Path) -> None:
         _log_axis(axes, "x", (20, 50, 100, 200, 500, 1000, 2000, 5000))
         _log_axis(axes, "y", (10, 20, 50, 100, 200, 500, 1000, 2000))
         axes.set_ylim(top=3000)
-        axes.set_xlabel("queries that come in a second")
+        axes.set_xlabel("queries/s sent")
         axes.set_ylabel("99th percentile, ms")
         _draw_labels(axes, labels)
 
@@ -105,7 +105,7 @@ def _latency(results: SuiteResults, folder: Path) -> None:
         folder,
         "latency",
         title,
-        "Open loop, timed from when a query was due. A line ends where its server is swamped.",
+        "Open loop, timed from when each query was due. A line ends where its server is saturated.",
         draw,
     )
 
@@ -143,7 +143,7 @@ def _batch(results: SuiteResults, folder: Path) -> None:
         results, "batch", size, "texts_per_s", lower_is_better=False
     )
     title = (
-        f"With {size:g} texts in a request EmbedServe embeds {value} texts/s, "
+        f"With {size:g} texts per request EmbedServe embeds {value} texts/s, "
         f"{_title(results, best)} {other}"
     )
 
@@ -151,7 +151,7 @@ def _batch(results: SuiteResults, folder: Path) -> None:
         labels = _draw_lines(axes, results, "batch", "texts_per_s")
         _log_axis(axes, "x", results.x_values("batch", EMBEDSERVE))
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("texts in a request")
+        axes.set_xlabel("texts per request")
         axes.set_ylabel("texts/s")
         _draw_labels(axes, labels)
 
@@ -163,8 +163,8 @@ def _length(results: SuiteResults, folder: Path) -> None:
     xs = results.x_values("length", engine)
     ratios = [results.ratio("length", engine, reference, x, "tokens_per_s") or 0 for x in xs]
     title = (
-        f"Texts of {min(xs):g} to {max(xs):g} tokens: our engine does {min(ratios):.2f} to "
-        f"{max(ratios):.2f} times the tokens of sentence-transformers"
+        f"Texts of {min(xs):g} to {max(xs):g} tokens: our engine is {min(ratios):.2f} to "
+        f"{max(ratios):.2f} times as fast as sentence-transformers"
     )
 
     def draw(axes: Axes) -> None:
@@ -172,11 +172,13 @@ def _length(results: SuiteResults, folder: Path) -> None:
         _log_axis(axes, "x", xs)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-        axes.set_xlabel("tokens in a text")
+        axes.set_xlabel("tokens per text")
         axes.set_ylabel("tokens/s")
         _draw_labels(axes, labels)
 
-    _save_plot(folder, "length", title, "In process, without a server; tokenising included.", draw)
+    _save_plot(
+        folder, "length", title, "In process, without a server; tokenization included.", draw
+    )
 
 
 def _bulk(results: SuiteResults, folder: Path) -> None:
@@ -185,19 +187,25 @@ def _bulk(results: SuiteResults, folder: Path) -> None:
         results, "bulk", clients, "p99_ms", lower_is_better=True
     )
     title = (
-        f"Beside {clients:g} bulk clients EmbedServe answers 99 of 100 queries within "
-        f"{value}\u00a0ms, {_title(results, best)} within {other}"
+        f"With {clients:g} bulk clients, p99 of queries: EmbedServe {value}\u00a0ms, "
+        f"{_title(results, best)} {other}\u00a0ms"
     )
 
     def draw(axes: Axes) -> None:
         labels = _draw_lines(axes, results, "bulk", "p99_ms")
         axes.set_xticks(results.x_values("bulk", EMBEDSERVE))
         _log_axis(axes, "y", (10, 20, 50, 100, 200, 500, 1000, 2000, 5000))
-        axes.set_xlabel("clients that send 32 documents a request, one request after the other")
+        axes.set_xlabel("bulk clients, each with one request of 32 documents in flight")
         axes.set_ylabel("99th percentile, ms")
         _draw_labels(axes, labels)
 
-    _save_plot(folder, "bulk", title, "20 queries a second, timed from when each was due.", draw)
+    _save_plot(
+        folder,
+        "bulk",
+        title,
+        "Open loop at 20 queries/s, timed from when each query was due.",
+        draw,
+    )
 
 
 def _repeat(results: SuiteResults, folder: Path) -> None:
@@ -205,8 +213,8 @@ def _repeat(results: SuiteResults, folder: Path) -> None:
     rates = [results.spread("repeat", EMBEDSERVE, x, "requests_per_s") for x in xs]
     medians = [rate.median for rate in rates if rate is not None]
     title = (
-        f"Texts that were asked before are answered {medians[-1] / medians[0]:.1f} times as fast: "
-        f"{format_number(medians[-1])} a second, not {format_number(medians[0])}"
+        f"Cached queries are {medians[-1] / medians[0]:.1f} times as fast: "
+        f"{format_number(medians[-1])} instead of {format_number(medians[0])} queries/s"
     )
 
     def draw(axes: Axes) -> None:
@@ -218,7 +226,7 @@ def _repeat(results: SuiteResults, folder: Path) -> None:
         axes.set_xlim(-0.08, 1.04)
         axes.set_ylim(0, max(medians) * 1.15)
         axes.set_xticks(xs, [f"{x:.0%}" for x in xs])
-        axes.set_xlabel("queries that were asked before")
+        axes.set_xlabel("share of queries that repeat")
         axes.set_ylabel("queries/s")
 
     _save_plot(
@@ -239,7 +247,7 @@ def _replicas(results: SuiteResults, folder: Path) -> None:
         for name, (x, key) in bars.items()
     }
     gains = [f"{ratio:.2f} times the {name.split(',')[0]}" for name, ratio in ratios.items()]
-    title = f"{replicas} replicas of one core do {' and '.join(gains)} of one"
+    title = f"{replicas} replicas of one core: {' and '.join(gains)} of one"
 
     def draw(axes: Axes) -> None:
         axes.barh(list(ratios), list(ratios.values()), color=_EMBEDSERVE_COLOR, height=0.4)
@@ -248,9 +256,9 @@ def _replicas(results: SuiteResults, folder: Path) -> None:
         axes.axvline(1, color="#555555", linewidth=1)
         axes.set_xlim(0, max(*ratios.values(), float(replicas)) * 1.1)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("throughput, in multiples of one replica's")
+        axes.set_xlabel("throughput relative to one replica")
 
-    subtitle = f"On {results.first['machine']['cores']} cores, which the load generator shares."
+    subtitle = f"On {results.first['machine']['cores']} cores, shared with the load generator."
     _save_plot(folder, "replicas", title, subtitle, draw)
 
 
