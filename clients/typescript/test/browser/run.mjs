@@ -110,7 +110,8 @@ try {
     server.closeAllConnections();
     server.close();
   }
-  rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
+  // The browser's helper processes may write for some seconds after it has exited.
+  rmSync(profile, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
 }
 
 function check(result) {
