@@ -26,7 +26,7 @@ from serve_app.model_prep.prepared_model import write_parity
 from serve_app.models import resolve
 from serve_app.types import Float32
 
-#: Of different lengths, so that tracing takes no dimension for a constant.
+#: Examples of different lengths, so that tracing takes no dimension for a constant.
 _EXAMPLES = ["An example.", "Another example, and a good deal longer than the first one is."]
 
 

@@ -1,5 +1,6 @@
 """The HTTP application: binds paths to the handler, and adds documentation and CORS."""
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from serve_app.access.entrance import Entrance
 from serve_app.access.quota import MemoryQuotaStore
@@ -70,7 +72,7 @@ def create_app(
         allow_headers=["*"],
         expose_headers=_EXPOSED_HEADERS,
     )
-    return Starlette(
+    app = Starlette(
         routes=[
             *(
                 Route(path, _endpoint_function(handler, candidates), methods=["POST"])
@@ -91,6 +93,25 @@ def create_app(
             Exception: handler.handle_unexpected_error,
         },
     )
+    app.router.redirect_slashes = False  # several clients don't follow a 307 with a body
+    app.router.default = _NormalizedPaths(app.router)
+    return app
+
+
+class _NormalizedPaths:
+    """Routes a path that matches no route again, without repeated and trailing slashes."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        normalized = re.sub("/{2,}", "/", path).rstrip("/") or "/"
+        if normalized == path:
+            await self._router.not_found(scope, receive, send)
+        else:
+            scope["path"] = normalized
+            await self._router(scope, receive, send)
 
 
 class _Documentation:

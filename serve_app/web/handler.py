@@ -6,6 +6,7 @@ An error becomes a response in the format of the request's dialect.
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import orjson
@@ -50,6 +51,7 @@ from serve_app.web.response_headers import (
 logger = logging.getLogger(__name__)
 
 _NGINX_CLIENT_CLOSED_REQUEST = 499
+_PATH_SIMILARITY = 0.7  #: difflib's ratio from which a 404 names the most similar path
 _JSON, _RAW = "application/json", "application/octet-stream"
 
 
@@ -173,7 +175,7 @@ class RequestHandler:
         assert isinstance(error, HTTPException), "Registered for HTTPException only."
         path = request.url.path
         if error.status_code == 404:
-            return self._error_response(request, RouteNotFound(f"Nothing is served at {path}."))
+            return self._error_response(request, RouteNotFound(self._not_found_message(path)))
         if error.status_code == 405:
             allowed = _allowed_methods(request)
             not_allowed = MethodNotAllowed(f"{path} takes {allowed}, not {request.method}.")
@@ -181,6 +183,13 @@ class RequestHandler:
             response.headers["allow"] = allowed
             return response
         return self._error_response(request, InvalidRequest(error.detail))
+
+    def _not_found_message(self, path: str) -> str:
+        """Returns the message of a 404, which names the most similar path that is served."""
+        known_paths = [known for known in self._path_dialects if "{" not in known]
+        similar = get_close_matches(path, known_paths, n=1, cutoff=_PATH_SIMILARITY)
+        hint = f" The nearest route is {similar[0]}." if similar else ""
+        return f"Nothing is served at {path}.{hint}"
 
     async def handle_client_disconnect(self, request: Request, error: Exception) -> Response:
         """Responds with nginx's status 499, for the access log: the client no longer reads."""

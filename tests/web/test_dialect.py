@@ -17,7 +17,7 @@ from serve_app.web.dialect import Dialect, all_views, endpoints_by_path
 from serve_app.web.dialects import cohere, load_dialects, openai, sidecar, tei
 from tests.fakes import SPEC, FakeBackend
 
-#: A dialect as somebody else would write it, on a path of TEI's and the sidecar's.
+#: A dialect of a third party, on a path of TEI's and the sidecar's.
 THIRD_PARTY = dedent(
     """
     from typing import TypedDict

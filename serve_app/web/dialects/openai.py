@@ -333,12 +333,14 @@ async def _models(service: EmbedService, path_params: Mapping[str, str]) -> View
 
 
 async def _model(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    """Returns the model under the requested name.
+    """Returns the model under the requested name; all names for `/v1/models/`.
 
     Raises:
         ModelNotFound: the name is neither the model's nor an alias.
     """
-    spec, name = service.spec, path_params["name"]
+    spec, name = service.spec, path_params["name"].strip("/")
+    if not name:
+        return await _models(service, path_params)
     if not spec.accepts(name):
         raise ModelNotFound(
             f"The model {name!r} isn't served here. Served: {spec.name!r}.", "model"

@@ -363,7 +363,7 @@ async def test_a_body_is_accepted_if_and_only_if_the_schema_allows_it(endpoint: 
     example = object_example(endpoint.fields)
     incomplete = [{k: v for k, v in example.items() if k != name} for name in example]
     changed = [{**example, field.name: value} for field in endpoint.fields for value in EDGES]
-    # Of two exclusive fields, the one that the example lacks.
+    # The one of two exclusive fields that the example lacks.
     changed += [
         {**body, field.name: value}
         for body in incomplete
