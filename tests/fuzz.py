@@ -9,6 +9,7 @@ A request is a function of the seed and its number: `--only` sends a single one 
 import argparse
 import asyncio
 import logging
+import re
 import sys
 import time
 from collections import Counter
@@ -100,12 +101,13 @@ class ReplyChecker:
 
     def route(self, reply: Reply) -> str:
         """Returns the route that a reply is counted under."""
-        path = reply.path
+        path = re.sub("/{2,}", "/", reply.path)
         media_type = reply.headers.get("content-type", "")
         if "x-embedding-space" not in reply.headers and media_type.startswith("text/plain"):
             return _HTTP_SERVER
         if path.startswith("/v1/models/"):
             return "/v1/models/"
+        path = path.rstrip("/") or "/"
         return path if path in self._errors or path in _DOCUMENT_PATHS else "other"
 
     def problem(self, request: Request, reply: Reply) -> str | None:

@@ -175,7 +175,7 @@ class RequestHandler:
         assert isinstance(error, HTTPException), "Registered for HTTPException only."
         path = request.url.path
         if error.status_code == 404:
-            return self._error_response(request, RouteNotFound(self._not_found_message(path)))
+            return self._error_response(request, RouteNotFound(_not_found_message(request)))
         if error.status_code == 405:
             allowed = _allowed_methods(request)
             not_allowed = MethodNotAllowed(f"{path} takes {allowed}, not {request.method}.")
@@ -183,13 +183,6 @@ class RequestHandler:
             response.headers["allow"] = allowed
             return response
         return self._error_response(request, InvalidRequest(error.detail))
-
-    def _not_found_message(self, path: str) -> str:
-        """Returns the message of a 404, which names the most similar path that is served."""
-        known_paths = [known for known in self._path_dialects if "{" not in known]
-        similar = get_close_matches(path, known_paths, n=1, cutoff=_PATH_SIMILARITY)
-        hint = f" The nearest route is {similar[0]}." if similar else ""
-        return f"Nothing is served at {path}.{hint}"
 
     async def handle_client_disconnect(self, request: Request, error: Exception) -> Response:
         """Responds with nginx's status 499, for the access log: the client no longer reads."""
@@ -228,6 +221,15 @@ class RequestHandler:
             **reply.headers,
         }
         return Response(reply.body, reply.status, headers, media_type=reply.media_type)
+
+
+def _not_found_message(request: Request) -> str:
+    """Returns the message of a 404, which names the most similar path that is served."""
+    path = request.url.path
+    served = [route.path for route in request.app.routes if "{" not in route.path]
+    similar = get_close_matches(path, served, n=1, cutoff=_PATH_SIMILARITY)
+    hint = f" The nearest route is {similar[0]}." if similar else ""
+    return f"Nothing is served at {path}.{hint}"
 
 
 def _allowed_methods(request: Request) -> str:
