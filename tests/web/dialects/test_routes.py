@@ -102,6 +102,7 @@ FORMATS = {
     ),
     "document": Format("/embed/text", lambda t: {"text": t}, lambda r: r["embedding"]),
     "documents": Format("/embed/batch", lambda t: {"texts": ["", t]}, lambda r: r["embeddings"][0]),
+    "weaviate": Format("/vectors", lambda t: {"text": t}, lambda r: r["vector"]),
 }
 VERTEX = Format(
     "/vertex", lambda t: {"instances": [{"inputs": t}]}, lambda r: r["predictions"][0][0]
