@@ -33,6 +33,15 @@ async def async_client(server: AppServer) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
+def test_the_paths_of_kserve(server: AppServer) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/openai/v1", api_key=KEY, max_retries=0) as client:
+        reply = client.embeddings.create(model=MODEL, input=TEXTS)
+        assert equal_vectors([item.embedding for item in reply.data], expected_vectors(*TEXTS))
+        assert MODEL in [model.id for model in client.models.list()]
+        with pytest.raises(openai.NotFoundError, match="isn't served here"):
+            client.embeddings.create(model="gpt", input="a")
+
+
 def test_embeds(client: openai.OpenAI) -> None:
     reply = client.embeddings.create(model=MODEL, input=TEXTS)
     assert equal_vectors([item.embedding for item in reply.data], expected_vectors(*TEXTS))

@@ -102,6 +102,9 @@ FORMATS = {
     ),
     "document": Format("/embed/text", lambda t: {"text": t}, lambda r: r["embedding"]),
     "documents": Format("/embed/batch", lambda t: {"texts": ["", t]}, lambda r: r["embeddings"][0]),
+    "kserve": Format(
+        "/openai/v1/embeddings", lambda t: {"input": t}, lambda r: r["data"][0]["embedding"]
+    ),
     "weaviate": Format("/vectors", lambda t: {"text": t}, lambda r: r["vector"]),
 }
 VERTEX = Format(
