@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import sys
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from serve_app.command.cluster import add_address_argument, connect
 from serve_app.config import IngressSettings
 from serve_app.errors import (
     ConfigurationError,
@@ -87,31 +87,7 @@ def add_commands(commands: Any) -> None:
     purge.set_defaults(run=_purge)
 
     for subcommand in (warm, stats, purge):
-        subcommand.add_argument(
-            "--address",
-            default="auto",
-            help="address of the Ray cluster (default: the one on this machine)",
-        )
-
-
-def connect(address: str) -> Any:
-    """Returns Ray Serve, connected to a running cluster.
-
-    Raises:
-        ConfigurationError: no cluster runs at the address.
-    """
-    import ray
-    from ray import serve
-
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"No Ray cluster at {address!r} ({error}). Start the service first, on this machine "
-            "or on another one of its Ray cluster."
-        ) from None
-    return serve
+        add_address_argument(subcommand)
 
 
 def _warm(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from embedserve_client.command.main import main
-from serve_app.command import cache, key, serve
+from serve_app.command import cache, deploy, key, serve
 from serve_app.command.service_process import StartupError
 from serve_app.config import settings_markdown
 from serve_app.errors import EmbedServeError
@@ -18,6 +18,7 @@ EXAMPLES = """\
   embedserve serve                         serve serve_config.yaml until Ctrl-C
   embedserve serve configs/gpu.yaml        serve another configuration
   embedserve serve --port 8001             run a second service on this machine
+  embedserve deploy my.yaml                apply a changed configuration to the running service
   embedserve prepare                       prepare the model, for example in an image build
   embedserve cache warm texts.jsonl        embed the texts of a file to fill the cache
   embedserve cache stats                   print the size and the hit rate of each cache
@@ -30,7 +31,7 @@ ERRORS = (EmbedServeError, StartupError)
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommands to the parser of `embedserve`."""
-    for module in (serve, cache, key):
+    for module in (serve, deploy, cache, key):
         module.add_commands(commands)
     settings = commands.add_parser(
         "settings",

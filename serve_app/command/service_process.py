@@ -1,21 +1,22 @@
 """`serve run` as a child process: its progress, its failure, and the end of all its processes.
 
-Ray's own command prints nothing after the start, whether it succeeds or fails. `ServiceProcess`
-polls the service until it is ready, reports the reason of a failure, and leaves no process behind.
+Ray's own command prints nothing after the start, whether it succeeds or fails, and keeps running
+when Ray's node has died. `ServiceProcess` polls the service until it is ready, notices when it
+fails, and leaves no process behind.
 """
 
+import http.client
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,32 @@ from typing import Any
 import psutil
 import yaml
 
+from serve_app.command.application_status import describe_replicas, failure_reasons
+from serve_app.command.scratch_dir import ScratchDir
 from serve_app.valkey.parent_death import die_with_parent
 from serve_app.valkey.supervisor import SHUTDOWN_TIMEOUT_S, parse_owner_pid
 
 _POLL_S = 0.3
 _STOP_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 3.0
+#: The service has failed if this many checks in a row get no reply: two minutes.
+_MAX_FAILED_CHECKS = 24
+_CHECK_PERIOD_S = 5.0
 _MAX_LOG_LINES = 60
 _DASHBOARD = re.compile(r"View the dashboard at \S*?(http://[\d.:]+)")
-_EXCEPTION = re.compile(r"^(?:\w+\.)*[A-Z]\w+: ", re.MULTILINE)
+#: Ray's node ends with each of these processes.
+_NODE_PROGRAMS = ("gcs_server", "raylet")
+#: The start of the title of Ray's actor that starts HAProxy.
+_PROXY_MANAGER = "ray::HAProxyMan"
 _ANSI_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class StartupError(Exception):
     """The service didn't start; the message gives the reason."""
+
+
+class ServiceFailure(Exception):
+    """The service was ready and can't serve any more; the message gives the reason."""
 
 
 class ServiceProcess:
@@ -68,11 +81,12 @@ class ServiceProcess:
         self.dashboard_url: str | None = None
         self._child: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
-        self._scratch = tempfile.TemporaryDirectory(prefix="embedserve-")
+        self._node: list[psutil.Process] = []
+        self._scratch = ScratchDir()
 
     def start(self) -> None:
         """Starts `serve run` and returns at once."""
-        file = Path(self._scratch.name) / "serve_config.yaml"
+        file = self._scratch.path / "serve_config.yaml"
         file.write_text(yaml.safe_dump(dict(self._config), sort_keys=False), encoding="utf-8")
         self._child = subprocess.Popen(
             [self._python, "-m", "ray.serve.scripts", "run", str(file)],
@@ -96,8 +110,9 @@ class ServiceProcess:
         started_at = time.monotonic()
         reported = ""
         while not self._is_healthy():
-            if self._child is None or self._child.poll() is not None:
-                raise StartupError("Ray exited before the service was up:\n" + "".join(self._log))
+            self._find_node()
+            if reason := self._death():
+                raise StartupError(f"{reason} before the service was up:\n{''.join(self._log)}")
             if time.monotonic() - started_at > timeout_s:
                 raise StartupError(
                     f"The service was not ready after {timeout_s:.0f} s. Waiting for: {reported}."
@@ -108,35 +123,76 @@ class ServiceProcess:
                 yield f"{progress} ({time.monotonic() - started_at:.0f} s)"
             time.sleep(_POLL_S)
 
-    def wait(self) -> int:
-        """Waits until the service exits, and returns its exit status. Prints Ray's output."""
-        assert self._child is not None, "Start it first. This is a bug."
-        self._verbose = True
-        return self._child.wait()
+    def watch(self) -> None:
+        """Waits until the service fails. Prints Ray's output.
 
-    def stop(self) -> None:
+        A busy service does not fail: a reply may take long, and a check only asks for one of the
+        Ingress itself.
+
+        Raises:
+            ServiceFailure: a process ended that the service can't do without, or nobody was served
+                for two minutes.
+        """
+        self._verbose = True
+        failed_checks, next_check = 0, time.monotonic() + _CHECK_PERIOD_S
+        while True:
+            if reason := self._death():
+                raise ServiceFailure(f"{reason}.")
+            if time.monotonic() >= next_check:
+                failed_checks = (
+                    0 if self._answers("/v1/health/live", _CHECK_PERIOD_S) else failed_checks + 1
+                )
+                next_check = time.monotonic() + _CHECK_PERIOD_S
+            if failed_checks >= _MAX_FAILED_CHECKS:
+                raise ServiceFailure(f"Nothing answers at {self.url}.")
+            time.sleep(_POLL_S)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Closes the port, waits for the requests in flight, and returns whether all have ended.
+
+        HAProxy does both: on SIGUSR1 it stops listening, and exits after its last response. Without
+        HAProxy this returns at once.
+        """
+        tree = self._process_tree()
+        proxies = [p for p in tree if _name(p) == "haproxy"]
+        # Paused, because it would replace a proxy that doesn't listen any more.
+        managers = [p for p in tree if _name(p).startswith(_PROXY_MANAGER)]
+        try:
+            _signal(managers, signal.SIGSTOP)
+            _signal(proxies, signal.SIGUSR1)
+            deadline = time.monotonic() + timeout_s
+            while any(map(_is_running, proxies)) and time.monotonic() < deadline:
+                time.sleep(_POLL_S / 3)
+        finally:
+            _signal(managers, signal.SIGCONT)
+        return not any(map(_is_running, proxies))
+
+    def stop(self, *, kill: bool = False) -> None:
         """Ends the service and every process that it started. Further calls do nothing.
 
         A KeyboardInterrupt skips the wait for a graceful end: all processes are killed.
+
+        Args:
+            kill: don't ask Ray to end gracefully, which takes long if it has failed.
         """
         self._verbose = False  # Ray's output during shutdown is noise
         tree = self._process_tree()  # now: children of an exited parent can't be found later
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGINT)
             try:
-                self._child.wait(_STOP_TIMEOUT_S)
+                self._child.wait(0 if kill else _STOP_TIMEOUT_S)
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 self._child.kill()
                 self._child.wait()
-        _wait_or_kill(tree, _EXIT_TIMEOUT_S)
-        servers = _cache_servers({process.pid for process in tree})
+        _wait_or_kill(tree, 0 if kill else _EXIT_TIMEOUT_S)
+        servers = _cache_servers({process.pid for process in [*tree, *self._node]})
         for process in servers:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
         _wait_or_kill(servers, SHUTDOWN_TIMEOUT_S + _EXIT_TIMEOUT_S)
         if self._reader is not None:
             self._reader.join()
-        self._scratch.cleanup()
+        self._scratch.remove()
 
     def processes(self) -> list[psutil.Process]:
         """Returns every process of the service, its cache server included."""
@@ -159,11 +215,27 @@ class ServiceProcess:
                 sys.stderr.flush()
         child.stdout.close()
 
+    def _find_node(self) -> None:
+        """Finds the processes of Ray's node. There are none if the service uses another Ray."""
+        if len(self._node) < len(_NODE_PROGRAMS):
+            self._node = [p for p in self._process_tree() if _name(p) in _NODE_PROGRAMS]
+
+    def _death(self) -> str | None:
+        """Returns which process has ended that the service can't do without; None: none has."""
+        if self._child is None or (status := self._child.poll()) is not None:
+            return f"Ray exited with status {status}"
+        if not all(map(_is_running, self._node)):
+            return "Ray's node died"
+        return None
+
     def _is_healthy(self) -> bool:
+        return self._answers("/health", 1)
+
+    def _answers(self, path: str, timeout_s: float) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=1) as response:
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=timeout_s) as response:
                 return bool(response.status == 200)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
 
     def _progress(self) -> str:
@@ -173,23 +245,17 @@ class ServiceProcess:
         if application is None:
             return "the application"
         if application.get("status") == "DEPLOY_FAILED":
-            raise StartupError(_failure_reasons(application))
+            raise StartupError(failure_reasons(application))
         replicas = _replica_states(application)
         if not replicas:
             return "the application"
-        return "replicas: " + ", ".join(
-            f"{name} {states.count('RUNNING')}/{max(1, len(states))}"
-            for name, states in replicas.items()
-        )
+        return describe_replicas({name: Counter(states) for name, states in replicas.items()})
 
     def _process_tree(self) -> list[psutil.Process]:
+        """Returns the processes of the child's session, which contains orphaned ones too."""
         if self._child is None:
             return []
-        try:
-            child = psutil.Process(self._child.pid)
-            return [child, *child.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        return [p for p in psutil.process_iter() if _session(p) == self._child.pid]
 
     def _application(self) -> dict[str, Any] | None:
         """Returns Ray's description of the application; None if the dashboard has none yet."""
@@ -211,22 +277,6 @@ def _replica_states(application: Mapping[str, Any]) -> dict[str, list[str]]:
         name: [replica["state"] for replica in deployment.get("replicas", [])]
         for name, deployment in application.get("deployments", {}).items()
     }
-
-
-def _failure_reasons(application: Mapping[str, Any]) -> str:
-    """Returns Ray's messages about a failed application, without stack traces."""
-    components = {"The application": application, **application.get("deployments", {})}
-    return "\n".join(
-        f"{name}: {_exception_text(component['message'])}"
-        for name, component in components.items()
-        if component.get("status") != "HEALTHY" and component.get("message")
-    )
-
-
-def _exception_text(message: str) -> str:
-    """Returns the last exception of a stack trace, or the message if it contains none."""
-    starts = [match.start() for match in _EXCEPTION.finditer(message)]
-    return message[starts[-1] if starts else 0 :].strip()
 
 
 def _cache_servers(owner_pids: Collection[int]) -> list[psutil.Process]:
@@ -253,6 +303,28 @@ def _wait_or_kill(processes: Sequence[psutil.Process], timeout_s: float) -> None
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, _EXIT_TIMEOUT_S)
+
+
+def _session(process: psutil.Process) -> int | None:
+    """Returns the id of a process's session; None if the process has ended."""
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return None
+
+
+def _name(process: psutil.Process) -> str:
+    """Returns the name of a process; empty if it has ended."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def _is_running(process: psutil.Process) -> bool:

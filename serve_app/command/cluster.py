@@ -1,0 +1,50 @@
+"""The connection of a command to the Ray cluster of a running service."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from serve_app.errors import ConfigurationError
+
+
+def add_address_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the address of the Ray cluster."""
+    parser.add_argument(
+        "--address",
+        default="auto",
+        help="address of the Ray cluster (default: the one on this machine)",
+    )
+
+
+def connect(address: str) -> Any:
+    """Returns Ray Serve, connected to a running cluster.
+
+    Raises:
+        ConfigurationError: no cluster runs at the address.
+    """
+    _use_token()
+    import ray
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"No Ray cluster at {address!r} ({error}). Start the service first, on this machine "
+            "or on another one of its Ray cluster."
+        ) from None
+    return serve
+
+
+def _use_token() -> None:
+    """Makes Ray send the token of this user's clusters, if there is one.
+
+    Ray creates the token for a cluster that it starts on its own, but sends it to an address that
+    is given only if `RAY_AUTH_MODE` says so.
+    """
+    token = Path.home() / ".ray" / "auth_token"
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or token.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
