@@ -27,15 +27,20 @@ _MAX_ONGOING_REQUESTS = 8192
 # The deployments stop one after the other, and each adds up to this interval to the shutdown.
 _SHUTDOWN_POLL_S = 0.2
 
+# Ray notices a dead replica at its next health check. A busy replica isn't replaced earlier: three
+# checks in a row have to time out.
+_HEALTH_CHECK_PERIOD_S = 1
+
 _cpu_free_deployment = serve.deployment(
     max_ongoing_requests=_MAX_ONGOING_REQUESTS,
     graceful_shutdown_wait_loop_s=_SHUTDOWN_POLL_S,
+    health_check_period_s=_HEALTH_CHECK_PERIOD_S,
     ray_actor_options={"num_cpus": 0},
 )
 _model_deployment = serve.deployment(
     max_ongoing_requests=_MAX_ONGOING_REQUESTS,
     graceful_shutdown_wait_loop_s=_SHUTDOWN_POLL_S,
-    health_check_period_s=5,
+    health_check_period_s=_HEALTH_CHECK_PERIOD_S,
     health_check_timeout_s=10,
 )
 
