@@ -10,7 +10,8 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-_PREFIX = "embedserve-serve-"
+#: Short, because the path of a socket in it may have 97 bytes.
+_PREFIX = "embedserve."
 _LOCK = "lock"
 #: A new directory is not locked yet.
 _MIN_AGE_S = 60.0

@@ -32,9 +32,7 @@ from serve_app.valkey.supervisor import SHUTDOWN_TIMEOUT_S, parse_owner_pid
 _POLL_S = 0.3
 _STOP_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 3.0
-#: The service has failed if this many checks in a row get no reply: two minutes.
 _MAX_FAILED_CHECKS = 24
-_CHECK_PERIOD_S = 5.0
 _MAX_LOG_LINES = 60
 _DASHBOARD = re.compile(r"View the dashboard at \S*?(http://[\d.:]+)")
 #: Ray's node ends with each of these processes.
@@ -123,29 +121,29 @@ class ServiceProcess:
                 yield f"{progress} ({time.monotonic() - started_at:.0f} s)"
             time.sleep(_POLL_S)
 
-    def watch(self) -> None:
+    def watch(self, check_period_s: float = 5.0) -> None:
         """Waits until the service fails. Prints Ray's output.
 
-        A busy service does not fail: a reply may take long, and a check only asks for one of the
-        Ingress itself.
+        A busy service does not fail: a check asks the Ingress only, and 24 in a row have to fail.
+
+        Args:
+            check_period_s: time between two checks, and the timeout of each.
 
         Raises:
-            ServiceFailure: a process ended that the service can't do without, or nobody was served
-                for two minutes.
+            ServiceFailure: a process ended that the service can't do without, or nothing has
+                answered for 24 checks: two minutes.
         """
         self._verbose = True
-        failed_checks, next_check = 0, time.monotonic() + _CHECK_PERIOD_S
-        while True:
+        failed_checks, next_check = 0, time.monotonic() + check_period_s
+        while failed_checks < _MAX_FAILED_CHECKS:
             if reason := self._death():
                 raise ServiceFailure(f"{reason}.")
             if time.monotonic() >= next_check:
-                failed_checks = (
-                    0 if self._answers("/v1/health/live", _CHECK_PERIOD_S) else failed_checks + 1
-                )
-                next_check = time.monotonic() + _CHECK_PERIOD_S
-            if failed_checks >= _MAX_FAILED_CHECKS:
-                raise ServiceFailure(f"Nothing answers at {self.url}.")
-            time.sleep(_POLL_S)
+                answers = self._answers("/v1/health/live", check_period_s)
+                failed_checks = 0 if answers else failed_checks + 1
+                next_check = time.monotonic() + check_period_s
+            time.sleep(min(_POLL_S, check_period_s))
+        raise ServiceFailure(f"Nothing answers at {self.url}.")
 
     def drain(self, timeout_s: float) -> bool:
         """Closes the port, waits for the requests in flight, and returns whether all have ended.
