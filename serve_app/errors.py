@@ -17,6 +17,7 @@ The tree:
     + BodyTimeout             408
     + BodyTooLarge            413
     + UnsupportedMediaType    415
+      - UnsupportedContentEncoding 415
     + Overloaded              429   the queue is full; `retry_after_s` says when to retry
       - QuotaExceeded         429   the API key has reached a limit
   x ServerError
@@ -98,7 +99,7 @@ class UnsupportedOperation(InvalidRequest):
 
 
 class InvalidJSON(InvalidRequest):
-    """The request body isn't valid JSON."""
+    """The request body isn't valid JSON in UTF-8, or its content coding is broken."""
 
 
 class Unauthorized(ClientError):
@@ -151,10 +152,14 @@ class BodyTooLarge(ClientError):
 
 
 class UnsupportedMediaType(ClientError):
-    """The request body's `Content-Type` isn't JSON."""
+    """The media type, charset or content coding of the request body isn't supported."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     code = "unsupported_media_type"
+
+
+class UnsupportedContentEncoding(UnsupportedMediaType):
+    """The content coding of the request body isn't supported."""
 
 
 class Overloaded(ClientError):

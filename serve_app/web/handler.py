@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -19,18 +18,25 @@ from serve_app.errors import (
     BodyTimeout,
     BodyTooLarge,
     EmbedServeError,
-    InvalidJSON,
     InvalidRequest,
     MethodNotAllowed,
     Overloaded,
     QuotaExceeded,
     RouteNotFound,
-    UnsupportedMediaType,
+    UnsupportedContentEncoding,
 )
 from serve_app.metrics import CACHED_TEXTS, REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
 from serve_app.service.embed import EmbedService
 from serve_app.types import BatchResult, EmbedResult, Tier
+from serve_app.web.accept import JSON, RAW, prefers_raw
 from serve_app.web.admission import Admission
+from serve_app.web.body import parse_object, require_json
+from serve_app.web.content_encoding import (
+    ACCEPTED_CODINGS,
+    compress,
+    parse_content_encoding,
+    unpack,
+)
 from serve_app.web.dialect import (
     Dialect,
     DialectEndpoint,
@@ -38,7 +44,12 @@ from serve_app.web.dialect import (
     all_views,
     endpoints_by_path,
 )
-from serve_app.web.limits import ConcurrencyLimiter, read_body
+from serve_app.web.limits import (
+    ConcurrencyLimiter,
+    LingeringResponse,
+    discard_body,
+    read_body,
+)
 from serve_app.web.request_headers import apply_request_headers, decode_headers
 from serve_app.web.response_headers import (
     STAGES,
@@ -52,7 +63,8 @@ logger = logging.getLogger(__name__)
 
 _NGINX_CLIENT_CLOSED_REQUEST = 499
 _PATH_SIMILARITY = 0.7  #: difflib's ratio from which a 404 names the most similar path
-_JSON, _RAW = "application/json", "application/octet-stream"
+_BODY_GRACE_S = 0.1  #: time for the rest of a small body to arrive before an error is sent
+_MAX_DISCARDED_BODIES = 8  #: bytes of a rejected body that are discarded, by `max_body_bytes`
 
 
 class _Reply(NamedTuple):
@@ -60,7 +72,7 @@ class _Reply(NamedTuple):
 
     body: bytes
     headers: Mapping[str, str]
-    media_type: str | None = _JSON
+    media_type: str | None = JSON
     status: int = 200
 
 
@@ -99,7 +111,7 @@ class RequestHandler:
             with self._limiter.slot(self._service.settings.max_concurrent_requests):
                 reply = await self._build_reply(request, headers, candidates)
         except EmbedServeError as error:
-            response = self._error_response(request, error)
+            response = await self._error_response(request, error)
             self._service.meter.add(REQUESTS, 1, str(response.status_code))
             return response
         except ClientDisconnect:
@@ -107,7 +119,7 @@ class RequestHandler:
         except Exception:  # `handle_unexpected_error` responds
             self._service.meter.add(REQUESTS, 1, "500")
             raise
-        return self._response(headers, reply)
+        return await self._negotiated_response(headers, reply)
 
     async def _build_reply(
         self,
@@ -118,11 +130,14 @@ class RequestHandler:
         started = time.perf_counter()
         settings = self._service.settings
         key = self._admission.identify(headers)
-        _require_json(headers)
+        require_json(headers.get("content-type", ""))
+        codings = parse_content_encoding(headers.get("content-encoding", ""))
         body = await read_body(
             request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
-        fields = _parse_object(body)
+        if codings:
+            body = await unpack(body, codings, settings.max_body_bytes)
+        fields = parse_object(body)
         request.state.dialect, endpoint = _select_endpoint(candidates, fields)
         parsed = endpoint.parse(fields, self._service.spec)
         job = apply_request_headers(parsed.job, headers)
@@ -132,16 +147,18 @@ class RequestHandler:
             embedded = result if isinstance(result, BatchResult) else ()
             self._record(embedded, time.perf_counter() - started)
             return _Reply(content, {**truncation_headers(result.truncated), **rate_limit_headers})
-        raw = parsed.has_vectors and _RAW in headers.get("accept", "")
+        raw = parsed.has_vectors and prefers_raw(headers.get("accept", ""))
         content = result.vectors.astype("<f4").tobytes() if raw else parsed.render(result)
         total_s = time.perf_counter() - started
         self._record([result], total_s)
         reply_headers = result_headers(result, total_s)
         reply_headers.update(endpoint.headers(result, total_s))
         reply_headers.update(rate_limit_headers)
+        if parsed.has_vectors:
+            reply_headers["vary"] = "accept"
         if raw:
             reply_headers.update(raw_vector_headers(result))
-        return _Reply(content, reply_headers, _RAW if raw else _JSON)
+        return _Reply(content, reply_headers, RAW if raw else JSON)
 
     def _record(self, results: Sequence[EmbedResult], total_s: float) -> None:
         """Adds a successful request to the metrics."""
@@ -163,26 +180,27 @@ class RequestHandler:
         if not view.public:
             self._admission.identify(request.headers)
         body, status = await view.respond(self._service, request.path_params)
-        return self._response(request.headers, _Reply(body, {}, view.media_type, status))
+        reply = _Reply(body, {}, view.media_type, status)
+        return await self._negotiated_response(request.headers, reply)
 
     async def handle_service_error(self, request: Request, error: Exception) -> Response:
         """Responds to an error of the service that occurs outside `handle_endpoint`."""
         assert isinstance(error, EmbedServeError), "Registered for EmbedServeError only."
-        return self._error_response(request, error)
+        return await self._error_response(request, error)
 
     async def handle_http_exception(self, request: Request, error: Exception) -> Response:
         """Responds to an unknown path (404) or method (405)."""
         assert isinstance(error, HTTPException), "Registered for HTTPException only."
         path = request.url.path
         if error.status_code == 404:
-            return self._error_response(request, RouteNotFound(_not_found_message(request)))
+            return await self._error_response(request, RouteNotFound(_not_found_message(request)))
         if error.status_code == 405:
             allowed = _allowed_methods(request)
             not_allowed = MethodNotAllowed(f"{path} takes {allowed}, not {request.method}.")
-            response = self._error_response(request, not_allowed)
+            response = await self._error_response(request, not_allowed)
             response.headers["allow"] = allowed
             return response
-        return self._error_response(request, InvalidRequest(error.detail))
+        return await self._error_response(request, InvalidRequest(error.detail))
 
     async def handle_client_disconnect(self, request: Request, error: Exception) -> Response:
         """Responds with nginx's status 499, for the access log: the client no longer reads."""
@@ -193,9 +211,9 @@ class RequestHandler:
         request_id = request.headers.get("x-request-id", "no id")
         logger.error("Unexpected error at %s (%s)", request.url.path, request_id, exc_info=error)
         message = "The server failed in a way it did not expect; its log says more."
-        return self._error_response(request, EmbedServeError(message))
+        return await self._error_response(request, EmbedServeError(message))
 
-    def _error_response(self, request: Request, error: EmbedServeError) -> Response:
+    async def _error_response(self, request: Request, error: EmbedServeError) -> Response:
         dialect = self._dialect_for(request)
         status, body, dialect_headers = dialect.render_error(error)
         headers = dict(dialect_headers)
@@ -203,16 +221,50 @@ class RequestHandler:
             headers["retry-after"] = str(error.retry_after_s)
         if isinstance(error, QuotaExceeded):
             headers.update(error.headers)
-        if isinstance(error, BodyTooLarge | BodyTimeout):
-            headers["connection"] = "close"  # the client is still sending the body
-        return self._response(
-            request.headers, _Reply(body, headers, _JSON if body else None, status)
+        if isinstance(error, UnsupportedContentEncoding):
+            headers["accept-encoding"] = ACCEPTED_CODINGS
+        response = self._response(
+            request.headers, _Reply(body, headers, JSON if body else None, status)
         )
+        if await self._is_received(request, error):
+            return response
+        settings = self._service.settings
+        return LingeringResponse(
+            response,
+            request,
+            max_bytes=_MAX_DISCARDED_BODIES * settings.max_body_bytes,
+            timeout_s=settings.body_timeout_s,
+        )
+
+    async def _is_received(self, request: Request, error: EmbedServeError) -> bool:
+        """Returns whether the body of a rejected request is complete, after a short wait.
+
+        A client that sends `Expect: 100-continue` waits for the status before it sends the body.
+        """
+        if isinstance(error, BodyTooLarge | BodyTimeout) or "expect" in request.headers:
+            return False
+        max_bytes = self._service.settings.max_body_bytes
+        return await discard_body(request, max_bytes=max_bytes, timeout_s=_BODY_GRACE_S)
 
     def _dialect_for(self, request: Request) -> Dialect:
         """Returns the dialect of the selected route, or that of the path."""
         dialect: Dialect | None = getattr(request.state, "dialect", None)
         return dialect or self._path_dialects.get(request.scope["path"], self._default_dialect)
+
+    async def _negotiated_response(
+        self, request_headers: Mapping[str, str], reply: _Reply
+    ) -> Response:
+        """Returns a successful response, compressed if the client accepts it and it pays."""
+        response = self._response(request_headers, reply)
+        min_bytes = self._service.settings.compress_min_bytes
+        if not 0 < min_bytes <= len(reply.body) or reply.media_type == RAW:
+            return response
+        response.headers.add_vary_header("accept-encoding")
+        compressed = await compress(reply.body, request_headers.get("accept-encoding", ""))
+        if compressed is not None:
+            response.headers["content-encoding"], response.body = compressed
+            response.headers["content-length"] = str(len(response.body))
+        return response
 
     def _response(self, request_headers: Mapping[str, str], reply: _Reply) -> Response:
         headers = {
@@ -240,30 +292,6 @@ def _allowed_methods(request: Request) -> str:
         if match is not Match.NONE:
             allowed |= route.methods or set()
     return ", ".join(sorted(allowed))
-
-
-def _require_json(headers: Mapping[str, str]) -> None:
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType(
-            f"The body's type is {media_type or 'not given'}; send the header "
-            "`Content-Type: application/json`."
-        )
-
-
-def _parse_object(body: bytes) -> dict[str, Any]:
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        hint = (
-            " A text holds half a surrogate pair; send well-formed Unicode."
-            if "surrogate" in str(error)
-            else ""
-        )
-        raise InvalidJSON(f"The body isn't valid JSON: {error}.{hint}") from None
-    if not isinstance(fields, dict):
-        raise InvalidRequest("The body must be a JSON object.")
-    return fields
 
 
 def _select_endpoint(

@@ -4,9 +4,14 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.errors import BodyTimeout, BodyTooLarge, Overloaded
+
+#: A client that sends as fast as it can looks for a response only when its send buffer is full.
+_PAUSE_S = 0.05
 
 
 class ConcurrencyLimiter:
@@ -57,3 +62,62 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
     except TimeoutError:
         raise BodyTimeout(f"The body did not arrive within {timeout_s:g} s.") from None
     return b"".join(chunks)
+
+
+async def discard_body(request: Request, *, max_bytes: int, timeout_s: float) -> bool:
+    """Reads and discards the rest of a request's body, if there is any.
+
+    Returns:
+        True if the body is complete: the connection can take another request. False if it isn't
+        after `max_bytes` or `timeout_s`, or if the client disconnects.
+    """
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    return False
+    except (ClientDisconnect, TimeoutError):
+        return False
+    except RuntimeError:  # Starlette: the stream was read to its end before
+        return True
+    return True
+
+
+class LingeringResponse(Response):
+    """A response to a request whose body is still arriving; the connection closes afterwards.
+
+    A connection that is closed with unread data is reset, and many clients then report a broken
+    pipe in place of the response. So the rest of the body is discarded, within limits, between the
+    response and the end of the connection.
+    """
+
+    def __init__(
+        self, response: Response, request: Request, *, max_bytes: int, timeout_s: float
+    ) -> None:
+        """Takes over body, status and headers of a response.
+
+        Args:
+            response: the response.
+            request: the request; the rest of its body is discarded.
+            max_bytes: maximum number of bytes to discard.
+            timeout_s: maximum time.
+        """
+        super().__init__(response.body, response.status_code)
+        self.raw_headers = [*response.raw_headers, (b"connection", b"close")]
+        self._request, self._max_bytes, self._timeout_s = request, max_bytes, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the response, discards the rest of the body, and then ends the response."""
+
+        async def send_and_linger(message: Message) -> None:
+            if message["type"] != "http.response.body":
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            await asyncio.sleep(_PAUSE_S)
+            await discard_body(self._request, max_bytes=self._max_bytes, timeout_s=self._timeout_s)
+            await send({"type": "http.response.body", "body": b""})
+
+        await super().__call__(scope, receive, send_and_linger)

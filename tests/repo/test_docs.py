@@ -47,7 +47,7 @@ def broken_links(page: Path) -> Iterator[str]:
 
 def documented_packages(page: Path) -> list[str]:
     """Returns the first column of a page's table of dependencies."""
-    return re.findall(r"^\| `([\w\-\[\]]+)` \|", page_text(page), re.MULTILINE)
+    return re.findall(r"^\| `([\w.\-\[\]]+)` \|", page_text(page), re.MULTILINE)
 
 
 def declared_packages(requirements: list[str]) -> list[str]:

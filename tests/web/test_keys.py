@@ -1,5 +1,6 @@
 """API keys in each dialect: missing, wrong, valid, and over their limits."""
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from serve_app.access.entrance import Entrance
 from serve_app.access.quota import MemoryQuotaStore
@@ -195,16 +197,31 @@ def test_all_routes_but_public_ones_need_a_key(client: TestClient) -> None:
             assert client.post(path, json=object_example(endpoint.fields)).status_code == 401, path
 
 
-def test_a_body_is_not_read_for_a_client_without_a_key(
+async def test_a_client_without_a_key_is_rejected_before_its_body_arrives(
     service: EmbedService, access: Entrance
 ) -> None:
-    def body() -> Iterator[bytes]:
-        raise AssertionError("The body was read.")
-        yield b""
+    rejected = asyncio.Event()
+    chunks = 0
 
-    with TestClient(create_app(service, access)) as client:
-        reply = client.post("/v1/embeddings", content=body())
-    assert reply.status_code == 401
+    async def receive() -> Message:
+        nonlocal chunks
+        chunks += 1
+        if chunks > 1:
+            await rejected.wait()
+        return {"type": "http.request", "body": b"x" * 1_000_000, "more_body": True}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            assert message["status"] == 401
+            rejected.set()
+
+    headers = [(b"content-type", b"application/json")]
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/embeddings"}
+    scope |= {"headers": headers, "query_string": b"", "server": ("test", 80), "scheme": "http"}
+    async with asyncio.timeout(10):
+        await create_app(service, access)(scope, receive, send)
+    assert rejected.is_set()
+    assert chunks < 100  # the body is endless; what is discarded has a limit
 
 
 def test_keys_change_without_a_restart(client: TestClient, access: Entrance) -> None:
