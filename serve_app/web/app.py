@@ -19,6 +19,7 @@ from serve_app.access.quota import MemoryQuotaStore
 from serve_app.errors import EmbedServeError
 from serve_app.service.embed import EmbedService
 from serve_app.web.admission import Admission
+from serve_app.web.content_encoding import compress
 from serve_app.web.dialect import Dialect, DialectEndpoint, DialectView
 from serve_app.web.dialects import load_dialects
 from serve_app.web.handler import RequestHandler
@@ -129,11 +130,17 @@ class _Documentation:
         return openapi(context, self._dialects, keys=self._access.required)
 
     async def openapi_json(self, request: Request) -> Response:
-        return Response(orjson.dumps(self._document()), media_type="application/json")
+        body = orjson.dumps(self._document())
+        return await self._compressed(request, Response(body, media_type="application/json"))
 
     async def html_page(self, request: Request) -> Response:
         base_url = str(request.base_url).rstrip("/")
-        return HTMLResponse(docs_html(self._document(), base_url))
+        page = docs_html(self._document(), base_url)
+        return await self._compressed(request, HTMLResponse(page))
+
+    async def _compressed(self, request: Request, response: Response) -> Response:
+        accept_encoding = request.headers.get("accept-encoding", "")
+        return await compress(response, accept_encoding, self._service.settings.compress_min_bytes)
 
 
 def _endpoint_function(

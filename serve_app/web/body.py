@@ -43,21 +43,22 @@ def parse_object(body: bytes) -> dict[str, Any]:
         InvalidRequest: the JSON value isn't an object.
     """
     try:
-        fields = _loads(body)
+        fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidJSON(_fault(body, error)) from None
+        fields = _loads_after_mark(body, error)
     if not isinstance(fields, dict):
         raise InvalidRequest("The body must be a JSON object.")
     return fields
 
 
-def _loads(body: bytes) -> Any:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        if not body.startswith(codecs.BOM_UTF8):
-            raise
-    return orjson.loads(body.removeprefix(codecs.BOM_UTF8))
+def _loads_after_mark(body: bytes, error: orjson.JSONDecodeError) -> Any:
+    """Parses a body after its byte order mark; raises InvalidJSON if it has none."""
+    if body.startswith(codecs.BOM_UTF8):
+        try:
+            return orjson.loads(body.removeprefix(codecs.BOM_UTF8))
+        except orjson.JSONDecodeError as after_mark:
+            error = after_mark
+    raise InvalidJSON(_fault(body, error)) from None
 
 
 def _fault(body: bytes, error: orjson.JSONDecodeError) -> str:

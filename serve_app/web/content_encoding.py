@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import brotli
+from starlette.responses import Response
 
 from serve_app.errors import BodyTooLarge, InvalidJSON, UnsupportedContentEncoding, short_repr
 from serve_app.web.accept import parse_weights
@@ -47,8 +48,6 @@ def parse_content_encoding(header: str) -> Sequence[str]:
     Raises:
         UnsupportedContentEncoding: a coding is unknown, or there are too many.
     """
-    if not header:
-        return ()
     names = [name.strip().lower() for name in header.split(",")]
     codings = [name for name in names if name not in ("", "identity")]
     for name in codings:
@@ -139,19 +138,26 @@ _DECODERS: Mapping[str, Callable[[bytes, int], bytes]] = {
 }
 
 
-async def compress(body: bytes, accept_encoding: str) -> tuple[str, bytes] | None:
-    """Returns the coding and the compressed body of a reply.
+async def compress(response: Response, accept_encoding: str, min_bytes: int) -> Response:
+    """Compresses the body of a response where it pays, and returns the response.
 
-    Returns None if the client accepts neither `zstd` nor `gzip`, prefers `identity`, or if gzip
-    would save little.
+    The body stays as it is if the client accepts neither `zstd` nor `gzip` or prefers `identity`,
+    if gzip would save little, or if it is smaller than `min_bytes`; 0: always.
     """
+    body = bytes(response.body)
+    if not 0 < min_bytes <= len(body):
+        return response
+    response.headers.add_vary_header("accept-encoding")
     coding = _choose_coding(accept_encoding)
     if coding is None or (coding == "gzip" and not _gzip_pays(body)):
-        return None
+        return response
     function = _gzip if coding == "gzip" else _zstd
-    if len(body) > _MAX_INLINE_BYTES:
-        return coding, await asyncio.to_thread(function, body)
-    return coding, function(body)
+    response.body = (
+        await asyncio.to_thread(function, body) if len(body) > _MAX_INLINE_BYTES else function(body)
+    )
+    response.headers["content-encoding"] = coding
+    response.headers["content-length"] = str(len(response.body))
+    return response
 
 
 def _choose_coding(accept_encoding: str) -> str | None:

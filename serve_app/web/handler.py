@@ -119,7 +119,8 @@ class RequestHandler:
         except Exception:  # `handle_unexpected_error` responds
             self._service.meter.add(REQUESTS, 1, "500")
             raise
-        return await self._negotiated_response(headers, reply)
+        response = self._response(headers, reply)
+        return response if reply.media_type == RAW else await self._compressed(response, headers)
 
     async def _build_reply(
         self,
@@ -131,7 +132,8 @@ class RequestHandler:
         settings = self._service.settings
         key = self._admission.identify(headers)
         require_json(headers.get("content-type", ""))
-        codings = parse_content_encoding(headers.get("content-encoding", ""))
+        content_encoding = headers.get("content-encoding")
+        codings = parse_content_encoding(content_encoding) if content_encoding else ()
         body = await read_body(
             request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
@@ -180,8 +182,8 @@ class RequestHandler:
         if not view.public:
             self._admission.identify(request.headers)
         body, status = await view.respond(self._service, request.path_params)
-        reply = _Reply(body, {}, view.media_type, status)
-        return await self._negotiated_response(request.headers, reply)
+        response = self._response(request.headers, _Reply(body, {}, view.media_type, status))
+        return await self._compressed(response, request.headers)
 
     async def handle_service_error(self, request: Request, error: Exception) -> Response:
         """Responds to an error of the service that occurs outside `handle_endpoint`."""
@@ -251,20 +253,11 @@ class RequestHandler:
         dialect: Dialect | None = getattr(request.state, "dialect", None)
         return dialect or self._path_dialects.get(request.scope["path"], self._default_dialect)
 
-    async def _negotiated_response(
-        self, request_headers: Mapping[str, str], reply: _Reply
-    ) -> Response:
-        """Returns a successful response, compressed if the client accepts it and it pays."""
-        response = self._response(request_headers, reply)
+    async def _compressed(self, response: Response, headers: Mapping[str, str]) -> Response:
         min_bytes = self._service.settings.compress_min_bytes
-        if not 0 < min_bytes <= len(reply.body) or reply.media_type == RAW:
+        if len(response.body) < min_bytes:
             return response
-        response.headers.add_vary_header("accept-encoding")
-        compressed = await compress(reply.body, request_headers.get("accept-encoding", ""))
-        if compressed is not None:
-            response.headers["content-encoding"], response.body = compressed
-            response.headers["content-length"] = str(len(response.body))
-        return response
+        return await compress(response, headers.get("accept-encoding", ""), min_bytes)
 
     def _response(self, request_headers: Mapping[str, str], reply: _Reply) -> Response:
         headers = {
