@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from serve_app.errors import BodyTimeout, BodyTooLarge, Overloaded
-from serve_app.web.limits import ConcurrencyLimiter, read_body
+from serve_app.web.limits import ConcurrencyLimiter, discard_body, read_body
 
 
 class ChunkedRequest:
@@ -54,6 +54,40 @@ async def test_a_body_that_never_ends_times_out() -> None:
     body = ChunkedRequest([b"x"], hangs=True)
     with pytest.raises(BodyTimeout):
         await read_body(body.request, max_bytes=3, timeout_s=0.01)
+
+
+async def test_the_rest_of_a_body_is_discarded() -> None:
+    body = ChunkedRequest([b"ab", b"", b"c"])
+    assert await discard_body(body.request, max_bytes=3, timeout_s=1)
+    assert body.received == 3
+
+
+async def test_nothing_is_discarded_after_the_body_was_read() -> None:
+    body = ChunkedRequest([b"ab"])
+    await read_body(body.request, max_bytes=3, timeout_s=1)
+    assert await discard_body(body.request, max_bytes=3, timeout_s=1)
+    assert body.received == 1
+
+
+async def test_the_rest_of_a_body_that_is_too_large_is_discarded_up_to_a_limit() -> None:
+    body = ChunkedRequest([b"xx"] * 100)
+    with pytest.raises(BodyTooLarge):
+        await read_body(body.request, max_bytes=3, timeout_s=1)
+    assert not await discard_body(body.request, max_bytes=10, timeout_s=1)
+    assert body.received == 2 + 6
+
+
+async def test_discarding_ends_at_the_time_limit() -> None:
+    body = ChunkedRequest([b"x"], hangs=True)
+    assert not await discard_body(body.request, max_bytes=3, timeout_s=0.01)
+
+
+async def test_discarding_ends_when_the_client_disconnects() -> None:
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    request = Request({"type": "http", "headers": []}, receive)
+    assert not await discard_body(request, max_bytes=3, timeout_s=1)
 
 
 def test_a_full_limiter_rejects_and_a_released_slot_is_free_again() -> None:
