@@ -8,6 +8,7 @@ A request is a function of the seed and its number: `--only` sends a single one 
 
 import argparse
 import asyncio
+import gzip
 import logging
 import re
 import sys
@@ -21,6 +22,7 @@ from urllib.parse import unquote_to_bytes
 import httpx2
 import orjson
 import psutil
+from backports import zstd
 from jsonschema import Draft202012Validator
 from rich.console import Console
 from rich.progress import track
@@ -57,6 +59,12 @@ class Reply(NamedTuple):
 #: Route of replies that the HTTP server sends itself: the request isn't valid HTTP, or it closed
 #: the connection before the end of the body.
 _HTTP_SERVER = "HTTP server"
+
+#: HTTP clients unpack replies themselves.
+_UNPACK: Mapping[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.decompress,
+    "zstd": zstd.decompress,
+}
 
 Transport = Callable[[Request], Coroutine[Any, Any, Reply]]
 
@@ -171,7 +179,8 @@ def in_process(app: ASGIApp) -> Transport:
             name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]
         }
         body = b"".join(message.get("body", b"") for message in outgoing[1:])
-        return Reply(start["status"], headers, body, request.path)
+        unpack = _UNPACK.get(headers.get("content-encoding", ""), bytes)
+        return Reply(start["status"], headers, unpack(body), request.path)
 
     return send
 

@@ -3,8 +3,13 @@
 import gzip
 import json
 import random
+import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
+
+import brotli
+from backports import zstd
 
 from serve_app.config import IngressSettings
 from serve_app.web.dialects import load_dialects
@@ -46,7 +51,8 @@ _MEDIA_TYPES = (
     "application/json application/vnd.api+json application/jsonx"
 ).split()
 _MEDIA_TYPES += ["", "application/json, text/plain", "Application/JSON; charset=utf-8"]
-_MEDIA_TYPES += ["application/json;charset=utf-16"]
+_MEDIA_TYPES += ["application/json;charset=utf-16", 'application/json; charset="UTF-8"; q']
+_MEDIA_TYPES += ["application/json; charset=\xff", "application/json;charset", ";charset=utf-8"]
 _HEADERS = {
     "x-priority": [
         "interactive",
@@ -60,6 +66,8 @@ _HEADERS = {
     "accept": [
         *("application/octet-stream", "*/*", "", "text/html"),
         *("application/octet-stream;q=0", "\xff"),
+        *("application/json, application/octet-stream;q=0.1", "APPLICATION/OCTET-STREAM;q=1.5"),
+        *(",;q,;=;", "application/octet-stream;q=", "*/*;q=0" * 500),
     ],
     "traceparent": [f"00-{n * 32}-{'b' * 16}-01" for n in "a0"] + ["x", "\xff", "0" * 999],
     "authorization": [
@@ -70,7 +78,10 @@ _HEADERS = {
     "x-request-id": ["mine", "", "a b", "\xff", "x" * 200, "a" * 128],
     "cache-control": ["no-store", "no-store, no-cache", ",,,", "\xff"],
     "content-length": ["0", "-1", "x", "99999999999", "9" * 5000, "\xb2", "1e3", ""],
-    "content-encoding": ["gzip", "br", "identity", "x"],
+    "content-encoding": [
+        *("gzip", "br", "deflate", "zstd", "identity", "x", "", ",", "*", "gzip;q=1"),
+        *("gzip, " * 500, "identity, " * 500),
+    ],
     "transfer-encoding": ["chunked", "gzip, chunked", "x"],
     "host": [
         *("", "[", "a b", "x" * 300, "\xff"),
@@ -78,13 +89,19 @@ _HEADERS = {
     ],
     "origin": ["null", "https://evil.example", "\xff"],
     "expect": ["100-continue", "x"],
-    "accept-encoding": ["gzip", "*;q=0"],
+    "accept-encoding": ["gzip", "*;q=0", "zstd, gzip", "*", "gzip;q=x", "\xff", "," * 500],
     "x-forwarded-for": ["1.2.3.4", "x"],
     "range": ["bytes=0-1"],
     "upgrade": ["websocket", "h2c"],
 }
 
 _Random = random.Random
+_CODECS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": partial(gzip.compress, mtime=0),
+    "deflate": zlib.compress,
+    "br": partial(brotli.compress, quality=4),
+    "zstd": zstd.compress,
+}
 
 
 class Request(NamedTuple):
@@ -104,13 +121,17 @@ def malformed_request(seed: int, number: int) -> Request:
     rng = _Random(f"{seed}/{number}")
     method, path, fields = _target(rng)
     body = _body(rng, fields)
+    headers = [*_headers(rng)]
+    if rng.random() < 0.03:
+        coding, body = _packed(rng, body)
+        headers.append(("content-encoding", coding.encode()))
     if rng.random() < 0.05:
         method = rng.choice(_METHODS)
     return Request(
         method,
         path,
         rng.choice(["a=b", "%", "a=%ff&&&", "x" * 500]) if rng.random() < 0.03 else "",
-        [*_headers(rng)],
+        headers,
         body,
         rng.randint(1, 4) if rng.random() < 0.1 else 1,
         rng.random() < 0.01,
@@ -141,6 +162,27 @@ def _headers(rng: _Random) -> Iterator[tuple[str, bytes]]:
                 else _random_bytes(rng, 40).decode("latin-1")
             )
             yield name, value.translate({0: " ", 10: " ", 13: " "}).encode("latin-1")
+
+
+def _packed(rng: _Random, body: bytes) -> tuple[str, bytes]:
+    """Returns a content coding, and the packed body or a broken one."""
+    coding = rng.choice([*_CODECS])
+    pack = _CODECS[coding]
+    if rng.random() < 0.1:
+        return coding, pack(bytes(rng.choice([1, 4]) * _LIMITS.max_body_bytes))
+    packed = pack(body)
+    match rng.randrange(8):
+        case 0:
+            packed = packed[: rng.randrange(len(packed))]
+        case 1:
+            packed += _random_bytes(rng, 40)
+        case 2:
+            packed = rng.randbytes(4).join((packed[:9], packed[13:]))
+        case 3:
+            packed *= rng.randint(2, 100)
+        case 4:
+            return f"{coding}, {coding}", pack(packed)
+    return coding, packed
 
 
 def _random_bytes(rng: _Random, max_size: int) -> bytes:
