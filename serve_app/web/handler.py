@@ -120,7 +120,10 @@ class RequestHandler:
             self._service.meter.add(REQUESTS, 1, "500")
             raise
         response = self._response(headers, reply)
-        return response if reply.media_type == RAW else await self._compressed(response, headers)
+        min_bytes = self._service.settings.compress_min_bytes
+        if reply.media_type == RAW or len(reply.body) < min_bytes:
+            return response
+        return await self._compressed(response, headers)
 
     async def _build_reply(
         self,
@@ -255,8 +258,6 @@ class RequestHandler:
 
     async def _compressed(self, response: Response, headers: Mapping[str, str]) -> Response:
         min_bytes = self._service.settings.compress_min_bytes
-        if len(response.body) < min_bytes:
-            return response
         return await compress(response, headers.get("accept-encoding", ""), min_bytes)
 
     def _response(self, request_headers: Mapping[str, str], reply: _Reply) -> Response:
