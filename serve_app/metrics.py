@@ -40,7 +40,9 @@ PADDED_TOKENS = Metric("embedserve_padded_tokens", "Tokens in computed batches, 
 BATCH_SECONDS = Metric("embedserve_batch_seconds", "Seconds of computing batches.")
 BATCH_FAILURES = Metric("embedserve_batch_failures", "Failed batches; each is bisected.")
 REFUSED = Metric(
-    "embedserve_refused", "Groups of texts that an Embedder rejected, by error code.", ("code",)
+    "embedserve_refused",
+    "Groups of texts that an Embedder rejected, by error code and lane.",
+    ("code", "lane"),
 )
 CACHE_HITS = Metric(
     "embedserve_cache_hits", "Texts found in the cache, by tier (`l1`, `l2`).", ("tier",)
@@ -79,11 +81,19 @@ QUOTA_FALLBACKS = Metric(
     "Requests whose quota was counted in memory because the shared server failed, by reason.",
     ("reason",),
 )
-QUEUED_TOKENS = Metric("embedserve_queued_tokens", "Tokens queued or being computed.")
+QUEUED_TOKENS = Metric(
+    "embedserve_queued_tokens",
+    "Tokens queued or being computed, by lane: `interactive`, `bulk`, or `tokens` for vectors of "
+    "tokens.",
+    ("lane",),
+)
 BUDGET_TOKENS = Metric("embedserve_budget_tokens", "Current limit of padded tokens in a batch.")
 
 #: All other metrics are counters.
 GAUGES = {CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS}
+
+#: The current value of each gauge; of a gauge with a tag, the value for each value of the tag.
+Gauges = Mapping[Metric, float | Mapping[str, float]]
 
 
 class Totals(NamedTuple):
@@ -157,7 +167,7 @@ class Meter:
         )
 
 
-async def export(meter: Meter, gauges: Callable[[], Mapping[Metric, float]] = dict) -> None:
+async def export(meter: Meter, gauges: Callable[[], Gauges] = dict) -> None:
     """Exports a meter's counts and the current gauges to Ray every second until cancelled."""
     from ray.serve import metrics
 
@@ -174,5 +184,9 @@ async def export(meter: Meter, gauges: Callable[[], Mapping[Metric, float]] = di
             if amount > 0:
                 instrument(metric).inc(amount, dict(zip(metric.tags, tags, strict=True)))
         for metric, value in gauges().items():
-            instrument(metric).set(value)
+            if isinstance(value, Mapping):
+                for tag, tagged in value.items():
+                    instrument(metric).set(tagged, {metric.tags[0]: tag})
+            else:
+                instrument(metric).set(value)
         await asyncio.sleep(_EXPORT_INTERVAL_S)

@@ -183,8 +183,9 @@ class EmbedderSettings(Section):
         default=262_144,
         ge=64,
         le=GIB,
-        description="Queue limit of one replica, in tokens. A request that doesn't fit completely "
-        "is a 429, unless the queue is empty.",
+        description="Queue limit of each lane of a replica, in tokens. A request that doesn't fit "
+        "completely is a 429. One with more than an eighth of the limit is queued in parts, after "
+        "earlier ones of that size, while these have less than the limit left.",
     )
     stall_timeout_s: float = Field(
         default=60.0,

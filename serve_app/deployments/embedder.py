@@ -28,6 +28,8 @@ from serve_app.types import EngineInfo, TextGroup, Tokenization, TokenVectors, V
 
 #: Upper bound of calls that share one run of the tokenizer.
 _MAX_COLLECTED_CALLS = 256
+#: Calls with more characters are tokenized by themselves, so that others don't wait for them.
+_MAX_COLLECTED_CHARS = 16384
 #: Concurrent batches on a GPU. On CPUs there is one for each thread.
 _GPU_STREAMS = 2
 
@@ -110,7 +112,11 @@ class Embedder:
         """Returns for each group its vectors, or an error as a value."""
         pending = [PendingVectors(group) for group in groups]
         try:
-            await self._submit(pending)
+            characters = sum(len(text) for group in groups for text in group.texts)
+            if characters > _MAX_COLLECTED_CHARS:
+                await self._scheduler.submit(pending)
+            else:
+                await self._submit(pending)
             return [await group.future for group in pending]
         finally:
             for group in pending:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from serve_app.config import EmbedderSettings
 from serve_app.scheduler.pending import Queue, QueuedText
 
+QUEUES: tuple[Queue, ...] = ("interactive", "bulk", "tokens")
+
 
 class TextQueues:
     """Priority queues of texts. A batch holds texts of one queue.
@@ -16,16 +18,12 @@ class TextQueues:
     """
 
     def __init__(self) -> None:
-        self._queues: dict[Queue, deque[QueuedText]] = {
-            "interactive": deque(),
-            "bulk": deque(),
-            "tokens": deque(),
-        }
+        self._queues: dict[Queue, deque[QueuedText]] = {queue: deque() for queue in QUEUES}
         self._background: tuple[Queue, Queue] = ("bulk", "tokens")  # in order of priority
         self._last_was_background = False
 
     def put(self, texts: Sequence[QueuedText]) -> None:
-        """Queues the texts of one group."""
+        """Adds texts to their queue, which is the same for all."""
         if texts:
             self._queues[texts[0].group.queue].extend(texts)
 

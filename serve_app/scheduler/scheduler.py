@@ -7,7 +7,6 @@ batching timeout: an idle engine starts at once, and while it is busy the next b
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -20,7 +19,6 @@ from serve_app.errors import (
     EmbedServeError,
     InferenceError,
     InvalidRequest,
-    Overloaded,
     Unavailable,
 )
 from serve_app.metrics import (
@@ -33,20 +31,22 @@ from serve_app.metrics import (
     PADDED_TOKENS,
     QUEUED_TOKENS,
     REFUSED,
+    Gauges,
     Meter,
-    Metric,
 )
+from serve_app.scheduler.admission import QueueAdmission
 from serve_app.scheduler.batch_budget import BatchBudget
 from serve_app.scheduler.load import LoadMeter
 from serve_app.scheduler.pending import BatchOutput, PendingGroup, QueuedText
-from serve_app.scheduler.queues import TextQueues
+from serve_app.scheduler.queues import QUEUES, TextQueues
 from serve_app.types import Input
 
 logger = logging.getLogger(__name__)
 
-_MAX_RETRY_AFTER_S = 60
 #: Fewer characters are tokenized on the event loop, since a thread hop would take longer.
 _MAX_INLINE_CHARS = 2000
+#: Characters in one run of the tokenizer: another group's texts wait for a few milliseconds.
+_MAX_RUN_CHARS = 65536
 _MAX_QUOTED_CHARS = 60
 _SHUTTING_DOWN = "The replica is shutting down; try again."
 
@@ -78,6 +78,7 @@ class Scheduler:
         self._tokenizer_thread = tokenizer_thread
         self._clock = clock
         self._queues = TextQueues()
+        self._admission = {name: QueueAdmission(name, clock) for name in QUEUES}
         self._budget = BatchBudget()
         self._work_available = asyncio.Event()
         self._batch_start_s: dict[int, float] = {}
@@ -99,17 +100,18 @@ class Scheduler:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        _fail_all(self._queues.drain(), Unavailable(_SHUTTING_DOWN))
+        waiting = [self._queues.drain(), *(queue.drain() for queue in self._admission.values())]
+        _fail_all(chain.from_iterable(waiting), Unavailable(_SHUTTING_DOWN))
 
     async def submit(self, groups: Sequence[PendingGroup[Any]]) -> None:
-        """Tokenizes groups in one run, then queues or rejects each as a whole.
+        """Tokenizes groups together, then queues or rejects each as a whole.
 
         Never raises; errors resolve the futures of the groups.
         """
         arrival_s = self._clock()
         inputs = list(chain.from_iterable(group.inputs for group in groups))
         try:
-            token_ids = iter(await self._tokenize(inputs))
+            token_ids = iter(await self._tokenize(groups, inputs))
         except InvalidRequest as error:
             await self._submit_separately(groups, error)
             return
@@ -148,41 +150,66 @@ class Scheduler:
             if running_s > self.settings.stall_timeout_s:
                 raise InferenceError(f"One batch has been running for {running_s:.0f} s.")
 
-    async def _tokenize(self, inputs: Sequence[Input]) -> list[TokenIds]:
+    async def _tokenize(
+        self, groups: Sequence[PendingGroup[Any]], inputs: Sequence[Input]
+    ) -> list[TokenIds]:
+        """Returns the token ids of all inputs; of fewer if all groups are done before."""
         if sum(map(len, inputs)) <= _MAX_INLINE_CHARS:
             return self._engine.tokenizer.encode(inputs)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._tokenizer_thread, self._engine.tokenizer.encode, inputs
-        )
+        loop, encode = asyncio.get_running_loop(), self._engine.tokenizer.encode
+        token_ids, tokens = list[TokenIds](), 0
+        for run in _tokenizer_runs(inputs):
+            rows = await loop.run_in_executor(self._tokenizer_thread, encode, run)
+            token_ids += rows
+            if len(groups) == 1:  # a group that is too large already needn't be tokenized further
+                tokens += sum(len(row.ids) for row in rows)
+                refusal = self._refusal(groups[0], tokens)
+                if refusal is not None:
+                    self._reject(groups[0], refusal)
+            if all(group.future.done() for group in groups):
+                break
+        return token_ids
 
     def _admit(self, group: PendingGroup[Any], texts: Sequence[QueuedText]) -> None:
-        tokens, queued = group.tokens_in_queue, self.load.queued_tokens
-        if self._stopping:
-            group.fail(Unavailable(_SHUTTING_DOWN))
-            return
-        if tokens > self.settings.max_request_tokens:
-            limit = self.settings.max_request_tokens
-            message = f"The texts have {tokens} tokens; at most {limit} are accepted. Send fewer."
-            group.fail(InvalidRequest(message, "texts"))
-            self.meter.add(REFUSED, 1, InvalidRequest.code)
-            return
-        # A group larger than the queue's limit is admitted while nothing else is queued.
-        if queued and queued + tokens > self.settings.max_queued_tokens:
-            speed = self.load.tokens_per_s
-            wait_s = math.ceil(queued / speed) if speed else 1
-            message = f"{queued} tokens are queued and {tokens} more don't fit; try again later."
-            group.fail(Overloaded(message, max(1, min(wait_s, _MAX_RETRY_AFTER_S))))
-            self.meter.add(REFUSED, 1, Overloaded.code)
+        tokens, admission = group.tokens_in_queue, self._admission[group.queue]
+        refusal = self._refusal(group, tokens)
+        if refusal is not None:
+            self._reject(group, refusal)
             return
         self.load.admit(tokens)
-        group.future.add_done_callback(lambda _: self._release_queued(group))
-        self._queues.put(texts)
-        self._work_available.set()
+        group.future.add_done_callback(lambda _: self._release(group))
+        self._queue(admission.admit(group, texts, self.settings.max_queued_tokens))
 
-    def _release_queued(self, group: PendingGroup[Any]) -> None:
+    def _refusal(self, group: PendingGroup[Any], tokens: int) -> EmbedServeError | None:
+        """Returns why a group of at least this many tokens can't be admitted now."""
+        settings = self.settings
+        if self._stopping:
+            return Unavailable(_SHUTTING_DOWN)
+        if tokens > settings.max_request_tokens:
+            return _too_many_tokens(tokens, settings.max_request_tokens)
+        return self._admission[group.queue].refusal(
+            tokens,
+            group.text_group.timeout_s,
+            limit=settings.max_queued_tokens,
+            tokens_per_s=self.load.tokens_per_s,
+        )
+
+    def _reject(self, group: PendingGroup[Any], refusal: EmbedServeError) -> None:
+        group.fail(refusal)
+        self.meter.add(REFUSED, 1, refusal.code, group.queue)
+
+    def _queue(self, texts: Sequence[QueuedText]) -> None:
+        if texts:
+            self._queues.put(texts)
+            self._work_available.set()
+
+    def _release(self, group: PendingGroup[Any]) -> None:
         """Releases the texts of a finished or cancelled group that still wait for a batch."""
+        admission = self._admission[group.queue]
         self.load.release(group.tokens_in_queue)
+        admission.release(group)
         group.tokens_in_queue = 0
+        self._queue(admission.next_part(self.settings.max_queued_tokens))
 
     async def _work(self, stream: int) -> None:
         """Runs one batch after another on a stream of the engine."""
@@ -199,6 +226,8 @@ class Scheduler:
         tokens = sum(text.length for text in batch)
         for text in batch:
             text.group.tokens_in_queue -= text.length
+        admission = self._admission[batch[0].group.queue]
+        self._queue(admission.next_part(self.settings.max_queued_tokens))
         try:
             await self._compute(batch, stream)
         except asyncio.CancelledError:
@@ -206,6 +235,7 @@ class Scheduler:
             raise
         finally:
             self.load.release(tokens)
+            admission.complete(tokens)
 
     async def _compute(self, batch: Sequence[QueuedText], stream: int) -> None:
         """Computes a batch. Bisects it on failure, so that only the group of a bad text fails."""
@@ -282,12 +312,30 @@ class Scheduler:
         self.meter.add(PADDED_TOKENS, padded)
         self.meter.add(BATCH_SECONDS, seconds)
 
-    def gauges(self) -> dict[Metric, float]:
+    def gauges(self) -> Gauges:
         """Returns the current value of each gauge."""
         return {
-            QUEUED_TOKENS: self.load.queued_tokens,
+            QUEUED_TOKENS: {name: queue.tokens for name, queue in self._admission.items()},
             BUDGET_TOKENS: self._budget.tokens(self.settings.max_batch_tokens),
         }
+
+
+def _tokenizer_runs(inputs: Sequence[Input]) -> Iterable[Sequence[Input]]:
+    """Splits inputs, in order, into parts of about `_MAX_RUN_CHARS` characters."""
+    start = characters = 0
+    for end, text in enumerate(inputs, 1):
+        characters += len(text)
+        if characters >= _MAX_RUN_CHARS or end == len(inputs):
+            yield inputs[start:end]
+            start, characters = end, 0
+
+
+def _too_many_tokens(tokens: int, limit: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"The texts have {tokens} tokens; at most {limit} are accepted. Send fewer: split the list "
+        "into several requests.",
+        "texts",
+    )
 
 
 def _padded_tokens(batch: Sequence[QueuedText]) -> int:

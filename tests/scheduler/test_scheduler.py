@@ -110,22 +110,22 @@ async def test_texts_of_similar_length_share_a_batch(
     assert engine.batches == [short, long]
 
 
-@pytest.mark.parametrize("tokens_per_s", [None, 10])
+@pytest.mark.parametrize("tokens_per_s", [None, 100])
 async def test_a_group_that_exceeds_the_queue_is_rejected_as_a_whole(
     engine: FakeEngine, run_scheduler: RunScheduler, tokens_per_s: int | None
 ) -> None:
     clock = FakeClock()
-    async with run_scheduler(clock, max_queued_tokens=64) as scheduler:
+    async with run_scheduler(clock, max_queued_tokens=640) as scheduler:
         if tokens_per_s:
             scheduler.load.start_batch()
             clock.now_s += 1
             scheduler.load.end_batch(tokens_per_s)
         engine.hold()
-        admitted = (await submit(scheduler, ["x" * 10] * 6))[0]
-        (rejected,) = await submit(scheduler, ["y", "z" * 10])
+        admitted = (await submit(scheduler, *[["x" * 10] * 6] * 10))[0]
+        (rejected,) = await submit(scheduler, ["y", *["z" * 10] * 4])
         error = await rejected
         assert isinstance(error, Overloaded)
-        assert error.retry_after_s == (6 if tokens_per_s else 1)  # 60 tokens at 10 tokens/s
+        assert error.retry_after_s == (6 if tokens_per_s else 1)  # 600 tokens at 100 tokens/s
         (fits,) = await submit(scheduler, ["y"])
         engine.release()
         assert isinstance(await admitted, Vectors)
@@ -434,11 +434,11 @@ async def test_token_vectors_are_rejected_while_the_queue_is_full(
 ) -> None:
     async with run_scheduler(max_queued_tokens=64) as scheduler:
         engine.hold()
-        admitted = await submit_token_vectors(scheduler, *["t" * 16] * 4)
+        admitted = [await submit_token_vectors(scheduler, "t" * 8) for _ in range(8)]
         rejected = await submit_token_vectors(scheduler, "a")
         assert isinstance(await rejected.future, Overloaded)
         engine.release()
-        assert isinstance(await admitted.future, list)
+        assert isinstance(await admitted[-1].future, list)
 
 
 async def test_a_group_with_too_many_token_vectors_is_rejected(
