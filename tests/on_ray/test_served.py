@@ -2,6 +2,8 @@
 
 import base64
 import concurrent.futures
+import gzip
+import http.client
 import json
 import socket
 import time
@@ -14,7 +16,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from sentence_transformers import SentenceTransformer
 
-from serve_app.config import MINILM, AppConfig
+from serve_app.config import MINILM, AppConfig, IngressSettings
 from serve_app.engines.parity import MIN_COSINE
 from serve_app.model_prep.engine_selection import select_engine
 from serve_app.models import model_dir
@@ -133,6 +135,35 @@ def test_a_body_over_the_limit_is_rejected_by_its_content_length(service: Servic
         )
         status_line = connection.recv(64).split(b"\r\n")[0]
     assert status_line.startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("size", [1.1, 4])
+def test_a_client_that_sends_a_body_over_the_limit_first_gets_the_status(
+    service: Service, size: float
+) -> None:
+    host, port = urlsplit(service.url).netloc.split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    body = bytes(int(size * IngressSettings().max_body_bytes))
+    connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_packed_requests_and_replies_pass_the_proxy(service: Service) -> None:
+    body = gzip.compress(json.dumps({"input": TEXTS[:8]}).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    packed, plain = (
+        httpx2.post(
+            f"{service.url}/v1/embeddings",
+            content=body,
+            headers=headers | {"accept-encoding": coding},
+            timeout=60,
+        )
+        for coding in ("gzip", "identity")
+    )
+    assert packed.headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in plain.headers
+    assert packed.json()["data"] == plain.json()["data"]
 
 
 def test_overload_is_rejected_with_429_and_other_requests_succeed(service: Service) -> None:
