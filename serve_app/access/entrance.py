@@ -63,13 +63,13 @@ class Entrance:
         """Whether requests need a key."""
         return self._keys.required
 
-    def identify(self, authorization: str | None, x_api_key: str | None) -> ApiKey | None:
+    def identify(self, authorization: str | None, api_key: str | None) -> ApiKey | None:
         """Returns the key of a request; None if no key is required.
 
         Args:
             authorization: the header `Authorization`. A key in the scheme `Bearer` takes
                 precedence; other schemes are ignored.
-            x_api_key: the header `x-api-key`.
+            api_key: the header `x-api-key`, or Azure's `api-key`.
 
         Raises:
             Unauthorized: a key is required, and it is missing or unknown.
@@ -78,7 +78,7 @@ class Entrance:
             return None
         scheme, _, bearer = (authorization or "").strip().partition(" ")
         presented = (bearer if scheme.lower() == "bearer" else "").strip()
-        presented = presented or (x_api_key or "").strip()
+        presented = presented or (api_key or "").strip()
         if not presented:
             raise Unauthorized(
                 "This service needs an API key. Send it in the header `Authorization: Bearer "

@@ -24,7 +24,8 @@ class Admission:
         Raises:
             Unauthorized: the key is missing or unknown.
         """
-        return self._access.identify(headers.get("authorization"), headers.get("x-api-key"))
+        api_key = headers.get("x-api-key") or headers.get("api-key")
+        return self._access.identify(headers.get("authorization"), api_key)
 
     async def run(self, key: ApiKey | None, job: Job) -> tuple[Result, Mapping[str, str]]:
         """Runs a job within the key's limits.

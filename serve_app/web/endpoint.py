@@ -1,4 +1,4 @@
-"""Routes of a dialect: `Endpoint` reads a JSON body, `ViewRoute` reads nothing but the path.
+"""Routes of a dialect: an `Endpoint` runs the job of a JSON body, a `ViewRoute` runs none.
 
 **bytes** → JSON object → `Endpoint.parse` → `ParsedRequest.job` → result → `ParsedRequest.render`
 → **bytes**
@@ -29,7 +29,7 @@ def _no_headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A `POST` route that takes a JSON object.
+    """A `POST` route that takes a JSON object. Parameters of the path replace fields of the body.
 
     Endpoints of different dialects may share a path. A request then belongs to the first endpoint
     whose `deciding_key` is in its body.
@@ -39,7 +39,7 @@ class Endpoint:
     summary: str
     #: A field that every request of this endpoint has, and no request of another on the same path.
     deciding_key: str
-    fields: tuple[Field, ...]
+    fields: tuple[Field, ...]  #: of the body; those that the path names are its parameters
     #: Reads the body. Raises InvalidRequest if a field is missing or has a wrong type.
     parse: Callable[[Body, ModelSpec], ParsedRequest]
     reply_schema: Schema | None  #: None: the endpoint only ever returns errors
@@ -56,14 +56,15 @@ class ViewResponse(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewRoute:
-    """A route without a request body."""
+    """A route that runs no job."""
 
     path: str
     summary: str
-    #: Returns the response, from the service and the path's parameters.
-    respond: Callable[[EmbedService, Mapping[str, str]], Awaitable[ViewResponse]]
+    #: Returns the response, from the service, and the parameters of the path and of the body.
+    respond: Callable[[EmbedService, Mapping[str, Any]], Awaitable[ViewResponse]]
     reply_schema: Schema
     method: str = "GET"
+    fields: tuple[Field, ...] = ()  #: of the body; empty: the route reads no body
     media_type: str = "application/json"
     public: bool = False  #: whether clients need no API key
     #: Statuses in addition to 200 with the same reply, and their meanings.

@@ -4,6 +4,7 @@ An error becomes a response in the format of the request's dialect.
 """
 
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route
 
 from serve_app.errors import (
     BodyTimeout,
@@ -132,17 +133,8 @@ class RequestHandler:
         candidates: Sequence[DialectEndpoint],
     ) -> _Reply:
         started = time.perf_counter()
-        settings = self._service.settings
         key = self._admission.identify(headers)
-        require_json(headers.get("content-type", ""))
-        content_encoding = headers.get("content-encoding")
-        codings = parse_content_encoding(content_encoding) if content_encoding else ()
-        body = await read_body(
-            request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
-        )
-        if codings:
-            body = await unpack(body, codings, settings.max_body_bytes)
-        fields = parse_object(body)
+        fields = await self._read_fields(request, headers)
         request.state.dialect, endpoint = _select_endpoint(candidates, fields)
         parsed = endpoint.parse(fields, self._service.spec)
         job = apply_request_headers(parsed.job, headers)
@@ -165,6 +157,22 @@ class RequestHandler:
             reply_headers.update(raw_vector_headers(result))
         return _Reply(content, reply_headers, RAW if raw else JSON)
 
+    async def _read_fields(self, request: Request, headers: Mapping[str, str]) -> dict[str, Any]:
+        """Returns the fields of the body, and the parameters of the path, which take precedence."""
+        settings = self._service.settings
+        require_json(headers.get("content-type", ""))
+        content_encoding = headers.get("content-encoding")
+        codings = parse_content_encoding(content_encoding) if content_encoding else ()
+        body = await read_body(
+            request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+        )
+        if codings:
+            body = await unpack(body, codings, settings.max_body_bytes)
+        fields = parse_object(body)
+        if request.path_params:
+            return {**fields, **request.path_params}
+        return fields
+
     def _record(self, results: Sequence[EmbedResult], total_s: float) -> None:
         """Adds a successful request to the metrics."""
         meter = self._service.meter
@@ -180,11 +188,14 @@ class RequestHandler:
                     meter.add(STAGE_SECONDS, seconds, stage)
 
     async def handle_view(self, request: Request, route: DialectView) -> Response:
-        """Responds to a request without a body."""
+        """Responds to a request that runs no job."""
         request.state.dialect, view = route
         if not view.public:
             self._admission.identify(request.headers)
-        body, status = await view.respond(self._service, request.path_params)
+        arguments: Mapping[str, Any] = request.path_params
+        if view.fields:
+            arguments = await self._read_fields(request, decode_headers(request.headers.raw))
+        body, status = await view.respond(self._service, arguments)
         response = self._response(request.headers, _Reply(body, {}, view.media_type, status))
         return await self._compressed(response, request.headers)
 
@@ -254,7 +265,11 @@ class RequestHandler:
     def _dialect_for(self, request: Request) -> Dialect:
         """Returns the dialect of the selected route, or that of the path."""
         dialect: Dialect | None = getattr(request.state, "dialect", None)
-        return dialect or self._path_dialects.get(request.scope["path"], self._default_dialect)
+        if dialect:
+            return dialect
+        paths = (route.path for route in _matching_routes(request))
+        dialects = (self._path_dialects[path] for path in paths if path in self._path_dialects)
+        return next(dialects, self._default_dialect)
 
     async def _compressed(self, response: Response, headers: Mapping[str, str]) -> Response:
         min_bytes = self._service.settings.compress_min_bytes
@@ -272,7 +287,7 @@ class RequestHandler:
 def _not_found_message(request: Request) -> str:
     """Returns the message of a 404, which names the most similar path that is served."""
     path = request.url.path
-    served = [route.path for route in request.app.routes if "{" not in route.path]
+    served = [re.sub(r":path(?=})", "", route.path) for route in request.app.routes]
     similar = get_close_matches(path, served, n=1, cutoff=_PATH_SIMILARITY)
     hint = f" The nearest route is {similar[0]}." if similar else ""
     return f"Nothing is served at {path}.{hint}"
@@ -281,11 +296,15 @@ def _not_found_message(request: Request) -> str:
 def _allowed_methods(request: Request) -> str:
     """Returns the methods of all routes of the request's path, as `Allow` lists them."""
     allowed = set[str]()
-    for route in request.app.routes:
-        match, _ = route.matches(request.scope)
-        if match is not Match.NONE:
-            allowed |= route.methods or set()
+    for route in _matching_routes(request):
+        allowed |= route.methods or set()
     return ", ".join(sorted(allowed))
+
+
+def _matching_routes(request: Request) -> list[Route]:
+    """Returns the routes of the request's path, whatever their methods."""
+    routes: Sequence[Route] = request.app.routes
+    return [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
 
 
 def _select_endpoint(

@@ -1,7 +1,7 @@
 """The OpenAPI document, generated from the fields that parse requests and the types of replies."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ from serve_app.web.dialect import (
 )
 from serve_app.web.endpoint import Endpoint, ParsedRequest
 from serve_app.web.response_headers import raw_vector_headers, result_headers
-from serve_app.web.schema.fields import SchemaContext, object_example, object_schema
+from serve_app.web.schema.fields import Field, SchemaContext, object_example, object_schema
 from serve_app.web.schema.json_schema import STRING, Schema, any_of, enum
 
 _DESCRIPTION = """\
@@ -48,6 +48,7 @@ included, has an `x-request-id`: the client's own, or a generated one.\
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    "azure": {"type": "apiKey", "in": "header", "name": "api-key"},
 }
 _PRIORITY = {
     "name": "x-priority",
@@ -56,17 +57,20 @@ _PRIORITY = {
     "schema": enum(("interactive", "bulk")),
 }
 
-#: Errors of every route; of routes that check keys; and of routes with a body.
+#: Errors of every route; of routes that check keys; that read a body; and that run a job.
 _ALWAYS: Final = (EmbedServeError, Unavailable)
 _WITH_KEYS: Final = (Unauthorized, Forbidden)
-_WITH_BODY: Final = (
+_WITH_FIELDS: Final = (
     InvalidRequest,
-    EmptyInput,
-    UnsupportedOperation,
     ModelNotFound,
     BodyTimeout,
     BodyTooLarge,
     UnsupportedMediaType,
+)
+_WITH_BODY: Final = (
+    *_WITH_FIELDS,
+    EmptyInput,
+    UnsupportedOperation,
     Overloaded,
     InferenceError,
     *_ALWAYS,
@@ -106,10 +110,11 @@ def openapi(
         keys: whether clients need an API key.
     """
     paths: dict[str, dict[str, Any]] = {}
-    for path, candidates in endpoints_by_path(dialects).items():
+    for template, candidates in endpoints_by_path(dialects).items():
+        path = _without_converters(template)
         paths[path] = {"post": _endpoint_operation(path, candidates, context, keys)}
     for route in all_views(dialects):
-        path = re.sub(r":path(?=})", "", route.view.path)
+        path = _without_converters(route.view.path)
         method = route.view.method.lower()
         paths.setdefault(path, {})[method] = _view_operation(path, route, context, keys)
     for path, (summary, media_type, schema) in _DOCUMENTATION.items():
@@ -148,19 +153,14 @@ def _endpoint_operation(
         "operationId": _operation_id("post", path),
         "tags": [dialect.name for dialect, _ in candidates],
         "summary": " ".join(summaries),
-        "parameters": [_PRIORITY] if embedding else [],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": _any_distinct(_body_schemas(candidates, context)),
-                    "examples": {
-                        dialect.name: {"value": object_example(endpoint.fields)}
-                        for dialect, endpoint in candidates
-                    },
-                }
+        "parameters": [*_path_parameters(path, context), *([_PRIORITY] if embedding else [])],
+        "requestBody": _request_body(
+            _any_distinct(_body_schemas(candidates, context)),
+            {
+                dialect.name: object_example(_body_fields(endpoint))
+                for dialect, endpoint in candidates
             },
-        },
+        ),
         "responses": {
             **_success_responses(candidates, embedding, has_vectors),
             **_error_responses([dialect for dialect, _ in candidates], errors),
@@ -168,14 +168,40 @@ def _endpoint_operation(
     }
 
 
+def _request_body(schema: Schema, examples: Mapping[str, Any]) -> dict[str, Any]:
+    values = {name: {"value": example} for name, example in examples.items()}
+    content = {"application/json": {"schema": schema, "examples": values}}
+    return {"required": True, "content": content}
+
+
+def _path_parameters(path: str, context: SchemaContext) -> list[dict[str, Any]]:
+    """Returns the parameters of a path; each is the name of a model."""
+    model_names = enum((context.spec.name, *context.spec.aliases))
+    return [
+        {"name": name, "in": "path", "required": True, "schema": model_names}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+
+
+def _without_converters(path: str) -> str:
+    """Returns a Starlette path as OpenAPI writes it: `{name}`, not `{name:path}`."""
+    return re.sub(r":path(?=})", "", path)
+
+
 def _body_schemas(candidates: Sequence[DialectEndpoint], context: SchemaContext) -> list[Schema]:
     """Returns the schema of each candidate; it excludes the deciding keys of earlier candidates."""
     schemas: list[Schema] = []
     for i, (_, endpoint) in enumerate(candidates):
-        schema = object_schema(endpoint.fields, context)
+        schema = object_schema(_body_fields(endpoint), context)
         earlier = [{"required": [other.deciding_key]} for _, other in candidates[:i]]
         schemas.append(schema | {"not": _any_distinct(earlier)} if earlier else schema)
     return schemas
+
+
+def _body_fields(endpoint: Endpoint) -> tuple[Field, ...]:
+    """Returns the fields that aren't parameters of the path."""
+    names = re.findall(r"{(\w+)", endpoint.path)
+    return tuple(field for field in endpoint.fields if field.name not in names)
 
 
 def _parse_example(endpoint: Endpoint, context: SchemaContext) -> ParsedRequest | None:
@@ -209,15 +235,15 @@ def _view_operation(
     path: str, route: DialectView, context: SchemaContext, keys: bool
 ) -> dict[str, Any]:
     dialect, view = route
-    model_names = enum((context.spec.name, *context.spec.aliases))
-    parameters = [
-        {"name": name, "in": "path", "required": True, "schema": model_names}
-        for name in re.findall(r"{(\w+)}", path)
-    ]
+    parameters = _path_parameters(path, context)
     errors = (
         *((Unauthorized,) if keys and not view.public else ()),
         *((ModelNotFound,) if parameters else ()),
+        *(_WITH_FIELDS if view.fields else ()),
         *_ALWAYS,
+    )
+    request_body = _request_body(
+        object_schema(view.fields, context), {dialect.name: object_example(view.fields)}
     )
     media_type = view.media_type.partition(";")[0]
     return {
@@ -226,6 +252,7 @@ def _view_operation(
         "summary": view.summary,
         **({"security": [{}]} if view.public else {}),
         "parameters": parameters,
+        **({"requestBody": request_body} if view.fields else {}),
         "responses": {
             "200": _response(media_type, view.reply_schema),
             **_error_responses([dialect], errors),

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import permutations
@@ -105,6 +106,14 @@ FORMATS = {
     "kserve": Format(
         "/openai/v1/embeddings", lambda t: {"input": t}, lambda r: r["data"][0]["embedding"]
     ),
+    "azure": Format(
+        "/openai/deployments/fake/embeddings",
+        lambda t: {"input": t},
+        lambda r: r["data"][0]["embedding"],
+    ),
+    "openai engines": Format(
+        "/v1/engines/fake/embeddings", lambda t: {"input": t}, lambda r: r["data"][0]["embedding"]
+    ),
     "weaviate": Format("/vectors", lambda t: {"text": t}, lambda r: r["vector"]),
 }
 VERTEX = Format(
@@ -115,7 +124,10 @@ each_format = pytest.mark.parametrize("format_", FORMATS.values(), ids=FORMATS)
 
 
 def test_every_route_is_tested_here() -> None:
-    paths = {format_.path for format_ in FORMATS.values()}
+    paths = {
+        next(path for path in BY_PATH if re.fullmatch(re.sub("{.*}", ".+", path), format_.path))
+        for format_ in FORMATS.values()
+    }
     others = {"/embed_all", "/similarity", "/tokenize", "/decode", "/v1/tokenize"}
     others |= {"/v1/detokenize", "/vertex", "/embed/query"}
     supported = {route.endpoint.path for route in ROUTES if route.endpoint.reply_schema}
