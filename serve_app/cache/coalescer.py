@@ -11,6 +11,7 @@ from serve_app.types import TextGroup, Vectors
 _MAX_GROUPS = 64  # in one call
 #: Larger groups are sent in a call of their own, since they would delay smaller ones.
 _MAX_COALESCED_TEXTS = 32
+_MAX_COALESCED_CHARS = 16384
 
 #: Returns for each group, in order, its vectors or its error.
 Send = Callable[[tuple[TextGroup, ...]], Awaitable[Sequence[Vectors | EmbedServeError]]]
@@ -45,7 +46,7 @@ class Coalescer:
         """
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Vectors] = loop.create_future()
-        if group.lane == "bulk" or len(group.texts) > _MAX_COALESCED_TEXTS:
+        if group.lane == "bulk" or _is_large(group):
             self._start([(group, reply)], limited=False)
         else:
             self._pending.append((group, reply))
@@ -107,3 +108,8 @@ class Coalescer:
                 reply.set_exception(result)
             else:
                 reply.set_result(result)
+
+
+def _is_large(group: TextGroup) -> bool:
+    texts = group.texts
+    return len(texts) > _MAX_COALESCED_TEXTS or sum(map(len, texts)) > _MAX_COALESCED_CHARS

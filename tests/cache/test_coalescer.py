@@ -103,6 +103,16 @@ async def test_a_full_call_never_waits(send: GatedSend) -> None:
     assert [len(call) for call in send.calls] == [1, 64, 6]
 
 
+async def test_a_group_of_long_texts_is_sent_at_once_in_its_own_call(send: GatedSend) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=1)
+    long = "a long text " * 2000
+    replies = [start(coalescer, text) for text in ("first", long, "query")]
+    await run_loop()
+    assert send.calls == [[long], ["first", "query"]]
+    send.complete(2)
+    await asyncio.gather(*replies)
+
+
 async def test_a_bulk_group_is_sent_at_once_in_its_own_call(send: GatedSend) -> None:
     coalescer = Coalescer(send, max_in_flight_calls=1)
     replies = [start(coalescer, f"bulk {i}", lane="bulk") for i in range(2)]
