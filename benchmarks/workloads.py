@@ -114,6 +114,7 @@ WORKLOADS = {
         Workload("mixed", "nine queries to each request of 32 documents", _mixed),
         Workload("zipf", "one of 20,000 queries, popular ones often (Zipf 1.1)", _zipf),
         Workload("long", "4 texts of 150-300 words", _random_requests(4, 150, 300)),
+        Workload("largest", "2,048 texts of 245 words", _random_requests(2048, 245, 245)),
         Workload("ramp", "queries; the rate rises from zero to twice --rate", _query, _RAMP),
         Workload("burst", "queries; four bursts at six times the base rate", _query, _BURST),
     )
