@@ -2,18 +2,31 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
 
 from serve_app.engines.base import Tokenizer
 from serve_app.errors import EmbedServeError, InferenceError
-from serve_app.types import Tokenization
+from serve_app.types import Input, Tokenization
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_InputT = TypeVar("_InputT", bound=Input)
+#: Characters in one run of the tokenizer: another call waits for a few milliseconds.
+_MAX_RUN_CHARS = 65536
+
+
+def tokenizer_runs(inputs: Sequence[_InputT]) -> Iterator[Sequence[_InputT]]:
+    """Splits inputs, in order, so that other calls can use the tokenizer between the parts."""
+    start = characters = 0
+    for end, text in enumerate(inputs, 1):
+        characters += len(text)
+        if characters >= _MAX_RUN_CHARS or end == len(inputs):
+            yield inputs[start:end]
+            start, characters = end, 0
 
 
 class TokenizerService:
@@ -34,9 +47,14 @@ class TokenizerService:
         self, texts: Sequence[str], *, add_special_tokens: bool
     ) -> list[Tokenization] | EmbedServeError:
         """Returns the tokens of each text, not truncated."""
-        return await self._run(
-            partial(self._tokenizer.tokenize, texts, add_special_tokens=add_special_tokens)
-        )
+        tokenize = partial(self._tokenizer.tokenize, add_special_tokens=add_special_tokens)
+        rows = list[Tokenization]()
+        for run in tokenizer_runs(texts):
+            result = await self._run(partial(tokenize, run))
+            if isinstance(result, EmbedServeError):
+                return result
+            rows += result
+        return rows
 
     async def decode(
         self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool

@@ -15,6 +15,7 @@ from typing import Any
 
 from serve_app.config import EmbedderSettings
 from serve_app.engines.base import Engine, TokenIds
+from serve_app.engines.tokenizer_service import tokenizer_runs
 from serve_app.errors import (
     EmbedServeError,
     InferenceError,
@@ -45,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 #: Fewer characters are tokenized on the event loop, since a thread hop would take longer.
 _MAX_INLINE_CHARS = 2000
-#: Characters in one run of the tokenizer: another group's texts wait for a few milliseconds.
-_MAX_RUN_CHARS = 65536
 _MAX_QUOTED_CHARS = 60
 _SHUTTING_DOWN = "The replica is shutting down; try again."
 
@@ -158,7 +157,7 @@ class Scheduler:
             return self._engine.tokenizer.encode(inputs)
         loop, encode = asyncio.get_running_loop(), self._engine.tokenizer.encode
         token_ids, tokens = list[TokenIds](), 0
-        for run in _tokenizer_runs(inputs):
+        for run in tokenizer_runs(inputs):
             rows = await loop.run_in_executor(self._tokenizer_thread, encode, run)
             token_ids += rows
             if len(groups) == 1:  # a group that is too large already needn't be tokenized further
@@ -318,16 +317,6 @@ class Scheduler:
             QUEUED_TOKENS: {name: queue.tokens for name, queue in self._admission.items()},
             BUDGET_TOKENS: self._budget.tokens(self.settings.max_batch_tokens),
         }
-
-
-def _tokenizer_runs(inputs: Sequence[Input]) -> Iterable[Sequence[Input]]:
-    """Splits inputs, in order, into parts of about `_MAX_RUN_CHARS` characters."""
-    start = characters = 0
-    for end, text in enumerate(inputs, 1):
-        characters += len(text)
-        if characters >= _MAX_RUN_CHARS or end == len(inputs):
-            yield inputs[start:end]
-            start, characters = end, 0
 
 
 def _too_many_tokens(tokens: int, limit: int) -> InvalidRequest:

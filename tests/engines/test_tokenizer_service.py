@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import current_thread
@@ -55,3 +56,16 @@ async def test_it_runs_outside_the_event_loop(
 ) -> None:
     await service.tokenize(("a",), add_special_tokens=False)
     assert tokenizer.threads == ["tokenizer_0"]
+
+
+async def test_another_call_is_served_between_the_parts_of_a_large_one(
+    service: TokenizerService,
+) -> None:
+    texts = tuple(f"{i:016}" * 1000 for i in range(20))
+    large = asyncio.create_task(service.tokenize(texts, add_special_tokens=False))
+    await asyncio.sleep(0)
+    await service.tokenize(("small",), add_special_tokens=False)
+    assert not large.done()
+    rows = await large
+    assert isinstance(rows, list)
+    assert ["".join(row.tokens) for row in rows] == list(texts)
