@@ -10,6 +10,7 @@ The tree:
       - UnsupportedOperation  400
       - InvalidJSON           400
     + Unauthorized            401
+      - UnknownKey            401
     + Forbidden               403
     + ModelNotFound           404
     + RouteNotFound           404
@@ -107,6 +108,13 @@ class Unauthorized(ClientError):
 
     status = HTTPStatus.UNAUTHORIZED
     code = "invalid_api_key"
+    challenge = "Bearer"  #: the header `WWW-Authenticate` of the response
+
+
+class UnknownKey(Unauthorized):
+    """The API key is unknown."""
+
+    challenge = 'Bearer error="invalid_token"'
 
 
 class Forbidden(ClientError):

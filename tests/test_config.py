@@ -124,3 +124,40 @@ def test_settings_that_contradict_each_other_are_an_error(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         AppConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://app.example",
+        "https://*.app.example",
+        "http://localhost:3000",
+        "http://[::1]:3000",
+        "chrome-extension://*",
+        "null",
+        "*",
+    ],
+)
+def test_origins_of_browsers_are_accepted(origin: str) -> None:
+    assert AppConfig.parse({"cors_origins": [origin]}).cors_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "",
+        "app.example",
+        "*.example",
+        "https://",
+        "https://app.example/",
+        "https://app.example/path",
+        "https://App.example",
+        "https://app.example:443",
+        "http://app.example:80",
+        "https://user@app.example",
+        " https://app.example",
+    ],
+)
+def test_origins_that_no_browser_sends_are_errors(origin: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"cors_origins\.0: .*`https://app\.example`"):
+        AppConfig.parse({"cors_origins": [origin]})

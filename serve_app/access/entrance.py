@@ -11,7 +11,7 @@ import ipaddress
 from serve_app.access.keys import KeyRing
 from serve_app.access.quota import QuotaStore, Reservation
 from serve_app.config import AccessSettings, ApiKey
-from serve_app.errors import ConfigurationError, Forbidden, QuotaExceeded, Unauthorized
+from serve_app.errors import ConfigurationError, Forbidden, QuotaExceeded, Unauthorized, UnknownKey
 from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS, Meter
 
 
@@ -86,7 +86,7 @@ class Entrance:
             )
         key = self._keys.find(presented)
         if key is None:
-            raise Unauthorized(
+            raise UnknownKey(
                 "This service doesn't know the API key. Check that it is complete, or ask the "
                 "operator of the service for one."
             )

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from serve_app.config.cors_origin import CorsOrigin
 from serve_app.config.section import GIB, MIB, Section
 
 
@@ -168,10 +169,11 @@ class AppConfig(Section):
     )
 
     cache: CacheConfig = Field(default=CacheConfig(), description="The L2 cache.")
-    cors_origins: tuple[str, ...] = Field(
+    cors_origins: tuple[CorsOrigin, ...] = Field(
         default=(),
         description="Origins that may call the service from a browser, such as "
-        "`https://app.example`; `*` allows all.",
+        "`https://app.example`, `https://*.app.example` or `chrome-extension://*`; `*` allows all. "
+        "An origin that no browser sends, such as one with a path, stops the start.",
     )
     topology: Literal["separate", "inline"] = Field(
         default="separate",

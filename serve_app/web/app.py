@@ -43,6 +43,7 @@ _EXPOSED_HEADERS = (
     "x-embedding-shape",
     "x-embedding-space",
     "x-embedding-tokens",
+    "www-authenticate",
     "x-request-id",
     "x-truncated-inputs",
 )
@@ -59,16 +60,20 @@ def create_app(
     Args:
         service: computes results.
         access: checks API keys; None serves clients without a key.
-        cors_origins: origins whose scripts may send requests from browsers; `*` allows all.
+        cors_origins: origins whose scripts may send requests from browsers, or patterns of them,
+            such as `https://*.example.com`; `*` allows all.
         dialects: the dialects to serve; None serves all that are installed.
     """
     access = access or Entrance(MemoryQuotaStore())
     dialects = load_dialects() if dialects is None else dialects
     handler = RequestHandler(service, Admission(service, access), dialects)
     documentation = _Documentation(service, access, dialects)
+    patterns = [origin for origin in cors_origins if "*" in origin and origin != "*"]
     cors = Middleware(
         CORSMiddleware,
-        allow_origins=list(cors_origins),
+        allow_origins=[origin for origin in cors_origins if origin not in patterns],
+        allow_origin_regex="|".join(map(_origin_regex, patterns)) or None,
+        allow_private_network=True,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
         expose_headers=_EXPOSED_HEADERS,
@@ -97,6 +102,11 @@ def create_app(
     app.router.redirect_slashes = False  # several clients don't follow a 307 with a body
     app.router.default = _NormalizedPaths(app.router)
     return app
+
+
+def _origin_regex(pattern: str) -> str:
+    """Returns the regular expression of an origin in which `*` stands for one or more labels."""
+    return r"[\w.-]+".join(map(re.escape, pattern.split("*")))
 
 
 class _NormalizedPaths:

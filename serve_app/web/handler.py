@@ -24,6 +24,7 @@ from serve_app.errors import (
     Overloaded,
     QuotaExceeded,
     RouteNotFound,
+    Unauthorized,
     UnsupportedContentEncoding,
 )
 from serve_app.metrics import CACHED_TEXTS, REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
@@ -107,8 +108,8 @@ class RequestHandler:
         self, request: Request, candidates: Sequence[DialectEndpoint]
     ) -> Response:
         """Responds to a request with a body, from the candidate that the body selects."""
-        headers = decode_headers(request.headers.raw)
         try:
+            headers = decode_headers(request.headers.raw)
             with self._limiter.slot(self._service.settings.max_concurrent_requests):
                 reply = await self._build_reply(request, headers, candidates)
         except EmbedServeError as error:
@@ -190,14 +191,15 @@ class RequestHandler:
     async def handle_view(self, request: Request, route: DialectView) -> Response:
         """Responds to a request that runs no job."""
         request.state.dialect, view = route
+        headers = decode_headers(request.headers.raw)
         if not view.public:
-            self._admission.identify(request.headers)
+            self._admission.identify(headers)
         arguments: Mapping[str, Any] = request.path_params
         if view.fields:
-            arguments = await self._read_fields(request, decode_headers(request.headers.raw))
+            arguments = await self._read_fields(request, headers)
         body, status = await view.respond(self._service, arguments)
-        response = self._response(request.headers, _Reply(body, {}, view.media_type, status))
-        return await self._compressed(response, request.headers)
+        response = self._response(headers, _Reply(body, {}, view.media_type, status))
+        return await self._compressed(response, headers)
 
     async def handle_service_error(self, request: Request, error: Exception) -> Response:
         """Responds to an error of the service that occurs outside `handle_endpoint`."""
@@ -237,6 +239,8 @@ class RequestHandler:
             headers["retry-after"] = str(error.retry_after_s)
         if isinstance(error, QuotaExceeded):
             headers.update(error.headers)
+        if isinstance(error, Unauthorized):
+            headers.setdefault("www-authenticate", error.challenge)
         if isinstance(error, UnsupportedContentEncoding):
             headers["accept-encoding"] = ACCEPTED_CODINGS
         response = self._response(

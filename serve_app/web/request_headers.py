@@ -5,16 +5,29 @@ from collections.abc import Mapping, Sequence
 from serve_app.errors import InvalidRequest
 from serve_app.types import Job, Lane
 
+#: Headers with one value. Proxies in a chain may each add the same one.
+_SINGLE_VALUED = frozenset(("api-key", "authorization", "content-type", "x-api-key", "x-priority"))
+
 
 def decode_headers(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Returns raw ASGI headers as a dict; values of a repeated header are joined by a comma.
+    """Returns raw ASGI headers as a dict; values of a repeated list header are joined by a comma.
 
     One pass over all headers is cheaper than a scan per lookup, as `starlette.Headers` does it.
+
+    Raises:
+        InvalidRequest: a header with one value is repeated with another.
     """
     headers: dict[str, str] = {}
     for raw_name, raw_value in raw:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        if name not in headers:
+            headers[name] = value
+        elif name not in _SINGLE_VALUED:
+            headers[name] = f"{headers[name]}, {value}"
+        elif headers[name] != value:
+            raise InvalidRequest(
+                f"The header `{name}` is repeated with different values. Send it once.", name
+            )
     return headers
 
 

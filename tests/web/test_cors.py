@@ -78,3 +78,35 @@ def test_cors_is_off_by_default(origin: str) -> None:
     assert preflight(client, origin)["status"] == "405"
     reply = client.get("/health", headers={"origin": origin})
     assert not [name for name in reply.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "origin", "allowed"),
+    [
+        ("https://*.example.com", "https://app.example.com", True),
+        ("https://*.example.com", "https://a.b.example.com", True),
+        ("https://*.example.com", "https://example.com", False),
+        ("https://*.example.com", "https://app.example.com.evil.example", False),
+        ("https://*.example.com", "https://evilexample.com", False),
+        ("https://*.example.com", "http://app.example.com", False),
+        ("chrome-extension://*", "chrome-extension://abcdefghijklmnop", True),
+        ("http://localhost:*", "http://localhost:3000", True),
+        ("http://localhost:*", "http://localhost.evil.example", False),
+    ],
+)
+def test_origins_are_matched_by_patterns(pattern: str, origin: str, allowed: bool) -> None:
+    client = client_of(ALLOWED, pattern)
+    response = preflight(client, origin)
+    assert response.get(ALLOW_ORIGIN) == (origin if allowed else None)
+    assert preflight(client, ALLOWED)[ALLOW_ORIGIN] == ALLOWED
+
+
+def test_a_preflight_may_ask_for_private_network_access() -> None:
+    headers = {
+        "origin": ALLOWED,
+        "access-control-request-method": "POST",
+        "access-control-request-private-network": "true",
+    }
+    reply = client_of(ALLOWED).options("/v1/embeddings", headers=headers)
+    assert reply.status_code == 200
+    assert reply.headers["access-control-allow-private-network"] == "true"

@@ -106,6 +106,13 @@ def test_a_missing_or_wrong_key_in_each_dialect(
     assert "API key" in replies["/v2/embed"].json()["message"]
     assert replies["/embeddings"].json() == {"detail": "Unauthorized"}
     assert replies["/embeddings"].headers["www-authenticate"] == "Bearer"
+    challenge = 'Bearer error="invalid_token"' if headers else "Bearer"
+    challenges = {
+        path: reply.headers["www-authenticate"]
+        for path, reply in replies.items()
+        if path != "/embeddings"
+    }
+    assert set(challenges.values()) == {challenge}
     assert "API key" in replies["/embed/text"].json()["detail"]
     assert "es-wrong" not in "".join(reply.text for reply in replies.values())
     assert lookup.groups == []
@@ -192,6 +199,7 @@ def test_all_routes_but_public_ones_need_a_key(client: TestClient) -> None:
         body = object_example(view.fields) if view.fields else None
         reply = client.request(view.method, path, json=body)
         assert (reply.status_code == 401) == (not view.public), path
+        assert ("www-authenticate" in reply.headers) == (not view.public), path
         assert (
             client.request(view.method, path, json=body, headers=bearer("all")).status_code == 200
         ), path

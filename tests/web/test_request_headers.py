@@ -1,10 +1,15 @@
 """Request headers: decoding them, and applying them to jobs of each type."""
 
 import pytest
+from starlette.testclient import TestClient
 
+from serve_app.config import IngressSettings
 from serve_app.errors import InvalidRequest
+from serve_app.service.embed import EmbedService
 from serve_app.types import BatchJob, DecodeJob, EmbedJob, Job, TokenizeJob, TokenVectorsJob
+from serve_app.web.app import create_app
 from serve_app.web.request_headers import apply_request_headers, decode_headers
+from tests.fakes import SPEC, FakeBackend
 
 BULK = {"x-priority": "bulk", "cache-control": "no-cache, No-Store"}
 CHANGED = EmbedJob(("a",), lane="bulk", use_cache=False)
@@ -13,6 +18,37 @@ CHANGED = EmbedJob(("a",), lane="bulk", use_cache=False)
 def test_values_of_a_repeated_header_are_joined() -> None:
     raw = [(b"cache-control", b"no-store"), (b"x", b"\xe9"), (b"cache-control", b"no-transform")]
     assert decode_headers(raw) == {"cache-control": "no-store, no-transform", "x": "é"}
+
+
+SINGLE_VALUED = ("api-key", "authorization", "content-type", "x-api-key", "x-priority")
+
+
+@pytest.mark.parametrize("name", SINGLE_VALUED)
+def test_equal_values_of_a_header_with_one_value_are_one(name: str) -> None:
+    assert decode_headers([(name.encode(), b"a"), (name.encode(), b"a")]) == {name: "a"}
+
+
+@pytest.mark.parametrize("name", SINGLE_VALUED)
+def test_different_values_of_a_header_with_one_value_are_an_error(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"`{name}`"):
+        decode_headers([(name.encode(), b"a"), (name.encode(), b"b")])
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("content-type", "application/json")] * 2, 200),
+        ([("x-priority", "bulk")] * 2, 200),
+        ([("x-priority", "bulk"), ("x-priority", "interactive")], 400),
+    ],
+    ids=repr,
+)
+def test_a_proxy_may_repeat_a_header(headers: list[tuple[str, str]], status: int) -> None:
+    app = create_app(EmbedService(SPEC, FakeBackend(), IngressSettings()))
+    if headers[0][0] != "content-type":
+        headers = [("content-type", "application/json"), *headers]
+    reply = TestClient(app).post("/v1/embeddings", content=b'{"input": "a"}', headers=headers)
+    assert reply.status_code == status
 
 
 @pytest.mark.parametrize(
