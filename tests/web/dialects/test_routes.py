@@ -114,6 +114,10 @@ FORMATS = {
     "openai engines": Format(
         "/v1/engines/fake/embeddings", lambda t: {"input": t}, lambda r: r["data"][0]["embedding"]
     ),
+    "ollama": Format("/api/embed", lambda t: {"input": t}, lambda r: r["embeddings"][0]),
+    "ollama, a prompt": Format(
+        "/api/embeddings", lambda t: {"prompt": t}, lambda r: r["embedding"]
+    ),
     "weaviate": Format("/vectors", lambda t: {"text": t}, lambda r: r["vector"]),
 }
 VERTEX = Format(
@@ -235,6 +239,11 @@ TRUNCATIONS: list[tuple[str, dict[str, Any], str]] = [
     ("cohere", {"truncate": "START"}, _START),
     ("cohere", {"truncate": "START", "max_tokens": 6}, f"[{LONG[-4:]}]"),
     ("infinity", {}, _END),
+    ("ollama", {}, _END),
+    ("ollama", {"truncate": True}, _END),
+    ("ollama", {"options": {"num_ctx": 8}}, f"[{LONG[:6]}]"),
+    ("ollama", {"options": {"num_ctx": 4096}}, _END),
+    ("ollama, a prompt", {"options": {"num_ctx": 8}}, f"[{LONG[:6]}]"),
     ("sidecar", {}, _END),
     ("document", {}, _END),
 ]
@@ -257,6 +266,7 @@ REJECTIONS: list[tuple[str, dict[str, Any], int]] = [
     ("tei", {"truncate": False}, 422),
     ("tei", {"truncate": False, "truncation_direction": "Left"}, 422),
     ("cohere", {"truncate": "NONE"}, 400),
+    ("ollama", {"truncate": False}, 400),
 ]
 
 

@@ -1,0 +1,339 @@
+"""Ollama's format: `POST /api/embed`, and the routes with which its clients find the model.
+
+Names of models may end in `:latest`. `keep_alive` and all `options` but `num_ctx` are ignored.
+"""
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated, Any, TypedDict
+
+import orjson
+
+from serve_app import __version__
+from serve_app.errors import EmptyInput, InvalidRequest, ModelNotFound
+from serve_app.models import ModelSpec
+from serve_app.service.embed import EmbedService
+from serve_app.types import EmbedJob, EmbedResult, Truncation
+from serve_app.web.dialect import Dialect
+from serve_app.web.dialects import sidecar
+from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
+from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewResponse, ViewRoute
+from serve_app.web.schema.fields import (
+    Body,
+    BoolField,
+    DimensionsField,
+    IntField,
+    ModelField,
+    ObjectField,
+    SchemaContext,
+    TextField,
+    TextsField,
+)
+from serve_app.web.schema.json_schema import Schema, any_of, enum
+from serve_app.web.schema.typed_dict import Vector, schema_of
+from serve_app.web.schema.vector_encoding import float_rows
+
+_DEFAULT_TAG = ":latest"
+_ARCHITECTURE = "embedserve"  #: prefix of the keys of `model_info`
+
+
+class _TaggedModelField(ModelField):
+    """The name of a model, with or without Ollama's default tag."""
+
+    __slots__ = ()
+
+    def __call__(self, body: Body) -> str | None:
+        name = ModelField.__call__(self, body)
+        return None if name is None else name.removesuffix(_DEFAULT_TAG)
+
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        names = (context.spec.name, *context.spec.aliases)
+        return any_of(enum(names), enum([name + _DEFAULT_TAG for name in names]))
+
+
+_MODEL = _TaggedModelField("model", "Name or alias of the served model.")
+_INPUT = TextsField("input", "A text, or a list of texts.", required=True)
+_PROMPT = TextField("prompt", "The text to embed.", required=True)
+_TRUNCATE = BoolField("truncate", "If false, texts over the token limit are errors.")
+_DIMENSIONS = DimensionsField(
+    "dimensions", "Number of leading components to return, normalized to unit length."
+)
+_NUM_CTX = IntField(
+    "num_ctx", "Number of tokens to truncate each text to, up to the model's limit.", minimum=8
+)
+_OPTIONS = ObjectField("options", "Options of the model.", fields=(_NUM_CTX,))
+
+
+def _parse_options(body: Body, spec: ModelSpec) -> int | None:
+    """Returns the number of tokens of each text; None: the model's limit."""
+    num_ctx = _NUM_CTX(_OPTIONS(body) or {})
+    return num_ctx if num_ctx is not None and num_ctx < spec.max_tokens else None
+
+
+def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
+    """Parses the body of `POST /api/embed`. Vectors have unit length, as Ollama's have.
+
+    Raises:
+        InvalidRequest: a field is missing or has a wrong type.
+    """
+    started_ns = time.perf_counter_ns()
+    truncation: Truncation = "error" if _TRUNCATE(body) is False else "end"
+    job = EmbedJob(
+        _INPUT(body),
+        _MODEL(body),
+        dimensions=_DIMENSIONS(body),
+        normalize=True,
+        truncation="chunk" if CHUNK(body) else truncation,
+        max_tokens=_parse_options(body, spec),
+        use_cache=USE_CACHE(body) is not False,
+    )
+    return ParsedRequest(job, partial(_render, started_ns=started_ns))
+
+
+def parse_prompt(body: Body, spec: ModelSpec) -> ParsedRequest:
+    """Parses the body of `POST /api/embeddings`.
+
+    Raises:
+        InvalidRequest: a field is missing, empty or has a wrong type.
+    """
+    prompt = _PROMPT(body)
+    if prompt is None:
+        raise InvalidRequest("`prompt` is missing. Send a string.", "prompt")
+    if not prompt:
+        raise EmptyInput("`prompt` is empty. Send at least one character.", "prompt")
+    job = EmbedJob(
+        (prompt,),
+        _MODEL(body),
+        truncation="chunk" if CHUNK(body) else "end",
+        max_tokens=_parse_options(body, spec),
+        use_cache=USE_CACHE(body) is not False,
+    )
+    return ParsedRequest(job, _render_prompt)
+
+
+class EmbedReply(TypedDict):
+    """The reply of `POST /api/embed`; durations are in nanoseconds."""
+
+    model: str
+    embeddings: list[Vector]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+def _render(result: EmbedResult, *, started_ns: int) -> bytes:
+    reply: EmbedReply = {
+        "model": result.model,
+        "embeddings": [*float_rows(result)],
+        "total_duration": time.perf_counter_ns() - started_ns,
+        "load_duration": 0,
+        "prompt_eval_count": result.total_tokens,
+    }
+    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class EmbeddingsReply(TypedDict):
+    """The reply of `POST /api/embeddings`."""
+
+    embedding: Vector
+
+
+def _render_prompt(result: EmbedResult) -> bytes:
+    (vector,) = float_rows(result)
+    reply: EmbeddingsReply = {"embedding": vector}
+    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class ModelDetails(TypedDict):
+    """Details of a model. The service doesn't know its size and its quantization."""
+
+    parent_model: str
+    format: str
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+_DETAILS: ModelDetails = {
+    "parent_model": "",
+    "format": "",
+    "family": _ARCHITECTURE,
+    "families": [_ARCHITECTURE],
+    "parameter_size": "",
+    "quantization_level": "",
+}
+
+
+class ModelInfo(TypedDict):
+    """A served model under one of its names."""
+
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: ModelDetails
+
+
+class ModelsReply(TypedDict):
+    """The reply of `GET /api/tags`."""
+
+    models: list[ModelInfo]
+
+
+def _model_info(spec: ModelSpec, name: str) -> ModelInfo:
+    tagged = name if ":" in name else name + _DEFAULT_TAG
+    return {
+        "name": tagged,
+        "model": tagged,
+        "modified_at": _modified_at(spec),
+        "size": 0,
+        "digest": spec.weights_sha256 or "",
+        "details": _DETAILS,
+    }
+
+
+def _modified_at(spec: ModelSpec) -> str:
+    return datetime.fromtimestamp(spec.created_s, UTC).isoformat()
+
+
+async def _tags(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
+    spec = service.spec
+    names = (spec.name, *spec.aliases)
+    reply: ModelsReply = {"models": [_model_info(spec, name) for name in names]}
+    return ViewResponse(orjson.dumps(reply))
+
+
+class RunningModelInfo(ModelInfo):
+    """A loaded model, which is never unloaded."""
+
+    expires_at: str
+    size_vram: int
+    context_length: int
+
+
+class RunningModelsReply(TypedDict):
+    """The reply of `GET /api/ps`."""
+
+    models: list[RunningModelInfo]
+
+
+async def _ps(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
+    spec = service.spec
+    model: RunningModelInfo = {
+        **_model_info(spec, spec.name),
+        "expires_at": "9999-12-31T23:59:59Z",
+        "size_vram": 0,
+        "context_length": spec.max_tokens,
+    }
+    reply: RunningModelsReply = {"models": [model]}
+    return ViewResponse(orjson.dumps(reply))
+
+
+class VersionReply(TypedDict):
+    """The reply of `GET /api/version`."""
+
+    version: str
+
+
+async def _version(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
+    reply: VersionReply = {"version": __version__}
+    return ViewResponse(orjson.dumps(reply))
+
+
+class ShowReply(TypedDict):
+    """The reply of `POST /api/show`."""
+
+    modelfile: str
+    parameters: str
+    template: str
+    details: ModelDetails
+    model_info: Annotated[Mapping[str, Any], {"type": "object"}]
+    capabilities: list[str]
+    modified_at: str
+
+
+async def _show(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
+    """Returns the description of the model.
+
+    Raises:
+        ModelNotFound: the name is neither the model's nor an alias.
+    """
+    spec, name = service.spec, _MODEL(arguments)
+    if not spec.accepts(name):
+        raise ModelNotFound(
+            f"The model {name!r} isn't served here. Served: {spec.name!r}.", "model"
+        )
+    reply: ShowReply = {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "details": _DETAILS,
+        "model_info": {
+            "general.architecture": _ARCHITECTURE,
+            "general.name": spec.name,
+            f"{_ARCHITECTURE}.context_length": spec.max_tokens,
+            f"{_ARCHITECTURE}.embedding_length": spec.dim,
+        },
+        "capabilities": ["embedding"],
+        "modified_at": _modified_at(spec),
+    }
+    return ViewResponse(orjson.dumps(reply))
+
+
+DIALECT = Dialect(
+    name="Ollama",
+    order=140,
+    render_error=sidecar.render_error,
+    error_schema=sidecar.ERROR_SCHEMA,
+    endpoints=(
+        Endpoint(
+            path="/api/embed",
+            summary="Embed texts.",
+            deciding_key="input",
+            fields=(_INPUT, _MODEL, _TRUNCATE, _DIMENSIONS, _OPTIONS, CHUNK, USE_CACHE),
+            parse=parse,
+            reply_schema=schema_of(EmbedReply),
+        ),
+        Endpoint(
+            path="/api/embeddings",
+            summary="Embed a text.",
+            deciding_key="prompt",
+            fields=(_PROMPT, _MODEL, _OPTIONS, CHUNK, USE_CACHE),
+            parse=parse_prompt,
+            reply_schema=schema_of(EmbeddingsReply),
+        ),
+    ),
+    views=(
+        ViewRoute(
+            path="/api/tags",
+            summary="List the model under each of its names.",
+            respond=_tags,
+            reply_schema=schema_of(ModelsReply),
+        ),
+        ViewRoute(
+            path="/api/ps",
+            summary="Describe the loaded model.",
+            respond=_ps,
+            reply_schema=schema_of(RunningModelsReply),
+        ),
+        ViewRoute(
+            path="/api/show",
+            summary="Describe the model under one of its names.",
+            respond=_show,
+            reply_schema=schema_of(ShowReply),
+            method="POST",
+            fields=(_MODEL,),
+        ),
+        ViewRoute(
+            path="/api/version",
+            summary="Return the version of the service.",
+            respond=_version,
+            reply_schema=schema_of(VersionReply),
+            public=True,
+        ),
+    ),
+)
