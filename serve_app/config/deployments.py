@@ -31,6 +31,13 @@ class IngressSettings(Section):
         description="Maximum length of a text in characters, or in token ids; more is a 400. The "
         "tokenizer reads the entire text, even if the model then truncates it.",
     )
+    max_reply_tokens: int = Field(
+        default=65_536,
+        ge=1,
+        le=16 * MIB,
+        description="Maximum number of tokens in one request to tokenize or decode; more is a 400. "
+        "A token takes up to 70 bytes in the reply.",
+    )
     token_ids: Literal["model", "cl100k_base", "o200k_base"] = Field(
         default="model",
         description="Encoding of token ids that clients send in place of a text. `model`: the ids "

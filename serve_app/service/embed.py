@@ -29,7 +29,7 @@ from serve_app.service.health import HealthProbe, HealthReport
 from serve_app.service.openai_token_ids import TiktokenDecoder
 from serve_app.service.replica_stats import ReplicaStats, SingleReplica
 from serve_app.service.truncation import Truncator
-from serve_app.service.validation import validate_inputs
+from serve_app.service.validation import validate_inputs, validate_reply_tokens
 from serve_app.types import (
     BatchJob,
     BatchResult,
@@ -242,11 +242,14 @@ class EmbedService:
         validate_inputs(job.texts, self.settings)
         prompt = "" if job.input_type is None else self.spec.prompt(job.input_type)
         texts = tuple(prompt + text for text in job.texts)
-        return TokenizerResult(await self._backend.tokenize(texts, job.add_special_tokens))
+        rows = await self._backend.tokenize(texts, job.add_special_tokens)
+        validate_reply_tokens(sum(len(row.ids) for row in rows), self.settings)
+        return TokenizerResult(rows)
 
     async def _decode(self, job: DecodeJob) -> TokenizerResult[str]:
         self._check_model(job.model)
         validate_inputs(job.token_ids, self.settings)
+        validate_reply_tokens(sum(map(len, job.token_ids)), self.settings)
         return TokenizerResult(await self._backend.decode(job.token_ids, job.skip_special_tokens))
 
     def _decode_token_ids(self, job: EmbedJob) -> EmbedJob:

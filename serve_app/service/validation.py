@@ -32,6 +32,20 @@ def validate_inputs(inputs: Sequence[object], settings: IngressSettings) -> None
             raise InvalidRequest(f"Text {i} {fault}", "texts")
 
 
+def validate_reply_tokens(n_tokens: int, settings: IngressSettings) -> None:
+    """Raises if a reply would list, or decode, more tokens than allowed.
+
+    Raises:
+        InvalidRequest: there are more than `max_reply_tokens`.
+    """
+    if n_tokens > settings.max_reply_tokens:
+        raise InvalidRequest(
+            f"The reply would hold {n_tokens} tokens; at most {settings.max_reply_tokens} are "
+            "returned. Split the request.",
+            "texts",
+        )
+
+
 def _find_fault(value: object, max_chars: int) -> str | None:
     if isinstance(value, str | tuple) and len(value) > max_chars:
         unit = "characters" if isinstance(value, str) else "token ids"

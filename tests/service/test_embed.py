@@ -267,6 +267,21 @@ async def test_token_vectors_without_truncation_of_a_long_text_are_an_error(
         await service.run(TokenVectorsJob(EmbedJob(("a", LONG), truncation="error")))
 
 
+@pytest.mark.parametrize(
+    ("fits", "exceeds"),
+    [
+        (TokenizeJob(("abcd", "efg"), False), TokenizeJob(("abcd", "efgh"), False)),
+        (DecodeJob(((1,) * 4, (2,) * 3)), DecodeJob(((1,) * 4, (2,) * 4))),
+    ],
+    ids=["tokenize", "decode"],
+)
+async def test_the_tokens_of_a_reply_are_bounded(fits: Job, exceeds: Job) -> None:
+    service = EmbedService(SPEC, FakeBackend(), IngressSettings(max_reply_tokens=7))
+    await service.run(fits)
+    with pytest.raises(InvalidRequest, match=r"8 tokens; at most 7 .* Split"):
+        await service.run(exceeds)
+
+
 async def test_texts_are_tokenized_with_a_prompt_only_on_request() -> None:
     service = EmbedService(replace(SPEC, default_prompt="query"), FakeBackend(), IngressSettings())
     (plain,) = await service.run(TokenizeJob(("a",)))

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -30,6 +31,7 @@ from serve_app.web.schema.fields import (
 )
 from serve_app.web.schema.json_schema import BOOLEAN, INTEGER, Schema, any_of, enum
 from serve_app.web.schema.typed_dict import schema_of
+from serve_app.web.schema.unit_length import UnitLengthField
 from serve_app.web.schema.vector_encoding import EMBEDDING, OutputTypeField, VectorEncoder
 
 #: Names of this dialect for the fields of a job, used in errors.
@@ -55,9 +57,12 @@ _TASK = InputTypeField("task", "Purpose of the texts; selects the model's prompt
 _OUTPUT_DIMENSION = DimensionsField("output_dimension", "Same as `dimensions` (Voyage).")
 _OUTPUT_DTYPE = OutputTypeField("output_dtype", "Type of the components (Voyage).")
 _EMBEDDING_TYPE = OutputTypeField("embedding_type", "Type of the components (Jina, NIM).")
-_NORMALIZED = BoolField(
+_NORMALIZED = UnitLengthField(
     "normalized", "If true, vectors are normalized to unit length for every model (Jina)."
 )
+_NORMALIZE = UnitLengthField("normalize", "Same as `normalized` (vLLM).")
+_USE_ACTIVATION = UnitLengthField("use_activation", "Same as `normalized` (vLLM).")
+_NORMALIZED_FIELDS = (_NORMALIZED, _NORMALIZE, _USE_ACTIVATION)
 _TRUNCATION = BoolField("truncation", "If false, texts over the token limit are errors (Voyage).")
 _TRUNCATION_SIDE = EnumField(
     "truncation_side",
@@ -87,27 +92,31 @@ _TOKEN_LIMIT = _TokenLimitField(
 )
 
 
-class _UnsupportedFlag(BoolField):
-    """A flag that must not be true: ignoring it would return other vectors than requested."""
+@dataclass(frozen=True, slots=True)
+class _FixedFlag(BoolField):
+    """A flag with one valid value: ignoring another would return other vectors than requested."""
 
-    __slots__ = ()
+    value: bool = False
 
     def __call__(self, body: Body) -> bool | None:
-        if BoolField.__call__(self, body):
+        if BoolField.__call__(self, body) is (not self.value):
             raise InvalidRequest(f"`{self.name}` isn't served here. Leave it out.", self.name)
-        return False
+        return self.value
 
     def _value_schema(self, context: SchemaContext) -> Schema:
-        return {"const": False}
+        return {"const": self.value}
 
 
-_LATE_CHUNKING = _UnsupportedFlag("late_chunking", "Unsupported; must be false (Jina).")
+_LATE_CHUNKING = _FixedFlag("late_chunking", "Unsupported; must be false (Jina).")
+_ADD_SPECIAL_TOKENS = _FixedFlag(
+    "add_special_tokens", "Texts always get special tokens; must be true (vLLM).", value=True
+)
 _EMBED_DTYPE = EnumField("embed_dtype", "Only `float32` is supported (vLLM).", choices=("float32",))
 _ENDIANNESS = EnumField(
     "endianness", "Only little-endian is supported (vLLM).", choices=("native", "little")
 )
 #: Fields whose only valid values are the defaults.
-_FIXED_VALUE_FIELDS = (_LATE_CHUNKING, _EMBED_DTYPE, _ENDIANNESS)
+_FIXED_VALUE_FIELDS = (_LATE_CHUNKING, _ADD_SPECIAL_TOKENS, _EMBED_DTYPE, _ENDIANNESS)
 
 
 class _TruncateField(EnumField):
@@ -142,7 +151,7 @@ _FIELDS = (
     _OUTPUT_DIMENSION,
     _OUTPUT_DTYPE,
     _EMBEDDING_TYPE,
-    _NORMALIZED,
+    *_NORMALIZED_FIELDS,
     _TRUNCATE,
     _TRUNCATION,
     _TRUNCATION_SIDE,
@@ -188,7 +197,7 @@ def _parse_all_fields(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None
         dimensions=output_dimension if dimensions is None else dimensions,
         lane=_lane(body),
         use_cache=USE_CACHE(body) is not False,
-        normalize=_NORMALIZED(body) is True,
+        normalize=True in [field(body, spec) for field in _NORMALIZED_FIELDS],
         truncation=_truncation(body),
         max_tokens=_TOKEN_LIMIT(body),
     )

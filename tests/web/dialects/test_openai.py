@@ -1,4 +1,6 @@
 import base64
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -6,9 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.errors import InvalidRequest
+from serve_app.models import ModelSpec
 from serve_app.types import EmbedJob, EmbedResult, Float32
-from serve_app.web.dialects import openai
+from serve_app.web.dialects import openai, sidecar
+from serve_app.web.dialects.tei_requests import parse_embed
 from serve_app.web.endpoint import ParsedRequest
+from serve_app.web.schema.fields import Body
 from serve_app.web.schema.vector_encoding import VectorEncoder
 from tests.fakes import SPEC
 
@@ -57,6 +63,10 @@ def test_unknown_fields_are_ignored() -> None:
         ({"input_type": "other"}, EmbedJob(("a",), input_type="other")),
         ({"output_dimension": 4}, EmbedJob(("a",), dimensions=4)),
         ({"normalized": True}, EmbedJob(("a",), normalize=True)),
+        ({"normalize": True}, EmbedJob(("a",), normalize=True)),
+        ({"use_activation": True}, EmbedJob(("a",), normalize=True)),
+        ({"normalize": False, "normalized": False}, EmbedJob(("a",))),
+        ({"add_special_tokens": True}, EmbedJob(("a",))),
         ({"truncation": False}, EmbedJob(("a",), truncation="error")),
         ({"truncation": True}, EmbedJob(("a",))),
         ({"truncate": "NONE"}, EmbedJob(("a",), truncation="error")),
@@ -78,6 +88,37 @@ def test_unknown_fields_are_ignored() -> None:
 )
 def test_fields_of_other_apis(fields: dict[str, object], job: EmbedJob) -> None:
     assert openai.parse({"input": "a", **fields}, SPEC).job == job
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"add_special_tokens": False},
+        {"late_chunking": True},
+        {"embed_dtype": "float16"},
+        {"endianness": "big"},
+        {"normalize": False},
+        {"normalized": False},
+        {"use_activation": False},
+    ],
+    ids=str,
+)
+def test_fields_that_would_change_the_vector_are_errors(fields: dict[str, object]) -> None:
+    (name,) = fields
+    with pytest.raises(InvalidRequest, match=f"`{name}`"):
+        openai.parse({"input": "a", **fields}, replace(SPEC, unit_length=True))
+
+
+@pytest.mark.parametrize(
+    ("parse", "body"), [(parse_embed, {"inputs": "a"}), (sidecar.parse, {"texts": ["a"]})]
+)
+def test_vectors_of_unit_length_cannot_be_left_unnormalized(
+    parse: Callable[[Body, ModelSpec], ParsedRequest], body: dict[str, object]
+) -> None:
+    body |= {"normalize": False}
+    parse(body, SPEC)
+    with pytest.raises(InvalidRequest, match="`normalize`"):
+        parse(body, replace(SPEC, unit_length=True))
 
 
 @pytest.mark.parametrize(
