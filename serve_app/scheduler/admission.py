@@ -41,6 +41,11 @@ class QueueAdmission:
         self._backlog: deque[_LargeGroup] = deque()
         self.tokens = 0  #: admitted, and neither computed nor cancelled
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether parts of large groups wait to be queued."""
+        return bool(self._backlog)
+
     def refusal(
         self, tokens: int, timeout_s: float, *, limit: int, tokens_per_s: float
     ) -> Overloaded | None:

@@ -204,6 +204,8 @@ class Scheduler:
 
     def _release(self, group: PendingGroup[Any]) -> None:
         """Releases the texts of a finished or cancelled group that still wait for a batch."""
+        if not group.tokens_in_queue:
+            return
         admission = self._admission[group.queue]
         self.load.release(group.tokens_in_queue)
         admission.release(group)
@@ -226,7 +228,8 @@ class Scheduler:
         for text in batch:
             text.group.tokens_in_queue -= text.length
         admission = self._admission[batch[0].group.queue]
-        self._queue(admission.next_part(self.settings.max_queued_tokens))
+        if admission.has_backlog:
+            self._queue(admission.next_part(self.settings.max_queued_tokens))
         try:
             await self._compute(batch, stream)
         except asyncio.CancelledError:
