@@ -298,11 +298,10 @@ def _not_found_message(request: Request) -> str:
 
 
 def _allowed_methods(request: Request) -> str:
-    """Returns the methods of all routes of the request's path, as `Allow` lists them."""
-    allowed = set[str]()
-    for route in _matching_routes(request):
-        allowed |= route.methods or set()
-    return ", ".join(sorted(allowed))
+    """Returns the methods of all routes with the path of the first match, as `Allow` lists them."""
+    routes = _matching_routes(request)
+    methods = [route.methods or set() for route in routes if route.path == routes[0].path]
+    return ", ".join(sorted(set().union(*methods)))
 
 
 def _matching_routes(request: Request) -> list[Route]:

@@ -118,6 +118,11 @@ FORMATS = {
     "ollama, a prompt": Format(
         "/api/embeddings", lambda t: {"prompt": t}, lambda r: r["embedding"]
     ),
+    "open inference": Format(
+        "/v2/models/fake/infer",
+        lambda t: {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [t]}]},
+        lambda r: r["outputs"][0]["data"],
+    ),
     "weaviate": Format("/vectors", lambda t: {"text": t}, lambda r: r["vector"]),
 }
 VERTEX = Format(
