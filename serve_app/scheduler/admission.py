@@ -62,7 +62,7 @@ class QueueAdmission:
         speed = self._speed.tokens_per_s or tokens_per_s
         backlog = sum(large.tokens for large in self._backlog)
         part = _part_tokens(limit)
-        if tokens <= part:
+        if not is_large(tokens, limit):
             ahead, hint = self.tokens - backlog, ""
             if ahead + tokens <= limit:
                 return None
@@ -86,7 +86,7 @@ class QueueAdmission:
             self._speed.start()
         tokens = group.tokens_in_queue
         self.tokens += tokens
-        if tokens <= _part_tokens(limit):
+        if not is_large(tokens, limit):
             return texts
         self._backlog.append(_LargeGroup(group, deque(texts), tokens))
         return self.next_part(limit)
@@ -123,6 +123,11 @@ class QueueAdmission:
         texts = [text for large in self._backlog for text in large.texts]
         self._backlog.clear()
         return texts
+
+
+def is_large(tokens: int, limit: int) -> bool:
+    """Returns whether a group of this size is queued in parts."""
+    return tokens > _part_tokens(limit)
 
 
 def _part_tokens(limit: int) -> int:

@@ -35,7 +35,7 @@ from serve_app.metrics import (
     Gauges,
     Meter,
 )
-from serve_app.scheduler.admission import QueueAdmission
+from serve_app.scheduler.admission import QueueAdmission, is_large
 from serve_app.scheduler.batch_budget import BatchBudget
 from serve_app.scheduler.load import LoadMeter
 from serve_app.scheduler.pending import BatchOutput, PendingGroup, QueuedText
@@ -160,13 +160,15 @@ class Scheduler:
         for run in tokenizer_runs(inputs):
             rows = await loop.run_in_executor(self._tokenizer_thread, encode, run)
             token_ids += rows
-            if len(groups) == 1:  # a group that is too large already needn't be tokenized further
-                tokens += sum(len(row.ids) for row in rows)
+            if all(group.future.done() for group in groups):
+                break
+            tokens += sum(len(row.ids) for row in rows)
+            if len(groups) == 1 and is_large(tokens, self.settings.max_queued_tokens):
+                # With more tokens, a large group that is refused would be refused as well.
                 refusal = self._refusal(groups[0], tokens)
                 if refusal is not None:
                     self._reject(groups[0], refusal)
-            if all(group.future.done() for group in groups):
-                break
+                    break
         return token_ids
 
     def _admit(self, group: PendingGroup[Any], texts: Sequence[QueuedText]) -> None:

@@ -119,6 +119,16 @@ async def test_a_large_group_gets_in_next_to_a_full_lane(
     assert scheduler.load.queued_tokens == 0
 
 
+async def test_a_large_group_of_long_texts_gets_in_next_to_a_full_lane(
+    engine: FakeEngine, scheduler: Scheduler
+) -> None:
+    await fill(scheduler, "bulk")
+    large = await submit(scheduler, ["long " * 4000] * 100)  # several runs of the tokenizer
+    await asyncio.sleep(0)
+    assert not large.future.done()
+    assert scheduler.load.queued_tokens == LIMIT + 100 * 16
+
+
 async def test_a_small_group_waits_for_one_part_of_a_large_one(
     engine: FakeEngine, scheduler: Scheduler
 ) -> None:
