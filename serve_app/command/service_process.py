@@ -120,6 +120,7 @@ class ServiceProcess:
                 reported = progress
                 yield f"{progress} ({time.monotonic() - started_at:.0f} s)"
             time.sleep(_POLL_S)
+        self._find_node()
 
     def watch(self, check_period_s: float = 5.0) -> None:
         """Waits until the service fails. Prints Ray's output.
