@@ -24,7 +24,7 @@ def connect(address: str) -> Any:
     Raises:
         ConfigurationError: no cluster runs at the address.
     """
-    _use_token()
+    use_token()
     import ray
     from ray import serve
 
@@ -39,11 +39,11 @@ def connect(address: str) -> Any:
     return serve
 
 
-def _use_token() -> None:
+def use_token() -> None:
     """Makes Ray send the token of this user's clusters, if there is one.
 
     Ray creates the token for a cluster that it starts on its own, but sends it to an address that
-    is given only if `RAY_AUTH_MODE` says so.
+    is given only if `RAY_AUTH_MODE` says so. It reads the variable when it is imported.
     """
     token = Path.home() / ".ray" / "auth_token"
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or token.is_file():

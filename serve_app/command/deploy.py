@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from serve_app.command.application_status import describe_replicas, failure_reasons
-from serve_app.command.cluster import add_address_argument, connect
+from serve_app.command.cluster import add_address_argument, connect, use_token
 from serve_app.command.serve import add_config_argument, check_access, print_step, read_config
 from serve_app.errors import ConfigurationError, Unavailable
 
@@ -39,6 +39,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _deploy(arguments: argparse.Namespace) -> int:
+    use_token()  # before Ray is imported to check the file
     config, _ = read_config(arguments.config)
     check_access(config)
     serve = connect(arguments.address)

@@ -10,9 +10,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx2
 import psutil
 import yaml
 
@@ -20,6 +21,9 @@ from serve_app.command.ports import free_port
 from tests.on_ray.test_cache import embed, new_texts
 
 ROOT = Path(__file__).parents[2]
+EMBEDSERVE = (sys.executable, "-m", "serve_app.command.main")
+#: The end of what `embedserve serve` prints when it is ready.
+READY = r"curl [\s\S]*'\n"
 
 
 def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:
@@ -95,13 +99,10 @@ def test_a_service_that_cannot_start_exits_with_the_reason(tmp_path: Path) -> No
 
 
 @contextmanager
-def serve_command(config: str, scratch: str, *signals: signal.Signals) -> Iterator[str]:
-    """Starts the service, runs the curl command that it prints, yields its URL and stops it."""
+def running_command(*arguments: str, scratch: str) -> Iterator["subprocess.Popen[str]"]:
+    """Starts `embedserve serve`, and kills it if the test didn't stop it."""
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "serve_app.command.main", "serve"),
-            *(with_cache_in(config, scratch), "--port", str(free_port())),
-        ],
+        [*EMBEDSERVE, "serve", *arguments, "--port", str(free_port())],
         env={**os.environ, "RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -109,27 +110,45 @@ def serve_command(config: str, scratch: str, *signals: signal.Signals) -> Iterat
         text=True,
     )
     try:
-        output = read_until(process, r"curl [\s\S]*'\n", timeout_s=180)
-        for stage in ("model", "weights", "space", "Ray", "replicas", "ready"):
-            assert stage in output
-        started = descendants(process)
-        assert any(map(is_haproxy, started)) == (config != "configs/portable.yaml")
-        assert any("valkey-server" in p.name() for p in processes_mentioning(f"{scratch}/cache"))
-        curl = output[output.index("curl ") :]
-        reply = subprocess.run(
-            ["bash", "-c", f"{curl.strip()} -s"], capture_output=True, check=True, timeout=60
-        )
-        assert len(json.loads(reply.stdout)["data"][0]["embedding"]) == 384
-        yield curl.split()[1].removesuffix("/v1/embeddings")
+        yield process
     finally:
-        for number in signals:
-            process.send_signal(number)
-            time.sleep(1)
-        final_output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "stopped" in final_output
-    assert [child for child in started if child.is_running()] == []
-    assert processes_mentioning(scratch) == []
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def serve_command(config: str, scratch: str, *signals: signal.Signals) -> Iterator[str]:
+    """Starts the service, runs the curl command that it prints, yields its URL and stops it."""
+    with running_command(with_cache_in(config, scratch), scratch=scratch) as process:
+        try:
+            output = read_until(process, READY, timeout_s=180)
+            for stage in ("model", "weights", "space", "Ray", "replicas", "ready"):
+                assert stage in output
+            started = descendants(process)
+            assert any(map(is_haproxy, started)) == (config != "configs/portable.yaml")
+            assert any(
+                "valkey-server" in p.name() for p in processes_mentioning(f"{scratch}/cache")
+            )
+            curl = output[output.index("curl ") :]
+            reply = subprocess.run(
+                ["bash", "-c", f"{curl.strip()} -s"], capture_output=True, check=True, timeout=60
+            )
+            assert len(json.loads(reply.stdout)["data"][0]["embedding"]) == 384
+            yield service_url(output)
+        finally:
+            for number in signals:
+                process.send_signal(number)
+                time.sleep(1)
+            final_output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "stopped" in final_output
+        assert [child for child in started if child.is_running()] == []
+        assert processes_mentioning(scratch) == []
+
+
+def service_url(output: str) -> str:
+    """Returns the URL in the command that `embedserve serve` prints."""
+    return output[output.index("curl ") :].split()[1].removesuffix("/v1/embeddings")
 
 
 def test_repeated_signals_stop_the_service_cleanly() -> None:
@@ -155,3 +174,105 @@ def test_the_cache_survives_a_restart_with_another_topology() -> None:
         "hits=1000; misses=0; tier=l1",
     ]
     assert len({vectors for vectors, _ in replies}) == 1
+
+
+def gcs_address(process: "subprocess.Popen[str]") -> str:
+    """Returns the address of a service's Ray cluster."""
+    for descendant in descendants(process):
+        if match := re.search(r"--gcs-address=(\S+)", " ".join(descendant.cmdline())):
+            return match[1]
+    raise AssertionError("The service has no Ray process.")
+
+
+def deploy(file: Path, address: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*EMBEDSERVE, "deploy", str(file), "--address", address],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def wait_until_refused(url: str) -> None:
+    """Waits until nothing listens at a URL."""
+    deadline = time.monotonic() + 30
+    with suppress(httpx2.ConnectError):
+        while time.monotonic() < deadline:
+            httpx2.get(f"{url}/health")
+        raise AssertionError("The port is still open.")
+
+
+def test_deploy_and_the_end_cut_off_no_request() -> None:
+    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+        file = Path(with_cache_in("serve_config.yaml", scratch))
+        with running_command(str(file), "--drain-timeout", "60", scratch=scratch) as process:
+            url = service_url(read_until(process, READY, timeout_s=180))
+            address = gcs_address(process)
+
+            content = yaml.safe_load(file.read_text("utf-8"))
+            ingress = content["applications"][0]["deployments"][0]
+            ingress["user_config"]["access"] = {"keys": [{"name": "a", "sha256": "ab" * 32}]}
+            file.write_text(yaml.safe_dump(content), "utf-8")
+            completed = deploy(file, address)
+            assert completed.returncode == 0, completed.stderr
+            assert "deployed  embedserve" in completed.stdout
+            assert httpx2.post(f"{url}/v1/embeddings", json={"input": "x"}).status_code == 401
+
+            content["applications"][0]["args"]["device"] = "cuda"
+            file.write_text(yaml.safe_dump(content), "utf-8")
+            completed = deploy(file, address)
+            assert completed.returncode == 1
+            assert "`device: cuda` needs a GPU: set `num_gpus`" in completed.stderr
+            assert "Traceback" not in completed.stderr
+
+            del content["applications"][0]["args"]["device"]
+            del ingress["user_config"]["access"]
+            file.write_text(yaml.safe_dump(content), "utf-8")
+            assert deploy(file, address).returncode == 0
+
+            texts = new_texts(6 * 60)
+            statuses: list[int] = []
+
+            def send(first: int) -> None:
+                body = {"input": [f"{text} " + "word " * 200 for text in texts[first::6]]}
+                reply = httpx2.post(f"{url}/v1/embeddings", json=body, timeout=120)
+                statuses.append(reply.status_code)
+
+            threads = [threading.Thread(target=send, args=(i,)) for i in range(6)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.5)  # until all are in flight
+            assert statuses == []
+            process.send_signal(signal.SIGTERM)
+            read_until(process, "draining", timeout_s=30)
+            wait_until_refused(url)
+            for thread in threads:
+                thread.join()
+            assert statuses == [200] * 6
+            process.communicate(timeout=60)
+            assert process.returncode == 0
+            assert processes_mentioning(scratch) == []
+
+
+def test_a_service_whose_ray_node_dies_starts_again() -> None:
+    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+        config = with_cache_in("serve_config.yaml", scratch)
+        with running_command(config, scratch=scratch) as process:
+            url = service_url(read_until(process, READY, timeout_s=180))
+            (raylet,) = (p for p in descendants(process) if p.name() == "raylet")
+            before = descendants(process)
+            raylet.kill()
+            output = read_until(process, READY, timeout_s=180)
+            assert "failed  Ray's node died." in output
+            assert "restart  1 of 5" in output
+            assert embed(url, new_texts(3))[1] == "hits=0; misses=3"
+            assert not any(map(psutil.Process.is_running, before))
+
+            # A killed command takes its processes with it.
+            process.kill()
+            deadline = time.monotonic() + 60
+            while processes_mentioning(scratch):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
