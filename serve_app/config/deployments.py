@@ -38,6 +38,12 @@ class IngressSettings(Section):
         description="Maximum number of tokens in one request to tokenize or decode; more is a 400. "
         "A token takes up to 70 bytes in the reply.",
     )
+    invalid_text: Literal["error", "replace"] = Field(
+        default="error",
+        description="Texts with a NUL character or an unpaired surrogate. `error`: a 400 that "
+        "names the text and the character. `replace`: U+FFFD replaces each such character, and the "
+        "header `x-replaced-inputs` lists the indices of these texts.",
+    )
     token_ids: Literal["model", "cl100k_base", "o200k_base"] = Field(
         default="model",
         description="Encoding of token ids that clients send in place of a text. `model`: the ids "

@@ -25,11 +25,16 @@ from serve_app.errors import (
 )
 from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
+from serve_app.service.dimensions import normalize, truncate_dimensions
 from serve_app.service.health import HealthProbe, HealthReport
 from serve_app.service.openai_token_ids import TiktokenDecoder
 from serve_app.service.replica_stats import ReplicaStats, SingleReplica
 from serve_app.service.truncation import Truncator
-from serve_app.service.validation import validate_inputs, validate_reply_tokens
+from serve_app.service.validation import (
+    replace_invalid_characters,
+    validate_inputs,
+    validate_reply_tokens,
+)
 from serve_app.types import (
     BatchJob,
     BatchResult,
@@ -39,7 +44,6 @@ from serve_app.types import (
     EmbedJob,
     EmbedResult,
     EngineInfo,
-    Float32,
     Input,
     Job,
     Lane,
@@ -148,7 +152,7 @@ class EmbedService:
             DeadlineExceeded: the vectors didn't arrive within `request_timeout_s`.
             InferenceError, Unavailable: see `errors`.
         """
-        job = self._decode_token_ids(job)
+        job = self._prepare_texts(job)
         self._validate_job(job)
         rows: dict[Input, int] = {}  # each distinct text → its row in the group
         order = [rows.setdefault(text, len(rows)) for text in job.texts]
@@ -211,8 +215,8 @@ class EmbedService:
             raise self._deadline_exceeded() from None
 
     async def _embed_batch(self, jobs: Sequence[EmbedJob]) -> BatchResult:
-        texts = [text for job in jobs for text in job.texts]
-        validate_inputs(texts, self.settings)
+        texts = tuple(text for job in jobs for text in job.texts)
+        validate_inputs(self._replace_invalid(texts), self.settings)
         lane = self._default_lane(len(texts))
         results = await asyncio.gather(
             *(self.embed(replace(job, lane=job.lane or lane)) for job in jobs)
@@ -220,7 +224,7 @@ class EmbedService:
         return BatchResult(results)
 
     async def _embed_tokens(self, job: EmbedJob) -> TokenVectorsResult:
-        job = self._decode_token_ids(job)
+        job = self._prepare_texts(job)
         self._validate_job(job)
         group = self._text_group(job, job.texts)
         truncated: Sequence[bool] = ()
@@ -239,9 +243,10 @@ class EmbedService:
 
     async def _tokenize(self, job: TokenizeJob) -> TokenizerResult[Tokenization]:
         self._check_model(job.model)
-        validate_inputs(job.texts, self.settings)
+        inputs = self._replace_invalid(job.texts)
+        validate_inputs(inputs, self.settings)
         prompt = "" if job.input_type is None else self.spec.prompt(job.input_type)
-        texts = tuple(prompt + text for text in job.texts)
+        texts = tuple(prompt + text for text in inputs)
         rows = await self._backend.tokenize(texts, job.add_special_tokens)
         validate_reply_tokens(sum(len(row.ids) for row in rows), self.settings)
         return TokenizerResult(rows)
@@ -252,11 +257,21 @@ class EmbedService:
         validate_reply_tokens(sum(map(len, job.token_ids)), self.settings)
         return TokenizerResult(await self._backend.decode(job.token_ids, job.skip_special_tokens))
 
-    def _decode_token_ids(self, job: EmbedJob) -> EmbedJob:
-        """Returns the job with texts in place of token ids of an OpenAI encoding."""
-        if self._token_id_decoder is None:
-            return job
-        return replace(job, texts=tuple(map(self._token_id_decoder.decode, job.texts)))
+    def _prepare_texts(self, job: EmbedJob) -> EmbedJob:
+        """Returns the job with texts in place of token ids of an OpenAI encoding.
+
+        With `invalid_text: replace`, U+FFFD replaces invalid characters.
+        """
+        texts = job.texts
+        if self._token_id_decoder is not None:
+            texts = tuple(map(self._token_id_decoder.decode, texts))
+        texts = self._replace_invalid(texts)
+        return job if texts is job.texts else replace(job, texts=texts)
+
+    def _replace_invalid(self, texts: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.settings.invalid_text == "error":
+            return texts
+        return tuple(map(replace_invalid_characters, texts))
 
     def _text_group(self, job: EmbedJob, texts: tuple[Input, ...]) -> TextGroup:
         return TextGroup(
@@ -363,27 +378,3 @@ class EmbedService:
                 "max_tokens",
             )
         validate_inputs(job.texts, self.settings)
-
-
-def truncate_dimensions(vectors: Float32, dimensions: int | None) -> Float32:
-    """Returns the first `dimensions` components of each vector, normalized again.
-
-    Models with Matryoshka training (Kusupati et al., 2022, "Matryoshka Representation Learning")
-    support this; vectors of other models lose quality.
-
-    Args:
-        vectors: shape (n, dim).
-        dimensions: at most dim. None: return the vectors unchanged.
-
-    Returns:
-        Shape (n, dimensions), float32.
-    """
-    if dimensions is None or dimensions == vectors.shape[1]:
-        return vectors
-    return normalize(vectors[:, :dimensions])
-
-
-def normalize(vectors: Float32) -> Float32:
-    """Returns vectors of shape (n, dim) divided by their L2 norms. A zero vector stays zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(norms == 0, 1, norms), dtype=np.float32)

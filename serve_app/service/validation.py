@@ -1,9 +1,13 @@
 """Checks that texts and token ids can be embedded."""
 
+import re
 from collections.abc import Sequence
 
 from serve_app.config import IngressSettings
 from serve_app.errors import EmptyInput, InvalidRequest
+
+#: Characters that no text may hold: NUL, and surrogates, which in a `str` are always unpaired.
+_INVALID_CHARACTER = re.compile("[\0\ud800-\udfff]")
 
 
 def validate_inputs(inputs: Sequence[object], settings: IngressSettings) -> None:
@@ -46,6 +50,11 @@ def validate_reply_tokens(n_tokens: int, settings: IngressSettings) -> None:
         )
 
 
+def replace_invalid_characters(text: object) -> object:
+    """Returns a text with U+FFFD in place of each NUL and unpaired surrogate; else the input."""
+    return _INVALID_CHARACTER.sub("\ufffd", text) if isinstance(text, str) else text
+
+
 def _find_fault(value: object, max_chars: int) -> str | None:
     if isinstance(value, str | tuple) and len(value) > max_chars:
         unit = "characters" if isinstance(value, str) else "token ids"
@@ -54,8 +63,8 @@ def _find_fault(value: object, max_chars: int) -> str | None:
         return "holds a token id below 0. Send the model's own." if min(value) < 0 else None
     if not isinstance(value, str):
         return f"is not a string but {type(value).__name__}. Send strings only."
-    if "\x00" in value:
-        return "holds a NUL character (U+0000). Remove it."
+    if (position := value.find("\0")) >= 0:
+        return f"holds a NUL character (U+0000) at character {position}. Remove it."
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -44,6 +44,7 @@ _EXPOSED_HEADERS = (
     "x-embedding-space",
     "x-embedding-tokens",
     "www-authenticate",
+    "x-replaced-inputs",
     "x-request-id",
     "x-truncated-inputs",
 )

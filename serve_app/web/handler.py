@@ -56,6 +56,7 @@ from serve_app.web.request_headers import apply_request_headers, decode_headers
 from serve_app.web.response_headers import (
     STAGES,
     raw_vector_headers,
+    replacement_headers,
     result_headers,
     trace_headers,
     truncation_headers,
@@ -139,19 +140,21 @@ class RequestHandler:
         request.state.dialect, endpoint = _select_endpoint(candidates, fields)
         parsed = endpoint.parse(fields, self._service.spec)
         job = apply_request_headers(parsed.job, headers)
-        result, rate_limit_headers = await self._admission.run(key, job)
+        result, extra_headers = await self._admission.run(key, job)
+        if self._service.settings.invalid_text == "replace":
+            extra_headers = {**extra_headers, **replacement_headers(job.inputs)}
         if not isinstance(result, EmbedResult):
             content = parsed.render(result)
             embedded = result if isinstance(result, BatchResult) else ()
             self._record(embedded, time.perf_counter() - started)
-            return _Reply(content, {**truncation_headers(result.truncated), **rate_limit_headers})
+            return _Reply(content, {**truncation_headers(result.truncated), **extra_headers})
         raw = parsed.has_vectors and prefers_raw(headers.get("accept", ""))
         content = result.vectors.astype("<f4").tobytes() if raw else parsed.render(result)
         total_s = time.perf_counter() - started
         self._record([result], total_s)
         reply_headers = result_headers(result, total_s)
         reply_headers.update(endpoint.headers(result, total_s))
-        reply_headers.update(rate_limit_headers)
+        reply_headers.update(extra_headers)
         if parsed.has_vectors:
             reply_headers["vary"] = "accept"
         if raw:
@@ -169,7 +172,7 @@ class RequestHandler:
         )
         if codings:
             body = await unpack(body, codings, settings.max_body_bytes)
-        fields = parse_object(body)
+        fields = parse_object(body, replace_surrogates=settings.invalid_text == "replace")
         if request.path_params:
             return {**fields, **request.path_params}
         return fields

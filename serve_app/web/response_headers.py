@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from serve_app.service.validation import replace_invalid_characters
 from serve_app.types import Bool, EmbedResult, Tier, Timings, UInt8
 
 #: Stages of a request in `Server-Timing` and in the metrics: the fields of `Timings` in order, then
@@ -41,6 +42,16 @@ def truncation_headers(truncated: Bool) -> dict[str, str]:
     """
     flags: list[bool] = truncated.tolist()
     return {"x-truncated-inputs": index_ranges(flags)} if True in flags else {}
+
+
+def replacement_headers(inputs: Sequence[object]) -> dict[str, str]:
+    """Returns `x-replaced-inputs`, or nothing where no text holds an invalid character.
+
+    Args:
+        inputs: the request's texts, before the service replaces characters.
+    """
+    flags = [text != replace_invalid_characters(text) for text in inputs]
+    return {"x-replaced-inputs": index_ranges(flags)} if True in flags else {}
 
 
 def raw_vector_headers(result: EmbedResult) -> dict[str, str]:

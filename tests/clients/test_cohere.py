@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cohere.core.request_options import RequestOptions
 
-from serve_app.service.embed import truncate_dimensions
+from serve_app.service.dimensions import truncate_dimensions
 from tests.clients.app_server import (
     DIM,
     KEY,

@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError
 
-from serve_app.service.embed import truncate_dimensions
+from serve_app.service.dimensions import truncate_dimensions
 from tests.clients.app_server import TEXTS, AppServer, equal_vectors, expected_vectors
 
 #: The URL of the model may end in the route or not, as for text-embeddings-inference.

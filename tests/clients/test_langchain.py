@@ -8,7 +8,7 @@ import pytest
 from langchain_openai import OpenAIEmbeddings
 
 from serve_app.config import IngressSettings
-from serve_app.service.embed import truncate_dimensions
+from serve_app.service.dimensions import truncate_dimensions
 from tests.clients.app_server import KEY, MODEL, TEXTS, AppServer, equal_vectors, expected_vectors
 
 

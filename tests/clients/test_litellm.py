@@ -10,7 +10,7 @@ import pytest
 from litellm import close_litellm_async_clients
 from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 
-from serve_app.service.embed import truncate_dimensions
+from serve_app.service.dimensions import truncate_dimensions
 from tests.clients.app_server import (
     KEY,
     MODEL,

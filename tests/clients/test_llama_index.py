@@ -10,7 +10,7 @@ import pytest
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
 
-from serve_app.service.embed import truncate_dimensions
+from serve_app.service.dimensions import truncate_dimensions
 from tests.clients.app_server import MODEL, TEXTS, AppServer, equal_vectors, expected_vectors
 
 

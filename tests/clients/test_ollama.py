@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import ollama
 import pytest
 
-from serve_app.service.embed import truncate_dimensions
+from serve_app.service.dimensions import truncate_dimensions
 from tests.clients.app_server import (
     DIM,
     MAX_TOKENS,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import openai
 import pytest
 
-from serve_app.service.embed import truncate_dimensions
+from serve_app.service.dimensions import truncate_dimensions
 from tests.clients.app_server import (
     DIM,
     KEY,

@@ -7,7 +7,7 @@ import pytest
 import voyageai
 from voyageai import error
 
-from serve_app.service.embed import truncate_dimensions
+from serve_app.service.dimensions import truncate_dimensions
 from tests.clients.app_server import (
     DIM,
     KEY,

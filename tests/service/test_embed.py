@@ -15,7 +15,8 @@ from serve_app.errors import (
     TextTooLong,
     Unavailable,
 )
-from serve_app.service.embed import EmbedService, truncate_dimensions
+from serve_app.service.dimensions import truncate_dimensions
+from serve_app.service.embed import EmbedService
 from serve_app.types import (
     BatchJob,
     DecodeJob,

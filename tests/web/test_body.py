@@ -68,3 +68,25 @@ def test_the_message_names_the_encoding_or_the_byte(body: bytes, message: str) -
     with pytest.raises(InvalidJSON, match=message) as raised:
         parse_object(body)
     assert ("surrogate" in str(raised.value)) == ("surrogate" in message)
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        (rb'{"input": ["fine", "also fine", "abc\ud800"]}', r"`input\[2\]` .* at character 3"),
+        (rb'{"input": "\udc00"}', "`input` .* at character 0"),
+        (
+            rb'{"input": "a", "config": {"task": ["\ud800"]}}',
+            r"`config.task\[0\]` .* at character 0",
+        ),
+    ],
+)
+def test_a_surrogate_is_named_by_its_place(body: bytes, place: str) -> None:
+    with pytest.raises(InvalidJSON, match=place):
+        parse_object(body)
+
+
+def test_surrogates_without_a_pair_become_nul() -> None:
+    body = rb'{"input": ["a\ud83d\ude00", "\ude00\ud83d"], "\ud800": {"n": 1}}'
+    fields = parse_object(body, replace_surrogates=True)
+    assert fields == {"input": ["a\U0001f600", "\0\0"], "\0": {"n": 1}}

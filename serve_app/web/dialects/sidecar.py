@@ -16,15 +16,16 @@ from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import tei
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewResponse, ViewRoute
-from serve_app.web.schema.fields import Body, TextsField
+from serve_app.web.schema.fields import Body, BoolField, TextsField
 from serve_app.web.schema.json_schema import STRING
 from serve_app.web.schema.typed_dict import Vector, schema_of
-from serve_app.web.schema.unit_length import UnitLengthField
 from serve_app.web.schema.vector_encoding import float_rows
 
 _TEXTS = TextsField("texts", "A text, or a list of texts.", required=True)
-_NORMALIZE = UnitLengthField(
-    "normalize", "If false, vectors keep the model's length; by default they have unit length."
+_NORMALIZE = BoolField(
+    "normalize",
+    "If false, vectors keep the model's length, which is 1 where the model itself normalizes them. "
+    "By default they have unit length.",
 )
 
 
@@ -42,7 +43,7 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     """
     job = EmbedJob(
         _TEXTS(body),
-        normalize=_NORMALIZE(body, spec) is not False,
+        normalize=_NORMALIZE(body) is not False,
         truncation="chunk" if CHUNK(body) else "end",
         use_cache=USE_CACHE(body) is not False,
     )

@@ -40,7 +40,6 @@ from serve_app.web.schema.fields import (
 )
 from serve_app.web.schema.json_schema import Schema, any_of
 from serve_app.web.schema.typed_dict import Vector
-from serve_app.web.schema.unit_length import UnitLengthField
 from serve_app.web.schema.vector_encoding import float_rows
 
 _INPUTS = TextsField(
@@ -53,8 +52,10 @@ _TRUNCATION_DIRECTION = EnumField(
     choices=("Right", "right", "Left", "left"),
 )
 _PROMPT_NAME = InputTypeField("prompt_name", "Name of the model's prompt to put before each text.")
-_NORMALIZE = UnitLengthField(
-    "normalize", "If false, vectors keep the model's length; by default they have unit length."
+_NORMALIZE = BoolField(
+    "normalize",
+    "If false, vectors keep the model's length, which is 1 where the model itself normalizes them. "
+    "By default they have unit length.",
 )
 _DIMENSIONS = DimensionsField(
     "dimensions", "Number of leading components to return, normalized to unit length."
@@ -135,7 +136,7 @@ def _embed_job(body: Body, spec: ModelSpec) -> EmbedJob:
         _INPUTS(body),
         input_type=_PROMPT_NAME(body, spec),
         dimensions=_DIMENSIONS(body),
-        normalize=_NORMALIZE(body, spec) is not False,
+        normalize=_NORMALIZE(body) is not False,
         truncation="chunk" if chunk else truncation,
         use_cache=USE_CACHE(body) is not False,
     )

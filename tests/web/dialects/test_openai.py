@@ -112,13 +112,13 @@ def test_fields_that_would_change_the_vector_are_errors(fields: dict[str, object
 @pytest.mark.parametrize(
     ("parse", "body"), [(parse_embed, {"inputs": "a"}), (sidecar.parse, {"texts": ["a"]})]
 )
-def test_vectors_of_unit_length_cannot_be_left_unnormalized(
+def test_normalize_false_is_harmless_where_the_model_normalizes(
     parse: Callable[[Body, ModelSpec], ParsedRequest], body: dict[str, object]
 ) -> None:
-    body |= {"normalize": False}
-    parse(body, SPEC)
-    with pytest.raises(InvalidRequest, match="`normalize`"):
-        parse(body, replace(SPEC, unit_length=True))
+    """Haystack sends it by default; sentence-transformers returns unit length then, too."""
+    job = parse({**body, "normalize": False}, replace(SPEC, unit_length=True)).job
+    assert isinstance(job, EmbedJob)
+    assert not job.normalize
 
 
 @pytest.mark.parametrize(

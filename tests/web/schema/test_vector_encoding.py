@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import InvalidRequest
-from serve_app.service.embed import truncate_dimensions
+from serve_app.service.dimensions import truncate_dimensions
 from serve_app.types import EmbedResult, Float32
 from serve_app.web.schema.vector_encoding import OUTPUT_TYPES, VectorEncoder
 from tests.fakes import DIM, SPEC
