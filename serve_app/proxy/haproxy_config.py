@@ -20,6 +20,10 @@ _HEADER_TIMEOUT_S = 10
 #: HAProxy's limits for headers. It answers a request beyond them in HTML, before any rule applies.
 #: A buffer also bounds the requests that HAProxy can send again when a replica dies.
 _LIMITS = "    tune.bufsize 32768\n    tune.http.maxhdr 1000\n"
+#: Bodies of up to this size fit into a buffer, next to the header.
+_MAX_BUFFERED_BYTES = 24_000
+#: Longest time for a client to send such a body.
+_BODY_TIMEOUT_S = 30
 #: Suffix of the copy of a backend that serves GET and HEAD requests.
 _READS = "-reads"
 #: HAProxy's own errors: status → error code, message, seconds of `Retry-After` or None.
@@ -32,7 +36,8 @@ _ERRORS: dict[int, tuple[str, str, int | None]] = {
     404: ("unknown_url", "No application is served at this path.", None),
     408: (
         "request_timeout",
-        f"The headers of the request did not arrive within {_HEADER_TIMEOUT_S} s.",
+        f"The headers did not arrive within {_HEADER_TIMEOUT_S} s, or the body not within "
+        f"{_BODY_TIMEOUT_S} s.",
         None,
     ),
     413: ("body_too_large", "The request is too large.", None),
@@ -49,6 +54,8 @@ def complete(config: str) -> str:
     - Splicing is off: while the kernel moves a body, HAProxy doesn't see that the client left.
     - HAProxy's own errors are JSON, with `Retry-After` where a retry helps.
     - A client that sends its header slowly is disconnected.
+    - A body that fits into a buffer is received before a replica is selected: only a complete
+      request can be sent again when a replica dies.
     - Headers that Ray interprets are removed, since Ray answers some values with a plain 500.
     - GET and HEAD requests are answered although the client has closed its sending side, which RFC
       9112 (section 9.6) allows. For POST requests that means that the client left.
@@ -91,12 +98,21 @@ def _complete_defaults(section: str) -> str:
 
 
 def _complete_frontend(section: str) -> str:
-    cleaning = [f"    http-request del-header {name}\n" for name in _RAY_HEADERS]
-    cleaning.append(
+    rules = [f"    http-request del-header {name}\n" for name in _RAY_HEADERS]
+    rules.append(
         "    http-request del-header x-request-id"
         " if { req.hdr(x-request-id) -m reg [^\\x21-\\x7e] }\n"
     )
-    section = re.sub(r"^    bind .*\n", lambda m: m[0] + "".join(cleaning), section, flags=re.M)
+    rules.append(
+        f"    http-request wait-for-body time {_BODY_TIMEOUT_S}s"
+        f" if METH_POST {{ req.hdr_val(content-length) le {_MAX_BUFFERED_BYTES} }}\n"
+    )
+    # The HTTP server of a replica answers control characters in a header in plain text.
+    cleaning.append(
+        f"    http-response return status 400 {_error_body(400)}"
+        " if { status 400 } { res.hdr(content-type) -m beg text/plain }\n"
+    )
+    section = re.sub(r"^    bind .*\n", lambda m: m[0] + "".join(rules), section, flags=re.M)
     return re.sub(
         r"^    use_backend (\S+) if (is_\S+)\n",
         rf"    use_backend \1{_READS} if METH_GET \2\n\g<0>",

@@ -33,6 +33,10 @@ class Upstream:
         if scope["type"] != "http":
             return
         self.headers = {k.decode(): v.decode("latin-1") for k, v in scope["headers"]}
+        if scope["path"] == "/early":
+            await send({"type": "http.response.start", "status": 413, "headers": []})
+            await send({"type": "http.response.body", "body": b"too large"})
+            return
         if scope["method"] == "POST":
             while (await receive()).get("more_body"):
                 pass

@@ -147,6 +147,13 @@ def test_150_headers_and_20_kb_of_headers_are_accepted(proxy: Proxy) -> None:
     assert status == 200
 
 
+def test_a_large_body_can_be_refused_by_its_content_length(proxy: Proxy) -> None:
+    with proxy.connect() as connection:
+        connection.sendall(b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n{")
+        connection.settimeout(5)
+        assert connection.recv(64).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_header_that_never_ends_is_refused(proxy: Proxy) -> None:
     with proxy.connect() as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\n")

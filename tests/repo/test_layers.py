@@ -35,7 +35,15 @@ SERVICE_LAYERS = [
 INDEPENDENT = {"access", "autoscale", "cache", "model_prep", "scheduler"}
 #: The modules and packages of `serve_app` that import a library.
 SERVICE_LIBRARIES = {
-    "ray": ("app", "deployments", "autoscale", "metrics", "command.serve", "command.deploy", "command.cluster"),
+    "ray": (
+        "app",
+        "deployments",
+        "autoscale",
+        "metrics",
+        "command.serve",
+        "command.deploy",
+        "command.cluster",
+    ),
     "torch": ("engines.torch_engine", "model_prep.openvino_export"),
     "sentence_transformers": (
         "engines.torch_engine",
