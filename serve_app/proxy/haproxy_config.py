@@ -108,7 +108,7 @@ def _complete_frontend(section: str) -> str:
         f" if METH_POST {{ req.hdr_val(content-length) le {_MAX_BUFFERED_BYTES} }}\n"
     )
     # The HTTP server of a replica answers control characters in a header in plain text.
-    cleaning.append(
+    rules.append(
         f"    http-response return status 400 {_error_body(400)}"
         " if { status 400 } { res.hdr(content-type) -m beg text/plain }\n"
     )
