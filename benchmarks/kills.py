@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
@@ -198,6 +199,8 @@ def measure(service_pid: int, port: int, name: str) -> Outcome:
             time.sleep(0.2)
         time.sleep(_SETTLE_S)
     failed = [request for request in load.requests if request.error]
+    for error, n in Counter(request.error for request in failed).items():
+        print(f"{name}: {n} x {error}", file=sys.stderr)
     in_flight = sum(r.started_at < killed_at <= r.ended_at for r in failed)
     later = sum(r.started_at >= killed_at for r in failed)
     ends = sorted(r.ended_at for r in load.requests if not r.error)
