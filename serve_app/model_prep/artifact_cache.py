@@ -106,7 +106,10 @@ def write_manifest(folder: Path) -> None:
 
 def _rebuild(folder: Path, step: BuildStep, build: Build) -> None:
     """Builds an artifact next to its folder, then moves it there."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as temporary:
+    prefix = f"building-{folder.name}-"
+    for abandoned in folder.parent.glob(f"{prefix}*"):  # by a killed process: the lock is held
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as temporary:
         result = Path(temporary) / "artifact"
         result.mkdir()
         build(step, result)

@@ -57,6 +57,15 @@ def test_a_damaged_artifact_is_built_again(
     assert (folder / "content").read_bytes() == b"numbers"
 
 
+def test_what_a_killed_build_left_is_removed(build: Builder, cache: Path) -> None:
+    abandoned, other = (cache / "artifacts" / f"building-{name}-x" for name in ("one", "two"))
+    for folder in (abandoned, other):
+        folder.mkdir(parents=True)
+    get_or_build("artifacts/one", STEP, build=build)
+    assert not abandoned.exists()
+    assert other.exists()  # another process may be building it
+
+
 def test_concurrent_calls_build_once(build: Builder) -> None:
     threads = [
         threading.Thread(target=get_or_build, args=("one", STEP), kwargs={"build": build})
