@@ -115,6 +115,13 @@ def test_a_half_closed_post_is_a_client_that_left(proxy: Proxy) -> None:
     assert "closed its sending side" in str(error["message"])
 
 
+def test_a_control_character_in_a_header_gets_a_json_error(proxy: Proxy) -> None:
+    request = b"GET /health HTTP/1.1\r\nhost: a\r\nx-a: \x01b\r\nconnection: close\r\n\r\n"
+    status, error, head = _error(proxy.exchange(request))
+    assert (status, error["code"]) == (400, "invalid_request")
+    assert b"content-type: application/json" in head
+
+
 @pytest.mark.parametrize(
     "header",
     [
