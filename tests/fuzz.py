@@ -27,6 +27,7 @@ from jsonschema import Draft202012Validator
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Scope
 
 from serve_app.config import IngressSettings
@@ -97,13 +98,18 @@ class ReplyChecker:
         for dialect, view in all_views(dialects):
             # A view answers an unhealthy status with its usual body.
             status_schemas = [view.reply_schema] if view.statuses else []
-            path = view.path.partition("{")[0]
-            schemas.setdefault(path, []).extend([dialect.error_schema, *status_schemas])
+            schemas.setdefault(view.path, []).extend([dialect.error_schema, *status_schemas])
         self._empty_401 = {
             path for path, candidates in endpoints.items() if candidates[0].dialect.name == "TEI"
         }
         self._errors = {
             path: Draft202012Validator(any_of(*variants)) for path, variants in schemas.items()
+        }
+        #: Patterns of routes with parameters, the longest route first.
+        self._patterns = {
+            path: compile_path(path)[0]
+            for path in sorted(schemas, key=len, reverse=True)
+            if "{" in path
         }
         self._unknown_path = Draft202012Validator(dialects[0].error_schema)
 
@@ -113,10 +119,11 @@ class ReplyChecker:
         media_type = reply.headers.get("content-type", "")
         if "x-embedding-space" not in reply.headers and media_type.startswith("text/plain"):
             return _HTTP_SERVER
-        if path.startswith("/v1/models/"):
-            return "/v1/models/"
         path = path.rstrip("/") or "/"
-        return path if path in self._errors or path in _DOCUMENT_PATHS else "other"
+        if path in self._errors or path in _DOCUMENT_PATHS:
+            return path
+        matches = (route for route, regex in self._patterns.items() if regex.match(path))
+        return next(matches, "other")
 
     def problem(self, request: Request, reply: Reply) -> str | None:
         """Returns a description of the fault of a reply, or None if it is correct."""

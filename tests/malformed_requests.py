@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -142,11 +143,15 @@ def _target(rng: _Random) -> tuple[str, str, tuple[Field, ...]]:
     chance = rng.random()
     endpoint = rng.choice(_ENDPOINTS)
     if chance < 0.9:
-        return "POST", endpoint.path, endpoint.fields
+        return "POST", _with_parameters(endpoint.path, rng), endpoint.fields
     if chance < 0.95:
         method, path = rng.choice(_VIEWS)
-        return method, path.replace("{name:path}", rng.choice(["fake", "%00", "x" * 300])), ()
+        return method, _with_parameters(path, rng), ()
     return rng.choice(["GET", "POST"]), rng.choice(_OTHER_PATHS), endpoint.fields
+
+
+def _with_parameters(path: str, rng: _Random) -> str:
+    return re.sub(r"\{.*?\}", lambda _: rng.choice(["fake", "org/fake", "%00", "x" * 300]), path)
 
 
 def _headers(rng: _Random) -> Iterator[tuple[str, bytes]]:
