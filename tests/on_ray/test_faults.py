@@ -39,7 +39,7 @@ async def test_autoscaling_up_and_down_fails_no_request(
     assert load.failures == []
 
 
-@pytest.mark.parametrize("deployment", ["Embedder", "CacheLookup"])
+@pytest.mark.parametrize("deployment", ["Embedder", "CacheLookup", "Ingress"])
 async def test_a_replica_killed_under_load_fails_no_request(
     service: Service, load: LoadGenerator, deployment: str
 ) -> None:
