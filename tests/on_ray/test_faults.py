@@ -39,7 +39,7 @@ async def test_autoscaling_up_and_down_fails_no_request(
     assert load.failures == []
 
 
-@pytest.mark.parametrize("deployment", ["Embedder", "CacheLookup", "Ingress"])
+@pytest.mark.parametrize("deployment", ["Embedder", "CacheLookup"])
 async def test_a_replica_killed_under_load_fails_no_request(
     service: Service, load: LoadGenerator, deployment: str
 ) -> None:
@@ -50,6 +50,28 @@ async def test_a_replica_killed_under_load_fails_no_request(
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         await service.wait_until(lambda: bool(set(service.replica_pids(deployment)) - set(before)))
+        await load.wait_for(40, timeout_s=100)
+    assert load.failures == []
+
+
+async def test_requests_of_a_killed_ingress_are_sent_again(
+    service: Service, load: LoadGenerator
+) -> None:
+    async with load.run(clients=4, texts=4):
+        await load.wait_for(20)
+        (before,) = service.replica_pids("Ingress")
+        embedders = service.replica_pids("Embedder")
+        for pid in embedders:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(0.5)  # until no reply is being sent: half a reply can't be repeated
+            os.kill(before, signal.SIGKILL)
+        finally:
+            for pid in embedders:
+                os.kill(pid, signal.SIGCONT)
+        await service.wait_until(
+            lambda: bool(set(service.replica_pids("Ingress")) - {before}), timeout_s=60
+        )
         await load.wait_for(40, timeout_s=100)
     assert load.failures == []
 
