@@ -57,7 +57,7 @@ for call in (
     lambda: embed_dataset(rows, "text", expected_space="f00d-fp32"),
     lambda: embedder({"text": ["a", ""]}),
     lambda: Embedder(model="another")({"text": ["a"]}),
-    lambda: Embedder(timeout_s=1e-4)({"text": ["a"]}),
+    lambda: Embedder(timeout_s=1e-4)({"text": [f"{text} again" for text in texts]}),  # not cached
 ):
     try:
         call()
