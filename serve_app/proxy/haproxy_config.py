@@ -62,7 +62,7 @@ def complete(config: str) -> str:
 
     A configuration that is complete already stays as it is.
     """
-    if _READS in config:
+    if _LIMITS in config:
         return config
     sections = re.split(r"^(?=\S)", config, flags=re.MULTILINE)
     return "".join(text for section in sections for text in _complete_section(section, config))
