@@ -31,7 +31,7 @@ from serve_app.types import (
     Vectors,
 )
 from serve_app.valkey.client import connect
-from serve_app.web.dialects.openai import render
+from serve_app.web.dialects.openai_requests import render
 from serve_app.web.schema.vector_encoding import VectorEncoder
 from tests.fakes import FakeBackend
 from tests.valkey_server import ValkeyProcess

@@ -19,7 +19,7 @@ from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult
 from serve_app.web.dialect import Dialect, ErrorResponse
-from serve_app.web.dialects import openai
+from serve_app.web.dialects import openai_requests
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewResponse, ViewRoute
 from serve_app.web.schema.fields import (
@@ -56,13 +56,13 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
         InvalidRequest: a field is missing, has a wrong type or an unknown value.
         UnsupportedOperation: the modality is image or audio.
     """
-    encoding = openai.ENCODING_FORMAT(body)
+    encoding = openai_requests.ENCODING_FORMAT(body)
     if body.get("modality") in ("image", "audio"):
         raise UnsupportedOperation(f"The model {spec.name!r} embeds texts only.", "modality")
     _MODALITY(body)
     _USER(body)
     dimensions, output_dimension = _DIMENSIONS(body), _OUTPUT_DIMENSION(body)
-    openai.validate_ignored(spec, output_dimension)
+    openai_requests.validate_ignored(spec, output_dimension)
     job = EmbedJob(
         tuple(text.strip() if isinstance(text, str) else text for text in _INPUT(body)),
         model=_MODEL(body),
@@ -74,7 +74,7 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     return ParsedRequest(job, partial(_render, encoder=encoder))
 
 
-class EmbeddingsReply(openai.EmbeddingsReply):
+class EmbeddingsReply(openai_requests.EmbeddingsReply):
     """The reply of `POST /embeddings`: OpenAI's with an id and a time."""
 
     id: str
@@ -83,7 +83,7 @@ class EmbeddingsReply(openai.EmbeddingsReply):
 
 def _render(result: EmbedResult, *, encoder: VectorEncoder) -> bytes:
     reply: EmbeddingsReply = {
-        **openai.embeddings_reply(result, encoder),
+        **openai_requests.embeddings_reply(result, encoder),
         "id": f"infinity-{uuid4()}",
         "created": int(time.time()),
     }
@@ -234,7 +234,7 @@ DIALECT = Dialect(
             fields=(
                 _INPUT,
                 _MODEL,
-                openai.ENCODING_FORMAT,
+                openai_requests.ENCODING_FORMAT,
                 _DIMENSIONS,
                 _OUTPUT_DIMENSION,
                 _MODALITY,

@@ -23,7 +23,7 @@ from serve_app.types import (
     TokenVectorsJob,
     Truncation,
 )
-from serve_app.web.dialects import openai
+from serve_app.web.dialects import openai_requests
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import ParsedRequest
 from serve_app.web.schema.fields import (
@@ -193,11 +193,11 @@ def parse_root(body: Body, spec: ModelSpec) -> ParsedRequest:
     """
     parameters = _PARAMETERS(body) or {}
     _truncation(parameters)
-    openai.validate_ignored(spec, input_type=_PROMPT_NAME(parameters, spec))
+    openai_requests.validate_ignored(spec, input_type=_PROMPT_NAME(parameters, spec))
     if not isinstance(body.get("inputs"), dict):
         return parse_embed(body, spec)
     unused = _embed_job({**body, "inputs": []}, spec)
-    openai.validate_ignored(spec, unused.dimensions, unused.input_type)
+    openai_requests.validate_ignored(spec, unused.dimensions, unused.input_type)
     return parse_similarity(body, spec)
 
 

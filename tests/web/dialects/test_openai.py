@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from serve_app.errors import InvalidRequest
 from serve_app.models import ModelSpec
 from serve_app.types import EmbedJob, EmbedResult, Float32
-from serve_app.web.dialects import openai, sidecar
+from serve_app.web.dialects import openai_requests, sidecar
 from serve_app.web.dialects.tei_requests import parse_embed
 from serve_app.web.endpoint import ParsedRequest
 from serve_app.web.schema.fields import Body
@@ -33,7 +33,7 @@ def embedding(parsed: ParsedRequest) -> object:
 
 
 def test_a_string_is_a_text_and_null_counts_as_absent() -> None:
-    parsed = openai.parse(
+    parsed = openai_requests.parse(
         {"input": "a", "model": None, "dimensions": None, "encoding_format": None, "user": None},
         SPEC,
     )
@@ -42,7 +42,7 @@ def test_a_string_is_a_text_and_null_counts_as_absent() -> None:
 
 
 def test_all_fields_of_openai() -> None:
-    parsed = openai.parse(
+    parsed = openai_requests.parse(
         {"input": ["a", "b"], "model": "m", "dimensions": 3, "encoding_format": "base64"}, SPEC
     )
     assert parsed.job == EmbedJob(("a", "b"), "m", dimensions=3)
@@ -50,7 +50,7 @@ def test_all_fields_of_openai() -> None:
 
 
 def test_unknown_fields_are_ignored() -> None:
-    assert openai.parse({"input": "a", "unknown": 1}, SPEC).job == EmbedJob(("a",))
+    assert openai_requests.parse({"input": "a", "unknown": 1}, SPEC).job == EmbedJob(("a",))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_unknown_fields_are_ignored() -> None:
     ids=str,
 )
 def test_fields_of_other_apis(fields: dict[str, object], job: EmbedJob) -> None:
-    assert openai.parse({"input": "a", **fields}, SPEC).job == job
+    assert openai_requests.parse({"input": "a", **fields}, SPEC).job == job
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_fields_of_other_apis(fields: dict[str, object], job: EmbedJob) -> None:
 def test_fields_that_would_change_the_vector_are_errors(fields: dict[str, object]) -> None:
     (name,) = fields
     with pytest.raises(InvalidRequest, match=f"`{name}`"):
-        openai.parse({"input": "a", **fields}, replace(SPEC, unit_length=True))
+        openai_requests.parse({"input": "a", **fields}, replace(SPEC, unit_length=True))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_normalize_false_is_harmless_where_the_model_normalizes(
     ids=str,
 )
 def test_output_types(fields: dict[str, object], expected: object) -> None:
-    parsed = openai.parse({"input": "a", **fields}, SPEC)
+    parsed = openai_requests.parse({"input": "a", **fields}, SPEC)
     embedded = result(np.array([[1, -2, 0.5]], dtype=np.float32))
     assert orjson.loads(parsed.render(embedded))["data"][0]["embedding"] == expected
 
@@ -141,8 +141,10 @@ def test_output_types(fields: dict[str, object], expected: object) -> None:
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
 def test_float_and_base64_hold_the_same_bits(floats: list[float]) -> None:
     vectors = np.array([floats], dtype=np.float32)
-    as_float = orjson.loads(openai.render(result(vectors), encoder=FLOATS))
-    as_base64 = orjson.loads(openai.render(result(vectors), encoder=VectorEncoder(SPEC, "base64")))
+    as_float = orjson.loads(openai_requests.render(result(vectors), encoder=FLOATS))
+    as_base64 = orjson.loads(
+        openai_requests.render(result(vectors), encoder=VectorEncoder(SPEC, "base64"))
+    )
     read = np.array(as_float["data"][0]["embedding"], dtype=np.float32)
     raw = base64.b64decode(as_base64["data"][0]["embedding"])
     assert read.tobytes() == raw == vectors.tobytes()
