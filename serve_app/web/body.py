@@ -14,6 +14,9 @@ from serve_app.web.accept import JSON
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CHARSETS = frozenset(("utf-8", "utf8", "us-ascii", "ascii"))
 
+#: Media types of a client that doesn't set one: none, and curl's default.
+DEFAULT_TYPES = frozenset(("", "application/x-www-form-urlencoded"))
+
 
 def require_json(content_type: str) -> None:
     """Checks the header `Content-Type` of a request.

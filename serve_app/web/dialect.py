@@ -32,6 +32,9 @@ class Dialect:
     #: Position among the dialects, lowest first. On a shared path the first dialect renders the
     #: errors that occur before the body is read; the first of all renders those of unknown paths.
     order: int = 1000
+    #: Whether bodies may come without a media type or as a form, which is curl's default. Requests
+    #: with an `Origin` may not: a page of any site can make a browser send forms.
+    json_type_optional: bool = False
 
 
 class DialectEndpoint(NamedTuple):

@@ -32,7 +32,7 @@ from serve_app.service.embed import EmbedService
 from serve_app.types import BatchResult, EmbedResult, Tier
 from serve_app.web.accept import JSON, RAW, prefers_raw
 from serve_app.web.admission import Admission
-from serve_app.web.body import parse_object, require_json
+from serve_app.web.body import DEFAULT_TYPES, parse_object, require_json
 from serve_app.web.content_encoding import (
     ACCEPTED_CODINGS,
     compress,
@@ -164,7 +164,13 @@ class RequestHandler:
     async def _read_fields(self, request: Request, headers: Mapping[str, str]) -> dict[str, Any]:
         """Returns the fields of the body, and the parameters of the path, which take precedence."""
         settings = self._service.settings
-        require_json(headers.get("content-type", ""))
+        content_type = headers.get("content-type", "")
+        if not (
+            content_type in DEFAULT_TYPES
+            and "origin" not in headers
+            and self._dialect_for(request).json_type_optional
+        ):
+            require_json(content_type)
         content_encoding = headers.get("content-encoding")
         codings = parse_content_encoding(content_encoding) if content_encoding else ()
         body = await read_body(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import orjson
 
@@ -54,11 +54,14 @@ class _TaggedModelField(ModelField):
 
 
 _MODEL = _TaggedModelField("model", "Name or alias of the served model.")
+_NAME = _TaggedModelField("name", "Former name of `model`.")
 _INPUT = TextsField("input", "A text, or a list of texts.", required=True)
 _PROMPT = TextField("prompt", "The text to embed.", required=True)
 _TRUNCATE = BoolField("truncate", "If false, texts over the token limit are errors.")
 _DIMENSIONS = DimensionsField(
-    "dimensions", "Number of leading components to return, normalized to unit length."
+    "dimensions",
+    "Number of leading components to return, normalized to unit length; 0 returns all.",
+    allow_zero=True,
 )
 _NUM_CTX = IntField(
     "num_ctx", "Number of tokens to truncate each text to, up to the model's limit.", minimum=8
@@ -89,7 +92,7 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
         max_tokens=_parse_options(body, spec),
         use_cache=USE_CACHE(body) is not False,
     )
-    return ParsedRequest(job, partial(_render, started_ns=started_ns))
+    return ParsedRequest(job, partial(_render, name=body.get("model"), started_ns=started_ns))
 
 
 def parse_prompt(body: Body, spec: ModelSpec) -> ParsedRequest:
@@ -123,9 +126,9 @@ class EmbedReply(TypedDict):
     prompt_eval_count: int
 
 
-def _render(result: EmbedResult, *, started_ns: int) -> bytes:
+def _render(result: EmbedResult, *, name: str | None, started_ns: int) -> bytes:
     reply: EmbedReply = {
-        "model": result.model,
+        "model": name or result.model,
         "embeddings": [*float_rows(result)],
         "total_duration": time.perf_counter_ns() - started_ns,
         "load_duration": 0,
@@ -155,6 +158,8 @@ class ModelDetails(TypedDict):
     families: list[str]
     parameter_size: str
     quantization_level: str
+    context_length: NotRequired[int]
+    embedding_length: NotRequired[int]
 
 
 _DETAILS: ModelDetails = {
@@ -167,21 +172,17 @@ _DETAILS: ModelDetails = {
 }
 
 
+_CAPABILITIES = ["embedding"]
+
+
 class ModelInfo(TypedDict):
     """A served model under one of its names."""
 
     name: str
     model: str
-    modified_at: str
     size: int
     digest: str
     details: ModelDetails
-
-
-class ModelsReply(TypedDict):
-    """The reply of `GET /api/tags`."""
-
-    models: list[ModelInfo]
 
 
 def _model_info(spec: ModelSpec, name: str) -> ModelInfo:
@@ -189,7 +190,6 @@ def _model_info(spec: ModelSpec, name: str) -> ModelInfo:
     return {
         "name": tagged,
         "model": tagged,
-        "modified_at": _modified_at(spec),
         "size": 0,
         "digest": spec.weights_sha256 or "",
         "details": _DETAILS,
@@ -200,10 +200,36 @@ def _modified_at(spec: ModelSpec) -> str:
     return datetime.fromtimestamp(spec.created_s, UTC).isoformat()
 
 
+class AvailableModelInfo(ModelInfo):
+    """A model in the list of models."""
+
+    modified_at: str
+    capabilities: list[str]
+
+
+class ModelsReply(TypedDict):
+    """The reply of `GET /api/tags`."""
+
+    models: list[AvailableModelInfo]
+
+
 async def _tags(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
     spec = service.spec
-    names = (spec.name, *spec.aliases)
-    reply: ModelsReply = {"models": [_model_info(spec, name) for name in names]}
+    details: ModelDetails = {
+        **_DETAILS,
+        "context_length": spec.max_tokens,
+        "embedding_length": spec.dim,
+    }
+    models: list[AvailableModelInfo] = [
+        {
+            **_model_info(spec, name),
+            "details": details,
+            "modified_at": _modified_at(spec),
+            "capabilities": _CAPABILITIES,
+        }
+        for name in (spec.name, *spec.aliases)
+    ]
+    reply: ModelsReply = {"models": models}
     return ViewResponse(orjson.dumps(reply))
 
 
@@ -262,7 +288,8 @@ async def _show(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResp
     Raises:
         ModelNotFound: the name is neither the model's nor an alias.
     """
-    spec, name = service.spec, _MODEL(arguments)
+    spec, model, former_name = service.spec, _MODEL(arguments), _NAME(arguments)
+    name = former_name if model is None else model
     if not spec.accepts(name):
         raise ModelNotFound(
             f"The model {name!r} isn't served here. Served: {spec.name!r}.", "model"
@@ -278,7 +305,7 @@ async def _show(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResp
             f"{_ARCHITECTURE}.context_length": spec.max_tokens,
             f"{_ARCHITECTURE}.embedding_length": spec.dim,
         },
-        "capabilities": ["embedding"],
+        "capabilities": _CAPABILITIES,
         "modified_at": _modified_at(spec),
     }
     return ViewResponse(orjson.dumps(reply))
@@ -287,6 +314,7 @@ async def _show(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResp
 DIALECT = Dialect(
     name="Ollama",
     order=140,
+    json_type_optional=True,
     render_error=sidecar.render_error,
     error_schema=sidecar.ERROR_SCHEMA,
     endpoints=(
@@ -326,7 +354,7 @@ DIALECT = Dialect(
             respond=_show,
             reply_schema=schema_of(ShowReply),
             method="POST",
-            fields=(_MODEL,),
+            fields=(_MODEL, _NAME),
         ),
         ViewRoute(
             path="/api/version",
