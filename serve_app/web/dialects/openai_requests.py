@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import orjson
 
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, UnsupportedOperation, short_repr
 from serve_app.models import ModelSpec
-from serve_app.types import EmbedJob, EmbedResult, Lane, Truncation
+from serve_app.types import EmbedJob, EmbedResult, Input, Lane, Truncation
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import ParsedRequest
 from serve_app.web.schema.fields import (
@@ -20,19 +20,67 @@ from serve_app.web.schema.fields import (
     BoolField,
     DimensionsField,
     EnumField,
+    Field,
     InputTypeField,
     IntField,
     ModelField,
     SchemaContext,
     StringField,
+    TextField,
     TextsField,
+    object_schema,
 )
-from serve_app.web.schema.json_schema import BOOLEAN, INTEGER, Schema, any_of, enum
+from serve_app.web.schema.json_schema import BOOLEAN, INTEGER, Schema, any_of, array, enum
 from serve_app.web.schema.unit_length import UnitLengthField
 from serve_app.web.schema.vector_encoding import EMBEDDING, OutputTypeField, VectorEncoder
 
-_INPUT = TextsField(
-    "input", "A text, or a list of texts or of token ids.", required=True, allow_token_ids=True
+
+class _InputField(TextsField):
+    """Texts or token ids; a text in a list may be an object, as in Jina's API."""
+
+    __slots__ = ()
+
+    def __call__(self, body: Body) -> tuple[Input, ...]:
+        inputs = TextsField.__call__(self, body)
+        if dict not in map(type, inputs):
+            return inputs
+        return tuple(_text_of_object(item, i) for i, item in enumerate(inputs))
+
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        schema = TextsField._value_schema(self, context)
+        item = schema["anyOf"][0]["items"]
+        text_object = object_schema((_OBJECT_TEXT,), context) | {"additionalProperties": False}
+        item["anyOf"].append(text_object)
+        return schema
+
+
+def _text_of_object(item: Any, index: int) -> Any:
+    """Returns the text of `{"text": …}`, and an item of another type unchanged.
+
+    Raises:
+        UnsupportedOperation: the object has another member, such as `image`.
+        InvalidRequest: its text is not a string.
+    """
+    if not isinstance(item, dict):
+        return item
+    for member in item:
+        if member != "text":
+            raise UnsupportedOperation(
+                f"Input {index} has the member {short_repr(member)}. The model embeds texts only: "
+                "send an object with `text` alone.",
+                "input",
+            )
+    if not isinstance(item.get("text"), str):
+        raise InvalidRequest(f"Input {index} must have a string as its `text`.", "input")
+    return item["text"]
+
+
+_OBJECT_TEXT = TextField("text", "A text.", required=True)
+_INPUT = _InputField(
+    "input",
+    "A text, or a list of texts, of objects `{text}` (Jina) or of token ids.",
+    required=True,
+    allow_token_ids=True,
 )
 _MODEL = ModelField("model", "Name or alias of the served model.")
 ENCODING_FORMAT = EnumField(
@@ -101,7 +149,44 @@ class _FixedFlag(BoolField):
         return {"const": self.value}
 
 
+class _MessagesField(Field):
+    """A chat, which only a chat template makes a text."""
+
+    __slots__ = ()
+
+    def __call__(self, body: Body) -> None:
+        if body.get(self.name) is not None:
+            raise UnsupportedOperation(
+                f"`{self.name}` is unsupported: the model has no chat template that makes them a "
+                "text. Send texts as `input`.",
+                self.name,
+            )
+
+    def schema(self, context: SchemaContext) -> Schema:
+        return {"type": "null", "description": self.description}
+
+
+class _ModalityField(Field):
+    """The modality of all inputs, or a list with the modality of each."""
+
+    __slots__ = ()
+
+    def __call__(self, body: Body) -> None:
+        value = body.get(self.name)
+        values = value if isinstance(value, list) else [value]
+        if value is not None and any(item != "text" for item in values):
+            raise UnsupportedOperation(
+                f"`{self.name}` must be 'text': the model embeds texts only.", self.name
+            )
+
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return any_of({"const": "text"}, array({"const": "text"}))
+
+
+_MESSAGES = _MessagesField("messages", "Unsupported: the model has no chat template (vLLM).")
+_MODALITY = _ModalityField("modality", "Only `text` is supported (NIM).")
 _LATE_CHUNKING = _FixedFlag("late_chunking", "Unsupported; must be false (Jina).")
+_RETURN_MULTIVECTOR = _FixedFlag("return_multivector", "Unsupported; must be false (Jina).")
 _ADD_SPECIAL_TOKENS = _FixedFlag(
     "add_special_tokens", "Texts always get special tokens; must be true (vLLM).", value=True
 )
@@ -109,8 +194,21 @@ _EMBED_DTYPE = EnumField("embed_dtype", "Only `float32` is supported (vLLM).", c
 _ENDIANNESS = EnumField(
     "endianness", "Only little-endian is supported (vLLM).", choices=("native", "little")
 )
+_PADDING = EnumField("padding", "Only `do_not_pad` is supported (vLLM).", choices=("do_not_pad",))
+_CACHE_SALT = StringField(
+    "cache_salt", "If set, the cache is neither read nor written, as with `use_cache` (vLLM)."
+)
 #: Fields whose only valid values are the defaults.
-_FIXED_VALUE_FIELDS = (_LATE_CHUNKING, _ADD_SPECIAL_TOKENS, _EMBED_DTYPE, _ENDIANNESS)
+_FIXED_VALUE_FIELDS = (
+    _MESSAGES,
+    _MODALITY,
+    _LATE_CHUNKING,
+    _RETURN_MULTIVECTOR,
+    _ADD_SPECIAL_TOKENS,
+    _EMBED_DTYPE,
+    _ENDIANNESS,
+    _PADDING,
+)
 
 
 class _TruncateField(EnumField):
@@ -151,6 +249,7 @@ FIELDS = (
     _TRUNCATION_SIDE,
     _TOKEN_LIMIT,
     _PRIORITY,
+    _CACHE_SALT,
     *_FIXED_VALUE_FIELDS,
     CHUNK,
     USE_CACHE,
@@ -165,6 +264,7 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     Raises:
         InvalidRequest: a field is missing, has a wrong type or an unknown value. The service
             validates the model's name, the number of texts and their lengths.
+        UnsupportedOperation: the request holds messages, or inputs that aren't texts.
     """
     if body.keys() <= _OPENAI_FIELDS:
         job = EmbedJob(_INPUT(body), _MODEL(body), dimensions=_DIMENSIONS(body))
@@ -183,6 +283,7 @@ def _parse_all_fields(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None
     dimensions, output_dimension = _DIMENSIONS(body), _OUTPUT_DIMENSION(body)
     input_type, task = _INPUT_TYPE(body, spec), _TASK(body, spec)
     dtype, embedding_type = _OUTPUT_DTYPE(body), _EMBEDDING_TYPE(body)
+    use_cache = USE_CACHE(body) is not False
     validate_ignored(spec, output_dimension, task)
     job = EmbedJob(
         texts=_INPUT(body),
@@ -190,7 +291,7 @@ def _parse_all_fields(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None
         input_type=task if input_type is None else input_type,
         dimensions=output_dimension if dimensions is None else dimensions,
         lane=_lane(body),
-        use_cache=USE_CACHE(body) is not False,
+        use_cache=not _CACHE_SALT(body) and use_cache,
         normalize=True in [field(body, spec) for field in _NORMALIZED_FIELDS],
         truncation=_truncation(body),
         max_tokens=_TOKEN_LIMIT(body),

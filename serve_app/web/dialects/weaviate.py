@@ -19,17 +19,52 @@ from serve_app.web.dialects import sidecar
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.dialects.status import UNHEALTHY_STATUSES
 from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewResponse, ViewRoute
-from serve_app.web.schema.fields import Body, InputTypeField, ObjectField, StringField, TextField
+from serve_app.web.schema.fields import (
+    Body,
+    DimensionsField,
+    EnumField,
+    Field,
+    InputTypeField,
+    ObjectField,
+    SchemaContext,
+    TextField,
+)
+from serve_app.web.schema.json_schema import Schema, enum
 from serve_app.web.schema.typed_dict import Vector, schema_of
 from serve_app.web.schema.vector_encoding import float_rows
 
 _TEXT = TextField("text", "The text to embed.", required=True)
-_POOLING_STRATEGY = StringField(
+
+
+class _PoolingStrategyField(Field):
+    """The pooling strategy: the model's own, or the one that Weaviate sends by default."""
+
+    __slots__ = ()
+
+    def __call__(self, body: Body, spec: ModelSpec) -> None:
+        """Checks that no other pooling than the model's is requested."""
+        EnumField(self.name, self.description, choices=_pooling_strategies(spec))(body)
+
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return enum(_pooling_strategies(context.spec))
+
+
+def _pooling_strategies(spec: ModelSpec) -> tuple[str, ...]:
+    return ("masked_mean", "cls") if spec.pooling == "cls" else ("masked_mean",)
+
+
+_POOLING_STRATEGY = _PoolingStrategyField(
     "pooling_strategy",
-    "Accepted for compatibility and ignored: the model's own pooling applies.",
+    "`masked_mean`, which Weaviate sends by default, is ignored: the model's own pooling applies. "
+    "`cls` is an error unless it is the model's.",
+)
+_DIMENSIONS = DimensionsField(
+    "dimensions", "Number of leading components to return, normalized to unit length."
 )
 _TASK_TYPE = InputTypeField("task_type", "Purpose of the text; selects the model's prompt.")
-_CONFIG = ObjectField("config", "Options of the request.", fields=(_POOLING_STRATEGY, _TASK_TYPE))
+_CONFIG = ObjectField(
+    "config", "Options of the request.", fields=(_POOLING_STRATEGY, _TASK_TYPE, _DIMENSIONS)
+)
 
 
 def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
@@ -37,7 +72,7 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
 
     Raises:
         InvalidRequest: a field is missing, empty or has a wrong type, or the model has no prompt
-            for the task type.
+            for the task type, or another pooling.
     """
     text = _TEXT(body)
     if text is None:
@@ -45,11 +80,12 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     if not text:
         raise EmptyInput("`text` is empty. Send at least one character.", "text")
     config = _CONFIG(body) or {}
-    _POOLING_STRATEGY(config)
+    _POOLING_STRATEGY(config, spec)
     chunk = CHUNK(body)
     job = EmbedJob(
         (text,),
         input_type=_TASK_TYPE(config, spec),
+        dimensions=_DIMENSIONS(config),
         truncation="chunk" if chunk else "end",
         use_cache=USE_CACHE(body) is not False,
     )

@@ -83,6 +83,13 @@ def test_unknown_fields_are_ignored() -> None:
         ({"input": [101, 102]}, EmbedJob(((101, 102),))),
         ({"input": [[101, 102], [101, 7, 102]]}, EmbedJob(((101, 102), (101, 7, 102)))),
         ({"truncate": False}, EmbedJob(("a",), truncation="error")),
+        ({"cache_salt": "x"}, EmbedJob(("a",), use_cache=False)),
+        ({"cache_salt": "x", "use_cache": True}, EmbedJob(("a",), use_cache=False)),
+        ({"padding": "do_not_pad", "return_multivector": False}, EmbedJob(("a",))),
+        ({"modality": "text"}, EmbedJob(("a",))),
+        ({"modality": ["text"]}, EmbedJob(("a",))),
+        ({"messages": None}, EmbedJob(("a",))),
+        ({"input": [{"text": "b"}, "c", [101, 102]]}, EmbedJob(("b", "c", (101, 102)))),
     ],
     ids=str,
 )
@@ -97,6 +104,11 @@ def test_fields_of_other_apis(fields: dict[str, object], job: EmbedJob) -> None:
         {"late_chunking": True},
         {"embed_dtype": "float16"},
         {"endianness": "big"},
+        {"padding": "max_length"},
+        {"return_multivector": True},
+        {"modality": "image"},
+        {"modality": ["text", "image"]},
+        {"messages": [{"role": "user", "content": "a"}]},
         {"normalize": False},
         {"normalized": False},
         {"use_activation": False},
@@ -107,6 +119,21 @@ def test_fields_that_would_change_the_vector_are_errors(fields: dict[str, object
     (name,) = fields
     with pytest.raises(InvalidRequest, match=f"`{name}`"):
         openai_requests.parse({"input": "a", **fields}, replace(SPEC, unit_length=True))
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"image": "https://example.com/a.png"}, "Input 1 has the member 'image'"),
+        ({"text": "b", "image": "aGk="}, "Input 1 has the member 'image'"),
+        ({"text": 1}, "Input 1 must have a string as its `text`"),
+        ({}, "Input 1 must have a string as its `text`"),
+    ],
+    ids=str,
+)
+def test_an_object_in_place_of_a_text_holds_its_text_only(item: object, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        openai_requests.parse({"input": ["a", item]}, SPEC)
 
 
 @pytest.mark.parametrize(
