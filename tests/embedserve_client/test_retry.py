@@ -1,6 +1,8 @@
 """The retry flow, without sockets and without delays."""
 
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 
@@ -63,12 +65,28 @@ def test_delays_double_up_to_a_bound_with_jitter() -> None:
     assert len(set(delays)) > 1900
 
 
-def test_retry_after_is_a_lower_bound() -> None:
-    busy = Response(429, {"retry-after": "7"}, b"")
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_a_lower_bound(status: int) -> None:
+    busy = Response(status, {"retry-after": "7"}, b"")
     malformed = Response(429, {"retry-after": "soon"}, b"")
     _, delays, _ = run([busy, malformed, OK], RetryPolicy())
     assert delays[0] >= 7
     assert delays[1] <= 0.5
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_may_be_a_date(status: int) -> None:
+    header = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    past = format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True)
+    responses = [Response(status, {"retry-after": value}, b"") for value in (header, past)]
+    _, delays, _ = run([*responses, OK], RetryPolicy())
+    assert 50 <= delays[0] <= 61
+    assert delays[1] <= 0.5
+
+
+def test_retry_after_of_other_errors_is_ignored() -> None:
+    _, delays, _ = run([Response(500, {"retry-after": "7"}, b""), OK], RetryPolicy())
+    assert delays[0] < 7
 
 
 def test_no_retry_after_the_deadline() -> None:

@@ -5,8 +5,8 @@ The tree, with the `code` of each class:
 * EmbedError
   x NetworkError             NETWORK_ERROR         no connection, or the connection broke
   x RequestTimeoutError      TIMEOUT               the timeout of the call expired
-  x HTTPError                HTTP_ERROR            an error response; has `status`
-    + RateLimitError         RATE_LIMITED          429: overload or quota; has `retry_after_s`
+  x HTTPError                HTTP_ERROR            an error response; `status`, `retry_after_s`
+    + RateLimitError         RATE_LIMITED          429: overload or quota
     + ServerError            SERVER_ERROR          5xx: the service failed or isn't ready
   x ParseError               PARSE_ERROR           a response without valid vectors
   x SpaceMismatchError       SPACE_MISMATCH        vectors of an incompatible embedding space
@@ -55,6 +55,8 @@ class HTTPError(EmbedError):
     """The service returned an error response."""
 
     code = "HTTP_ERROR"
+    #: Seconds from `Retry-After` of a 429 or 503; None: the response had no such header.
+    retry_after_s: float | None = None
 
     def __init__(
         self,
@@ -88,8 +90,6 @@ class RateLimitError(HTTPError):
     """429: overload, or a used-up quota. No part of the request was processed."""
 
     code = "RATE_LIMITED"
-    #: Seconds from `Retry-After`; None: the response had no such header.
-    retry_after_s: float | None = None
 
 
 class ServerError(HTTPError):

@@ -13,6 +13,7 @@ from itertools import count
 
 from embedserve_client.errors import (
     EmbedError,
+    HTTPError,
     NetworkError,
     RateLimitError,
     RequestTimeoutError,
@@ -38,7 +39,7 @@ class RetryPolicy:
         `Retry-After` is added to the jittered delay, so clients don't return at the same moment.
         """
         bound_s = self.retry_delay_s * 2 ** min(attempt, _MAX_DOUBLINGS)
-        retry_after_s = error.retry_after_s if isinstance(error, RateLimitError) else None
+        retry_after_s = error.retry_after_s if isinstance(error, HTTPError) else None
         return random.uniform(0, min(self.max_retry_delay_s, bound_s)) + (retry_after_s or 0.0)
 
 

@@ -7,8 +7,11 @@ client prefers vectors as raw bytes, requests base64 inside JSON, and accepts de
 import base64
 import binascii
 import json
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +30,8 @@ Truncation = Literal["end", "start", "error", "chunk"]
 
 _OCTET_STREAM = "application/octet-stream"
 _ACCEPT = {"raw": f"{_OCTET_STREAM}, application/json;q=0.5", "base64": "application/json"}
+#: Statuses for which RFC 6585 and RFC 9110 define `Retry-After`.
+_RETRY_AFTER_STATUSES = (429, 503)
 _TRUNCATE = {"start": "START", "error": "NONE"}
 
 
@@ -89,12 +94,13 @@ def status_error(response: Response) -> HTTPError | None:
     if 200 <= response.status < 300:
         return None
     message, details = _parse_error(response)
-    if response.status == 429:
-        error = RateLimitError(message, 429, **details)
-        error.retry_after_s = _parse_retry_after(response.headers.get("retry-after"))
-        return error
     cls = ServerError if response.status >= 500 else HTTPError
-    return cls(message, response.status, **details)
+    if response.status == 429:
+        cls = RateLimitError
+    error = cls(message, response.status, **details)
+    if response.status in _RETRY_AFTER_STATUSES:
+        error.retry_after_s = _parse_retry_after(response.headers.get("retry-after"))
+    return error
 
 
 def _parse_error(response: Response) -> tuple[str, dict[str, Any]]:
@@ -113,10 +119,12 @@ def _parse_error(response: Response) -> tuple[str, dict[str, Any]]:
 
 
 def _parse_retry_after(header: str | None) -> float | None:
-    try:
+    """Parses `Retry-After`, in seconds or as a date; returns seconds from now."""
+    with suppress(ValueError):
         return max(0.0, float(header or ""))
-    except ValueError:
-        return None
+    with suppress(ValueError, OverflowError):
+        return max(0.0, parsedate_to_datetime(header or "").timestamp() - time.time())
+    return None
 
 
 def parse_vectors(response: Response, n: int) -> Vectors:

@@ -6,8 +6,8 @@
  * * EmbedError
  *   x NetworkError             NETWORK_ERROR         no connection, or the connection broke
  *   x RequestTimeoutError      TIMEOUT               a timeout expired
- *   x HTTPError                HTTP_ERROR            an error response; has `status`
- *     + RateLimitError         RATE_LIMITED          429: overload or quota; has `retryAfterMs`
+ *   x HTTPError                HTTP_ERROR            an error response; `status`, `retryAfterMs`
+ *     + RateLimitError         RATE_LIMITED          429: overload or quota
  *     + ServerError            SERVER_ERROR          5xx: the service failed or isn't ready
  *   x ParseError               PARSE_ERROR           a response without valid vectors
  *   x SpaceMismatchError       SPACE_MISMATCH        vectors of an incompatible embedding space
@@ -63,7 +63,7 @@ export interface ErrorResponse {
   readonly param?: string | undefined;
   /** Identifies the request in the service's log. */
   readonly requestId?: string | undefined;
-  /** Milliseconds from `Retry-After`. */
+  /** Milliseconds from `Retry-After` of a 429 or 503. */
   readonly retryAfterMs?: number | undefined;
 }
 

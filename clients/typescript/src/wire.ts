@@ -12,6 +12,8 @@ import type { EmbedOptions } from "./options.js";
 import { type Vectors, withInfo } from "./vectors.js";
 
 const MAX_MESSAGE_LENGTH = 2000;
+/** Statuses for which RFC 6585 and RFC 9110 define `Retry-After`. */
+const RETRY_AFTER_STATUSES = new Set([429, 503]);
 const TRUNCATE = { end: undefined, start: "START", error: "NONE", chunk: undefined };
 
 /** An HTTP request, relative to a base URL. */
@@ -173,7 +175,9 @@ export function statusError(status: number, headers: Headers, text: string): HTT
     serverCode: isNonEmptyString(inner["code"]) ? inner["code"] : undefined,
     param: isNonEmptyString(inner["param"]) ? inner["param"] : undefined,
     requestId: headers.get("x-request-id") ?? undefined,
-    retryAfterMs: parseRetryAfter(headers.get("retry-after")),
+    retryAfterMs: RETRY_AFTER_STATUSES.has(status)
+      ? parseRetryAfter(headers.get("retry-after"))
+      : undefined,
   };
   const Class = status === 429 ? RateLimitError : status >= 500 ? ServerError : HTTPError;
   const full = isNonEmptyString(reason) ? `${summary}: ${reason}` : summary;

@@ -112,14 +112,24 @@ test("maxRetryDelayMs limits the delays", async (t) => {
   assert.equal(requests.length, 4);
 });
 
-test("a retry waits for Retry-After", async (t) => {
-  const { url } = await startService(t, (_, response, n) => {
-    if (n > 1) return false;
-    return send(response, 429, ERROR_BODY, { "retry-after": "1" });
+for (const status of [429, 503]) {
+  test(`a retry waits for Retry-After of a ${status}`, async (t) => {
+    const { url } = await startService(t, (_, response, n) => {
+      if (n > 1) return false;
+      return send(response, status, ERROR_BODY, { "retry-after": "1" });
+    });
+    const start = performance.now();
+    await new Client({ baseUrl: url, retryDelayMs: 1 }).embed(["x"]);
+    assert.ok(performance.now() - start >= 990);
   });
-  const start = performance.now();
+}
+
+test("Retry-After of other errors is ignored", async (t) => {
+  const { url, requests } = await startService(t, (_, response, n) =>
+    n > 1 ? false : send(response, 500, ERROR_BODY, { "retry-after": "3600" }),
+  );
   await new Client({ baseUrl: url, retryDelayMs: 1 }).embed(["x"]);
-  assert.ok(performance.now() - start >= 990);
+  assert.equal(requests.length, 2);
 });
 
 for (const [header, ms] of [
