@@ -14,12 +14,13 @@ from typing import Self
 
 from serve_app.errors import ConfigurationError
 
-#: For each precision, the instruction sets that compute it natively, by their flags in
+#: For each precision, the instruction sets that compute it natively, by their names in
 #: `/proc/cpuinfo`. Any CPU computes a precision that isn't listed.
-_INSTRUCTION_SETS = {
+_X86 = {
     "bf16": {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"},
     "fp16": {"avx512_fp16": "AVX512-FP16", "amx_fp16": "AMX-FP16"},
 }
+_ARM = {"bf16": {"bf16": "FEAT_BF16"}, "fp16": {"asimdhp": "FEAT_FP16"}}
 _BELOW_BF16 = frozenset(
     {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 )
@@ -33,25 +34,30 @@ class CpuFeatures:
 
     flags: frozenset[str]  #: as in `/proc/cpuinfo`
     max_isa: str = ""  #: `ONEDNN_MAX_CPU_ISA`; empty: no limit
+    is_arm: bool = False
 
     @classmethod
     def detect(cls, cpuinfo: Path = Path("/proc/cpuinfo")) -> Self:
         """Returns the features of this machine's CPU; no flags if the OS doesn't list them."""
         text = cpuinfo.read_text("utf-8") if cpuinfo.is_file() else ""
-        flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+        flags = re.search(r"^(flags|Features)\s*:(.*)$", text, re.MULTILINE)
         return cls(
-            frozenset(flags[1].split()) if flags else frozenset(),
+            frozenset(flags[2].split()) if flags else frozenset(),
             os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper(),
+            is_arm=flags is not None and flags[1] == "Features",
         )
 
-    def unsupported_reason(self, precision: str) -> str | None:
-        """Returns what the CPU lacks for a precision, or None if the precision is native."""
-        names = _INSTRUCTION_SETS.get(precision)
+    def unsupported_reason(self, precision: str, engine: str = "torch") -> str | None:
+        """Returns why an engine can't compute a precision natively; None: it can."""
+        names = (_ARM if self.is_arm else _X86).get(precision)
         if names is None:
             return None
+        if self.is_arm and (engine, precision) == ("openvino", "bf16"):
+            return "OpenVINO doesn't compute bf16 on Arm CPUs: it would use fp32 instead."
         if names.keys().isdisjoint(self.flags):
-            neither = " nor ".join(names.values())
-            return f"This CPU can't compute {precision} natively: it has neither {neither}."
+            missing = " nor ".join(names.values())
+            lacks = f"neither {missing}" if len(names) > 1 else f"no {missing}"
+            return f"This CPU can't compute {precision} natively: it has {lacks}."
         if self.max_isa in _EXCLUDING_LIMITS[precision]:
             return (
                 f"oneDNN can't compute {precision} natively with `ONEDNN_MAX_CPU_ISA="
@@ -59,11 +65,11 @@ class CpuFeatures:
             )
         return None
 
-    def require(self, precision: str) -> None:
-        """Checks that the CPU computes a precision natively.
+    def require(self, precision: str, engine: str = "torch") -> None:
+        """Checks that an engine computes a precision natively on this CPU.
 
         Raises:
             ConfigurationError: it would be emulated.
         """
-        if reason := self.unsupported_reason(precision):
+        if reason := self.unsupported_reason(precision, engine):
             raise ConfigurationError(f"{reason} Set `precision: fp32`, which every CPU computes.")

@@ -60,7 +60,7 @@ class OpenVinoEngine:
             ConfigurationError: the CPU doesn't compute the precision natively.
             SpaceMismatch: the graph's vectors differ in width from the spec's.
         """
-        CpuFeatures.detect().require(precision)
+        CpuFeatures.detect().require(precision, "openvino")
         self.tokenizer = TextTokenizer.load(folder)
         self._graph_file = folder / GRAPH
         self._precision, self.streams = precision, threads

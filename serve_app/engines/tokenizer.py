@@ -46,7 +46,8 @@ class TextTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, padding: Padding) -> None:
-        """Wraps a tokenizer that truncates to the model's limit and doesn't pad."""
+        """Wraps a tokenizer that truncates to the model's limit, and turns its padding off."""
+        tokenizer.no_padding()  # padding would pass for special tokens at the end of each text
         self._tokenizer = tokenizer
         self._max_tokens = int((tokenizer.truncation or {})["max_length"])
         self.padding = padding
@@ -62,7 +63,6 @@ class TextTokenizer:
         if not tokenizer.is_fast:
             raise ModelSourceError("The model has no fast tokenizer (`tokenizer.json`).")
         copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        copy.no_padding()
         copy.enable_truncation(max_tokens)
         supported = ("input_ids", "attention_mask", "token_type_ids")
         return cls(

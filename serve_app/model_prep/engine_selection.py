@@ -60,7 +60,7 @@ def select_engine(config: AppConfig, *, cpu: CpuFeatures | None = None) -> Engin
         spec = resolve(config.model, precision)
         try:
             if config.device == "cpu":
-                cpu.require(precision)
+                cpu.require(precision, engine)
             parity, ranges = _prepare(candidate, spec)
         except ConfigurationError as error:
             if len(candidates) == 1:

@@ -50,7 +50,7 @@ def export(config: ModelConfig, precision: str, folder: Path) -> None:
         ConfigurationError: the CPU doesn't compute the precision natively.
         ModelSourceError: the model can't be read.
     """
-    CpuFeatures.detect().require(precision)
+    CpuFeatures.detect().require(precision, "openvino")
     spec = resolve(config, precision)
     model = load_pipeline(config, "cpu")
     model.max_seq_length = spec.max_tokens

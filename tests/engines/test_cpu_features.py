@@ -66,6 +66,37 @@ def test_an_os_that_lists_no_flags_computes_fp32_only(tmp_path: Path) -> None:
         assert features.unsupported_reason("bf16") is not None
 
 
+#: `/proc/cpuinfo` of a Neoverse N1 (no bf16) and a V1.
+ARM = """processor\t: 0
+BogoMIPS\t: 243.75
+Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimdrdm asimddp{}
+CPU implementer\t: 0x41
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "precision", "engine", "native"),
+    [
+        ("", "fp32", "openvino", True),
+        ("", "fp16", "openvino", True),
+        ("", "fp16", "torch", True),
+        ("", "bf16", "torch", False),
+        (" sve svebf16", "bf16", "torch", False),
+        (" sve i8mm bf16", "bf16", "torch", True),
+        (" sve i8mm bf16", "bf16", "openvino", False),
+    ],
+)
+def test_features_of_an_arm_cpu(
+    tmp_path: Path, more: str, precision: str, engine: str, native: bool
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(ARM.format(more), "utf-8")
+    reason = CpuFeatures.detect(file).unsupported_reason(precision, engine)
+    assert (reason is None) == native
+    if reason is not None:
+        assert "FEAT_BF16" in reason or "OpenVINO" in reason
+
+
 def test_the_error_names_what_is_missing_and_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,15 @@ def test_unpad_removes_the_output_for_padding(left: bool) -> None:
         assert not np.shares_memory(row, output)
 
 
+def test_padding_of_the_tokenizer_itself_is_off() -> None:
+    padded = Tokenizer(WordLevel({"[PAD]": 0, "a": 1, "b": 2}, unk_token="b"))
+    padded.pre_tokenizer = Whitespace()
+    padded.enable_truncation(128)
+    padded.enable_padding(length=100)
+    tokenizer = TextTokenizer(padded, Padding(pad_id=0, left=False, inputs=INPUTS))
+    assert [tokens.ids for tokens in tokenizer.encode(["a b", (1, 2, 1)])] == [[1, 2], [1, 2, 1]]
+
+
 def test_pad_returns_only_the_models_inputs() -> None:
     assert list(tokenizer(inputs=INPUTS[:2]).pad([of_length(1)])) == ["input_ids", "attention_mask"]
 
