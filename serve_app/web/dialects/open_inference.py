@@ -1,198 +1,41 @@
 """KServe's V2 format, the Open Inference Protocol: tensors of strings → tensors of vectors.
 
 The texts are the `BYTES` tensor `text`, or the first tensor of this type, of shape [n] or [n, 1].
-The vectors are the `FP32` tensor `embedding` of shape [n, dimensions].
+The vectors are the `FP32` tensor `embedding` of shape [n, dimensions]. The model has one version.
+
+`open_inference_requests` holds the bodies of `infer`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import orjson
 
 from serve_app import __version__
-from serve_app.errors import InvalidRequest, ModelNotFound, UnsupportedOperation, short_repr
+from serve_app.errors import EmbedServeError, InvalidJSON, ModelNotFound, UnsupportedMediaType
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
-from serve_app.types import EmbedJob, EmbedResult
-from serve_app.web.dialect import Dialect
+from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import sidecar
-from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
+from serve_app.web.dialects.open_inference_requests import (
+    FIELDS,
+    INPUT_TENSOR,
+    OUTPUT_TENSOR,
+    InferReply,
+    parse,
+)
 from serve_app.web.dialects.status import UNHEALTHY_STATUSES
-from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewResponse, ViewRoute
-from serve_app.web.schema.fields import Body, Field, ModelField, SchemaContext, StringField
-from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Schema, any_of, array, object_
+from serve_app.web.endpoint import Endpoint, ViewResponse, ViewRoute
 from serve_app.web.schema.typed_dict import schema_of
 
-_INPUT, _OUTPUT = "text", "embedding"
-_EXTENSION = "The binary tensor data extension isn't supported. Send and request JSON data"
-
-
-class _TextTensorField(Field):
-    """A list of tensors, one of which holds the texts."""
-
-    __slots__ = ()
-
-    def __call__(self, body: Body) -> tuple[str, ...]:
-        """Returns the texts. The service validates each of them."""
-        tensors = body.get(self.name)
-        if not isinstance(tensors, list) or not all(isinstance(item, dict) for item in tensors):
-            raise InvalidRequest(f"`{self.name}` must be a list of tensors.", self.name)
-        for tensor in tensors:
-            _reject_binary(tensor, "binary_data_size", self.name)
-        texts = [tensor for tensor in tensors if tensor.get("datatype") == "BYTES"]
-        texts.sort(key=lambda tensor: tensor.get("name") != _INPUT)
-        if not texts:
-            raise InvalidRequest(
-                f"`{self.name}` has no tensor of the datatype BYTES. Send the texts as one.",
-                self.name,
-            )
-        return self._texts(texts[0])
-
-    def _texts(self, tensor: Body) -> tuple[str, ...]:
-        shape, data = tensor.get("shape"), tensor.get("data")
-        if not isinstance(data, list):
-            raise InvalidRequest("`data` of the tensor must be a list of strings.", "data")
-        flat = [text for row in data for text in (row if isinstance(row, list) else [row])]
-        if shape not in ([len(flat)], [len(flat), 1]):
-            raise InvalidRequest(
-                f"`shape` of the tensor must be [{len(flat)}] or [{len(flat)}, 1] for its data; it "
-                f"was {short_repr(shape)}.",
-                "shape",
-            )
-        return tuple(flat)
-
-    def _value_schema(self, context: SchemaContext) -> Schema:
-        max_chars = context.settings.max_text_chars
-        text = STRING | {"minLength": 1, "maxLength": max_chars, "pattern": r"^[^\u0000]*$"}
-        item = any_of(text, array(text, minItems=1, maxItems=1))
-        tensor = {
-            "name": STRING,
-            "shape": array(INTEGER, minItems=1, maxItems=2),
-            "datatype": {"const": "BYTES"},
-            "data": array(item, minItems=1, maxItems=context.settings.max_texts_per_request),
-        }
-        return array(object_(tensor, optional=("name",)), minItems=1)
-
-    def example(self) -> Any:
-        """Returns a tensor of one text."""
-        return [{"name": _INPUT, "shape": [1], "datatype": "BYTES", "data": ["Hello, world"]}]
-
-
-class _OutputsField(Field):
-    """The requested output tensors."""
-
-    __slots__ = ()
-
-    def __call__(self, body: Body) -> None:
-        """Checks that nothing but the vectors is requested, as JSON."""
-        outputs = body.get(self.name)
-        if outputs is None:
-            return
-        if not isinstance(outputs, list) or not all(isinstance(item, dict) for item in outputs):
-            raise InvalidRequest(f"`{self.name}` must be a list of objects.", self.name)
-        for output in outputs:
-            if output.get("name") != _OUTPUT:
-                raise InvalidRequest(
-                    f"The model has no output {short_repr(output.get('name'))}. Its only output is "
-                    f"'{_OUTPUT}'.",
-                    self.name,
-                )
-            _reject_binary(output, "binary_data", self.name)
-
-    def _value_schema(self, context: SchemaContext) -> Schema:
-        return array(object_({"name": {"const": _OUTPUT}}))
-
-
-class _ParametersField(Field):
-    """The parameters of a request, none of which changes the result."""
-
-    __slots__ = ()
-
-    def __call__(self, body: Body) -> None:
-        """Checks that binary output isn't requested."""
-        if body.get(self.name) is not None:
-            _reject_binary(body, "binary_data_output", self.name)
-
-    def _value_schema(self, context: SchemaContext) -> Schema:
-        return object_({})
-
-
-_ID = StringField("id", "Identifier of the request, which the reply repeats.")
-_MODEL = ModelField("model", "Name or alias of the served model.")
-_INPUTS = _TextTensorField(
-    "inputs", "Tensors; the texts are the `BYTES` tensor `text`, or the first one.", required=True
+_VERSION = "1"
+_BINARY_HINT = (
+    "If the request has the header `inference-header-content-length`, it uses the binary tensor "
+    "data extension, which isn't supported: with tritonclient, pass `binary_data=False` to "
+    "`set_data_from_numpy` and to `InferRequestedOutput`."
 )
-_OUTPUTS = _OutputsField("outputs", "The tensors to return; only `embedding` exists.")
-_PARAMETERS = _ParametersField("parameters", "Accepted for compatibility and ignored.")
-
-
-def _reject_binary(holder: Body, name: str, field: str) -> None:
-    """Checks the parameters of a request or of a tensor.
-
-    Raises:
-        InvalidRequest: the parameters aren't an object.
-        UnsupportedOperation: the parameter `name` requests binary data.
-    """
-    parameters = holder.get("parameters")
-    if parameters is None:
-        return
-    if not isinstance(parameters, dict):
-        raise InvalidRequest("`parameters` must be an object.", field)
-    if parameters.get(name):
-        raise UnsupportedOperation(f"{_EXTENSION}, without `{name}`.", field)
-
-
-def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
-    """Parses the body of `POST /v2/models/{model}/infer`.
-
-    Raises:
-        InvalidRequest: a field is missing or has a wrong type, or a shape doesn't fit its data.
-        UnsupportedOperation: the binary tensor data extension is used.
-    """
-    _PARAMETERS(body)
-    _OUTPUTS(body)
-    job = EmbedJob(
-        _INPUTS(body),
-        _MODEL(body),
-        truncation="chunk" if CHUNK(body) else "end",
-        use_cache=USE_CACHE(body) is not False,
-    )
-    return ParsedRequest(job, partial(_render, request_id=_ID(body)))
-
-
-class OutputTensor(TypedDict):
-    """A tensor of vectors, row by row."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-    data: Annotated[Any, VECTOR]
-
-
-class InferReply(TypedDict):
-    """The reply of `POST /v2/models/{model}/infer`."""
-
-    model_name: str
-    id: NotRequired[str]
-    outputs: list[OutputTensor]
-
-
-def _render(result: EmbedResult, *, request_id: str | None) -> bytes:
-    reply: InferReply = {
-        "model_name": result.model,
-        "outputs": [
-            {
-                "name": _OUTPUT,
-                "datatype": "FP32",
-                "shape": list(result.vectors.shape),
-                "data": result.vectors.astype("<f4", copy=False).ravel(),
-            }
-        ],
-    }
-    if request_id is not None:
-        reply["id"] = request_id
-    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 class ServerReply(TypedDict):
@@ -257,18 +100,29 @@ class ModelReply(TypedDict):
     """The reply of `GET /v2/models/{model}`."""
 
     name: str
+    versions: NotRequired[list[str]]
     platform: str
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
 
 
-async def _model(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
+async def _model(
+    service: EmbedService, arguments: Mapping[str, Any], *, versions: Sequence[str] = ()
+) -> ViewResponse:
     reply: ModelReply = {
         "name": _served_name(service.spec, arguments),
         "platform": "embedserve",
-        "inputs": [{"name": _INPUT, "datatype": "BYTES", "shape": [-1]}],
-        "outputs": [{"name": _OUTPUT, "datatype": "FP32", "shape": [-1, service.spec.dim]}],
+        "inputs": [{"name": INPUT_TENSOR, "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {
+                "name": OUTPUT_TENSOR,
+                "datatype": "FP32",
+                "shape": [-1, service.spec.dim],
+            }
+        ],
     }
+    if versions:
+        reply["versions"] = list(versions)
     return ViewResponse(orjson.dumps(reply))
 
 
@@ -286,20 +140,52 @@ def _served_name(spec: ModelSpec, arguments: Mapping[str, Any]) -> str:
     return name
 
 
+def render_error(error: EmbedServeError) -> ErrorResponse:
+    """Returns the error as `{"error": message}`."""
+    hint = f" {_BINARY_HINT}" if type(error) in (InvalidJSON, UnsupportedMediaType) else ""
+    body: sidecar.ErrorReply = {"error": str(error) + hint}
+    return ErrorResponse(error.status, orjson.dumps(body))
+
+
+_MODEL_PATH = "/v2/models/{model:path}"
+_VERSION_PATH = f"{_MODEL_PATH}/versions/{_VERSION}"
+_INFER = Endpoint(
+    path=f"{_MODEL_PATH}/infer",
+    summary="Embed the texts of a tensor.",
+    deciding_key="inputs",
+    fields=FIELDS,
+    parse=parse,
+    reply_schema=schema_of(InferReply),
+)
+_READY = ViewRoute(
+    path=f"{_MODEL_PATH}/ready",
+    summary="Readiness of the model.",
+    respond=_model_ready,
+    reply_schema=schema_of(ModelReadyReply),
+    public=True,
+    statuses=UNHEALTHY_STATUSES,
+)
+_METADATA = ViewRoute(
+    path=_MODEL_PATH,
+    summary="Describe the model and its tensors.",
+    respond=_model,
+    reply_schema=schema_of(ModelReply),
+)
+
 DIALECT = Dialect(
     name="Open Inference Protocol",
     order=150,
-    render_error=sidecar.render_error,
+    render_error=render_error,
     error_schema=sidecar.ERROR_SCHEMA,
+    json_type_optional=True,
     endpoints=(
-        Endpoint(
-            path="/v2/models/{model:path}/infer",
-            summary="Embed the texts of a tensor.",
-            deciding_key="inputs",
-            fields=(_INPUTS, _MODEL, _ID, _OUTPUTS, _PARAMETERS, CHUNK, USE_CACHE),
-            parse=parse,
-            reply_schema=schema_of(InferReply),
+        # A path parameter of a model takes everything, so that the paths with a version go first.
+        replace(
+            _INFER,
+            path=f"{_VERSION_PATH}/infer",
+            parse=partial(parse, version=_VERSION),
         ),
+        _INFER,
     ),
     views=(
         ViewRoute(
@@ -324,19 +210,9 @@ DIALECT = Dialect(
             public=True,
             statuses=UNHEALTHY_STATUSES,
         ),
-        ViewRoute(
-            path="/v2/models/{model:path}/ready",
-            summary="Readiness of the model.",
-            respond=_model_ready,
-            reply_schema=schema_of(ModelReadyReply),
-            public=True,
-            statuses=UNHEALTHY_STATUSES,
-        ),
-        ViewRoute(
-            path="/v2/models/{model:path}",
-            summary="Describe the model and its tensors.",
-            respond=_model,
-            reply_schema=schema_of(ModelReply),
-        ),
+        replace(_READY, path=f"{_VERSION_PATH}/ready"),
+        replace(_METADATA, path=_VERSION_PATH, respond=partial(_model, versions=(_VERSION,))),
+        _READY,
+        _METADATA,
     ),
 )

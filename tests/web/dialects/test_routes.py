@@ -123,6 +123,11 @@ FORMATS = {
         lambda t: {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [t]}]},
         lambda r: r["outputs"][0]["data"],
     ),
+    "open inference, with a version": Format(
+        "/v2/models/fake/versions/1/infer",
+        lambda t: {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [t]}]},
+        lambda r: r["outputs"][0]["data"],
+    ),
     "weaviate": Format("/vectors", lambda t: {"text": t}, lambda r: r["vector"]),
 }
 VERTEX = Format(
