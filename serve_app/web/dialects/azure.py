@@ -8,16 +8,16 @@ from typing import TypedDict
 
 import orjson
 
-from serve_app.errors import EmbedServeError, ModelNotFound
+from serve_app.errors import EmbedServeError, InvalidRequest, ModelNotFound
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import openai
 from serve_app.web.schema.typed_dict import schema_of
 
 
 class ErrorEnvelope(TypedDict):
-    """The fields of an error: OpenAI's, but `code` is always a string."""
+    """The fields of an error: OpenAI's, with codes of Azure's gateway."""
 
-    code: str
+    code: str | None
     message: str
     type: str
     param: str | None
@@ -30,13 +30,21 @@ class ErrorReply(TypedDict):
 
 
 def render_error(error: EmbedServeError) -> ErrorResponse:
-    """Returns the error in Azure's envelope; `code` is `DeploymentNotFound` or the status."""
+    """Returns the error in Azure's envelope.
+
+    `code` is OpenAI's for an error in the body. Azure's gateway returns the others: their `code` is
+    `DeploymentNotFound` or the status.
+    """
     response = openai.render_error(error)
     fields: openai.ErrorEnvelope = orjson.loads(response.body)["error"]
-    not_found = isinstance(error, ModelNotFound)
+    code: str | None = str(int(response.status))
+    if isinstance(error, ModelNotFound):
+        code = "DeploymentNotFound"
+    elif isinstance(error, InvalidRequest):
+        code = fields["code"]
     body: ErrorReply = {
         "error": {
-            "code": "DeploymentNotFound" if not_found else str(int(response.status)),
+            "code": code,
             "message": fields["message"],
             "type": fields["type"],
             "param": fields["param"],
