@@ -138,6 +138,40 @@ def test_crashed_service_is_restarted(environment: Environment) -> None:
     assert service_pid(supervisor) != pid
 
 
+def test_stopped_service_is_restarted(environment: Environment) -> None:
+    supervisor = environment.supervisor(unresponsive_timeout_s=1.0)
+    supervisor.start()
+    pid = service_pid(supervisor)
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: supervisor.status().restarts == 1 and supervisor.status().healthy)
+    assert service_pid(supervisor) != pid
+    assert "has not answered for 1 s" in (environment.shared_dir / "service.log").read_text()
+
+
+def test_service_whose_port_is_closed_is_restarted_a_bounded_number_of_times(
+    environment: Environment,
+) -> None:
+    hangs = environment.path / "hangs"
+    options = {"unresponsive_timeout_s": 0.5, "max_restarts": 1}
+    supervisor = environment.supervisor("--hangs", str(hangs), **options)
+    supervisor.start()
+    hangs.touch()
+    wait_until(lambda: supervisor.status().restarts == 1)
+    wait_until(lambda: supervisor.status().state == "ready")
+    hangs.touch()
+    wait_until(lambda: supervisor.status().state == "failed")
+    assert "has not answered" in supervisor.status().message
+
+
+def test_an_error_response_is_an_answer(environment: Environment) -> None:
+    supervisor = environment.supervisor("--unhealthy", unresponsive_timeout_s=0.1)
+    supervisor.start()
+    pid = service_pid(supervisor)
+    wait_until(lambda: not supervisor.status().healthy)
+    time.sleep(3)  # several checks of the supervisor process
+    assert service_pid(supervisor) == pid
+
+
 def test_restart(environment: Environment) -> None:
     supervisor = environment.supervisor()
     supervisor.start()

@@ -57,6 +57,7 @@ class Supervisor:
         ready_timeout_s: float = 600.0,
         restart_delay_s: float = 1.0,
         max_restarts: int = 5,
+        unresponsive_timeout_s: float = 30.0,
         on_progress: Callable[[str], None] | None = None,
         shared_dir: Path | None = None,
     ) -> None:
@@ -72,6 +73,8 @@ class Supervisor:
             restart_delay_s: the delay before a crashed service restarts; doubles with each failure
                 in a row, up to 30 s.
             max_restarts: the number of failures in a row after which the service stays down.
+            unresponsive_timeout_s: the time without an answer after which a ready service is
+                stopped and restarted like one that crashed.
             on_progress: called with each line of output while the service starts.
             shared_dir: the directory through which programs share the service; None: one for each
                 user and port.
@@ -81,6 +84,7 @@ class Supervisor:
         self._ready_timeout_s = ready_timeout_s
         self._restart_delay_s = restart_delay_s
         self._max_restarts = max_restarts
+        self._unresponsive_timeout_s = unresponsive_timeout_s
         self._on_progress = on_progress or (lambda line: None)
         self._shared_dir = SharedServiceDir(shared_dir or runtime_dir() / str(port))
         self._lock = threading.Lock()
@@ -206,6 +210,7 @@ class Supervisor:
                 *(sys.executable, "-m", "embedserve_client.supervisor_process"),
                 *("--restart-delay-s", str(self._restart_delay_s)),
                 *("--max-restarts", str(self._max_restarts)),
+                *("--unresponsive-timeout-s", str(self._unresponsive_timeout_s)),
                 *("--ready-timeout-s", str(self._ready_timeout_s)),
                 *(str(self._shared_dir.path), self.url, "--", *self._command),
             ],

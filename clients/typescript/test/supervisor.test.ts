@@ -163,6 +163,37 @@ test("calls wait for the restart after a crash", async (t) => {
   assert.equal(supervisor.status().restarts, 1);
 });
 
+test("a service that hangs is restarted", async (t) => {
+  const { supervisor } = await createSupervisor(t, {}, { unresponsiveTimeoutMs: 500 });
+  const first = (await supervisor.start()).pid ?? 0;
+  const crashed = once(supervisor, "crashed");
+  const ready = once(supervisor, "ready");
+  process.kill(first, "SIGSTOP");
+  assert.deepEqual(await crashed, [{ code: null, signal: "SIGKILL" }]);
+  assert.match(supervisor.status().lastError?.message ?? "", /has not answered for 500 ms/);
+  await ready;
+  assert.notEqual(supervisor.status().pid, first);
+  assert.equal(supervisor.status().restarts, 1);
+});
+
+test("a service whose port is closed is restarted a bounded number of times", async (t) => {
+  const options = { unresponsiveTimeoutMs: 200, maxRestarts: 1 };
+  const { supervisor, log } = await createSupervisor(t, { closesAfterMs: 1500 }, options);
+  const failed = once(supervisor, "failed");
+  await supervisor.start();
+  assert.match((await failed)[0].message, /failed 2 times in a row.*has not answered/s);
+  assert.equal(log().split("start").length - 1, 2);
+});
+
+test("an error response is an answer", async (t) => {
+  const options = { unresponsiveTimeoutMs: 1 };
+  const { supervisor } = await createSupervisor(t, { unhealthyAfterMs: 500 }, options);
+  const { pid } = await supervisor.start();
+  await new Promise((resolve) => setTimeout(resolve, 4000)); // several checks
+  assert.equal(await supervisor.client.isHealthy(), false);
+  assert.equal(supervisor.status().pid, pid);
+});
+
 test("a call whose service crashes is sent once more", async (t) => {
   const { supervisor } = await createSupervisor(t);
   const vectors = await supervisor.embed(["crash", "abc"]);

@@ -9,6 +9,7 @@ export const SUPERVISOR_DEFAULTS = {
   readyTimeoutMs: 600_000,
   restartDelayMs: 1000,
   maxRestarts: 5,
+  unresponsiveTimeoutMs: 30_000,
 };
 
 /** Options of a supervisor; all are optional. */
@@ -33,6 +34,11 @@ export interface SupervisorOptions extends ProcessOptions {
   readonly restartDelayMs?: number | undefined;
   /** Restarts in a row after which the service stays down. Default: 5. */
   readonly maxRestarts?: number | undefined;
+  /**
+   * Milliseconds without an answer after which a ready service is stopped and restarted like one
+   * that crashed. Default: 30000.
+   */
+  readonly unresponsiveTimeoutMs?: number | undefined;
   /** Options of the supervisor's client. */
   readonly client?: Omit<ClientOptions, "baseUrl"> | undefined;
 }

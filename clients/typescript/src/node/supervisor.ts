@@ -14,6 +14,7 @@ import {
 } from "../options.js";
 import type { Vectors } from "../vectors.js";
 import { offBeforeExit, onBeforeExit } from "./exit-hooks.js";
+import { watchHealth } from "./health-watch.js";
 import type { ManagedProcess, ProcessExit } from "./managed-process.js";
 import { RestartBackoff } from "./restart-backoff.js";
 import { exitError, SERVICE_STOP_TIMEOUT_MS, ServiceLauncher } from "./service-launcher.js";
@@ -27,11 +28,13 @@ import {
 
 /** Milliseconds after a broken connection in which the exit of the service is reported. */
 const EXIT_NOTICE_MS = 200;
+/** Milliseconds in which a service that doesn't answer must exit on its own. */
+const UNRESPONSIVE_STOP_TIMEOUT_MS = 5000;
 /** A text that crashes the service must not crash it again and again. */
 const MAX_SENDS = 2;
 
 /**
- * Starts the service, restarts it after a crash, and stops it when this program ends. A healthy
+ * Starts the service, restarts it if it crashes or hangs, and stops it when this program ends. A healthy
  * service that already listens on the port is used and never stopped.
  *
  * The service can't outlive this program: it exits when its standard input ends. A ready service
@@ -67,7 +70,7 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
     super();
     this.#settings = withDefaults(SUPERVISOR_DEFAULTS, options);
     checkIntegers(this.#settings, ["port"], 1);
-    checkNumbers(this.#settings, ["readyTimeoutMs", "restartDelayMs"]);
+    checkNumbers(this.#settings, ["readyTimeoutMs", "restartDelayMs", "unresponsiveTimeoutMs"]);
     checkIntegers(this.#settings, ["maxRestarts"], 0);
     const { port, readyTimeoutMs } = this.#settings;
     this.url = `http://127.0.0.1:${port}`;
@@ -223,15 +226,33 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
     this.#state = "ready";
     this.#readyAt = performance.now();
     service?.setKeepAlive(false);
-    void service?.exited.then((exit) => this.#onExit(exit, service));
+    if (service) this.#watch(service);
     this.emit("ready", this.status());
   }
 
-  #onExit(exit: ProcessExit, service: ManagedProcess): void {
+  #watch(service: ManagedProcess): void {
+    const timeoutMs = this.#settings.unresponsiveTimeoutMs;
+    let hang: ServiceNotRunningError | undefined;
+    let uptimeMs: number | undefined;
+    const endWatch = watchHealth(this.url, timeoutMs, () => {
+      if (this.#stopping) return;
+      const message = `The service has not answered for ${timeoutMs} ms.`;
+      hang = new ServiceNotRunningError(service.withLog(message));
+      uptimeMs = performance.now() - this.#readyAt - timeoutMs;
+      void service.stop(UNRESPONSIVE_STOP_TIMEOUT_MS);
+    });
+    void service.exited.then((exit) => {
+      endWatch();
+      uptimeMs ??= performance.now() - this.#readyAt;
+      this.#onExit(exit, service, hang ?? exitError(exit, service), uptimeMs);
+    });
+  }
+
+  #onExit(exit: ProcessExit, service: ManagedProcess, error: Error, uptimeMs: number): void {
     if (this.#stopping || this.#service !== service) return;
     this.#state = "restarting";
-    this.#lastError = exitError(exit, service);
-    this.#setTransition(this.#restartAfterCrash(performance.now() - this.#readyAt));
+    this.#lastError = error;
+    this.#setTransition(this.#restartAfterCrash(uptimeMs));
     this.emit("crashed", exit);
   }
 

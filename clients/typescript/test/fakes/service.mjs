@@ -36,7 +36,8 @@ const server = createServer((request, response) => {
   if (request.url === "/health") {
     // Like the HTTP proxy of Ray Serve before the service is deployed.
     if (faults.slowMs && Date.now() < readyAt) return send(404, "Path '/health' not found.");
-    if (faults.neverReady) return send(503, { status: "unavailable" });
+    const isUnhealthy = faults.unhealthyAfterMs && Date.now() > readyAt + faults.unhealthyAfterMs;
+    if (faults.neverReady || isUnhealthy) return send(503, { status: "unavailable" });
     return send(200, { status: "ok", model: "fake", dim: 2, device: "cpu" });
   }
   let body = "";
@@ -54,4 +55,6 @@ server.on("error", (error) => {
   console.error(error.message);
   process.exit(98);
 });
-server.listen(port, "127.0.0.1");
+server.listen(port, "127.0.0.1", () => {
+  if (faults.closesAfterMs) setTimeout(() => server.close(), faults.closesAfterMs);
+});
