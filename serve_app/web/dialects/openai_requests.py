@@ -41,10 +41,17 @@ class _InputField(TextsField):
     __slots__ = ()
 
     def __call__(self, body: Body) -> tuple[Input, ...]:
-        inputs = TextsField.__call__(self, body)
-        if dict not in map(type, inputs):
-            return inputs
-        return tuple(_text_of_object(item, i) for i, item in enumerate(inputs))
+        value = body.get(self.name)
+        if isinstance(value, str):
+            return (value,)
+        if isinstance(value, list):
+            types = set(map(type, value))
+            if types == {str}:
+                return tuple(value)
+            if dict in types:
+                texts = [_text_of_object(item, i) for i, item in enumerate(value)]
+                return TextsField.__call__(self, {self.name: texts})
+        return TextsField.__call__(self, body)
 
     def _value_schema(self, context: SchemaContext) -> Schema:
         schema = TextsField._value_schema(self, context)
