@@ -1,25 +1,22 @@
 """`embedserve serve` and `embedserve prepare`: from a configuration file to a running service.
 
-file → check settings and access → prepare the model → start the service → wait for a signal or a
-failure → drain and stop, or start again
+file → check settings and access → prepare the model → run the service on Ray
 """
 
 import argparse
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
 
 from serve_app.access.entrance import require_keys_beyond_loopback
 from serve_app.command.ports import port_in_use, with_free_ports
-from serve_app.command.scratch_dir import ScratchDir
-from serve_app.command.service_process import ServiceFailure, ServiceProcess, StartupError
+from serve_app.command.progress import print_step
+from serve_app.command.ray_service import RayService
+from serve_app.command.scratch_dir import ScratchDir, check_socket_paths, ray_temp_dir
+from serve_app.command.service_process import StartupError
+from serve_app.command.supervision import run_until_signal
 from serve_app.config import USER_CONFIGS, AppConfig, IngressSettings
 from serve_app.config.section import describe_errors
 from serve_app.errors import ConfigurationError
@@ -27,14 +24,7 @@ from serve_app.model_prep.engine_selection import select_engine
 
 _LOCAL_CONFIG = Path("serve_config.yaml")
 _PACKAGED_CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
-#: Failures in a row after which the service stays down, and the delay before the first restart,
-#: which doubles with each failure.
-_MAX_RESTARTS = 5
-_RESTART_DELAY_S = 1.0
-_MAX_RESTART_DELAY_S = 30.0
-#: After this time a failure is the first one in a row.
-_STABLE_S = 60.0
-_RAY_LOGS = "/tmp/ray/session_latest/logs/serve"
+_RAY_LOGS = "ray/session_latest/logs/serve"
 
 
 def add_commands(commands: Any) -> None:
@@ -96,6 +86,7 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     config, application = read_config(arguments.config)
     check_access(config)
+    check_socket_paths()
     _prepare_model(application)
     with ScratchDir() as scratch:
         if arguments.port is not None:
@@ -107,68 +98,15 @@ def _serve(arguments: argparse.Namespace) -> int:
                 f"Port {port} is in use. Stop the process that listens on it, or start this "
                 f"service on other ports: `embedserve serve --port {another}`."
             )
-        _accept_signal()
-        if arguments.until_eof:
-            threading.Thread(target=_terminate_at_eof, daemon=True).start()
-        return _run(config, verbose=arguments.verbose, drain_timeout_s=arguments.drain_timeout)
-
-
-def _run(config: Mapping[str, Any], *, verbose: bool, drain_timeout_s: float) -> int:
-    """Runs the service until a signal arrives, and returns the exit status.
-
-    Raises:
-        StartupError: it couldn't be started, or has failed too often in a row.
-    """
-    failures = 0
-    service = ServiceProcess(config, verbose=verbose)
-    try:
-        while True:
-            ready_at = time.monotonic()
-            try:
-                for progress in _start(service):
-                    print_step("starting", progress)
-                _print_ready(service.url)
-                ready_at = time.monotonic()
-                service.watch()
-            except (ServiceFailure, StartupError) as failure:
-                if failures == 0 and isinstance(failure, StartupError):
-                    raise
-                failures = 1 if time.monotonic() - ready_at > _STABLE_S else failures + 1
-                print_step("failed", str(failure))
-            service.stop(kill=True)
-            if failures > _MAX_RESTARTS:
-                raise StartupError(f"The service failed {failures} times in a row.")
-            delay_s = min(_MAX_RESTART_DELAY_S, _RESTART_DELAY_S * 2 ** (failures - 1))
-            print_step("restart", f"{failures} of {_MAX_RESTARTS}, in {delay_s:.0f} s")
-            time.sleep(delay_s)
-            service = ServiceProcess(config, verbose=verbose)
-    except KeyboardInterrupt:
-        _drain(service, drain_timeout_s)
-        return 0
-    except StartupError as error:
-        raise StartupError(f"{error}\nRay's logs: {_RAY_LOGS}") from None
-    finally:
-        service.stop()
-        print_step("stopped", "all processes have ended")
-
-
-def _start(service: ServiceProcess) -> Iterator[str]:
-    """Starts a service and yields its progress until it is ready."""
-    service.start()
-    yield from service.wait_until_ready()
-
-
-def _drain(service: ServiceProcess, timeout_s: float) -> None:
-    """Waits for the requests in flight, up to a timeout or until the next signal."""
-    _accept_signal()
-    print_step("draining", f"requests in flight, up to {timeout_s:g} s   (Ctrl-C again skips it)")
-    try:
-        if not service.drain(timeout_s):
-            print_step("draining", "some requests take longer and are cut off")
-    except KeyboardInterrupt:
-        pass
-    _accept_signal()
-    print_step("stopping", "a few seconds   (Ctrl-C again kills it)")
+        try:
+            run_until_signal(
+                RayService(config, verbose=arguments.verbose),
+                drain_timeout_s=arguments.drain_timeout,
+                until_eof=arguments.until_eof,
+            )
+        except StartupError as error:
+            raise StartupError(f"{error}\nRay's logs: {ray_temp_dir() / _RAY_LOGS}") from None
+    return 0
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
@@ -223,27 +161,6 @@ def check_access(config: Mapping[str, Any]) -> None:
     require_keys_beyond_loopback(host, IngressSettings.parse(user_config).access)
 
 
-def _accept_signal() -> None:
-    """Turns the next SIGINT or SIGTERM into KeyboardInterrupt, even if the parent ignores SIGINT.
-
-    Further signals are ignored until the next call, so that nothing interrupts the cleanup.
-    """
-    interrupts = iter(range(1))
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if next(interrupts, None) is not None:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
-
-
-def _terminate_at_eof() -> None:
-    while os.read(0, 1 << 16):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _prepare_model(application: AppConfig) -> None:
     """Selects the engine as the application will, and prints the selection."""
     print_step("preparing", "the model, if its engine needs it (half a minute, once)")
@@ -258,17 +175,3 @@ def _prepare_model(application: AppConfig) -> None:
     print_step("engine", f"{selection.config.engine} at {selection.config.precision}")
     if parity is not None:
         print_step("parity", f"cosine >= {parity.cosine_min:.7f} over {parity.texts} texts")
-
-
-def _print_ready(url: str) -> None:
-    print_step("ready", f"{url}   (Ctrl-C stops it)")
-    print(
-        f"\n  curl {url}/v1/embeddings -H 'Content-Type: application/json' \\\n"
-        """       -d '{"input": "Hello, world"}'\n""",
-        flush=True,
-    )
-
-
-def print_step(label: str, text: str) -> None:
-    """Prints a line of progress."""
-    print(f"{label:>9}  {text}", flush=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.command.scratch_dir import ScratchDir
+from serve_app.command.scratch_dir import ScratchDir, check_socket_paths
+from serve_app.errors import ConfigurationError
 
 OWNER = """
 import time
@@ -60,3 +61,29 @@ def test_other_directories_remain(tmp_path: Path) -> None:
         make_old(other)
     with ScratchDir():
         assert all(map(Path.is_dir, others))
+
+
+@pytest.mark.parametrize(
+    ("tmpdir", "ray_tmpdir", "named"),
+    [
+        ("/tmp", None, None),
+        ("/tmp/" + "x" * 45, None, "`TMPDIR`"),
+        ("/tmp/" + "x" * 45, "/tmp", None),
+        ("/tmp/" + "x" * 95, "/tmp", "`TMPDIR`"),
+        ("/tmp", "/tmp/" + "x" * 45, "`RAY_TMPDIR`"),
+        ("/tmp/" + "ü" * 20, None, "`TMPDIR`"),
+    ],
+)
+def test_a_directory_whose_sockets_would_have_too_long_paths_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmpdir: str, ray_tmpdir: str | None, named: str | None
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", tmpdir)
+    monkeypatch.setenv("TMPDIR", tmpdir)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    if ray_tmpdir is not None:
+        monkeypatch.setenv("RAY_TMPDIR", ray_tmpdir)
+    if named is None:
+        check_socket_paths()
+    else:
+        with pytest.raises(ConfigurationError, match=f"set {named} to a shorter one"):
+            check_socket_paths()

@@ -20,7 +20,7 @@ import yaml
 from openai import AsyncOpenAI, OpenAI
 
 from serve_app.command.ports import free_port, with_free_ports
-from serve_app.command.service_process import ServiceProcess
+from serve_app.command.ray_service import RayService
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ METRICS_DELAY_S = 3
 class Service:
     """A running service and what tests observe of it."""
 
-    def __init__(self, process: ServiceProcess, env: dict[str, str]) -> None:
+    def __init__(self, process: RayService, env: dict[str, str]) -> None:
         self.process = process
         self.url = process.url
         self._env = env
@@ -145,7 +145,7 @@ def service() -> Iterator[Service]:
                 deployment["autoscaling_config"]["downscale_delay_s"] = DOWNSCALE_DELAY_S
         env = {"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"}
         env["RAY_metrics_report_interval_ms"] = "1000"
-        process = ServiceProcess(config, env=env)
+        process = RayService(config, env=env)
         process.start()
         try:
             for progress in process.wait_until_ready(timeout_s=180):

@@ -12,7 +12,7 @@ import httpx2
 import yaml
 
 from serve_app.command.ports import free_port, with_free_ports
-from serve_app.command.service_process import ServiceProcess
+from serve_app.command.ray_service import RayService
 from tests.on_ray.conftest import ROOT
 
 FIRST_KEY, SECOND_KEY = "es-first-key", "es-second-key"
@@ -23,7 +23,7 @@ def key_entry(name: str, key: str, **limits: int) -> dict[str, object]:
 
 
 @contextmanager
-def running_service(keys: Path, scratch: str) -> Iterator[ServiceProcess]:
+def running_service(keys: Path, scratch: str) -> Iterator[RayService]:
     """Runs a service with two Ingress replicas and a hashing engine."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
     application = config["applications"][0]
@@ -37,7 +37,7 @@ def running_service(keys: Path, scratch: str) -> Iterator[ServiceProcess]:
             deployment["user_config"]["access"] = {"keys_file": str(keys)}
         if deployment["name"] == "Embedder":
             deployment["ray_actor_options"] = {"num_cpus": 1}
-    process = ServiceProcess(
+    process = RayService(
         with_free_ports(config, free_port(), Path(scratch)),
         env={"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"},
     )

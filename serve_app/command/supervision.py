@@ -1,0 +1,110 @@
+"""Runs a service until a signal arrives, and restarts it when it fails.
+
+start → wait for a signal or a failure → drain and stop, or start again
+"""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+from serve_app.command.progress import print_step
+from serve_app.command.service_process import ServiceFailure, ServiceProcess, StartupError
+
+#: Failures in a row after which the service stays down, and the delay before the first restart,
+#: which doubles with each failure.
+_MAX_RESTARTS = 5
+_RESTART_DELAY_S = 1.0
+_MAX_RESTART_DELAY_S = 30.0
+#: After this time a failure is the first one in a row.
+_STABLE_S = 60.0
+
+
+def run_until_signal(
+    service: ServiceProcess, *, drain_timeout_s: float, until_eof: bool = False
+) -> None:
+    """Runs a service until SIGINT or SIGTERM, and prints its progress.
+
+    Args:
+        service: the service, not started yet. Each restart starts its successor.
+        drain_timeout_s: how long requests in flight may take after a signal.
+        until_eof: stop at the end of standard input, too.
+
+    Raises:
+        StartupError: it couldn't be started, or has failed too often in a row.
+    """
+    failures = 0
+    try:
+        _accept_signal()
+        if until_eof:
+            threading.Thread(target=_terminate_at_eof, daemon=True).start()
+        while True:
+            ready_at = time.monotonic()
+            try:
+                service.start()
+                for progress in service.wait_until_ready():
+                    print_step("starting", progress)
+                _print_ready(service.url)
+                ready_at = time.monotonic()
+                service.watch()
+            except (ServiceFailure, StartupError) as failure:
+                if failures == 0 and isinstance(failure, StartupError):
+                    raise
+                failures = 1 if time.monotonic() - ready_at > _STABLE_S else failures + 1
+                print_step("failed", str(failure))
+            service.stop(kill=True)
+            if failures > _MAX_RESTARTS:
+                raise StartupError(f"The service failed {failures} times in a row.")
+            delay_s = min(_MAX_RESTART_DELAY_S, _RESTART_DELAY_S * 2 ** (failures - 1))
+            print_step("restart", f"{failures} of {_MAX_RESTARTS}, in {delay_s:.0f} s")
+            time.sleep(delay_s)
+            service = service.successor()
+    except KeyboardInterrupt:
+        _drain(service, drain_timeout_s)
+    finally:
+        service.stop()
+        print_step("stopped", "all processes have ended")
+
+
+def _drain(service: ServiceProcess, timeout_s: float) -> None:
+    """Waits for the requests in flight, up to a timeout or until the next signal."""
+    _accept_signal()
+    print_step("draining", f"requests in flight, up to {timeout_s:g} s   (Ctrl-C again skips it)")
+    try:
+        if not service.drain(timeout_s):
+            print_step("draining", "some requests take longer and are cut off")
+    except KeyboardInterrupt:
+        pass
+    _accept_signal()
+    print_step("stopping", "a few seconds   (Ctrl-C again kills it)")
+
+
+def _accept_signal() -> None:
+    """Turns the next SIGINT or SIGTERM into KeyboardInterrupt, even if the parent ignores SIGINT.
+
+    Further signals are ignored until the next call, so that nothing interrupts the cleanup.
+    """
+    interrupts = iter(range(1))
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if next(interrupts, None) is not None:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _terminate_at_eof() -> None:
+    while os.read(0, 1 << 16):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _print_ready(url: str) -> None:
+    print_step("ready", f"{url}   (Ctrl-C stops it)")
+    print(
+        f"\n  curl {url}/v1/embeddings -H 'Content-Type: application/json' \\\n"
+        """       -d '{"input": "Hello, world"}'\n""",
+        flush=True,
+    )
