@@ -19,7 +19,7 @@ from embedserve_client.model_files import (
     read_json,
 )
 from serve_app.config import ModelConfig
-from serve_app.errors import InvalidRequest, ModelSourceError, short_repr
+from serve_app.errors import InvalidRequest, ModelNotFound, ModelSourceError, short_repr
 from serve_app.types import Float32
 
 #: Part of the space id. Bump it whenever the vectors of the hashing engine change.
@@ -51,6 +51,17 @@ class ModelSpec:
     def accepts(self, name: str | None) -> bool:
         """Returns whether `name` is this model's name or an alias; None matches any model."""
         return name is None or name == self.name or name in self.aliases
+
+    def check_name(self, name: str | None) -> None:
+        """Checks that the model has this name or alias.
+
+        Raises:
+            ModelNotFound: it has not.
+        """
+        if not self.accepts(name):
+            raise ModelNotFound(
+                f"The model {short_repr(name)} isn't served here. Served: {self.name!r}.", "model"
+            )
 
     def prompt(self, input_type: str | None) -> str:
         """Returns the prompt that precedes each input of this type.

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import orjson
 
 from serve_app import __version__
-from serve_app.errors import EmptyInput, InvalidRequest, ModelNotFound
+from serve_app.errors import EmptyInput, InvalidRequest
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.types import EmbedJob, EmbedResult, Truncation
@@ -289,11 +289,7 @@ async def _show(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResp
         ModelNotFound: the name is neither the model's nor an alias.
     """
     spec, model, former_name = service.spec, _MODEL(arguments), _NAME(arguments)
-    name = former_name if model is None else model
-    if not spec.accepts(name):
-        raise ModelNotFound(
-            f"The model {name!r} isn't served here. Served: {spec.name!r}.", "model"
-        )
+    spec.check_name(former_name if model is None else model)
     reply: ShowReply = {
         "modelfile": "",
         "parameters": "",

@@ -14,7 +14,7 @@ from typing import Any, NotRequired, TypedDict
 import orjson
 
 from serve_app import __version__
-from serve_app.errors import EmbedServeError, InvalidJSON, ModelNotFound, UnsupportedMediaType
+from serve_app.errors import EmbedServeError, InvalidJSON, UnsupportedMediaType
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.web.dialect import Dialect, ErrorResponse
@@ -133,10 +133,7 @@ def _served_name(spec: ModelSpec, arguments: Mapping[str, Any]) -> str:
         ModelNotFound: the name is neither the model's nor an alias.
     """
     name = str(arguments["model"])
-    if not spec.accepts(name):
-        raise ModelNotFound(
-            f"The model {name!r} isn't served here. Served: {spec.name!r}.", "model"
-        )
+    spec.check_name(name)
     return name
 
 

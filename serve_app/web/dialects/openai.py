@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 import orjson
 
-from serve_app.errors import EmbedServeError, ModelNotFound
+from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.web.dialect import Dialect, ErrorResponse
@@ -88,10 +88,7 @@ async def _model(service: EmbedService, path_params: Mapping[str, str]) -> ViewR
     spec, name = service.spec, path_params["name"].strip("/")
     if not name:
         return await _models(service, path_params)
-    if not spec.accepts(name):
-        raise ModelNotFound(
-            f"The model {name!r} isn't served here. Served: {spec.name!r}.", "model"
-        )
+    spec.check_name(name)
     return ViewResponse(orjson.dumps(_model_info(spec, name)))
 
 
