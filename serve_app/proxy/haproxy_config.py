@@ -57,6 +57,7 @@ def complete(config: str) -> str:
     - A body that fits into a buffer is received before a replica is selected: only a complete
       request can be sent again when a replica dies.
     - Headers that Ray interprets are removed, since Ray answers some values with a plain 500.
+    - Replies don't name the HTTP server of the replicas.
     - GET and HEAD requests are answered although the client has closed its sending side, which RFC
       9112 (section 9.6) allows. For POST requests that means that the client left.
 
@@ -112,6 +113,8 @@ def _complete_frontend(section: str) -> str:
         f"    http-response return status 400 {_error_body(400)}"
         " if { status 400 } { res.hdr(content-type) -m beg text/plain }\n"
     )
+    # Ray starts uvicorn without a setting for its header `server: uvicorn`.
+    rules.append("    http-response del-header server\n")
     section = re.sub(r"^    bind .*\n", lambda m: m[0] + "".join(rules), section, flags=re.M)
     return re.sub(
         r"^    use_backend (\S+) if (is_\S+)\n",

@@ -143,6 +143,12 @@ def test_headers_that_ray_interprets_do_not_reach_it(proxy: Proxy, header: bytes
     assert proxy.upstream.headers == {"host": "x", "x-other": "kept"}
 
 
+def test_replies_do_not_name_the_server_of_the_replicas(proxy: Proxy) -> None:
+    for reply in (httpx2.get(proxy.url), httpx2.post(f"{proxy.url}/named")):
+        assert reply.status_code == 200
+        assert "server" not in reply.headers
+
+
 def test_a_request_id_is_kept(proxy: Proxy) -> None:
     httpx2.get(proxy.url, headers={"x-request-id": "7f3a-1"})
     assert proxy.upstream.headers["x-request-id"] == "7f3a-1"
