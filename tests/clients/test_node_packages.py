@@ -29,6 +29,7 @@ REDUCED = 16
 @pytest.fixture(scope="module")
 def results(shared_server: AppServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of `requests.mjs`, by client."""
+    shared_server.backend.error = None
     directory = tmp_path_factory.mktemp("node") / "packages"
     shutil.copytree(PACKAGES, directory, ignore=shutil.ignore_patterns("node_modules"))
     npm(directory, "ci")
