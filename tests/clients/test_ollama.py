@@ -1,5 +1,7 @@
 """The client library `ollama`."""
 
+import json
+import urllib.request
 from collections.abc import Iterator
 
 import ollama
@@ -41,6 +43,13 @@ async def test_embeds_async(server: AppServer) -> None:
 def test_the_former_route_embeds_a_prompt(client: ollama.Client) -> None:
     reply = client.embeddings(model=MODEL, prompt=TEXTS[0])
     assert equal_vectors(reply.embedding, expected_vectors(TEXTS[0])[0])
+
+
+def test_the_curl_examples_of_its_documentation(server: AppServer) -> None:
+    """curl and urllib send a body as a form by default."""
+    body = json.dumps({"model": "hashing", "input": TEXTS}).encode()
+    with urllib.request.urlopen(f"{server.url}/api/embed", body) as reply:
+        assert equal_vectors(json.load(reply)["embeddings"], expected_vectors(*TEXTS))
 
 
 def test_reduced_dimensions(client: ollama.Client) -> None:

@@ -28,6 +28,7 @@ from serve_app.web.schema.fields import (
     ObjectField,
     SchemaContext,
     TextField,
+    resolve_input_type,
 )
 from serve_app.web.schema.json_schema import Schema, enum
 from serve_app.web.schema.typed_dict import Vector, schema_of
@@ -84,7 +85,8 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     chunk = CHUNK(body)
     job = EmbedJob(
         (text,),
-        input_type=_TASK_TYPE(config, spec),
+        # Without a task type, the container embeds a document.
+        input_type=_TASK_TYPE(config, spec) or resolve_input_type("document", spec),
         dimensions=_DIMENSIONS(config),
         truncation="chunk" if chunk else "end",
         use_cache=USE_CACHE(body) is not False,
