@@ -146,6 +146,7 @@ async def _ready(service: EmbedService, path_params: Mapping[str, str]) -> ViewR
 DIALECT = Dialect(
     name="Weaviate",
     order=100,
+    json_type_optional=True,
     render_error=sidecar.render_error,
     error_schema=sidecar.ERROR_SCHEMA,
     endpoints=(
