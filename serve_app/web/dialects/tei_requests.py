@@ -186,7 +186,8 @@ def parse_similarity(body: Body, spec: ModelSpec) -> ParsedRequest:
 def parse_root(body: Body, spec: ModelSpec) -> ParsedRequest:
     """Parses a body of `POST /embed`, or one of `POST /similarity` if `inputs` is an object.
 
-    Fields that the request doesn't use are validated too.
+    With texts, `parameters` hold fields that the body itself doesn't. Fields that the request
+    doesn't use are validated too.
 
     Raises:
         InvalidRequest: a field is missing, has a wrong type or an unknown value.
@@ -195,7 +196,9 @@ def parse_root(body: Body, spec: ModelSpec) -> ParsedRequest:
     _truncation(parameters)
     openai_requests.validate_ignored(spec, input_type=_PROMPT_NAME(parameters, spec))
     if not isinstance(body.get("inputs"), dict):
-        return parse_embed(body, spec)
+        names = [field.name for field in _PARAMETERS.fields if body.get(field.name) is None]
+        options = {name: parameters[name] for name in names if parameters.get(name) is not None}
+        return parse_embed({**body, **options} if options else body, spec)
     unused = _embed_job({**body, "inputs": []}, spec)
     openai_requests.validate_ignored(spec, unused.dimensions, unused.input_type)
     return parse_similarity(body, spec)
