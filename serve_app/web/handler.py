@@ -165,7 +165,7 @@ class RequestHandler:
         """Returns the fields of the body, and the parameters of the path, which take precedence."""
         settings = self._service.settings
         content_type = headers.get("content-type", "")
-        if not (
+        if content_type != JSON and not (
             content_type in DEFAULT_TYPES
             and "origin" not in headers
             and self._dialect_for(request).json_type_optional
