@@ -20,7 +20,7 @@ from .workloads import WORKLOADS, Workload, batch_workload, repeat_workload
 
 SERVERS = (
     embedserve.PEER,
-    embedserve.INLINE,
+    embedserve.COLOCATED,
     fastapi_server.PEER,
     ray_serve_docs.PEER,
     infinity.TORCH,
@@ -30,7 +30,7 @@ SERVERS = (
 )
 #: The servers without variants that a similar server outperforms.
 _MAIN_SERVERS = tuple(
-    p for p in SERVERS if p not in (embedserve.INLINE, ray_serve_docs.PEER, infinity.TORCH)
+    p for p in SERVERS if p not in (embedserve.COLOCATED, ray_serve_docs.PEER, infinity.TORCH)
 )
 #: Libraries, measured in process. The vectors of all peers are checked against the first one's.
 LIBRARIES = (sentence_transformers_in_process.PEER, engine_in_process.PEER)

@@ -3,19 +3,17 @@
 # Without `from __future__ import annotations`: Ray converts `args` to `AppConfig` only if the
 # annotation of `build` is the class itself, not a string.
 import logging
-from dataclasses import replace
 
 import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.cache.codec import CacheDtype
 from serve_app.config import AppConfig
 from serve_app.deployments.cache_lookup import CacheLookup
+from serve_app.deployments.embed_server import EmbedServer
 from serve_app.deployments.embedder import Embedder
 from serve_app.deployments.ingress import Ingress
 from serve_app.model_prep.engine_selection import select_engine
-from serve_app.models import ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +42,13 @@ _model_deployment = serve.deployment(
     health_check_timeout_s=10,
 )
 
-#: Default CPUs of an Embedder replica: with one CPU a single text is slow, and additional cores
+#: Default CPUs of a replica with a model: with one CPU a single text is slow, and additional cores
 #: scale poorly.
-_EMBEDDER_CPUS = 2
+_MODEL_CPUS = 2
 
 
 def build(args: AppConfig) -> Application:
-    """Binds Ingress → CacheLookup → Embedder, or with `topology: inline` Ingress → Embedder.
+    """Binds Ingress → CacheLookup → Embedder, or with `topology: colocated` an EmbedServer.
 
     The Ingress also has a handle of the Embedder for calls that aren't cached.
 
@@ -65,28 +63,19 @@ def build(args: AppConfig) -> Application:
     for rejection in selection.rejected:
         logger.warning("Rejected engine: %s", rejection)
     logger.info("Selected engine: %s at %s.", selection.config.engine, selection.config.precision)
-    embedder = (
-        _model_deployment(Embedder)
-        .options(ray_actor_options={"num_cpus": _embedder_cpus()})
-        .bind(selection)
-    )
-    spec = _with_cache_dtype(selection.spec, args.cache.dtype)
-    if args.topology == "inline":
-        return _cpu_free_deployment(Ingress).bind(spec, embedder, args, embedder)
+    resources = {"num_cpus": _model_cpus()}
+    if args.topology == "colocated":
+        server = _model_deployment(EmbedServer).options(ray_actor_options=resources)
+        return server.bind(selection)
+    embedder = _model_deployment(Embedder).options(ray_actor_options=resources).bind(selection)
+    spec = selection.cached_spec
     lookup = _cpu_free_deployment(CacheLookup).bind(spec, embedder, args.cache)
     return _cpu_free_deployment(Ingress).bind(spec, lookup, args, embedder)
 
 
-def _with_cache_dtype(spec: ModelSpec, dtype: CacheDtype) -> ModelSpec:
-    """Returns the spec with the space of vectors that the cache rounds to `dtype`."""
-    if dtype == "float32":
-        return spec
-    return replace(spec, space_id=f"{spec.space_id}+{dtype}")
-
-
-def _embedder_cpus() -> int:
+def _model_cpus() -> int:
     """Returns the default CPUs of a replica, bounded so that it fits onto a one-core machine."""
     if not ray.is_initialized():
-        return _EMBEDDER_CPUS
+        return _MODEL_CPUS
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return max(1, min(_EMBEDDER_CPUS, int(resources.get("CPU", _EMBEDDER_CPUS))))
+    return max(1, min(_MODEL_CPUS, int(resources.get("CPU", _MODEL_CPUS))))

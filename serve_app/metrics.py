@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 _EXPORT_INTERVAL_S = 1.0
+#: Ray puts it before the name of each metric.
+RAY_PREFIX = "ray_"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """The declaration of one metric. Prometheus sees the name with Ray's prefix `ray_`."""
+    """The declaration of one metric. Prometheus sees the name after `RAY_PREFIX`."""
 
     name: str
     description: str  #: names the unit
@@ -94,6 +96,8 @@ GAUGES = {CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS}
 
 #: The current value of each gauge; of a gauge with a tag, the value for each value of the tag.
 Gauges = Mapping[Metric, float | Mapping[str, float]]
+#: The value of each counter, by metric and the values of its tags.
+Counts = Mapping[tuple[Metric, tuple[str, ...]], float]
 
 
 class Totals(NamedTuple):
@@ -133,12 +137,17 @@ class Meter:
         """
         self._counts[metric, tags] += amount
 
-    def drain(self) -> Mapping[tuple[Metric, tuple[str, ...]], float]:
+    def drain(self) -> Counts:
         """Returns the counts since the previous call."""
         counts, self._counts = self._counts, defaultdict(float)
         for key, amount in counts.items():
             self._drained[key] += amount
         return counts
+
+    def counts(self) -> Counts:
+        """Returns the counts since the start."""
+        self.drain()
+        return self._drained
 
     def totals(self) -> Totals:
         """Returns the totals since the last `reset`."""

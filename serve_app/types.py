@@ -3,6 +3,8 @@
 All of them are small and picklable, and cross Ray handles unchanged.
 """
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -183,7 +185,7 @@ class EmbedResult:
         return sum(tokens for tokens, tier in pairs if tier)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TextGroup:
     """The distinct texts of one job: the unit that the cache and the scheduler work on."""
 
@@ -191,12 +193,43 @@ class TextGroup:
     prompt: str = ""  #: prefix of each text, but not of token ids; part of the cache key
     use_cache: bool = True
     lane: Lane = "interactive"
-    timeout_s: float = 120.0  #: the caller's timeout; texts that are still queued then are dropped
+    #: When the caller gives up, by `time.monotonic`. Texts that are still queued then are dropped.
+    deadline_s: float = math.inf
+    #: The cache key of each text; empty until the first cache has computed them.
+    keys: tuple[bytes, ...] = ()
 
     @property
     def prompted_inputs(self) -> list[Input]:
         """The model's inputs: texts with the prompt prepended, token ids unchanged."""
         return [self.prompt + text if isinstance(text, str) else text for text in self.texts]
+
+    def subset(self, indices: Sequence[int]) -> "TextGroup":
+        """Returns a group of some of the texts, with their keys."""
+        if len(indices) == len(self.texts):
+            return self
+        texts = tuple(self.texts[i] for i in indices)
+        keys = tuple(self.keys[i] for i in indices) if self.keys else ()
+        return TextGroup(texts, self.prompt, self.use_cache, self.lane, self.deadline_s, keys)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Clocks differ between machines, so what is left of the time is sent.
+        left_s = self.deadline_s - time.monotonic()
+        fields = (self.texts, self.prompt, self.use_cache, self.lane, left_s, self.keys)
+        return TextGroup._received, fields
+
+    @classmethod
+    def _received(cls, *fields: Any) -> Self:
+        group = cls(*fields)
+        group.deadline_s += time.monotonic()
+        return group
+
+
+class EncodedVectors(NamedTuple):
+    """Vectors of a `TextGroup` as the cache stores them, in the order of its texts."""
+
+    values: Sequence[bytes]  #: n values, see `cache.codec`
+    tiers: bytes  #: the `Tier` of each text
+    timings: Timings = NO_TIMINGS
 
 
 class VectorRow(NamedTuple):
@@ -311,42 +344,6 @@ class CacheState(NamedTuple):
     state: Literal["up", "degraded", "off", "unknown"]
     reason: str | None = None  #: why the state isn't `up`
     kind: str = "none"  #: `embedded`, `none`, or the scheme of the server's URL
-
-
-class MemoryStats(NamedTuple):
-    """Statistics of the L1 cache of one process: counters since its start, and current size."""
-
-    hits: int
-    misses: int
-    evictions: int
-    entries: int
-    bytes: int
-
-
-class StoreStats(NamedTuple):
-    """Statistics of the L2 server, for all of its keys and clients."""
-
-    entries: int
-    bytes: int
-    max_bytes: int  #: 0: unlimited
-    hits: int
-    misses: int
-    evictions: int
-
-
-class CacheReport(NamedTuple):
-    """Statistics of the cache tiers of one process."""
-
-    memory: MemoryStats
-    state: CacheState
-    store: StoreStats | None  #: None: the process has no L2, or the server didn't respond
-
-
-class WarmResult(NamedTuple):
-    """The number of texts that are now cached, and how many of them had to be computed."""
-
-    texts: int
-    computed: int
 
 
 @dataclass(frozen=True, slots=True)

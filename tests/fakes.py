@@ -3,15 +3,18 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import numpy as np
 
+from serve_app.cache.coalescer import Coalescer, Deliver, Send
+from serve_app.cache.codec import Codec
 from serve_app.engines.base import TokenIds
 from serve_app.errors import EmbedServeError, InvalidRequest
 from serve_app.models import ModelSpec
 from serve_app.types import (
     CacheState,
+    EncodedVectors,
     EngineInfo,
     Float32,
     Input,
@@ -134,6 +137,31 @@ class FakeEngine:
         if any("boom" in text for text in texts):
             raise RuntimeError("boom")
         return texts
+
+
+Embed = Callable[[TextGroup], Awaitable[Vectors | EncodedVectors]]
+
+
+def fake_send(embed: Embed, codec: Codec | None = None) -> Send:
+    """Returns a next tier that computes each group with `embed`."""
+    codec = codec or Codec(DIM)
+
+    async def send(groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
+        async def embed_group(index: int, group: TextGroup) -> None:
+            try:
+                result = await embed(group)
+                deliver(index, codec.encode(result) if isinstance(result, Vectors) else result)
+            except EmbedServeError as error:
+                deliver(index, error)
+
+        await asyncio.gather(*(embed_group(i, group) for i, group in enumerate(groups)))
+
+    return send
+
+
+def coalesce(embed: Embed, codec: Codec | None = None) -> Coalescer:
+    """Returns a coalescer in front of `fake_send`."""
+    return Coalescer(fake_send(embed, codec), max_in_flight_calls=64)
 
 
 class FakeBackend:

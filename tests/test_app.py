@@ -39,11 +39,13 @@ def test_replicas_get_the_selected_engine_and_the_log_lists_rejected_engines(
     assert (selection.config.engine, selection.config.precision) == ("hashing", "fp32")
 
 
-def test_with_inline_topology_the_ingress_calls_the_embedder() -> None:
-    ingress = bound(app.build(AppConfig(model=HASHING, topology="inline")))
-    _, next_tier, _, embedder = ingress.init_args
-    assert next_tier is embedder
-    assert bound(embedder).name == "Embedder"
+def test_with_colocated_topology_there_is_one_deployment() -> None:
+    config = AppConfig(model=HASHING, topology="colocated", cache=CacheConfig(dtype="float16"))
+    server = bound(app.build(config))
+    assert server.name == "EmbedServer"
+    (selection,) = server.init_args
+    assert selection.config == config.model_copy(update={"engine": "hashing", "precision": "fp32"})
+    assert selection.cached_spec.space_id == f"{selection.spec.space_id}+float16"
 
 
 def test_vectors_that_the_cache_rounds_belong_to_another_space() -> None:

@@ -59,9 +59,9 @@ def available_cores() -> int:
 #: A replica for each pair of cores, the most that fit on this machine.
 _REPLICAS = max(1, available_cores() // 2)
 PEER = embedserve_peer("embedserve", "EmbedServe", _REPLICAS)
-INLINE = embedserve_peer(
-    "embedserve-inline",
-    "EmbedServe, inline",
+COLOCATED = embedserve_peer(
+    "embedserve-colocated",
+    "EmbedServe, colocated",
     _REPLICAS,
     CONFIG.parent / "configs" / "one-machine.yaml",
 )

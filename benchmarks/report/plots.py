@@ -17,6 +17,7 @@ from .results import EMBEDSERVE, SuiteResults, format_number
 _EMBEDSERVE_COLOR = "#0072B2"
 _COLORS = {
     "embedserve-inline": "#7FB2E5",
+    "embedserve-colocated": "#7FB2E5",
     "fastapi": "#D55E00",
     "sentence-transformers": "#D55E00",
     "infinity-optimum": "#009E73",

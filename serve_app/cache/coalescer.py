@@ -5,18 +5,44 @@ import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
-from serve_app.errors import EmbedServeError
-from serve_app.types import TextGroup, Vectors
+from serve_app.errors import Unavailable
+from serve_app.types import EncodedVectors, TextGroup
 
 _MAX_GROUPS = 64  # in one call
 #: Larger groups are sent in a call of their own, since they would delay smaller ones.
 _MAX_COALESCED_TEXTS = 32
 _MAX_COALESCED_CHARS = 16384
 
-#: Returns for each group, in order, its vectors or its error.
-Send = Callable[[tuple[TextGroup, ...]], Awaitable[Sequence[Vectors | EmbedServeError]]]
+#: The vectors of a group, or the error that its requests get.
+Result = EncodedVectors | Exception
+#: Takes the index of a group in its call, and its result.
+Deliver = Callable[[int, Result], None]
+#: Embeds the groups of one call. Delivers the result of each as soon as it is known.
+Send = Callable[[tuple[TextGroup, ...], Deliver], Awaitable[None]]
 
-_Pending = tuple[TextGroup, asyncio.Future[Vectors]]
+
+class Submission:
+    """A group on its way to the next tier."""
+
+    __slots__ = ("_on_result", "call", "done", "group")
+
+    def __init__(self, group: TextGroup, on_result: Callable[[Result], None]) -> None:
+        self.group = group
+        self.call: _Call | None = None  #: None: not sent yet
+        self.done = False
+        self._on_result = on_result
+
+    def resolve(self, result: Result) -> None:
+        """Passes the result on, unless the submission is done."""
+        if not self.done:
+            self.done = True
+            self._on_result(result)
+
+    def cancel(self) -> None:
+        """Drops the result. A call whose submissions are all done is cancelled."""
+        self.done = True
+        if self.call is not None:
+            self.call.cancel_if_done()
 
 
 class Coalescer:
@@ -25,89 +51,85 @@ class Coalescer:
     There is no timer: a group is sent at once if fewer than `max_in_flight_calls` are in flight or
     if it fills a call. Bulk and large groups are sent at once and in calls of their own.
 
-    A call serves all requests whose groups it carries. It runs in an empty context (Ray cancels
-    calls by the context they were made in), continues if some of them are cancelled, and is
-    cancelled if all of them are.
+    A call runs in an empty context, because Ray cancels calls by the context they were made in.
     """
 
-    def __init__(self, send: Send, max_in_flight_calls: int) -> None:
+    def __init__(self, send: Send, max_in_flight_calls: float) -> None:
         self.max_in_flight_calls = max_in_flight_calls
         self._send = send
-        self._pending: deque[_Pending] = deque()
-        self._calls = set[asyncio.Task[None]]()
+        self._pending: deque[Submission] = deque()
+        self._calls = set[_Call]()
         self._in_flight = 0
         self._dispatch_scheduled = False
 
-    async def __call__(self, group: TextGroup) -> Vectors:
-        """Returns the vectors of a group.
-
-        Raises:
-            EmbedServeError: the group's own error, or that of the whole call.
-        """
-        loop = asyncio.get_running_loop()
-        reply: asyncio.Future[Vectors] = loop.create_future()
+    def submit(self, group: TextGroup, on_result: Callable[[Result], None]) -> Submission:
+        """Sends a group, now or with the next call, and passes its result to `on_result`."""
+        submission = Submission(group, on_result)
         if group.lane == "bulk" or _is_large(group):
-            self._start([(group, reply)], limited=False)
+            self._start([submission], limited=False)
         else:
-            self._pending.append((group, reply))
+            self._pending.append(submission)
             if not self._dispatch_scheduled:
                 self._dispatch_scheduled = True
-                loop.call_soon(self._dispatch)  # after the other groups of this turn of the loop
-        return await reply
+                # After the other groups of this turn of the loop.
+                asyncio.get_running_loop().call_soon(self._dispatch)
+        return submission
 
     def _dispatch(self) -> None:
         self._dispatch_scheduled = False
         while self._pending and (
             self._in_flight < self.max_in_flight_calls or len(self._pending) >= _MAX_GROUPS
         ):
-            batch: list[_Pending] = []
+            batch: list[Submission] = []
             while self._pending and len(batch) < _MAX_GROUPS:
-                group, reply = self._pending.popleft()
-                if not reply.done():
-                    batch.append((group, reply))
+                submission = self._pending.popleft()
+                if not submission.done:
+                    batch.append(submission)
             if batch:
                 self._start(batch, limited=True)
 
-    def _start(self, batch: Sequence[_Pending], *, limited: bool) -> None:
-        groups, replies = zip(*batch, strict=True)
+    def _start(self, batch: Sequence[Submission], *, limited: bool) -> None:
         self._in_flight += limited
-        task = asyncio.get_running_loop().create_task(
-            self._call(groups, replies), context=contextvars.Context()
-        )
-        self._calls.add(task)
+        call = _Call(batch, self._send)
+        self._calls.add(call)
 
         def on_call_done(task: asyncio.Task[None]) -> None:
-            self._calls.discard(task)
+            self._calls.discard(call)
             self._in_flight -= limited
-            for reply in replies:
-                reply.cancel()  # has an effect only if the call was cancelled
             self._dispatch()
 
-        def on_reply_done(reply: asyncio.Future[Vectors]) -> None:
-            if reply.cancelled() and all(other.done() for other in replies):
-                task.cancel()
+        call.task.add_done_callback(on_call_done)
 
-        task.add_done_callback(on_call_done)
-        for reply in replies:
-            reply.add_done_callback(on_reply_done)
 
-    async def _call(
-        self, groups: tuple[TextGroup, ...], replies: Sequence[asyncio.Future[Vectors]]
-    ) -> None:
+class _Call:
+    """One call to the next tier, with the groups of several requests."""
+
+    def __init__(self, submissions: Sequence[Submission], send: Send) -> None:
+        self._submissions = submissions
+        for submission in submissions:
+            submission.call = self
+        self.task = asyncio.get_running_loop().create_task(
+            self._run(send), context=contextvars.Context()
+        )
+
+    def cancel_if_done(self) -> None:
+        """Cancels the call if nobody waits for its results any more."""
+        if all(submission.done for submission in self._submissions):
+            self.task.cancel()
+
+    async def _run(self, send: Send) -> None:
+        groups = tuple(submission.group for submission in self._submissions)
+        failure: Exception = Unavailable("The call ended without a result; try again.")
         try:
-            results = await self._send(groups)
+            await send(groups, self._deliver)
         except Exception as error:
-            for reply in replies:
-                if not reply.done():
-                    reply.set_exception(error)
-            return
-        for reply, result in zip(replies, results, strict=True):
-            if reply.done():
-                continue
-            if isinstance(result, EmbedServeError):
-                reply.set_exception(result)
-            else:
-                reply.set_result(result)
+            failure = error
+        finally:
+            for submission in self._submissions:
+                submission.resolve(failure)
+
+    def _deliver(self, index: int, result: Result) -> None:
+        self._submissions[index].resolve(result)
 
 
 def _is_large(group: TextGroup) -> bool:

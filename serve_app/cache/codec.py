@@ -1,62 +1,81 @@
 """Encodes cache values: a full-size vector and the text's token count.
 
-    CRC-32 u32 | version u8 | flags u8 | 0 u16 | tokens u32 | dim u32 | dim x float, little-endian
+    CRC-32 u32 | version u8 | truncated u8 | 0 u16 | tokens u32 | dim u32 | dim x float
 
-The checksum covers all bytes that follow it. Truncated dimensions and other encodings are derived
-from the value when it is read, so one value serves them all.
+Numbers are little-endian, and the checksum covers all bytes that follow it. Truncated dimensions
+and other encodings are derived from the value when it is read, so one value serves them all.
 """
 
-import struct
 from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
-from serve_app.types import Float32, Tier, VectorRow
+from serve_app.types import EncodedVectors, Vectors
 
 #: Stored component type. float16 halves the size and rounds, so its vectors are a space of their
 #: own.
 CacheDtype = Literal["float32", "float16"]
 
-_CHECKSUM = struct.Struct("<I")
-_HEADER = struct.Struct("<IBBxxII")
+_CHECKSUM_BYTES = 4
 _VERSION = 2
-_TRUNCATED = 1
 
 
 class Codec:
     """Encodes and decodes the values of one space."""
 
     def __init__(self, dim: int, dtype: CacheDtype = "float32") -> None:
+        component = "<f2" if dtype == "float16" else "<f4"
+        self._value = np.dtype(
+            [
+                ("checksum", "<u4"),
+                ("version", "u1"),
+                ("truncated", "?"),
+                ("reserved", "<u2"),
+                ("token_count", "<u4"),
+                ("dim", "<u4"),
+                ("vector", component, (dim,)),
+            ]
+        )
         self._dim = dim
-        self._half = dtype == "float16"
-        self._dtype = np.dtype("<f2" if self._half else "<f4")
-        self._size = _HEADER.size + dim * self._dtype.itemsize
 
-    def round(self, vectors: Float32) -> Float32:
-        """Returns vectors at stored precision, so that a miss returns the same bits as a hit."""
-        return vectors.astype(np.float16).astype(np.float32) if self._half else vectors
+    def encode(self, vectors: Vectors) -> EncodedVectors:
+        """Returns one value for each text."""
+        values = np.zeros(len(vectors.values), self._value)
+        values["version"] = _VERSION
+        values["truncated"] = vectors.truncated
+        values["token_count"] = vectors.token_counts
+        values["dim"] = self._dim
+        values["vector"] = vectors.values
+        return EncodedVectors(
+            [_with_checksum(value.tobytes()) for value in values],
+            vectors.tiers.tobytes(),
+            vectors.timings,
+        )
 
-    def encode(self, row: VectorRow) -> bytes:
-        """Returns the value of a row, whose vector has shape (dim,)."""
-        flags = _TRUNCATED if row.truncated else 0
-        header = _HEADER.pack(0, _VERSION, flags, row.token_count, self._dim)[_CHECKSUM.size :]
-        body = header + row.vector.astype(self._dtype, copy=False).tobytes()
-        return _CHECKSUM.pack(crc32(body)) + body
+    def decode(self, encoded: EncodedVectors) -> Vectors:
+        """Returns the vectors, of shape (n, dim). They may be a read-only view of one value."""
+        values = np.frombuffer(b"".join(encoded.values), self._value)
+        return Vectors(
+            np.ascontiguousarray(values["vector"], dtype=np.float32),
+            values["token_count"].astype(np.int32),
+            values["truncated"],
+            np.frombuffer(encoded.tiers, dtype=np.uint8),
+            encoded.timings,
+        )
 
-    def decode(self, value: bytes, tier: Tier) -> VectorRow | None:
-        """Returns the row of a value; None if the value is corrupt or of another space.
+    def is_valid(self, value: bytes) -> bool:
+        """Returns False if a value is corrupt or of another space."""
+        if len(value) != self._value.itemsize:
+            return False
+        header = np.frombuffer(value, self._value)
+        return bool(
+            header["version"][0] == _VERSION
+            and header["dim"][0] == self._dim
+            and header["checksum"][0] == crc32(memoryview(value)[_CHECKSUM_BYTES:])
+        )
 
-        At float32, the vector is a read-only view of the value.
-        """
-        if len(value) != self._size:
-            return None
-        checksum, version, flags, tokens, dim = _HEADER.unpack_from(value)
-        if version != _VERSION or dim != self._dim:
-            return None
-        if checksum != crc32(memoryview(value)[_CHECKSUM.size :]):
-            return None
-        vector = np.frombuffer(value, self._dtype, offset=_HEADER.size)
-        if self._half:
-            vector = vector.astype(np.float32)
-        return VectorRow(vector, tokens, bool(flags & _TRUNCATED), tier)
+
+def _with_checksum(value: bytes) -> bytes:
+    body = value[_CHECKSUM_BYTES:]
+    return crc32(body).to_bytes(_CHECKSUM_BYTES, "little") + body

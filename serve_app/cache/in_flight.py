@@ -1,122 +1,89 @@
-"""Single flight: concurrent requests for the same text compute it once."""
+"""Texts that are being read or computed, and the requests that wait for them."""
 
 import asyncio
-import contextvars
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
-from serve_app.types import NO_TIMINGS, Lane, TextGroup, Timings, VectorRow
-
-#: A row for each text of a group, and the timings of the group.
-Computed = tuple[list[VectorRow], Timings]
-#: Computes a group, given the cache keys of its texts.
-Compute = Callable[[TextGroup, Sequence[bytes]], Coroutine[Any, Any, Computed]]
+from serve_app.types import NO_TIMINGS, EncodedVectors, TextGroup, Timings
 
 
-class _Flight:
-    """One computation in progress, which any number of requests wait for."""
+class Flight:
+    """The texts that one request was the first to miss. Any number of requests wait for them.
 
-    def __init__(self, task: "asyncio.Task[Computed]", lane: Lane, keys: Sequence[bytes]) -> None:
-        self.task = task
-        self.lane = lane
-        self.keys = keys
-        self._waiters = 0
-
-    async def wait(self) -> Computed:
-        """Returns the result; cancels the computation if its last waiter is cancelled."""
-        self._waiters += 1
-        try:
-            return await asyncio.shield(self.task)
-        finally:
-            self._waiters -= 1
-            if not self._waiters:
-                self.task.cancel()
-
-
-class FlightResult(NamedTuple):
-    """The rows of a request, from the flights that computed its texts."""
-
-    rows: list[VectorRow]
-    timings: Timings
-    shared: int  #: number of texts that another request's flight computed
-
-
-class SingleFlight:
-    """Lets a request join flights that already compute its texts.
-
-    Cancelling a request doesn't affect the others. A flight's error is raised to the request that
-    started it; callers that joined retry on their own. Interactive texts don't join bulk flights,
-    since they would wait for all of their texts.
+    Cancelling a request doesn't affect the others; the flight is cancelled with the last one.
     """
 
-    def __init__(self, compute: Compute) -> None:
-        self._compute = compute
-        self._flights: dict[bytes, _Flight] = {}
+    def __init__(self, group: TextGroup, on_done: Callable[["Flight"], None]) -> None:
+        """Creates a flight without values.
 
-    async def run(self, group: TextGroup, keys: Sequence[bytes]) -> FlightResult:
-        """Returns a row for each text of a group, in order.
+        Args:
+            group: the texts.
+            on_done: called once, when the flight has succeeded, failed or been cancelled.
+        """
+        self.group = group
+        self._values = [b""] * len(group.texts)
+        self._tiers = bytearray(len(group.texts))
+        self.timings: Timings = NO_TIMINGS
+        self.error: Exception | None = None
+        self.done = False
+        self.on_cancel: Callable[[], None] | None = None  #: stops the work of the flight
+        self._on_done = on_done
+        self._waiting = 0
+        self._wakeups: list[asyncio.Future[None]] = []
+
+    def set_value(self, index: int, value: bytes, tier: int) -> None:
+        """Stores the value of one text."""
+        self._values[index], self._tiers[index] = value, tier
+
+    def result(self) -> EncodedVectors:
+        """Returns the values in the order of the texts.
 
         Raises:
-            EmbedServeError: as raised by `compute`.
+            Exception: the error of the flight.
         """
-        joined = [self._joinable(key, group.lane) for key in keys]
-        unjoined = [i for i, flight in enumerate(joined) if flight is None]
-        new_flight = (
-            self._start(_subset(group, unjoined), [keys[i] for i in unjoined]) if unjoined else None
-        )
-        by_text = [flight or new_flight for flight in joined]
-        flights = list(dict.fromkeys(flight for flight in by_text if flight))
-        rows: dict[bytes, VectorRow] = {}
-        timings = NO_TIMINGS
-        for flight, result in zip(flights, await _wait_all(flights), strict=True):
-            if not isinstance(result, BaseException):
-                rows.update(zip(flight.keys, result[0], strict=True))
-                timings = result[1]
-            elif flight is new_flight:
-                raise result
-        failed = [i for i, key in enumerate(keys) if key not in rows]
-        if failed:
-            failed_keys = [keys[i] for i in failed]
-            retried, timings = await self._compute(_subset(group, failed), failed_keys)
-            rows.update(zip(failed_keys, retried, strict=True))
-        shared = len(keys) - len(unjoined) - len(failed)
-        return FlightResult([rows[key] for key in keys], timings, shared)
+        if self.error is not None:
+            raise self.error
+        return EncodedVectors(self._values, bytes(self._tiers), self.timings)
 
-    def _joinable(self, key: bytes, lane: Lane) -> _Flight | None:
-        flight = self._flights.get(key)
-        if flight is None or flight.task.cancelling():
-            return None
-        return flight if flight.lane == "interactive" or lane == "bulk" else None
+    def rows(self) -> Iterable[tuple[bytes, tuple[bytes, int]]]:
+        """Returns the key, and the value and tier, of each text."""
+        return zip(self.group.keys, zip(self._values, self._tiers, strict=True), strict=True)
 
-    def _start(self, group: TextGroup, keys: Sequence[bytes]) -> _Flight:
-        # In an empty context: Ray cancels calls by the context they were made in.
-        task = asyncio.get_running_loop().create_task(
-            self._compute(group, keys), context=contextvars.Context()
-        )
-        flight = _Flight(task, group.lane, keys)
-        self._flights.update(dict.fromkeys(keys, flight))
+    def finish(self, error: Exception | None = None) -> None:
+        """Ends the flight, with all values or with an error, and wakes those who wait."""
+        self.error, self.done = error, True
+        self._on_done(self)
+        for wakeup in self._wakeups:
+            if not wakeup.done():
+                wakeup.set_result(None)
 
-        def remove(task: "asyncio.Task[Computed]") -> None:
-            for key in keys:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
+    def join(self) -> None:
+        """Adds a request that waits for the flight; it must `leave`."""
+        self._waiting += 1
 
-        task.add_done_callback(remove)
-        return flight
+    async def wait(self) -> None:
+        """Returns when the flight is done."""
+        if not self.done:
+            wakeup: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._wakeups.append(wakeup)
+            await wakeup
+
+    def leave(self) -> None:
+        """Removes a request; without any, a flight that isn't done is cancelled."""
+        self._waiting -= 1
+        if not self._waiting and not self.done:
+            self.done = True
+            self._on_done(self)
+            if self.on_cancel is not None:
+                self.on_cancel()
 
 
-async def _wait_all(flights: Sequence[_Flight]) -> list[Computed | BaseException]:
-    """Returns the result or the error of each flight."""
-    if len(flights) > 1:
-        return await asyncio.gather(*(f.wait() for f in flights), return_exceptions=True)
+async def wait_for(flights: Sequence[Flight]) -> None:
+    """Waits until all flights are done. Cancelled, it leaves all of them."""
+    for flight in flights:
+        flight.join()
     try:
-        return [await flights[0].wait()]
-    except Exception as error:
-        return [error]
-
-
-def _subset(group: TextGroup, indices: Sequence[int]) -> TextGroup:
-    if len(indices) == len(group.texts):
-        return group
-    return replace(group, texts=tuple(group.texts[i] for i in indices))
+        for flight in flights:
+            await flight.wait()
+    finally:
+        for flight in flights:
+            flight.leave()

@@ -4,9 +4,10 @@ import asyncio
 import logging
 
 from serve_app.cache.redis_store import RedisStore
+from serve_app.cache.report import StoreStats
 from serve_app.config import CacheConfig
 from serve_app.metrics import Meter
-from serve_app.types import CacheState, StoreStats
+from serve_app.types import CacheState
 from serve_app.valkey.embedded import EmbeddedUnavailable
 from serve_app.valkey.shared_server import SharedServer
 

@@ -1,28 +1,27 @@
 """Looks groups of texts up in the cache tiers and computes only what is missing.
 
-group → L1 (memory) → L2 (shared store) → next tier → `Vectors`
+group → L1 (memory) → in flight → L2 (shared store) → next tier → values
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
+from serve_app.cache.coalescer import Coalescer, Result
 from serve_app.cache.codec import Codec
-from serve_app.cache.in_flight import Computed, SingleFlight
+from serve_app.cache.in_flight import Flight, wait_for
 from serve_app.cache.key import cache_key
 from serve_app.cache.memory import MemoryCache
 from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED, Meter
-from serve_app.types import NO_TIMINGS, TextGroup, Tier, VectorRow, Vectors
-
-#: Embeds texts that no tier of this process holds: in another process' tiers, or with the engine.
-NextTier = Callable[[TextGroup], Awaitable[Vectors]]
+from serve_app.types import EncodedVectors, Lane, TextGroup, Tier, Timings, Vectors
 
 
 class Store(Protocol):
     """The L2 store of a lookup. Its methods never raise and never wait for a slow server."""
 
-    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    def get_many(self, keys: Sequence[bytes]) -> asyncio.Future[list[bytes | None]]:
         """Returns a value for each key; None if it is missing or the server doesn't answer."""
         ...
 
@@ -32,9 +31,13 @@ class Store(Protocol):
 
 
 class Lookup:
-    """The cache of one space in one process: L1, L2 if there is one, and single flight.
+    """The cache of one space in one process: L1, texts in flight, and L2 if there is one.
 
     Both the Ingress and CacheLookup have one, the latter in front of the Embedder.
+
+    Concurrent requests for the same text compute it once. A flight's error is raised to the request
+    that started it; requests that joined retry on their own. Interactive texts don't join bulk
+    flights, since they would wait for all of their texts.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class Lookup:
         space_id: str,
         codec: Codec,
         memory: MemoryCache,
-        next_tier: NextTier,
+        next_tier: Coalescer,
         *,
         store: Store | None = None,
         meter: Meter | None = None,
@@ -51,9 +54,10 @@ class Lookup:
 
         Args:
             space_id: the space of the vectors; part of every key.
-            codec: encodes the values.
+            codec: checks and decodes values. An invalid value of `store` is a miss and is
+                overwritten.
             memory: the L1 cache.
-            next_tier: embeds texts that are in neither tier.
+            next_tier: embeds texts that are in no tier: in another process, or with the engine.
             store: the L2 cache.
             meter: counts hits and misses.
         """
@@ -62,65 +66,138 @@ class Lookup:
         self._memory = memory
         self._next_tier = next_tier
         self._store = store
-        self._flights = SingleFlight(self._compute)
+        self._flights: dict[bytes, Flight] = {}
         self._meter = meter or Meter()
 
     async def embed(self, group: TextGroup) -> Vectors:
         """Returns the vectors of a group of n texts, with values of shape (n, dim), in order.
 
         Raises:
-            EmbedServeError: as raised by `next_tier`; nothing is cached then.
+            EmbedServeError: see `embed_encoded`.
+        """
+        return self._codec.decode(await self.embed_encoded(group))
+
+    async def embed_encoded(self, group: TextGroup) -> EncodedVectors:
+        """Returns the values of a group's texts, in their order.
+
+        Raises:
+            EmbedServeError: as raised by the next tier; nothing is cached then.
         """
         if not group.use_cache:
-            return self._rounded(await self._next_tier(group))
+            return await self._compute(group)
         started = time.perf_counter()
-        keys = [cache_key(self._space_id, group.prompt, text) for text in group.texts]
-        rows = {key: row for key in keys if (row := self._read_memory(key)) is not None}
-        self._meter.add(CACHE_HITS, len(rows), "l1")
-        if self._store is not None and len(rows) < len(keys):
-            await self._read_store(self._store, keys, rows)
-        lookup_s = time.perf_counter() - started
-        timings = NO_TIMINGS
-        missing = [i for i, key in enumerate(keys) if key not in rows]
+        if not group.keys:
+            space, prompt = self._space_id, group.prompt
+            group.keys = tuple([cache_key(space, prompt, text) for text in group.texts])
+        values = [self._memory.get(key) or b"" for key in group.keys]
+        missing = [i for i, value in enumerate(values) if not value]
+        tiers = bytearray([Tier.L1]) * len(values)
+        timings = Timings(cache_s=time.perf_counter() - started)
+        self._meter.add(CACHE_HITS, len(values) - len(missing), "l1")
         if missing:
-            self._meter.add(CACHE_MISSES, len(missing))
-            texts = tuple(group.texts[i] for i in missing)
-            missing_keys = [keys[i] for i in missing]
-            result = await self._flights.run(replace(group, texts=texts), missing_keys)
-            rows.update(zip(missing_keys, result.rows, strict=True))
-            timings = result.timings
-            self._meter.add(COALESCED, result.shared)
-        return Vectors.from_rows(
-            [rows[key] for key in keys], timings._replace(cache_s=timings.cache_s + lookup_s)
-        )
+            fetched = await self._fetch(group.subset(missing))
+            for i, value, tier in zip(missing, fetched.values, fetched.tiers, strict=True):
+                values[i], tiers[i] = value, tier
+            cache_s = timings.cache_s + fetched.timings.cache_s
+            timings = fetched.timings._replace(cache_s=cache_s)
+        return EncodedVectors(values, bytes(tiers), timings)
 
-    def _read_memory(self, key: bytes) -> VectorRow | None:
-        value = self._memory.get(key)
-        return None if value is None else self._codec.decode(value, Tier.L1)
+    async def _fetch(self, group: TextGroup) -> EncodedVectors:
+        """Returns values that aren't in L1: those in flight by joining, the others by a flight."""
+        joined = [self._joinable(key, group.lane) for key in group.keys]
+        unjoined = [i for i, flight in enumerate(joined) if flight is None]
+        if len(unjoined) == len(joined):
+            return await self._compute(group)
+        self._meter.add(CACHE_MISSES, len(joined) - len(unjoined))
+        self._meter.add(COALESCED, len(joined) - len(unjoined))
+        flights = list(dict.fromkeys(flight for flight in joined if flight is not None))
+        own = self._start(group.subset(unjoined)) if unjoined else None
+        await wait_for(flights if own is None else [*flights, own])
+        rows: dict[bytes, tuple[bytes, int]] = {}
+        for flight in flights:
+            if flight.error is None:
+                rows.update(flight.rows())
+                timings = flight.timings
+        if own is not None:
+            timings = own.result().timings
+            rows.update(own.rows())
+        failed = [i for i, key in enumerate(group.keys) if key not in rows]
+        if failed:
+            retried = self._start(group.subset(failed))
+            await wait_for([retried])
+            timings = retried.result().timings
+            rows.update(retried.rows())
+        values, tiers = zip(*(rows[key] for key in group.keys), strict=True)
+        return EncodedVectors(values, bytes(tiers), timings)
 
-    async def _read_store(
-        self, store: Store, keys: Sequence[bytes], rows: dict[bytes, VectorRow]
+    async def _compute(self, group: TextGroup) -> EncodedVectors:
+        flight = self._start(group)
+        await wait_for([flight])
+        return flight.result()
+
+    def _joinable(self, key: bytes, lane: Lane) -> Flight | None:
+        flight = self._flights.get(key)
+        if flight is None or (flight.group.lane == "bulk" and lane != "bulk"):
+            return None
+        return flight
+
+    def _start(self, group: TextGroup) -> Flight:
+        """Starts to read and compute texts that no other flight has."""
+        flight = Flight(group, self._remove)
+        self._flights.update(dict.fromkeys(group.keys, flight))
+        if self._store is None or not group.use_cache:
+            self._send(flight, range(len(group.texts)))
+        else:
+            started = time.perf_counter()
+            read = self._store.get_many(group.keys)
+            read.add_done_callback(partial(self._on_read, flight, started))
+        return flight
+
+    def _remove(self, flight: Flight) -> None:
+        for key in flight.group.keys:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+
+    def _on_read(
+        self, flight: Flight, started: float, read: asyncio.Future[list[bytes | None]]
     ) -> None:
-        """Adds the rows of missing keys that the store has, and copies them into memory."""
-        missing = [key for key in keys if key not in rows]
-        hits = 0
-        for key, value in zip(missing, await store.get_many(missing), strict=True):
-            row = None if value is None else self._codec.decode(value, Tier.L2)
-            if value is not None and row is not None:
-                rows[key] = row
+        """Takes over the values of L2 and sends the other texts to the next tier."""
+        if flight.done or read.cancelled():
+            return
+        missing = []
+        for i, (key, value) in enumerate(zip(flight.group.keys, read.result(), strict=True)):
+            if value is None or not self._codec.is_valid(value):
+                missing.append(i)
+            else:
+                flight.set_value(i, value, Tier.L2)
                 self._memory.put(key, value)
-                hits += 1
-        self._meter.add(CACHE_HITS, hits, "l2")
+        self._meter.add(CACHE_HITS, len(flight.group.keys) - len(missing), "l2")
+        flight.timings = Timings(cache_s=time.perf_counter() - started)
+        if missing:
+            self._send(flight, missing)
+        else:
+            flight.finish()
 
-    async def _compute(self, group: TextGroup, keys: Sequence[bytes]) -> Computed:
-        vectors = await self._next_tier(group)
-        rows = self._rounded(vectors).rows()
-        for key, row in zip(keys, rows, strict=True):
-            value = self._codec.encode(row)
-            self._memory.put(key, value)
-            if self._store is not None and row.tier == Tier.COMPUTED:
-                self._store.put(key, value)
-        return rows, vectors.timings
+    def _send(self, flight: Flight, missing: Sequence[int]) -> None:
+        if flight.group.use_cache:
+            self._meter.add(CACHE_MISSES, len(missing))
+        submission = self._next_tier.submit(
+            flight.group.subset(missing), partial(self._on_result, flight, missing)
+        )
+        flight.on_cancel = submission.cancel
 
-    def _rounded(self, vectors: Vectors) -> Vectors:
-        return replace(vectors, values=self._codec.round(vectors.values))
+    def _on_result(self, flight: Flight, missing: Sequence[int], result: Result) -> None:
+        """Caches the values of the next tier and ends the flight."""
+        if isinstance(result, Exception):
+            flight.finish(result)
+            return
+        keys = flight.group.keys
+        for i, value, tier in zip(missing, result.values, result.tiers, strict=True):
+            flight.set_value(i, value, tier)
+            if flight.group.use_cache:
+                self._memory.put(keys[i], value)
+                if self._store is not None and tier == Tier.COMPUTED:
+                    self._store.put(keys[i], value)
+        cache_s = flight.timings.cache_s + result.timings.cache_s
+        flight.timings = result.timings._replace(cache_s=cache_s)
+        flight.finish()

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from serve_app.types import MemoryStats
+from serve_app.cache.report import MemoryStats
 
 #: Memory of an entry in addition to the bytes of its key and value: object headers, dict entries,
 #: and one key in the ghost queue. A test measures it.

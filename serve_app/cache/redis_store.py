@@ -10,9 +10,10 @@ import contextvars
 import logging
 import re
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from serve_app.cache.report import StoreStats
 from serve_app.errors import Unavailable
 from serve_app.metrics import (
     L2_FAILURES,
@@ -22,7 +23,6 @@ from serve_app.metrics import (
     L2_WRITTEN,
     Meter,
 )
-from serve_app.types import StoreStats
 from serve_app.valkey.breaker import Breaker
 from serve_app.valkey.client import (
     Client,
@@ -53,7 +53,14 @@ _WRITABLE_AFTER_S = 2.0
 
 class _Read(NamedTuple):
     keys: Sequence[bytes]
+    unwritten: list[bytes | None]  # values that the server doesn't have yet
     values: asyncio.Future[list[bytes | None]]
+
+    def resolve(self, values: Sequence[bytes | None]) -> None:
+        """Sets the result, from the values that the server has."""
+        if not self.values.done():
+            found = zip(values, self.unwritten, strict=True)
+            self.values.set_result([value if own is None else own for value, own in found])
 
 
 class RedisStore:
@@ -100,6 +107,7 @@ class RedisStore:
         self._read_slots = asyncio.Semaphore(_MAX_READS)
         self._read_tasks = set[asyncio.Task[None]]()
         self._queue: dict[bytes, bytes] = {}
+        self._writing: dict[bytes, bytes] = {}  # the batch that is being written
         self._queue_bytes = 0  # including the batch that is being written
         self._queue_filled = asyncio.Event()
         self._queue_flushed = asyncio.Event()
@@ -138,16 +146,21 @@ class RedisStore:
         await asyncio.gather(*self._background_tasks, *self._read_tasks, return_exceptions=True)
         await self._guarded.close()
 
-    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Returns the values in the keys' order; None if missing or not received in time."""
-        if not keys or not self._available:
-            return [None] * len(keys)
+    def get_many(self, keys: Sequence[bytes]) -> asyncio.Future[list[bytes | None]]:
+        """Returns the values in the keys' order; None if missing or not received in time.
+
+        A value that is still to be written is read from the queue.
+        """
         loop = asyncio.get_running_loop()
-        read = _Read(keys, loop.create_future())
+        unwritten = [self._queue.get(key) or self._writing.get(key) for key in keys]
+        read = _Read(keys, unwritten, loop.create_future())
+        if None not in unwritten or not self._available:
+            read.resolve(unwritten)
+            return read.values
         self._reads.append(read)
         if len(self._reads) == 1:
             loop.call_soon(self._send_reads)  # after the other reads of this turn of the loop
-        return await read.values
+        return read.values
 
     def put(self, key: bytes, value: bytes) -> None:
         """Queues a write; drops it if the queue is full or the server is down."""
@@ -263,34 +276,36 @@ class RedisStore:
         values += [None] * (len(keys) - len(values))
         start = 0
         for read in batch:
-            if not read.values.done():
-                read.values.set_result(values[start : start + len(read.keys)])
+            read.resolve(values[start : start + len(read.keys)])
             start += len(read.keys)
 
     async def _run_writer(self) -> None:
         while True:
             await self._queue_filled.wait()
             while self._queue:
-                if not await self._write(self._next_batch()):
+                self._writing = self._next_batch()
+                written = await self._write(self._writing)
+                self._writing = {}
+                if not written:
                     await asyncio.sleep(_WRITE_BACKOFF_S)
             self._queue_filled.clear()
             self._queue_flushed.set()
 
-    def _next_batch(self) -> list[tuple[bytes, bytes]]:
-        batch: list[tuple[bytes, bytes]] = []
+    def _next_batch(self) -> dict[bytes, bytes]:
+        batch: dict[bytes, bytes] = {}
         size = 0
         for key, value in self._queue.items():
             size += len(key) + len(value)
             if batch and (len(batch) == _MAX_WRITES or size > _MAX_WRITE_BYTES):
                 break
-            batch.append((key, value))
-        for key, _ in batch:
+            batch[key] = value
+        for key in batch:
             del self._queue[key]
         return batch
 
-    async def _write(self, batch: Sequence[tuple[bytes, bytes]]) -> bool:
+    async def _write(self, batch: Mapping[bytes, bytes]) -> bool:
         """Writes a batch and returns whether any value was written."""
-        commands = [("SET", self._prefix + key, value, *self._ttl) for key, value in batch]
+        commands = [("SET", self._prefix + key, value, *self._ttl) for key, value in batch.items()]
         replies: Sequence[Any]
         try:
             async with deadline(self._guarded.background_timeout_s):
@@ -300,7 +315,7 @@ class RedisStore:
             replies = [error] * len(batch)
             if self._available:
                 await self._guarded.probe()  # reads may work although writes fail
-        self._queue_bytes -= sum(len(key) + len(value) for key, value in batch)
+        self._queue_bytes -= sum(len(key) + len(value) for key, value in batch.items())
         errors = reply_errors(replies)
         for refusal in errors:
             self._meter.add(L2_WRITE_DROPS, 1, failure_kind(refusal))

@@ -1,11 +1,14 @@
 """The cache tiers of one process: L1, L2 if it has one, and the lookup through both."""
 
+import math
 from collections.abc import Mapping
 
+from serve_app.cache.coalescer import Coalescer, Send
 from serve_app.cache.codec import CacheDtype, Codec
 from serve_app.cache.l2 import L2Cache
-from serve_app.cache.lookup import Lookup, NextTier
+from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
+from serve_app.cache.report import CacheReport
 from serve_app.metrics import (
     CACHE_BYTES,
     CACHE_ENTRIES,
@@ -15,7 +18,7 @@ from serve_app.metrics import (
     Metric,
 )
 from serve_app.models import ModelSpec
-from serve_app.types import CacheReport, CacheState
+from serve_app.types import CacheState
 
 
 class CacheStack:
@@ -24,9 +27,10 @@ class CacheStack:
     def __init__(
         self,
         spec: ModelSpec,
-        next_tier: NextTier,
+        send: Send,
         *,
         l1_max_bytes: int,
+        max_in_flight_calls: float = math.inf,
         dtype: CacheDtype,
         meter: Meter,
         l2: L2Cache | None = None,
@@ -35,34 +39,37 @@ class CacheStack:
 
         Args:
             spec: the model whose vectors are cached.
-            next_tier: embeds texts that are in neither tier.
+            send: embeds texts that are in neither tier.
             l1_max_bytes: memory limit of L1.
+            max_in_flight_calls: see `Coalescer`.
             dtype: stored component type of the vectors.
             meter: counts hits and misses.
-            l2: the tier that processes share; None: `next_tier` may have one.
+            l2: the tier that processes share; None: the next tier may have one.
         """
         self._memory = MemoryCache(l1_max_bytes)
         self._l2 = l2
         self._meter = meter
         self._evictions = 0
+        self._coalescer = Coalescer(send, max_in_flight_calls)
         lookup = Lookup(
             spec.space_id,
             Codec(spec.dim, dtype),
             self._memory,
-            next_tier,
+            self._coalescer,
             store=None if l2 is None else l2.store,
             meter=meter,
         )
-        self.embed = lookup.embed
+        self.embed, self.embed_encoded = lookup.embed, lookup.embed_encoded
 
     def start(self) -> None:
         """Starts background tasks; call it once, in the event loop."""
         if self._l2 is not None:
             self._l2.start()
 
-    def resize(self, l1_max_bytes: int) -> None:
-        """Changes the memory limit of L1 and evicts values that exceed it."""
+    def apply(self, *, l1_max_bytes: int, max_in_flight_calls: float = math.inf) -> None:
+        """Applies new limits. Cached values remain as far as they fit into L1's."""
         self._memory.resize(l1_max_bytes)
+        self._coalescer.max_in_flight_calls = max_in_flight_calls
 
     @property
     def state(self) -> CacheState:

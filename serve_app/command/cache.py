@@ -20,8 +20,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from serve_app.cache.report import CacheReport, MemoryStats, StoreStats, WarmResult
 from serve_app.command.cluster import add_address_argument, connect
-from serve_app.config import IngressSettings
+from serve_app.config import RequestSettings
 from serve_app.errors import (
     ConfigurationError,
     EmbedServeError,
@@ -30,14 +31,13 @@ from serve_app.errors import (
     Unavailable,
 )
 from serve_app.service.validation import validate_inputs
-from serve_app.types import CacheReport, MemoryStats, StoreStats, WarmResult
 
 #: Texts per call, and calls in flight: enough to keep every Embedder busy.
 _CALL_TEXTS = 256
 _MAX_CALLS = 4
 _CALL_TIMEOUT_S = 300.0
 #: Deployments with a cache, from the client's side to the engine's.
-_CACHING_DEPLOYMENTS = ("Ingress", "CacheLookup")
+_CACHING_DEPLOYMENTS = ("Ingress", "EmbedServer", "CacheLookup")
 
 
 def add_commands(commands: Any) -> None:
@@ -167,7 +167,7 @@ def _parse_text(line: str, field: str, location: str) -> str:
     try:
         value = json.loads(line)
         text = value.get(field) if isinstance(value, dict) else value
-        validate_inputs([text], IngressSettings())
+        validate_inputs([text], RequestSettings())
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"{location} isn't JSON: {error}.") from None
     except InvalidRequest as error:

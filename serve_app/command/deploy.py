@@ -11,8 +11,8 @@ from typing import Any
 
 from serve_app.command.application_status import describe_replicas, failure_reasons
 from serve_app.command.cluster import add_address_argument, connect, use_token
+from serve_app.command.config_file import add_config_argument, check_access, read_config
 from serve_app.command.progress import print_step
-from serve_app.command.serve import add_config_argument, check_access, read_config
 from serve_app.errors import ConfigurationError, Unavailable
 
 _POLL_S = 0.5

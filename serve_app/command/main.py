@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from embedserve_client.command.main import main
-from serve_app.command import cache, deploy, key, serve
+from serve_app.command import cache, deploy, key, prepare, serve
 from serve_app.command.service_process import StartupError
 from serve_app.config import settings_markdown
 from serve_app.errors import EmbedServeError
@@ -31,7 +31,7 @@ ERRORS = (EmbedServeError, StartupError)
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommands to the parser of `embedserve`."""
-    for module in (serve, deploy, cache, key):
+    for module in (serve, prepare, deploy, cache, key):
         module.add_commands(commands)
     settings = commands.add_parser(
         "settings",

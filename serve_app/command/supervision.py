@@ -9,7 +9,7 @@ import threading
 import time
 from types import FrameType
 
-from serve_app.command.progress import print_step
+from serve_app.command.progress import print_ready, print_step
 from serve_app.command.service_process import ServiceFailure, ServiceProcess, StartupError
 
 #: Failures in a row after which the service stays down, and the delay before the first restart,
@@ -38,14 +38,14 @@ def run_until_signal(
     try:
         _accept_signal()
         if until_eof:
-            threading.Thread(target=_terminate_at_eof, daemon=True).start()
+            terminate_at_eof()
         while True:
             ready_at = time.monotonic()
             try:
                 service.start()
                 for progress in service.wait_until_ready():
                     print_step("starting", progress)
-                _print_ready(service.url)
+                print_ready(service.url)
                 ready_at = time.monotonic()
                 service.watch()
             except (ServiceFailure, StartupError) as failure:
@@ -95,16 +95,12 @@ def _accept_signal() -> None:
     signal.signal(signal.SIGTERM, interrupt)
 
 
-def _terminate_at_eof() -> None:
-    while os.read(0, 1 << 16):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+def terminate_at_eof() -> None:
+    """Lets this process get SIGTERM at the end of standard input."""
 
+    def read_to_eof() -> None:
+        while os.read(0, 1 << 16):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
 
-def _print_ready(url: str) -> None:
-    print_step("ready", f"{url}   (Ctrl-C stops it)")
-    print(
-        f"\n  curl {url}/v1/embeddings -H 'Content-Type: application/json' \\\n"
-        """       -d '{"input": "Hello, world"}'\n""",
-        flush=True,
-    )
+    threading.Thread(target=read_to_eof, daemon=True).start()

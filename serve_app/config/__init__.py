@@ -13,21 +13,30 @@ from pydantic import BaseModel, SecretStr
 
 from serve_app.config.access import AccessSettings, ApiKey
 from serve_app.config.application import MINILM, AppConfig, CacheConfig, ModelConfig
-from serve_app.config.deployments import CacheLookupSettings, EmbedderSettings, IngressSettings
+from serve_app.config.deployments import (
+    CacheLookupSettings,
+    EmbedderSettings,
+    EmbedServerSettings,
+    IngressSettings,
+    RequestSettings,
+)
 from serve_app.config.section import Section
 
 __all__ = [
     "MINILM",
     "SECTIONS",
+    "TOPOLOGIES",
     "USER_CONFIGS",
     "AccessSettings",
     "ApiKey",
     "AppConfig",
     "CacheConfig",
     "CacheLookupSettings",
+    "EmbedServerSettings",
     "EmbedderSettings",
     "IngressSettings",
     "ModelConfig",
+    "RequestSettings",
     "settings_markdown",
 ]
 
@@ -36,12 +45,22 @@ USER_CONFIGS: dict[str, type[Section]] = {
     "Ingress": IngressSettings,
     "CacheLookup": CacheLookupSettings,
     "Embedder": EmbedderSettings,
+    "EmbedServer": EmbedServerSettings,
+}
+#: Topology → its deployments. The first one takes the HTTP requests.
+TOPOLOGIES: dict[str, tuple[str, ...]] = {
+    "separate": ("Ingress", "CacheLookup", "Embedder"),
+    "colocated": ("EmbedServer",),
 }
 #: Location in the YAML file → the class of the section.
 SECTIONS: dict[str, type[Section]] = {
     AppConfig.location: AppConfig,
     **{section.location: section for section in USER_CONFIGS.values()},
 }
+#: In place of a table that would repeat two others.
+_EMBED_SERVER_SETTINGS = (
+    "All settings of the Ingress except `max_in_flight_calls`, and all settings of the Embedder."
+)
 
 
 def _rows(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -71,7 +90,11 @@ def settings_markdown() -> str:
     """Returns all settings as Markdown tables, one per section."""
     lines: list[str] = []
     for location, section in SECTIONS.items():
-        lines += [f"**{location}**", "", "| setting | default | what it does |", "|---|---|---|"]
+        lines += [f"**{location}**", ""]
+        if section is EmbedServerSettings:
+            lines += [_EMBED_SERVER_SETTINGS, ""]
+            continue
+        lines += ["| setting | default | what it does |", "|---|---|---|"]
         lines += [f"| `{name}` | `{default}` | {text} |" for name, default, text in _rows(section)]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

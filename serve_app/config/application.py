@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from serve_app.config.cors_origin import CorsOrigin
 from serve_app.config.section import GIB, MIB, Section
@@ -175,11 +175,20 @@ class AppConfig(Section):
         "`https://app.example`, `https://*.app.example` or `chrome-extension://*`; `*` allows all. "
         "An origin that no browser sends, such as one with a path, stops the start.",
     )
-    topology: Literal["separate", "inline"] = Field(
+    topology: Literal["separate", "colocated"] = Field(
         default="separate",
-        description="`separate`: CacheLookup is a deployment, shared by all Ingress replicas. "
-        "`inline`: it runs inside the Ingress, which saves one hop on a single machine.",
+        description="`separate`: the deployments Ingress, CacheLookup and Embedder, each with its "
+        "own replicas, for clusters and GPUs. `colocated`: one deployment, EmbedServer, whose "
+        "replicas take requests, look up the cache and run the model in one process: faster on one "
+        "machine.",
     )
+
+    @field_validator("topology", mode="before")
+    @classmethod
+    def _reject_inline(cls, value: object) -> object:
+        if value == "inline":
+            raise ValueError("`inline` was replaced by `colocated`, see configs/one-machine.yaml.")
+        return value
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:

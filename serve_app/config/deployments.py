@@ -12,11 +12,8 @@ from serve_app.config.section import GIB, MIB, Section
 _RENAMED_CACHE = {"memory_max_bytes": "l1_max_bytes", "max_calls": "max_in_flight_calls"}
 
 
-class IngressSettings(Section):
-    """`user_config` of the deployment `Ingress`."""
-
-    location = "Ingress: user_config"
-    renamed: ClassVar[Mapping[str, str]] = _RENAMED_CACHE
+class RequestSettings(Section):
+    """Settings of a process that takes requests."""
 
     max_texts_per_request: int = Field(
         default=2048,
@@ -97,14 +94,6 @@ class IngressSettings(Section):
         description="Size of the in-memory cache of each replica, which saves the call to another "
         "process. 0 disables it.",
     )
-    max_in_flight_calls: int = Field(
-        default=4,
-        ge=1,
-        le=1024,
-        description="Calls to the next tier in flight from one replica. At the limit, interactive "
-        "requests wait and are sent together in the next call. A full call (64 requests) is sent "
-        "at once.",
-    )
     health_max_age_s: float = Field(
         default=10.0,
         gt=0,
@@ -123,6 +112,22 @@ class IngressSettings(Section):
     )
 
 
+class IngressSettings(RequestSettings):
+    """`user_config` of the deployment `Ingress`."""
+
+    location = "Ingress: user_config"
+    renamed: ClassVar[Mapping[str, str]] = _RENAMED_CACHE
+
+    max_in_flight_calls: int = Field(
+        default=4,
+        ge=1,
+        le=1024,
+        description="Calls to the next tier in flight from one replica. At the limit, interactive "
+        "requests wait and are sent together in the next call. A full call (64 requests) is sent "
+        "at once.",
+    )
+
+
 class CacheLookupSettings(Section):
     """`user_config` of the deployment `CacheLookup`."""
 
@@ -130,11 +135,12 @@ class CacheLookupSettings(Section):
     renamed: ClassVar[Mapping[str, str]] = _RENAMED_CACHE
 
     l1_max_bytes: int = Field(
-        default=64 * MIB,
+        default=0,
         ge=0,
         le=1024 * GIB,
         description="Size of the in-memory cache of each replica, overhead included. One MiniLM "
-        "vector takes about 2 KiB. 0 disables it.",
+        "vector takes about 2 KiB. 0 disables it: with a server right behind, it rarely hits what "
+        "an Ingress misses.",
     )
     max_in_flight_calls: int = Field(
         default=4,
@@ -207,3 +213,12 @@ class EmbedderSettings(Section):
         description="Time limit of one model batch. A replica that exceeds it becomes unhealthy, "
         "and Ray replaces it.",
     )
+
+
+class EmbedServerSettings(RequestSettings, EmbedderSettings):
+    """`user_config` of the deployment `EmbedServer`, which does the work of the others."""
+
+    location = "EmbedServer: user_config"
+    removed: ClassVar[Mapping[str, str]] = {
+        "max_in_flight_calls": "an EmbedServer makes no calls to other deployments. Delete it."
+    }

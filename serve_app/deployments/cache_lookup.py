@@ -1,4 +1,4 @@
-"""The cache deployment: groups of texts → L1 → in-flight requests → L2 → Embedder → vectors."""
+"""The cache deployment: groups of texts → in-flight requests → L2 → Embedder → vectors."""
 
 import asyncio
 from typing import Any
@@ -6,15 +6,17 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 
-from serve_app.cache.coalescer import Coalescer
+from serve_app.cache.coalescer import Deliver
+from serve_app.cache.report import CacheReport
 from serve_app.cache.stack import CacheStack
 from serve_app.config import CacheConfig, CacheLookupSettings
-from serve_app.deployments.retrying_call import RetryingCall
+from serve_app.deployments.group_call import GroupResult, collect, group_call
+from serve_app.deployments.retrying_call import returns_errors
 from serve_app.deployments.service_identity import open_l2_cache
 from serve_app.errors import EmbedServeError
 from serve_app.metrics import Meter, export
 from serve_app.models import ModelSpec
-from serve_app.types import CacheReport, CacheState, TextGroup, Vectors
+from serve_app.types import CacheState, TextGroup
 
 
 class CacheLookup:
@@ -26,11 +28,11 @@ class CacheLookup:
         settings = CacheLookupSettings()
         self._spec = spec
         self._meter = Meter()
-        self._embedder = Coalescer(RetryingCall(embedder, "embed"), settings.max_in_flight_calls)
         self._cache = CacheStack(
             spec,
-            self._embedder,
+            group_call(embedder),
             l1_max_bytes=settings.l1_max_bytes,
+            max_in_flight_calls=settings.max_in_flight_calls,
             dtype=cache.dtype,
             meter=self._meter,
             l2=open_l2_cache(cache, spec.space_id, self._meter),
@@ -45,8 +47,9 @@ class CacheLookup:
         """
         settings = CacheLookupSettings.parse(user_config)
         self._start()
-        self._cache.resize(settings.l1_max_bytes)
-        self._embedder.max_in_flight_calls = settings.max_in_flight_calls
+        self._cache.apply(
+            l1_max_bytes=settings.l1_max_bytes, max_in_flight_calls=settings.max_in_flight_calls
+        )
 
     def _start(self) -> None:
         """Starts the background tasks on the first call."""
@@ -54,15 +57,18 @@ class CacheLookup:
             self._export_task = asyncio.create_task(export(self._meter, self._cache.gauges))
             self._cache.start()
 
-    async def embed(self, groups: tuple[TextGroup, ...]) -> list[Vectors | EmbedServeError]:
+    async def embed(self, groups: tuple[TextGroup, ...]) -> list[GroupResult]:
         """Returns for each group its vectors, or an error as a value."""
-        return await asyncio.gather(*(self._embed(group) for group in groups))
+        return await collect(self._embed, groups)
 
-    async def _embed(self, group: TextGroup) -> Vectors | EmbedServeError:
-        try:
-            return await self._cache.embed(group)
-        except EmbedServeError as error:
-            return error
+    async def _embed(self, groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
+        async def embed_group(index: int, group: TextGroup) -> None:
+            try:
+                deliver(index, await self._cache.embed_encoded(group))
+            except EmbedServeError as error:
+                deliver(index, error)
+
+        await asyncio.gather(*(embed_group(i, group) for i, group in enumerate(groups)))
 
     async def cache_state(self) -> CacheState:
         """Returns the state of the L2 cache."""
@@ -72,7 +78,8 @@ class CacheLookup:
         """Returns statistics of this replica's cache tiers."""
         return await self._cache.report()
 
-    async def purge_cache(self, model: str | None = None) -> int | EmbedServeError | None:
+    @returns_errors
+    async def purge_cache(self, model: str | None = None) -> int | None:
         """Deletes all vectors from this replica's cache tiers.
 
         Args:
@@ -82,12 +89,7 @@ class CacheLookup:
             The number of deleted vectors, an error as a value, or None if `model` isn't the model
             of this deployment.
         """
-        if not self._spec.accepts(model):
-            return None
-        try:
-            return await self._cache.purge()
-        except EmbedServeError as error:
-            return error
+        return await self._cache.purge() if self._spec.accepts(model) else None
 
     async def __del__(self) -> None:
         """Closes the cache; Ray awaits it when the replica stops."""

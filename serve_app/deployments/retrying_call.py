@@ -1,8 +1,10 @@
 """Calls to another deployment, retried on another replica if the first one dies."""
 
 import asyncio
+import functools
 import logging
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -11,6 +13,9 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.errors import EmbedServeError, Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class RetryingCall:
@@ -77,3 +82,18 @@ class RetryingCall:
                     raise reply
                 return reply
         raise AssertionError("The last attempt returns or raises. This is a bug.")
+
+
+def returns_errors(
+    method: Callable[_P, Coroutine[Any, Any, _T]],
+) -> Callable[_P, Coroutine[Any, Any, _T | EmbedServeError]]:
+    """Lets a method of a deployment return errors of the service, which `RetryingCall` raises."""
+
+    @functools.wraps(method)
+    async def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T | EmbedServeError:
+        try:
+            return await method(*args, **kwargs)
+        except EmbedServeError as error:
+            return error
+
+    return wrapper

@@ -30,7 +30,7 @@ def tokenizer_runs(inputs: Sequence[_InputT]) -> Iterator[Sequence[_InputT]]:
 
 
 class TokenizerService:
-    """Runs a tokenizer outside the event loop. Errors are returned, not raised."""
+    """Runs a tokenizer outside the event loop."""
 
     def __init__(self, tokenizer: Tokenizer, executor: Executor) -> None:
         """Creates the service.
@@ -45,30 +45,37 @@ class TokenizerService:
 
     async def tokenize(
         self, texts: Sequence[str], *, add_special_tokens: bool
-    ) -> list[Tokenization] | EmbedServeError:
-        """Returns the tokens of each text, not truncated."""
+    ) -> list[Tokenization]:
+        """Returns the tokens of each text, not truncated.
+
+        Raises:
+            InvalidRequest: see `Tokenizer.tokenize`.
+            InferenceError: the tokenizer failed.
+        """
         tokenize = partial(self._tokenizer.tokenize, add_special_tokens=add_special_tokens)
         rows = list[Tokenization]()
         for run in tokenizer_runs(texts):
-            result = await self._run(partial(tokenize, run))
-            if isinstance(result, EmbedServeError):
-                return result
-            rows += result
+            rows += await self._run(partial(tokenize, run))
         return rows
 
     async def decode(
         self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool
-    ) -> list[str] | EmbedServeError:
-        """Returns the text of each row of token ids."""
+    ) -> list[str]:
+        """Returns the text of each row of token ids.
+
+        Raises:
+            InvalidRequest: see `Tokenizer.decode`.
+            InferenceError: the tokenizer failed.
+        """
         return await self._run(
             partial(self._tokenizer.decode, rows, skip_special_tokens=skip_special_tokens)
         )
 
-    async def _run(self, call: Callable[[], _T]) -> _T | EmbedServeError:
+    async def _run(self, call: Callable[[], _T]) -> _T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, call)
-        except EmbedServeError as error:
-            return error
+        except EmbedServeError:
+            raise
         except Exception as error:
             logger.exception("The tokenizer failed")
-            return InferenceError(f"The tokenizer failed: {type(error).__name__}.")
+            raise InferenceError(f"The tokenizer failed: {type(error).__name__}.") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from serve_app.config import AppConfig
 from serve_app.engines.base import Engine
 from serve_app.engines.cpu_features import CpuFeatures
-from serve_app.errors import ConfigurationError
+from serve_app.errors import ConfigurationError, SpaceMismatch
 from serve_app.model_prep.prepared_model import get_prepared_model
 from serve_app.model_prep.quantization_ranges import (
     get_or_build_quantization_ranges,
@@ -34,6 +34,14 @@ class EngineSelection:
     spec: ModelSpec
     parity: Parity | None = None  #: None: the replica measures it, or there is no reference
     rejected: tuple[str, ...] = ()  #: preferred engines that were rejected, with reasons
+
+    @property
+    def cached_spec(self) -> ModelSpec:
+        """The spec with the space of the vectors that clients get, which the cache may round."""
+        dtype = self.config.cache.dtype
+        if dtype == "float32":
+            return self.spec
+        return replace(self.spec, space_id=f"{self.spec.space_id}+{dtype}")
 
 
 def select_engine(config: AppConfig, *, cpu: CpuFeatures | None = None) -> EngineSelection:
@@ -97,6 +105,21 @@ def _prepare(config: AppConfig, spec: ModelSpec) -> tuple[Parity | None, Float32
         return None, get_or_build_quantization_ranges(config.model, spec)
     prepared = get_prepared_model(config.model, spec, config.precision)
     return prepared.parity, read_quantization_ranges(prepared.folder)
+
+
+def check_space(selection: EngineSelection) -> None:
+    """Checks that this machine's model files are those of the selection.
+
+    Raises:
+        SpaceMismatch: they are not, so their vectors belong to another space.
+    """
+    local = resolve(selection.config.model, selection.config.precision)
+    if local.space_id != selection.spec.space_id:
+        raise SpaceMismatch(
+            f"The model files on this node produce vectors of space {local.space_id}, but the "
+            f"application was built for space {selection.spec.space_id}. Install the same model on "
+            "every node."
+        )
 
 
 def load_engine(selection: EngineSelection, *, threads: int) -> Engine:

@@ -77,12 +77,12 @@ class PendingGroup(Generic[ResultT]):
 
     def enforce_deadline(self, now_s: float) -> None:
         """Fails the group with `DeadlineExceeded` if its deadline has passed."""
-        timeout_s = self.text_group.timeout_s
-        if now_s - self.arrival_s > timeout_s:
+        if now_s > self.text_group.deadline_s:
             self.fail(
                 DeadlineExceeded(
-                    f"The texts waited for the model for {timeout_s:g} s. Send fewer texts in one "
-                    "request, or try again when there is less load."
+                    f"The texts waited for the model for {now_s - self.arrival_s:.1f} s, until the "
+                    "request's time was up. Send fewer texts in one request, or try again when "
+                    "there is less load."
                 )
             )
 

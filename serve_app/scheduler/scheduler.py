@@ -60,6 +60,7 @@ class Scheduler:
         *,
         engine_threads: Executor,
         tokenizer_thread: Executor,
+        meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Creates a scheduler that is idle until `start`.
@@ -69,6 +70,7 @@ class Scheduler:
             settings: may be replaced at any time; they apply from the next batch on.
             engine_threads: at least one thread for each stream of the engine.
             tokenizer_thread: tokenizes long texts next to the engine.
+            meter: counts batches.
             clock: monotonic time in seconds.
         """
         self._engine = engine
@@ -84,7 +86,7 @@ class Scheduler:
         self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
         self.load = LoadMeter(clock)
-        self.meter = Meter()
+        self.meter = meter or Meter()
 
     def start(self) -> None:
         """Starts one worker task for each stream. Idempotent; call it on the submitting loop."""
@@ -190,7 +192,7 @@ class Scheduler:
             return _too_many_tokens(tokens, settings.max_request_tokens)
         return self._admission[group.queue].refusal(
             tokens,
-            group.text_group.timeout_s,
+            group.text_group.deadline_s - self._clock(),
             limit=settings.max_queued_tokens,
             tokens_per_s=self.load.tokens_per_s,
         )

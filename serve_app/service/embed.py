@@ -6,15 +6,16 @@ It depends on neither HTTP nor Ray: a `Backend` stands for the tiers below.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from serve_app import __version__
-from serve_app.config import IngressSettings
+from serve_app.config import RequestSettings
 from serve_app.errors import (
     DeadlineExceeded,
     EmbedServeError,
@@ -25,6 +26,7 @@ from serve_app.errors import (
 )
 from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
+from serve_app.service.backend import Backend
 from serve_app.service.dimensions import normalize, truncate_dimensions
 from serve_app.service.health import HealthProbe, HealthReport
 from serve_app.service.openai_token_ids import TiktokenDecoder
@@ -51,46 +53,12 @@ from serve_app.types import (
     Tokenization,
     TokenizeJob,
     TokenizerResult,
-    TokenVectors,
     TokenVectorsJob,
     TokenVectorsResult,
-    Vectors,
 )
 
 _PROBE_GROUP = TextGroup(("health probe",), use_cache=False)
 _STATUS_TIMEOUT_S = 2.0
-
-
-class Backend(Protocol):
-    """The tiers below the service: caches, tokenizer and engine."""
-
-    async def embed(self, group: TextGroup) -> Vectors:
-        """Returns the vectors of the group's texts, in their order and with all dimensions."""
-        ...
-
-    async def describe(self) -> EngineInfo:
-        """Returns the engine of a live replica."""
-        ...
-
-    async def cache_state(self) -> CacheState:
-        """Returns the state of the L2 cache."""
-        ...
-
-    async def tokenize(
-        self, texts: tuple[str, ...], add_special_tokens: bool
-    ) -> Sequence[Tokenization]:
-        """Returns the tokens of each text, without truncation."""
-        ...
-
-    async def decode(
-        self, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
-    ) -> Sequence[str]:
-        """Returns the text of each row of token ids."""
-        ...
-
-    async def embed_tokens(self, group: TextGroup) -> Sequence[TokenVectors]:
-        """Returns one vector per token of each of the group's texts."""
-        ...
 
 
 class EmbedService:
@@ -100,7 +68,7 @@ class EmbedService:
         self,
         spec: ModelSpec,
         backend: Backend,
-        settings: IngressSettings,
+        settings: RequestSettings,
         meter: Meter | None = None,
         replica_stats: ReplicaStats | None = None,
     ) -> None:
@@ -126,7 +94,7 @@ class EmbedService:
         )
         self.apply(settings)
 
-    def apply(self, settings: IngressSettings) -> None:
+    def apply(self, settings: RequestSettings) -> None:
         """Applies new settings. Requests in progress keep the previous ones.
 
         Raises:
@@ -279,7 +247,7 @@ class EmbedService:
             self.spec.prompt(job.input_type),
             use_cache=job.use_cache,
             lane=job.lane or self._default_lane(len(texts)),
-            timeout_s=self.settings.request_timeout_s,
+            deadline_s=time.monotonic() + self.settings.request_timeout_s,
         )
 
     def _deadline_exceeded(self) -> DeadlineExceeded:

@@ -1,8 +1,14 @@
 """Statistics over all replicas of a service."""
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from serve_app.metrics import Meter, Totals
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from serve_app.metrics import RAY_PREFIX, Counts, Gauges, Meter, Metric, Totals
 
 
 class ReplicaStats(Protocol):
@@ -24,8 +30,15 @@ class ReplicaStats(Protocol):
 class SingleReplica:
     """The statistics of a service that runs in one process."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, gauges: Callable[[], Gauges] = dict) -> None:
+        """Creates the statistics.
+
+        Args:
+            meter: the counts of the process.
+            gauges: returns the current value of each gauge.
+        """
         self._meter = meter
+        self._gauges = gauges
 
     async def totals(self) -> Totals:
         """Returns the totals of this process."""
@@ -36,5 +49,34 @@ class SingleReplica:
         self._meter.reset()
 
     async def prometheus_text(self) -> str:
-        """Returns the empty string: a single process exports no metrics."""
-        return ""
+        """Returns the metrics of this process, with the names that Ray exports."""
+        registry = CollectorRegistry()
+        registry.register(_Collector(self._meter.counts(), self._gauges()))
+        return generate_latest(registry).decode()
+
+
+class _Collector(Collector):
+    """The metrics of a process, as `prometheus_client` reads them."""
+
+    def __init__(self, counts: Counts, gauges: Gauges) -> None:
+        self._counts = counts
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Family]:
+        """Yields each metric with its samples."""
+        families: dict[Metric, CounterMetricFamily] = {}
+        for (metric, tags), value in self._counts.items():
+            if metric not in families:
+                families[metric] = CounterMetricFamily(
+                    RAY_PREFIX + metric.name, metric.description, labels=metric.tags
+                )
+            families[metric].add_metric(tags, value)
+        yield from families.values()
+        for metric, current in self._gauges.items():
+            gauge = GaugeMetricFamily(
+                RAY_PREFIX + metric.name, metric.description, labels=metric.tags
+            )
+            by_tag = current if isinstance(current, Mapping) else {None: current}
+            for tag, number in by_tag.items():
+                gauge.add_metric(() if tag is None else (tag,), number)
+            yield gauge

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Sequence
 
-from serve_app.config import IngressSettings
+from serve_app.config import RequestSettings
 from serve_app.errors import EmptyInput, InvalidRequest
 
 #: Characters that no text may hold: NUL, and surrogates, which in a `str` are always unpaired.
 _INVALID_CHARACTER = re.compile("[\0\ud800-\udfff]")
 
 
-def validate_inputs(inputs: Sequence[object], settings: IngressSettings) -> None:
+def validate_inputs(inputs: Sequence[object], settings: RequestSettings) -> None:
     """Raises unless every input can be embedded.
 
     Raises:
@@ -36,7 +36,7 @@ def validate_inputs(inputs: Sequence[object], settings: IngressSettings) -> None
             raise InvalidRequest(f"Text {i} {fault}", "texts")
 
 
-def validate_reply_tokens(n_tokens: int, settings: IngressSettings) -> None:
+def validate_reply_tokens(n_tokens: int, settings: RequestSettings) -> None:
     """Raises if a reply would list, or decode, more tokens than allowed.
 
     Raises:

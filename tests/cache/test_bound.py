@@ -10,6 +10,7 @@ from serve_app.config import ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.models import resolve
 from serve_app.types import NO_TIMINGS, TextGroup, Tier, VectorRow, Vectors
+from tests.fakes import coalesce
 
 TEXTS, BATCH = 1_000_000, 1000
 MAX_BYTES = 32 << 20
@@ -29,7 +30,8 @@ async def test_a_million_distinct_texts_stay_below_the_limit() -> None:
             [VectorRow(v, 1, False, Tier.COMPUTED) for v in vectors], NO_TIMINGS
         )
 
-    lookup = Lookup(spec.space_id, Codec(spec.dim), memory, compute)
+    codec = Codec(spec.dim)
+    lookup = Lookup(spec.space_id, codec, memory, coalesce(compute, codec))
     process = psutil.Process()
     before = process.memory_info().rss
     for start in range(0, TEXTS, BATCH):

@@ -1,16 +1,17 @@
 import asyncio
 import contextvars
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.cache.coalescer import Coalescer
-from serve_app.errors import EmbedServeError, InferenceError, Unavailable
+from serve_app.cache.coalescer import Coalescer, Deliver, Result
+from serve_app.cache.codec import Codec
+from serve_app.errors import InferenceError, Unavailable
 from serve_app.types import Input, Lane, TextGroup, Vectors
-from tests.fakes import FakeBackend
+from tests.fakes import DIM, FakeBackend
 
+CODEC = Codec(DIM)
 REQUEST = contextvars.ContextVar("request", default="none")
 
 
@@ -29,7 +30,7 @@ class GatedSend:
         for _ in range(calls):
             self._gate.release()
 
-    async def __call__(self, groups: tuple[TextGroup, ...]) -> Sequence[Vectors | EmbedServeError]:
+    async def __call__(self, groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
         texts = [text for group in groups for text in group.texts]
         self.calls.append(texts)
         self.requests.append(REQUEST.get())
@@ -40,10 +41,10 @@ class GatedSend:
             raise
         if self.error is not None:
             raise self.error
-        return [
-            InferenceError("bad") if "bad" in group.texts else await self._next_tier.embed(group)
-            for group in groups
-        ]
+        for i, group in enumerate(groups):
+            bad = "bad" in group.texts
+            vectors = await self._next_tier.embed(group)
+            deliver(i, InferenceError("bad") if bad else CODEC.encode(vectors))
 
 
 @pytest.fixture
@@ -52,10 +53,20 @@ async def send() -> GatedSend:
 
 
 def start(coalescer: Coalescer, *texts: str, lane: Lane = "interactive") -> asyncio.Task[Vectors]:
-    async def embed() -> Vectors:
-        return await coalescer(TextGroup(texts, lane=lane))
+    return asyncio.create_task(embed(coalescer, TextGroup(texts, lane=lane)))
 
-    return asyncio.create_task(embed())
+
+async def embed(coalescer: Coalescer, group: TextGroup) -> Vectors:
+    reply: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    submission = coalescer.submit(group, reply.set_result)
+    try:
+        result = await reply
+    except asyncio.CancelledError:
+        submission.cancel()
+        raise
+    if isinstance(result, Exception):
+        raise result
+    return CODEC.decode(result)
 
 
 async def run_loop(turns: int = 8) -> None:
@@ -160,6 +171,22 @@ async def test_a_call_without_waiters_is_cancelled_or_never_sent(send: GatedSend
     await other
 
 
+async def test_a_result_is_delivered_before_its_call_ends(send: GatedSend) -> None:
+    ended = asyncio.Event()
+
+    async def send_slowly(groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
+        deliver(0, CODEC.encode(await FakeBackend().embed(groups[0])))
+        await ended.wait()
+        deliver(1, CODEC.encode(await FakeBackend().embed(groups[1])))
+
+    coalescer = Coalescer(send_slowly, max_in_flight_calls=1)
+    first, second = start(coalescer, "a"), start(coalescer, "b")
+    assert (await first).computed_count == 1
+    assert not second.done()
+    ended.set()
+    await second
+
+
 async def test_the_error_of_a_group_does_not_affect_others(send: GatedSend) -> None:
     coalescer = Coalescer(send, max_in_flight_calls=1)
     bad, good = start(coalescer, "bad"), start(coalescer, "good")
@@ -183,7 +210,7 @@ async def test_a_call_runs_outside_the_context_of_its_requests(send: GatedSend) 
     coalescer = Coalescer(send, max_in_flight_calls=1)
     REQUEST.set("a request")
     send.complete(1)
-    await coalescer(TextGroup(("a",)))
+    await embed(coalescer, TextGroup(("a",)))
     assert send.requests == ["none"]
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from zlib import crc32
 
 import numpy as np
@@ -6,46 +7,69 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.cache.codec import CacheDtype, Codec
-from serve_app.types import Tier, VectorRow
+from serve_app.types import Tier, Timings, VectorRow, Vectors
 
-vectors = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=16)
+floats = st.floats(width=32, allow_nan=False)
+rows = st.integers(1, 16).flatmap(
+    lambda dim: st.lists(
+        st.tuples(
+            st.lists(floats, min_size=dim, max_size=dim),
+            st.integers(0, 2**31 - 1),
+            st.booleans(),
+            st.sampled_from(Tier),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+Row = tuple[list[float], int, bool, Tier]
 
 
-@given(vectors, st.integers(0, 2**32 - 1), st.booleans())
-def test_a_row_is_decoded_bit_for_bit(floats: list[float], tokens: int, truncated: bool) -> None:
-    codec = Codec(len(floats))
-    row = VectorRow(np.array(floats, dtype=np.float32), tokens, truncated, Tier.COMPUTED)
-    decoded = codec.decode(codec.encode(row), Tier.L2)
-    assert decoded is not None
-    assert decoded.vector.tobytes() == row.vector.tobytes()
-    assert decoded[1:] == (tokens, truncated, Tier.L2)
+def to_vectors(rows: Sequence[Row]) -> Vectors:
+    return Vectors.from_rows(
+        [VectorRow(np.array(row[0], dtype=np.float32), row[1], row[2], row[3]) for row in rows],
+        Timings(infer_s=0.5),
+    )
+
+
+@given(rows)
+def test_vectors_are_decoded_bit_for_bit(rows: list[Row]) -> None:
+    codec = Codec(len(rows[0][0]))
+    vectors = to_vectors(rows)
+    encoded = codec.encode(vectors)
+    decoded = codec.decode(encoded)
+    assert all(map(codec.is_valid, encoded.values))
+    assert decoded.values.dtype == np.float32
+    assert decoded.values.tobytes() == vectors.values.tobytes()
+    assert decoded.token_counts.tolist() == vectors.token_counts.tolist()
+    assert decoded.truncated.tolist() == vectors.truncated.tolist()
+    assert decoded.tiers.tolist() == vectors.tiers.tolist()
+    assert decoded.timings == vectors.timings
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=16))
-def test_half_precision_is_decoded_as_rounded(floats: list[float]) -> None:
+def test_half_precision_is_rounded_once(floats: list[float]) -> None:
     codec = Codec(len(floats), "float16")
-    rounded = codec.round(np.array([floats], dtype=np.float32))
-    assert np.abs(rounded - np.array(floats, dtype=np.float32)).max() < 5e-4
-    value = codec.encode(VectorRow(rounded[0], 3, False, Tier.COMPUTED))
-    decoded = codec.decode(value, Tier.L1)
-    assert decoded is not None
-    assert decoded.vector.dtype == np.float32
-    assert decoded.vector.tobytes() == rounded[0].tobytes()
-    assert len(value) == 16 + 2 * len(floats)
+    encoded = codec.encode(to_vectors([(floats, 3, False, Tier.COMPUTED)]))
+    decoded = codec.decode(encoded)
+    assert np.abs(decoded.values[0] - np.array(floats, dtype=np.float32)).max() < 5e-4
+    assert decoded.values.dtype == np.float32
+    assert codec.encode(decoded).values == encoded.values
+    assert len(encoded.values[0]) == 16 + 2 * len(floats)
 
 
 def test_the_largest_dimension() -> None:
     codec = Codec(65536)
-    row = VectorRow(np.ones(65536, dtype=np.float32), 1, False, Tier.COMPUTED)
-    assert codec.decode(codec.encode(row), Tier.L1) is not None
+    encoded = codec.encode(to_vectors([([1.0] * 65536, 1, False, Tier.COMPUTED)]))
+    assert codec.is_valid(encoded.values[0])
+    assert codec.decode(encoded).values.shape == (1, 65536)
 
 
 def with_valid_checksum(value: bytes) -> bytes:
     return crc32(value[4:]).to_bytes(4, "little") + value[4:]
 
 
-ROW = VectorRow(np.ones(4, dtype=np.float32), 3, False, Tier.COMPUTED)
-VALUE = Codec(4).encode(ROW)
+(VALUE,) = Codec(4).encode(to_vectors([([1.0] * 4, 3, False, Tier.COMPUTED)])).values
 
 
 @pytest.mark.parametrize(
@@ -61,11 +85,11 @@ VALUE = Codec(4).encode(ROW)
     ],
     ids=["empty", "truncated", "too long", "truncated header", "version", "vector", "tokens"],
 )
-def test_a_corrupt_value_is_a_miss(value: bytes) -> None:
-    assert Codec(4).decode(value, Tier.L1) is None
-    assert Codec(4).decode(VALUE, Tier.L1) is not None
+def test_a_corrupt_value_is_invalid(value: bytes) -> None:
+    assert not Codec(4).is_valid(value)
+    assert Codec(4).is_valid(VALUE)
 
 
 @pytest.mark.parametrize(("dim", "dtype"), [(3, "float32"), (8, "float16")])
-def test_a_value_of_another_space_is_a_miss(dim: int, dtype: CacheDtype) -> None:
-    assert Codec(dim, dtype).decode(VALUE, Tier.L1) is None
+def test_a_value_of_another_space_is_invalid(dim: int, dtype: CacheDtype) -> None:
+    assert not Codec(dim, dtype).is_valid(VALUE)

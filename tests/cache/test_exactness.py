@@ -33,7 +33,7 @@ from serve_app.types import (
 from serve_app.valkey.client import connect
 from serve_app.web.dialects.openai_requests import render
 from serve_app.web.schema.vector_encoding import VectorEncoder
-from tests.fakes import FakeBackend
+from tests.fakes import FakeBackend, coalesce
 from tests.valkey_server import ValkeyProcess
 
 #: Two dimensions, and two token limits, which the last two models differ in.
@@ -80,9 +80,18 @@ class CachedBackend(UncachedBackend):
         super().__init__(model)
         spec, codec = SPECS[model], Codec(SPECS[model].dim)
         cache_lookup = Lookup(
-            spec.space_id, codec, MemoryCache(L1_MAX_BYTES), super().embed, store=store
+            spec.space_id,
+            codec,
+            MemoryCache(L1_MAX_BYTES),
+            coalesce(super().embed, codec),
+            store=store,
         )
-        self._ingress = Lookup(spec.space_id, codec, MemoryCache(L1_MAX_BYTES), cache_lookup.embed)
+        self._ingress = Lookup(
+            spec.space_id,
+            codec,
+            MemoryCache(L1_MAX_BYTES),
+            coalesce(cache_lookup.embed_encoded, codec),
+        )
 
     async def embed(self, group: TextGroup) -> Vectors:
         return await self._ingress.embed(group)

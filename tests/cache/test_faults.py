@@ -19,7 +19,7 @@ from serve_app.cache.redis_store import RedisStore
 from serve_app.metrics import Meter
 from serve_app.types import TextGroup, Tier
 from serve_app.valkey.client import connect
-from tests.fakes import DIM, FakeBackend, fake_vector
+from tests.fakes import DIM, FakeBackend, coalesce, fake_vector
 from tests.valkey_server import ValkeyProcess
 
 TIMEOUT_S = 0.05
@@ -41,7 +41,7 @@ class Load:
         self._requests = 0
 
     def lookup(self) -> Lookup:
-        next_tier = FakeBackend().embed
+        next_tier = coalesce(FakeBackend().embed)
         return Lookup("space", Codec(DIM), MemoryCache(0), next_tier, store=self._store)
 
     async def client(self) -> None:

@@ -16,7 +16,7 @@ from serve_app.metrics import L2_UP, Meter
 from serve_app.types import CacheState, TextGroup, Tier
 from serve_app.valkey.shared_server import SharedServer
 from serve_app.valkey.supervisor import parse_owner_pid
-from tests.fakes import SPEC, FakeBackend
+from tests.fakes import SPEC, FakeBackend, fake_send
 from tests.valkey_server import ValkeyProcess
 
 LIMIT_S = 20.0
@@ -40,8 +40,9 @@ async def opened(
     l2 = L2Cache(config, space_id, server=server, meter=meter)
     cache = CacheStack(
         SPEC,
-        FakeBackend().embed,
+        fake_send(FakeBackend().embed),
         l1_max_bytes=8 << 20,
+        max_in_flight_calls=4,
         dtype=config.dtype,
         meter=meter,
         l2=l2,

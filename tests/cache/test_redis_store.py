@@ -210,7 +210,7 @@ async def test_a_cancelled_read_does_not_affect_others(server: ValkeyProcess) ->
     async with opened(server.url) as store:
         keys = await fill(store, 2)
         for turns in range(6):
-            cancelled, other = (asyncio.create_task(store.get_many([key])) for key in keys)
+            cancelled, other = (asyncio.ensure_future(store.get_many([key])) for key in keys)
             for _ in range(turns):
                 await asyncio.sleep(0)
             cancelled.cancel()
@@ -255,7 +255,7 @@ async def hammer(server: ValkeyProcess, url: str, keys: list[bytes]) -> None:
             hits = 0
             for _ in range(100):
                 sample = rng.sample(keys, rng.randint(1, 40))
-                read = asyncio.create_task(store.get_many(sample))
+                read = asyncio.ensure_future(store.get_many(sample))
                 if rng.random() < 0.3:
                     await asyncio.sleep(rng.random() * 0.004)
                     read.cancel()
@@ -293,7 +293,7 @@ def test_a_busy_event_loop_does_not_make_the_store_slow(
             keys = await fill(store, 30, 1500)
             await store.get_many(keys)
             server.freeze()
-            read = asyncio.create_task(store.get_many(keys))
+            read = asyncio.ensure_future(store.get_many(keys))
             await asyncio.sleep(0.01)
             server.thaw()
             time.sleep(0.6)  # noqa: ASYNC251
@@ -343,7 +343,7 @@ async def test_concurrent_reads_time_out_together(server: ValkeyProcess) -> None
         started = time.monotonic()
         reads = []
         for _ in range(100):
-            reads.append(asyncio.create_task(store.get_many([b"key 0"])))
+            reads.append(asyncio.ensure_future(store.get_many([b"key 0"])))
             await asyncio.sleep(0)
         assert await asyncio.gather(*reads) == [[None]] * 100
         # They wait concurrently for connections and replies, not one after the other.
@@ -554,7 +554,7 @@ async def test_close_returns_although_the_server_is_lost(server: ValkeyProcess, 
         keys = await fill(store, 1)
         server.kill() if cause == "killed" else server.freeze()
         store.put(b"a", b"a")
-        read = asyncio.create_task(store.get_many(keys))
+        read = asyncio.ensure_future(store.get_many(keys))
         await asyncio.sleep(0)
         async with asyncio.timeout(LIMIT_S):
             await store.close()

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from embedserve_client.command.main import main
+from serve_app.cache.report import CacheReport, MemoryStats, StoreStats, WarmResult
 from serve_app.command import cache as cache_command
 from serve_app.errors import EmbedServeError, InferenceError, Overloaded
-from serve_app.types import CacheReport, CacheState, MemoryStats, StoreStats, WarmResult
+from serve_app.types import CacheState
 
 REPORT = CacheReport(
     MemoryStats(hits=30, misses=10, evictions=1, entries=5, bytes=1 << 20),

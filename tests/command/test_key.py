@@ -8,7 +8,7 @@ import yaml
 from embedserve_client.command.main import main
 from serve_app.access.keys import KeyRing, digest, generate_key
 from serve_app.command import key as key_command
-from serve_app.command import serve
+from serve_app.command import prepare
 from serve_app.config import AccessSettings
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +109,7 @@ def test_serve_beyond_loopback_without_a_key_fails_before_it_prepares_the_model(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serve, "select_engine", lambda config: pytest.fail("It continues."))
+    monkeypatch.setattr(prepare, "select_engine", lambda config: pytest.fail("It continues."))
     config = (ROOT / "serve_config.yaml").read_text("utf-8")
     file = tmp_path / "config.yaml"
     file.write_text(re.sub(r"(?m)^  host: 127\.0\.0\.1.*$", host, config), "utf-8")

@@ -7,7 +7,7 @@ import pytest
 
 from embedserve_client.command.main import main
 from serve_app import __version__
-from serve_app.command import serve
+from serve_app.command import prepare
 from serve_app.command.ports import free_port
 from serve_app.config import MINILM, AppConfig, settings_markdown
 from serve_app.model_prep.engine_selection import EngineSelection, select_engine
@@ -35,7 +35,7 @@ def test_prepare_prints_rejected_engines_with_the_reason(
     with_rejection = replace(
         selection, parity=Parity("fp32", 50, 0.9999999), rejected=("x at bf16: no",)
     )
-    monkeypatch.setattr(serve, "select_engine", lambda config: with_rejection)
+    monkeypatch.setattr(prepare, "select_engine", lambda config: with_rejection)
     assert main(["prepare", CONFIG]) == 0
     output = capsys.readouterr().out
     assert "openvino at fp32" in output

@@ -16,7 +16,7 @@ from serve_app.deployments.embedder import Embedder
 from serve_app.engines.base import Engine, TokenIds
 from serve_app.errors import ConfigurationError
 from serve_app.model_prep.engine_selection import EngineSelection, select_engine
-from serve_app.types import Input, TextGroup, Vectors
+from serve_app.types import EncodedVectors, Input, TextGroup
 from tests.fakes import SPEC, FakeEngine, FakeTokenizer
 
 RANK = ReplicaRank(rank=0, node_rank=0, local_rank=0)
@@ -68,7 +68,7 @@ def assign_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
 
 @pytest.fixture
 def selection() -> EngineSelection:
-    return select_engine(AppConfig(model=ModelConfig(name="words", source="hashing:64")))
+    return select_engine(AppConfig(model=ModelConfig(name="words", source="hashing:8")))
 
 
 @pytest.mark.usefixtures("assign_gpus")
@@ -89,7 +89,7 @@ async def test_a_call_cancelled_during_tokenization_is_not_computed(
     await asyncio.sleep(0)
     tokenizer.release()
     (vectors,) = await remaining
-    assert isinstance(vectors, Vectors)
+    assert isinstance(vectors, EncodedVectors)
     assert engine.batches == [[REMAINING[: SPEC.max_tokens]]]
 
 

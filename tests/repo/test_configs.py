@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.config import USER_CONFIGS, AppConfig
+from serve_app.config import TOPOLOGIES, USER_CONFIGS, AppConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
@@ -24,10 +24,8 @@ def test_it_is_valid(config: dict[str, Any]) -> None:
     (application,) = schema.applications
     assert (application.name, application.import_path) == ("embedserve", "serve_app.app:build")
     args = AppConfig.parse(application.args)
-    deployments = [
-        name for name in USER_CONFIGS if args.topology == "separate" or name != "CacheLookup"
-    ]
-    assert [deployment.name for deployment in application.deployments] == deployments
+    names = tuple(deployment.name for deployment in application.deployments)
+    assert names == TOPOLOGIES[args.topology]
     for deployment in config["applications"][0]["deployments"]:
         USER_CONFIGS[deployment["name"]].parse(deployment.get("user_config"))
 
@@ -36,7 +34,7 @@ def test_it_is_reachable_from_this_machine_only(config: dict[str, Any]) -> None:
     assert config["http_options"]["host"] == "127.0.0.1"
 
 
-def test_the_embedder_scales_by_tokens_and_never_to_zero(config: dict[str, Any]) -> None:
+def test_the_model_scales_by_tokens_and_never_to_zero(config: dict[str, Any]) -> None:
     embedder = config["applications"][0]["deployments"][-1]
     scaling = embedder["autoscaling_config"]
     assert scaling["min_replicas"] == 1
@@ -45,9 +43,9 @@ def test_the_embedder_scales_by_tokens_and_never_to_zero(config: dict[str, Any])
     assert scaling["upscale_delay_s"] < scaling["downscale_delay_s"]
 
 
-def test_the_ingress_never_scales(config: dict[str, Any]) -> None:
-    ingress = config["applications"][0]["deployments"][0]
-    assert "autoscaling_config" not in ingress
+def test_only_the_model_scales(config: dict[str, Any]) -> None:
+    *others, _ = config["applications"][0]["deployments"]
+    assert all("autoscaling_config" not in deployment for deployment in others)
 
 
 def test_the_default_needs_no_environment_variable() -> None:

@@ -28,7 +28,7 @@ SERVICE_LAYERS = [
     ["service"],
     ["web"],
     ["deployments"],
-    ["app"],
+    ["app", "standalone"],
     ["command"],
 ]
 #: Packages of one layer that don't import each other.
@@ -40,9 +40,9 @@ SERVICE_LIBRARIES = {
         "deployments",
         "autoscale",
         "metrics",
-        "command.serve",
         "command.deploy",
         "command.cluster",
+        "command.config_file",
     ),
     "torch": ("engines.torch_engine", "model_prep.openvino_export"),
     "sentence_transformers": (
@@ -53,7 +53,7 @@ SERVICE_LIBRARIES = {
     "openvino": ("engines.openvino_engine", "model_prep.openvino_export"),
     "tokenizers": ("engines.tokenizer",),
     "transformers": (),
-    "starlette": ("web", "deployments.ingress"),
+    "starlette": ("web", "deployments.http_replica", "standalone"),
     "huggingface_hub": ("models",),
     "benchmarks": (),
     "embedserve_benchmarks": (),

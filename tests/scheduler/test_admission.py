@@ -1,6 +1,7 @@
 """Which groups a replica admits, in which lane, and how large groups take turns."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -52,9 +53,9 @@ async def scheduler(engine: FakeEngine, clock: FakeClock) -> AsyncIterator[Sched
 
 
 async def submit(
-    scheduler: Scheduler, texts: list[str], lane: Lane = "bulk", timeout_s: float = 1000
+    scheduler: Scheduler, texts: list[str], lane: Lane = "bulk", deadline_s: float = math.inf
 ) -> PendingVectors:
-    group = PendingVectors(TextGroup(tuple(texts), lane=lane, timeout_s=timeout_s))
+    group = PendingVectors(TextGroup(tuple(texts), lane=lane, deadline_s=deadline_s))
     await scheduler.submit([group])
     return group
 
@@ -180,9 +181,11 @@ async def test_a_large_group_that_would_miss_its_deadline_is_rejected_at_once(
     clock.now_s += 1
     scheduler.load.end_batch(64)  # tokens per second
     first = await submit(scheduler, large_texts("a", LIMIT))
-    error = await rejected(await submit(scheduler, large_texts("b", LIMIT), timeout_s=19))
+    error = await rejected(
+        await submit(scheduler, large_texts("b", LIMIT), deadline_s=clock.now_s + 19)
+    )
     assert error.retry_after_s == 10
-    second = await submit(scheduler, large_texts("b", LIMIT), timeout_s=21)
+    second = await submit(scheduler, large_texts("b", LIMIT), deadline_s=clock.now_s + 21)
     engine.release()
     await computed(first)
     await computed(second)

@@ -23,10 +23,10 @@ def queued_texts(
     lengths: list[int],
     lane: Lane = "interactive",
     arrival_s: float = 0.0,
-    timeout_s: float = 100.0,
+    deadline_s: float = 100.0,
     token_vectors: bool = False,
 ) -> list[QueuedText]:
-    group = TextGroup(tuple("x" * n for n in lengths), lane=lane, timeout_s=timeout_s)
+    group = TextGroup(tuple("x" * n for n in lengths), lane=lane, deadline_s=deadline_s)
     token_ids = [TokenIds([0] * n, truncated=False) for n in lengths]
     pending: PendingGroup[Any] = (
         PendingTokenVectors(group) if token_vectors else PendingVectors(group)
@@ -80,11 +80,11 @@ async def test_the_oldest_text_runs_even_if_it_exceeds_the_budget() -> None:
 
 async def test_a_text_past_its_deadline_fails_and_is_not_computed() -> None:
     queues = TextQueues()
-    expired, in_time = queued_texts([3], timeout_s=1), queued_texts([3], timeout_s=3)
+    expired, in_time = queued_texts([3], deadline_s=1), queued_texts([3], deadline_s=3)
     queues.put(expired)
     queues.put(in_time)
     assert queues.next_batch(SETTINGS, 1000, 2.0) == in_time
-    assert "waited for the model for 1 s" in str(await expired[0].group.future)
+    assert "waited for the model for 2.0 s" in str(await expired[0].group.future)
 
 
 arrivals = st.lists(

@@ -262,7 +262,7 @@ async def test_a_group_past_its_deadline_is_not_computed(
         engine.hold()
         (first,) = await submit(scheduler, ["first"])
         await wait_until(lambda: engine.batches)
-        expired = PendingVectors(TextGroup(("late",), timeout_s=0.01))
+        expired = PendingVectors(TextGroup(("late",), deadline_s=time.monotonic() + 0.01))
         await scheduler.submit([expired])
         await asyncio.sleep(0.02)
         engine.release()

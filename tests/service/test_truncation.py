@@ -90,7 +90,7 @@ letters = st.text("abcdefgh", min_size=1, max_size=40)
 @pytest.mark.parametrize("truncation", ["start", "end", "chunk", "error"])
 async def test_a_text_within_the_limit_is_unchanged(truncation: Truncation) -> None:
     backend = FakeBackend()
-    group = TextGroup((SHORT,), lane="bulk", use_cache=False, timeout_s=7)
+    group = TextGroup((SHORT,), lane="bulk", use_cache=False, deadline_s=7)
     result = await truncator(backend).embed(group, truncation)
     assert backend.groups == [group]
     assert np.array_equal(result.values[0], vector(SHORT))
@@ -260,6 +260,6 @@ async def test_truncation_at_the_start_keeps_the_end(text: str, prompt: str, wid
 
 async def test_the_group_keeps_its_other_options() -> None:
     backend = FakeBackend()
-    group = TextGroup((LONG,), "p", use_cache=False, lane="bulk", timeout_s=3)
+    group = TextGroup((LONG,), "p", use_cache=False, lane="bulk", deadline_s=3)
     await truncator(backend).embed(group, "start")
     assert backend.groups == [replace(group, texts=backend.groups[0].texts)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from embedserve_client.model_files import INPUT_TYPE_ALIASES
-from serve_app.config import IngressSettings
+from serve_app.config import RequestSettings
 from serve_app.errors import EmptyInput, InvalidRequest, short_repr
 from serve_app.models import ModelSpec
 from serve_app.types import Input
@@ -40,7 +40,7 @@ class SchemaContext(NamedTuple):
     """The model and the limits that the schemas of a service depend on."""
 
     spec: ModelSpec
-    settings: IngressSettings
+    settings: RequestSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,109 @@
+"""The configuration file of a service: its path on the command line, its content, its checks."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serve_app.access.entrance import require_keys_beyond_loopback
+from serve_app.config import (
+    TOPOLOGIES,
+    USER_CONFIGS,
+    AppConfig,
+    EmbedServerSettings,
+    RequestSettings,
+)
+from serve_app.config.section import describe_errors
+from serve_app.errors import ConfigurationError
+
+_LOCAL_CONFIG = Path("serve_config.yaml")
+_PACKAGED_CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the path of the configuration file."""
+    parser.add_argument(
+        "config",
+        nargs="?",
+        type=Path,
+        default=_LOCAL_CONFIG if _LOCAL_CONFIG.is_file() else _PACKAGED_CONFIG,
+        help="a Ray Serve configuration file (default: serve_config.yaml in the current "
+        "directory, otherwise the packaged one)",
+    )
+
+
+def read_config(path: Path, *, ray: bool = True) -> tuple[dict[str, Any], AppConfig]:
+    """Returns the content of a configuration file, and the `args` of its application.
+
+    Args:
+        path: the file.
+        ray: check the settings of Ray Serve as well, which imports Ray.
+
+    Raises:
+        ConfigurationError: the file can't be read, or a setting is not valid.
+    """
+    from pydantic import ValidationError
+
+    try:
+        config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if ray:
+            from ray.serve.schema import ServeDeploySchema
+
+            ServeDeploySchema.model_validate(config)
+        if not isinstance(config, dict) or not config.get("applications"):
+            raise ConfigurationError("`applications` is empty")
+        application = config["applications"][0]
+        for deployment in application.get("deployments", []):
+            if deployment["name"] in USER_CONFIGS:
+                USER_CONFIGS[deployment["name"]].parse(deployment.get("user_config"))
+        return config, AppConfig.parse(application.get("args"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"Can't read {path} ({error}). Run the command in the project's directory, or pass the "
+            "path of a file."
+        ) from None
+    except ValidationError as error:
+        fault = describe_errors(error)
+    except yaml.YAMLError as error:
+        fault = " ".join(str(error).split())
+    except ConfigurationError as error:
+        fault = str(error)
+    raise ConfigurationError(f"{path} is not a valid configuration: {fault}")
+
+
+def check_access(config: Mapping[str, Any]) -> None:
+    """Raises the error that each replica would raise later.
+
+    Raises:
+        ConfigurationError: see `require_keys_beyond_loopback`.
+    """
+    if config.get("proxy_location") == "Disabled":
+        return
+    application = AppConfig.parse(config["applications"][0].get("args"))
+    name = TOPOLOGIES[application.topology][0]
+    settings = USER_CONFIGS[name].parse(_user_configs(config).get(name))
+    assert isinstance(settings, RequestSettings)
+    require_keys_beyond_loopback(http_address(config)[0], settings.access)
+
+
+def http_address(config: Mapping[str, Any]) -> tuple[str, int]:
+    """Returns host and port of HTTP, with Ray's defaults."""
+    http = config.get("http_options", {})
+    return http.get("host", "0.0.0.0"), http.get("port", 8000)
+
+
+def standalone_settings(config: Mapping[str, Any]) -> EmbedServerSettings:
+    """Returns the settings of a service in one process, from a file of any topology."""
+    by_name = _user_configs(config)
+    if "EmbedServer" in by_name:
+        return EmbedServerSettings.parse(by_name["EmbedServer"])
+    merged = {**(by_name.get("Ingress") or {}), **(by_name.get("Embedder") or {})}
+    merged.pop("max_in_flight_calls", None)
+    return EmbedServerSettings.parse(merged)
+
+
+def _user_configs(config: Mapping[str, Any]) -> dict[str, Any]:
+    deployments = config["applications"][0].get("deployments", [])
+    return {deployment["name"]: deployment.get("user_config") for deployment in deployments}

@@ -1,0 +1,59 @@
+"""`embedserve serve --standalone`: the service in this process, without Ray."""
+
+import argparse
+import asyncio
+import socket
+
+from serve_app import standalone
+from serve_app.access.entrance import require_keys_beyond_loopback
+from serve_app.command.config_file import http_address, read_config, standalone_settings
+from serve_app.command.prepare import prepare_model
+from serve_app.command.progress import print_ready, print_step
+from serve_app.command.service_process import StartupError
+from serve_app.command.supervision import terminate_at_eof
+from serve_app.standalone import StandaloneService
+
+
+def serve_standalone(arguments: argparse.Namespace) -> int:
+    """Runs the service until SIGINT or SIGTERM, and returns the exit status.
+
+    Args:
+        arguments: those of `embedserve serve`.
+
+    Raises:
+        ConfigurationError: the configuration is not valid.
+        StartupError: the port is in use.
+    """
+    config, application = read_config(arguments.config, ray=False)
+    settings = standalone_settings(config)
+    host, port = http_address(config)
+    require_keys_beyond_loopback(host, settings.access)
+    listener = _listen(host, port if arguments.port is None else arguments.port)
+    address = f"{host}:{listener.getsockname()[1]}"
+    if arguments.until_eof:
+        terminate_at_eof()
+    with listener:
+        service = StandaloneService(
+            prepare_model(application), settings, identity=f"standalone/{address}"
+        )
+        asyncio.run(
+            standalone.run(
+                service,
+                listener,
+                drain_timeout_s=arguments.drain_timeout,
+                on_ready=lambda: print_ready(f"http://{address}"),
+            )
+        )
+    print_step("stopped", "the process ends")
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartupError(
+            f"Can't listen on port {port} ({error}). Stop the process that listens on it, or start "
+            f"this service on another: `embedserve serve --standalone --port {port + 1}`."
+        ) from None

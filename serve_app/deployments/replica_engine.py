@@ -1,0 +1,77 @@
+"""The engine of a replica, on the CPUs or the GPU that Ray assigned to it."""
+
+from collections.abc import Callable
+from functools import partial
+
+import ray
+from ray import serve
+
+from serve_app.cache.codec import Codec
+from serve_app.engines.affinity import available_cpus, choose_cpus
+from serve_app.engines.base import Engine
+from serve_app.errors import ConfigurationError
+from serve_app.metrics import Meter
+from serve_app.model_prep.engine_selection import EngineSelection, check_space, load_engine
+from serve_app.scheduler.async_engine import AsyncEngine
+
+
+class ReplicaCpus:
+    """The CPUs of a replica: a block for each replica of a node, by its rank there."""
+
+    def __init__(self) -> None:
+        resources = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+        self.count = max(1, int(resources.get("CPU", 1)))
+        self._all = available_cpus()  # before any thread is pinned
+
+    def of_rank(self, local_rank: int) -> frozenset[int]:
+        """Returns the CPUs of the replica with this rank on its node."""
+        return choose_cpus(self._all, self.count, local_rank)
+
+
+def load_replica_engine(
+    selection: EngineSelection,
+    cpus: ReplicaCpus,
+    meter: Meter,
+    *,
+    load: Callable[..., Engine] = load_engine,
+) -> AsyncEngine:
+    """Loads the selected engine and warms it up.
+
+    Args:
+        selection: the engine and the model that the application was built with.
+        cpus: the CPUs of this replica.
+        meter: counts batches.
+        load: returns the engine for `selection` and `threads`.
+
+    Raises:
+        ConfigurationError: the engine can't run on the device that Ray assigned.
+        SpaceMismatch: the model files of this node differ from those of the application.
+    """
+    config = selection.config
+    _check_device(config.device, has_gpu=bool(ray.get_gpu_ids()))
+    check_space(selection)
+    return AsyncEngine(
+        partial(load, selection, threads=cpus.count),
+        Codec(selection.spec.dim, config.cache.dtype).encode,
+        threads=cpus.count,
+        cpus=cpus.of_rank(serve.get_replica_context().rank.local_rank),
+        meter=meter,
+        rejected=selection.rejected,
+    )
+
+
+def _check_device(device: str, *, has_gpu: bool) -> None:
+    """Checks that Ray assigned the configured device to this replica.
+
+    Raises:
+        ConfigurationError: a GPU is configured but not assigned, or assigned but not used.
+    """
+    if device == "cuda" and not has_gpu:
+        raise ConfigurationError(
+            "`device: cuda` needs a GPU: set `num_gpus` in the deployment's `ray_actor_options`."
+        )
+    if device == "cpu" and has_gpu:
+        raise ConfigurationError(
+            "Ray assigned a GPU to this replica, but `device: cpu` doesn't use it: set `device: "
+            "cuda` in the application's `args`, or remove `num_gpus` from the deployment."
+        )

@@ -1,0 +1,180 @@
+"""The service in one process without Ray: the parts of an EmbedServer under uvicorn.
+
+It has the same routes, cache, keys, lanes, metrics and errors. What Ray adds is missing: replicas,
+autoscaling, replacement of a process that fails, and changes of settings without a restart.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from serve_app.access.entrance import Entrance
+from serve_app.access.quota import MemoryQuotaStore, QuotaStore
+from serve_app.access.shared_quota import SharedQuotaStore
+from serve_app.cache.codec import Codec
+from serve_app.cache.l2 import L2Cache
+from serve_app.cache.stack import CacheStack
+from serve_app.config import CacheConfig, EmbedServerSettings
+from serve_app.engines.affinity import available_cpus
+from serve_app.metrics import Gauges, Meter
+from serve_app.model_prep.engine_selection import EngineSelection, load_engine
+from serve_app.scheduler.async_engine import AsyncEngine
+from serve_app.service.backend import CachedBackend
+from serve_app.service.embed import EmbedService
+from serve_app.service.replica_stats import SingleReplica
+from serve_app.valkey.shared_server import SharedServer
+from serve_app.web.app import create_app
+from serve_app.web.request_lifecycle import RequestLifecycle
+
+#: With one CPU a single text is slow, and additional cores scale poorly.
+_MAX_THREADS = 2
+#: Longer than clients and load balancers keep idle connections.
+_KEEP_ALIVE_TIMEOUT_S = 620
+
+
+class StandaloneService:
+    """The cache, the engine and the application of one process."""
+
+    def __init__(
+        self, selection: EngineSelection, settings: EmbedServerSettings, identity: str
+    ) -> None:
+        """Loads the engine and opens the cache. Blocks for some seconds.
+
+        Args:
+            selection: the model and its engine.
+            settings: of the process.
+            identity: selects the embedded cache server among those of all services on the machine.
+
+        Raises:
+            ConfigurationError: the engine or the cache can't be used as configured.
+        """
+        config, spec, meter = selection.config, selection.cached_spec, Meter()
+        self._settings = settings
+        cpus = available_cpus()
+        threads = min(_MAX_THREADS, len(cpus))
+        self._engine = AsyncEngine(
+            partial(load_engine, selection, threads=threads),
+            Codec(spec.dim, config.cache.dtype).encode,
+            threads=threads,
+            cpus=cpus,
+            meter=meter,
+            rejected=selection.rejected,
+        )
+        self._cpus = cpus
+        open_server = partial(SharedServer, config.cache, service=identity, owner_pid=os.getpid())
+        self._cache = CacheStack(
+            spec,
+            self._engine.embed,
+            l1_max_bytes=settings.l1_max_bytes,
+            dtype=config.cache.dtype,
+            meter=meter,
+            l2=L2Cache(config.cache, spec.space_id, server=open_server(), meter=meter),
+        )
+        self._entrance = Entrance(_quota_store(config.cache, open_server, meter), meter)
+        service = EmbedService(
+            spec,
+            CachedBackend(self._cache, self._engine),
+            settings,
+            meter,
+            SingleReplica(meter, self._gauges),
+        )
+        self.app: ASGIApp = RequestLifecycle(
+            create_app(service, self._entrance, config.cors_origins)
+        )
+
+    def _gauges(self) -> Gauges:
+        return {**self._cache.gauges(), **self._engine.gauges()}
+
+    async def start(self) -> None:
+        """Starts background tasks.
+
+        Raises:
+            ConfigurationError: the API keys are invalid.
+        """
+        self._entrance.apply(self._settings.access)
+        self._engine.start()
+        self._engine.apply(self._settings, self._cpus)
+        self._cache.start()
+
+    async def stop(self) -> None:
+        """Stops background tasks and closes the cache. Queued texts fail."""
+        await self._engine.stop()
+        await self._entrance.close()
+        await self._cache.close()
+
+
+def _quota_store(
+    cache: CacheConfig, open_server: Callable[[], SharedServer], meter: Meter
+) -> QuotaStore:
+    if cache.url.get_secret_value() == "none":
+        return MemoryQuotaStore()
+    return SharedQuotaStore(
+        open_server(), prefix=cache.prefix, timeout_s=cache.timeout_s, meter=meter
+    )
+
+
+async def run(
+    service: StandaloneService,
+    listener: socket.socket,
+    *,
+    drain_timeout_s: float,
+    on_ready: Callable[[], None],
+) -> None:
+    """Serves HTTP until SIGINT or SIGTERM, then answers the requests in flight and stops.
+
+    Args:
+        service: the service.
+        listener: a bound socket.
+        drain_timeout_s: how long requests in flight may take after the signal.
+        on_ready: called once the service accepts requests.
+    """
+    # Accepted connections inherit it. uvloop sets it for listeners of its own only, and a response,
+    # whose head and body are written separately, would wait for the client's delayed ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    server = _Server(
+        uvicorn.Config(
+            service.app,
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_TIMEOUT_S,
+            timeout_graceful_shutdown=max(1, round(drain_timeout_s)),
+        ),
+        on_ready,
+    )
+    await service.start()
+    try:
+        await server.serve([listener])
+    finally:
+        await service.stop()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn raises a signal again once it has stopped, and the process would end by it.
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
