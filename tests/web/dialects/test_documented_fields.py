@@ -122,7 +122,8 @@ def outcome(path: str, body: Mapping[str, Any]) -> tuple[Any, ...]:
     content = reply.json()
     returned_id = content.get("id") if "id" in body else None
     truncated = reply.headers.get("x-truncated-inputs")
-    return reply.status_code, without_volatile(content), returned_id, truncated, backend.groups
+    computed = [(g.texts, g.prompt, g.use_cache, g.lane) for g in backend.groups]
+    return reply.status_code, without_volatile(content), returned_id, truncated, computed
 
 
 def strings(value: Any) -> Iterator[str]:
