@@ -6,6 +6,7 @@ from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey
 from serve_app.service.embed import EmbedService
 from serve_app.types import Input, Job, Result
+from serve_app.web.request_headers import unfold
 
 #: Average characters per token, for the estimate that the tokenizer's count replaces.
 _CHARS_PER_TOKEN = 4
@@ -24,8 +25,8 @@ class Admission:
         Raises:
             Unauthorized: the key is missing or unknown.
         """
-        api_key = headers.get("x-api-key") or headers.get("api-key")
-        return self._access.identify(headers.get("authorization"), api_key)
+        api_key = headers.get("x-api-key") or headers.get("api-key") or ""
+        return self._access.identify(unfold(headers.get("authorization", "")), unfold(api_key))
 
     async def run(self, key: ApiKey | None, job: Job) -> tuple[Result, Mapping[str, str]]:
         """Runs a job within the key's limits.

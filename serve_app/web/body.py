@@ -10,6 +10,7 @@ import orjson
 
 from serve_app.errors import InvalidJSON, InvalidRequest, UnsupportedMediaType, short_repr
 from serve_app.web.accept import JSON
+from serve_app.web.request_headers import unfold
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CHARSETS = frozenset(("utf-8", "utf8", "us-ascii", "ascii"))
@@ -26,7 +27,7 @@ def require_json(content_type: str) -> None:
     """
     if content_type == JSON:
         return
-    media_type, *parameters = (part.strip() for part in content_type.lower().split(";"))
+    media_type, *parameters = (part.strip() for part in unfold(content_type.lower()).split(";"))
     if media_type != JSON:
         raise UnsupportedMediaType(
             f"The body's type is {media_type or 'not given'}; send the header "

@@ -31,6 +31,17 @@ def decode_headers(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     return headers
 
 
+def unfold(value: str) -> str:
+    """Returns the value of a header with one value, once if proxies joined equal values by commas.
+
+    Different values stay joined.
+    """
+    if "," not in value:
+        return value
+    values = {member.strip() for member in value.split(",")}
+    return values.pop() if len(values) == 1 else value
+
+
 def apply_request_headers(job: Job, headers: Mapping[str, str]) -> Job:
     """Returns the job with the options that its request's headers set.
 
@@ -46,9 +57,10 @@ def apply_request_headers(job: Job, headers: Mapping[str, str]) -> Job:
 
 
 def _lane(headers: Mapping[str, str]) -> Lane | None:
-    match headers.get("x-priority"):
-        case None:
-            return None
+    priority = headers.get("x-priority")
+    if priority is None:
+        return None
+    match unfold(priority):
         case "interactive":
             return "interactive"
         case "bulk":

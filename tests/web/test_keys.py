@@ -126,6 +126,14 @@ def test_a_valid_key_in_each_dialect(client: TestClient, path: str) -> None:
         assert client.post(path, json=BODIES[path], headers=as_header).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["authorization", "x-api-key", "api-key"])
+def test_a_key_that_proxies_repeat_in_one_header(client: TestClient, name: str) -> None:
+    prefix = "Bearer " if name == "authorization" else ""
+    for second, status in (("all", 200), ("other", 401)):
+        headers = {name: ", ".join(prefix + SECRETS[key] for key in ("all", second))}
+        assert client.post("/embed", json=BODIES["/embed"], headers=headers).status_code == status
+
+
 def test_a_key_for_another_model_in_each_dialect(client: TestClient, lookup: FakeBackend) -> None:
     replies = {
         path: client.post(path, json=b, headers=bearer("other")) for path, b in BODIES.items()

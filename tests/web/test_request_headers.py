@@ -8,7 +8,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.service.embed import EmbedService
 from serve_app.types import BatchJob, DecodeJob, EmbedJob, Job, TokenizeJob, TokenVectorsJob
 from serve_app.web.app import create_app
-from serve_app.web.request_headers import apply_request_headers, decode_headers
+from serve_app.web.request_headers import apply_request_headers, decode_headers, unfold
 from tests.fakes import SPEC, FakeBackend
 
 BULK = {"x-priority": "bulk", "cache-control": "no-cache, No-Store"}
@@ -28,6 +28,19 @@ def test_equal_values_of_a_header_with_one_value_are_one(name: str) -> None:
     assert decode_headers([(name.encode(), b"a"), (name.encode(), b"a")]) == {name: "a"}
 
 
+@pytest.mark.parametrize(
+    ("value", "unfolded"),
+    [
+        ("Bearer a", "Bearer a"),
+        ("Bearer a, Bearer a,Bearer a", "Bearer a"),
+        ("a, b", "a, b"),
+        ('a; b="c,d"', 'a; b="c,d"'),
+    ],
+)
+def test_equal_values_that_a_proxy_joined_are_one(value: str, unfolded: str) -> None:
+    assert unfold(value) == unfolded
+
+
 @pytest.mark.parametrize("name", SINGLE_VALUED)
 def test_different_values_of_a_header_with_one_value_are_an_error(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"`{name}`"):
@@ -40,6 +53,10 @@ def test_different_values_of_a_header_with_one_value_are_an_error(name: str) -> 
         ([("content-type", "application/json")] * 2, 200),
         ([("x-priority", "bulk")] * 2, 200),
         ([("x-priority", "bulk"), ("x-priority", "interactive")], 400),
+        ([("content-type", "application/json, Application/JSON")], 200),
+        ([("content-type", "application/json, text/plain")], 415),
+        ([("x-priority", "bulk, bulk")], 200),
+        ([("x-priority", "bulk, interactive")], 400),
     ],
     ids=repr,
 )
