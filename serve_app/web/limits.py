@@ -12,6 +12,8 @@ from serve_app.errors import BodyTimeout, BodyTooLarge, Overloaded
 
 #: A client that sends as fast as it can looks for a response only when its send buffer is full.
 _PAUSE_S = 0.05
+#: Time in which the buffers between the client and this process fill up, before they are given up.
+_LAST_PAUSE_S = 1.0
 
 
 class ConcurrencyLimiter:
@@ -117,7 +119,10 @@ class LingeringResponse(Response):
                 return
             await send({**message, "more_body": True})
             await asyncio.sleep(_PAUSE_S)
-            await discard_body(self._request, max_bytes=self._max_bytes, timeout_s=self._timeout_s)
+            if not await discard_body(
+                self._request, max_bytes=self._max_bytes, timeout_s=self._timeout_s
+            ):
+                await asyncio.sleep(_LAST_PAUSE_S)
             await send({"type": "http.response.body", "body": b""})
 
         await super().__call__(scope, receive, send_and_linger)

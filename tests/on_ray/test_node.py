@@ -1,5 +1,6 @@
 """The TypeScript client against the running service: its tests, a browser and the examples."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.config import IngressSettings
 from tests.clients.node import PACKAGE, environment, npm
+from tests.clients.test_early_replies import FETCH, REFUSALS
 from tests.on_ray.conftest import Service
 from tests.on_ray.test_clients_readme import BLOCKS, code_block, with_service_url
 
@@ -67,6 +70,21 @@ def test_the_clients_tests_pass(service: Service, program_dir: Path) -> None:
     )
     assert completed.returncode == 0, completed.stdout
     assert "skipped 0" in completed.stdout
+
+
+def test_fetch_gets_the_status_although_the_proxy_buffers_its_body(service: Service) -> None:
+    cases = json.dumps([(path, media_type) for path, media_type, _ in REFUSALS])
+    max_bytes = str(IngressSettings().max_body_bytes)
+    completed = subprocess.run(
+        ["node", "--input-type=module", "-e", FETCH, service.url, cases, max_bytes],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert json.loads(completed.stdout) == [status for _, _, status in REFUSALS] * 3
 
 
 def test_a_page_in_a_browser(service: Service, program_dir: Path) -> None:
