@@ -3,12 +3,16 @@
 Ray's command line → completed configuration file → HAProxy in the same process
 """
 
+import ctypes
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
 from serve_app.proxy.haproxy_config import complete
+
+_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -17,12 +21,26 @@ def main() -> None:
     HAProxy keeps the process id, because Ray signals it and compares it with the one that HAProxy
     reports.
     """
+    _end_with_parent()
     arguments = sys.argv[1:]
     if "-f" in arguments:
         file = Path(arguments[arguments.index("-f") + 1])
         file.write_text(complete(file.read_text(encoding="utf-8")), encoding="utf-8")
     binary = _haproxy_binary()
     os.execv(binary, [binary, "-dS", *arguments])
+
+
+def _end_with_parent() -> None:
+    """Has the kernel end this process when Ray's actor ends.
+
+    The actor ends the HAProxy that it knows, not one that it is just starting, and ends none if it
+    is killed. Such a HAProxy would keep the port.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getsid(os.getppid()) != os.getsid(0):  # the actor ended before the call
+        sys.exit("The process that started HAProxy has ended.")
 
 
 def _haproxy_binary() -> str:

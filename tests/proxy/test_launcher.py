@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ import openai
 import pytest
 import requests
 
+from serve_app.command.ports import free_port
 from tests.clients.node import environment
-from tests.proxy.conftest import Proxy, running_proxy, wait_until
+from tests.proxy.conftest import LAUNCHER, Proxy, accepts, running_proxy, wait_until
 
 #: Shorter than the server's work, longer than connecting takes.
 _CLIENT_TIMEOUT_S = 0.25
@@ -198,3 +200,48 @@ def test_the_process_is_haproxy(proxy: Proxy) -> None:
     command = Path(f"/proc/{proxy.process.pid}/cmdline").read_bytes().split(b"\0")
     assert Path(command[0].decode()).name == "haproxy"
     assert b"-dS" in command
+
+
+def _write_configuration(folder: Path) -> tuple[Path, int]:
+    """Returns a small configuration file and the port that it binds."""
+    file, port = folder / "haproxy.cfg", free_port()
+    file.write_text(
+        f"""global
+    maxconn 10
+defaults
+    mode http
+    timeout client 5s
+frontend http_frontend
+    bind 127.0.0.1:{port}
+    default_backend default_backend
+backend default_backend
+"""
+    )
+    return file, port
+
+
+def test_haproxy_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    file, port = _write_configuration(tmp_path)
+    script = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    starter = subprocess.Popen(
+        [sys.executable, "-c", script, *LAUNCHER, "-db", "-f", file],
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: accepts(port))
+    starter.kill()
+    starter.wait()
+    wait_until(lambda: not accepts(port))
+
+
+def test_haproxy_does_not_start_after_the_process_that_started_it_ended(tmp_path: Path) -> None:
+    file, port = _write_configuration(tmp_path)
+    completed = subprocess.run(
+        ["sh", "-c", '"$@" &', "sh", *LAUNCHER, "-db", "-f", file],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+        start_new_session=True,
+    )
+    assert "has ended" in completed.stderr
+    assert not accepts(port)
