@@ -31,14 +31,14 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """Has the kernel end this process when Ray's actor ends.
+    """Has the kernel signal this process when Ray's actor ends: HAProxy then stops gracefully.
 
     The actor ends the HAProxy that it knows, not one that it is just starting, and ends none if it
     is killed. Such a HAProxy would keep the port.
     """
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
     if os.getsid(os.getppid()) != os.getsid(0):  # the actor ended before the call
         sys.exit("The process that started HAProxy has ended.")
 

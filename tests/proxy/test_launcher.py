@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
 import httpx2
 import openai
+import psutil
 import pytest
 import requests
 
@@ -228,9 +230,14 @@ def test_haproxy_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     wait_until(lambda: accepts(port))
-    starter.kill()
-    starter.wait()
-    wait_until(lambda: not accepts(port))
+    (haproxy,) = psutil.Process(starter.pid).children()
+    try:
+        starter.kill()
+        starter.wait()
+        wait_until(lambda: not accepts(port))
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            haproxy.kill()
 
 
 def test_haproxy_does_not_start_after_the_process_that_started_it_ended(tmp_path: Path) -> None:
