@@ -25,8 +25,6 @@ _WORDS = "river stone window garden letter music winter bridge paper silver mark
 _TEXT_BYTES = 200
 #: Longest pause after a segment, and before the client leaves.
 _MAX_PAUSE_S = 0.1
-#: Longer than a count takes to appear in `/metrics`.
-_EXPORT_S = 15.0
 _LEAVING_AT_ONCE = 8
 _STAYING = 2
 _TEXTS_PER_ANSWER = 4
@@ -119,11 +117,17 @@ async def leave(host: str, port: int, client: LeavingClient) -> None:
         await writer.wait_closed()
 
 
-async def measure(url: str, clients: int, seed: int) -> list[Phase]:
+async def measure(url: str, clients: int, seed: int, *, export_s: float = 15) -> list[Phase]:
     """Lets clients leave a service that has no other clients; returns what was computed.
 
     Half of the clients leave before their request is complete. The others leave up to 100 ms after
     its end, one phase for each size of the body.
+
+    Args:
+        url: a running service.
+        clients: number of clients in all phases.
+        seed: decides with the number of a client what it sends.
+        export_s: longer than a count takes to appear in `/metrics`.
     """
     run = str(time.time_ns())
     numbers = range(max(1, clients // (2 * len(SIZES))))
@@ -140,10 +144,10 @@ async def measure(url: str, clients: int, seed: int) -> list[Phase]:
         phases.append((f"requests of {size} bytes", complete))
     results = []
     async with httpx2.AsyncClient(base_url=url, timeout=60) as http:
-        before = await _settled_counters(http)
+        before = await _settled_counters(http, export_s)
         for name, leaving in phases:
             answered = await _run_clients(http, url, leaving)
-            after = await _settled_counters(http)
+            after = await _settled_counters(http, export_s)
             results.append(_phase(name, leaving, answered, before, after))
             before = after
     return results
@@ -197,10 +201,10 @@ async def _run_clients(http: httpx2.AsyncClient, url: str, leaving: Sequence[Lea
     return answered
 
 
-async def _settled_counters(http: httpx2.AsyncClient) -> Counters:
+async def _settled_counters(http: httpx2.AsyncClient, export_s: float) -> Counters:
     """Returns the counters once they have not changed for longer than their export takes."""
     counters, since = await _counters(http), time.monotonic()
-    while time.monotonic() - since < _EXPORT_S:
+    while time.monotonic() - since < export_s:
         await asyncio.sleep(1)
         read = await _counters(http)
         if read != counters:

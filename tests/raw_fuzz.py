@@ -155,9 +155,7 @@ def _request(
     target = path + (f"?{request.query}" if request.query else "")
     version = b"HTTP/1.0" if rng.random() < 0.05 else b"HTTP/1.1"
     if version == b"HTTP/1.0":
-        # HAProxy rejects bodies of other methods. The connection closes after the response: a
-        # client that sends another request may lose it.
-        valid = last and (method == "POST" or not body)
+        valid = method == "POST" or not body  # HAProxy rejects bodies of other methods
     if rng.random() < 0.3:
         headers.append(rng.choice(_ODD_HEADERS))
     if rng.random() < 0.08:
