@@ -1,8 +1,9 @@
 """`embedserve serve --standalone`: the service in this process, without Ray."""
 
 import argparse
-import asyncio
 import socket
+
+import uvloop
 
 from serve_app import standalone
 from serve_app.access.entrance import require_keys_beyond_loopback
@@ -36,7 +37,7 @@ def serve_standalone(arguments: argparse.Namespace) -> int:
         service = StandaloneService(
             prepare_model(application), settings, identity=f"standalone/{address}"
         )
-        asyncio.run(
+        uvloop.run(
             standalone.run(
                 service,
                 listener,

@@ -7,16 +7,14 @@ from typing import Any
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.access.entrance import Entrance
 from serve_app.access.quota import MemoryQuotaStore
-from serve_app.errors import EmbedServeError
 from serve_app.service.embed import EmbedService
 from serve_app.web.admission import Admission
 from serve_app.web.content_encoding import compress
@@ -55,7 +53,7 @@ def create_app(
     access: Entrance | None = None,
     cors_origins: Sequence[str] = (),
     dialects: Sequence[Dialect] | None = None,
-) -> Starlette:
+) -> ASGIApp:
     """Returns the ASGI application for a service.
 
     Args:
@@ -70,15 +68,6 @@ def create_app(
     handler = RequestHandler(service, Admission(service, access), dialects)
     documentation = _Documentation(service, access, dialects)
     patterns = [origin for origin in cors_origins if "*" in origin and origin != "*"]
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=[origin for origin in cors_origins if origin not in patterns],
-        allow_origin_regex="|".join(map(_origin_regex, patterns)) or None,
-        allow_private_network=True,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=_EXPOSED_HEADERS,
-    )
     app = Starlette(
         routes=[
             *(
@@ -92,22 +81,48 @@ def create_app(
             Route("/openapi.json", documentation.openapi_json),
             Route("/docs", documentation.html_page),
         ],
-        middleware=[cors] if cors_origins else [],
         exception_handlers={
-            EmbedServeError: handler.handle_service_error,
             HTTPException: handler.handle_http_exception,
-            ClientDisconnect: handler.handle_client_disconnect,
             Exception: handler.handle_unexpected_error,
         },
     )
     app.router.redirect_slashes = False  # several clients don't follow a 307 with a body
     app.router.default = _NormalizedPaths(app.router)
-    return app
+    direct = _DirectRoutes(app, handler)
+    if not cors_origins:
+        return direct
+    return CORSMiddleware(
+        direct,
+        allow_origins=[origin for origin in cors_origins if origin not in patterns],
+        allow_origin_regex="|".join(map(_origin_regex, patterns)) or None,
+        allow_private_network=True,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=_EXPOSED_HEADERS,
+    )
 
 
 def _origin_regex(pattern: str) -> str:
     """Returns the regular expression of an origin in which `*` stands for one or more labels."""
     return r"[\w.-]+".join(map(re.escape, pattern.split("*")))
+
+
+class _DirectRoutes:
+    """Passes a POST to a fixed path to the handler, without the layers of Starlette around it."""
+
+    def __init__(self, app: ASGIApp, handler: RequestHandler) -> None:
+        self._app = app
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        candidates = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            candidates = self._handler.endpoints.get(scope["path"])
+        if candidates is None:
+            await self._app(scope, receive, send)
+        else:
+            response = await self._handler.handle_endpoint(Request(scope, receive), candidates)
+            await response(scope, receive, send)
 
 
 class _NormalizedPaths:

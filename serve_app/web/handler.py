@@ -6,7 +6,7 @@ An error becomes a response in the format of the request's dialect.
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -46,12 +46,9 @@ from serve_app.web.dialect import (
     all_views,
     endpoints_by_path,
 )
-from serve_app.web.limits import (
-    ConcurrencyLimiter,
-    LingeringResponse,
-    discard_body,
-    read_body,
-)
+from serve_app.web.endpoint import ViewRoute
+from serve_app.web.exchange import Exchange
+from serve_app.web.limits import ConcurrencyLimiter, LingeringResponse
 from serve_app.web.request_headers import apply_request_headers, decode_headers
 from serve_app.web.response_headers import (
     STAGES,
@@ -109,35 +106,61 @@ class RequestHandler:
         self, request: Request, candidates: Sequence[DialectEndpoint]
     ) -> Response:
         """Responds to a request with a body, from the candidate that the body selects."""
-        try:
-            headers = decode_headers(request.headers.raw)
-            with self._limiter.slot(self._service.settings.max_concurrent_requests):
-                reply = await self._build_reply(request, headers, candidates)
-        except EmbedServeError as error:
-            response = await self._error_response(request, error)
+        exchange = Exchange(request, candidates[0].dialect)
+        response = await self._respond(exchange, self._run_endpoint(exchange, candidates))
+        if response.status_code not in (200, _NGINX_CLIENT_CLOSED_REQUEST):
             self._service.meter.add(REQUESTS, 1, str(response.status_code))
-            return response
-        except ClientDisconnect:
-            raise
-        except Exception:  # `handle_unexpected_error` responds
-            self._service.meter.add(REQUESTS, 1, "500")
-            raise
+        return response
+
+    async def handle_view(self, request: Request, route: DialectView) -> Response:
+        """Responds to a request that runs no job."""
+        exchange = Exchange(request, route.dialect)
+        return await self._respond(exchange, self._run_view(exchange, route.view))
+
+    async def _respond(self, exchange: Exchange, response: Awaitable[Response]) -> Response:
+        """Returns the response, or that to the error that it raises."""
+        try:
+            return await response
+        except EmbedServeError as error:
+            return await self._error_response(exchange, error)
+        except ClientDisconnect:  # for the access log: the client no longer reads
+            return Response(status_code=_NGINX_CLIENT_CLOSED_REQUEST)
+        except Exception as error:
+            return await self._unexpected_error_response(exchange, error)
+
+    async def _run_endpoint(
+        self, exchange: Exchange, candidates: Sequence[DialectEndpoint]
+    ) -> Response:
+        headers = decode_headers(exchange.request.headers.raw)
+        with self._limiter.slot(self._service.settings.max_concurrent_requests):
+            reply = await self._build_reply(exchange, headers, candidates)
         response = self._response(headers, reply)
         min_bytes = self._service.settings.compress_min_bytes
         if reply.media_type == RAW or len(reply.body) < min_bytes:
             return response
         return await self._compressed(response, headers)
 
+    async def _run_view(self, exchange: Exchange, view: ViewRoute) -> Response:
+        headers = decode_headers(exchange.request.headers.raw)
+        if not view.public:
+            self._admission.identify(headers)
+        arguments: Mapping[str, Any] = exchange.request.path_params
+        if view.fields:
+            arguments = await self._read_fields(exchange, headers)
+        body, status = await view.respond(self._service, arguments)
+        response = self._response(headers, _Reply(body, {}, view.media_type, status))
+        return await self._compressed(response, headers)
+
     async def _build_reply(
         self,
-        request: Request,
+        exchange: Exchange,
         headers: Mapping[str, str],
         candidates: Sequence[DialectEndpoint],
     ) -> _Reply:
         started = time.perf_counter()
         key = self._admission.identify(headers)
-        fields = await self._read_fields(request, headers)
-        request.state.dialect, endpoint = _select_endpoint(candidates, fields)
+        fields = await self._read_fields(exchange, headers)
+        exchange.dialect, endpoint = _select_endpoint(candidates, fields)
         parsed = endpoint.parse(fields, self._service.spec)
         job = apply_request_headers(parsed.job, headers)
         result, extra_headers = await self._admission.run(key, job)
@@ -161,27 +184,28 @@ class RequestHandler:
             reply_headers.update(raw_vector_headers(result))
         return _Reply(content, reply_headers, RAW if raw else JSON)
 
-    async def _read_fields(self, request: Request, headers: Mapping[str, str]) -> dict[str, Any]:
+    async def _read_fields(self, exchange: Exchange, headers: Mapping[str, str]) -> dict[str, Any]:
         """Returns the fields of the body, and the parameters of the path, which take precedence."""
         settings = self._service.settings
         content_type = headers.get("content-type", "")
         if content_type != JSON and not (
             content_type in DEFAULT_TYPES
             and "origin" not in headers
-            and self._dialect_for(request).json_type_optional
+            and exchange.dialect.json_type_optional
         ):
             require_json(content_type)
         content_encoding = headers.get("content-encoding")
         codings = parse_content_encoding(content_encoding) if content_encoding else ()
-        body = await read_body(
-            request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+        body = await exchange.body.read(
+            max_bytes=settings.max_body_bytes,
+            timeout_s=settings.body_timeout_s,
+            declared=headers.get("content-length", ""),
         )
         if codings:
             body = await unpack(body, codings, settings.max_body_bytes)
         fields = parse_object(body, replace_surrogates=settings.invalid_text == "replace")
-        if request.path_params:
-            return {**fields, **request.path_params}
-        return fields
+        path_params = exchange.request.path_params
+        return {**fields, **path_params} if path_params else fields
 
     def _record(self, results: Sequence[EmbedResult], total_s: float) -> None:
         """Adds a successful request to the metrics."""
@@ -197,52 +221,36 @@ class RequestHandler:
                 if seconds:
                     meter.add(STAGE_SECONDS, seconds, stage)
 
-    async def handle_view(self, request: Request, route: DialectView) -> Response:
-        """Responds to a request that runs no job."""
-        request.state.dialect, view = route
-        headers = decode_headers(request.headers.raw)
-        if not view.public:
-            self._admission.identify(headers)
-        arguments: Mapping[str, Any] = request.path_params
-        if view.fields:
-            arguments = await self._read_fields(request, headers)
-        body, status = await view.respond(self._service, arguments)
-        response = self._response(headers, _Reply(body, {}, view.media_type, status))
-        return await self._compressed(response, headers)
-
-    async def handle_service_error(self, request: Request, error: Exception) -> Response:
-        """Responds to an error of the service that occurs outside `handle_endpoint`."""
-        assert isinstance(error, EmbedServeError), "Registered for EmbedServeError only."
-        return await self._error_response(request, error)
-
     async def handle_http_exception(self, request: Request, error: Exception) -> Response:
         """Responds to an unknown path (404) or method (405)."""
         assert isinstance(error, HTTPException), "Registered for HTTPException only."
+        exchange = Exchange(request, self._dialect_of_path(request))
         path = request.url.path
         if error.status_code == 404:
-            return await self._error_response(request, RouteNotFound(_not_found_message(request)))
+            not_found = RouteNotFound(_not_found_message(request))
+            return await self._error_response(exchange, not_found)
         if error.status_code == 405:
             allowed = _allowed_methods(request)
             not_allowed = MethodNotAllowed(f"{path} takes {allowed}, not {request.method}.")
-            response = await self._error_response(request, not_allowed)
+            response = await self._error_response(exchange, not_allowed)
             response.headers["allow"] = allowed
             return response
-        return await self._error_response(request, InvalidRequest(error.detail))
-
-    async def handle_client_disconnect(self, request: Request, error: Exception) -> Response:
-        """Responds with nginx's status 499, for the access log: the client no longer reads."""
-        return Response(status_code=_NGINX_CLIENT_CLOSED_REQUEST)
+        return await self._error_response(exchange, InvalidRequest(error.detail))
 
     async def handle_unexpected_error(self, request: Request, error: Exception) -> Response:
-        """Logs a bug; responds with 500."""
+        """Logs a bug outside the routes of dialects; responds with 500."""
+        exchange = Exchange(request, self._dialect_of_path(request))
+        return await self._unexpected_error_response(exchange, error)
+
+    async def _unexpected_error_response(self, exchange: Exchange, error: Exception) -> Response:
+        request = exchange.request
         request_id = request.headers.get("x-request-id", "no id")
         logger.error("Unexpected error at %s (%s)", request.url.path, request_id, exc_info=error)
         message = "The server failed in a way it did not expect; its log says more."
-        return await self._error_response(request, EmbedServeError(message))
+        return await self._error_response(exchange, EmbedServeError(message))
 
-    async def _error_response(self, request: Request, error: EmbedServeError) -> Response:
-        dialect = self._dialect_for(request)
-        status, body, dialect_headers = dialect.render_error(error)
+    async def _error_response(self, exchange: Exchange, error: EmbedServeError) -> Response:
+        status, body, dialect_headers = exchange.dialect.render_error(error)
         headers = dict(dialect_headers)
         if isinstance(error, Overloaded):
             headers["retry-after"] = str(error.retry_after_s)
@@ -253,33 +261,29 @@ class RequestHandler:
         if isinstance(error, UnsupportedContentEncoding):
             headers["accept-encoding"] = ACCEPTED_CODINGS
         response = self._response(
-            request.headers, _Reply(body, headers, JSON if body else None, status)
+            exchange.request.headers, _Reply(body, headers, JSON if body else None, status)
         )
-        if await self._is_received(request, error):
+        if await self._is_received(exchange, error):
             return response
         settings = self._service.settings
         return LingeringResponse(
             response,
-            request,
+            exchange.body,
             max_bytes=_MAX_DISCARDED_BODIES * settings.max_body_bytes,
             timeout_s=settings.body_timeout_s,
         )
 
-    async def _is_received(self, request: Request, error: EmbedServeError) -> bool:
+    async def _is_received(self, exchange: Exchange, error: EmbedServeError) -> bool:
         """Returns whether the body of a rejected request is complete, after a short wait.
 
         A client that sends `Expect: 100-continue` waits for the status before it sends the body.
         """
-        if isinstance(error, BodyTooLarge | BodyTimeout) or "expect" in request.headers:
+        if isinstance(error, BodyTooLarge | BodyTimeout) or "expect" in exchange.request.headers:
             return False
         max_bytes = self._service.settings.max_body_bytes
-        return await discard_body(request, max_bytes=max_bytes, timeout_s=_BODY_GRACE_S)
+        return await exchange.body.discard(max_bytes=max_bytes, timeout_s=_BODY_GRACE_S)
 
-    def _dialect_for(self, request: Request) -> Dialect:
-        """Returns the dialect of the selected route, or that of the path."""
-        dialect: Dialect | None = getattr(request.state, "dialect", None)
-        if dialect:
-            return dialect
+    def _dialect_of_path(self, request: Request) -> Dialect:
         paths = (route.path for route in _matching_routes(request))
         dialects = (self._path_dialects[path] for path in paths if path in self._path_dialects)
         return next(dialects, self._default_dialect)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -38,53 +38,69 @@ class ConcurrencyLimiter:
             self._in_progress -= 1
 
 
-async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
-    """Reads a request's body, holding at most `max_bytes` of it in memory.
+class RequestBody:
+    """The body of one request, as it arrives."""
 
-    Raises:
-        BodyTooLarge: `Content-Length` or the number of bytes received is over `max_bytes`.
-        BodyTimeout: the body is not complete after `timeout_s`.
-    """
-    declared = request.headers.get("content-length", "")
-    too_large = BodyTooLarge(
-        f"The body is larger than {max_bytes} bytes. Split the request into smaller ones."
-    )
-    # `int` rejects strings of thousands of digits with a ValueError.
-    if declared.isdecimal() and (len(declared) > 20 or int(declared) > max_bytes):
-        raise too_large
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > max_bytes:
-                    raise too_large
-                chunks.append(chunk)
-    except TimeoutError:
-        raise BodyTimeout(f"The body did not arrive within {timeout_s:g} s.") from None
-    return b"".join(chunks)
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._is_complete = False
 
+    async def read(self, *, max_bytes: int, timeout_s: float, declared: str = "") -> bytes:
+        """Returns the body, holding at most `max_bytes` of it in memory.
 
-async def discard_body(request: Request, *, max_bytes: int, timeout_s: float) -> bool:
-    """Reads and discards the rest of a request's body, if there is any.
+        Args:
+            max_bytes: limit of the size.
+            timeout_s: limit of the time.
+            declared: the header `Content-Length`; a body that declares more isn't read.
 
-    Returns:
-        True if the body is complete: the connection can take another request. False if it isn't
-        after `max_bytes` or `timeout_s`, or if the client disconnects.
-    """
-    size = 0
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > max_bytes:
-                    return False
-    except (ClientDisconnect, TimeoutError):
-        return False
-    except RuntimeError:  # Starlette: the stream was read to its end before
-        return True
-    return True
+        Raises:
+            BodyTooLarge: `declared` or the number of bytes received is over `max_bytes`.
+            BodyTimeout: the body is not complete after `timeout_s`.
+            ClientDisconnect: the client left before.
+        """
+        too_large = (
+            f"The body is larger than {max_bytes} bytes. Split the request into smaller ones."
+        )
+        # `int` rejects strings of thousands of digits with a ValueError.
+        if declared.isdecimal() and (len(declared) > 20 or int(declared) > max_bytes):
+            raise BodyTooLarge(too_large)
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await self._next_chunk()
+                if self._is_complete and len(body) <= max_bytes:
+                    return body
+                chunks, size = [body], len(body)
+                while size <= max_bytes and not self._is_complete:
+                    chunks.append(await self._next_chunk())
+                    size += len(chunks[-1])
+        except TimeoutError:
+            raise BodyTimeout(f"The body did not arrive within {timeout_s:g} s.") from None
+        if size > max_bytes:
+            raise BodyTooLarge(too_large)
+        return b"".join(chunks)
+
+    async def discard(self, *, max_bytes: int, timeout_s: float) -> bool:
+        """Reads and discards the rest of the body, if there is any.
+
+        Returns:
+            True if the body is complete: the connection can take another request. False if it
+            isn't after `max_bytes` or `timeout_s`, or if the client disconnects.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._is_complete and max_bytes >= 0:
+                    max_bytes -= len(await self._next_chunk())
+        except (ClientDisconnect, TimeoutError):
+            return False
+        return self._is_complete
+
+    async def _next_chunk(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        self._is_complete = not message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        return chunk
 
 
 class LingeringResponse(Response):
@@ -96,19 +112,19 @@ class LingeringResponse(Response):
     """
 
     def __init__(
-        self, response: Response, request: Request, *, max_bytes: int, timeout_s: float
+        self, response: Response, body: RequestBody, *, max_bytes: int, timeout_s: float
     ) -> None:
         """Takes over body, status and headers of a response.
 
         Args:
             response: the response.
-            request: the request; the rest of its body is discarded.
+            body: that of the request; the rest is discarded.
             max_bytes: maximum number of bytes to discard.
             timeout_s: maximum time.
         """
         super().__init__(response.body, response.status_code)
         self.raw_headers = [*response.raw_headers, (b"connection", b"close")]
-        self._request, self._max_bytes, self._timeout_s = request, max_bytes, timeout_s
+        self._body, self._max_bytes, self._timeout_s = body, max_bytes, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response, discards the rest of the body, and then ends the response."""
@@ -119,9 +135,7 @@ class LingeringResponse(Response):
                 return
             await send({**message, "more_body": True})
             await asyncio.sleep(_PAUSE_S)
-            if not await discard_body(
-                self._request, max_bytes=self._max_bytes, timeout_s=self._timeout_s
-            ):
+            if not await self._body.discard(max_bytes=self._max_bytes, timeout_s=self._timeout_s):
                 await asyncio.sleep(_LAST_PAUSE_S)
             await send({"type": "http.response.body", "body": b""})
 

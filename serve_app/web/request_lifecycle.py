@@ -3,7 +3,7 @@ that leave.
 """
 
 import asyncio
-from uuid import uuid4
+from random import getrandbits
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -82,4 +82,4 @@ def _request_id(scope: Scope) -> bytes:
         if name == _REQUEST_ID:
             request_id: bytes = value
             return request_id
-    return uuid4().hex.encode()
+    return b"%032x" % getrandbits(128)

@@ -3,11 +3,10 @@
 import asyncio
 
 import pytest
-from starlette.requests import Request
 from starlette.types import Message
 
 from serve_app.errors import BodyTimeout, BodyTooLarge, Overloaded
-from serve_app.web.limits import ConcurrencyLimiter, discard_body, read_body
+from serve_app.web.limits import ConcurrencyLimiter, RequestBody
 
 
 class ChunkedRequest:
@@ -19,8 +18,8 @@ class ChunkedRequest:
         self.received = 0
         self._chunks = chunks
         self._hangs = hangs  # the body never ends
-        headers = [(b"content-length", str(content_length).encode())] if content_length else []
-        self.request = Request({"type": "http", "headers": headers}, self._receive)
+        self.declared = str(content_length or "")
+        self.body = RequestBody(self._receive)
 
     async def _receive(self) -> Message:
         if self.received == len(self._chunks) and self._hangs:
@@ -33,61 +32,60 @@ class ChunkedRequest:
 
 async def test_chunks_are_joined() -> None:
     body = ChunkedRequest([b"ab", b"", b"c"])
-    assert await read_body(body.request, max_bytes=3, timeout_s=1) == b"abc"
+    assert await body.body.read(max_bytes=3, timeout_s=1, declared=body.declared) == b"abc"
 
 
 async def test_a_content_length_over_the_limit_is_rejected_before_the_body_is_read() -> None:
     body = ChunkedRequest([b"x"], content_length=4)
     with pytest.raises(BodyTooLarge):
-        await read_body(body.request, max_bytes=3, timeout_s=1)
+        await body.body.read(max_bytes=3, timeout_s=1, declared=body.declared)
     assert body.received == 0
 
 
 async def test_a_body_without_content_length_is_rejected_at_the_limit() -> None:
     body = ChunkedRequest([b"xx"] * 100)
     with pytest.raises(BodyTooLarge):
-        await read_body(body.request, max_bytes=3, timeout_s=1)
+        await body.body.read(max_bytes=3, timeout_s=1, declared=body.declared)
     assert body.received == 2
 
 
 async def test_a_body_that_never_ends_times_out() -> None:
     body = ChunkedRequest([b"x"], hangs=True)
     with pytest.raises(BodyTimeout):
-        await read_body(body.request, max_bytes=3, timeout_s=0.01)
+        await body.body.read(max_bytes=3, timeout_s=0.01)
 
 
 async def test_the_rest_of_a_body_is_discarded() -> None:
     body = ChunkedRequest([b"ab", b"", b"c"])
-    assert await discard_body(body.request, max_bytes=3, timeout_s=1)
+    assert await body.body.discard(max_bytes=3, timeout_s=1)
     assert body.received == 3
 
 
 async def test_nothing_is_discarded_after_the_body_was_read() -> None:
     body = ChunkedRequest([b"ab"])
-    await read_body(body.request, max_bytes=3, timeout_s=1)
-    assert await discard_body(body.request, max_bytes=3, timeout_s=1)
+    await body.body.read(max_bytes=3, timeout_s=1, declared=body.declared)
+    assert await body.body.discard(max_bytes=3, timeout_s=1)
     assert body.received == 1
 
 
 async def test_the_rest_of_a_body_that_is_too_large_is_discarded_up_to_a_limit() -> None:
     body = ChunkedRequest([b"xx"] * 100)
     with pytest.raises(BodyTooLarge):
-        await read_body(body.request, max_bytes=3, timeout_s=1)
-    assert not await discard_body(body.request, max_bytes=10, timeout_s=1)
+        await body.body.read(max_bytes=3, timeout_s=1, declared=body.declared)
+    assert not await body.body.discard(max_bytes=10, timeout_s=1)
     assert body.received == 2 + 6
 
 
 async def test_discarding_ends_at_the_time_limit() -> None:
     body = ChunkedRequest([b"x"], hangs=True)
-    assert not await discard_body(body.request, max_bytes=3, timeout_s=0.01)
+    assert not await body.body.discard(max_bytes=3, timeout_s=0.01)
 
 
 async def test_discarding_ends_when_the_client_disconnects() -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
-    request = Request({"type": "http", "headers": []}, receive)
-    assert not await discard_body(request, max_bytes=3, timeout_s=1)
+    assert not await RequestBody(receive).discard(max_bytes=3, timeout_s=1)
 
 
 def test_a_full_limiter_rejects_and_a_released_slot_is_free_again() -> None:

@@ -1,0 +1,23 @@
+"""A request and what is known about it, until its response is sent."""
+
+from starlette.requests import Request
+
+from serve_app.web.dialect import Dialect
+from serve_app.web.limits import RequestBody
+
+
+class Exchange:
+    """One request on its way through the handler."""
+
+    __slots__ = ("body", "dialect", "request")
+
+    def __init__(self, request: Request, dialect: Dialect) -> None:
+        """Creates an exchange before its body is read.
+
+        Args:
+            request: the request.
+            dialect: renders errors; replaced once the body has selected another one.
+        """
+        self.request = request
+        self.dialect = dialect
+        self.body = RequestBody(request.receive)
