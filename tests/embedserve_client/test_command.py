@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 from embedserve_client import __version__
+from embedserve_client.command import backend_options
 from embedserve_client.command import main as command
 from embedserve_client.command.main import main
 from tests.embedserve_client.scripted_server import (
@@ -235,3 +238,34 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
             main([name, "--help"])
         assert exited.value.code == 0
     assert "examples:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "use_ray"),
+    [
+        (["--start"], None, False),
+        (["--start", "my.yaml"], "my.yaml", False),
+        (["--start-on-ray"], None, True),
+        (["--start-on-ray", "my.yaml"], "my.yaml", True),
+    ],
+)
+def test_start_runs_a_service_in_one_process_or_on_ray(
+    server: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    config: str | None,
+    use_ray: bool,
+) -> None:
+    started: list[tuple[Any, ...]] = []
+
+    @contextmanager
+    def supervisor(
+        port: int, *, config: str | None, use_ray: bool, on_progress: object
+    ) -> Iterator[SimpleNamespace]:
+        started.append((port, config, use_ray))
+        yield SimpleNamespace(url=server.url)
+
+    monkeypatch.setattr(backend_options, "Supervisor", supervisor)
+    monkeypatch.setenv("EMBEDSERVE_URL", "http://127.0.0.1:8123")
+    assert main(["embed", ONE_LINE, "-o", "-", *options]) == 0
+    assert started == [(8123, config, use_ray)]

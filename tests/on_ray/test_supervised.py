@@ -43,6 +43,7 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
         supervisor = Supervisor(
             config["http_options"]["port"],
             config=file,
+            use_ray=True,
             ready_timeout_s=180,
             shared_dir=Path(scratch) / "shared-service",
             on_progress=print,
@@ -86,6 +87,7 @@ def test_a_client_outlives_a_kill_during_a_thousand_calls(supervisor: Supervisor
             time.sleep(0.01)
         before = supervisor.status().pid
         assert before is not None
+        assert "--standalone" not in psutil.Process(before).cmdline()
         for process in process_tree(before):
             with suppress(psutil.NoSuchProcess):
                 process.kill()

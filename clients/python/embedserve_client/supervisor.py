@@ -53,6 +53,7 @@ class Supervisor:
         port: int = DEFAULT_PORT,
         *,
         config: str | Path | None = None,
+        use_ray: bool = False,
         command: Sequence[str] | None = None,
         ready_timeout_s: float = 600.0,
         restart_delay_s: float = 1.0,
@@ -66,8 +67,10 @@ class Supervisor:
         Args:
             port: the port of the service on the loopback interface.
             config: the service's configuration file; None: its default configuration.
-            command: replaces `embedserve serve`; it must listen on `port` and exit when its
-                standard input ends.
+            use_ray: run the service on Ray, which adds replicas and autoscaling. Otherwise it is
+                one process, which starts in seconds.
+            command: replaces `embedserve serve --standalone`; it must listen on `port` and exit
+                when its standard input ends.
             ready_timeout_s: the time in which the service must become healthy. The first start
                 prepares the model.
             restart_delay_s: the delay before a crashed service restarts; doubles with each failure
@@ -80,7 +83,7 @@ class Supervisor:
                 user and port.
         """
         self.url = f"http://127.0.0.1:{port}"
-        self._command = list(command or _serve_command(port, config))
+        self._command = list(command or _serve_command(port, config, use_ray))
         self._ready_timeout_s = ready_timeout_s
         self._restart_delay_s = restart_delay_s
         self._max_restarts = max_restarts
@@ -233,10 +236,13 @@ class Supervisor:
                 released.wait(_LAUNCH_TIMEOUT_S)
 
 
-def _serve_command(port: int, config: str | Path | None) -> list[str]:
-    config_arguments = [str(config)] if config is not None else []
-    command = [sys.executable, "-m", "embedserve_client.command.main"]
-    return [*command, "serve", *config_arguments, "--port", str(port), "--until-eof"]
+def _serve_command(port: int, config: str | Path | None, use_ray: bool) -> list[str]:
+    return [
+        *(sys.executable, "-m", "embedserve_client.command.main", "serve"),
+        *([] if config is None else [str(config)]),
+        *([] if use_ray else ["--standalone"]),
+        *("--port", str(port), "--until-eof"),
+    ]
 
 
 def local_port(url: str) -> int:

@@ -110,24 +110,30 @@ test("a service starts, embeds, restarts and stops", async (t) => {
   assert.match(log(), /^(SIGINT|EOF)$/m);
 });
 
-test("the default command is `embedserve serve` with the configuration and the port", async (t) => {
-  const bin = mkdtempSync(join(tmpdir(), "bin-"));
-  t.after(() => rmSync(bin, { recursive: true }));
-  const script = `#!/bin/sh\nexec "${process.execPath}" "${SERVICE}" "$@"\n`;
-  writeFileSync(join(bin, "embedserve"), script, { mode: 0o755 });
-  const FAKE_LOG = join(bin, "log");
-  const port = await freePort();
-  const env = { ...process.env, PATH: `${bin}:${process.env["PATH"]}`, FAKE_LOG };
-  const { supervisor } = await createSupervisor(t, {}, {
-    command: undefined,
-    config: "my.yaml",
-    env,
-    port,
+for (const { useRay, mode } of [
+  { useRay: undefined, mode: " --standalone" },
+  { useRay: true, mode: "" },
+]) {
+  test(`the default command is \`embedserve serve${mode}\``, async (t) => {
+    const bin = mkdtempSync(join(tmpdir(), "bin-"));
+    t.after(() => rmSync(bin, { recursive: true }));
+    const script = `#!/bin/sh\nexec "${process.execPath}" "${SERVICE}" "$@"\n`;
+    writeFileSync(join(bin, "embedserve"), script, { mode: 0o755 });
+    const FAKE_LOG = join(bin, "log");
+    const port = await freePort();
+    const env = { ...process.env, PATH: `${bin}:${process.env["PATH"]}`, FAKE_LOG };
+    const { supervisor } = await createSupervisor(t, {}, {
+      command: undefined,
+      config: "my.yaml",
+      useRay,
+      env,
+      port,
+    });
+    await supervisor.start();
+    const log = readFileSync(FAKE_LOG, "utf8");
+    assert.ok(log.includes(` serve my.yaml${mode} --port ${port} --until-eof\n`), log);
   });
-  await supervisor.start();
-  const log = readFileSync(FAKE_LOG, "utf8");
-  assert.ok(log.includes(` serve my.yaml --port ${port} --until-eof\n`), log);
-});
+}
 
 test("the first call starts the service", async (t) => {
   const options = { client: { timeoutMs: 3000 } };

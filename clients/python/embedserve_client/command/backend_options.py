@@ -30,7 +30,7 @@ def add_url_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backend_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `--url`, `--start` and `--local`, which exclude each other."""
+    """Adds `--url`, `--start`, `--start-on-ray` and `--local`, which exclude each other."""
     group = parser.add_mutually_exclusive_group()
     add_url_option(group)  # type: ignore[arg-type]  # a group has `add_argument` too
     group.add_argument(
@@ -38,7 +38,15 @@ def add_backend_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="CONFIG",
-        help="start the service on this machine unless it is running, and stop it at the end",
+        help="start the service on this machine unless it is running, in one process, and stop it "
+        "at the end",
+    )
+    group.add_argument(
+        "--start-on-ray",
+        nargs="?",
+        const="",
+        metavar="CONFIG",
+        help="like --start, but run the service on Ray, which adds replicas and autoscaling",
     )
     group.add_argument(
         "--local",
@@ -67,10 +75,13 @@ def open_backend(
     environment = EnvironmentSettings.read()
     if arguments.local is not None:
         yield AsyncLocalModel(LocalModel(arguments.local or environment.local_model))
-    elif arguments.start is not None:
-        port = local_port(environment.url)
-        config = arguments.start or None
-        with Supervisor(port, config=config, on_progress=_print_progress) as supervisor:
+    elif arguments.start is not None or arguments.start_on_ray is not None:
+        with Supervisor(
+            local_port(environment.url),
+            config=arguments.start or arguments.start_on_ray or None,
+            use_ray=arguments.start_on_ray is not None,
+            on_progress=_print_progress,
+        ) as supervisor:
             yield AsyncClient(supervisor.url, **options)
     else:
         yield AsyncClient(arguments.url, **options)

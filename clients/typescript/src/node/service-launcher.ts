@@ -35,7 +35,7 @@ export class ServiceLauncher {
     this.#port = port;
     this.#readyTimeoutMs = readyTimeoutMs;
     this.#options = options;
-    this.#command = options.command ?? serveCommand(port, options.config);
+    this.#command = options.command ?? serveCommand(port, options);
   }
 
   /**
@@ -103,9 +103,11 @@ export class ServiceLauncher {
   }
 }
 
-function serveCommand(port: number, config: string | undefined): string[] {
+function serveCommand(port: number, { config, useRay }: SupervisorOptions): string[] {
   const configArguments = config === undefined ? [] : [config];
-  return ["embedserve", "serve", ...configArguments, "--port", String(port), "--until-eof"];
+  const modeArguments = useRay ? [] : ["--standalone"];
+  const options = ["--port", String(port), "--until-eof"];
+  return ["embedserve", "serve", ...configArguments, ...modeArguments, ...options];
 }
 
 async function failOnExit(service: ManagedProcess): Promise<never> {

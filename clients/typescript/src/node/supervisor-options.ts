@@ -6,6 +6,7 @@ import type { ProcessExit, ProcessOptions } from "./managed-process.js";
 /** The defaults of `SupervisorOptions`. */
 export const SUPERVISOR_DEFAULTS = {
   port: DEFAULT_PORT,
+  useRay: false,
   readyTimeoutMs: 600_000,
   restartDelayMs: 1000,
   maxRestarts: 5,
@@ -19,7 +20,13 @@ export interface SupervisorOptions extends ProcessOptions {
   /** The service's configuration file. Default: its default configuration. */
   readonly config?: string | undefined;
   /**
-   * Replaces `embedserve serve`. It must listen on `port` and exit when its standard input ends.
+   * Run the service on Ray, which adds replicas and autoscaling. Otherwise it is one process, which
+   * starts in seconds. Default: false.
+   */
+  readonly useRay?: boolean | undefined;
+  /**
+   * Replaces `embedserve serve --standalone`. It must listen on `port` and exit when its standard
+   * input ends.
    */
   readonly command?: readonly string[] | undefined;
   /**
