@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   embedserve bench                         benchmark against other servers, with a report
+  embedserve bench check                   check the speed against thresholds
   embedserve bench run --connections 32    throughput with 32 concurrent clients
   embedserve bench run --rate 50           latency at 50 requests/s
   embedserve bench capacity                the highest rate at which p99 stays below 50 ms
@@ -33,6 +34,7 @@ EXAMPLES = """\
 ERRORS: tuple[type[Exception], ...] = ()
 DEFAULT_URL = "http://127.0.0.1:8000"
 _WORKLOADS = "\n".join(f"  {w.name:<10} {w.description}" for w in WORKLOADS.values())
+_NO_CHECKOUT = f"{CONFIG} doesn't exist: run this in a checkout of the repository"
 _OPEN_LOOP_CONNECTIONS, _CLOSED_LOOP_CONNECTIONS = 256, 8
 
 
@@ -56,11 +58,43 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--rounds", type=_positive_int, help="measurements of each figure (default: 5)"
     )
+    _add_precision_option(bench, default="auto")
     bench.set_defaults(run=_run_suite)
     bench_commands = bench.add_subparsers(metavar="COMMAND")
+    _add_check(bench_commands)
     _add_report(bench_commands)
     _add_run(bench_commands)
     _add_capacity(bench_commands)
+
+
+def _add_precision_option(parser: argparse.ArgumentParser, *, default: str) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default=default,
+        help="of EmbedServe's engine; `auto`: the fastest that this CPU computes natively. The "
+        "other servers compute at fp32 (default: %(default)s)",
+    )
+
+
+def _add_check(bench_commands: Any) -> None:
+    check = _add_parser(
+        bench_commands,
+        "check",
+        "check EmbedServe's speed against thresholds",
+        "Measure EmbedServe in each topology, its engine alone and infinity-emb in alternating "
+        "rounds, in about 12 minutes. Exits with 1 if a threshold is not met. Needs a checkout of "
+        "the repository.",
+    )
+    check.add_argument("--rounds", type=_positive_int, help="default: 5")
+    check.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkout of another version, which is measured as well",
+    )
+    _add_precision_option(check, default="fp32")
+    check.set_defaults(run=_run_check)
 
 
 def _add_report(bench_commands: Any) -> None:
@@ -249,10 +283,28 @@ def _run_suite(arguments: argparse.Namespace) -> int:
     if not _has_matplotlib():
         return 1
     if not CONFIG.is_file():
-        return _fail(f"{CONFIG} doesn't exist: run this in a checkout of the repository")
+        return _fail(_NO_CHECKOUT)
     from .suite import run_suite
 
-    return run_suite(quick=arguments.quick, rounds=arguments.rounds)
+    return run_suite(
+        quick=arguments.quick, rounds=arguments.rounds, precision=_precision(arguments)
+    )
+
+
+def _run_check(arguments: argparse.Namespace) -> int:
+    if not CONFIG.is_file():
+        return _fail(_NO_CHECKOUT)
+    if arguments.baseline is not None and not (arguments.baseline / CONFIG.name).is_file():
+        return _fail(f"{arguments.baseline} is not a checkout: it has no {CONFIG.name}")
+    from .thresholds import run_check
+
+    return run_check(
+        rounds=arguments.rounds, precision=_precision(arguments), baseline=arguments.baseline
+    )
+
+
+def _precision(arguments: argparse.Namespace) -> str | None:
+    return None if arguments.precision == "auto" else arguments.precision
 
 
 def _run_report(arguments: argparse.Namespace) -> int:

@@ -10,18 +10,21 @@ from .peers import (
     fastapi_server,
     floor,
     infinity,
+    mosec,
     ray_serve_docs,
     sentence_transformers_in_process,
     tei,
     vllm,
 )
 from .peers.base import Peer
-from .workloads import WORKLOADS, Workload, batch_workload, repeat_workload
+from .workloads import WORKLOADS, Workload, batch_workload, cached_workload, repeat_workload
 
 SERVERS = (
     embedserve.PEER,
     embedserve.COLOCATED,
+    embedserve.STANDALONE,
     fastapi_server.PEER,
+    mosec.PEER,
     ray_serve_docs.PEER,
     infinity.TORCH,
     infinity.OPTIMUM,
@@ -29,9 +32,7 @@ SERVERS = (
     vllm.PEER,
 )
 #: The servers without variants that a similar server outperforms.
-_MAIN_SERVERS = tuple(
-    p for p in SERVERS if p not in (embedserve.COLOCATED, ray_serve_docs.PEER, infinity.TORCH)
-)
+_MAIN_SERVERS = (embedserve.PEER, fastapi_server.PEER, infinity.OPTIMUM, tei.PEER, vllm.PEER)
 #: Libraries, measured in process. The vectors of all peers are checked against the first one's.
 LIBRARIES = (sentence_transformers_in_process.PEER, engine_in_process.PEER)
 
@@ -40,6 +41,7 @@ _RATES = (20, 50, 80, 125, 200, 315, 500, 800, 1250, 2000)
 _FLOOR_RATE = 5000.0
 _TIMEOUT_S = 10.0
 _OPEN_LOOP_CONNECTIONS = 256
+_CACHED_TEXTS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class LoadPoint:
     plan: Plan
     x: float
     bulk: int = 0  #: closed-loop clients that send documents during the measurement
+    peers: Sequence[Peer] | None = None  #: of the experiment's peers; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,10 @@ class Experiment:
     points: Sequence[LoadPoint]
     #: Whether the points are increasing rates. A peer skips the rates above one that saturates it.
     increasing_rate: bool = False
+
+    def peers_at(self, point: LoadPoint) -> list[Peer]:
+        """Returns the peers that are measured at a point."""
+        return [p for p in self.peers if point.peers is None or p in point.peers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,7 @@ class Schedule:
 
 FULL = Schedule(rounds=5, seconds=3.0)
 QUICK = Schedule(rounds=1, seconds=2.0)
+CHECK = Schedule(rounds=5, seconds=2.5)
 
 
 def experiments(schedule: Schedule, *, quick: bool) -> list[Experiment]:
@@ -153,3 +161,42 @@ def _replica_experiment(schedule: Schedule) -> Experiment:
         LoadPoint(WORKLOADS["document"], schedule.closed_loop(4), 4),
     ]
     return Experiment("replicas", [embedserve.ONE_REPLICA, embedserve.REPLICA_PER_CORE], points)
+
+
+#: `x` of the points of `check_experiments` that have no number of their own.
+UNCACHED, BULK_ALONE = 0.0, -4.0
+
+
+def check_experiments(schedule: Schedule, baseline: Sequence[Peer] = ()) -> list[Experiment]:
+    """Returns the experiments that the thresholds need.
+
+    Args:
+        schedule: rounds and durations.
+        baseline: other versions of EmbedServe, measured like this one.
+    """
+    query, document = WORKLOADS["query"], WORKLOADS["document"]
+    ours = (embedserve.PEER, embedserve.COLOCATED, embedserve.STANDALONE, *baseline)
+    shared_hits = (embedserve.SHARED_HITS, embedserve.COLOCATED_SHARED_HITS)
+    servers = (*ours, infinity.OPTIMUM)
+    server_points = [
+        LoadPoint(query, schedule.closed_loop(1), 1, peers=servers),
+        LoadPoint(query, schedule.closed_loop(8), 8, peers=servers),
+        LoadPoint(query, schedule.closed_loop(32), 32),
+        LoadPoint(document, schedule.closed_loop(4), 4),
+    ]
+    hits = cached_workload(_CACHED_TEXTS)
+    hit_points = [
+        LoadPoint(hits, schedule.closed_loop(1), 1),
+        LoadPoint(hits, schedule.closed_loop(32), 32),
+        LoadPoint(query, schedule.closed_loop(32), UNCACHED, peers=shared_hits),
+    ]
+    bulk_points = [
+        LoadPoint(query, schedule.open_loop(20), 0),
+        LoadPoint(query, schedule.open_loop(20), 4, bulk=4),
+        LoadPoint(document, schedule.closed_loop(4), BULK_ALONE),
+    ]
+    return [
+        Experiment("server", (*servers, engine_in_process.PEER), server_points),
+        Experiment("hits", (*ours, *shared_hits), hit_points),
+        Experiment("bulk", ours, bulk_points),
+    ]

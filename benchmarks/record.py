@@ -14,10 +14,19 @@ from typing import Any
 import orjson
 import psutil
 
+from serve_app.engines.cpu_features import CpuFeatures
+
 from .paths import RESULTS, ROOT
 
 #: The packages that determine the speed.
 _PACKAGES = ("embedserve", "ray", "torch", "sentence-transformers", "transformers", "numpy")
+#: The instruction sets that determine the speed of matrix products, by their names in
+#: `/proc/cpuinfo`: those of x86, then those of Arm.
+_INSTRUCTION_SETS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
+)
 
 Record = dict[str, Any]
 
@@ -25,8 +34,10 @@ Record = dict[str, Any]
 @cache
 def machine_info() -> dict[str, Any]:
     """Returns the properties of this machine that affect speed."""
+    flags = CpuFeatures.detect().flags
     return {
         "cpu": _cpu_model(),
+        "instruction_sets": [name for name in _INSTRUCTION_SETS if name in flags],
         "cores": len(psutil.Process().cpu_affinity() or []) or os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",

@@ -16,12 +16,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.types import Float32
 
 from .compare import cosines
@@ -54,10 +56,15 @@ _BUSY_CORES = 0.2
 RunningPeer = ServerProcess | LibraryProcess
 
 
-def run_suite(*, quick: bool, rounds: int | None) -> int:
+def run_suite(*, quick: bool, rounds: int | None, precision: str | None) -> int:
     """Runs the suite and publishes its report.
 
     The results of a quick suite go into a separate folder and replace no published ones.
+
+    Args:
+        quick: one short round.
+        rounds: how often each point is measured; None: the default.
+        precision: of EmbedServe's engine; None: its default for this CPU.
 
     Returns:
         The command's exit status.
@@ -67,14 +74,7 @@ def run_suite(*, quick: bool, rounds: int | None) -> int:
     if quick:
         shutil.rmtree(_QUICK_FOLDER, ignore_errors=True)
     file = _QUICK_FOLDER / "records.jsonl" if quick else _UNFINISHED
-    file.unlink(missing_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM):  # both stop the peers
-        signal.signal(number, signal.default_int_handler)
-    try:
-        Suite(schedule, experiments(schedule, quick=quick), file).run()
-    except (PeerError, KeyboardInterrupt) as error:
-        reason = str(error) or "interrupted"
-        print(f"embedserve: {reason}; the records so far are in {file}", file=sys.stderr)
+    if not run_experiments(schedule, experiments(schedule, quick=quick), file, precision):
         return 1
     if quick:
         page = publish(file, _QUICK_FOLDER, None)
@@ -83,6 +83,26 @@ def run_suite(*, quick: bool, rounds: int | None) -> int:
         page = publish(file)
     print(f"{page}, from the records in {file}")
     return 0
+
+
+def run_experiments(
+    schedule: Schedule, experiments: Sequence[Experiment], file: Path, precision: str | None
+) -> bool:
+    """Writes the records of experiments to a file; if they can't be completed, prints why.
+
+    Returns:
+        Whether the records are complete.
+    """
+    file.unlink(missing_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):  # both stop the peers
+        signal.signal(number, signal.default_int_handler)
+    try:
+        Suite(schedule, experiments, file, precision=precision).run()
+    except (PeerError, KeyboardInterrupt) as error:
+        reason = str(error) or "interrupted"
+        print(f"embedserve: {reason}; the records so far are in {file}", file=sys.stderr)
+        return False
+    return True
 
 
 def busy_cores() -> float:
@@ -101,8 +121,9 @@ class Suite:
         experiments: Sequence[Experiment],
         file: Path,
         *,
+        precision: str | None = None,
         libraries: Sequence[Peer] = LIBRARIES,
-        start_server: Callable[[Peer], ServerProcess] = ServerProcess,
+        start_server: Callable[[Peer], ServerProcess] | None = None,
         busy_cores: Callable[[], float] = busy_cores,
         saturation_p99_ms: float = 1000.0,
     ) -> None:
@@ -112,9 +133,10 @@ class Suite:
             schedule: the number of rounds.
             experiments: run in this order.
             file: records are appended to it.
+            precision: of EmbedServe's engine; None: its default for this CPU.
             libraries: the peers that run in process; the vectors of all peers are compared with
                 those of the first.
-            start_server: starts any other peer.
+            start_server: starts any other peer; None: `ServerProcess`.
             busy_cores: returns the cores that other processes use, before the first experiment.
             saturation_p99_ms: a rate with a higher p99 saturates a peer, which then skips higher
                 rates.
@@ -123,7 +145,9 @@ class Suite:
         self._experiments = experiments
         self._file = file
         self._libraries = libraries
-        self._start_server = start_server
+        self._start_library = partial(LibraryProcess, precision=precision)
+        self._start_server = start_server or partial(ServerProcess, precision=precision)
+        self._precision = precision or _default_precision()
         self._busy_cores = busy_cores
         self._saturation_p99_ms = saturation_p99_ms
         self._id = datetime.now(UTC).isoformat(timespec="seconds")
@@ -131,6 +155,7 @@ class Suite:
         self._running: dict[str, RunningPeer] = {}
         self._attempted = set[str]()
         self._cosines: dict[str, float] = {}
+        self._start_s: dict[str, float] = {}
         self._reference_vectors: Float32
         #: The lowest saturating rate by experiment and peer.
         self._saturating_rates = defaultdict[tuple[str, str], float](lambda: float("inf"))
@@ -168,7 +193,7 @@ class Suite:
         missing = sum(not environment.is_installed for environment in environments)
         names = {p.name for p in available}
         loads_s = sum(
-            _point_s(e, point) * sum(p.name in names for p in e.peers)
+            _point_s(e, point) * sum(p.name in names for p in e.peers_at(point))
             for e in self._experiments
             for point in e.points
         )
@@ -187,10 +212,12 @@ class Suite:
                 peer.environment.install()
                 display.finish_step(_INSTALL_S, f"installed {peer.title}")
             display.start_step(f"starting {peer.title}")
-            is_library = peer in self._libraries
-            running = LibraryProcess(peer) if is_library else self._start_server(peer)
+            start = self._start_library if peer in self._libraries else self._start_server
+            started_at = time.monotonic()
+            running = start(peer)
             stack.enter_context(running)
             running.wait_until_ready()
+            self._start_s[peer.name] = round(time.monotonic() - started_at, 2)
             if peer is not floor.PEER:
                 self._check_vectors(running)
         except (PeerError, OSError, subprocess.CalledProcessError) as error:
@@ -228,7 +255,7 @@ class Suite:
         peers = peers[turn % len(peers) :] + peers[: turn % len(peers)] if peers else []
         for point in experiment.points:
             self._seed += 1
-            for peer in peers:
+            for peer in [p for p in peers if p in experiment.peers_at(point)]:
                 if point.x > self._saturating_rates[experiment.name, peer.name]:
                     display.finish_step(_point_s(experiment, point), "")
                 else:
@@ -243,6 +270,8 @@ class Suite:
         step = f"{experiment.name}: {peer.title}, {point.workload.description}, {load}"
         display.start_step(f"{step}, round {turn + 1} of {self._schedule.rounds}")
         resume(running.pid)
+        if point.workload.cached_texts:
+            running.embed(list(point.workload.cached_texts))
         time.sleep(_SETTLE_S)
         usage = Usage(running.pid)
         if isinstance(running, LibraryProcess):
@@ -262,6 +291,7 @@ class Suite:
             "x": point.x,
             "bulk": point.bulk,
             "cosine_min": self._cosines.get(peer.name),
+            "start_s": self._start_s[peer.name],
             "workload": point.workload.name,
             **plan.describe(),
         }
@@ -272,8 +302,18 @@ class Suite:
         return bool(metrics["failed"]) or metrics.get("p99_ms", 0) > self._saturation_p99_ms
 
     def _save(self, parameters: dict[str, Any], metrics: dict[str, Any]) -> None:
-        suite = {"suite": self._id, "rounds": self._schedule.rounds}
+        suite = {
+            "suite": self._id,
+            "rounds": self._schedule.rounds,
+            "precision": self._precision,
+        }
         append_record(self._file, make_record({**suite, **parameters}, metrics))
+
+
+def _default_precision() -> str:
+    """Returns the precision that EmbedServe selects on this CPU."""
+    can_bf16 = CpuFeatures.detect().unsupported_reason("bf16", "openvino") is None
+    return "bf16" if can_bf16 else "fp32"
 
 
 def _point_s(experiment: Experiment, point: LoadPoint) -> float:

@@ -10,12 +10,27 @@ from typing import Any
 
 import psutil
 
+from serve_app.valkey.supervisor import parse_owner_pid
+
 _REPLICA = re.compile(r"ray::ServeReplica:[^:]*:(\w+)")
 _MIN_CORES = 0.01
 
 
 def process_tree(pid: int) -> list[psutil.Process]:
-    """Returns a process and its descendants; an empty list if it has ended."""
+    """Returns a process, its descendants and the cache servers that these started.
+
+    A cache server runs under a daemon, which is no descendant. The list is empty if the process has
+    ended.
+    """
+    processes = _with_descendants(pid)
+    pids = {process.pid for process in processes}
+    for daemon in psutil.process_iter(["cmdline"]) if processes else ():
+        if daemon.pid not in pids and parse_owner_pid(daemon.info["cmdline"] or []) in pids:
+            processes += _with_descendants(daemon.pid)
+    return processes
+
+
+def _with_descendants(pid: int) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -79,7 +94,8 @@ class Usage:
             "elsewhere_cpu": round(max(0.0, machine_s - generator_s - server_s) / wall_s, 3),
             "rss_mib": round(rss / 2**20, 1),
             "pss_mib": round(pss / 2**20, 1),
-            "replicas": processes.get("Embedder"),
+            "processes": processes.total(),
+            "replicas": processes.get("Embedder") or processes.get("EmbedServer"),
         }
 
 

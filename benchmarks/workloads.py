@@ -7,10 +7,10 @@ caches do not affect the other workloads.
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, cycle
 
 from serve_app.config import MINILM
 from serve_app.models import model_dir
@@ -39,6 +39,7 @@ class Workload:
     description: str
     stream: RequestStream
     shape: LoadShape | None = None  #: of an open-loop rate; None: constant
+    cached_texts: Sequence[str] = ()  #: to embed before the load, so that it hits a cache
 
     def requests(self, seed: int) -> Iterator[list[str]]:
         """Returns an endless iterator over the requests of a seed."""
@@ -98,6 +99,19 @@ def repeat_workload(share: float) -> Workload:
             yield [rng.choice(repeated)] if rng.random() < share else next(queries)
 
     return Workload(f"repeat {share:.0%}", f"queries, {share:.0%} of them repeated", stream)
+
+
+def cached_workload(texts: int) -> Workload:
+    """Returns queries that repeat so many texts in turn, the same for every seed.
+
+    With fewer clients than texts no two requests in flight have the same one.
+    """
+    cached = [_random_text(random.Random(f"cached {number}"), 5, 12) for number in range(texts)]
+
+    def stream(rng: random.Random) -> Iterator[list[str]]:
+        return cycle([text] for text in cached)
+
+    return Workload(f"cached {texts}", "cached queries", stream, cached_texts=cached)
 
 
 _RAMP = LoadShape(lambda elapsed: 2 * elapsed, peak_factor=2.0)

@@ -21,6 +21,7 @@ class PeerProcess:
     python: str  #: the interpreter of the peer's environment
     port: int  #: to listen on; 0 for a library
     scratch: Path  #: an empty folder, deleted when the process ends
+    precision: str | None = None  #: of EmbedServe's engine; None: its default for this CPU
 
     @property
     def model(self) -> Path:
@@ -38,6 +39,7 @@ class Peer:
     dialect: str = "openai"
     model: str = "all-MiniLM-L6-v2"
     env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None  #: its working directory; None: the harness's
     environment: Environment | None = None  #: None: this project's environment
     #: Returns why the peer can't run on this machine, or None.
     unavailable_reason: Callable[[], str | None] = lambda: None

@@ -1,6 +1,7 @@
 """EmbedServe's engine and scheduler in process, without Ray, HTTP and cache."""
 
 import asyncio
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from serve_app.config import AppConfig, EmbedderSettings
@@ -17,7 +18,7 @@ from .in_process import serve_requests
 PEER = Peer(
     name="engine",
     title="EmbedServe's engine",
-    command=lambda at: [at.python, "-m", __name__],
+    command=lambda p: [p.python, "-m", __name__, p.precision or "auto"],
     env=OFFLINE_ENV,
 )
 
@@ -25,9 +26,10 @@ PEER = Peer(
 class _ScheduledEngine:
     """An engine behind its scheduler. Must be created on the event loop that calls `embed`."""
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str) -> None:
+        config = AppConfig.parse({"precision": precision})
         self._scheduler = Scheduler(
-            load_engine(select_engine(AppConfig()), threads=available_cores()),
+            load_engine(select_engine(config), threads=available_cores()),
             EmbedderSettings(),
             engine_threads=ThreadPoolExecutor(available_cores()),
             tokenizer_thread=ThreadPoolExecutor(1),
@@ -43,16 +45,16 @@ class _ScheduledEngine:
         return vectors.values
 
 
-def main() -> None:
+def main(precision: str) -> None:
     """Embeds with one engine on all cores."""
     with asyncio.Runner() as runner:
-        engine = runner.run(_create_engine())
+        engine = runner.run(_create_engine(precision))
         serve_requests(lambda texts: runner.run(engine.embed(texts)))
 
 
-async def _create_engine() -> _ScheduledEngine:
-    return _ScheduledEngine()
+async def _create_engine(precision: str) -> _ScheduledEngine:
+    return _ScheduledEngine(precision)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

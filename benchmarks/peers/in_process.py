@@ -27,8 +27,13 @@ Encode = Callable[[list[str]], Float32]
 class LibraryProcess:
     """A running library; a context manager that stops it."""
 
-    def __init__(self, peer: Peer) -> None:
-        """Starts the process without waiting for the model."""
+    def __init__(self, peer: Peer, precision: str | None = None) -> None:
+        """Starts the process without waiting for the model.
+
+        Args:
+            peer: the library.
+            precision: of EmbedServe's engine; None: its default for this CPU.
+        """
         self.peer = peer
         self._scratch = tempfile.TemporaryDirectory(prefix="es-")
         folder = Path(self._scratch.name)
@@ -36,7 +41,7 @@ class LibraryProcess:
         with self._errors.open("wb") as errors:
             self._process = start_process(
                 peer,
-                PeerProcess(peer_python(peer), 0, folder),
+                PeerProcess(peer_python(peer), 0, folder, precision),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors.fileno(),

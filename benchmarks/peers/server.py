@@ -19,7 +19,7 @@ from ..usage import process_tree, resume
 from .base import Peer, PeerError, PeerProcess
 
 PROBE_TEXT = "Are you there?"
-_POLL_S = 0.3
+_POLL_S = 0.1
 _STOP_S = 30.0
 _OUTPUT_LINES = 12
 
@@ -27,8 +27,13 @@ _OUTPUT_LINES = 12
 class ServerProcess:
     """A running server; a context manager that stops it."""
 
-    def __init__(self, peer: Peer) -> None:
-        """Starts the process without waiting until it serves."""
+    def __init__(self, peer: Peer, precision: str | None = None) -> None:
+        """Starts the process without waiting until it serves.
+
+        Args:
+            peer: the server.
+            precision: of EmbedServe's engine; None: its default for this CPU.
+        """
         self.peer = peer
         # A short path: Ray creates Unix sockets below it, whose paths are limited to 107 bytes.
         self._scratch = tempfile.TemporaryDirectory(prefix="es-", dir="/tmp")
@@ -39,7 +44,7 @@ class ServerProcess:
         with self._output.open("wb") as output:
             self._process = start_process(
                 peer,
-                PeerProcess(peer_python(peer), port, scratch),
+                PeerProcess(peer_python(peer), port, scratch, precision),
                 stdin=subprocess.DEVNULL,
                 stdout=output.fileno(),
                 stderr=subprocess.STDOUT,
@@ -113,6 +118,7 @@ def start_process(
     return subprocess.Popen(
         peer.command(process),
         env={**os.environ, **peer.env},
+        cwd=peer.cwd,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,

@@ -18,10 +18,12 @@ _EMBEDSERVE_COLOR = "#0072B2"
 _COLORS = {
     "embedserve-inline": "#7FB2E5",
     "embedserve-colocated": "#7FB2E5",
+    "embedserve-standalone": "#004C78",
     "fastapi": "#D55E00",
     "sentence-transformers": "#D55E00",
     "infinity-optimum": "#009E73",
     "infinity-torch": "#9A6A00",
+    "mosec": "#E69F00",
     "ray-serve": "#CC79A7",
     "tei": "#56B4E9",
     "vllm": "#555555",

@@ -24,6 +24,15 @@ class Spread(NamedTuple):
     maximum: float
 
 
+class Series(NamedTuple):
+    """One metric of a peer at one load point, over all rounds."""
+
+    experiment: str
+    peer: str
+    x: float
+    metric: str
+
+
 class SuiteResults:
     """The records of one suite, by experiment, peer and load point."""
 
@@ -64,8 +73,13 @@ class SuiteResults:
 
     def ratio(self, experiment: str, peer: str, other: str, x: float, metric: str) -> float | None:
         """Returns the median over rounds of the ratio of two peers within a round."""
-        first = self._by_round(experiment, peer, x, metric)
-        second = self._by_round(experiment, other, x, metric)
+        return self.series_ratio(
+            Series(experiment, peer, x, metric), Series(experiment, other, x, metric)
+        )
+
+    def series_ratio(self, numerator: Series, denominator: Series) -> float | None:
+        """Returns the median over rounds of the ratio of two series within a round."""
+        first, second = self._by_round(*numerator), self._by_round(*denominator)
         ratios = [first[r] / second[r] for r in first if second.get(r)]
         finite = [ratio for ratio in ratios if math.isfinite(ratio)]
         return statistics.median(finite) if finite else None
