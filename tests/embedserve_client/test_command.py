@@ -203,6 +203,16 @@ def test_missing_service_package_is_named(
     assert "prepare" not in printed
 
 
+@pytest.mark.parametrize("name", ["embed", "stdio", "health", "info", "models"])
+def test_commands_of_the_client_dont_wait_for_the_imports_of_others(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "entry_points", lambda group: pytest.fail("loads plugins"))
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    assert f"embedserve {name}" in capsys.readouterr().out
+
+
 def test_plugins_are_listed_by_name_whatever_the_order_of_installation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,8 +23,10 @@ from embedserve_client.errors import (
 )
 
 _PLUGIN_GROUP = "embedserve.commands"
+#: Subcommands of this package. They start faster without the imports of the others.
+_CLIENT_COMMANDS = ("embed", "stdio", "health", "info", "models")
 #: Subcommands of the package `embedserve`, to name it in the error when it isn't installed.
-_SERVICE_COMMANDS = ("serve", "prepare", "bench", "compare", "cache", "key", "settings")
+_SERVICE_COMMANDS = ("serve", "prepare", "deploy", "cache", "key", "settings", "bench", "compare")
 _EXAMPLES = """\
   embedserve embed texts.txt               embed a file into texts.npy; run again to resume
   echo Hello | embedserve embed -          print vectors as JSON lines
@@ -40,12 +42,11 @@ _UNREACHABLE, _INTERRUPTED = 3, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a subcommand and returns its exit status."""
-    # Sorted, because the order of entry points depends on the installation.
-    points = sorted(entry_points(group=_PLUGIN_GROUP), key=lambda point: point.name)
-    plugins = [point.load() for point in points]
     argv = sys.argv[1:] if argv is None else argv
-    if not plugins and argv and argv[0] in _SERVICE_COMMANDS:
-        return _fail(f"`{argv[0]}` is part of the service: pip install embedserve")
+    command = argv[0] if argv else ""
+    plugins = [] if command in _CLIENT_COMMANDS else _load_plugins()
+    if not plugins and command in _SERVICE_COMMANDS:
+        return _fail(f"`{command}` is part of the service: pip install embedserve")
     arguments = _parser(plugins).parse_args(argv)
     known_errors = (EmbedError, *(error for plugin in plugins for error in plugin.ERRORS))
     try:
@@ -64,6 +65,12 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the flush at exit fails again
         return 1
     return status
+
+
+def _load_plugins() -> list[Any]:
+    # Sorted, because the order of entry points depends on the installation.
+    points = sorted(entry_points(group=_PLUGIN_GROUP), key=lambda point: point.name)
+    return [point.load() for point in points]
 
 
 def _parser(plugins: list[Any]) -> argparse.ArgumentParser:
