@@ -1,6 +1,8 @@
 """The number of padded tokens that one batch may hold."""
 
 import math
+import time
+from collections.abc import Callable
 
 #: Budget before the first measurement.
 _INITIAL_TOKENS = 512
@@ -12,14 +14,26 @@ _MIN_FILL = 0.5
 _MAX_RATIO = 1.5
 
 
+#: Duration of a batch, in multiples of the target. While interactive texts arrive, 1.
+#: With a backlog of them, a longer batch adds less to their wait than it takes from the backlog.
+_BACKLOG_FACTOR = 2.5
+#: Nobody waits for the batches of bulk texts alone.
+_BULK_FACTOR = 5.0
+#: Interactive texts are expected for this long after the last one.
+_INTERACTIVE_AFTER_S = 1.0
+#: Batches for each stream that interactive texts would fill, from which they are a backlog.
+_BACKLOG_BATCHES = 2
+
+
 class BatchBudget:
     """Learns from full batches how many tokens the engine computes in the target time.
 
     A running batch can't be interrupted, so its duration bounds the wait of an interactive text.
-    Larger batches are hardly more efficient once the engine is saturated.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float = 1.0) -> None:
+        """Creates a budget for batches of `factor` times the target time."""
+        self._factor = factor
         self._learned = float(_INITIAL_TOKENS)
         self._memory_limit = math.inf
 
@@ -35,14 +49,56 @@ class BatchBudget:
         Args:
             padded_tokens: size of the batch that ran.
             seconds: duration of the batch.
-            target_s: how long a batch should take.
+            target_s: how long a batch should take, before the factor.
             limit: upper bound of the budget.
         """
         if padded_tokens < _MIN_FILL * self.tokens(limit):
             return
+        target_s *= self._factor
         ratio = min(max(target_s / max(seconds, 1e-6), 1 / _MAX_RATIO), _MAX_RATIO)
         self._learned = min(max(self._learned * math.sqrt(ratio), _MIN_TOKENS), float(limit))
 
     def record_out_of_memory(self, padded_tokens: int) -> None:
         """Halves the size of a batch that ran out of memory and makes that the upper bound."""
         self._memory_limit = min(self._memory_limit, max(padded_tokens // 2, 1))
+
+
+class BatchBudgets:
+    """Selects the budget that fits the load. Each one learns from its own batches."""
+
+    def __init__(self, streams: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Creates the budgets.
+
+        Args:
+            streams: number of batches that run at a time.
+            clock: monotonic time in seconds.
+        """
+        self._streams = streams
+        self._clock = clock
+        self._interactive_until_s = -math.inf
+        self._latency = BatchBudget()
+        self._backlog = BatchBudget(_BACKLOG_FACTOR)
+        self._bulk = BatchBudget(_BULK_FACTOR)
+
+    def record_interactive(self) -> None:
+        """Notes that interactive texts have arrived."""
+        self._interactive_until_s = self._clock() + _INTERACTIVE_AFTER_S
+
+    def select(self, interactive_tokens: int, limit: int) -> BatchBudget:
+        """Returns the budget of the next batch.
+
+        Args:
+            interactive_tokens: number of interactive tokens that are queued or being computed.
+            limit: upper bound of the budget.
+        """
+        if not interactive_tokens and self._clock() > self._interactive_until_s:
+            return self._bulk
+        batches = _BACKLOG_BATCHES * self._streams
+        if interactive_tokens > batches * self._latency.tokens(limit):
+            return self._backlog
+        return self._latency
+
+    def record_out_of_memory(self, padded_tokens: int) -> None:
+        """See `BatchBudget.record_out_of_memory`."""
+        for budget in (self._latency, self._backlog, self._bulk):
+            budget.record_out_of_memory(padded_tokens)

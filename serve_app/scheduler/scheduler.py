@@ -36,7 +36,7 @@ from serve_app.metrics import (
     Meter,
 )
 from serve_app.scheduler.admission import QueueAdmission, is_large
-from serve_app.scheduler.batch_budget import BatchBudget
+from serve_app.scheduler.batch_budget import BatchBudget, BatchBudgets
 from serve_app.scheduler.load import LoadMeter
 from serve_app.scheduler.pending import BatchOutput, PendingGroup, QueuedText
 from serve_app.scheduler.queues import QUEUES, TextQueues
@@ -80,7 +80,7 @@ class Scheduler:
         self._clock = clock
         self._queues = TextQueues()
         self._admission = {name: QueueAdmission(name, clock) for name in QUEUES}
-        self._budget = BatchBudget()
+        self._budgets = BatchBudgets(engine.streams, clock)
         self._work_available = asyncio.Event()
         self._batch_start_s: dict[int, float] = {}
         self._workers: list[asyncio.Task[None]] = []
@@ -180,6 +180,8 @@ class Scheduler:
             self._reject(group, refusal)
             return
         self.load.admit(tokens)
+        if group.queue == "interactive":
+            self._budgets.record_interactive()
         group.future.add_done_callback(lambda _: self._release(group))
         self._queue(admission.admit(group, texts, self.settings.max_queued_tokens))
 
@@ -220,14 +222,21 @@ class Scheduler:
         """Runs one batch after another on a stream of the engine."""
         while True:
             await self._work_available.wait()
-            budget = self._budget.tokens(self.settings.max_batch_tokens)
-            batch = self._queues.next_batch(self.settings, budget, self._clock())
+            budget = self._select_budget()
+            max_tokens = budget.tokens(self.settings.max_batch_tokens)
+            batch = self._queues.next_batch(self.settings, max_tokens, self._clock())
             if batch:
-                await self._run_batch(batch, stream)
+                await self._run_batch(batch, stream, budget)
             else:
                 self._work_available.clear()
 
-    async def _run_batch(self, batch: Sequence[QueuedText], stream: int) -> None:
+    def _select_budget(self) -> BatchBudget:
+        interactive_tokens = self._admission["interactive"].tokens
+        return self._budgets.select(interactive_tokens, self.settings.max_batch_tokens)
+
+    async def _run_batch(
+        self, batch: Sequence[QueuedText], stream: int, budget: BatchBudget
+    ) -> None:
         tokens = sum(text.length for text in batch)
         for text in batch:
             text.group.tokens_in_queue -= text.length
@@ -235,7 +244,7 @@ class Scheduler:
         if admission.has_backlog:
             self._queue(admission.next_part(self.settings.max_queued_tokens))
         try:
-            await self._compute(batch, stream)
+            await self._compute(batch, stream, budget)
         except asyncio.CancelledError:
             _fail_all(batch, Unavailable(_SHUTTING_DOWN))
             raise
@@ -243,7 +252,7 @@ class Scheduler:
             self.load.release(tokens)
             admission.complete(tokens)
 
-    async def _compute(self, batch: Sequence[QueuedText], stream: int) -> None:
+    async def _compute(self, batch: Sequence[QueuedText], stream: int, budget: BatchBudget) -> None:
         """Computes a batch. Bisects it on failure, so that only the group of a bad text fails."""
         start_s = self._clock()
         try:
@@ -254,10 +263,12 @@ class Scheduler:
         except Exception as error:
             halves = self._bisect(batch, error)
         else:
-            self._set_results(batch, output, start_s, self._clock() - start_s)
+            seconds = self._clock() - start_s
+            self._record_batch(batch, seconds, budget)
+            self._set_results(batch, output, start_s, seconds)
             return
         for half in halves:
-            await self._compute(half, stream)
+            await self._compute(half, stream, budget)
 
     async def _run_engine(self, batch: Sequence[QueuedText], stream: int) -> BatchOutput:
         loop = asyncio.get_running_loop()
@@ -283,7 +294,7 @@ class Scheduler:
         if isinstance(error, MemoryError):
             padded = _padded_tokens(batch)
             logger.warning("Out of memory at %d texts, %d tokens", len(batch), padded)
-            self._budget.record_out_of_memory(padded)
+            self._budgets.record_out_of_memory(padded)
         if len(batch) == 1:
             _fail_text(batch[0], error)
             return []
@@ -293,7 +304,6 @@ class Scheduler:
     def _set_results(
         self, batch: Sequence[QueuedText], output: BatchOutput, start_s: float, seconds: float
     ) -> None:
-        self._record_batch(batch, seconds)
         for group in {id(text.group): text.group for text in batch}.values():
             group.add_inference_time(seconds)
         finite_mask = batch[0].group.finite_mask(output)
@@ -304,9 +314,11 @@ class Scheduler:
                 message = f"The model returned a non-finite vector for {_quote(text)}."
                 text.group.fail(InferenceError(message))
 
-    def _record_batch(self, batch: Sequence[QueuedText], seconds: float) -> None:
+    def _record_batch(
+        self, batch: Sequence[QueuedText], seconds: float, budget: BatchBudget
+    ) -> None:
         padded = _padded_tokens(batch)
-        self._budget.record_batch(
+        budget.record_batch(
             padded,
             seconds,
             target_s=self.settings.batch_target_s,
@@ -322,7 +334,7 @@ class Scheduler:
         """Returns the current value of each gauge."""
         return {
             QUEUED_TOKENS: {name: queue.tokens for name, queue in self._admission.items()},
-            BUDGET_TOKENS: self._budget.tokens(self.settings.max_batch_tokens),
+            BUDGET_TOKENS: self._select_budget().tokens(self.settings.max_batch_tokens),
         }
 
 
