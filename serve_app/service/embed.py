@@ -6,6 +6,7 @@ It depends on neither HTTP nor Ray: a `Backend` stands for the tiers below.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -109,30 +110,35 @@ class EmbedService:
             timeout_s=settings.health_timeout_s,
         )
 
-    async def embed(self, job: EmbedJob) -> EmbedResult:
+    async def embed(self, job: EmbedJob, timeout_s: float = math.inf) -> EmbedResult:
         """Embeds the texts of a job. Equal texts are computed once.
+
+        Args:
+            job: the texts and how to embed them.
+            timeout_s: time limit of the caller, if it is lower than `request_timeout_s`.
 
         Raises:
             InvalidRequest: a text, the number of texts, `dimensions`, `max_tokens` or `input_type`
                 is not valid.
             ModelNotFound: the job names a model that isn't served.
             Overloaded: the queue has no room for the job.
-            DeadlineExceeded: the vectors didn't arrive within `request_timeout_s`.
+            DeadlineExceeded: the vectors didn't arrive within the time limit.
             InferenceError, Unavailable: see `errors`.
         """
         job = self._prepare_texts(job)
         self._validate_job(job)
         rows: dict[Input, int] = {}  # each distinct text → its row in the group
         order = [rows.setdefault(text, len(rows)) for text in job.texts]
-        group = self._text_group(job, tuple(rows))
+        timeout_s = min(timeout_s, self.settings.request_timeout_s)
+        group = self._text_group(job, tuple(rows), timeout_s)
         try:
-            async with asyncio.timeout(self.settings.request_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 if job.truncation in ("end", "error") and job.max_tokens is None:
                     result = await self._backend.embed(group)
                 else:
                     result = await self._truncator.embed(group, job.truncation, job.max_tokens)
         except TimeoutError:
-            raise self._deadline_exceeded() from None
+            raise _deadline_exceeded(timeout_s) from None
         if result.computed_count:
             self._health.record_success()
         if job.truncation == "error":
@@ -154,8 +160,12 @@ class EmbedService:
             self.spec.name, vectors, tokens, truncated, tiers, result.timings, raw, characters
         )
 
-    async def run(self, job: Job) -> Any:
+    async def run(self, job: Job, timeout_s: float = math.inf) -> Any:
         """Runs a job of any type.
+
+        Args:
+            job: the job.
+            timeout_s: see `embed`.
 
         Returns:
             `EmbedJob`: an `EmbedResult`. `BatchJob`: a `BatchResult`. `TokenVectorsJob`: a
@@ -167,34 +177,35 @@ class EmbedService:
             UnsupportedOperation: the model's engine doesn't support the job.
         """
         if isinstance(job, EmbedJob):
-            return await self.embed(job)
+            return await self.embed(job, timeout_s)
+        timeout_s = min(timeout_s, self.settings.request_timeout_s)
         try:
-            async with asyncio.timeout(self.settings.request_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 match job:
                     case BatchJob():
-                        return await self._embed_batch(job.jobs)
+                        return await self._embed_batch(job.jobs, timeout_s)
                     case TokenVectorsJob():
-                        return await self._embed_tokens(job.job)
+                        return await self._embed_tokens(job.job, timeout_s)
                     case TokenizeJob():
                         return await self._tokenize(job)
                     case DecodeJob():
                         return await self._decode(job)
         except TimeoutError:
-            raise self._deadline_exceeded() from None
+            raise _deadline_exceeded(timeout_s) from None
 
-    async def _embed_batch(self, jobs: Sequence[EmbedJob]) -> BatchResult:
+    async def _embed_batch(self, jobs: Sequence[EmbedJob], timeout_s: float) -> BatchResult:
         texts = tuple(text for job in jobs for text in job.texts)
         validate_inputs(self._replace_invalid(texts), self.settings)
         lane = self._default_lane(len(texts))
         results = await asyncio.gather(
-            *(self.embed(replace(job, lane=job.lane or lane)) for job in jobs)
+            *(self.embed(replace(job, lane=job.lane or lane), timeout_s) for job in jobs)
         )
         return BatchResult(results)
 
-    async def _embed_tokens(self, job: EmbedJob) -> TokenVectorsResult:
+    async def _embed_tokens(self, job: EmbedJob, timeout_s: float) -> TokenVectorsResult:
         job = self._prepare_texts(job)
         self._validate_job(job)
-        group = self._text_group(job, job.texts)
+        group = self._text_group(job, job.texts, timeout_s)
         truncated: Sequence[bool] = ()
         if job.truncation == "start":
             plan = await self._truncator.plan(group, job.truncation)
@@ -241,19 +252,13 @@ class EmbedService:
             return texts
         return tuple(map(replace_invalid_characters, texts))
 
-    def _text_group(self, job: EmbedJob, texts: tuple[Input, ...]) -> TextGroup:
+    def _text_group(self, job: EmbedJob, texts: tuple[Input, ...], timeout_s: float) -> TextGroup:
         return TextGroup(
             texts,
             self.spec.prompt(job.input_type),
             use_cache=job.use_cache,
             lane=job.lane or self._default_lane(len(texts)),
-            deadline_s=time.monotonic() + self.settings.request_timeout_s,
-        )
-
-    def _deadline_exceeded(self) -> DeadlineExceeded:
-        return DeadlineExceeded(
-            f"No answer within {self.settings.request_timeout_s:g} s. Send fewer texts in one "
-            "request, or try again when there is less load."
+            deadline_s=time.monotonic() + timeout_s,
         )
 
     async def health(self) -> HealthReport:
@@ -346,3 +351,10 @@ class EmbedService:
                 "max_tokens",
             )
         validate_inputs(job.texts, self.settings)
+
+
+def _deadline_exceeded(timeout_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"No answer within {timeout_s:g} s. Send fewer texts in one request, or try again when "
+        "there is less load."
+    )

@@ -1,5 +1,6 @@
 """Admission: headers → API key → quota reservation → job → result and billed tokens."""
 
+import math
 from collections.abc import Mapping
 
 from serve_app.access.entrance import Entrance
@@ -28,8 +29,10 @@ class Admission:
         api_key = headers.get("x-api-key") or headers.get("api-key") or ""
         return self._access.identify(unfold(headers.get("authorization", "")), unfold(api_key))
 
-    async def run(self, key: ApiKey | None, job: Job) -> tuple[Result, Mapping[str, str]]:
-        """Runs a job within the key's limits.
+    async def run(
+        self, key: ApiKey | None, job: Job, timeout_s: float = math.inf
+    ) -> tuple[Result, Mapping[str, str]]:
+        """Runs a job within the key's limits; see `EmbedService.run`.
 
         Returns:
             The result, and the rate limit headers; none where `key` is None.
@@ -41,7 +44,7 @@ class Admission:
         """
         result: Result
         if key is None:
-            result = await self._service.run(job)
+            result = await self._service.run(job, timeout_s)
             return result, {}
         spec = self._service.spec
         estimate = sum(min(_estimated_tokens(text), spec.max_tokens) for text in job.inputs)
@@ -50,7 +53,7 @@ class Admission:
         try:
             if key.lane is not None:
                 job = job.with_options(lane=key.lane)
-            result = await self._service.run(job)
+            result = await self._service.run(job, timeout_s)
             billed_tokens = result.billed_tokens
         finally:
             await self._access.release(reservation, billed_tokens)

@@ -49,7 +49,11 @@ from serve_app.web.dialect import (
 from serve_app.web.endpoint import ViewRoute
 from serve_app.web.exchange import Exchange
 from serve_app.web.limits import ConcurrencyLimiter, LingeringResponse
-from serve_app.web.request_headers import apply_request_headers, decode_headers
+from serve_app.web.request_headers import (
+    apply_request_headers,
+    decode_headers,
+    request_timeout_s,
+)
 from serve_app.web.response_headers import (
     STAGES,
     raw_vector_headers,
@@ -163,7 +167,8 @@ class RequestHandler:
         exchange.dialect, endpoint = _select_endpoint(candidates, fields)
         parsed = endpoint.parse(fields, self._service.spec)
         job = apply_request_headers(parsed.job, headers)
-        result, extra_headers = await self._admission.run(key, job)
+        timeout_s = request_timeout_s(headers)
+        result, extra_headers = await self._admission.run(key, job, timeout_s)
         if self._service.settings.invalid_text == "replace":
             extra_headers = {**extra_headers, **replacement_headers(job.inputs)}
         if not isinstance(result, EmbedResult):

@@ -1,12 +1,18 @@
 """Request headers: raw ASGI headers → a mapping → options of the job."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, short_repr
 from serve_app.types import Job, Lane
 
 #: Headers with one value. Proxies in a chain may each add the same one.
-_SINGLE_VALUED = frozenset(("api-key", "authorization", "content-type", "x-api-key", "x-priority"))
+_SINGLE_VALUED = frozenset(
+    ("api-key", "authorization", "content-type", "x-api-key", "x-priority", "x-request-timeout-s")
+)
+
+_DECIMAL = re.compile(r"\d{1,9}(?:\.\d{0,9})?", re.ASCII)
 
 
 def decode_headers(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -54,6 +60,24 @@ def apply_request_headers(job: Job, headers: Mapping[str, str]) -> Job:
     if lane is None and not no_store:
         return job
     return job.with_options(lane=lane, use_cache=False if no_store else None)
+
+
+def request_timeout_s(headers: Mapping[str, str]) -> float:
+    """Returns the time limit that a client sets by `x-request-timeout-s`; infinity without one.
+
+    Raises:
+        InvalidRequest: the value is not a positive number.
+    """
+    value = headers.get("x-request-timeout-s")
+    if value is None:
+        return math.inf
+    if not _DECIMAL.fullmatch(value) or not float(value):
+        raise InvalidRequest(
+            "The header `x-request-timeout-s` must be a positive number of seconds; it was "
+            f"{short_repr(value)}.",
+            "x-request-timeout-s",
+        )
+    return float(value)
 
 
 def _lane(headers: Mapping[str, str]) -> Lane | None:

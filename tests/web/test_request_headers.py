@@ -8,7 +8,12 @@ from serve_app.errors import InvalidRequest
 from serve_app.service.embed import EmbedService
 from serve_app.types import BatchJob, DecodeJob, EmbedJob, Job, TokenizeJob, TokenVectorsJob
 from serve_app.web.app import create_app
-from serve_app.web.request_headers import apply_request_headers, decode_headers, unfold
+from serve_app.web.request_headers import (
+    apply_request_headers,
+    decode_headers,
+    request_timeout_s,
+    unfold,
+)
 from tests.fakes import SPEC, FakeBackend
 
 BULK = {"x-priority": "bulk", "cache-control": "no-cache, No-Store"}
@@ -20,7 +25,14 @@ def test_values_of_a_repeated_header_are_joined() -> None:
     assert decode_headers(raw) == {"cache-control": "no-store, no-transform", "x": "é"}
 
 
-SINGLE_VALUED = ("api-key", "authorization", "content-type", "x-api-key", "x-priority")
+SINGLE_VALUED = (
+    "api-key",
+    "authorization",
+    "content-type",
+    "x-api-key",
+    "x-priority",
+    "x-request-timeout-s",
+)
 
 
 @pytest.mark.parametrize("name", SINGLE_VALUED)
@@ -95,3 +107,22 @@ def test_an_unknown_priority_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match="`interactive` or `bulk`; it was 'high'") as raised:
         apply_request_headers(EmbedJob(("a",)), {"x-priority": "high"})
     assert raised.value.param == "x-priority"
+
+
+@pytest.mark.parametrize("value", ["0", "0.0", "-1", "abc", "nan", "1e3", "", "\xff", "1" * 400])
+def test_a_time_limit_must_be_a_positive_number(value: str) -> None:
+    with pytest.raises(InvalidRequest, match="x-request-timeout-s"):
+        request_timeout_s({"x-request-timeout-s": value})
+
+
+def test_a_client_lowers_the_time_limit_and_never_raises_it() -> None:
+    backend = FakeBackend()
+    backend.delay_s = 60
+    service = EmbedService(SPEC, backend, IngressSettings(request_timeout_s=0.2))
+    with TestClient(create_app(service)) as client:
+        for header, limit in (("0.05", "0.05"), ("100", "0.2")):
+            reply = client.post(
+                "/v1/embeddings", json={"input": "a"}, headers={"x-request-timeout-s": header}
+            )
+            assert reply.status_code == 504
+            assert f"within {limit} s" in reply.json()["error"]["message"]

@@ -56,6 +56,13 @@ _PRIORITY = {
     "description": "Scheduling lane: `interactive` texts are computed before `bulk` texts.",
     "schema": enum(("interactive", "bulk")),
 }
+_TIMEOUT = {
+    "name": "x-request-timeout-s",
+    "in": "header",
+    "description": "Time limit in seconds, if it is lower than the service's own; after it the "
+    "response is a 504, and texts that are still queued are not computed.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
 
 #: Errors of every route; of routes that check keys; that read a body; and that run a job.
 _ALWAYS: Final = (EmbedServeError, Unavailable)
@@ -153,7 +160,11 @@ def _endpoint_operation(
         "operationId": _operation_id("post", path),
         "tags": [dialect.name for dialect, _ in candidates],
         "summary": " ".join(summaries),
-        "parameters": [*_path_parameters(path, context), *([_PRIORITY] if embedding else [])],
+        "parameters": [
+            *_path_parameters(path, context),
+            _TIMEOUT,
+            *([_PRIORITY] if embedding else []),
+        ],
         "requestBody": _request_body(
             _any_distinct(_body_schemas(candidates, context)),
             {
