@@ -151,8 +151,8 @@ async def run(
         ),
         on_ready,
     )
-    await service.start()
     try:
+        await service.start()
         await server.serve([listener])
     finally:
         await service.stop()

@@ -94,6 +94,13 @@ def http_address(config: Mapping[str, Any]) -> tuple[str, int]:
     return http.get("host", "0.0.0.0"), http.get("port", 8000)
 
 
+def http_url(host: str, port: int) -> str:
+    """Returns the URL under which this machine reaches a service that listens on `host`."""
+    if host in ("0.0.0.0", "::", ""):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def standalone_settings(config: Mapping[str, Any]) -> EmbedServerSettings:
     """Returns the settings of a service in one process, from a file of any topology."""
     by_name = _user_configs(config)

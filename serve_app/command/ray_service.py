@@ -19,6 +19,7 @@ import psutil
 import yaml
 
 from serve_app.command.application_status import describe_replicas, failure_reasons
+from serve_app.command.config_file import http_address, http_url
 from serve_app.command.process_tree import have_exited, is_running, process_name, send_signal
 from serve_app.command.scratch_dir import ScratchDir
 from serve_app.command.service_process import ServiceProcess, StartupError
@@ -51,12 +52,11 @@ class RayService(ServiceProcess):
             verbose: print Ray's output to standard error.
             python: the interpreter that runs `serve run`.
         """
-        http = config.get("http_options", {})
         self._scratch = ScratchDir()
         self._file = self._scratch.path / "serve_config.yaml"
         super().__init__(
             [python, "-m", "ray.serve.scripts", "run", str(self._file)],
-            f"http://{_client_host(http.get('host', '0.0.0.0'))}:{http.get('port', 8000)}",
+            http_url(*http_address(config)),
             env={"RAY_USAGE_STATS_ENABLED": "0", **os.environ, **(env or {})},
             verbose=verbose,
         )
@@ -164,8 +164,3 @@ def _replica_states(application: Mapping[str, Any]) -> dict[str, list[str]]:
         name: [replica["state"] for replica in deployment.get("replicas", [])]
         for name, deployment in application.get("deployments", {}).items()
     }
-
-
-def _client_host(host: str) -> str:
-    """Returns the host under which this machine reaches a server that listens on `host`."""
-    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host

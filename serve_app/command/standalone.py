@@ -7,7 +7,12 @@ import uvloop
 
 from serve_app import standalone
 from serve_app.access.entrance import require_keys_beyond_loopback
-from serve_app.command.config_file import http_address, read_config, standalone_settings
+from serve_app.command.config_file import (
+    http_address,
+    http_url,
+    read_config,
+    standalone_settings,
+)
 from serve_app.command.prepare import prepare_model
 from serve_app.command.progress import print_ready, print_step
 from serve_app.command.service_process import StartupError
@@ -30,19 +35,19 @@ def serve_standalone(arguments: argparse.Namespace) -> int:
     host, port = http_address(config)
     require_keys_beyond_loopback(host, settings.access)
     listener = _listen(host, port if arguments.port is None else arguments.port)
-    address = f"{host}:{listener.getsockname()[1]}"
+    url = http_url(host, listener.getsockname()[1])
     if arguments.until_eof:
         terminate_at_eof()
     with listener:
         service = StandaloneService(
-            prepare_model(application), settings, identity=f"standalone/{address}"
+            prepare_model(application), settings, identity=f"standalone/{url}"
         )
         uvloop.run(
             standalone.run(
                 service,
                 listener,
                 drain_timeout_s=arguments.drain_timeout,
-                on_ready=lambda: print_ready(f"http://{address}"),
+                on_ready=lambda: print_ready(url),
             )
         )
     print_step("stopped", "the process ends")
@@ -52,7 +57,8 @@ def serve_standalone(arguments: argparse.Namespace) -> int:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
     except OSError as error:
         raise StartupError(
             f"Can't listen on port {port} ({error}). Stop the process that listens on it, or start "

@@ -57,6 +57,9 @@ class _Request:
         """Sends a part of the response."""
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], (_REQUEST_ID, self._id)]
+        elif not message.get("more_body"):
+            # After a complete response, uvicorn reports a disconnect although the client stays.
+            self.close()
         await self._send(message)
 
     def close(self) -> None:
