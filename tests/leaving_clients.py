@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-SIZES = (100, 1_000, 10_000, 100_000)  #: bytes of a body
-_WORDS = "river stone window garden letter music winter bridge paper silver market forest".split()
-_TEXT_BYTES = 200
+SIZES = (100, 1_000, 15_000, 100_000)  #: bytes of a body
+_WORDS = "abcdefghijklmnopqrstuvwxyz"  # one token each: short bodies that take long to compute
+_TEXT_BYTES = 500
 #: Longest pause after a segment, and before the client leaves.
 _MAX_PAUSE_S = 0.1
 _LEAVING_AT_ONCE = 8
@@ -85,19 +85,23 @@ def leaving_client(seed: int, number: int, size: int, *, complete: bool, run: st
         "POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode()
-    cuts = sorted(rng.randrange(1, len(body)) for _ in range(rng.randrange(4)))
+    cuts = sorted(rng.randrange(1, len(body)) for _ in range(rng.choice([0, 0, 0, 1, 2, 3])))
     bounds = [0, *cuts, len(body)]
     segments = [head, *(body[a:b] for a, b in pairwise(bounds))]
     if not complete:
         segments = segments[: rng.randrange(1, len(segments))]
-    pauses_s = [rng.choice([0, rng.uniform(0, _MAX_PAUSE_S)]) for _ in segments]
+    pauses_s = [rng.uniform(0, _MAX_PAUSE_S) for _ in segments]
+    if rng.random() < 0.7:
+        pauses_s[-1] = 0
     return LeavingClient(segments, pauses_s, len(texts), complete, rng.random() < 0.2)
 
 
 def _texts(rng: random.Random, name: str, size: int) -> list[str]:
     """Returns texts of equal length that make a body of about `size` bytes."""
     count = max(1, size // _TEXT_BYTES)
-    texts = [f"{name} {i} " + " ".join(rng.choices(_WORDS, k=40)) for i in range(count)]
+    texts = [
+        f"{name} {i} " + " ".join(rng.choices(_WORDS, k=_TEXT_BYTES // 2)) for i in range(count)
+    ]
     return [text[: min(_TEXT_BYTES, size)] for text in texts]
 
 

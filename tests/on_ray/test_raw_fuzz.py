@@ -12,7 +12,7 @@ async def test_raw_bytes_get_responses_in_the_documented_format(service: Service
 
 async def test_nothing_is_computed_for_clients_that_left(service: Service) -> None:
     incomplete, *complete = await leaving_clients.measure(
-        service.url, clients=80, seed=1, export_s=METRICS_DELAY_S
+        service.url, clients=160, seed=1, export_s=METRICS_DELAY_S
     )
     assert incomplete.computed == 0
     assert [phase for phase in complete if phase.computed > phase.allowed] == []
