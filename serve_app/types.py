@@ -167,6 +167,7 @@ class EmbedResult:
     timings: Timings = NO_TIMINGS
     raw: Float32 | None = None  #: shape (n, dim); the model's unmodified vectors; None: `vectors`
     characters: int = 0  #: total length of the texts; token ids count as zero
+    json_rows: Sequence[Any] | None = None  #: the vectors as JSON, serialized ahead; None: not yet
 
     @property
     def total_tokens(self) -> int:

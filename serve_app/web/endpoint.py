@@ -21,6 +21,7 @@ class ParsedRequest(NamedTuple):
     job: Job
     render: Callable[[Any], bytes]
     has_vectors: bool = True  #: whether the reply holds the vectors, which then may be sent raw
+    has_floats: bool = True  #: whether the reply holds the vectors as JSON numbers
 
 
 def _no_headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:

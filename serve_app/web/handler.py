@@ -62,6 +62,7 @@ from serve_app.web.response_headers import (
     trace_headers,
     truncation_headers,
 )
+from serve_app.web.schema.vector_encoding import serialize_rows
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +178,8 @@ class RequestHandler:
             self._record(embedded, time.perf_counter() - started)
             return _Reply(content, {**truncation_headers(result.truncated), **extra_headers})
         raw = parsed.has_vectors and prefers_raw(headers.get("accept", ""))
+        if parsed.has_vectors and parsed.has_floats and not raw:
+            result = await serialize_rows(result)
         content = result.vectors.astype("<f4").tobytes() if raw else parsed.render(result)
         total_s = time.perf_counter() - started
         self._record([result], total_s)

@@ -138,7 +138,10 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
         use_cache=USE_CACHE(body) is not False,
         max_tokens=None if max_tokens is None else min(max_tokens, spec.max_tokens),
     )
-    return ParsedRequest(job, partial(_render, encoders=encoders, texts=texts))
+    has_floats = any(encoder.is_float for encoder in encoders.values())
+    return ParsedRequest(
+        job, partial(_render, encoders=encoders, texts=texts), has_floats=has_floats
+    )
 
 
 def _texts(body: Body) -> tuple[Input, ...]:

@@ -71,7 +71,7 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
         use_cache=USE_CACHE(body) is not False,
     )
     encoder = VectorEncoder(spec, None, as_base64=encoding == "base64")
-    return ParsedRequest(job, partial(_render, encoder=encoder))
+    return ParsedRequest(job, partial(_render, encoder=encoder), has_floats=encoder.is_float)
 
 
 class EmbeddingsReply(openai_requests.EmbeddingsReply):

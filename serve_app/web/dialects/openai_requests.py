@@ -280,7 +280,7 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     else:
         job, encoding, dtype = _parse_all_fields(body, spec)
     encoder = VectorEncoder(spec, dtype, as_base64=encoding == "base64")
-    return ParsedRequest(job, partial(render, encoder=encoder))
+    return ParsedRequest(job, partial(render, encoder=encoder), has_floats=encoder.is_float)
 
 
 def _parse_all_fields(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None, str | None]:

@@ -1,11 +1,13 @@
 """Output types of vectors: the fields that select them, and the encoder: result → JSON values."""
 
+import asyncio
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
+import orjson
 
 from serve_app.errors import InvalidRequest
 from serve_app.models import ModelSpec
@@ -24,6 +26,8 @@ OutputType = Literal["float", "int8", "uint8", "binary", "ubinary"]
 OUTPUT_TYPES: tuple[str, ...] = get_args(OutputType)
 _CALIBRATED_TYPES = ("int8", "uint8")
 _CHOICES = ("base64", *OUTPUT_TYPES)
+#: Numbers that are serialized at once: about a millisecond.
+_MAX_SERIALIZED_VALUES = 32768
 EMBEDDING: Schema = any_of(VECTOR, array(INTEGER), STRING)
 
 
@@ -78,12 +82,19 @@ class VectorEncoder:
                 "'binary' or 'ubinary'."
             )
 
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are lists of float32."""
+        return self._output_type == "float" and not self._as_base64
+
     def __call__(self, result: EmbedResult) -> Sequence[Any]:
         """Returns one JSON value for each vector: a row of an array, or a base64 string.
 
         Both forms of float keep every bit: base64 holds little-endian float32, and the shortest
         decimal of a float32 parses back to the same float32.
         """
+        if self.is_float:
+            return float_rows(result)
         rows = self._encode(result)
         if self._as_base64:
             return [base64.b64encode(row.tobytes()).decode() for row in rows]
@@ -108,5 +119,25 @@ class VectorEncoder:
 
 
 def float_rows(result: EmbedResult) -> Sequence[Any]:
-    """Returns each of the n vectors as a row of little-endian float32."""
+    """Returns each of the n vectors as a row of little-endian float32, or as JSON."""
+    if result.json_rows is not None:
+        return result.json_rows
     return list(result.vectors.astype("<f4", copy=False))
+
+
+async def serialize_rows(result: EmbedResult) -> EmbedResult:
+    """Returns a result whose vectors are serialized as JSON numbers, if it is large.
+
+    That takes tens of milliseconds for thousands of vectors. The event loop runs other requests in
+    between.
+    """
+    vectors = result.vectors.astype("<f4", copy=False)
+    if vectors.size <= _MAX_SERIALIZED_VALUES:
+        return result
+    rows: list[Any] = []
+    step = max(1, _MAX_SERIALIZED_VALUES // vectors.shape[1])
+    for start in range(0, len(vectors), step):
+        for vector in vectors[start : start + step]:
+            rows.append(orjson.Fragment(orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)))
+        await asyncio.sleep(0)
+    return replace(result, json_rows=rows)

@@ -1,11 +1,14 @@
 """Output types of vectors, against plain references."""
 
+import asyncio
 import base64
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +16,12 @@ from hypothesis import strategies as st
 from serve_app.errors import InvalidRequest
 from serve_app.service.dimensions import truncate_dimensions
 from serve_app.types import EmbedResult, Float32
-from serve_app.web.schema.vector_encoding import OUTPUT_TYPES, VectorEncoder
+from serve_app.web.schema.vector_encoding import (
+    OUTPUT_TYPES,
+    VectorEncoder,
+    float_rows,
+    serialize_rows,
+)
 from tests.fakes import DIM, SPEC
 
 RANGES = np.stack([np.linspace(-1, -0.2, DIM), np.linspace(0.3, 1.5, DIM)]).astype(np.float32)
@@ -98,3 +106,23 @@ def test_base64_decodes_to_the_same_numbers(output_type: str) -> None:
     texts = VectorEncoder(CALIBRATED, output_type, as_base64=True)(result)
     decoded = [np.frombuffer(base64.b64decode(text), DTYPES[output_type]) for text in texts]
     assert as_lists(decoded) == numbers
+
+
+async def test_a_large_result_is_serialized_in_parts_to_the_same_bytes() -> None:
+    values = np.random.default_rng(0).standard_normal((300, 384)).astype(np.float32)
+    result = embed_result(values)
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counter = asyncio.create_task(count_turns())
+    serialized = await serialize_rows(result)
+    counter.cancel()
+    assert turns > 2
+    dump = partial(orjson.dumps, option=orjson.OPT_SERIALIZE_NUMPY)
+    assert dump(float_rows(serialized)) == dump(float_rows(result))
+    assert dump(VectorEncoder(SPEC, "float")(serialized)) == dump(float_rows(result))
