@@ -63,10 +63,8 @@ class AsyncEngine:
         # Each thread pins itself when it starts, and torch's own threads inherit the affinity. The
         # event loop isn't pinned, so that it runs on any idle CPU.
         self._cpus = cpus
-        engine_threads = ThreadPoolExecutor(
-            max(_GPU_STREAMS, threads), "engine", pin_thread, (cpus,)
-        )
-        tokenizer_thread = ThreadPoolExecutor(1, "tokenizer", pin_thread, (cpus,))
+        engine_threads = ThreadPoolExecutor(max(_GPU_STREAMS, threads), "engine", self._pin_thread)
+        tokenizer_thread = ThreadPoolExecutor(1, "tokenizer", self._pin_thread)
 
         def load_and_warm_up() -> Engine:
             engine = load()
@@ -93,8 +91,11 @@ class AsyncEngine:
         """Applies settings from the next batch on, and moves the threads to other CPUs."""
         self._scheduler.settings = settings
         if cpus != self._cpus:
-            move_threads(self._cpus, cpus)
-            self._cpus = cpus
+            previous, self._cpus = self._cpus, cpus  # first, for threads that start meanwhile
+            move_threads(previous, cpus)
+
+    def _pin_thread(self) -> None:
+        pin_thread(self._cpus)
 
     def start(self) -> None:
         """Starts the workers. Idempotent; call it in the event loop."""

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -34,12 +34,29 @@ class FakeStore:
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
         self.reads: list[int] = []
+        self._held: list[Callable[[], None]] | None = None
+
+    def hold(self) -> None:
+        """Lets no read end until `release`."""
+        self._held = []
+
+    def release(self) -> None:
+        held, self._held = self._held or [], None
+        for end in held:
+            end()
 
     def get_many(self, keys: Sequence[bytes]) -> asyncio.Future[list[bytes | None]]:
         self.reads.append(len(keys))
         loop = asyncio.get_running_loop()
         read: asyncio.Future[list[bytes | None]] = loop.create_future()
-        loop.call_soon(lambda: read.set_result([self.values.get(key) for key in keys]))
+
+        def end() -> None:
+            read.set_result([self.values.get(key) for key in keys])
+
+        if self._held is None:
+            loop.call_soon(end)
+        else:
+            self._held.append(end)
         return read
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -161,6 +178,42 @@ async def test_concurrent_requests_compute_a_text_once(
     assert sum(texts.count("a") for texts in next_tier.computed) == 1
     for i, vectors in enumerate(results):
         assert np.array_equal(vectors.values, np.stack([fake_vector("a"), fake_vector(f"{i}")]))
+
+
+async def test_texts_that_are_joined_during_a_read_of_l2_are_read_and_computed_once(
+    store: FakeStore, next_tier: FakeNextTier
+) -> None:
+    await new_process(store, next_tier).embed(TextGroup(("stored",)))
+    store.reads.clear()
+    lookup = new_process(store, next_tier)
+    store.hold()
+    tasks = [asyncio.create_task(lookup.embed(TextGroup(("stored", "new"))))]
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(lookup.embed(TextGroup((text,)))) for text in ("new", "stored")]
+    tasks += [asyncio.create_task(lookup.embed(TextGroup(("other", "new", "stored"))))]
+    await asyncio.sleep(0)
+    assert store.reads == [2, 1]
+    store.release()
+    first, new, stored, mixed = await asyncio.gather(*tasks)
+    assert sorted(next_tier.computed[1:]) == [("new",), ("other",)]
+    assert first.tiers.tolist() == [Tier.L2, Tier.COMPUTED]
+    assert (new.tiers.tolist(), stored.tiers.tolist()) == ([Tier.COMPUTED], [Tier.L2])
+    assert np.array_equal(mixed.values, [fake_vector(text) for text in ("other", "new", "stored")])
+
+
+async def test_a_request_that_leaves_during_a_read_of_l2_computes_nothing(
+    store: FakeStore, next_tier: FakeNextTier
+) -> None:
+    lookup = new_process(store, next_tier)
+    store.hold()
+    task = asyncio.create_task(lookup.embed(TextGroup(("a",))))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    store.release()
+    await asyncio.sleep(0.01)
+    assert next_tier.computed == []
+    assert (await lookup.embed(TextGroup(("a",)))).computed_count == 1
 
 
 async def test_hits_and_misses_are_counted(store: FakeStore, next_tier: FakeNextTier) -> None:

@@ -499,6 +499,39 @@ async def test_reads_work_while_writes_hang(server: ValkeyProcess) -> None:
         server.call("CLIENT", "UNPAUSE")
 
 
+async def test_values_are_read_while_they_are_queued_and_being_written(
+    server: ValkeyProcess,
+) -> None:
+    async with opened(server.url) as store:
+        [stored] = await fill(store, 1)
+        server.call("CONFIG", "RESETSTAT")
+        server.freeze()
+        store.put(b"written", b"1")
+        await asyncio.sleep(0.05)  # until it is on its way to the server
+        store.put(b"queued", b"2")
+        async with asyncio.timeout(LIMIT_S):
+            assert await store.get_many([b"written", b"queued"]) == [b"1", b"2"]
+        store.put(b"written", b"3")
+        assert await store.get_many([b"written"]) == [b"3"]  # the newest value
+        server.thaw()
+        assert calls(server, "mget") == 0
+        read = store.get_many([b"queued", stored, b"unknown"])
+        assert await read == [b"2", value(stored), None]
+        await store.flush(LIMIT_S)
+        assert await store.get_many([b"written", b"queued"]) == [b"3", b"2"]
+
+
+async def test_values_that_could_not_be_written_are_no_longer_read(server: ValkeyProcess) -> None:
+    async with opened(server.url) as store:
+        await fill(store, 1)
+        server.kill()
+        store.put(b"lost", b"lost")
+        await wait_until(lambda: store.state == "down")
+        server.start()
+        await assert_recovers(store)
+        assert await store.get_many([b"lost"]) == [None]
+
+
 async def test_flush_is_bounded(server: ValkeyProcess) -> None:
     async with opened(server.url) as store:
         await fill(store, 1)

@@ -1,0 +1,94 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.command.config_file import (
+    check_access,
+    http_address,
+    http_url,
+    read_config,
+    standalone_settings,
+)
+from serve_app.config import EmbedServerSettings
+from serve_app.errors import ConfigurationError
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(**user_configs: dict[str, Any]) -> dict[str, Any]:
+    """Returns a configuration with these deployments."""
+    deployments = [{"name": n, "user_config": settings} for n, settings in user_configs.items()]
+    return {"applications": [{"name": "embedserve", "deployments": deployments}]}
+
+
+def test_standalone_takes_the_settings_of_either_topology() -> None:
+    expected = EmbedServerSettings(max_texts_per_request=7, max_queued_tokens=70_000)
+    separate = config(
+        Ingress={"max_texts_per_request": 7, "max_in_flight_calls": 3},
+        CacheLookup={"l1_max_bytes": 1},
+        Embedder={"max_queued_tokens": 70_000},
+    )
+    colocated = config(EmbedServer={"max_texts_per_request": 7, "max_queued_tokens": 70_000})
+    assert standalone_settings(separate) == expected
+    assert standalone_settings(colocated) == expected
+
+
+def test_standalone_settings_without_any_are_the_defaults() -> None:
+    for content in (config(), config(Ingress={}), {"applications": [{"name": "e"}]}):
+        assert standalone_settings(content) == EmbedServerSettings()
+
+
+@pytest.mark.parametrize("file", ["serve_config.yaml", "configs/one-machine.yaml"])
+def test_a_file_is_read_with_and_without_ray(file: str) -> None:
+    assert read_config(ROOT / file) == read_config(ROOT / file, ray=False)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "- a", "applications: []", "applications: [{args: {x: 1}}]"]
+)
+def test_an_invalid_file_is_an_error_without_ray(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(content, "utf-8")
+    with pytest.raises(ConfigurationError, match="is not a valid configuration"):
+        read_config(file, ray=False)
+
+
+def test_the_address_has_rays_defaults() -> None:
+    assert http_address({}) == ("0.0.0.0", 8000)
+    assert http_address({"http_options": {"host": "::1", "port": 1}}) == ("::1", 1)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://127.0.0.1:80"),
+        ("::1", "http://[::1]:80"),
+        ("example.org", "http://example.org:80"),
+    ],
+)
+def test_the_url_of_a_host(host: str, url: str) -> None:
+    assert http_url(host, 80) == url
+
+
+@pytest.mark.parametrize(
+    ("topology", "deployment"), [("separate", "Ingress"), ("colocated", "EmbedServer")]
+)
+def test_other_machines_need_a_key_of_the_deployment_that_takes_requests(
+    tmp_path: Path, topology: str, deployment: str
+) -> None:
+    access = {"keys": [{"name": "a", "sha256": "ab" * 32}]}
+    content = config(**{deployment: {"access": access}, "Other": {}})
+    content["applications"][0]["args"] = {"topology": topology}
+    check_access(content)
+    for host, allowed in (("127.0.0.1", True), ("0.0.0.0", False)):
+        content = config(**{deployment: {}}) | {"http_options": {"host": host}}
+        content["applications"][0]["args"] = {"topology": topology}
+        if allowed:
+            check_access(content)
+        else:
+            with pytest.raises(ConfigurationError, match="API key"):
+                check_access(content)
+    check_access(content | {"proxy_location": "Disabled"})

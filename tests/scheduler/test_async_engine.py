@@ -1,0 +1,201 @@
+"""An engine with its threads, from groups to cache values."""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+import pytest
+
+from serve_app.cache.codec import Codec
+from serve_app.config import EmbedderSettings
+from serve_app.engines.base import TokenIds
+from serve_app.errors import EmbedServeError, InferenceError, Unavailable
+from serve_app.metrics import Meter
+from serve_app.scheduler.async_engine import AsyncEngine
+from serve_app.types import EncodedVectors, Float32, TextGroup
+from tests.fakes import DIM, FakeEngine, fake_vector
+
+CODEC = Codec(DIM)
+ALL_CPUS = frozenset(os.sched_getaffinity(0))
+
+
+class GatedEngine(FakeEngine):
+    """Each batch waits for `allow`; records the CPUs that batches may use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cpus: list[set[int]] = []
+        self._allowed = threading.Semaphore(1)  # the warm-up
+
+    def allow(self, batches: int) -> None:
+        self._allowed.release(batches)
+
+    def embed(self, batch: Sequence[TokenIds]) -> Float32:
+        assert self._allowed.acquire(timeout=10), "The test never allowed the batch."
+        self.cpus.append(os.sched_getaffinity(0))
+        return super().embed(batch)
+
+
+class Delivered(dict[int, EncodedVectors | Exception]):
+    """What was delivered, by index."""
+
+    def __call__(self, index: int, result: EncodedVectors | Exception) -> None:
+        assert index not in self, "The result was delivered twice."
+        self[index] = result
+
+    def vectors(self, index: int) -> Float32:
+        result = self[index]
+        assert isinstance(result, EncodedVectors)
+        return CODEC.decode(result).values
+
+
+@pytest.fixture
+def engine() -> GatedEngine:
+    return GatedEngine()
+
+
+@pytest.fixture
+async def async_engine(engine: GatedEngine) -> AsyncIterator[AsyncEngine]:
+    async_engine = new_async_engine(engine)
+    async_engine.start()
+    async_engine.apply(EmbedderSettings(max_batch_texts=1), ALL_CPUS)
+    yield async_engine
+    engine.allow(100)
+    await async_engine.stop()
+
+
+def new_async_engine(engine: GatedEngine, cpus: frozenset[int] = ALL_CPUS) -> AsyncEngine:
+    async_engine = AsyncEngine(
+        lambda: engine,
+        CODEC.encode,
+        threads=1,
+        cpus=cpus,
+        meter=Meter(),
+        rejected=("another at bf16: no",),
+    )
+    engine.batches.clear()  # the warm-up
+    engine.cpus.clear()
+    return async_engine
+
+
+def start(engine: AsyncEngine, *groups: TextGroup) -> "tuple[Delivered, asyncio.Task[None]]":
+    delivered = Delivered()
+    return delivered, asyncio.create_task(engine.embed(groups, delivered))
+
+
+async def until_delivered(delivered: Delivered, count: int) -> None:
+    async with asyncio.timeout(10):
+        while len(delivered) < count:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_group_is_delivered_before_the_others_are_computed(
+    engine: GatedEngine, async_engine: AsyncEngine
+) -> None:
+    delivered, task = start(async_engine, *(TextGroup((text,)) for text in "abc"))
+    for count in (1, 2):
+        engine.allow(1)
+        await until_delivered(delivered, count)
+        assert len(delivered) == count
+        assert not task.done()
+    engine.allow(1)
+    await task
+    for i, text in enumerate("abc"):
+        assert np.array_equal(delivered.vectors(i), [fake_vector(text)])
+
+
+async def test_the_error_of_a_group_is_a_value(
+    engine: GatedEngine, async_engine: AsyncEngine
+) -> None:
+    engine.allow(100)
+    groups = [TextGroup((text,)) for text in ("a", "boom", "b")]
+    delivered, task = start(async_engine, *groups)
+    await task
+    assert isinstance(delivered[1], InferenceError)
+    assert np.array_equal(delivered.vectors(0), [fake_vector("a")])
+    assert np.array_equal(delivered.vectors(2), [fake_vector("b")])
+
+
+async def test_a_cancelled_call_is_neither_computed_nor_delivered(
+    engine: GatedEngine, async_engine: AsyncEngine
+) -> None:
+    running, running_task = start(async_engine, TextGroup(("running",)))
+    await asyncio.sleep(0.01)
+    cancelled, task = start(async_engine, TextGroup(("queued",)), TextGroup(("too",)))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    last, last_task = start(async_engine, TextGroup(("last",)))
+    engine.allow(2)
+    await asyncio.gather(running_task, last_task)
+    assert cancelled == {}
+    assert engine.batches == [["running"], ["last"]]
+    assert [len(running), len(last)] == [1, 1]
+
+
+async def test_settings_apply_to_later_calls(
+    engine: GatedEngine, async_engine: AsyncEngine
+) -> None:
+    async_engine.apply(EmbedderSettings(max_request_tokens=64), ALL_CPUS)
+    large = TextGroup(tuple(f"{i} of ten characters" for i in range(10)))  # 10 x 16 tokens
+    delivered, task = start(async_engine, large, TextGroup(("small",)))
+    engine.allow(100)
+    await task
+    assert isinstance(delivered[0], EmbedServeError)
+    assert np.array_equal(delivered.vectors(1), [fake_vector("small")])
+    async_engine.apply(EmbedderSettings(), ALL_CPUS)
+    delivered, task = start(async_engine, large)
+    await task
+    assert isinstance(delivered[0], EncodedVectors)
+
+
+@pytest.mark.skipif(len(ALL_CPUS) < 2, reason="needs two CPUs")
+async def test_the_threads_move_to_other_cpus(engine: GatedEngine) -> None:
+    first, second = ({cpu} for cpu in sorted(ALL_CPUS)[:2])
+    async_engine = new_async_engine(engine, cpus=frozenset(first))
+    async_engine.start()
+    engine.allow(20)
+    for cpus in (first, second):
+        async_engine.apply(EmbedderSettings(max_batch_texts=1), frozenset(cpus))
+        engine.cpus.clear()
+        # More texts than threads, which the pool starts when it needs them.
+        await start(async_engine, TextGroup(tuple("abcdef")))[1]
+        assert engine.cpus == [cpus] * 6
+    assert os.sched_getaffinity(0) == ALL_CPUS  # the event loop runs on any
+    await async_engine.stop()
+
+
+async def test_groups_fail_once_it_has_stopped(engine: GatedEngine) -> None:
+    async_engine = new_async_engine(engine)
+    async_engine.start()
+    queued, task = start(async_engine, TextGroup(("a",)), TextGroup(("b",)))
+    await asyncio.sleep(0.01)
+    engine.allow(1)
+    await async_engine.stop()
+    later, later_task = start(async_engine, TextGroup(("c",)))
+    await asyncio.gather(task, later_task)
+    assert isinstance(queued[1], Unavailable)
+    assert isinstance(later[0], Unavailable)
+
+
+async def test_token_vectors(engine: GatedEngine, async_engine: AsyncEngine) -> None:
+    (result,) = await async_engine.embed_tokens(TextGroup(("abc",)))
+    assert np.array_equal(result.values, [fake_vector(character) for character in "abc"])
+    with pytest.raises(InferenceError):
+        await async_engine.embed_tokens(TextGroup(("boom",)))
+
+
+async def test_it_describes_its_engine_and_load(
+    engine: GatedEngine, async_engine: AsyncEngine
+) -> None:
+    info = await async_engine.describe()
+    assert (info.engine, info.rejected) == ("fake", ("another at bf16: no",))
+    _, task = start(async_engine, TextGroup(("12345",)), TextGroup(("678",)))
+    await asyncio.sleep(0.01)
+    assert async_engine.sample_load().queued_tokens == 8
+    engine.allow(2)
+    await task
+    assert async_engine.sample_load().queued_tokens == 0
