@@ -9,8 +9,10 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,6 +25,7 @@ from serve_app.cache.l2 import L2Cache
 from serve_app.cache.stack import CacheStack
 from serve_app.config import CacheConfig, EmbedServerSettings
 from serve_app.engines.affinity import available_cpus
+from serve_app.errors import InferenceError
 from serve_app.metrics import Gauges, Meter
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.scheduler.async_engine import AsyncEngine
@@ -37,6 +40,7 @@ from serve_app.web.request_lifecycle import RequestLifecycle
 _MAX_THREADS = 2
 #: Longer than clients and load balancers keep idle connections.
 _KEEP_ALIVE_TIMEOUT_S = 620
+_HEALTH_CHECK_PERIOD_S = 1.0
 
 
 class StandaloneService:
@@ -103,6 +107,16 @@ class StandaloneService:
         self._engine.apply(self._settings, self._cpus)
         self._cache.start()
 
+    async def exit_on_stall(self) -> NoReturn:
+        """Ends the process once a batch runs longer than `stall_timeout_s`: it may never end."""
+        while True:
+            await asyncio.sleep(_HEALTH_CHECK_PERIOD_S)
+            try:
+                self._engine.check_health()
+            except InferenceError as error:
+                print(f"embedserve: {error} The process ends.", file=sys.stderr, flush=True)
+                os._exit(1)  # any other exit waits for the batch
+
     async def stop(self) -> None:
         """Stops background tasks and closes the cache. Queued texts fail."""
         await self._engine.stop()
@@ -129,6 +143,8 @@ async def run(
 ) -> None:
     """Serves HTTP until SIGINT or SIGTERM, then answers the requests in flight and stops.
 
+    Ends the process, with status 1, if the engine hangs.
+
     Args:
         service: the service.
         listener: a bound socket.
@@ -151,10 +167,12 @@ async def run(
         ),
         on_ready,
     )
+    watch = asyncio.create_task(service.exit_on_stall())
     try:
         await service.start()
         await server.serve([listener])
     finally:
+        watch.cancel()
         await service.stop()
 
 

@@ -1,7 +1,9 @@
 """`embedserve serve --standalone`: the service in this process, without Ray."""
 
 import argparse
+import os
 import socket
+import threading
 
 import uvloop
 
@@ -18,6 +20,9 @@ from serve_app.command.progress import print_ready, print_step
 from serve_app.command.service_process import StartupError
 from serve_app.command.supervision import terminate_at_eof
 from serve_app.standalone import StandaloneService
+
+#: How long the interpreter may take to exit after the service has stopped.
+_EXIT_TIMEOUT_S = 2.0
 
 
 def serve_standalone(arguments: argparse.Namespace) -> int:
@@ -51,7 +56,15 @@ def serve_standalone(arguments: argparse.Namespace) -> int:
             )
         )
     print_step("stopped", "the process ends")
+    _exit_soon()
     return 0
+
+
+def _exit_soon() -> None:
+    """Ends the process even if a batch hangs, whose thread the interpreter waits for."""
+    timer = threading.Timer(_EXIT_TIMEOUT_S, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -213,7 +213,7 @@ class EmbedderSettings(Section):
         gt=0,
         le=3600,
         description="Time limit of one model batch. A replica that exceeds it becomes unhealthy, "
-        "and Ray replaces it.",
+        "and Ray replaces it. A standalone service ends with status 1.",
     )
 
 
