@@ -2,24 +2,17 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
-import ray
-from ray.serve import context
-from ray.serve._private.common import DeploymentID, ReplicaID
-from ray.serve._private.config import DeploymentConfig
-from ray.serve.schema import ReplicaRank
 
-from serve_app.config import AppConfig, ModelConfig
 from serve_app.deployments.embedder import Embedder
 from serve_app.engines.base import Engine, TokenIds
 from serve_app.errors import ConfigurationError
-from serve_app.model_prep.engine_selection import EngineSelection, select_engine
+from serve_app.model_prep.engine_selection import EngineSelection
 from serve_app.types import EncodedVectors, Input, TextGroup
+from tests.deployments.conftest import RANK
 from tests.fakes import SPEC, FakeEngine, FakeTokenizer
 
-RANK = ReplicaRank(rank=0, node_rank=0, local_rank=0)
 #: Long enough to be tokenized in the tokenizer's thread.
 CANCELLED, REMAINING = "cancelled " * 400, "remaining " * 400
 
@@ -42,33 +35,6 @@ class SlowTokenizer(FakeTokenizer):
         self.called.set()
         assert self._open.wait(10), "The test held the tokenizer and never released it."
         return super().encode(texts)
-
-
-@pytest.fixture
-def assign_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
-    """A replica's context with one CPU; the returned function assigns GPUs."""
-    # Ray has no public API to set a replica's context.
-    monkeypatch.setattr(context, "_INTERNAL_REPLICA_CONTEXT", None)  # restored after the test
-    context._set_internal_replica_context(
-        replica_id=ReplicaID("r", DeploymentID("Embedder", "embedserve")),
-        servable_object=Embedder,
-        _deployment_config=DeploymentConfig(max_ongoing_requests=8192),
-        rank=RANK,
-        world_size=1,
-    )
-    runtime = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1.0})
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: runtime)
-
-    def assign(gpus: list[int]) -> None:
-        monkeypatch.setattr(ray, "get_gpu_ids", lambda: gpus)
-
-    assign([])
-    return assign
-
-
-@pytest.fixture
-def selection() -> EngineSelection:
-    return select_engine(AppConfig(model=ModelConfig(name="words", source="hashing:8")))
 
 
 @pytest.mark.usefixtures("assign_gpus")

@@ -1,0 +1,54 @@
+"""The context of a replica, without Ray."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray.serve import context
+from ray.serve._private.common import DeploymentID, ReplicaID
+from ray.serve._private.config import DeploymentConfig
+from ray.serve.schema import ReplicaRank
+
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.deployments.embedder import Embedder
+from serve_app.model_prep.engine_selection import EngineSelection, select_engine
+
+RANK = ReplicaRank(rank=0, node_rank=0, local_rank=0)
+
+
+@pytest.fixture
+def assign_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
+    """A replica's context with one CPU; the returned function assigns GPUs."""
+    # Ray has no public API to set a replica's context.
+    monkeypatch.setattr(context, "_INTERNAL_REPLICA_CONTEXT", None)  # restored after the test
+    context._set_internal_replica_context(
+        replica_id=ReplicaID("r", DeploymentID("Embedder", "embedserve")),
+        servable_object=Embedder,
+        _deployment_config=DeploymentConfig(max_ongoing_requests=8192),
+        rank=RANK,
+        world_size=1,
+    )
+    runtime = SimpleNamespace(
+        get_assigned_resources=lambda: {"CPU": 1.0}, gcs_address="192.0.2.1:6379"
+    )
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: runtime)
+
+    def assign(gpus: list[int]) -> None:
+        monkeypatch.setattr(ray, "get_gpu_ids", lambda: gpus)
+
+    assign([])
+    return assign
+
+
+@pytest.fixture
+def selection() -> EngineSelection:
+    """A model without weights, and no shared cache."""
+    return select_engine(
+        AppConfig.parse(
+            {
+                "model": ModelConfig(name="words", source="hashing:8"),
+                "cache": {"url": "none"},
+            }
+        )
+    )

@@ -1,0 +1,163 @@
+"""A replica that does everything: settings change while it serves, and its methods for Ray jobs."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.serve.schema import ReplicaRank
+
+from serve_app.deployments import http_replica
+from serve_app.deployments.embed_server import EmbedServer
+from serve_app.engines.base import TokenIds
+from serve_app.errors import InferenceError, InvalidRequest, ModelNotFound, Overloaded
+from serve_app.model_prep.engine_selection import EngineSelection
+from serve_app.types import Float32
+from tests.deployments.conftest import RANK
+from tests.fakes import FakeEngine, fake_vector
+
+SECOND_RANK = ReplicaRank(rank=1, node_rank=0, local_rank=1)
+#: The class without Ray's wrapper, which needs a running Ray.
+REPLICA: Any = EmbedServer.__mro__[1]
+
+
+class PinnedEngine(FakeEngine):
+    """Records the CPUs that batches may use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cpus: list[set[int]] = []
+
+    def embed(self, batch: Sequence[TokenIds]) -> Float32:
+        self.cpus.append(os.sched_getaffinity(0))
+        return super().embed(batch)
+
+
+class ClosedByTest(REPLICA):  # type: ignore[misc]
+    """Isn't closed when it is collected: that takes an event loop."""
+
+    def __del__(self) -> None:
+        pass
+
+
+@pytest.fixture
+def engine() -> PinnedEngine:
+    return PinnedEngine()
+
+
+@pytest.fixture
+async def replica(
+    engine: PinnedEngine,
+    selection: EngineSelection,
+    assign_gpus: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Any]:
+    async def http_host() -> str:
+        return "127.0.0.1"
+
+    async def no_export(*arguments: object) -> None:
+        """Ray's metrics need a running Ray."""
+
+    monkeypatch.setattr(http_replica, "http_host", http_host)
+    monkeypatch.setattr(http_replica, "export", no_export)
+    replica = ClosedByTest(selection, load=lambda selection, threads: engine)
+    await replica.reconfigure(None, RANK)
+    engine.batches.clear()  # the warm-up
+    yield replica
+    engine.release()
+    await REPLICA.__del__(replica)
+
+
+async def test_it_embeds_for_ray_jobs(replica: Any, engine: PinnedEngine) -> None:
+    vectors = await replica.embed(["a", "b", "a"])
+    assert np.array_equal(vectors, [fake_vector(text) for text in "aba"])
+    assert np.array_equal(await replica.embed("b"), [fake_vector("b")])
+    assert [sorted(batch) for batch in engine.batches] == [["a", "b"]]
+    with pytest.raises(ModelNotFound):
+        await replica.embed(["a"], model="another")
+
+
+async def test_it_warms_reports_and_purges_its_cache(replica: Any) -> None:
+    assert await replica.warm(["a", "b"]) == (2, 2)
+    assert await replica.warm(["a", "b", "c"]) == (3, 1)
+    report = await replica.cache_report()
+    assert (report.memory.entries, report.state.state, report.store) == (3, "off", None)
+    assert await replica.purge_cache("another") is None
+    assert await replica.purge_cache("words") == 3
+    assert (await replica.cache_report()).memory.entries == 0
+
+
+async def test_settings_of_requests_change_while_it_serves(replica: Any) -> None:
+    await replica.embed(["a", "b"])
+    await replica.reconfigure({"max_texts_per_request": 1}, RANK)
+    with pytest.raises(InvalidRequest):
+        await replica.embed(["a", "b"])
+    await replica.reconfigure({"l1_max_bytes": 0}, RANK)
+    assert len(await replica.embed(["a", "b"])) == 2
+    assert (await replica.cache_report()).memory.entries == 0
+
+
+async def test_settings_of_the_engine_change_while_it_serves(
+    replica: Any, engine: PinnedEngine
+) -> None:
+    await replica.reconfigure({"max_batch_texts": 1}, RANK)
+    await replica.embed(["a", "b", "c"])
+    assert engine.batches == [["a"], ["b"], ["c"]]
+    engine.hold()
+    running = asyncio.create_task(replica.embed(["running"]))
+    await until(lambda: ["running"] in engine.batches)
+    await replica.reconfigure({"max_queued_tokens": 640}, RANK)
+
+    def embed(number: int) -> "asyncio.Task[Float32]":
+        texts = [f"{number} {i} is a text of 16 tokens" for i in range(4)]
+        return asyncio.create_task(replica.embed(texts, lane="bulk"))
+
+    queued = [embed(number) for number in range(10)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded):
+        await embed(10)
+    await replica.reconfigure({}, RANK)
+    accepted = embed(11)
+    await asyncio.sleep(0.01)
+    engine.release()
+    await asyncio.gather(running, *queued, accepted)
+
+
+async def test_an_engine_that_stalls_fails_the_health_check(
+    replica: Any, engine: PinnedEngine
+) -> None:
+    await replica.check_health()
+    engine.hold()
+    running = asyncio.create_task(replica.embed(["running"]))
+    await until(lambda: ["running"] in engine.batches)
+    assert (await replica.record_autoscaling_stats())["queued_tokens"] == len("running")
+    await replica.check_health()
+    await replica.reconfigure({"stall_timeout_s": 1}, RANK)
+    await asyncio.sleep(1.1)
+    with pytest.raises(InferenceError):
+        await replica.check_health()
+    engine.release()
+    await running
+    await replica.check_health()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+async def test_another_rank_moves_the_engine_to_other_cpus(
+    replica: Any, engine: PinnedEngine
+) -> None:
+    cpus = []
+    for rank in (RANK, SECOND_RANK, RANK):
+        await replica.reconfigure(None, rank)
+        engine.cpus.clear()
+        await replica.embed(["a"], use_cache=False)
+        cpus += engine.cpus
+    first, second = ({cpu} for cpu in sorted(os.sched_getaffinity(0))[:2])
+    assert cpus == [first, second, first]
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
