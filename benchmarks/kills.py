@@ -154,9 +154,8 @@ def wait_until_ready(port: int) -> None:
 
 def find_processes(service_pid: int, name: str) -> list[psutil.Process]:
     """Returns the processes of a service that a name of the table selects."""
-    tree = process_tree(service_pid)
     found = []
-    for process in [*tree, *_cache_servers({str(process.pid) for process in tree})]:
+    for process in process_tree(service_pid):
         with suppress(psutil.Error):
             command = process.cmdline()
             if name in _PROGRAMS:
@@ -166,20 +165,6 @@ def find_processes(service_pid: int, name: str) -> list[psutil.Process]:
             if matches:
                 found.append(process)
     return found
-
-
-def _cache_servers(owner_pids: set[str]) -> list[psutil.Process]:
-    """Returns the cache servers of a service, which aren't descendants of it."""
-    processes = psutil.process_iter(["cmdline"])
-    supervisors = [
-        p for p in processes if "serve_app.valkey.supervisor" in (p.info["cmdline"] or [])
-    ]
-    return [
-        server
-        for supervisor in supervisors
-        if owner_pids & set(supervisor.info["cmdline"])
-        for server in supervisor.children()
-    ]
 
 
 def measure(service_pid: int, port: int, name: str) -> Outcome:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from serve_app.valkey.supervisor import parse_owner_pid
+from serve_app.command.process_tree import cache_servers
 
 _REPLICA = re.compile(r"ray::ServeReplica:[^:]*:(\w+)")
 _MIN_CORES = 0.01
@@ -22,18 +22,10 @@ def process_tree(pid: int) -> list[psutil.Process]:
     A cache server runs under a daemon, which is no descendant. The list is empty if the process has
     ended.
     """
-    processes = _with_descendants(pid)
-    pids = {process.pid for process in processes}
-    for daemon in psutil.process_iter(["cmdline"]) if processes else ():
-        if daemon.pid not in pids and parse_owner_pid(daemon.info["cmdline"] or []) in pids:
-            processes += _with_descendants(daemon.pid)
-    return processes
-
-
-def _with_descendants(pid: int) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
+        processes = [process, *process.children(recursive=True)]
+        return list(dict.fromkeys([*processes, *cache_servers({p.pid for p in processes})]))
     return []
 
 

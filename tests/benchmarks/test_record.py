@@ -11,4 +11,5 @@ def test_a_record_holds_everything_to_repeat_a_run(tmp_path: Path) -> None:
     assert saved == records
     assert {"at", "commit", "command", "machine", "versions", "workload", "p99_ms"} <= set(saved[0])
     assert saved[0]["machine"]["cores"] >= 1
+    assert {"instruction_sets", "cpu"} <= set(saved[0]["machine"])
     assert saved[0]["versions"]["ray"] == "2.60.0"

@@ -1,5 +1,6 @@
 """The suite with fake peers."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ import psutil
 import pytest
 
 from benchmarks.experiments import FULL, QUICK, Experiment, LoadPoint, Schedule, experiments
-from benchmarks.peers.base import Peer, PeerError
-from benchmarks.peers.server import ServerProcess
+from benchmarks.peers.base import Peer, PeerError, PeerProcess
+from benchmarks.peers.server import PROBE_TEXT, ServerProcess
 from benchmarks.record import Record
 from benchmarks.suite import Suite, busy_cores
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.target import HttpTarget
+from benchmarks.workloads import WORKLOADS, Workload, cached_workload
+from tests.benchmarks.fake_server import FakeServer
 
 QUERY = WORKLOADS["query"]
 
@@ -75,6 +78,8 @@ def test_peers_alternate_and_each_run_is_one_record(tmp_path: Path) -> None:
         assert record["server_cpu"] >= 0
         assert record["pss_mib"] > 1
         assert {"suite", "commit", "command", "machine", "tokens_per_s"} <= set(record)
+        assert record["start_s"] > 0
+        assert record["processes"] == 1
     assert len({r["suite"] for r in records}) == 1
     assert records[0]["texts_per_s"] > records[1]["texts_per_s"]
 
@@ -155,6 +160,47 @@ def test_queries_during_bulk_load(tmp_path: Path) -> None:
     (record,) = run_suite(tmp_path, Experiment("bulk", [FAST], [point]))
     assert record["bulk_texts_per_s"] > 0
     assert record["rate"] == 30
+
+
+def test_a_point_with_peers_of_its_own_measures_only_these(tmp_path: Path) -> None:
+    points = [closed_loop_point(1, 1), closed_loop_point(2, 2)]
+    points[0] = dataclasses.replace(points[0], peers=[SLOW])
+    records = run_suite(tmp_path, Experiment("server", [FAST, SLOW], points))
+    assert [(r["x"], r["peer"]) for r in records] == [(1, "slow"), (2, "fast"), (2, "slow")]
+
+
+def test_cached_texts_are_embedded_before_the_load(
+    tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_server(peer: Peer) -> ServerProcess:
+        process = ServerProcess(peer)
+        monkeypatch.setattr(process, "target", HttpTarget(server.url))
+        return process
+
+    workload = cached_workload(8)
+    point = closed_loop_point(1, 1, workload)
+    run_suite(tmp_path, Experiment("hits", [FAST], [point]), start_server=start_server)
+    bodies = [body["input"] for _, body in server.requests]
+    first_load = next(
+        i for i, texts in enumerate(bodies) if len(texts) == 1 and texts[0] != PROBE_TEXT
+    )
+    assert bodies[first_load - 1] == list(workload.cached_texts)
+    assert bodies[first_load : first_load + 16] == [[text] for text in workload.cached_texts] * 2
+
+
+def test_the_precision_is_that_of_the_engine(tmp_path: Path) -> None:
+    precisions: list[str] = []
+
+    def program(process: PeerProcess) -> list[str]:
+        precisions.append(process.precision or "")
+        return FAST.command(process)
+
+    experiment = Experiment("server", [Peer("fast", "Fast", program)], [closed_loop_point(1, 1)])
+    (record,) = run_suite(tmp_path, experiment, precision="fp32")
+    assert precisions == ["fp32"]
+    assert record["precision"] == "fp32"
+    (record,) = run_suite(tmp_path / "default", experiment)
+    assert record["precision"] in ("fp32", "bf16")
 
 
 def test_a_library_is_measured_by_the_time_inside_it(tmp_path: Path) -> None:

@@ -1,24 +1,28 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from benchmarks.usage import Usage, process_tree
+from serve_app.valkey.supervisor import supervisor_command
 
-BUSY = "import time\nend = time.time() + 1.0\nwhile time.time() < end: pass\ntime.sleep(60)"
+BUSY = "import time\nwhile time.process_time() < 1: pass\nprint('done', flush=True)\ntime.sleep(60)"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}])"
 
 
 def test_the_cpu_time_of_a_child_counts_for_its_parent() -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT]) as parent:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
         try:
             usage = Usage(parent.pid)
             start = time.perf_counter()
-            time.sleep(2)
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == b"done\n"
+            wall_s = time.perf_counter() - start
             metrics = usage.metrics()
-            cpu_s = metrics["server_cpu"] * (time.perf_counter() - start)
+            cpu_s = metrics["server_cpu"] * wall_s
             assert cpu_s == pytest.approx(1.0, abs=0.3)
             (share,) = metrics["cpu_by_process"].values()
             assert share == pytest.approx(metrics["server_cpu"], abs=0.02)
@@ -28,6 +32,19 @@ def test_the_cpu_time_of_a_child_counts_for_its_parent() -> None:
             for process in processes:
                 process.kill()
             psutil.wait_procs(processes[1:], 10)
+
+
+def test_the_cache_server_of_a_process_belongs_to_its_tree(tmp_path: Path) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(sleep) as owner:
+        # The command line of a supervisor, in a process that is no child of the owner.
+        arguments = supervisor_command(tmp_path, owner.pid, tmp_path / "valkey-server")[1:]
+        with subprocess.Popen([*sleep, *arguments]) as supervisor:
+            try:
+                assert [p.pid for p in process_tree(owner.pid)] == [owner.pid, supervisor.pid]
+            finally:
+                supervisor.kill()
+                owner.kill()
 
 
 def test_a_process_that_ended_uses_nothing() -> None:
