@@ -45,6 +45,12 @@ def machine_info() -> dict[str, Any]:
     }
 
 
+def default_precision() -> str:
+    """Returns the precision that EmbedServe selects on this CPU."""
+    can_bf16 = CpuFeatures.detect().unsupported_reason("bf16", "openvino") is None
+    return "bf16" if can_bf16 else "fp32"
+
+
 def make_record(parameters: Mapping[str, Any], metrics: Mapping[str, Any]) -> Record:
     """Returns the record of a run: its parameters and metrics, the machine and the versions."""
     return {

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.types import Float32
 
 from .compare import cosines
@@ -36,7 +35,7 @@ from .peers import floor
 from .peers.base import Peer, PeerError
 from .peers.in_process import LibraryProcess
 from .peers.server import ServerProcess
-from .record import append_record, make_record
+from .record import append_record, default_precision, make_record
 from .report.publish import publish
 from .report.results import UNAVAILABLE
 from .target import Target
@@ -147,7 +146,7 @@ class Suite:
         self._libraries = libraries
         self._start_library = partial(LibraryProcess, precision=precision)
         self._start_server = start_server or partial(ServerProcess, precision=precision)
-        self._precision = precision or _default_precision()
+        self._precision = precision or default_precision()
         self._busy_cores = busy_cores
         self._saturation_p99_ms = saturation_p99_ms
         self._id = datetime.now(UTC).isoformat(timespec="seconds")
@@ -308,12 +307,6 @@ class Suite:
             "precision": self._precision,
         }
         append_record(self._file, make_record({**suite, **parameters}, metrics))
-
-
-def _default_precision() -> str:
-    """Returns the precision that EmbedServe selects on this CPU."""
-    can_bf16 = CpuFeatures.detect().unsupported_reason("bf16", "openvino") is None
-    return "bf16" if can_bf16 else "fp32"
 
 
 def _point_s(experiment: Experiment, point: LoadPoint) -> float:

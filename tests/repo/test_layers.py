@@ -88,8 +88,12 @@ CLIENT_LIBRARIES = {
     "benchmarks": (),
     "embedserve_benchmarks": (),
 }
-#: What the benchmarks import of the service: the model of all peers, a port, a type.
-BENCHMARK_IMPORTS = {"serve_app.config", "serve_app.models", "serve_app.command.ports"}
+#: What the benchmarks import of the service: the model of all peers, a port, a type, the features
+#: of the CPU, and the processes of a service.
+BENCHMARK_IMPORTS = {
+    *("serve_app.config", "serve_app.models", "serve_app.engines.cpu_features"),
+    *("serve_app.command.ports", "serve_app.command.process_tree"),
+}
 #: Benchmarks of the engine itself.
 ENGINE_BENCHMARKS = {"benchmarks.gpu", "benchmarks.peers.engine_in_process"}
 
