@@ -68,16 +68,23 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorts the tests on Ray to the front.
 
-    Tests with a Ray cluster of their own come before those that share the fixture `service`.
-    Exclusive tests come last, when the other process has nearly finished.
+    Tests with a Ray cluster of their own come before those that share the fixture `service`, which
+    is started once for each topology. Exclusive tests of a topology come last.
     """
     items.sort(
         key=lambda item: (
             not item.nodeid.startswith(_ON_RAY),
             "service" in getattr(item, "fixturenames", ()),
+            _topology(item),
             _is_exclusive(item),
         )
     )
+
+
+def _topology(item: pytest.Item) -> str:
+    """Returns the topology of a test that shares `service`."""
+    callspec = getattr(item, "callspec", None)
+    return str(callspec.params.get("service", "")) if callspec else ""
 
 
 @pytest.hookimpl(tryfirst=True)

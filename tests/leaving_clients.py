@@ -221,7 +221,9 @@ async def _counters(http: httpx2.AsyncClient) -> Counters:
     response.raise_for_status()
 
     def total(name: str) -> float:
-        values = re.findall(rf"^ray_embedserve_{name}{{.*}} (\S+)$", response.text, re.MULTILINE)
+        values = re.findall(
+            rf"^ray_embedserve_{name}(?:{{.*}})? (\S+)$", response.text, re.MULTILINE
+        )
         return sum(map(float, values))
 
     return Counters(

@@ -107,6 +107,19 @@ async def test_a_flight_without_waiters_is_cancelled(lookup: Lookup, compute: Fa
     assert compute.groups == [("a",), ("a",)]
 
 
+async def test_a_request_that_leaves_cancels_only_what_it_started(
+    lookup: Lookup, compute: FakeCompute
+) -> None:
+    first, leaving = await start(lookup, "a"), await start(lookup, "ab")
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    await asyncio.sleep(0)
+    assert compute.groups == [("a",), ("b",)]
+    assert compute.cancelled == 1
+    compute.released.set()
+    await first
+
+
 async def test_requests_that_joined_a_failed_flight_retry(
     lookup: Lookup, compute: FakeCompute
 ) -> None:

@@ -232,6 +232,13 @@ async def test_hits_and_misses_are_counted(store: FakeStore, next_tier: FakeNext
     }
 
 
+async def test_texts_that_bypass_the_cache_are_not_counted(next_tier: FakeNextTier) -> None:
+    meter = Meter()
+    lookup = Lookup("space", Codec(DIM), MemoryCache(1 << 20), coalesce(next_tier), meter=meter)
+    await lookup.embed(TextGroup(("a",), use_cache=False))
+    assert not meter.drain()
+
+
 async def test_half_precision_has_the_same_bits_from_every_tier(
     store: FakeStore, next_tier: FakeNextTier
 ) -> None:

@@ -1,4 +1,8 @@
-"""A running service for this directory's tests: `serve run` on its own Ray, with free ports."""
+"""A running service for this directory's tests, on free ports: on its own Ray, or standalone.
+
+A test runs on `separate` deployments unless a mark names others: `ON_RAY` adds the topology
+`colocated`, `EVERYWHERE` adds `embedserve serve --standalone` as well.
+"""
 
 import asyncio
 import json
@@ -9,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +25,30 @@ from openai import AsyncOpenAI, OpenAI
 
 from serve_app.command.ports import free_port, with_free_ports
 from serve_app.command.ray_service import RayService
+from serve_app.command.service_process import ServiceProcess
 
 ROOT = Path(__file__).parents[2]
+EMBEDSERVE = (sys.executable, "-m", "serve_app.command.main")
 
 # By default Ray raises the niceness of its workers, which would yield to the test processes.
 os.environ |= {"RAY_worker_niceness": "0"}
 
-#: Overrides of serve_config.yaml that shorten waits.
+SEPARATE, COLOCATED, STANDALONE = "separate", "colocated", "standalone"
+CONFIG_FILES = {
+    SEPARATE: "serve_config.yaml",
+    COLOCATED: "configs/one-machine.yaml",
+    STANDALONE: "configs/one-machine.yaml",
+}
+ON_RAY = pytest.mark.parametrize("service", [SEPARATE, COLOCATED], indirect=True)
+EVERYWHERE = pytest.mark.parametrize("service", [SEPARATE, COLOCATED, STANDALONE], indirect=True)
+
+#: Overrides of the configuration files that shorten waits.
+_REQUEST_SETTINGS = {"health_max_age_s": 1, "health_timeout_s": 2}
+_ENGINE_SETTINGS = {"max_queued_tokens": 30_000}
 USER_CONFIG = {
-    "Ingress": {"health_max_age_s": 1, "health_timeout_s": 2},
-    "Embedder": {"max_queued_tokens": 30_000},
+    "Ingress": _REQUEST_SETTINGS,
+    "Embedder": _ENGINE_SETTINGS,
+    "EmbedServer": {**_REQUEST_SETTINGS, **_ENGINE_SETTINGS},
 }
 DOWNSCALE_DELAY_S = 5
 #: Time until Ray reports a metric: the service's export interval plus Ray's report interval.
@@ -40,16 +58,35 @@ METRICS_DELAY_S = 3
 class Service:
     """A running service and what tests observe of it."""
 
-    def __init__(self, process: RayService, env: dict[str, str]) -> None:
-        self.process = process
+    def __init__(self, process: ServiceProcess, kind: str, env: dict[str, str]) -> None:
         self.url = process.url
+        self.kind = kind
+        separate = kind == SEPARATE
+        #: The deployments that take requests, share the cache and compute.
+        self.http_deployment = "Ingress" if separate else "EmbedServer"
+        self.cache_deployment = "CacheLookup" if separate else "EmbedServer"
+        self.engine_deployment = "Embedder" if separate else "EmbedServer"
+        self._process = process
         self._env = env
+
+    @property
+    def process(self) -> RayService:
+        """The service's Ray."""
+        assert isinstance(self._process, RayService), "A standalone service has no Ray."
+        return self._process
 
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=150)
 
     def running_replicas(self, deployment: str) -> int:
         return self.process.replica_states().get(deployment, []).count("RUNNING")
+
+    def wait_for_one_replica(self) -> None:
+        """Waits until no replica is left that Ray started for the load of an earlier test."""
+        deadline = time.monotonic() + 120
+        while self.kind != STANDALONE and self.running_replicas(self.engine_deployment) != 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
 
     def replica_pids(self, deployment: str) -> list[int]:
         title = f"ray::ServeReplica:embedserve:{deployment}"
@@ -67,16 +104,19 @@ class Service:
     async def counter(self, name: str, at_least: float) -> float:
         """Waits until a counter, summed over replicas, is `at_least`; returns its settled value."""
         total = 0.0
+        standalone = self.kind == STANDALONE
+        url = self.url if standalone else f"http://{self._metrics_address()}"
 
         def read() -> bool:
             nonlocal total
-            text = httpx2.get(f"http://{self._metrics_address()}/metrics", timeout=10).text
-            values = re.findall(rf"^ray_{name}_total{{.*}} ([\d.e+]+)$", text, re.MULTILINE)
+            text = httpx2.get(f"{url}/metrics", timeout=10).text
+            values = re.findall(rf"^ray_{name}_total(?:{{.*}})? ([\d.e+]+)$", text, re.MULTILINE)
             total = sum(map(float, values))
             return total >= at_least
 
         await self.wait_until(read, timeout_s=60)
-        await asyncio.sleep(METRICS_DELAY_S)  # until all counts are exported
+        if not standalone:
+            await asyncio.sleep(METRICS_DELAY_S)  # until all counts are exported
         read()
         return total
 
@@ -87,7 +127,7 @@ class Service:
 
     def cache_servers(self) -> list[psutil.Process]:
         """Returns the service's embedded Valkey servers."""
-        return [p for p in self.process.processes() if p.name() == "valkey-server"]
+        return [p for p in self._process.processes() if p.name() == "valkey-server"]
 
     def run_driver(self, code: str) -> str:
         """Runs code as a Ray driver on the service's cluster; returns its output."""
@@ -127,32 +167,49 @@ class Service:
             await asyncio.sleep(0.5)
 
 
-@pytest.fixture(scope="package")
-def service() -> Iterator[Service]:
-    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
-        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
-        config = with_free_ports(config, free_port(), Path(scratch))
-        args = config["applications"][0].setdefault("args", {})
-        args["cache"] = {"data_dir": f"{scratch}/cache"}
-        args["cors_origins"] = ["*"]
-        for deployment in config["applications"][0]["deployments"]:
-            deployment.setdefault("user_config", {}).update(USER_CONFIG.get(deployment["name"], {}))
-            if deployment["name"] == "Embedder":
-                deployment["ray_actor_options"] = {
-                    "num_cpus": 1
-                }  # so that two replicas fit onto any machine
-            if "autoscaling_config" in deployment:
-                deployment["autoscaling_config"]["downscale_delay_s"] = DOWNSCALE_DELAY_S
-        env = {"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local"}
-        env["RAY_metrics_report_interval_ms"] = "1000"
+def service_config(kind: str, scratch: str) -> dict[str, Any]:
+    """Returns the configuration of a service of this kind, on free ports and with short waits."""
+    config = yaml.safe_load((ROOT / CONFIG_FILES[kind]).read_text("utf-8"))
+    config = with_free_ports(config, free_port(), Path(scratch))
+    config["applications"][0].setdefault("args", {})["cache"] = {"data_dir": f"{scratch}/cache"}
+    for deployment in config["applications"][0]["deployments"]:
+        deployment.setdefault("user_config", {}).update(USER_CONFIG.get(deployment["name"], {}))
+        if deployment["name"] in ("Embedder", "EmbedServer"):
+            # so that two replicas fit onto any machine
+            deployment["ray_actor_options"] = {"num_cpus": 1}
+        if "autoscaling_config" in deployment:
+            deployment["autoscaling_config"]["downscale_delay_s"] = DOWNSCALE_DELAY_S
+    return config
+
+
+@contextmanager
+def running_service(kind: str, config: dict[str, Any], scratch: str) -> Iterator[Service]:
+    """Runs a service until the end of the block."""
+    env = {"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local", "RAY_metrics_report_interval_ms": "1000"}
+    process: ServiceProcess
+    if kind == STANDALONE:
+        file = Path(scratch) / "standalone.yaml"
+        file.write_text(yaml.safe_dump(config), "utf-8")
+        url = f"http://127.0.0.1:{config['http_options']['port']}"
+        process = ServiceProcess([*EMBEDSERVE, "serve", "--standalone", str(file)], url)
+    else:
         process = RayService(config, env=env)
-        process.start()
-        try:
-            for progress in process.wait_until_ready(timeout_s=180):
-                print(progress)
-            yield Service(process, env)
-        finally:
-            process.stop()
+    process.start()
+    try:
+        for progress in process.wait_until_ready(timeout_s=180):
+            print(progress)
+        yield Service(process, kind, env)
+    finally:
+        process.stop()
+
+
+@pytest.fixture(scope="package", params=[SEPARATE])
+def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+        config = service_config(request.param, scratch)
+        config["applications"][0]["args"]["cors_origins"] = ["*"]
+        with running_service(request.param, config, scratch) as service:
+            yield service
 
 
 class LoadGenerator:

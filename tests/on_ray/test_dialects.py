@@ -1,6 +1,7 @@
 """All dialects with the real model: each route returns the same vector."""
 
 import base64
+import re
 from typing import Any
 
 import httpx2
@@ -11,7 +12,9 @@ from sentence_transformers import SentenceTransformer
 from serve_app.config import MINILM
 from serve_app.models import model_dir
 from serve_app.types import Float32
-from tests.on_ray.conftest import Service
+from tests.on_ray.conftest import EVERYWHERE, Service
+
+pytestmark = EVERYWHERE
 
 TEXT = "The same text gets the same vector on every route."
 LONG = "A long text about rivers, bridges and harbours in winter. " * 40
@@ -146,9 +149,11 @@ def test_statistics_count_requests_and_texts(service: Service) -> None:
 
 
 async def test_metrics_are_in_prometheus_format(service: Service) -> None:
+    post(service, "/v1/embeddings", input=TEXT)
+
     def has_metrics() -> bool:
         text = httpx2.get(f"{service.url}/metrics", timeout=60).text
-        return "\nray_embedserve_texts_total{" in text
+        return re.search(r"^ray_embedserve_texts_total[{ ]", text, re.MULTILINE) is not None
 
     await service.wait_until(has_metrics, timeout_s=60)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import httpx2
 
-from tests.on_ray.conftest import USER_CONFIG, Service
+from tests.on_ray.conftest import EVERYWHERE, USER_CONFIG, Service
 
 QUERY_CLIENTS = 4
 
@@ -40,6 +40,7 @@ def query_clients(service: Service, statuses: list[int]) -> Iterator[None]:
             future.result()
 
 
+@EVERYWHERE
 def test_a_request_larger_than_the_queue_is_served_next_to_queries(service: Service) -> None:
     statuses: list[int] = []
     texts = large_request()

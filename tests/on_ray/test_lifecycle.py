@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx2
 import psutil
+import pytest
 import yaml
 
 from serve_app.command.ports import free_port
@@ -117,15 +118,21 @@ def running_command(*arguments: str, scratch: str) -> Iterator["subprocess.Popen
 
 
 @contextmanager
-def serve_command(config: str, scratch: str, *signals: signal.Signals) -> Iterator[str]:
+def serve_command(
+    config: str, scratch: str, *signals: signal.Signals, standalone: bool = False
+) -> Iterator[str]:
     """Starts the service, runs the curl command that it prints, yields its URL and stops it."""
-    with running_command(with_cache_in(config, scratch), scratch=scratch) as process:
+    options = ["--standalone"] if standalone else []
+    with running_command(with_cache_in(config, scratch), *options, scratch=scratch) as process:
         try:
             output = read_until(process, READY, timeout_s=180)
-            for stage in ("model", "weights", "space", "Ray", "replicas", "ready"):
+            for stage in ("model", "weights", "space", "ready"):
                 assert stage in output
             started = descendants(process)
-            assert any(map(is_haproxy, started)) == (config != "configs/portable.yaml")
+            on_ray = not standalone
+            assert ("Ray" in output, "replicas" in output) == (on_ray, on_ray)
+            has_proxy = on_ray and config != "configs/portable.yaml"
+            assert any(map(is_haproxy, started)) == has_proxy
             assert any(
                 "valkey-server" in p.name() for p in processes_mentioning(f"{scratch}/cache")
             )
@@ -164,14 +171,17 @@ def test_the_cache_survives_a_restart_with_another_topology() -> None:
     texts = new_texts(1000)
     replies: list[tuple[bytes, str]] = []
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
-        for config in ("serve_config.yaml", "configs/one-machine.yaml"):  # share cache keys
-            with serve_command(config, scratch, signal.SIGINT) as url:
+        for config, standalone in (  # share cache keys
+            ("serve_config.yaml", False),
+            ("configs/one-machine.yaml", False),
+            ("serve_config.yaml", True),
+        ):
+            with serve_command(config, scratch, signal.SIGINT, standalone=standalone) as url:
                 replies += [embed(url, texts) for _ in range(2)]
     assert [cache for _, cache in replies] == [
         "hits=0; misses=1000",
         "hits=1000; misses=0; tier=l1",
-        "hits=1000; misses=0; tier=l2",
-        "hits=1000; misses=0; tier=l1",
+        *["hits=1000; misses=0; tier=l2", "hits=1000; misses=0; tier=l1"] * 2,
     ]
     assert len({vectors for vectors, _ in replies}) == 1
 
@@ -204,9 +214,10 @@ def wait_until_refused(url: str) -> None:
         raise AssertionError("The port is still open.")
 
 
-def test_deploy_and_the_end_cut_off_no_request() -> None:
+@pytest.mark.parametrize("config", ["serve_config.yaml", "configs/one-machine.yaml"])
+def test_deploy_and_the_end_cut_off_no_request(config: str) -> None:
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
-        file = Path(with_cache_in("serve_config.yaml", scratch))
+        file = Path(with_cache_in(config, scratch))
         with running_command(str(file), "--drain-timeout", "60", scratch=scratch) as process:
             url = service_url(read_until(process, READY, timeout_s=180))
             address = gcs_address(process)

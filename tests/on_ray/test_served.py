@@ -21,7 +21,7 @@ from serve_app.engines.parity import MIN_COSINE
 from serve_app.model_prep.engine_selection import select_engine
 from serve_app.models import model_dir
 from tests.engines.texts import mixed_texts
-from tests.on_ray.conftest import Service
+from tests.on_ray.conftest import EVERYWHERE, ON_RAY, Service
 
 TEXTS = mixed_texts(300)
 
@@ -31,6 +31,7 @@ def reference() -> SentenceTransformer:
     return SentenceTransformer(str(model_dir(MINILM)), device="cpu", local_files_only=True)
 
 
+@EVERYWHERE
 def test_vectors_of_300_texts_equal_those_of_sentence_transformers(
     service: Service, reference: SentenceTransformer
 ) -> None:
@@ -55,6 +56,7 @@ def test_vectors_of_300_texts_equal_those_of_sentence_transformers(
     assert as_float.headers["x-truncated-inputs"]
 
 
+@EVERYWHERE
 def test_a_vector_depends_on_its_batch_only_within_the_tolerance(
     service: Service, reference: SentenceTransformer
 ) -> None:
@@ -66,6 +68,7 @@ def test_a_vector_depends_on_its_batch_only_within_the_tolerance(
         np.testing.assert_allclose(data.embedding, expected, atol=tolerance)
 
 
+@EVERYWHERE
 def test_the_hugging_face_client_gets_the_same_vector(service: Service) -> None:
     text = "Feature extraction through another dialect."
     vectors = InferenceClient(model=f"{service.url}/embed").feature_extraction(text)
@@ -73,6 +76,7 @@ def test_the_hugging_face_client_gets_the_same_vector(service: Service) -> None:
     assert vectors[0].tolist() == np.array(reply.data[0].embedding, np.float32).tolist()
 
 
+@EVERYWHERE
 def test_a_cached_vector_has_the_same_bits(service: Service) -> None:
     client = service.client()
     texts = ["once", "twice", "once"]
@@ -83,6 +87,7 @@ def test_a_cached_vector_has_the_same_bits(service: Service) -> None:
     assert first.usage.prompt_tokens == second.usage.prompt_tokens
 
 
+@EVERYWHERE
 def test_the_openai_client_lists_models_and_reduces_dimensions(service: Service) -> None:
     client = service.client()
     assert [model.id for model in client.models.list()] == [MINILM.name, *MINILM.aliases]
@@ -91,6 +96,7 @@ def test_the_openai_client_lists_models_and_reduces_dimensions(service: Service)
     assert np.linalg.norm(short.data[0].embedding) == pytest.approx(1)
 
 
+@EVERYWHERE
 def test_the_openai_client_raises_its_own_errors(service: Service) -> None:
     client = service.client()
     with pytest.raises(openai.NotFoundError) as unknown:
@@ -101,6 +107,7 @@ def test_the_openai_client_raises_its_own_errors(service: Service) -> None:
     assert (empty.value.type, empty.value.param) == ("invalid_request_error", "input")
 
 
+@EVERYWHERE
 def test_info_describes_the_selected_engine(service: Service) -> None:
     info = httpx2.get(f"{service.url}/info").json()
     selection = select_engine(AppConfig())
@@ -114,6 +121,7 @@ def test_info_describes_the_selected_engine(service: Service) -> None:
     assert (health.status_code, health.json()["status"]) == (200, "ok")
 
 
+@EVERYWHERE
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/v1/embeddings", 405), ("POST", "/v1/nothing", 404), ("POST", "/v1/embeddings", 415)],
@@ -126,6 +134,7 @@ def test_errors_pass_the_proxy_unchanged(
     assert reply.json()["error"]["message"]
 
 
+@EVERYWHERE
 def test_a_body_over_the_limit_is_rejected_by_its_content_length(service: Service) -> None:
     address = urlsplit(service.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
@@ -137,6 +146,7 @@ def test_a_body_over_the_limit_is_rejected_by_its_content_length(service: Servic
     assert status_line.startswith(b"HTTP/1.1 413 ")
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("size", [1.1, 4])
 def test_a_client_that_sends_a_body_over_the_limit_first_gets_the_status(
     service: Service, size: float
@@ -149,6 +159,7 @@ def test_a_client_that_sends_a_body_over_the_limit_first_gets_the_status(
     connection.close()
 
 
+@EVERYWHERE
 def test_packed_requests_and_replies_pass_the_proxy(service: Service) -> None:
     body = gzip.compress(json.dumps({"input": TEXTS[:8]}).encode())
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
@@ -166,6 +177,7 @@ def test_packed_requests_and_replies_pass_the_proxy(service: Service) -> None:
     assert packed.json()["data"] == plain.json()["data"]
 
 
+@EVERYWHERE
 def test_overload_is_rejected_with_429_and_other_requests_succeed(service: Service) -> None:
     def embed(number: int) -> tuple[int, float, httpx2.Headers]:
         texts = [f"request {number} text {i} " + "with some more words " * 5 for i in range(400)]
@@ -185,6 +197,7 @@ def test_overload_is_rejected_with_429_and_other_requests_succeed(service: Servi
             assert seconds < slowest_served
 
 
+@ON_RAY
 def test_another_ray_job_embeds_through_the_handle(service: Service) -> None:
     output = service.run_driver(
         """
@@ -208,6 +221,7 @@ print(json.dumps([str(vectors.dtype), vectors.shape, vectors.tolist(), message])
     assert vectors[0] == over_http.data[0].embedding
 
 
+@EVERYWHERE
 @pytest.mark.parametrize(("clients_n", "texts_n"), [(20, 50), (200, 8)], ids=["bulk", "queries"])
 def test_texts_of_disconnected_clients_leave_the_queue(
     service: Service, clients_n: int, texts_n: int
