@@ -6,6 +6,7 @@ autoscaling, replacement of a process that fails, and changes of settings withou
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -18,12 +19,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from serve_app.access.entrance import Entrance
-from serve_app.access.quota import MemoryQuotaStore, QuotaStore
-from serve_app.access.shared_quota import SharedQuotaStore
+from serve_app.access.shared_quota import open_quota_store
 from serve_app.cache.codec import Codec
-from serve_app.cache.l2 import L2Cache
+from serve_app.cache.l2 import open_l2_cache
 from serve_app.cache.stack import CacheStack
-from serve_app.config import CacheConfig, EmbedServerSettings
+from serve_app.config import EmbedServerSettings
 from serve_app.engines.affinity import available_cpus
 from serve_app.errors import InferenceError
 from serve_app.metrics import Gauges, Meter
@@ -32,7 +32,7 @@ from serve_app.scheduler.async_engine import AsyncEngine
 from serve_app.service.backend import CachedBackend
 from serve_app.service.embed import EmbedService
 from serve_app.service.replica_stats import SingleReplica
-from serve_app.valkey.shared_server import SharedServer
+from serve_app.valkey.shared_server import ServiceIdentity
 from serve_app.web.app import create_app
 from serve_app.web.request_lifecycle import RequestLifecycle
 
@@ -47,14 +47,14 @@ class StandaloneService:
     """The cache, the engine and the application of one process."""
 
     def __init__(
-        self, selection: EngineSelection, settings: EmbedServerSettings, identity: str
+        self, selection: EngineSelection, settings: EmbedServerSettings, name: str
     ) -> None:
         """Loads the engine and opens the cache. Blocks for some seconds.
 
         Args:
             selection: the model and its engine.
             settings: of the process.
-            identity: selects the embedded cache server among those of all services on the machine.
+            name: selects the embedded cache server among those of all services on the machine.
 
         Raises:
             ConfigurationError: the engine or the cache can't be used as configured.
@@ -72,16 +72,16 @@ class StandaloneService:
             rejected=selection.rejected,
         )
         self._cpus = cpus
-        open_server = partial(SharedServer, config.cache, service=identity, owner_pid=os.getpid())
+        identity = ServiceIdentity(service=name, owner_pid=os.getpid())
         self._cache = CacheStack(
             spec,
             self._engine.embed,
             l1_max_bytes=settings.l1_max_bytes,
             dtype=config.cache.dtype,
             meter=meter,
-            l2=L2Cache(config.cache, spec.space_id, server=open_server(), meter=meter),
+            l2=open_l2_cache(config.cache, identity, spec.space_id, meter),
         )
-        self._entrance = Entrance(_quota_store(config.cache, open_server, meter), meter)
+        self._entrance = Entrance(open_quota_store(config.cache, identity, meter), meter)
         service = EmbedService(
             spec,
             CachedBackend(self._cache, self._engine),
@@ -124,16 +124,6 @@ class StandaloneService:
         await self._cache.close()
 
 
-def _quota_store(
-    cache: CacheConfig, open_server: Callable[[], SharedServer], meter: Meter
-) -> QuotaStore:
-    if cache.url.get_secret_value() == "none":
-        return MemoryQuotaStore()
-    return SharedQuotaStore(
-        open_server(), prefix=cache.prefix, timeout_s=cache.timeout_s, meter=meter
-    )
-
-
 async def run(
     service: StandaloneService,
     listener: socket.socket,
@@ -170,6 +160,10 @@ async def run(
     watch = asyncio.create_task(service.exit_on_stall())
     try:
         await service.start()
+        # Objects that live as long as the process slow down each full collection by tens of
+        # milliseconds, which stop the event loop.
+        gc.collect()
+        gc.freeze()
         await server.serve([listener])
     finally:
         watch.cancel()

@@ -20,10 +20,11 @@ from serve_app.access.quota import (
     BucketLevel,
     MemoryQuotaStore,
     QuotaStatus,
+    QuotaStore,
     Reservation,
     RetryDelays,
 )
-from serve_app.config import ApiKey
+from serve_app.config import ApiKey, CacheConfig
 from serve_app.errors import ConfigurationError
 from serve_app.metrics import QUOTA_FALLBACKS, Meter
 from serve_app.valkey.breaker import Breaker
@@ -38,7 +39,7 @@ from serve_app.valkey.client import (
 from serve_app.valkey.embedded import EmbeddedUnavailable
 from serve_app.valkey.guarded_client import GuardedClient
 from serve_app.valkey.pipeline import ScriptPipeline
-from serve_app.valkey.shared_server import SharedServer
+from serve_app.valkey.shared_server import ServiceIdentity, SharedServer
 
 logger = logging.getLogger(__name__)
 
@@ -326,3 +327,15 @@ def _parse_reply(key: ApiKey, reply: Sequence[Any]) -> tuple[bool, QuotaStatus, 
         None if tokens is None else BucketLevel(tokens, float(tokens_left)),
     )
     return bool(admitted), status, float(in_flight_tokens)
+
+
+def open_quota_store(config: CacheConfig, identity: ServiceIdentity, meter: Meter) -> QuotaStore:
+    """Returns the quota store of API keys: on the cache server if there is one, else in memory.
+
+    The store connects once a key has a limit. An embedded server belongs to one machine, so each
+    machine of a cluster then counts separately.
+    """
+    if config.url.get_secret_value() == "none":
+        return MemoryQuotaStore()
+    server = SharedServer(config, **identity)
+    return SharedQuotaStore(server, prefix=config.prefix, timeout_s=config.timeout_s, meter=meter)

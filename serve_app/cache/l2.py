@@ -9,7 +9,7 @@ from serve_app.config import CacheConfig
 from serve_app.metrics import Meter
 from serve_app.types import CacheState
 from serve_app.valkey.embedded import EmbeddedUnavailable
-from serve_app.valkey.shared_server import SharedServer
+from serve_app.valkey.shared_server import ServiceIdentity, SharedServer
 
 logger = logging.getLogger(__name__)
 
@@ -94,3 +94,10 @@ class L2Cache:
             await self.store.flush(_FLUSH_TIMEOUT_S)
             await self.store.close()
         self._server.release()
+
+
+def open_l2_cache(
+    config: CacheConfig, identity: ServiceIdentity, space_id: str, meter: Meter
+) -> L2Cache:
+    """Returns the L2 cache of a service; see `L2Cache`."""
+    return L2Cache(config, space_id, server=SharedServer(config, **identity), meter=meter)

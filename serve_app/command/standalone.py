@@ -44,9 +44,7 @@ def serve_standalone(arguments: argparse.Namespace) -> int:
     if arguments.until_eof:
         terminate_at_eof()
     with listener:
-        service = StandaloneService(
-            prepare_model(application), settings, identity=f"standalone/{url}"
-        )
+        service = StandaloneService(prepare_model(application), settings, name=f"standalone/{url}")
         uvloop.run(
             standalone.run(
                 service,

@@ -7,12 +7,13 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 
 from serve_app.cache.coalescer import Deliver
+from serve_app.cache.l2 import open_l2_cache
 from serve_app.cache.report import CacheReport
 from serve_app.cache.stack import CacheStack
 from serve_app.config import CacheConfig, CacheLookupSettings
 from serve_app.deployments.group_call import GroupResult, collect, group_call
 from serve_app.deployments.retrying_call import returns_errors
-from serve_app.deployments.service_identity import open_l2_cache
+from serve_app.deployments.service_identity import current_service
 from serve_app.errors import EmbedServeError
 from serve_app.metrics import Meter, export
 from serve_app.models import ModelSpec
@@ -35,7 +36,7 @@ class CacheLookup:
             max_in_flight_calls=settings.max_in_flight_calls,
             dtype=cache.dtype,
             meter=self._meter,
-            l2=open_l2_cache(cache, spec.space_id, self._meter),
+            l2=open_l2_cache(cache, current_service(), spec.space_id, self._meter),
         )
         self._export_task: asyncio.Task[None] | None = None
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from ray import serve
 from ray.serve.schema import ReplicaRank
 
+from serve_app.cache.l2 import open_l2_cache
 from serve_app.cache.stack import CacheStack
 from serve_app.config import EmbedServerSettings
 from serve_app.deployments.http_replica import HttpReplica
 from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engine
-from serve_app.deployments.service_identity import open_l2_cache
+from serve_app.deployments.service_identity import current_service
 from serve_app.engines.base import Engine
 from serve_app.metrics import Gauges, Meter
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
@@ -45,7 +46,7 @@ class EmbedServer(HttpReplica):
             l1_max_bytes=settings.l1_max_bytes,
             dtype=config.cache.dtype,
             meter=meter,
-            l2=open_l2_cache(config.cache, spec.space_id, meter),
+            l2=open_l2_cache(config.cache, current_service(), spec.space_id, meter),
         )
         self._serve(spec, config, cache, CachedBackend(cache, self._engine), meter)
 

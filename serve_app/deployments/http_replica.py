@@ -8,12 +8,13 @@ from ray.serve.schema import ReplicaRank
 from starlette.types import ASGIApp
 
 from serve_app.access.entrance import Entrance, require_keys_beyond_loopback
+from serve_app.access.shared_quota import open_quota_store
 from serve_app.cache.report import CacheReport, WarmResult
 from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, RequestSettings
 from serve_app.deployments.ingress_stats import IngressStats
 from serve_app.deployments.retrying_call import returns_errors
-from serve_app.deployments.service_identity import http_host, open_quota_store
+from serve_app.deployments.service_identity import current_service, http_host
 from serve_app.metrics import Gauges, Meter, Totals, export
 from serve_app.models import ModelSpec
 from serve_app.service.backend import Backend
@@ -48,7 +49,8 @@ class HttpReplica:
         self._service = EmbedService(
             spec, backend, self.settings_type(), meter, IngressStats(meter)
         )
-        self._entrance = Entrance(open_quota_store(config.cache, meter), meter)
+        quotas = open_quota_store(config.cache, current_service(), meter)
+        self._entrance = Entrance(quotas, meter)
         self._export_task: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

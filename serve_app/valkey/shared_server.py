@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 from serve_app.config import CacheConfig
 from serve_app.config.secret import read_secret
@@ -12,6 +13,13 @@ from serve_app.valkey.client import Client, connect
 from serve_app.valkey.embedded import EmbeddedUnavailable, Lease, default_data_dir, lease_server
 
 logger = logging.getLogger(__name__)
+
+
+class ServiceIdentity(TypedDict):
+    """Selects the embedded server of a service among those of all services on the machine."""
+
+    service: str  #: the same after a restart
+    owner_pid: int  #: a process that lives as long as the service does on this machine
 
 
 class SharedServer:

@@ -18,12 +18,12 @@ from serve_app.access.quota import (
     QuotaStore,
     Reservation,
 )
-from serve_app.access.shared_quota import SharedQuotaStore
+from serve_app.access.shared_quota import SharedQuotaStore, open_quota_store
 from serve_app.config import ApiKey, CacheConfig
 from serve_app.errors import ConfigurationError, QuotaExceeded
 from serve_app.metrics import QUOTA_FALLBACKS, Meter
 from serve_app.valkey.breaker import Breaker
-from serve_app.valkey.shared_server import SharedServer
+from serve_app.valkey.shared_server import ServiceIdentity, SharedServer
 from tests.valkey_server import ValkeyProcess
 
 LIMIT_S = 20
@@ -462,3 +462,12 @@ async def test_an_invalid_url_is_reported_when_a_key_has_a_limit(
         assert (await store.reserve(key(requests_per_minute=1), 1)).entry is None
         assert "counts quotas by itself" in caplog.text
         assert "s3cret" not in caplog.text
+
+
+def test_quotas_are_stored_on_the_cache_server_if_there_is_one() -> None:
+    identity = ServiceIdentity(service="test", owner_pid=os.getpid())
+    shared = open_quota_store(CacheConfig(), identity, Meter())
+    assert isinstance(shared, SharedQuotaStore)
+    assert shared.state == "down"  # it connects once a key has a limit
+    no_server = CacheConfig.model_validate({"url": "none"})
+    assert isinstance(open_quota_store(no_server, identity, Meter()), MemoryQuotaStore)

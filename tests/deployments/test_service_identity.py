@@ -6,16 +6,8 @@ import pytest
 import ray
 from ray.serve.config import ProxyLocation
 
-from serve_app.access.quota import MemoryQuotaStore
-from serve_app.access.shared_quota import SharedQuotaStore
-from serve_app.config import CacheConfig
 from serve_app.deployments import service_identity
-from serve_app.deployments.service_identity import (
-    current_service,
-    http_host,
-    open_quota_store,
-)
-from serve_app.metrics import Meter
+from serve_app.deployments.service_identity import current_service, http_host
 
 
 class FakeController:
@@ -62,16 +54,6 @@ async def test_http_host_is_the_host_that_serve_listens_on(
     controller = FakeController(host, location)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: controller)
     assert await http_host() == expected
-
-
-@pytest.mark.usefixtures("serve_context")
-def test_quotas_are_stored_on_the_cache_server_if_there_is_one() -> None:
-    shared = open_quota_store(CacheConfig(), Meter())
-    assert isinstance(shared, SharedQuotaStore)
-    assert shared.state == "down"  # it connects once a key has a limit
-    assert isinstance(
-        open_quota_store(CacheConfig.model_validate({"url": "none"}), Meter()), MemoryQuotaStore
-    )
 
 
 @pytest.mark.usefixtures("serve_context")

@@ -63,7 +63,7 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     monkeypatch.setattr(standalone, "load_engine", lambda selection, threads: engine)
     model = ModelConfig(name="words", source=f"hashing:{DIM}")
     selection = select_engine(AppConfig(model=model, cache=CacheConfig.parse({"url": "none"})))
-    service = StandaloneService(selection, EmbedServerSettings(), identity="test")
+    service = StandaloneService(selection, EmbedServerSettings(), name="test")
     engine.batches.clear()  # the warm-up
     ready = asyncio.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
