@@ -211,7 +211,7 @@ def _figures(results: SuiteResults) -> Iterator[list[str]]:
     )
     for experiment, x, workload, connections, rate, bulk, peer in points:
         load = f"{rate:g}/s" if rate else f"{connections} clients"
-        title = f"{workload}, {load}" + (f", {bulk} bulk clients" if bulk else "")
+        title = f"{experiment}: {workload}, {load}" + (f", {bulk} bulk clients" if bulk else "")
         spreads = (
             results.spread(experiment, peer, x, metric)
             for metric in ("requests_per_s", "texts_per_s", "p50_ms", "p99_ms")

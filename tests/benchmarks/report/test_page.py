@@ -49,6 +49,20 @@ def test_every_server_is_in_every_table() -> None:
     assert len(RESULTS.peers("server")) >= 5
 
 
+def test_the_report_shows_the_instruction_sets_and_the_precision() -> None:
+    records = [dict(record) for record in RESULTS.records]
+    sets = ["avx2", "avx512_vnni"]
+    records[0] |= {
+        "precision": "fp32",
+        "machine": {**records[0]["machine"], "instruction_sets": sets},
+    }
+    results = SuiteResults(records)
+    page = report_page(results, [])
+    assert f"({records[0]['machine']['cpu']}: avx2, avx512_vnni)" in page
+    assert "in EmbedServe at fp32" in page
+    assert "in EmbedServe at fp32" in readme_table(results)
+
+
 def test_the_report_lists_peers_that_were_not_measured() -> None:
     unavailable = {"experiment": "left out", "peer": "other", "why": "a traceback\nthe reason"}
     page = report_page(SuiteResults([*RESULTS.records, unavailable]), [])
