@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import psutil
 
-from serve_app.valkey.supervisor import parse_owner_pid
+from serve_app.valkey.supervisor import SHUTDOWN_TIMEOUT_S, parse_owner_pid
 
 _POLL_S = 0.1
 _KILL_TIMEOUT_S = 3.0
@@ -31,6 +31,13 @@ def cache_servers(owner_pids: Collection[int]) -> list[psutil.Process]:
             if parse_owner_pid(process.cmdline()) in owner_pids:
                 servers += [process, *process.children()]
     return servers
+
+
+def stop_cache_servers(owner_pids: Collection[int]) -> None:
+    """Ends the cache servers that these processes own, and waits until their data is saved."""
+    servers = cache_servers(owner_pids)
+    send_signal(servers, signal.SIGTERM)
+    wait_or_kill(servers, SHUTDOWN_TIMEOUT_S + _KILL_TIMEOUT_S)
 
 
 def process_name(process: psutil.Process) -> str:

@@ -20,10 +20,10 @@ from serve_app.command.process_tree import (
     have_exited,
     send_signal,
     session_processes,
+    stop_cache_servers,
     wait_or_kill,
 )
 from serve_app.valkey.parent_death import die_with_parent
-from serve_app.valkey.supervisor import SHUTDOWN_TIMEOUT_S
 
 _POLL_S = 0.3
 _STOP_TIMEOUT_S = 60.0
@@ -164,9 +164,7 @@ class ServiceProcess:
                 self._child.kill()
                 self._child.wait()
         wait_or_kill(tree, 0 if kill else _EXIT_TIMEOUT_S)
-        servers = cache_servers(self._owner_pids(tree))
-        send_signal(servers, signal.SIGTERM)
-        wait_or_kill(servers, SHUTDOWN_TIMEOUT_S + _EXIT_TIMEOUT_S)
+        stop_cache_servers(self._owner_pids(tree))
         if self._reader is not None:
             self._reader.join()
 

@@ -16,6 +16,7 @@ from serve_app.command.config_file import (
     standalone_settings,
 )
 from serve_app.command.prepare import prepare_model
+from serve_app.command.process_tree import stop_cache_servers
 from serve_app.command.progress import print_ready, print_step
 from serve_app.command.service_process import StartupError
 from serve_app.command.supervision import terminate_at_eof
@@ -53,6 +54,8 @@ def serve_standalone(arguments: argparse.Namespace) -> int:
                 on_ready=lambda: print_ready(url),
             )
         )
+    # In a container, everything else is killed when this process ends.
+    stop_cache_servers({os.getpid()})
     print_step("stopped", "the process ends")
     _exit_soon()
     return 0

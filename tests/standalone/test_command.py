@@ -119,7 +119,7 @@ def test_from_start_to_end(file: Path, tmp_path: Path, number: signal.Signals | 
         assert process.returncode == 0
         assert "stopped" in final_output
         assert "Traceback" not in final_output
-    wait_until_none_mentions(tmp_path)
+    assert processes_mentioning(tmp_path) == []
 
 
 def test_the_cache_survives_a_restart(file: Path) -> None:
