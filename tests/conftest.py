@@ -28,6 +28,7 @@ _SLOW_PATHS = (
     "tests/clients",
     "tests/embedserve_client/test_local_model.py",
     "tests/embedserve_client/test_ray.py",
+    "tests/embedserve_client/test_supervised_standalone.py",
     "tests/embedserve_client/test_supervisor.py",
     "tests/engines/test_openvino_engine.py",
     "tests/engines/test_torch_engine.py",
