@@ -44,18 +44,22 @@ def serve_standalone(arguments: argparse.Namespace) -> int:
     url = http_url(host, listener.getsockname()[1])
     if arguments.until_eof:
         terminate_at_eof()
-    with listener:
-        service = StandaloneService(prepare_model(application), settings, name=f"standalone/{url}")
-        uvloop.run(
-            standalone.run(
-                service,
-                listener,
-                drain_timeout_s=arguments.drain_timeout,
-                on_ready=lambda: print_ready(url),
+    try:
+        with listener:
+            service = StandaloneService(
+                prepare_model(application), settings, name=f"standalone/{url}"
             )
-        )
-    # In a container, everything else is killed when this process ends.
-    stop_cache_servers({os.getpid()})
+            uvloop.run(
+                standalone.run(
+                    service,
+                    listener,
+                    drain_timeout_s=arguments.drain_timeout,
+                    on_ready=lambda: print_ready(url),
+                )
+            )
+    finally:
+        # In a container, everything else is killed when this process ends.
+        stop_cache_servers({os.getpid()})
     print_step("stopped", "the process ends")
     _exit_soon()
     return 0

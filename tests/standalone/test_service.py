@@ -22,6 +22,7 @@ from tests.fakes import DIM, FakeEngine, fake_vector
 #: Far more than any test needs.
 LIMIT_S = 10
 DRAIN_TIMEOUT_S = 1.0
+SETTINGS = EmbedServerSettings(health_max_age_s=0.05, health_timeout_s=0.2)
 
 
 class Running:
@@ -63,7 +64,7 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     monkeypatch.setattr(standalone, "load_engine", lambda selection, threads: engine)
     model = ModelConfig(name="words", source=f"hashing:{DIM}")
     selection = select_engine(AppConfig(model=model, cache=CacheConfig.parse({"url": "none"})))
-    service = StandaloneService(selection, EmbedServerSettings(), name="test")
+    service = StandaloneService(selection, SETTINGS, name="test")
     engine.batches.clear()  # the warm-up
     ready = asyncio.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -132,6 +133,18 @@ async def test_a_client_that_left_does_not_affect_another_with_the_same_text(
     assert np.array_equal(np.array(item["embedding"], np.float32), fake_vector("shared"))
     await first
     assert [text for batch in running.engine.batches for text in batch].count("shared") == 1
+
+
+async def test_health_reports_an_engine_that_hangs(running: Running) -> None:
+    running.engine.hold()
+    first = await running.start_embedding("first")
+    health = await running.client.get("/health")
+    assert health.status_code == 503
+    assert health.json()["reason"] == "The engine returned no vector within 0.2 s."
+    assert (await running.client.get("/v1/health/live")).status_code == 200
+    running.engine.release()
+    await first
+    assert (await running.client.get("/health")).status_code == 200
 
 
 async def test_a_signal_lets_requests_in_flight_end(running: Running) -> None:
