@@ -5,6 +5,7 @@ import logging
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -102,8 +103,11 @@ class HttpTarget:
             orjson.dumps(body(texts, self.model)),
             {"content-type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-            content = orjson.loads(response.read())
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+                content = orjson.loads(response.read())
+        except (HTTPException, orjson.JSONDecodeError) as error:
+            raise OSError(f"{self.url} returned no JSON over HTTP: {error!r}") from None
         if self.dialect != "tei":
             content = [item["embedding"] for item in content["data"]]
         return np.array(content, dtype=np.float32)

@@ -1,6 +1,7 @@
 """The TCP ports of a service: finding one that is in use, and moving all of them."""
 
 import copy
+import random
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +16,18 @@ _HAPROXY_PORTS = {
 }
 
 
+#: Between the ports of Ray's workers and Linux's ephemeral ports.
+_FREE_PORTS = range(20_000, 32_768)
+
+
 def free_port() -> int:
-    """Returns a port on which no process listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a port on which no process listens.
+
+    It is no ephemeral port: the kernel could give such a port to one of Ray's processes before the
+    service listens on it.
+    """
+    ports = random.SystemRandom().sample(_FREE_PORTS, len(_FREE_PORTS))
+    return next(port for port in ports if _is_free("127.0.0.1", port))
 
 
 def port_in_use(config: Mapping[str, Any]) -> int | None:

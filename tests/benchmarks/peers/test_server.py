@@ -49,6 +49,14 @@ def test_the_error_of_a_server_that_ends_is_reported() -> None:
         server.wait_until_ready()
 
 
+def test_a_server_of_another_protocol_is_not_ready() -> None:
+    no_http = "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
+    no_http += "while True: c, _ = s.accept(); c.recv(9999); c.sendall(b'\\0\\0\\n'); c.close()"
+    peer = Peer("fake", "Fake", lambda p: [p.python, "-c", no_http, str(p.port)])
+    with ServerProcess(peer) as server, pytest.raises(PeerError, match="no JSON over HTTP"):
+        server.wait_until_ready(timeout_s=5)
+
+
 def test_waiting_for_a_server_times_out() -> None:
     peer = Peer("fake", "Fake", lambda p: [p.python, "-c", "import time; time.sleep(60)"])
     with ServerProcess(peer) as server, pytest.raises(PeerError, match="no vector after"):
