@@ -119,7 +119,7 @@ async def test_the_error_of_a_group_is_a_value(
 
 
 async def test_a_cancelled_call_is_neither_computed_nor_delivered(
-    engine: GatedEngine, async_engine: AsyncEngine
+    engine: GatedEngine, async_engine: AsyncEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     running, running_task = start(async_engine, TextGroup(("running",)))
     await asyncio.sleep(0.01)
@@ -134,6 +134,7 @@ async def test_a_cancelled_call_is_neither_computed_nor_delivered(
     assert cancelled == {}
     assert engine.batches == [["running"], ["last"]]
     assert [len(running), len(last)] == [1, 1]
+    assert caplog.records == []
 
 
 async def test_settings_apply_to_later_calls(
@@ -186,6 +187,18 @@ async def test_token_vectors(engine: GatedEngine, async_engine: AsyncEngine) -> 
     assert np.array_equal(result.values, [fake_vector(character) for character in "abc"])
     with pytest.raises(InferenceError):
         await async_engine.embed_tokens(TextGroup(("boom",)))
+    engine.batches.clear()
+    engine.hold()
+    running = asyncio.create_task(async_engine.embed_tokens(TextGroup(("running",))))
+    await asyncio.sleep(0.01)
+    cancelled = asyncio.create_task(async_engine.embed_tokens(TextGroup(("cancelled",))))
+    await asyncio.sleep(0.01)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    engine.release()
+    await running
+    await async_engine.embed_tokens(TextGroup(("last",)))
+    assert engine.batches == [["running"], ["last"]]
 
 
 async def test_it_describes_its_engine_and_load(
