@@ -269,9 +269,9 @@ class Suite:
         step = f"{experiment.name}: {peer.title}, {point.workload.description}, {load}"
         display.start_step(f"{step}, round {turn + 1} of {self._schedule.rounds}")
         resume(running.pid)
-        if point.workload.cached_texts:
-            running.embed(list(point.workload.cached_texts))
         time.sleep(_SETTLE_S)
+        if isinstance(running, ServerProcess) and point.workload.cached_texts:
+            running.wait_until_ready(texts=point.workload.cached_texts)
         usage = Usage(running.pid)
         if isinstance(running, LibraryProcess):
             metrics = _measure_library(running, point, plan)

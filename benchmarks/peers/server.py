@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -61,16 +62,18 @@ class ServerProcess:
         """The id of the process that all other processes of the server descend from."""
         return self._process.pid
 
-    def wait_until_ready(self, timeout_s: float = 180.0) -> None:
-        """Waits for the first vector.
+    def wait_until_ready(
+        self, timeout_s: float = 180.0, texts: Sequence[str] = (PROBE_TEXT,)
+    ) -> None:
+        """Waits until the server returns the vectors of texts.
 
         Raises:
-            PeerError: the process ended, or returned no vector in time.
+            PeerError: the process ended, or returned no vectors in time.
         """
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                self.target.embed([PROBE_TEXT])
+                self.target.embed(list(texts))
                 return
             except (OSError, ValueError, KeyError) as error:
                 if self._process.poll() is not None:
