@@ -9,14 +9,14 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.on_ray.conftest import LoadGenerator, Service
+from tests.on_ray.conftest import EVERYWHERE, ON_RAY, LoadGenerator, Service
 
 
 def have_disjoint_cpus(service: Service) -> bool:
-    """Returns whether the two Embedder replicas pin threads to disjoint sets of CPUs."""
+    """Returns whether the two replicas with engines pin threads to disjoint sets of CPUs."""
     all_cpus = os.sched_getaffinity(0)
     pinned = []
-    for pid in service.replica_pids("Embedder"):
+    for pid in service.replica_pids(service.engine_deployment):
         tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
         pinned.append(
             {cpu for t in tasks if (cpus := os.sched_getaffinity(t)) != all_cpus for cpu in cpus}
@@ -25,16 +25,18 @@ def have_disjoint_cpus(service: Service) -> bool:
     return bool(first) and bool(second) and not first & second
 
 
+@ON_RAY
 async def test_autoscaling_up_and_down_fails_no_request(
     service: Service, load: LoadGenerator
 ) -> None:
-    assert service.running_replicas("Embedder") == 1
+    deployment = service.engine_deployment
+    await asyncio.to_thread(service.wait_for_one_replica)
     async with load.run(clients=16, texts=8):
-        await service.wait_until(lambda: service.running_replicas("Embedder") == 2)
+        await service.wait_until(lambda: service.running_replicas(deployment) == 2)
         await load.wait_for(200)
         assert len(os.sched_getaffinity(0)) < 2 or have_disjoint_cpus(service)
     async with load.run(clients=1, texts=1, pause_s=0.2):
-        await service.wait_until(lambda: service.running_replicas("Embedder") == 1)
+        await service.wait_until(lambda: service.running_replicas(deployment) == 1)
         await load.wait_for(5)
     assert load.failures == []
 
@@ -94,6 +96,7 @@ def test_health_reports_an_engine_that_hangs(service: Service) -> None:
         time.sleep(0.5)
 
 
+@EVERYWHERE
 async def test_each_request_of_a_burst_is_served_or_rejected(service: Service) -> None:
     async with httpx2.AsyncClient(
         base_url=service.url, timeout=60, limits=httpx2.Limits(max_connections=300)
