@@ -56,23 +56,26 @@ async def test_a_replica_killed_under_load_fails_no_request(
     assert load.failures == []
 
 
-async def test_requests_of_a_killed_ingress_are_sent_again(
+@ON_RAY
+async def test_requests_of_a_killed_http_replica_are_sent_again(
     service: Service, load: LoadGenerator
 ) -> None:
+    await asyncio.to_thread(service.wait_for_one_replica)
     async with load.run(clients=4, texts=4):
         await load.wait_for(20)
-        (before,) = service.replica_pids("Ingress")
-        embedders = service.replica_pids("Embedder")
-        for pid in embedders:
+        (before,) = service.replica_pids(service.http_deployment)
+        engines = service.replica_pids(service.engine_deployment)
+        for pid in engines:
             os.kill(pid, signal.SIGSTOP)
         try:
             await asyncio.sleep(0.5)  # until no reply is being sent: half a reply can't be repeated
             os.kill(before, signal.SIGKILL)
         finally:
-            for pid in embedders:
+            for pid in {*engines} - {before}:
                 os.kill(pid, signal.SIGCONT)
         await service.wait_until(
-            lambda: bool(set(service.replica_pids("Ingress")) - {before}), timeout_s=60
+            lambda: bool(set(service.replica_pids(service.http_deployment)) - {before}),
+            timeout_s=60,
         )
         await load.wait_for(40, timeout_s=100)
     assert load.failures == []

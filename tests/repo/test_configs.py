@@ -48,6 +48,15 @@ def test_only_the_model_scales(config: dict[str, Any]) -> None:
     assert all("autoscaling_config" not in deployment for deployment in others)
 
 
+def test_haproxy_is_set_up_as_in_the_default(config: dict[str, Any]) -> None:
+    default = yaml.safe_load(FILES[0].read_text(encoding="utf-8"))
+    expected, actual = (
+        content["controller_options"]["runtime_env"]["env_vars"] for content in (default, config)
+    )
+    if actual["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
+        assert actual == expected
+
+
 def test_the_default_needs_no_environment_variable() -> None:
     config = yaml.safe_load(FILES[0].read_text(encoding="utf-8"))
     env = config["controller_options"]["runtime_env"]["env_vars"]
