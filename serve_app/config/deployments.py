@@ -174,8 +174,7 @@ class EmbedderSettings(Section):
         description="Target duration of one model batch while interactive texts arrive. The batch "
         "size adapts to it, up to `max_batch_tokens`. An interactive text waits up to this long "
         "for the running batch, so lower it for latency and raise it for throughput. A backlog of "
-        "interactive texts is computed in batches of 2.5 times the target, and bulk texts alone "
-        "in batches of 5 times.",
+        "interactive texts, and bulk texts alone, are computed in batches of 2.5 times the target.",
     )
     max_batch_texts: int = Field(
         default=64, ge=1, le=4096, description="Maximum number of texts in one model batch."

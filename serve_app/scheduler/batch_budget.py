@@ -14,11 +14,10 @@ _MIN_FILL = 0.5
 _MAX_RATIO = 1.5
 
 
-#: Duration of a batch, in multiples of the target. While interactive texts arrive, 1.
-#: With a backlog of them, a longer batch adds less to their wait than it takes from the backlog.
-_BACKLOG_FACTOR = 2.5
-#: Nobody waits for the batches of bulk texts alone.
-_BULK_FACTOR = 5.0
+#: Duration of a batch, in multiples of the target, where no interactive text waits for its end
+#: longer than for those before it: with a backlog of them, and for bulk texts alone. Still longer
+#: batches cost throughput on some CPUs.
+_THROUGHPUT_FACTOR = 2.5
 #: Interactive texts are expected for this long after the last one.
 _INTERACTIVE_AFTER_S = 1.0
 #: Batches for each stream that interactive texts would fill, from which they are a backlog.
@@ -77,8 +76,7 @@ class BatchBudgets:
         self._clock = clock
         self._interactive_until_s = -math.inf
         self._latency = BatchBudget()
-        self._backlog = BatchBudget(_BACKLOG_FACTOR)
-        self._bulk = BatchBudget(_BULK_FACTOR)
+        self._throughput = BatchBudget(_THROUGHPUT_FACTOR)
 
     def record_interactive(self) -> None:
         """Notes that interactive texts have arrived."""
@@ -91,14 +89,14 @@ class BatchBudgets:
             interactive_tokens: number of interactive tokens that are queued or being computed.
             limit: upper bound of the budget.
         """
+        backlog = _BACKLOG_BATCHES * self._streams * self._latency.tokens(limit)
+        if interactive_tokens > backlog:
+            return self._throughput
         if not interactive_tokens and self._clock() > self._interactive_until_s:
-            return self._bulk
-        batches = _BACKLOG_BATCHES * self._streams
-        if interactive_tokens > batches * self._latency.tokens(limit):
-            return self._backlog
+            return self._throughput
         return self._latency
 
     def record_out_of_memory(self, padded_tokens: int) -> None:
         """See `BatchBudget.record_out_of_memory`."""
-        for budget in (self._latency, self._backlog, self._bulk):
+        for budget in (self._latency, self._throughput):
             budget.record_out_of_memory(padded_tokens)

@@ -56,7 +56,7 @@ def test_bulk_batches_grow_once_no_interactive_text_has_come_for_a_second() -> N
     budgets.record_interactive()
     mixed = budgets.select(10, LIMIT)
     run_batches(mixed, 20_000, 60)
-    assert alone.tokens(LIMIT) == pytest.approx(5 * mixed.tokens(LIMIT), rel=0.1)
+    assert alone.tokens(LIMIT) == pytest.approx(2.5 * mixed.tokens(LIMIT), rel=0.1)
     clock.now_s = 0.9
     assert budgets.select(0, LIMIT) is mixed
     clock.now_s = 1.1
