@@ -5,10 +5,13 @@ import pytest
 from serve_app.metrics import (
     BATCH_SECONDS,
     CACHED_TEXTS,
+    L2_UP,
+    QUEUED_TOKENS,
     REQUESTS,
     STAGE_SECONDS,
     TEXTS,
     TOKENS,
+    Gauges,
     Meter,
     Totals,
 )
@@ -85,4 +88,14 @@ async def test_a_single_replica_reports_its_own_totals() -> None:
     assert await replica_stats.totals() == COUNTED
     await replica_stats.reset()
     assert await replica_stats.totals() == Totals()
-    assert await replica_stats.prometheus_text() == ""
+
+
+async def test_the_metrics_of_a_single_replica_have_the_names_that_ray_exports() -> None:
+    meter = Meter()
+    meter.add(REQUESTS, 1, "200")
+    meter.add(REQUESTS, 1, "200")
+    gauges: Gauges = {QUEUED_TOKENS: {"bulk": 3.0}, L2_UP: 1.0}
+    lines = (await SingleReplica(meter, lambda: gauges).prometheus_text()).splitlines()
+    assert 'ray_embedserve_requests_total{status="200"} 2.0' in lines
+    assert 'ray_embedserve_queued_tokens{lane="bulk"} 3.0' in lines
+    assert "ray_embedserve_l2_up 1.0" in lines

@@ -12,7 +12,7 @@ _SINGLE_VALUED = frozenset(
     ("api-key", "authorization", "content-type", "x-api-key", "x-priority", "x-request-timeout-s")
 )
 
-_DECIMAL = re.compile(r"\d{1,9}(?:\.\d{0,9})?", re.ASCII)
+_NUMBER = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?", re.ASCII)
 
 
 def decode_headers(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -71,7 +71,7 @@ def request_timeout_s(headers: Mapping[str, str]) -> float:
     value = headers.get("x-request-timeout-s")
     if value is None:
         return math.inf
-    if not _DECIMAL.fullmatch(value) or not float(value):
+    if not _NUMBER.fullmatch(value) or not float(value):
         raise InvalidRequest(
             "The header `x-request-timeout-s` must be a positive number of seconds; it was "
             f"{short_repr(value)}.",

@@ -1,5 +1,9 @@
 """A million distinct texts: memory stays below its limit."""
 
+import asyncio
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
 import numpy as np
 import psutil
 
@@ -18,7 +22,17 @@ MAX_BYTES = 32 << 20
 SLACK_BYTES = 48 << 20
 
 
-async def test_a_million_distinct_texts_stay_below_the_limit() -> None:
+def test_a_million_distinct_texts_stay_below_the_limit() -> None:
+    # In a process of its own: memory that other tests have freed would count.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(_run).result()
+
+
+def _run() -> None:
+    asyncio.run(_look_up_a_million_texts())
+
+
+async def _look_up_a_million_texts() -> None:
     spec = resolve(ModelConfig(name="words", source="hashing:64"))
     engine = HashingEngine(spec)
     memory = MemoryCache(MAX_BYTES)

@@ -269,7 +269,7 @@ groups = [TextGroup((ids,)) for ids in ((15339, 1917), tuple(tokenization.ids), 
 invalid, *same = embedder.embed.remote(tuple(groups)).result()
 unknown = embedder.decode.remote(((-1,),), True).result()
 errors = [invalid.code, invalid.param, unknown.code, unknown.param]
-equal = bool((same[0].values == same[1].values).all())
+equal = same[0].values == same[1].values
 print(json.dumps([tokenization.tokens, texts, vectors.values.shape, errors, equal]))
 """
     )

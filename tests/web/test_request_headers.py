@@ -1,5 +1,7 @@
 """Request headers: decoding them, and applying them to jobs of each type."""
 
+import math
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -109,10 +111,19 @@ def test_an_unknown_priority_is_rejected() -> None:
     assert raised.value.param == "x-priority"
 
 
-@pytest.mark.parametrize("value", ["0", "0.0", "-1", "abc", "nan", "1e3", "", "\xff", "1" * 400])
+@pytest.mark.parametrize(
+    "value", ["0", "0.0", "-1", "abc", "nan", "inf", "1e-400", "", "\xff", "1_0"]
+)
 def test_a_time_limit_must_be_a_positive_number(value: str) -> None:
     with pytest.raises(InvalidRequest, match="x-request-timeout-s"):
         request_timeout_s({"x-request-timeout-s": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("2.5", 2.5), ("1e3", 1000), ("5e-324", 5e-324), ("1" * 400, math.inf)]
+)
+def test_a_time_limit_is_any_positive_number(value: str, seconds: float) -> None:
+    assert request_timeout_s({"x-request-timeout-s": value}) == seconds
 
 
 def test_a_client_lowers_the_time_limit_and_never_raises_it() -> None:

@@ -61,7 +61,7 @@ _TIMEOUT = {
     "in": "header",
     "description": "Time limit in seconds, if it is lower than the service's own; after it the "
     "response is a 504, and texts that are still queued are not computed.",
-    "schema": {"type": "number", "exclusiveMinimum": 0},
+    "schema": {"type": "string", "pattern": r"^([1-9]\d{0,5}(\.\d{1,3})?|0\.\d{0,2}[1-9])$"},
 }
 
 #: Errors of every route; of routes that check keys; that read a body; and that run a job.
