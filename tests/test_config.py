@@ -161,3 +161,8 @@ def test_origins_of_browsers_are_accepted(origin: str) -> None:
 def test_origins_that_no_browser_sends_are_errors(origin: str) -> None:
     with pytest.raises(ConfigurationError, match=r"cors_origins\.0: .*`https://app\.example`"):
         AppConfig.parse({"cors_origins": [origin]})
+
+
+def test_the_former_topology_names_its_successor() -> None:
+    with pytest.raises(ConfigurationError, match="`inline` was replaced by `colocated`"):
+        AppConfig.parse({"topology": "inline"})

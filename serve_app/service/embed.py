@@ -21,9 +21,7 @@ from serve_app.errors import (
     DeadlineExceeded,
     EmbedServeError,
     InvalidRequest,
-    ModelNotFound,
     TextTooLong,
-    short_repr,
 )
 from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
@@ -221,7 +219,7 @@ class EmbedService:
         )
 
     async def _tokenize(self, job: TokenizeJob) -> TokenizerResult[Tokenization]:
-        self._check_model(job.model)
+        self.spec.check_name(job.model)
         inputs = self._replace_invalid(job.texts)
         validate_inputs(inputs, self.settings)
         prompt = "" if job.input_type is None else self.spec.prompt(job.input_type)
@@ -231,7 +229,7 @@ class EmbedService:
         return TokenizerResult(rows)
 
     async def _decode(self, job: DecodeJob) -> TokenizerResult[str]:
-        self._check_model(job.model)
+        self.spec.check_name(job.model)
         validate_inputs(job.token_ids, self.settings)
         validate_reply_tokens(sum(map(len, job.token_ids)), self.settings)
         return TokenizerResult(await self._backend.decode(job.token_ids, job.skip_special_tokens))
@@ -329,15 +327,8 @@ class EmbedService:
     def _default_lane(self, text_count: int) -> Lane:
         return "interactive" if text_count <= self.settings.interactive_max_texts else "bulk"
 
-    def _check_model(self, name: str | None) -> None:
-        if not self.spec.accepts(name):
-            raise ModelNotFound(
-                f"The model {short_repr(name)} isn't served here. Served: {self.spec.name!r}.",
-                "model",
-            )
-
     def _validate_job(self, job: EmbedJob) -> None:
-        self._check_model(job.model)
+        self.spec.check_name(job.model)
         if job.dimensions is not None and not 1 <= job.dimensions <= self.spec.dim:
             raise InvalidRequest(
                 f"`dimensions` must be between 1 and {self.spec.dim}, the model's own; "

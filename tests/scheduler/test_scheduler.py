@@ -18,6 +18,7 @@ from serve_app.errors import (
     Overloaded,
     Unavailable,
 )
+from serve_app.metrics import BUDGET_TOKENS
 from serve_app.scheduler.pending import PendingTokenVectors, PendingVectors
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.types import Input, TextGroup, Vectors
@@ -270,6 +271,23 @@ async def test_a_group_past_its_deadline_is_not_computed(
         assert isinstance(await expired.future, DeadlineExceeded)
         await wait_until(lambda: scheduler.load.queued_tokens == 0)
     assert engine.batches == [["first"]]
+
+
+async def test_batches_are_shorter_for_a_second_after_an_interactive_text(
+    run_scheduler: RunScheduler,
+) -> None:
+    clock = FakeClock()
+    async with run_scheduler(clock=clock) as scheduler:
+        bulk = PendingVectors(
+            TextGroup(tuple(16 * chr(97 + i % 26) for i in range(64)), lane="bulk")
+        )
+        await scheduler.submit([bulk])
+        await bulk.future
+        longer = scheduler.gauges()[BUDGET_TOKENS]
+        await embed(scheduler, "query")
+        shorter = scheduler.gauges()[BUDGET_TOKENS]
+        clock.now_s += 1.1
+        assert scheduler.gauges()[BUDGET_TOKENS] == longer != shorter
 
 
 async def test_timings_separate_queue_and_inference_time(
