@@ -20,8 +20,8 @@ _MAX_RATIO = 1.5
 _THROUGHPUT_FACTOR = 2.5
 #: Interactive texts are expected for this long after the last one.
 _INTERACTIVE_AFTER_S = 1.0
-#: Batches for each stream that interactive texts would fill, from which they are a backlog.
-_BACKLOG_BATCHES = 2
+#: Batches for each stream that interactive texts fill, above which they are a backlog.
+_BACKLOG_BATCHES = 1
 
 
 class BatchBudget:
