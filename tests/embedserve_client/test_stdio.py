@@ -13,7 +13,13 @@ from typing import Any, Unpack
 import pytest
 
 from embedserve_client.base import EmbedOptions
-from embedserve_client.errors import RequestTimeoutError
+from embedserve_client.errors import (
+    EmbedError,
+    HTTPError,
+    NetworkError,
+    RequestTimeoutError,
+    ServerError,
+)
 from embedserve_client.space import Space
 from embedserve_client.stdio import StdioServer
 from embedserve_client.vectors import VectorInfo, Vectors
@@ -24,9 +30,10 @@ INFO = VectorInfo(Space.parse(SPACE), "m", "service")
 
 
 class GatedEmbedder:
-    """Embeds a text when its gate opens; the text `late` times out."""
+    """Embeds a text when its gate opens; the text `late` times out. The first calls may fail."""
 
-    def __init__(self) -> None:
+    def __init__(self, *failures: EmbedError) -> None:
+        self.failures = list(failures)
         self.calls: list[tuple[list[str], str | None]] = []
         self.gates: dict[str, asyncio.Event] = {}
         self.in_flight = self.max_in_flight = 0
@@ -39,6 +46,8 @@ class GatedEmbedder:
         if texts[0] in self.gates:
             await self.gates[texts[0]].wait()
         self.in_flight -= 1
+        if self.failures:
+            raise self.failures.pop(0)
         if texts[0] == "late":
             raise RequestTimeoutError("The request timed out.")
         return Vectors([vector(text) for text in texts], INFO)
@@ -73,8 +82,47 @@ async def test_server_reports_ready_and_replies_to_each_line() -> None:
         3: [vector("de"), vector("f")],
         "c": [],
     }
+    assert embedder.calls.pop(0) == (["ready"], "query")
     input_types = sorted((texts[0], str(input_type)) for texts, input_type in embedder.calls)
     assert input_types == [("abc", "query"), ("abc", "query"), ("de", "document")]
+
+
+async def test_server_is_ready_when_a_vector_can_be_computed() -> None:
+    embedder = GatedEmbedder()
+    embedder.gates["ready"] = asyncio.Event()
+    replies = io.BytesIO()
+    server = StdioServer(embedder, io.BytesIO(line("a", text="abc")), replies)
+    running = asyncio.create_task(server.run())
+    while not embedder.in_flight:
+        await asyncio.sleep(0)
+    assert replies.getvalue() == b""
+    embedder.gates["ready"].set()
+    await running
+    ready, reply = map(json.loads, replies.getvalue().splitlines())
+    assert ready == {"status": "ready"}
+    assert reply == {"id": "a", "result": vector("abc")}
+
+
+async def test_server_waits_for_a_service_that_starts() -> None:
+    embedder = GatedEmbedder(NetworkError("Can't connect"), ServerError("loading", 503))
+    replies, reasons = io.BytesIO(), list[str]()
+    requests = io.BytesIO(line("a", text="abc"))
+    await StdioServer(embedder, requests, replies, on_progress=reasons.append).run()
+    assert replies.getvalue().splitlines()[0] == b'{"status":"ready"}'
+    assert reasons == ["Can't connect", "loading (status 503)"]
+
+
+async def test_server_is_never_ready_where_no_vector_can_be_computed() -> None:
+    replies = io.BytesIO()
+    requests = io.BytesIO(line("a", text="abc"))
+    with pytest.raises(HTTPError, match="Unknown key"):
+        await StdioServer(GatedEmbedder(HTTPError("Unknown key", 401)), requests, replies).run()
+    failures = [NetworkError("Can't connect")] * 9
+    requests = io.BytesIO(line("a", text="abc"))
+    server = StdioServer(GatedEmbedder(*failures), requests, replies, ready_timeout_s=0.0)
+    with pytest.raises(NetworkError):
+        await server.run()
+    assert replies.getvalue() == b""
 
 
 async def test_replies_are_not_in_request_order() -> None:
@@ -173,12 +221,33 @@ def test_worker_embeds_through_a_service(server: ScriptedServer) -> None:
     assert worker.close() == 0
 
 
-def test_unreachable_service_is_an_error_of_each_request() -> None:
-    worker = Worker("--url", "http://127.0.0.1:9", "--timeout", "0.5")
+def test_worker_is_ready_when_its_service_is(server: ScriptedServer) -> None:
+    server.script = [error(503), error(503)]
+    worker = Worker("--url", server.url)
     assert worker.read() == {"status": "ready"}
-    worker.write(line(1, text="a"))
-    assert "Can't connect" in worker.read()["error"]
+    assert [body["input"] for body in server.bodies] == [["ready"]] * 3
     assert worker.close() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("--url", "http://127.0.0.1:9", "--ready-timeout", "3"), 3, "Can't connect"),
+        (("--local", "/no/such/model"), 1, "There is no model at /no/such/model"),
+    ],
+    ids=["service", "local"],
+)
+def test_worker_without_vectors_exits_with_the_reason(
+    arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    worker = Worker(*arguments)
+    output, errors = worker.process.communicate(line(1, text="a"), timeout=60)
+    assert (output, worker.process.returncode) == (b"", status)
+    assert message in errors.decode().splitlines()[-1]
+
+
+def test_worker_that_is_not_ready_exits_with_its_caller() -> None:
+    assert Worker("--url", "http://127.0.0.1:9").close() == 0
 
 
 def test_worker_terminates_while_it_waits_for_input(server: ScriptedServer) -> None:

@@ -1,27 +1,40 @@
 """The protocol of `embedserve stdio`: JSON lines over standard input and output.
 
-The server first writes `{"status": "ready"}`. Each request line `{"id", "command", "params"}` gets
-a reply `{"id", "result"}` or `{"id", "error"}`; replies may come in any order. `encode-query` takes
-`text` (or `query`) and returns one vector; `encode-batch` takes `texts` and returns a list. The
-number of concurrent requests is bounded: beyond it the server stops reading, which blocks the
-writer.
+The server writes `{"status": "ready"}` once it has computed a vector. Each request line `{"id",
+"command", "params"}` gets a reply `{"id", "result"}` or `{"id", "error"}`; replies may come in any
+order. `encode-query` takes `text` (or `query`) and returns one vector; `encode-batch` takes `texts`
+and returns a list. The number of concurrent requests is bounded: beyond it the server stops
+reading, which blocks the writer.
 """
 
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 import orjson
 
-from embedserve_client.errors import EmbedError, HTTPError
+from embedserve_client.errors import (
+    EmbedError,
+    HTTPError,
+    NetworkError,
+    RateLimitError,
+    RequestTimeoutError,
+    ServerError,
+)
 from embedserve_client.files.job import AsyncEmbedder
 from embedserve_client.prefetch import Prefetcher
 
 QUERY, BATCH = "encode-query", "encode-batch"
 DEFAULT_CONCURRENCY = 64
+#: As long as the supervisors wait for a service that prepares its model.
+DEFAULT_READY_TIMEOUT_S = 600.0
 _MAX_LINE_BYTES = 64 << 20
+#: Time between two attempts to reach the service before the server is ready.
+_READY_POLL_S = 0.5
+_READY_TEXT = "ready"
 
 
 class InvalidRequestError(Exception):
@@ -37,6 +50,8 @@ class StdioServer:
         requests: IO[bytes],
         replies: IO[bytes],
         concurrency: int = DEFAULT_CONCURRENCY,
+        ready_timeout_s: float = DEFAULT_READY_TIMEOUT_S,
+        on_progress: Callable[[str], None] | None = None,
     ) -> None:
         """Creates a server.
 
@@ -45,23 +60,57 @@ class StdioServer:
             requests: the stream of request lines.
             replies: the stream for reply lines.
             concurrency: the maximum number of concurrent requests.
+            ready_timeout_s: the time in which the embedder must return a vector.
+            on_progress: called with each reason why there is no vector yet.
         """
         self._embedder = embedder
         self._requests = requests
         self._replies = replies
         self._semaphore = asyncio.Semaphore(concurrency)
+        self._ready_timeout_s = ready_timeout_s
+        self._on_progress = on_progress or (lambda reason: None)
 
     async def run(self) -> None:
-        """Serves until the input has ended and all replies are written."""
+        """Serves until the input has ended and all replies are written.
+
+        Raises:
+            EmbedError: the embedder returned no vector in time, or it never will, for example
+                because the API key is wrong.
+        """
         lines = Prefetcher(iter(lambda: self._requests.readline(_MAX_LINE_BYTES + 1), b""))
+        line = asyncio.ensure_future(anext(lines, b""))  # empty at the end of the input
+        ready = asyncio.create_task(self._wait_until_ready())
+        # A caller that exits before the server is ready must not leave it behind.
+        await asyncio.wait((line, ready), return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done() and not line.result():
+            ready.cancel()
+            return
+        await ready
         self._write({"status": "ready"})
         async with asyncio.TaskGroup() as tasks:
-            async for line in lines:
-                if not line.strip():
-                    continue
-                await self._semaphore.acquire()
-                task = tasks.create_task(self._handle(line))
-                task.add_done_callback(lambda _: self._semaphore.release())
+            while await line:
+                if line.result().strip():
+                    await self._semaphore.acquire()
+                    task = tasks.create_task(self._handle(line.result()))
+                    task.add_done_callback(lambda _: self._semaphore.release())
+                line = asyncio.ensure_future(anext(lines, b""))
+
+    async def _wait_until_ready(self) -> None:
+        """Returns when the embedder has returned a vector."""
+        deadline = time.monotonic() + self._ready_timeout_s
+        reason = ""
+        while True:
+            remaining_s = max(_READY_POLL_S, deadline - time.monotonic())
+            try:
+                await self._embedder.embed([_READY_TEXT], input_type="query", timeout_s=remaining_s)
+                return
+            except (NetworkError, RateLimitError, RequestTimeoutError, ServerError) as error:
+                if time.monotonic() + _READY_POLL_S >= deadline:
+                    raise
+                if str(error) != reason:
+                    reason = str(error)
+                    self._on_progress(reason)
+            await asyncio.sleep(_READY_POLL_S)
 
     async def _handle(self, line: bytes) -> None:
         request_id: Any = None

@@ -80,7 +80,7 @@ def open_backend(
             local_port(environment.url),
             config=arguments.start or arguments.start_on_ray or None,
             use_ray=arguments.start_on_ray is not None,
-            on_progress=_print_progress,
+            on_progress=print_progress,
         ) as supervisor:
             yield AsyncClient(supervisor.url, **options)
     else:
@@ -99,6 +99,7 @@ def run_and_close(embedder: AsyncEmbedder, coroutine: Coroutine[Any, Any, T]) ->
     return asyncio.run(main())
 
 
-def _print_progress(message: str) -> None:
+def print_progress(message: str) -> None:
+    """Prints the last line of a message about the start to standard error."""
     last_line = message.splitlines()[-1] if message else ""
     print(f"starting  {last_line}", file=sys.stderr, flush=True)

@@ -8,12 +8,14 @@ import orjson
 from embedserve_client.command.backend_options import (
     add_backend_options,
     open_backend,
+    print_progress,
     run_and_close,
 )
 from embedserve_client.errors import FileError
 from embedserve_client.stdio import (
     BATCH,
     DEFAULT_CONCURRENCY,
+    DEFAULT_READY_TIMEOUT_S,
     QUERY,
     StdioServer,
     claim_standard_streams,
@@ -21,7 +23,7 @@ from embedserve_client.stdio import (
 )
 
 _EPILOG = """\
-The server prints {"status": "ready"}, then replies to each line
+The server prints {"status": "ready"} once it has computed a vector, then replies to each line
   {"id": "1", "command": "encode-query", "params": {"text": "…"}}
   {"id": "2", "command": "encode-batch", "params": {"texts": ["…", "…"]}}
 with {"id", "result"} or {"id", "error"}, in any order. It exits when its input ends.
@@ -66,6 +68,13 @@ def add_commands(commands: Any) -> None:
         default=60.0,
         help="timeout of each request in seconds, retries included (default: %(default)g)",
     )
+    parser.add_argument(
+        "--ready-timeout",
+        type=float,
+        default=DEFAULT_READY_TIMEOUT_S,
+        help="time in seconds in which a service must return a vector, or the server exits "
+        "(default: %(default)g)",
+    )
     add_backend_options(parser)
     parser.set_defaults(run=_stdio)
 
@@ -74,7 +83,14 @@ def _stdio(arguments: argparse.Namespace) -> int:
     requests, replies = claim_standard_streams()
     with open_backend(arguments, timeout_s=arguments.timeout) as embedder:
         if arguments.mode == "server":
-            server = StdioServer(embedder, requests, replies, max(1, arguments.concurrency))
+            server = StdioServer(
+                embedder,
+                requests,
+                replies,
+                max(1, arguments.concurrency),
+                arguments.ready_timeout,
+                print_progress,
+            )
             run_and_close(embedder, server.run())
             return 0
         texts = arguments.texts or _parse_texts(requests.read(), arguments.mode)
