@@ -32,11 +32,13 @@ class Handler(BaseHTTPRequestHandler):
         """Logs nothing."""
 
     def do_GET(self) -> None:
-        """Responds to `/health`; other paths are unknown."""
+        """Responds to `/health`, and to `/info` if there is one; other paths are unknown."""
         self.server.paths.append(self.path)
         if self.path == "/health":
             healthy = self.server.healthy
             self.respond(200 if healthy else 503, {"status": "ok" if healthy else "unavailable"})
+        elif self.path == "/info" and self.server.info is not None:
+            self.respond(200, self.server.info)
         else:
             self.respond(404, {"error": {"message": "Not found.", "code": "unknown_url"}})
 
@@ -81,6 +83,7 @@ class ScriptedServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.script: list[Action] = []
         self.healthy = True
+        self.info: dict[str, Any] | None = None
         self.ran_to_end = False  #: a slow action ended before the client gave up
         self.paths: list[str] = []
         self.bodies: list[dict[str, Any]] = []

@@ -57,6 +57,18 @@ def test_vectors_are_in_order_and_carry_their_metadata(
     assert (result.info.model, result.info.tokens) == ("m", 7)
 
 
+def test_info_counts_the_cached_texts(make_client: Any, server: ScriptedServer) -> None:
+    client = make_client(server.url, batch_size=2, concurrency=1)
+    server.script = [
+        vectors(**{"x-cache": "hits=2; misses=0; tier=l1,l2"}),
+        vectors(**{"x-cache": "hits=0; misses=1"}),
+    ]
+    assert client.embed(["a", "b", "c"]).info.cached == 2
+    server.script = [vectors(**{"x-cache": "hits=1; misses=1; tier=l1"}), vectors()]
+    assert client.embed(["a", "b", "c"]).info.cached is None  # another service for the rest
+    assert client.embed(["a"]).info.cached is None
+
+
 def test_single_text_has_shape_dim(make_client: Any, server: ScriptedServer) -> None:
     client = make_client(server.url)
     assert client.embed("abc").shape == (DIM,)
@@ -297,6 +309,15 @@ def test_api_key_is_in_no_error_repr_or_log(
     assert "s3cret" not in visible
 
 
+@pytest.mark.parametrize("key", ["s3cret\n", "s3cret\r\nx: y", "s3crét", "s3\0cret"])
+def test_api_key_that_no_header_can_hold_is_rejected_without_quoting_it(
+    make_client: Any, key: str
+) -> None:
+    with pytest.raises(ValueError, match="a header can't hold") as raised:
+        make_client("http://127.0.0.1:9", api_key=key)
+    assert "s3" not in str(raised.value)
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x", "http://"])
 def test_malformed_url_is_rejected(make_client: Any, url: str) -> None:
     with pytest.raises(ValueError, match="The form is http://host:port"):
@@ -333,14 +354,6 @@ def test_url_and_key_default_to_the_environment(
 
 def test_default_url_is_port_8000_on_this_machine(make_client: Any) -> None:
     assert make_client().client.base_url == "http://127.0.0.1:8000"
-
-
-def test_encode_replaces_sentence_transformers(server: ScriptedServer) -> None:
-    with Client(server.url) as client:
-        result = client.encode(["abc"], prompt_name="query", batch_size=8, show_progress_bar=True)
-        assert np.array_equal(result, expected(["abc"]))
-        assert client.encode("abc").shape == (DIM,)
-    assert server.bodies[0]["input_type"] == "query"
 
 
 def test_threads_share_a_client(server: ScriptedServer) -> None:

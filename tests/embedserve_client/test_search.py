@@ -1,4 +1,4 @@
-"""Ranking, and the search functions with the signatures of a shared model server."""
+"""Ranking of documents and of web pages."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,28 +7,18 @@ import numpy as np
 import pytest
 
 from embedserve_client.client import Client
-from embedserve_client.errors import IndexMismatchError, SpaceMismatchError
-from embedserve_client.index import Hit
-from embedserve_client.search import (
-    build_vector_index,
-    default_client,
-    generate_embeddings,
-    rank,
-    search_index,
-)
+from embedserve_client.errors import SpaceMismatchError
+from embedserve_client.search import rank, rank_pages
 from embedserve_client.space import Space
 from embedserve_client.vectors import VectorInfo, Vectors
 from tests.clients.app_server import (
-    DIM,
     TEXTS,
     AppServer,
-    equal_vectors,
     expected_vectors,
     run_app_server,
 )
 
 QUERY = "the lazy dog and its lake"
-URLS = [f"https://example.org/{i}" for i in range(len(TEXTS))]
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +32,6 @@ def client(server: AppServer) -> Iterator[Client]:
     server.backend.groups.clear()
     with Client(server.url) as client:
         yield client
-
-
-@pytest.fixture
-def environment(server: AppServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sets the URL of the default client."""
-    monkeypatch.setenv("EMBEDSERVE_URL", server.url)
-    default_client.cache_clear()
-    yield
-    default_client().close()
-    default_client.cache_clear()
 
 
 def expected() -> list[tuple[object, int]]:
@@ -133,40 +113,60 @@ def test_cosine_to_a_zero_vector_is_zero(
     assert [hit.score for hit in hits] == pytest.approx(scores)
 
 
-@pytest.mark.usefixtures("environment")
-def test_functions_default_to_the_default_client() -> None:
-    embedded = generate_embeddings(TEXTS)
-    assert equal_vectors(embedded, expected_vectors(*TEXTS))
-    assert generate_embeddings("a").shape == (DIM,)
-    index, metadata = build_vector_index(TEXTS, URLS)
-    assert metadata[1] == {"url": URLS[1], "document": TEXTS[1]}
-    hits = search_index(QUERY, index, metadata, k=2)
-    assert [(hit.score, hit.position) for hit in hits] == expected()[:2]
-    assert [hit.metadata["url"] for hit in hits] == [URLS[hit.position] for hit in hits]
+LONG_PAGE = f"{'padding ' * 125}the lazy dog and its lake {'padding ' * 200}"
+PAGES = [
+    ("https://a.example", "The stock market fell."),
+    ("https://b.example", LONG_PAGE),
+    ("https://c.example", ""),
+    ("https://d.example", "the lazy dog  and\n its lake"),
+    ("https://e.example", "the lazy dog and its lake"),
+]
 
 
-@pytest.mark.usefixtures("environment")
-def test_default_client_is_created_once(server: AppServer) -> None:
-    assert default_client() is default_client()
-    assert default_client().base_url == server.url
+def test_pages_are_ranked_by_passages_of_bounded_length(client: Client) -> None:
+    hits = rank_pages(QUERY, PAGES, client)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert max(len(hit.text) for hit in hits) <= 1000
+    assert {hit.url for hit in hits} == {f"https://{name}.example" for name in "abd"}
+    (passage,) = [hit for hit in hits if hit.url == "https://b.example" and "lazy dog" in hit.text]
+    assert passage.text in " ".join(LONG_PAGE.split())
+    for hit in hits:
+        expected = expected_vectors(hit.text, prompt="document")[0]
+        query = expected_vectors(QUERY, prompt="query")[0]
+        assert hit.score == pytest.approx(float(expected @ query), abs=1e-6)
 
 
-def test_functions_accept_a_client(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMBEDSERVE_URL", "http://127.0.0.1:1")
-    default_client.cache_clear()
-    assert equal_vectors(generate_embeddings(TEXTS, client=client), expected_vectors(*TEXTS))
-    index, metadata = build_vector_index(TEXTS, URLS, client=client)
-    assert index.client is client
-    (hit,) = search_index(QUERY, index, list(range(len(metadata))), k=1)
-    assert hit == Hit(hit.score, hit.position, hit.position)
-    index.client = None
-    assert search_index(QUERY, index, metadata, k=1, client=client)[0].position == hit.position
+def test_passages_that_say_the_same_are_returned_once(client: Client) -> None:
+    assert [hit.text for hit in rank_pages(QUERY, PAGES[2:], client)] == [QUERY]
+    pages = [("https://a.example", "a b c d e f g h"), ("https://b.example", "a b c d e f g h.")]
+    same = FixedClient([1, 0], [[1, 0.1], [1, 0.11]])
+    assert len(rank_pages("query", pages, same)) == 1  # type: ignore[arg-type]
+    different = FixedClient([1, 0], [[1, 0.1], [1, 0.9]])
+    assert len(rank_pages("query", pages, different)) == 2  # type: ignore[arg-type]
 
 
-def test_mismatched_lengths_are_rejected(client: Client, server: AppServer) -> None:
-    with pytest.raises(IndexMismatchError, match="1 URLs for 2 documents"):
-        build_vector_index(["a", "b"], ["u"], client=client)
+def test_only_the_first_passages_of_pages_are_embedded(client: Client, server: AppServer) -> None:
+    hits = rank_pages(QUERY, PAGES, client, 2, passages_per_page=1)
+    assert hits[0].url == "https://d.example"
+    assert len(hits) == 2
+    texts = [text for group in server.backend.groups for text in group.texts]
+    assert len(texts) == 1 + 3  # the query, and one passage of each page
+
+
+@pytest.mark.parametrize(
+    "page", [("https://a.example",), ("https://a.example", 3), "a text", None, (b"u", "text")]
+)
+def test_pages_are_pairs_of_strings(client: Client, page: Any) -> None:
+    with pytest.raises(ValueError, match="Page 1 isn't a pair"):
+        rank_pages(QUERY, [PAGES[0], page], client)
+
+
+def test_without_text_nothing_is_embedded(client: Client, server: AppServer) -> None:
+    assert (
+        rank_pages(QUERY, [("https://c.example", ""), ("https://d.example", " \n")], client) == []
+    )
     assert server.backend.groups == []
-    index, metadata = build_vector_index(TEXTS, URLS, client=client)
-    with pytest.raises(IndexMismatchError, match="built with the index"):
-        search_index(QUERY, index, metadata[1:])
+    with pytest.raises(ValueError, match="at least 1"):
+        rank_pages(QUERY, PAGES, client, 0)
+    with pytest.raises(ValueError, match="at least 1"):
+        rank_pages(QUERY, PAGES, client, passages_per_page=0)

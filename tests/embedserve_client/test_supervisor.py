@@ -1,5 +1,6 @@
 """Supervisors and shared services, with real processes and a fake service."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -129,13 +130,22 @@ def test_unmanaged_service_is_used_and_not_stopped(environment: Environment) -> 
             assert client.health() == {"status": "ok"}
 
 
-def test_crashed_service_is_restarted(environment: Environment) -> None:
+def test_crashed_service_is_restarted(
+    environment: Environment, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "embedserve_client")
     supervisor = environment.supervisor()
     supervisor.start()
     pid = service_pid(supervisor)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: supervisor.status().restarts == 1 and supervisor.status().healthy)
     assert service_pid(supervisor) != pid
+    restarted = f"Restart 1 of the service at {supervisor.url}."
+    wait_until(lambda: restarted in caplog.messages)
+    assert [m for m in caplog.messages if "Retry" not in m] == [
+        f"Starting a service at {supervisor.url}.",
+        restarted,
+    ]
 
 
 def test_stopped_service_is_restarted(environment: Environment) -> None:

@@ -65,25 +65,25 @@ CLIENT_LAYERS = [
     ["retry", "local_model"],
     ["fallback"],
     ["flow", "transport"],
-    ["base", "async_local_model"],
+    ["base", "async_local_model", "sentence_transformer"],
     ["client", "async_client"],
     [
         *("shared_service_dir", "supervisor_process", "supervisor", "index", "index_files"),
         *("search", "ray", "files"),
     ],
-    ["stdio"],
+    ["stdio", "compat"],
     ["command"],
 ]
 #: The modules and packages of `embedserve_client` that import a library. All but `httpx2` and
 #: `rich` are extras.
 CLIENT_LIBRARIES = {
     "httpx2": ("transport",),
-    "rich": ("command",),
+    "rich": ("command", "sentence_transformer"),
     "sentence_transformers": ("local_model",),
     "faiss": ("index_files",),
     "pyarrow": ("files", "ray"),
     "ray": ("ray",),
-    "torch": (),
+    "torch": ("sentence_transformer",),
     "serve_app": (),
     "benchmarks": (),
     "embedserve_benchmarks": (),
@@ -219,6 +219,7 @@ def test_files_have_at_most_400_lines_and_functions_at_most_60() -> None:
         ("embedserve_client.client", {"torch", "ray", "faiss", "pyarrow", "rich", "serve_app"}),
         ("embedserve_client.supervisor", {"torch", "ray", "serve_app"}),
         ("embedserve_client.search", {"torch", "ray", "faiss", "serve_app"}),
+        ("embedserve_client.compat.ipc", {"torch", "ray", "faiss", "rich", "serve_app"}),
         ("embedserve_client.command.main", {"torch", "ray", "faiss", "pyarrow", "serve_app"}),
     ],
 )

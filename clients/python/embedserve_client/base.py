@@ -118,7 +118,7 @@ class BaseClient:
             raise ValueError(
                 "`timeout_s` must be positive, and `batch_size` and `concurrency` at least 1."
             )
-        self._api_key = options.get("api_key") or environment.api_key
+        self._api_key = _validate_api_key(options.get("api_key") or environment.api_key)
         self.fallback = _fallback(options, environment)
         expected_space = options.get("expected_space")
         self._context = CallContext(
@@ -141,13 +141,13 @@ class BaseClient:
         return {"authorization": f"Bearer {self._api_key}"} if self._api_key else {}
 
     def _split(
-        self, texts: Sequence[str], options: EmbedOptions
+        self, texts: Sequence[str], options: EmbedOptions, batch_size: int | None = None
     ) -> tuple[list[Sequence[str]], EmbedParams, float]:
         """Returns the batches of a call, their parameters, and the timeout of each in seconds."""
         params: dict[str, Any] = dict(options)
         timeout_s = float(params.pop("timeout_s", self.timeout_s))
         params["model"] = params.get("model") or self.model
-        size = self._batch_size
+        size = batch_size or self._batch_size
         batches = [texts[i : i + size] for i in range(0, len(texts), size)] or [texts]
         if len(batches) > 1:
             # The last batch may be short, but it isn't interactive either.
@@ -178,6 +178,16 @@ def _fallback(options: ClientOptions, environment: EnvironmentSettings) -> Fallb
         return None
     model = options.get("local_model") or environment.local_model
     return Fallback(model if isinstance(model, LocalModel) else LocalModel(str(model)))
+
+
+def _validate_api_key(key: str | None) -> str | None:
+    # HTTP libraries quote a header that they can't send in their error.
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ValueError(
+            "The API key has a line break or another character that a header can't hold. Is it "
+            "read from a file? Remove the end of the line."
+        )
+    return key
 
 
 def _validate_url(url: str) -> str:

@@ -2,22 +2,35 @@
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 from embedserve_client import base
 from embedserve_client.base import BaseClient, ClientOptions, EmbedOptions
 from embedserve_client.errors import EmbedError
+from embedserve_client.fallback import is_unavailable
 from embedserve_client.flow import HEALTH_REQUEST, EmbedLocally, embed
 from embedserve_client.retry import RetryPolicy, Send, Sleep, send_with_retries
+from embedserve_client.sentence_transformer import (
+    SentenceTransformerInterface,
+    progress_bar,
+    truncate_token_ids,
+)
 from embedserve_client.transport import Transport
-from embedserve_client.vectors import Float32, Vectors, concatenate
-from embedserve_client.wire import EmbedParams, Request, Response, parse_object
+from embedserve_client.vectors import VectorInfo, Vectors, concatenate
+from embedserve_client.wire import (
+    EmbedParams,
+    Request,
+    Response,
+    parse_object,
+    parse_tokens,
+    tokenize_request,
+)
 
 T = TypeVar("T")
 
 
-class Client(BaseClient):
+class Client(BaseClient, SentenceTransformerInterface):
     """A synchronous client. Safe across threads and forks.
 
     client = Client("http://127.0.0.1:8000")
@@ -38,10 +51,7 @@ class Client(BaseClient):
         if isinstance(texts, str):
             vectors: Vectors = self.embed([texts], **options)[0]
             return vectors
-        batches, params, timeout_s = self._split(texts, options)
-        if len(batches) == 1:
-            return self._drive(embed(batches[0], params, self._context, timeout_s))
-        return concatenate(self._embed_batches(batches, params, timeout_s))
+        return self._embed_list(texts, options)
 
     def embed_query(self, text: str, **options: Unpack[EmbedOptions]) -> Vectors:
         """Embeds a search query; returns shape (dim,)."""
@@ -52,16 +62,6 @@ class Client(BaseClient):
         """Embeds documents to search in; returns shape (n, dim)."""
         options.setdefault("input_type", "document")
         return self.embed(list(texts), **options)
-
-    def encode(
-        self, sentences: str | Sequence[str], prompt_name: str | None = None, **ignored: Any
-    ) -> Float32:
-        """Replaces `SentenceTransformer.encode`.
-
-        Options that control the computation (`batch_size`, `show_progress_bar`, `device`, …) are
-        accepted and ignored.
-        """
-        return self.embed(sentences, input_type=prompt_name)
 
     def health(self, timeout_s: float = 5.0) -> dict[str, Any]:
         """Returns the health of the service: `status` is `ok`, `degraded` or `unavailable`.
@@ -100,9 +100,60 @@ class Client(BaseClient):
         self.close()
 
     def _get(self, request: Request) -> dict[str, Any]:
+        return parse_object(self._send(request))
+
+    def _send(self, request: Request) -> Response:
         deadline = time.monotonic() + self.timeout_s
-        flow = send_with_retries(request, RetryPolicy(), deadline, time.monotonic)
-        return parse_object(self._drive(flow))
+        return self._drive(send_with_retries(request, RetryPolicy(), deadline, time.monotonic))
+
+    def _encode(
+        self, texts: list[str], prompt_name: str | None, batch_size: int | None, show_progress: bool
+    ) -> Vectors:
+        if not texts:
+            return Vectors([], VectorInfo())
+        with progress_bar(len(texts), shown=show_progress) as advance:
+            return self._embed_list(texts, {"input_type": prompt_name}, batch_size, advance)
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        fallback = self.fallback
+        if fallback is None or fallback.route() != "local":
+            try:
+                rows = self._fetch_token_ids(texts)
+            except EmbedError as error:
+                if fallback is None or not is_unavailable(error):
+                    raise
+                fallback.record_failure(error)
+            else:
+                if fallback is not None:
+                    fallback.record_success()
+                return rows
+        return fallback.model.token_ids(texts)
+
+    def _fetch_token_ids(self, texts: list[str]) -> list[list[int]]:
+        max_tokens = int(self.info()["max_tokens"])
+        batches, _, _ = self._split(texts, {})
+        return [
+            truncate_token_ids(row, max_tokens)
+            for batch in batches
+            for row in parse_tokens(self._send(tokenize_request(batch)), len(batch))
+        ]
+
+    def _embed_list(
+        self,
+        texts: Sequence[str],
+        options: EmbedOptions,
+        batch_size: int | None = None,
+        advance: Callable[[int], None] = lambda n: None,
+    ) -> Vectors:
+        """Embeds texts in batches; `advance` is called with the size of each that is done."""
+        batches, params, timeout_s = self._split(texts, options, batch_size)
+        if len(batches) > 1:
+            return concatenate(self._embed_batches(batches, params, timeout_s, advance))
+        vectors = self._drive(embed(batches[0], params, self._context, timeout_s))
+        advance(len(texts))
+        return vectors
 
     def _drive(self, flow: Generator[Any, Any, T]) -> T:
         """Runs the steps of a flow and returns its result."""
@@ -129,7 +180,11 @@ class Client(BaseClient):
             return error
 
     def _embed_batches(
-        self, batches: Sequence[Sequence[str]], params: EmbedParams, timeout_s: float
+        self,
+        batches: Sequence[Sequence[str]],
+        params: EmbedParams,
+        timeout_s: float,
+        advance: Callable[[int], None],
     ) -> list[Vectors]:
         """Embeds batches on several threads; the first failure stops new requests.
 
@@ -148,6 +203,7 @@ class Client(BaseClient):
                     return
                 try:
                     results[i] = self._drive(embed(batch, params, self._context, timeout_s))
+                    advance(len(batch))
                 except EmbedError as error:
                     failures.append(base.add_text_range(error, i * len(batches[0]), batch))
                 except BaseException as error:

@@ -5,6 +5,7 @@ each further failure. When the pause ends, one caller probes the service while a
 locally. The class does no I/O: callers ask for a route and report the outcome.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -18,7 +19,10 @@ from embedserve_client.errors import (
 )
 from embedserve_client.fork_safe_lock import ForkSafeLock
 from embedserve_client.local_model import LocalModel
+from embedserve_client.retry import log_name
 from embedserve_client.space import Space
+
+logger = logging.getLogger(__name__)
 
 #: `probe`: check the health of the service, then call `record_success` or `record_failure`.
 Route = Literal["service", "probe", "local"]
@@ -55,16 +59,29 @@ class Fallback:
             self._open()  # so that concurrent callers don't probe as well
             return "probe"
 
-    def record_failure(self) -> None:
-        """Opens the circuit: the service was unavailable."""
+    def record_failure(self, error: EmbedError | None = None) -> None:
+        """Opens the circuit: the service was unavailable.
+
+        Args:
+            error: the failure; None: a check of its health failed.
+        """
         with self._lock:
-            if self._failures == 0 or self._clock() >= self._probe_at:
+            was_closed = self._failures == 0
+            if was_closed or self._clock() >= self._probe_at:
                 self._open()
+        if was_closed:
+            reason = "unhealthy" if error is None else log_name(error)
+            logger.info(
+                "The service is unavailable (%s). %s computes until it is back.", reason, self.model
+            )
 
     def record_success(self) -> None:
         """Closes the circuit: the service responded."""
         with self._lock:
+            was_open = self._failures > 0
             self._failures = 0
+        if was_open:
+            logger.info("The service is back.")
 
     def check_space(self, expected: Space | None) -> None:
         """Checks that local vectors are comparable with those of the service.
@@ -84,6 +101,14 @@ class Fallback:
         pause_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._failures, _MAX_DOUBLINGS))
         self._failures += 1
         self._probe_at = self._clock() + pause_s
+
+
+class LocalOnly(Fallback):
+    """Routes every request to the local model."""
+
+    def route(self) -> Route:
+        """Returns `local`."""
+        return "local"
 
 
 def is_unavailable(error: EmbedError) -> bool:

@@ -71,7 +71,7 @@ def embed(
     except EmbedError as error:
         if fallback is None or not is_unavailable(error):
             raise
-        fallback.record_failure()
+        fallback.record_failure(error)
         return (yield from _embed_locally(texts, params, context, fallback))
     vectors = parse_vectors(response, len(texts))
     if fallback is not None:

@@ -189,7 +189,7 @@ class VectorIndex:
         with self._lock.read_lock():
             data = self._data
             if data is None:
-                data = IndexData(import_faiss().IndexFlatIP(0), [], None, "", self._query_options)
+                data = IndexData(self.faiss, [], None, "", self._query_options)
             save(Path(path), data)
 
     @classmethod
@@ -212,6 +212,15 @@ class VectorIndex:
             if client is not None and client.space is not None:
                 _check_space(client.space, data.space)
         return index
+
+    @property
+    def faiss(self) -> Any:
+        """The `faiss.IndexFlatIP` with the vectors, scaled to unit length.
+
+        It is the index itself, not a copy: add vectors with `add`, which also checks their space.
+        """
+        data = self._data
+        return import_faiss().IndexFlatIP(0) if data is None else data.vectors
 
     @property
     def space(self) -> Space | None:

@@ -6,6 +6,7 @@ with full jitter (Brooker, 2015, "Exponential Backoff And Jitter"), so clients t
 don't retry together.
 """
 
+import logging
 import random
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from embedserve_client.errors import (
     ServerError,
 )
 from embedserve_client.wire import Request, Response, status_error
+
+logger = logging.getLogger(__name__)
 
 #: Keeps `2**attempt` within the range of a float.
 _MAX_DOUBLINGS = 16
@@ -58,6 +61,12 @@ class Sleep:
     seconds: float
 
 
+def log_name(error: EmbedError) -> str:
+    """Returns what a log may say about an error. Its message may quote a header or a text."""
+    status = f", status {error.status}" if isinstance(error, HTTPError) else ""
+    return f"{error.code}{status}"
+
+
 RetryFlow = Generator[Send | Sleep, Response | EmbedError | None, Response]
 
 
@@ -92,6 +101,7 @@ def send_with_retries(
         delay_s = policy.delay_s(attempt, error)
         if clock() + delay_s >= deadline:
             raise error
+        logger.info("Retry %d in %.2f s: %s", attempt + 1, delay_s, log_name(error))
         if delay_s > 0:
             yield Sleep(delay_s)
     raise AssertionError("`count` never ends. This is a bug.")

@@ -1,21 +1,35 @@
-"""Ranking and search functions: query and documents → hits, best first.
+"""Ranking without an index: query and documents or web pages → hits, best first."""
 
-`rank` orders a few documents without an index. `generate_embeddings`, `build_vector_index` and
-`search_index` have the signatures of a shared model server, so its users only change an import. All
-four embed with the client that is passed; the last three default to `default_client()`.
-"""
-
-from collections.abc import Sequence
-from functools import cache
-from typing import Any
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from embedserve_client.client import Client
-from embedserve_client.errors import IndexMismatchError
-from embedserve_client.index import Hit, VectorIndex
+from embedserve_client.index import Hit
 from embedserve_client.space import SpaceGuard
 from embedserve_client.vectors import Float32, Vectors
+
+#: Characters of a passage: most are within the token limit of small models.
+_PASSAGE_CHARS = 1000
+#: Above this cosine, two passages say the same.
+_DUPLICATE_COSINE = 0.98
+
+
+class PageHit(NamedTuple):
+    """A passage of a web page that matches a query."""
+
+    score: float  #: cosine similarity, -1 to 1
+    url: str
+    text: str
+
+
+class _Ranking(NamedTuple):
+    scores: Any  #: float64, shape (n,)
+    order: Any  #: positions, best first
+    vectors: Vectors  #: shape (n, dim)
 
 
 def rank(query: str, documents: Sequence[str], client: Client, k: int | None = None) -> list[Hit]:
@@ -36,84 +50,85 @@ def rank(query: str, documents: Sequence[str], client: Client, k: int | None = N
     """
     if isinstance(documents, str):
         raise ValueError("`documents` is one string. Pass a list of strings.")
-    if k is not None and k < 1:
-        raise ValueError(f"`k` must be at least 1, or None for all, not {k}.")
+    _check_k(k)
     if not documents:
         return []
+    scores, order, _ = _rank(query, documents, client)
+    return [
+        Hit(float(scores[position]), int(position), documents[position]) for position in order[:k]
+    ]
+
+
+def rank_pages(
+    query: str,
+    pages: Iterable[tuple[str, str]],
+    client: Client,
+    k: int = 10,
+    *,
+    passages_per_page: int | None = None,
+) -> list[PageHit]:
+    """Ranks the passages of web pages by their cosine similarity to a query, best first.
+
+    Pages are split into passages of up to 1,000 characters. Passages that say the same as a better
+    one are left out.
+
+    Args:
+        query: the search query.
+        pages: the URL and the text of each page, without markup. Pages without text are skipped.
+        client: embeds the query and the passages.
+        k: the maximum number of hits.
+        passages_per_page: the number of passages of each page, from its start; None: all.
+
+    Raises:
+        ValueError: a page isn't a pair of strings, or a number is below 1.
+        EmbedError: the query or the passages can't be embedded.
+    """
+    _check_k(k)
+    if passages_per_page is not None and passages_per_page < 1:
+        raise ValueError(f"`passages_per_page` must be at least 1, not {passages_per_page}.")
+    urls = dict[str, str]()
+    for url, text in _page_items(pages):
+        words = " ".join(text.split())
+        for passage in islice(textwrap.wrap(words, _PASSAGE_CHARS), passages_per_page):
+            urls.setdefault(passage, url)
+    passages = list(urls)
+    if not passages:
+        return []
+    scores, order, vectors = _rank(query, passages, client)
+    best = list[int]()
+    for position in order.tolist():
+        duplicates = _cosine_similarity(vectors[position], vectors[best]) > _DUPLICATE_COSINE
+        if not duplicates.any():
+            best.append(position)
+        if len(best) == k:
+            break
+    return [PageHit(float(scores[i]), urls[passages[i]], passages[i]) for i in best]
+
+
+def _page_items(pages: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    for i, page in enumerate(pages):
+        try:
+            url, text = page
+        except (TypeError, ValueError):
+            url = text = None  # type: ignore[assignment]
+        if not isinstance(url, str) or not isinstance(text, str | None):
+            raise ValueError(f"Page {i} isn't a pair of two strings, its URL and its text.")
+        if text:
+            yield url, text
+
+
+def _check_k(k: int | None) -> None:
+    if k is not None and k < 1:
+        raise ValueError(f"`k` must be at least 1, or None for all, not {k}.")
+
+
+def _rank(query: str, documents: Sequence[str], client: Client) -> _Ranking:
     query_vector, vectors = client.embed_query(query), client.embed_documents(documents)
     guard = SpaceGuard()  # the client itself may allow mixed spaces
     guard.check(vectors.space)
     guard.check(query_vector.space)
     scores = _cosine_similarity(query_vector, vectors)
-    order = np.argsort(-scores, kind="stable")[:k]
-    return [
-        Hit(score, position, documents[position])
-        for score, position in zip(scores[order].tolist(), order.tolist(), strict=True)
-    ]
-
-
-def generate_embeddings(texts: str | Sequence[str], *, client: Client | None = None) -> Vectors:
-    """Embeds texts, in order: float32 of shape (n, dim), or (dim,) for a single string.
-
-    Raises:
-        EmbedError: the texts can't be embedded.
-    """
-    return (client or default_client()).embed(texts)
-
-
-def build_vector_index(
-    docs: Sequence[str], urls: Sequence[str], *, client: Client | None = None
-) -> tuple[VectorIndex, list[dict[str, Any]]]:
-    """Returns an index of documents and their metadata, `{"url": …, "document": …}`, in order.
-
-    Raises:
-        IndexMismatchError: the number of URLs isn't the number of documents.
-        EmbedError: the documents can't be embedded.
-    """
-    if len(docs) != len(urls):
-        raise IndexMismatchError(
-            f"There are {len(urls)} URLs for {len(docs)} documents. Pass one per document."
-        )
-    metadata = [{"url": url, "document": doc} for url, doc in zip(urls, docs, strict=True)]
-    return VectorIndex.build(docs, client or default_client(), metadata), metadata
-
-
-def search_index(
-    query: str,
-    index: VectorIndex,
-    metadata: Sequence[Any],
-    k: int = 10,
-    *,
-    client: Client | None = None,
-) -> list[Hit]:
-    """Returns the k documents most similar to a query, best first, with their metadata.
-
-    Args:
-        query: the search query.
-        index: an index from `build_vector_index` or `VectorIndex.load`.
-        metadata: a value for each document, in the order of the index.
-        k: the maximum number of hits.
-        client: embeds the query; None: the client of the index.
-
-    Raises:
-        IndexMismatchError: the number of values isn't the number of vectors.
-        SpaceMismatchError: the client's vectors can't be compared with those in the index.
-        ValueError: `k` is below 1.
-        EmbedError: the query can't be embedded.
-    """
-    if len(metadata) != len(index):
-        raise IndexMismatchError(
-            f"There are {len(metadata)} metadata values for an index of {len(index)} vectors. Pass "
-            "the list that was built with the index."
-        )
-    hits = index.search(query, k, client=client or index.client or default_client())
-    return [hit._replace(metadata=metadata[hit.position]) for hit in hits]
-
-
-@cache
-def default_client() -> Client:
-    """Returns a client with the settings of the environment, created at the first call."""
-    return Client()
+    return _Ranking(scores, np.argsort(-scores, kind="stable"), vectors)
 
 
 def _cosine_similarity(query: Float32, documents: Float32) -> Any:

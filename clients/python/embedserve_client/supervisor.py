@@ -8,6 +8,7 @@ releases it, exits, or is killed. A service that was started otherwise is used a
 """
 
 import atexit
+import logging
 import subprocess
 import sys
 import threading
@@ -24,6 +25,8 @@ from embedserve_client.client import Client
 from embedserve_client.errors import ServiceNotRunningError
 from embedserve_client.settings import DEFAULT_PORT, runtime_dir
 from embedserve_client.shared_service_dir import ServiceState, SharedServiceDir
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _WATCH_S = 1.0
@@ -93,6 +96,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._user_lock: FileLock | None = None
         self._released = threading.Event()
+        self._logged_restarts = 0
 
     def start(self) -> ServiceStatus:
         """Starts the service if it isn't running, and waits until it is healthy.
@@ -185,12 +189,16 @@ class Supervisor:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._ready_timeout_s
         last_message, launched_at = "", None
+        report = self._shared_dir.read_report()
+        self._logged_restarts = 0 if report is None else report.restarts
         while time.monotonic() < deadline:
             status = self.status()
+            self._log_restart(status.restarts)
             if status.state == "ready" and status.healthy:
                 return
             if not status.managed:
                 if launched_at is None:
+                    logger.info("Starting a service at %s.", self.url)
                     self._shared_dir.clear()
                     self._launch_supervisor_process()
                     launched_at = time.monotonic()
@@ -225,13 +233,27 @@ class Supervisor:
         # Its parent must wait for it, or it stays as a zombie process.
         threading.Thread(target=process.wait, daemon=True).start()
 
+    def _log_restart(self, restarts: int) -> None:
+        if restarts > self._logged_restarts:
+            logger.info("Restart %d of the service at %s.", restarts, self.url)
+        self._logged_restarts = restarts
+
     def _watch(self, released: threading.Event) -> None:
         """Relaunches the supervisor process if it was killed, which also ends the service."""
         while not released.wait(_WATCH_S):
+            report = self._shared_dir.read_report()
+            if report is not None:
+                self._log_restart(report.restarts)
             if not self._shared_dir.has_supervisor() and not self._is_healthy():
                 report = self._shared_dir.read_report()
                 if report is not None and report.state == "failed":
+                    logger.warning(
+                        "The service at %s keeps failing and stays down. Its output is in %s",
+                        self.url,
+                        self._shared_dir.log,
+                    )
                     return
+                logger.info("The service at %s was ended. Starting it again.", self.url)
                 self._launch_supervisor_process()
                 released.wait(_LAUNCH_TIMEOUT_S)
 

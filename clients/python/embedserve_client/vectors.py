@@ -22,6 +22,7 @@ class VectorInfo:
     source: Source | None = None  #: None: unknown
     tokens: int = 0  #: total of all texts, after truncation
     truncated: tuple[int, ...] = ()  #: positions of texts that exceeded the model's token limit
+    cached: int | None = None  #: the number of texts whose vectors were cached; None: unknown
 
 
 _UNKNOWN = VectorInfo()
@@ -74,6 +75,12 @@ def concatenate(parts: list[Vectors]) -> Vectors:
         truncated += [offset + position for position in part.info.truncated]
         offset += len(part)
     infos = [part.info for part in parts]
+    cached = [info.cached for info in infos if info.cached is not None]
     base = next((info for info in infos if info.source == "local"), infos[0])
-    info = replace(base, tokens=sum(info.tokens for info in infos), truncated=tuple(truncated))
+    info = replace(
+        base,
+        tokens=sum(info.tokens for info in infos),
+        truncated=tuple(truncated),
+        cached=sum(cached) if len(cached) == len(infos) else None,
+    )
     return Vectors(np.concatenate([np.asarray(part) for part in parts]), info)

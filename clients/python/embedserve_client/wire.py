@@ -7,6 +7,7 @@ client prefers vectors as raw bytes, requests base64 inside JSON, and accepts de
 import base64
 import binascii
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -89,6 +90,17 @@ def embed_request(
     return Request("POST", "/v1/embeddings", headers, content)
 
 
+def tokenize_request(texts: Sequence[str]) -> Request:
+    """Builds the request for the tokens of texts, in the format of text-embeddings-inference."""
+    content = json.dumps({"inputs": list(texts)}, ensure_ascii=False)
+    return Request(
+        "POST",
+        "/tokenize",
+        {"content-type": "application/json"},
+        content.encode("utf-8", "surrogatepass"),
+    )
+
+
 def status_error(response: Response) -> HTTPError | None:
     """Returns the error for the status of a response; None: the request succeeded."""
     if 200 <= response.status < 300:
@@ -145,8 +157,15 @@ def parse_vectors(response: Response, n: int) -> Vectors:
         "service",
         tokens,
         _parse_positions(response.headers.get("x-truncated-inputs")),
+        _parse_cached(response),
     )
     return Vectors(values, info)
+
+
+def _parse_cached(response: Response) -> int | None:
+    """Parses the hits of `x-cache`, such as `hits=2; misses=1; tier=l1`."""
+    hits = re.match(r"hits=(\d+);", response.headers.get("x-cache", ""))
+    return None if hits is None else int(hits[1])
 
 
 def _parse_space(response: Response) -> Space | None:
@@ -205,6 +224,24 @@ def _decode_vector(embedding: Any) -> Float32:
     if isinstance(embedding, str):
         return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
     return np.array(embedding, dtype=np.float32)
+
+
+def parse_tokens(response: Response, n: int) -> list[list[tuple[int, bool]]]:
+    """Parses a response to `tokenize_request`: for each text, ids and whether they are special.
+
+    Raises:
+        ParseError: the response doesn't hold the tokens of n texts.
+    """
+    try:
+        rows = [
+            [(int(token["id"]), bool(token["special"])) for token in row]
+            for row in json.loads(response.content)
+        ]
+        if len(rows) != n:
+            raise ParseError(f"The service returned the tokens of {len(rows)} texts for {n} texts.")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ParseError(f"The response doesn't hold the tokens of {n} texts: {error!r}.") from None
+    return rows
 
 
 def parse_object(response: Response) -> dict[str, Any]:
