@@ -15,7 +15,7 @@ from serve_app.errors import Overloaded
 from tests.clients.app_server import AppServer, run_app_server
 
 
-def _bundled_encodings() -> str:
+def bundled_encodings() -> str:
     """Returns the directory of tiktoken's cl100k inside `litellm`; tiktoken would download it."""
     spec = importlib.util.find_spec("litellm")
     assert spec
@@ -27,7 +27,7 @@ def _bundled_encodings() -> str:
 os.environ |= {
     "LANGSMITH_TRACING": "false",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "TIKTOKEN_CACHE_DIR": _bundled_encodings(),
+    "TIKTOKEN_CACHE_DIR": bundled_encodings(),
 }
 for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "CO_API_KEY", "CO_API_URL", "VOYAGE_API_KEY"):
     os.environ.pop(name, None)
