@@ -22,6 +22,7 @@ OFFLINE_ENV = {"HAYSTACK_TELEMETRY_ENABLED": "False", "HF_HUB_OFFLINE": "1", "DO
 EXAMPLES = {
     "vectors.space.precision": r"\(2, 384\) float32 \w+\n\d\n",
     'fallback="local"': r"local \w{16}-fp32\n",
+    "compat.ipc": r"torch.Size\(\[2, 384\]\)\n/(cats|dogs) 3\n",
     "Supervisor": r"\(384,\)\n",
     "VectorIndex": r"\d\.\d+ (A dog|Cats).*\n\d\.\d+ (A dog|Cats).*\nThe stock market fell\.\n",
     "from openai": r"384\n",
