@@ -2,12 +2,17 @@
 
 import { Deadline } from "./deadline.js";
 import { EmbedError } from "./errors.js";
+import { CircuitBreaker, type FallbackModel } from "./fallback.js";
+import { createLog, type Log } from "./log.js";
 import { mapConcurrently } from "./map-concurrently.js";
 import {
+  CALL_OPTIONS,
   type CallOptions,
+  checkNames,
   checkNumbers,
   type ClientOptions,
   type ClientSettings,
+  EMBED_OPTIONS,
   type EmbedOptions,
   resolveOptions,
 } from "./options.js";
@@ -44,17 +49,23 @@ export class Client {
   readonly #model: string | undefined;
   readonly #transport: Transport;
   readonly #spaceGuard: SpaceGuard;
+  readonly #log: Log;
+  readonly #fallback: FallbackModel | undefined;
+  readonly #breaker: CircuitBreaker;
 
   /**
-   * @throws {TypeError} an option has an invalid value.
+   * @throws {TypeError} an option has an invalid value, or there is no such option.
    * @throws {InvalidURLError} the URL is malformed.
    */
   constructor(options: ClientOptions = {}) {
     this.#settings = resolveOptions(options);
     this.baseUrl = this.#settings.url;
     this.#model = options.model;
-    this.#transport = new Transport(this.baseUrl, this.#settings.apiKey, options.fetch);
-    const { allowMixedSpaces } = this.#settings;
+    this.#log = createLog(options.logger, "CLIENT");
+    const { allowMixedSpaces, apiKey } = this.#settings;
+    this.#transport = new Transport(this.baseUrl, apiKey, options.fetch, this.#log);
+    this.#fallback = options.fallback;
+    this.#breaker = new CircuitBreaker(this.#log);
     this.#spaceGuard = new SpaceGuard(options.expectedSpace, !allowMixedSpaces);
   }
 
@@ -74,16 +85,30 @@ export class Client {
     texts: string | readonly string[],
     options?: EmbedOptions,
   ): Promise<Float32Array | Vectors>;
+  /**
+   * @param useFallback false: rejects if the service is unavailable
+   * @internal
+   */
+  embed(
+    texts: string | readonly string[],
+    options: EmbedOptions,
+    useFallback: boolean,
+  ): Promise<Float32Array | Vectors>;
   async embed(
     texts: string | readonly string[],
     options: EmbedOptions = {},
+    useFallback = true,
   ): Promise<Float32Array | Vectors> {
-    if (typeof texts === "string") return (await this.embed([texts], options))[0] as Float32Array;
+    if (typeof texts === "string") {
+      return (await this.embed([texts], options, useFallback))[0] as Float32Array;
+    }
+    checkNames(options, EMBED_OPTIONS);
     if (!Array.isArray(texts) || !texts.every((text) => typeof text === "string")) {
       throw new TypeError("`texts` must be a string or a list of strings.");
     }
     if (texts.length === 0) {
-      return withInfo([], { space: this.space, model: undefined, tokens: 0, truncated: [] });
+      const { space } = this;
+      return withInfo([], { space, model: undefined, source: "service", tokens: 0, truncated: [] });
     }
     const { batchSize, concurrency } = this.#settings;
     const batches: string[][] = [];
@@ -91,11 +116,17 @@ export class Client {
     // The last batch may be short, but it isn't interactive either.
     const lane = options.lane ?? (batches.length > 1 ? "bulk" : undefined);
     const params = { ...options, model: options.model ?? this.#model, lane };
+    const fallback = useFallback ? this.#fallback : undefined;
     const call = new Deadline(Infinity, options.signal);
     try {
       const parts = await mapConcurrently(batches, concurrency, call, async (batch) => {
-        const response = await this.#send(embedRequest(batch, params), options, call);
-        const vectors = parseVectors(response, batch.length);
+        const embed = async () =>
+          parseVectors(await this.#send(embedRequest(batch, params), options, call), batch.length);
+        const vectors = await (fallback === undefined
+          ? embed()
+          : this.#breaker.call(embed, () => this.isHealthy(), () =>
+              call.race((signal) => fallback.embed(batch, { ...params, signal })),
+            ));
         this.#spaceGuard.check(vectors.space);
         return vectors;
       });
@@ -145,6 +176,7 @@ export class Client {
   }
 
   async #get(request: Request, options: CallOptions, policy?: RetryPolicy): Promise<Response> {
+    checkNames(options, CALL_OPTIONS);
     const call = new Deadline(Infinity, options.signal);
     try {
       return await this.#send(request, options, call, policy);
@@ -165,7 +197,7 @@ export class Client {
     const deadline = call.child(timeoutMs);
     try {
       const send = () => this.#transport.send(request, deadline);
-      return await sendWithRetries(send, policy, deadline);
+      return await sendWithRetries(send, policy, deadline, this.#log);
     } finally {
       deadline.abort();
     }

@@ -16,6 +16,8 @@ export {
   SpaceMismatchError,
   WorkerError,
 } from "./errors.js";
+export type { FallbackModel } from "./fallback.js";
+export type { Logger } from "./log.js";
 export type { CallOptions, ClientOptions, EmbedOptions } from "./options.js";
 export type { VectorInfo, Vectors } from "./vectors.js";
 export type { Health, Info } from "./wire.js";

@@ -1,9 +1,15 @@
 /** The options of a client and of its calls, their defaults, and their validation. */
 
+import { environmentVariable } from "./environment.js";
 import { InvalidURLError } from "./errors.js";
+import type { FallbackModel } from "./fallback.js";
+import type { Logger } from "./log.js";
 import type { RetryPolicy } from "./retry.js";
 
-/** The defaults of `ClientOptions`. */
+/**
+ * The defaults of `ClientOptions`.
+ * @internal
+ */
 export const CLIENT_DEFAULTS = {
   timeoutMs: 60_000,
   maxRetries: 5,
@@ -13,6 +19,7 @@ export const CLIENT_DEFAULTS = {
   concurrency: 4,
   allowMixedSpaces: false,
 };
+/** @internal */
 export const DEFAULT_PORT = 8000;
 
 /** Options of a client; all are optional. */
@@ -25,7 +32,7 @@ export interface ClientOptions {
   readonly model?: string | undefined;
   /** The timeout of each request in milliseconds, retries included. Default: 60000. */
   readonly timeoutMs?: number | undefined;
-  /** Retries after network errors, 429 and 5xx. Default: 5. */
+  /** Retries after network errors, 429 and 5xx. Default: 5. With a fallback: 1. */
   readonly maxRetries?: number | undefined;
   /** The maximum delay before the first retry; doubles with each retry. Default: 250. */
   readonly retryDelayMs?: number | undefined;
@@ -39,8 +46,12 @@ export interface ClientOptions {
   readonly expectedSpace?: string | undefined;
   /** Accepts vectors of different spaces. Default: false. */
   readonly allowMixedSpaces?: boolean | undefined;
+  /** Computes vectors while the service is unavailable, in a comparable space. Default: none. */
+  readonly fallback?: FallbackModel | undefined;
   /** Replaces the global `fetch`. */
   readonly fetch?: typeof globalThis.fetch | undefined;
+  /** Receives retries and requests. Default: none, or as `LOG_CATEGORIES` says in Node. */
+  readonly logger?: Logger | undefined;
 }
 
 /** Options of every call. */
@@ -72,7 +83,47 @@ export interface EmbedOptions extends CallOptions {
   readonly normalize?: boolean | undefined;
 }
 
-/** Validated options of a client. */
+/**
+ * The names of all options of an interface.
+ * @internal
+ */
+export type OptionNames<T> = Readonly<Record<keyof T, true>>;
+
+/** @internal */
+export const CLIENT_OPTIONS: OptionNames<ClientOptions> = {
+  baseUrl: true,
+  apiKey: true,
+  model: true,
+  timeoutMs: true,
+  maxRetries: true,
+  retryDelayMs: true,
+  maxRetryDelayMs: true,
+  batchSize: true,
+  concurrency: true,
+  expectedSpace: true,
+  allowMixedSpaces: true,
+  fallback: true,
+  fetch: true,
+  logger: true,
+};
+/** @internal */
+export const CALL_OPTIONS: OptionNames<CallOptions> = { signal: true, timeoutMs: true };
+/** @internal */
+export const EMBED_OPTIONS: OptionNames<EmbedOptions> = {
+  ...CALL_OPTIONS,
+  model: true,
+  inputType: true,
+  dimensions: true,
+  lane: true,
+  truncation: true,
+  useCache: true,
+  normalize: true,
+};
+
+/**
+ * Validated options of a client.
+ * @internal
+ */
 export interface ClientSettings extends RetryPolicy {
   readonly url: string;
   readonly apiKey: string | undefined;
@@ -84,11 +135,14 @@ export interface ClientSettings extends RetryPolicy {
 
 /**
  * Validates the options of a client and applies the defaults.
- * @throws {TypeError} an option has an invalid value.
+ * @throws {TypeError} an option has an invalid value, or there is no such option.
  * @throws {InvalidURLError} the URL is malformed.
+ * @internal
  */
 export function resolveOptions(options: ClientOptions): ClientSettings {
-  const settings = withDefaults(CLIENT_DEFAULTS, options);
+  checkNames(options, CLIENT_OPTIONS);
+  const defaults = options.fallback ? { ...CLIENT_DEFAULTS, maxRetries: 1 } : CLIENT_DEFAULTS;
+  const settings = withDefaults(defaults, options);
   checkNumbers(settings, ["timeoutMs", "retryDelayMs", "maxRetryDelayMs"]);
   checkIntegers(settings, ["maxRetries"], 0);
   checkIntegers(settings, ["batchSize", "concurrency"], 1);
@@ -100,7 +154,22 @@ export function resolveOptions(options: ClientOptions): ClientSettings {
   };
 }
 
-/** Returns the values of `options` for the names in `defaults`; undefined: the default. */
+/**
+ * @throws {TypeError} an option isn't one of `names`.
+ * @internal
+ */
+export function checkNames(options: object, names: Readonly<Record<string, true>>): void {
+  for (const name of Object.keys(options)) {
+    if (Object.hasOwn(names, name)) continue;
+    const known = Object.keys(names).join(", ");
+    throw new TypeError(`There is no option \`${name}\` here. The options are ${known}.`);
+  }
+}
+
+/**
+ * Returns the values of `options` for the names in `defaults`; undefined: the default.
+ * @internal
+ */
 export function withDefaults<D extends object>(
   defaults: D,
   options: { readonly [K in keyof D]?: D[K] | undefined },
@@ -110,7 +179,10 @@ export function withDefaults<D extends object>(
   return result;
 }
 
-/** @throws {TypeError} an option isn't a number of at least 0. */
+/**
+ * @throws {TypeError} an option isn't a number of at least 0.
+ * @internal
+ */
 export function checkNumbers<K extends string>(
   options: Readonly<Record<K, number>>,
   names: readonly K[],
@@ -122,7 +194,10 @@ export function checkNumbers<K extends string>(
   }
 }
 
-/** @throws {TypeError} an option isn't an integer of at least `min`. */
+/**
+ * @throws {TypeError} an option isn't an integer of at least `min`.
+ * @internal
+ */
 export function checkIntegers<K extends string>(
   options: Readonly<Record<K, number>>,
   names: readonly K[],
@@ -132,12 +207,6 @@ export function checkIntegers<K extends string>(
     if (Number.isInteger(options[name]) && options[name] >= min) continue;
     throw new TypeError(`\`${name}\` must be an integer of at least ${min}.`);
   }
-}
-
-/** Returns an environment variable; undefined: unset or empty, or there is no environment. */
-function environmentVariable(name: string): string | undefined {
-  const { process } = globalThis as { process?: { env?: Record<string, string | undefined> } };
-  return process?.env?.[name] || undefined;
 }
 
 function parseUrl(text: string): string {

@@ -2,6 +2,7 @@
 
 import type { Deadline } from "./deadline.js";
 import { HTTPError, NetworkError, RateLimitError, ServerError } from "./errors.js";
+import type { Log } from "./log.js";
 
 /** The number of retries and the delays between them. */
 export interface RetryPolicy {
@@ -24,6 +25,7 @@ export async function sendWithRetries<T>(
   send: () => Promise<T>,
   { maxRetries, retryDelayMs, maxRetryDelayMs }: RetryPolicy,
   deadline: Deadline,
+  log: Log,
 ): Promise<T> {
   for (let attempt = 0; ; attempt++) {
     try {
@@ -35,9 +37,16 @@ export async function sendWithRetries<T>(
       const delayMs = jitterMs + ((error instanceof HTTPError && error.retryAfterMs) || 0);
       if (delayMs >= deadline.remainingMs) throw error;
       deadline.lastError = error;
+      const retry = `Retry ${attempt + 1} of ${maxRetries} in ${Math.round(delayMs)} ms`;
+      log.info(`${retry}: ${describe(error)}`);
       await deadline.sleep(delayMs);
     }
   }
+}
+
+/** Describes an error for the log, without the body of a response: it may quote a text. */
+function describe(error: unknown): string {
+  return error instanceof HTTPError ? `status ${error.status}` : String(error);
 }
 
 function isTransient(error: unknown): boolean {

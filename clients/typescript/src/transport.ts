@@ -2,16 +2,20 @@
 
 import type { Deadline } from "./deadline.js";
 import { NetworkError, ParseError } from "./errors.js";
+import type { Log } from "./log.js";
 import { acceptsStatus, type Request, type Response, statusError, asRecord } from "./wire.js";
+
+type Fetch = typeof globalThis.fetch;
 
 /** Sends requests to one service. */
 export class Transport {
   readonly #url: string;
   readonly #apiKey: string | undefined;
-  readonly #fetch: typeof globalThis.fetch | undefined;
+  readonly #fetch: Fetch | undefined;
+  readonly #log: Log;
 
   /** @throws {TypeError} the key can't be sent in a header. */
-  constructor(url: string, apiKey?: string, fetch?: typeof globalThis.fetch) {
+  constructor(url: string, apiKey: string | undefined, fetch: Fetch | undefined, log: Log) {
     // Checked here, because the error of `fetch` would contain the key.
     if (apiKey !== undefined && !/^[\x21-\x7e]+$/.test(apiKey)) {
       throw new TypeError("`apiKey` must consist of visible ASCII characters.");
@@ -19,6 +23,7 @@ export class Transport {
     this.#url = url;
     this.#apiKey = apiKey;
     this.#fetch = fetch;
+    this.#log = log;
   }
 
   /**
@@ -26,7 +31,10 @@ export class Transport {
    * @throws {NetworkError | HTTPError | ParseError} or the reason of the deadline.
    */
   async send(request: Request, deadline: Deadline): Promise<Response> {
+    const sentAt = performance.now();
     const [response, text] = await deadline.race((signal) => this.#fetchText(request, signal));
+    const ms = Math.round(performance.now() - sentAt);
+    this.#log.debug(`${request.path}: status ${response.status} after ${ms} ms`);
     // An error page may quote the request headers.
     const redacted = this.#apiKey ? text.replaceAll(this.#apiKey, "***") : text;
     const { status, headers } = response;

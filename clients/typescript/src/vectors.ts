@@ -6,6 +6,8 @@ export interface VectorInfo {
   readonly space: string | undefined;
   /** The model's name; undefined: no request was needed. */
   readonly model: string | undefined;
+  /** Where the vectors were computed: by the service, or by its fallback. */
+  readonly source: "service" | "local";
   /** The total of the model's tokens, after truncation. */
   readonly tokens: number;
   /** Positions of texts that exceeded the token limit; undefined: unknown, like `space`. */
@@ -20,14 +22,22 @@ export interface Vectors extends Array<Float32Array> {
   readonly info: VectorInfo;
   /** The same as `info.space`. */
   readonly space: string | undefined;
+  /** The same as `info.source`. */
+  readonly source: "service" | "local";
 }
 
-/** Attaches metadata to vectors. */
+/**
+ * Attaches metadata to vectors.
+ * @internal
+ */
 export function withInfo(rows: Float32Array[], info: VectorInfo): Vectors {
-  return Object.assign(rows, { space: info.space, info });
+  return Object.assign(rows, { space: info.space, source: info.source, info });
 }
 
-/** Concatenates the vectors of one call that was split into several requests. */
+/**
+ * Concatenates the vectors of one call that was split into several requests.
+ * @internal
+ */
 export function concatenate(parts: readonly Vectors[]): Vectors {
   const [first] = parts;
   if (first && parts.length === 1) return first;
@@ -41,6 +51,7 @@ export function concatenate(parts: readonly Vectors[]): Vectors {
   return withInfo(parts.flat(), {
     space: first?.space,
     model: first?.info.model,
+    source: parts.some(({ source }) => source === "local") ? "local" : "service",
     tokens: parts.reduce((sum, { info }) => sum + info.tokens, 0),
     truncated: isKnown ? truncated : undefined,
   });

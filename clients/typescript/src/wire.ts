@@ -16,7 +16,10 @@ const MAX_MESSAGE_LENGTH = 2000;
 const RETRY_AFTER_STATUSES = new Set([429, 503]);
 const TRUNCATE = { end: undefined, start: "START", error: "NONE", chunk: undefined };
 
-/** An HTTP request, relative to a base URL. */
+/**
+ * An HTTP request, relative to a base URL.
+ * @internal
+ */
 export interface Request {
   readonly path: string;
   readonly headers?: Readonly<Record<string, string>>;
@@ -26,7 +29,10 @@ export interface Request {
   readonly accepts?: number;
 }
 
-/** The parsed JSON and the headers of a response. */
+/**
+ * The parsed JSON and the headers of a response.
+ * @internal
+ */
 export interface Response {
   readonly body: unknown;
   readonly headers: Headers;
@@ -56,11 +62,17 @@ export interface Info {
   readonly [field: string]: unknown;
 }
 
+/** @internal */
 export const HEALTH_REQUEST: Request = { path: "/health", accepts: 503 };
+/** @internal */
 export const INFO_REQUEST: Request = { path: "/info" };
+/** @internal */
 export const MODELS_REQUEST: Request = { path: "/v1/models" };
 
-/** Builds the request for the vectors of texts. */
+/**
+ * Builds the request for the vectors of texts.
+ * @internal
+ */
 export function embedRequest(texts: readonly string[], options: EmbedOptions): Request {
   const { truncation = "end", lane } = options;
   // JSON.stringify omits undefined values.
@@ -79,7 +91,10 @@ export function embedRequest(texts: readonly string[], options: EmbedOptions): R
   return { path: "/v1/embeddings", headers, body };
 }
 
-/** Returns whether a response with this status is parsed; if not, it is an error. */
+/**
+ * Returns whether a response with this status is parsed; if not, it is an error.
+ * @internal
+ */
 export function acceptsStatus({ accepts }: Request, status: number): boolean {
   return (status >= 200 && status < 300) || status === accepts;
 }
@@ -87,6 +102,7 @@ export function acceptsStatus({ accepts }: Request, status: number): boolean {
 /**
  * Parses the response to a request with n texts; returns n vectors in the order of the texts.
  * @throws {ParseError} the response doesn't hold n finite vectors of equal length.
+ * @internal
  */
 export function parseVectors({ body, headers }: Response, n: number): Vectors {
   const { data, model, usage } = asRecord(body);
@@ -110,6 +126,7 @@ export function parseVectors({ body, headers }: Response, n: number): Vectors {
   return withInfo(rows, {
     space,
     model: typeof model === "string" ? model : undefined,
+    source: "service",
     tokens: typeof tokens === "number" ? tokens : 0,
     // The service always sends the space, so without it CORS hides the other header as well.
     truncated: truncated === null && space === undefined ? undefined : parsePositions(truncated),
@@ -119,6 +136,7 @@ export function parseVectors({ body, headers }: Response, n: number): Vectors {
 /**
  * Parses one vector, in base64 or as a list of numbers.
  * @throws {ParseError} it is neither, empty, or not finite.
+ * @internal
  */
 export function parseVector(value: unknown): Float32Array {
   let vector: Float32Array;
@@ -133,7 +151,10 @@ export function parseVector(value: unknown): Float32Array {
   return vector;
 }
 
-/** @throws {ParseError} the vectors of a response differ in length. */
+/**
+ * @throws {ParseError} the vectors of a response differ in length.
+ * @internal
+ */
 export function checkEqualLengths(rows: readonly Float32Array[]): void {
   const length = rows[0]?.length;
   if (rows.some((row) => row.length !== length)) {
@@ -144,6 +165,7 @@ export function checkEqualLengths(rows: readonly Float32Array[]): void {
 /**
  * Parses comma-separated positions and ranges such as `0,4-7`.
  * @throws {ParseError} the header is malformed.
+ * @internal
  */
 export function parsePositions(header: string | null): number[] {
   const positions: number[] = [];
@@ -157,7 +179,10 @@ export function parsePositions(header: string | null): number[] {
   return positions;
 }
 
-/** Returns the error for a response; its message is that of the body, in any common format. */
+/**
+ * Returns the error for a response; its message is that of the body, in any common format.
+ * @internal
+ */
 export function statusError(status: number, headers: Headers, text: string): HTTPError {
   let body: unknown = text;
   try {
@@ -192,7 +217,10 @@ function parseRetryAfter(header: string | null): number | undefined {
   return Number.isNaN(delayMs) ? undefined : Math.max(0, delayMs);
 }
 
-/** @throws {ParseError} the response isn't a health report. */
+/**
+ * @throws {ParseError} the response isn't a health report.
+ * @internal
+ */
 export function parseHealth({ body }: Response): Health {
   const { status, model, dim } = asRecord(body);
   if (isNonEmptyString(status) && isNonEmptyString(model) && typeof dim === "number") {
@@ -201,14 +229,20 @@ export function parseHealth({ body }: Response): Health {
   throw new ParseError("The response of /health isn't that of EmbedServe. Is the URL right?");
 }
 
-/** @throws {ParseError} the response doesn't describe a service. */
+/**
+ * @throws {ParseError} the response doesn't describe a service.
+ * @internal
+ */
 export function parseInfo({ body }: Response): Info {
   const { model_id, dim } = asRecord(body);
   if (isNonEmptyString(model_id) && typeof dim === "number") return body as Info;
   throw new ParseError("The response of /info isn't that of EmbedServe. Is the URL right?");
 }
 
-/** @throws {ParseError} the response has no list of models. */
+/**
+ * @throws {ParseError} the response has no list of models.
+ * @internal
+ */
 export function parseModelNames({ body }: Response): string[] {
   const { data } = asRecord(body);
   const names = Array.isArray(data) ? data.map((item) => asRecord(item)["id"]) : [undefined];
@@ -216,7 +250,10 @@ export function parseModelNames({ body }: Response): string[] {
   throw new ParseError("The response has no list `data` of models.");
 }
 
-/** Returns an object as a record of unknown fields; an empty one for any other value. */
+/**
+ * Returns an object as a record of unknown fields; an empty one for any other value.
+ * @internal
+ */
 export function asRecord(value: unknown): Readonly<Record<string, unknown>> {
   return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
 }

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { after, before, test } from "node:test";
@@ -14,7 +14,13 @@ const EXPORTS = [
   ...["RateLimitError", "RequestTimeoutError", "ServerError", "ServiceNotRunningError"],
   ...["SpaceMismatchError", "WorkerError"],
 ];
-const NODE_EXPORTS = [...EXPORTS, "StdioWorker", "Supervisor"].sort();
+const NODE_EXPORTS = [...EXPORTS, "LocalModel", "StdioWorker", "Supervisor"].sort();
+const COMPAT_EXPORTS = [
+  ...["HelpEmbeddingService", "MAX_RESTART_ATTEMPTS", "NomicEmbedder", "PythonSidecarClient"],
+  ...["PythonSidecarError", "PythonSidecarService", "REQUEST_TIMEOUT_MS", "RESTART_BACKOFF_MS"],
+];
+/** The limit of the packed package. */
+const MAX_BYTES = 25_000;
 const directory = mkdtempSync(join(tmpdir(), "package-"));
 const run = (program: string, ...args: string[]) =>
   execFileSync(program, args, {
@@ -39,8 +45,9 @@ test("import", () => {
   const names = runNode("names.mjs", `
     import * as client from "embedserve-client";
     import * as node from "embedserve-client/node";
-    console.log(JSON.stringify([Object.keys(client), Object.keys(node)]));`);
-  assert.deepEqual(names, [EXPORTS, NODE_EXPORTS]);
+    import * as compat from "embedserve-client/compat";
+    console.log(JSON.stringify([client, node, compat].map((module) => Object.keys(module))));`);
+  assert.deepEqual(names, [EXPORTS, NODE_EXPORTS, COMPAT_EXPORTS]);
 });
 
 test("CommonJS modules can require the ES modules", () => {
@@ -61,12 +68,18 @@ test("all entry points share one class of each name", () => {
   assert.equal(isSame, true);
 });
 
+test("the packed package is small", () => {
+  const [tarball = ""] = readdirSync(directory).filter((name) => name.endsWith(".tgz"));
+  const { size } = statSync(join(directory, tarball));
+  assert.ok(size < MAX_BYTES, `${size} bytes`);
+});
+
 /** Returns the sources of a module and of all modules that it imports. */
 function readModules(path: string, sources = new Map<string, string>()): Map<string, string> {
   if (sources.has(path)) return sources;
   const source = readFileSync(path, "utf8");
   sources.set(path, source);
-  for (const [, specifier = ""] of source.matchAll(/\bfrom "([^"]+)"/g)) {
+  for (const [, specifier = ""] of source.matchAll(/\bfrom ?"([^"]+)"/g)) {
     assert.match(specifier, /^\.\//, `${path} imports ${specifier}`);
     readModules(join(dirname(path), specifier), sources);
   }
@@ -75,7 +88,7 @@ function readModules(path: string, sources = new Map<string, string>()): Map<str
 
 test("a browser can load the entry point: it imports only modules next to it", () => {
   const sources = readModules(join(ROOT, "dist/index.js"));
-  assert.ok(sources.size > 5);
+  assert.ok(sources.size > 1);
   for (const [path, source] of sources) assert.doesNotMatch(source, /\brequire\(/, path);
 });
 

@@ -66,6 +66,7 @@ const DEFAULT_REPLIES: Record<string, unknown> = {
 export async function startService(
   t: TestContext,
   handler: Handler = () => false,
+  listenPort = 0,
 ): Promise<FakeService> {
   const requests: ReceivedRequest[] = [];
   let inFlight = 0;
@@ -89,7 +90,7 @@ export async function startService(
       else send(response, 200, embedReply(request.body.input), { "x-embedding-space": SPACE });
     });
   });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  await new Promise<void>((resolve) => server.listen(listenPort, "127.0.0.1", resolve));
   t.after(() => {
     server.closeAllConnections();
     server.close();

@@ -1,56 +1,22 @@
-/** The supervisor and the worker with the real service; skipped without the command `embedserve`. */
+/** The supervisor and the worker with the real service; skipped if it isn't installed. */
 
 import assert from "node:assert/strict";
-import { spawn, spawnSync } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { after, test, type TestContext } from "node:test";
+import { after, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { StdioWorker, Supervisor } from "embedserve-client/node";
 import { freePort } from "./service.js";
+import { createConfig, isAlive, processesOf, REAL, waitFor } from "./standalone-config.js";
 
 const PROGRAM = fileURLToPath(new URL("../../test/fakes/standalone-program.mjs", import.meta.url));
-const isInstalled = spawnSync("embedserve", ["serve", "--help"]).status === 0;
-const options = { skip: isInstalled ? false : "the package embedserve isn't installed" };
 
 // A ready service doesn't keep the event loop alive.
 const keepAlive = setInterval(() => {}, 1000);
 after(() => clearInterval(keepAlive));
 
-/** Returns the configuration file of a service without a trained model and without a cache server. */
-function createConfig(t: TestContext): { config: string; directory: string } {
-  const directory = mkdtempSync(join(tmpdir(), "standalone-"));
-  t.after(() => rmSync(directory, { recursive: true }));
-  const args = {
-    model: { name: "hashing", source: "hashing:64" },
-    cache: { url: "none" },
-  };
-  const application = { name: "embedserve", import_path: "serve_app.app:build", args };
-  const config = join(directory, "config.yaml");
-  const http_options = { host: "127.0.0.1" };
-  writeFileSync(config, JSON.stringify({ http_options, applications: [application] }));
-  return { config, directory };
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    return process.kill(pid, 0);
-  } catch {
-    return false;
-  }
-}
-
-async function waitFor(condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 600 && !condition(); i++) {
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-  assert.ok(condition());
-}
-
-test("a killed standalone service is restarted", options, async (t) => {
+test("a killed standalone service is restarted", REAL, async (t) => {
   const lines: string[] = [];
   const { config } = createConfig(t);
   const supervisor = new Supervisor({
@@ -75,19 +41,39 @@ test("a killed standalone service is restarted", options, async (t) => {
   assert.ok(!isAlive(newPid));
 });
 
-test("a standalone service ends with a program that is killed", options, async (t) => {
-  const { config } = createConfig(t);
-  const args = [PROGRAM, config, String(await freePort())];
-  const program = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "inherit"] });
-  const [line] = (await once(createInterface(program.stdout), "line")) as [string];
-  const pid = Number(line);
-  assert.ok(isAlive(pid), line);
-  program.kill("SIGKILL");
-  await once(program, "exit");
-  await waitFor(() => !isAlive(pid));
-});
+for (const end of ["exit", "SIGTERM", "SIGKILL", "terminate"] as const) {
+  test(`a program that ends by ${end} leaves no process behind`, REAL, async (t) => {
+    const { config, directory } = createConfig(t, true);
+    const before = processesOf(directory);
+    const args = [PROGRAM, config, String(await freePort()), end];
+    const program = spawn(process.execPath, args, { stdio: ["pipe", "pipe", "inherit"] });
+    const lines = createInterface(program.stdout)[Symbol.asyncIterator]();
+    const pid = Number((await lines.next()).value);
+    assert.ok(isAlive(pid), String(pid));
+    // The service and its cache server.
+    await waitFor(() => processesOf(directory).length >= before.length + 3);
+    if (end.startsWith("SIG")) program.kill(end as NodeJS.Signals);
+    else program.stdin.write("end\n");
+    if (end === "terminate") {
+      assert.equal((await lines.next()).value, "terminated");
+      await waitFor(() => processesOf(directory).filter(isService).length === 0);
+      // The program goes on, without a zombie.
+      const children = execFileSync("ps", ["-eo", "ppid,pid,stat,args"], { encoding: "utf8" });
+      const isChild = new RegExp(`^\\s*${program.pid}\\s`, "m");
+      assert.doesNotMatch(children, isChild);
+      program.kill("SIGKILL");
+    }
+    await once(program, "exit");
+    await waitFor(() => processesOf(directory).length === before.length);
+  });
+}
 
-test("a worker with --start runs a standalone service", options, async (t) => {
+/** The program itself names the directory as well. */
+function isService(line: string): boolean {
+  return !line.includes("standalone-program");
+}
+
+test("a worker with --start runs a standalone service", REAL, async (t) => {
   const { config, directory } = createConfig(t);
   const url = `http://127.0.0.1:${await freePort()}`;
   const worker = new StdioWorker({

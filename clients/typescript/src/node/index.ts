@@ -1,7 +1,9 @@
 /** The client, and the classes that start processes. Only for Node. */
 
 export * from "../index.js";
-export type { ProcessExit, ProcessOptions } from "./managed-process.js";
+export type { ProcessExit } from "./child.js";
+export { LocalModel } from "./local-model.js";
+export type { ProcessOptions } from "./managed-process.js";
 export { StdioWorker } from "./stdio-worker.js";
 export type {
   StdioWorkerOptions,

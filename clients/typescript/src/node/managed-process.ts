@@ -1,8 +1,9 @@
 /** A child process that doesn't outlive this program. */
 
-import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
-import type { Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
+import type { Logger } from "../log.js";
+import type { OptionNames } from "../options.js";
+import { type Child, type ProcessExit, spawnChild } from "./child.js";
 import { onExit } from "./exit-hooks.js";
 import { LineSplitter } from "./line-splitter.js";
 
@@ -23,18 +24,26 @@ export interface ProcessOptions {
   readonly cwd?: string | undefined;
   /** Called with each line of log output; by a supervisor only while the service starts. */
   readonly onProgress?: ((line: string) => void) | undefined;
+  /**
+   * Receives each line of log output, and starts, crashes and restarts. Default: none, or as
+   * `LOG_CATEGORIES` says.
+   */
+  readonly logger?: Logger | undefined;
 }
 
-/** How a process ended. */
-export interface ProcessExit {
-  /** The exit status; null: a signal ended it, or it didn't start. */
-  readonly code: number | null;
-  readonly signal: NodeJS.Signals | null;
-  /** Why it didn't start. */
-  readonly error?: NodeJS.ErrnoException | undefined;
-}
+/** @internal */
+export const PROCESS_OPTIONS: OptionNames<ProcessOptions> = {
+  command: true,
+  env: true,
+  cwd: true,
+  onProgress: true,
+  logger: true,
+};
 
-/** Callbacks and settings of a managed process. */
+/**
+ * Callbacks and settings of a managed process.
+ * @internal
+ */
 export interface ProcessHandlers {
   /** Called with each line of standard output. Default: standard output is a log as well. */
   readonly onLine?: (line: string) => void;
@@ -46,19 +55,21 @@ export interface ProcessHandlers {
   readonly exitSignal: NodeJS.Signals;
 }
 
-/** Its standard input is a pipe that stays open while this program runs. */
+/**
+ * Its standard input is a pipe that stays open while this program runs.
+ * @internal
+ */
 export class ManagedProcess {
   /** Resolves when the process has ended and its output is read. */
   readonly exited: Promise<ProcessExit>;
-  readonly #process: ChildProcessWithoutNullStreams;
+  readonly #process: Child;
   readonly #removeExitHook: () => void;
   readonly #tail: string[] = [];
   #isAlive = true;
 
   constructor(command: readonly string[], options: ProcessOptions, handlers: ProcessHandlers) {
-    const [program = "", ...args] = command;
     const { cwd, env } = options;
-    this.#process = spawn(program, args, { cwd, env, stdio: "pipe", windowsHide: true });
+    this.#process = spawnChild(command, { cwd, env });
     const { stdin, stdout, stderr } = this.#process;
     // A write to an ended process fails; `exited` reports the end.
     stdin.on("error", () => {});
@@ -104,8 +115,7 @@ export class ManagedProcess {
 
   /** Sets whether the process keeps the event loop of this program alive. */
   setKeepAlive(keepAlive: boolean): void {
-    const { stdin, stdout, stderr } = this.#process;
-    for (const handle of [this.#process, stdin as Socket, stdout as Socket, stderr as Socket]) {
+    for (const handle of this.#process.handles) {
       if (keepAlive) handle.ref();
       else handle.unref();
     }
@@ -129,24 +139,24 @@ export class ManagedProcess {
   }
 
   async #waitForExit(): Promise<ProcessExit> {
-    const closed = new Promise<void>((resolve) => this.#process.once("close", () => resolve()));
-    const exit = await new Promise<ProcessExit>((resolve) => {
-      this.#process.once("exit", (code, signal) => resolve({ code, signal }));
-      // A signal that can't be sent is an error as well, but of a process with an id.
-      this.#process.on("error", (error) => {
-        if (this.pid === undefined) resolve({ code: null, signal: null, error });
-      });
-    });
+    const { stdout, stderr } = this.#process;
+    const closed = Promise.all(
+      [stdout, stderr].map((pipe) => new Promise((resolve) => pipe.once("close", resolve))),
+    );
+    const exit = await this.#process.exited;
     this.#isAlive = false;
     this.#removeExitHook();
     if (!exit.error) await Promise.race([closed, sleep(DRAIN_MS, undefined, { ref: true })]);
-    this.#process.stdout.destroy();
-    this.#process.stderr.destroy();
+    stdout.destroy();
+    stderr.destroy();
     return exit;
   }
 }
 
-/** Describes an exit, as the end of a sentence. */
+/**
+ * Describes an exit, as the end of a sentence.
+ * @internal
+ */
 export function describeExit({ code, signal, error }: ProcessExit): string {
   if (error) return `can't be started: ${error.message}`;
   return signal ? `was ended by ${signal}` : `exited with status ${code}`;

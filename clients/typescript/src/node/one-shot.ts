@@ -4,6 +4,7 @@ import type { Deadline } from "../deadline.js";
 import { ParseError, WorkerError } from "../errors.js";
 import { asRecord } from "../wire.js";
 import { describeExit, ManagedProcess, type ProcessOptions } from "./managed-process.js";
+import { withMode } from "./worker-command.js";
 import type { WorkerRequest } from "./stdio-worker-options.js";
 
 /** Milliseconds in which a process must exit on its own. */
@@ -18,14 +19,16 @@ const STOP_TIMEOUT_MS = 2000;
 export async function runOnce(
   command: readonly string[],
   options: ProcessOptions,
-  { command: name, params }: WorkerRequest,
+  request: WorkerRequest,
   deadline: Deadline,
 ): Promise<unknown> {
+  const { command: name, params } = request;
+  if (name === "embed") throw new WorkerError("A process for a single request has no `embed`.");
   const isQuery = "text" in params;
   let lastLine = "";
   // Without `--`, a text that starts with a dash would be parsed as an option.
   const text = isQuery ? [...(params.text.startsWith("-") ? ["--"] : []), params.text] : [];
-  const child = spawnProcess([...command, name, ...text], options, (line) => {
+  const child = spawnProcess(withMode(command, name, ...text), options, (line) => {
     if (line.trim()) lastLine = line;
   });
   child.endInput(isQuery ? "" : JSON.stringify(params.texts));

@@ -10,11 +10,11 @@ import {
   ServerError,
   ServiceNotRunningError,
 } from "../errors.js";
-import { describeExit, ManagedProcess, type ProcessExit } from "./managed-process.js";
-import type { SupervisorOptions } from "./supervisor-options.js";
+import type { Log } from "../log.js";
+import type { ProcessExit } from "./child.js";
+import { describeExit, ManagedProcess } from "./managed-process.js";
+import type { SUPERVISOR_DEFAULTS, SupervisorOptions } from "./supervisor-options.js";
 
-/** Milliseconds in which the service must exit on its own. */
-export const SERVICE_STOP_TIMEOUT_MS = 30_000;
 const HEALTH_TIMEOUT_MS = 2000;
 const POLL_MS = 250;
 
@@ -25,17 +25,22 @@ type Probe = "healthy" | "absent" | EmbedError;
 export class ServiceLauncher {
   readonly #options: SupervisorOptions;
   readonly #command: readonly string[];
-  readonly #port: number;
-  readonly #readyTimeoutMs: number;
+  readonly #settings: typeof SUPERVISOR_DEFAULTS;
   readonly #client: Client;
+  readonly #log: Log;
 
-  /** @param client a client of the service at `port` */
-  constructor(client: Client, port: number, readyTimeoutMs: number, options: SupervisorOptions) {
+  /** @param client a client of the service at `settings.port` */
+  constructor(
+    client: Client,
+    settings: typeof SUPERVISOR_DEFAULTS,
+    options: SupervisorOptions,
+    log: Log,
+  ) {
     this.#client = client;
-    this.#port = port;
-    this.#readyTimeoutMs = readyTimeoutMs;
+    this.#settings = settings;
     this.#options = options;
-    this.#command = options.command ?? serveCommand(port, options);
+    this.#log = log;
+    this.#command = options.command ?? serveCommand(settings.port, options);
   }
 
   /**
@@ -46,29 +51,33 @@ export class ServiceLauncher {
    *   uses the port.
    */
   async launch(lifetime: Deadline): Promise<ManagedProcess | undefined> {
+    const { port, readyTimeoutMs, stopTimeoutMs } = this.#settings;
     const before = await lifetime.race(() => this.#probe());
     if (before === "healthy") return undefined;
     if (before !== "absent") {
       throw new ServiceNotRunningError(
-        `Port ${this.#port} is in use by another program, or by a service that isn't ready. ` +
+        `Port ${port} is in use by another program, or by a service that isn't ready. ` +
           "Choose another `port`, or stop the program.",
         { cause: before },
       );
     }
     let isStarting = true;
     const service = new ManagedProcess(this.#command, this.#options, {
-      onLog: (line) => isStarting && this.#options.onProgress?.(line),
+      onLog: (line) => {
+        if (isStarting) this.#options.onProgress?.(line);
+        this.#log.info(line);
+      },
       exitSignal: "SIGINT",
     });
-    const deadline = lifetime.child(this.#readyTimeoutMs);
+    const deadline = lifetime.child(readyTimeoutMs);
     try {
       await deadline.race(() => Promise.race([this.#pollHealth(deadline), failOnExit(service)]));
       return service;
     } catch (error) {
-      await service.stop(SERVICE_STOP_TIMEOUT_MS);
+      await service.stop(stopTimeoutMs);
       lifetime.throwIfAborted();
       if (error instanceof RequestTimeoutError) {
-        const message = `The service was not ready after ${this.#readyTimeoutMs} ms.`;
+        const message = `The service was not ready after ${readyTimeoutMs} ms.`;
         throw new ServiceNotRunningError(service.withLog(message), { cause: error });
       }
       // If two programs start a service at the same time, only the first gets the port.

@@ -1,20 +1,25 @@
 /** The options and status of a worker, and its requests. */
 
-import type { ProcessOptions } from "./managed-process.js";
+import type { OptionNames } from "../options.js";
+import { PROCESS_OPTIONS, type ProcessOptions } from "./managed-process.js";
 
-/** The defaults of `StdioWorkerOptions`. */
+/**
+ * The defaults of `StdioWorkerOptions`.
+ * @internal
+ */
 export const WORKER_DEFAULTS = {
   timeoutMs: 60_000,
   readyTimeoutMs: 600_000,
   restartDelayMs: 1000,
   maxRestarts: 3,
+  stopTimeoutMs: 5000,
 };
 
 /** Options of a worker; all are optional. */
 export interface StdioWorkerOptions extends ProcessOptions {
   /**
-   * Replaces `embedserve stdio`. For a single request, `encode-query TEXT` or `encode-batch` is
-   * appended.
+   * Replaces `embedserve stdio`. The mode is appended: `server`, or for a single request
+   * `encode-query TEXT` or `encode-batch`. A command that ends with `server` is the same.
    */
   readonly command?: readonly string[] | undefined;
   /** The timeout of each request in milliseconds. Default: 60000. */
@@ -31,7 +36,22 @@ export interface StdioWorkerOptions extends ProcessOptions {
   readonly restartDelayMs?: number | undefined;
   /** Restarts in a row after which each request gets a process of its own. Default: 3. */
   readonly maxRestarts?: number | undefined;
+  /**
+   * Milliseconds in which the worker must exit once its standard input has ended; then it receives
+   * SIGINT, and SIGKILL 5 s later. Default: 5000.
+   */
+  readonly stopTimeoutMs?: number | undefined;
 }
+
+/** @internal */
+export const WORKER_OPTIONS: OptionNames<StdioWorkerOptions> = {
+  ...PROCESS_OPTIONS,
+  timeoutMs: true,
+  readyTimeoutMs: true,
+  restartDelayMs: true,
+  maxRestarts: true,
+  stopTimeoutMs: true,
+};
 
 /** The state of a worker; `one-shot`: it kept failing, and each request gets its own process. */
 export type WorkerState =
@@ -56,7 +76,18 @@ export interface WorkerStatus {
   readonly lastError: Error | undefined;
 }
 
-/** A request of the protocol, without its id. */
+/**
+ * A request of the protocol, without its id.
+ * @internal
+ */
 export type WorkerRequest =
   | { readonly command: "encode-query"; readonly params: { readonly text: string } }
-  | { readonly command: "encode-batch"; readonly params: { readonly texts: readonly string[] } };
+  | { readonly command: "encode-batch"; readonly params: { readonly texts: readonly string[] } }
+  | {
+      readonly command: "embed";
+      readonly params: {
+        readonly texts: readonly string[];
+        readonly input_type: string | undefined;
+        readonly dimensions: number | undefined;
+      };
+    };

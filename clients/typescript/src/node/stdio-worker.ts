@@ -3,18 +3,29 @@
 import { randomUUID } from "node:crypto";
 import { Deadline } from "../deadline.js";
 import { ParseError, WorkerError } from "../errors.js";
-import { type CallOptions, checkIntegers, checkNumbers, withDefaults } from "../options.js";
+import { createLog, type Log } from "../log.js";
+import {
+  CALL_OPTIONS,
+  type CallOptions,
+  checkIntegers,
+  checkNames,
+  checkNumbers,
+  withDefaults,
+} from "../options.js";
 import { checkEqualLengths, parseVector } from "../wire.js";
 import { offBeforeExit, onBeforeExit } from "./exit-hooks.js";
+import { describeExit } from "./managed-process.js";
 import { runOnce } from "./one-shot.js";
 import { RestartBackoff } from "./restart-backoff.js";
 import {
   type StdioWorkerOptions,
   WORKER_DEFAULTS,
+  WORKER_OPTIONS,
   type WorkerRequest,
   type WorkerState,
   type WorkerStatus,
 } from "./stdio-worker-options.js";
+import { withMode } from "./worker-command.js";
 import { type Reply, WorkerProcess } from "./worker-process.js";
 
 /** A request that crashes the worker must not crash it again and again. */
@@ -41,6 +52,7 @@ export class StdioWorker {
   readonly #options: StdioWorkerOptions;
   readonly #command: readonly string[];
   readonly #settings: typeof WORKER_DEFAULTS;
+  readonly #log: Log;
   readonly #pending = new Map<string, PendingRequest>();
   /** The ids of pending requests that wait for a process that accepts them. */
   readonly #unsent = new Set<string>();
@@ -61,12 +73,15 @@ export class StdioWorker {
 
   /**
    * Creates a worker without starting its process.
-   * @throws {TypeError} an option has an invalid value.
+   * @throws {TypeError} an option has an invalid value, or there is no such option.
    */
   constructor(options: StdioWorkerOptions = {}) {
+    checkNames(options, WORKER_OPTIONS);
     this.#settings = withDefaults(WORKER_DEFAULTS, options);
     checkNumbers(this.#settings, ["timeoutMs", "readyTimeoutMs", "restartDelayMs"]);
+    checkNumbers(this.#settings, ["stopTimeoutMs"]);
     checkIntegers(this.#settings, ["maxRestarts"], 0);
+    this.#log = createLog(options.logger, "WORKER");
     this.#options = options;
     this.#command = options.command ?? ["embedserve", "stdio"];
     this.#backoff = this.#createBackoff();
@@ -78,6 +93,7 @@ export class StdioWorker {
    * @throws {WorkerError} there is no such program, or the worker was stopped.
    */
   async start(options: CallOptions = {}): Promise<WorkerStatus> {
+    checkNames(options, CALL_OPTIONS);
     const deadline = new Deadline(options.timeoutMs ?? Infinity, options.signal);
     try {
       await deadline.race(() => this.#ensureStarted());
@@ -87,7 +103,10 @@ export class StdioWorker {
     }
   }
 
-  /** Closes the standard input of the process, kills it after 10 s, and rejects all requests. */
+  /**
+   * Closes the standard input of the process, kills it 5 s after `stopTimeoutMs`, and rejects all
+   * requests.
+   */
   stop(): Promise<void> {
     if (this.#state === "stopped") return Promise.resolve();
     this.#stopping ??= this.#stop().finally(() => (this.#stopping = undefined));
@@ -118,7 +137,7 @@ export class StdioWorker {
   async encodeQuery(text: string, options: CallOptions = {}): Promise<Float32Array> {
     if (typeof text !== "string") throw new TypeError("`text` must be a string.");
     return parseVector(
-      await this.#request({ command: "encode-query", params: { text } }, options),
+      await this.request({ command: "encode-query", params: { text } }, options),
     );
   }
 
@@ -128,7 +147,7 @@ export class StdioWorker {
       throw new TypeError("`texts` must be a list of strings.");
     }
     if (texts.length === 0) return [];
-    const result = await this.#request({ command: "encode-batch", params: { texts } }, options);
+    const result = await this.request({ command: "encode-batch", params: { texts } }, options);
     if (!Array.isArray(result)) throw new ParseError("The result of the worker isn't a list.");
     if (result.length !== texts.length) {
       throw new ParseError(
@@ -140,7 +159,12 @@ export class StdioWorker {
     return rows;
   }
 
-  async #request(request: WorkerRequest, options: CallOptions): Promise<unknown> {
+  /**
+   * Sends a request and returns its result.
+   * @internal
+   */
+  async request(request: WorkerRequest, options: CallOptions): Promise<unknown> {
+    checkNames(options, CALL_OPTIONS);
     const { signal, timeoutMs } = options;
     const isStarted = this.#state !== "stopped" && this.#state !== "starting";
     if (!isStarted && timeoutMs === undefined) await this.start({ signal });
@@ -197,6 +221,9 @@ export class StdioWorker {
   async #startProcess(firstDelayMs: number | undefined): Promise<void> {
     const lifetime = this.#lifetime;
     for (let delayMs = firstDelayMs; delayMs !== undefined; delayMs = this.#backoff.next(0)) {
+      if (this.#backoff.inRow > 0) {
+        this.#log.info(`Restart ${this.#backoff.inRow} in ${delayMs} ms.`);
+      }
       await lifetime.sleep(delayMs);
       try {
         this.#worker = await this.#launch(lifetime);
@@ -204,6 +231,7 @@ export class StdioWorker {
       } catch (error) {
         lifetime.throwIfAborted();
         this.#lastError = error as Error;
+        this.#log.warn(this.#lastError.message);
         if (((error as Error).cause as NodeJS.ErrnoException)?.code === "ENOENT") {
           this.#state = "stopped";
           offBeforeExit(this.#stopBeforeExit);
@@ -213,6 +241,7 @@ export class StdioWorker {
       }
     }
     this.#state = "one-shot";
+    this.#log.warn("The worker keeps failing: each request gets a process of its own.");
     this.#sendUnsent();
   }
 
@@ -222,19 +251,28 @@ export class StdioWorker {
       onIgnored: () => void this.#ignoredLines++,
       onDrain: () => this.#sendUnsent(),
     };
-    const { readyTimeoutMs } = this.#settings;
-    return WorkerProcess.start(this.#command, this.#options, handlers, readyTimeoutMs, lifetime);
+    const command = withMode(this.#command, "server");
+    return WorkerProcess.start(
+      command,
+      this.#options,
+      this.#settings,
+      handlers,
+      this.#log,
+      lifetime,
+    );
   }
 
   #onReady(worker: WorkerProcess): void {
     this.#state = "ready";
     this.#readyAt = performance.now();
     this.#updateKeepAlive();
+    this.#log.info(`The worker is ready (process ${worker.pid}).`);
     void worker.exited.then((exit) => {
       if (this.#stopping || this.#worker !== worker) return;
       this.#worker = undefined;
       this.#state = "restarting";
       this.#lastError = worker.exitError(exit);
+      this.#log.warn(`The worker ${describeExit(exit)}.`);
       this.#requeueSent(this.#lastError);
       this.#setTransition(this.#restartAfterCrash());
     });

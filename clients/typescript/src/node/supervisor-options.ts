@@ -1,9 +1,13 @@
 /** The options, status and events of a supervisor. */
 
-import { type ClientOptions, DEFAULT_PORT } from "../options.js";
-import type { ProcessExit, ProcessOptions } from "./managed-process.js";
+import { type ClientOptions, DEFAULT_PORT, type OptionNames } from "../options.js";
+import type { ProcessExit } from "./child.js";
+import { PROCESS_OPTIONS, type ProcessOptions } from "./managed-process.js";
 
-/** The defaults of `SupervisorOptions`. */
+/**
+ * The defaults of `SupervisorOptions`.
+ * @internal
+ */
 export const SUPERVISOR_DEFAULTS = {
   port: DEFAULT_PORT,
   useRay: false,
@@ -11,6 +15,7 @@ export const SUPERVISOR_DEFAULTS = {
   restartDelayMs: 1000,
   maxRestarts: 5,
   unresponsiveTimeoutMs: 30_000,
+  stopTimeoutMs: 30_000,
 };
 
 /** Options of a supervisor; all are optional. */
@@ -46,9 +51,28 @@ export interface SupervisorOptions extends ProcessOptions {
    * that crashed. Default: 30000.
    */
   readonly unresponsiveTimeoutMs?: number | undefined;
+  /**
+   * Milliseconds in which the service must exit once its standard input has ended; then it receives
+   * SIGINT, and SIGKILL 5 s later. Default: 30000.
+   */
+  readonly stopTimeoutMs?: number | undefined;
   /** Options of the supervisor's client. */
   readonly client?: Omit<ClientOptions, "baseUrl"> | undefined;
 }
+
+/** @internal */
+export const SUPERVISOR_OPTIONS: OptionNames<SupervisorOptions> = {
+  ...PROCESS_OPTIONS,
+  port: true,
+  config: true,
+  useRay: true,
+  readyTimeoutMs: true,
+  restartDelayMs: true,
+  maxRestarts: true,
+  unresponsiveTimeoutMs: true,
+  stopTimeoutMs: true,
+  client: true,
+};
 
 /** The state of a service. */
 export type ServiceState =

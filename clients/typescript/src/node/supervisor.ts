@@ -4,24 +4,31 @@ import { EventEmitter } from "node:events";
 import { Client } from "../client.js";
 import { Deadline } from "../deadline.js";
 import { NetworkError, ServiceNotRunningError } from "../errors.js";
+import { isUnavailable } from "../fallback.js";
+import { createLog, type Log } from "../log.js";
 import {
+  CALL_OPTIONS,
   type CallOptions,
   checkIntegers,
+  checkNames,
   checkNumbers,
   CLIENT_DEFAULTS,
+  CLIENT_OPTIONS,
   type EmbedOptions,
   withDefaults,
 } from "../options.js";
 import type { Vectors } from "../vectors.js";
+import type { ProcessExit } from "./child.js";
 import { offBeforeExit, onBeforeExit } from "./exit-hooks.js";
 import { watchHealth } from "./health-watch.js";
-import type { ManagedProcess, ProcessExit } from "./managed-process.js";
+import { describeExit, type ManagedProcess } from "./managed-process.js";
 import { RestartBackoff } from "./restart-backoff.js";
-import { exitError, SERVICE_STOP_TIMEOUT_MS, ServiceLauncher } from "./service-launcher.js";
+import { exitError, ServiceLauncher } from "./service-launcher.js";
 import {
   type ServiceState,
   type ServiceStatus,
   SUPERVISOR_DEFAULTS,
+  SUPERVISOR_OPTIONS,
   type SupervisorEvents,
   type SupervisorOptions,
 } from "./supervisor-options.js";
@@ -30,12 +37,14 @@ import {
 const EXIT_NOTICE_MS = 200;
 /** Milliseconds in which a service that doesn't answer must exit on its own. */
 const UNRESPONSIVE_STOP_TIMEOUT_MS = 5000;
+/** Milliseconds after a failed start in which a fallback is used without another start. */
+const FALLBACK_PAUSE_MS = 30_000;
 /** A text that crashes the service must not crash it again and again. */
 const MAX_SENDS = 2;
 
 /**
- * Starts the service, restarts it if it crashes or hangs, and stops it when this program ends. A healthy
- * service that already listens on the port is used and never stopped.
+ * Starts the service, restarts it if it crashes or hangs, and stops it when this program ends. A
+ * healthy service that already listens on the port is used and never stopped.
  *
  * The service can't outlive this program: it exits when its standard input ends. A ready service
  * doesn't keep the event loop alive.
@@ -46,6 +55,8 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
   /** A client of the service. Unlike `embed`, it doesn't start the service. */
   readonly client: Client;
   readonly #settings: typeof SUPERVISOR_DEFAULTS;
+  readonly #log: Log;
+  readonly #hasFallback: boolean;
   readonly #callTimeoutMs: number;
   readonly #launcher: ServiceLauncher;
   readonly #stopBeforeExit = () => this.stop();
@@ -53,6 +64,7 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
   #service: ManagedProcess | undefined;
   #backoff: RestartBackoff;
   #readyAt = 0;
+  #failedAt = -Infinity;
   /** The number of launches: it tells whether the service has changed since a call was sent. */
   #launches = 0;
   #lastError: Error | undefined;
@@ -64,19 +76,25 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
 
   /**
    * Creates a supervisor without starting the service.
-   * @throws {TypeError} an option has an invalid value.
+   * @throws {TypeError} an option has an invalid value, or there is no such option.
    */
   constructor(options: SupervisorOptions = {}) {
     super();
+    checkNames(options, SUPERVISOR_OPTIONS);
+    const { baseUrl, ...clientOptions } = CLIENT_OPTIONS;
+    checkNames(options.client ?? {}, clientOptions);
     this.#settings = withDefaults(SUPERVISOR_DEFAULTS, options);
     checkIntegers(this.#settings, ["port"], 1);
     checkNumbers(this.#settings, ["readyTimeoutMs", "restartDelayMs", "unresponsiveTimeoutMs"]);
+    checkNumbers(this.#settings, ["stopTimeoutMs"]);
     checkIntegers(this.#settings, ["maxRestarts"], 0);
-    const { port, readyTimeoutMs } = this.#settings;
-    this.url = `http://127.0.0.1:${port}`;
-    this.client = new Client({ ...options.client, baseUrl: this.url });
+    this.#log = createLog(options.logger, "SUPERVISOR");
+    this.url = `http://127.0.0.1:${this.#settings.port}`;
+    const { logger } = options;
+    this.client = new Client({ logger, ...options.client, baseUrl: this.url });
+    this.#hasFallback = options.client?.fallback !== undefined;
     this.#callTimeoutMs = options.client?.timeoutMs ?? CLIENT_DEFAULTS.timeoutMs;
-    this.#launcher = new ServiceLauncher(this.client, port, readyTimeoutMs, options);
+    this.#launcher = new ServiceLauncher(this.client, this.#settings, options, this.#log);
     this.#backoff = this.#createBackoff();
   }
 
@@ -91,8 +109,8 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
   }
 
   /**
-   * Stops the service if this supervisor started it: closes its standard input, and kills it after
-   * 35 s.
+   * Stops the service if this supervisor started it: closes its standard input, and kills it 5 s
+   * after `stopTimeoutMs`.
    */
   stop(): Promise<void> {
     if (this.#state === "stopped") return Promise.resolve();
@@ -124,7 +142,8 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
   /**
    * Embeds texts like `Client.embed`, and starts the service if it isn't running. A call whose
    * service crashes is sent once more, after the restart. `timeoutMs` limits the wait for a restart
-   * as well, and, if it is set here, the wait for the first start.
+   * as well, and, if it is set here, the wait for the first start. If the service can't be started
+   * or keeps failing, the client's fallback is used.
    * @throws what `Client.embed` and `start` throw.
    */
   embed(text: string, options?: EmbedOptions): Promise<Float32Array>;
@@ -133,7 +152,22 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
     texts: string | readonly string[],
     options: EmbedOptions = {},
   ): Promise<Float32Array | Vectors> {
+    try {
+      return await this.#embedAtService(texts, options);
+    } catch (error) {
+      if (!this.#hasFallback || !isUnavailable(error)) throw error;
+      return this.client.embed(texts, options);
+    }
+  }
+
+  async #embedAtService(
+    texts: string | readonly string[],
+    options: EmbedOptions,
+  ): Promise<Float32Array | Vectors> {
     const { signal } = options;
+    if (this.#hasFallback && performance.now() - this.#failedAt < FALLBACK_PAUSE_MS) {
+      throw this.#lastError;
+    }
     const isStarted = this.#state === "ready" || this.#state === "restarting";
     const restartTimeoutMs = options.timeoutMs ?? this.#callTimeoutMs;
     const timeoutMs = isStarted ? restartTimeoutMs : options.timeoutMs;
@@ -141,7 +175,7 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
     for (let sends = 1; ; sends++) {
       const launches = this.#launches;
       try {
-        return await this.client.embed(texts, options);
+        return await this.client.embed(texts, options, false);
       } catch (error) {
         if (!(error instanceof NetworkError) || sends >= MAX_SENDS) throw error;
         if (!(await this.#hasServiceExited(launches, signal))) throw error;
@@ -152,7 +186,9 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
     }
   }
 
-  async #waitUntilReady({ signal, timeoutMs = Infinity }: CallOptions): Promise<void> {
+  async #waitUntilReady(options: CallOptions): Promise<void> {
+    checkNames(options, CALL_OPTIONS);
+    const { signal, timeoutMs = Infinity } = options;
     checkNumbers({ timeoutMs }, ["timeoutMs"]);
     const deadline = new Deadline(timeoutMs, signal);
     try {
@@ -203,6 +239,7 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
         this.#fail(error);
         throw error;
       }
+      this.#log.info(`Restart ${this.#backoff.inRow} in ${delayMs} ms.`);
       await this.#lifetime.sleep(delayMs);
       this.emit("restarting", this.#backoff.inRow);
       try {
@@ -227,6 +264,9 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
     this.#readyAt = performance.now();
     service?.setKeepAlive(false);
     if (service) this.#watch(service);
+    this.#failedAt = -Infinity;
+    const name = service ? `process ${service.pid}` : "started otherwise";
+    this.#log.info(`The service at ${this.url} is ready (${name}).`);
     this.emit("ready", this.status());
   }
 
@@ -252,6 +292,7 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
     if (this.#stopping || this.#service !== service) return;
     this.#state = "restarting";
     this.#lastError = error;
+    this.#log.warn(`The service ${describeExit(exit)}.`);
     this.#setTransition(this.#restartAfterCrash(uptimeMs));
     this.emit("crashed", exit);
   }
@@ -274,7 +315,9 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
 
   #fail(error: Error): void {
     this.#state = "failed";
+    this.#failedAt = performance.now();
     this.#lastError = error;
+    this.#log.error(error.message);
     this.#service = undefined;
     offBeforeExit(this.#stopBeforeExit);
     this.emit("failed", error);
@@ -284,10 +327,11 @@ export class Supervisor extends EventEmitter<SupervisorEvents> {
     this.#state = "stopping";
     this.#lifetime.abort(new ServiceNotRunningError("The supervisor was stopped."));
     await this.#transition.catch(() => {});
-    await this.#service?.stop(SERVICE_STOP_TIMEOUT_MS);
+    await this.#service?.stop(this.#settings.stopTimeoutMs);
     this.#service = undefined;
     this.#state = "stopped";
     offBeforeExit(this.#stopBeforeExit);
+    this.#log.info("The service is stopped.");
     this.emit("stopped");
   }
 

@@ -2,16 +2,11 @@
 
 import type { Deadline } from "../deadline.js";
 import { RequestTimeoutError, WorkerError } from "../errors.js";
+import type { Log } from "../log.js";
 import { asRecord } from "../wire.js";
-import {
-  describeExit,
-  ManagedProcess,
-  type ProcessExit,
-  type ProcessOptions,
-} from "./managed-process.js";
-
-/** Milliseconds in which a worker must exit on its own. */
-const STOP_TIMEOUT_MS = 5000;
+import type { ProcessExit } from "./child.js";
+import { describeExit, ManagedProcess, type ProcessOptions } from "./managed-process.js";
+import type { WORKER_DEFAULTS } from "./stdio-worker-options.js";
 
 /** A reply without its id. */
 export type Reply = { readonly result: unknown } | { readonly error: string };
@@ -30,6 +25,7 @@ export interface ReplyHandlers {
 export class WorkerProcess {
   readonly #process: ManagedProcess;
   readonly #handlers: ReplyHandlers;
+  readonly #stopTimeoutMs: number;
   #hasDrained = true;
   #resolveReady: () => void = () => {};
   readonly #ready = new Promise<void>((resolve) => (this.#resolveReady = resolve));
@@ -37,13 +33,19 @@ export class WorkerProcess {
   private constructor(
     command: readonly string[],
     options: ProcessOptions,
+    { stopTimeoutMs }: typeof WORKER_DEFAULTS,
     handlers: ReplyHandlers,
+    log: Log,
   ) {
+    this.#stopTimeoutMs = stopTimeoutMs;
     this.#handlers = handlers;
     this.#process = new ManagedProcess(command, options, {
       onLine: (line) => this.#handleLine(line),
       onDropped: () => handlers.onIgnored(),
-      onLog: options.onProgress,
+      onLog: (line) => {
+        options.onProgress?.(line);
+        log.info(line);
+      },
       exitSignal: "SIGKILL",
     });
     this.#process.onDrain(() => {
@@ -60,12 +62,14 @@ export class WorkerProcess {
   static async start(
     command: readonly string[],
     options: ProcessOptions,
+    settings: typeof WORKER_DEFAULTS,
     handlers: ReplyHandlers,
-    readyTimeoutMs: number,
+    log: Log,
     lifetime: Deadline,
   ): Promise<WorkerProcess> {
     lifetime.throwIfAborted();
-    const worker = new WorkerProcess(command, options, handlers);
+    const { readyTimeoutMs } = settings;
+    const worker = new WorkerProcess(command, options, settings, handlers, log);
     const deadline = lifetime.child(readyTimeoutMs);
     const failOnExit = async () => {
       throw worker.exitError(await worker.exited);
@@ -107,9 +111,9 @@ export class WorkerProcess {
     this.#process.setKeepAlive(keepAlive);
   }
 
-  /** Closes standard input; sends SIGINT after 5 s, and SIGKILL after 10 s. */
+  /** Closes standard input; sends SIGINT after the stop timeout, and SIGKILL 5 s later. */
   async stop(): Promise<void> {
-    await this.#process.stop(STOP_TIMEOUT_MS);
+    await this.#process.stop(this.#stopTimeoutMs);
   }
 
   /** Returns the error for the exit of this process, with its last output. */

@@ -12,6 +12,10 @@ const starts = FAKE_LOG ? readFileSync(FAKE_LOG, "utf8").split("start server").l
 const write = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
 const vectorOf = (text) => [text.length, process.pid, 0.1];
 console.error("loading");
+if (faults.needsMode && !["server", "encode-query", "encode-batch"].includes(mode)) {
+  console.error(`There is no mode ${mode}.`);
+  process.exit(2);
+}
 
 if (mode === "encode-query") {
   console.log("Output of a library");
