@@ -65,6 +65,23 @@ async def run(embedder: GatedEmbedder, lines: bytes, concurrency: int = 64) -> l
     return [json.loads(reply) for reply in replies.getvalue().splitlines()]
 
 
+async def test_embed_returns_vectors_with_their_space_and_model() -> None:
+    embedder = GatedEmbedder()
+    lines = (
+        line("a", "embed", texts=["de", "f"])
+        + line("b", "embed", texts=["de"], input_type="query", dimensions=2)
+        + line("c", "embed", texts=["de"], input_type=["query"])
+        + line("d", "embed", texts="de")
+    )
+    _, *replies = await run(embedder, lines)
+    by_id = {reply["id"]: reply for reply in replies}
+    expected = {"vectors": [vector("de"), vector("f")], "space": SPACE, "model": "m"}
+    assert by_id["a"]["result"] == expected
+    assert "`input_type` must be a string" in by_id["c"]["error"]
+    assert "`embed` needs `params.texts`" in by_id["d"]["error"]
+    assert embedder.calls[1:] == [(["de", "f"], None), (["de"], "query")]
+
+
 async def test_server_reports_ready_and_replies_to_each_line() -> None:
     embedder = GatedEmbedder()
     lines = (
@@ -286,6 +303,39 @@ def test_single_result(server: ScriptedServer) -> None:
     failed = run_once(server, "encode-batch", stdin="abc")
     assert failed.returncode == 1
     assert "isn't a JSON list of strings" in failed.stderr
+
+
+def test_a_script_of_ones_own_has_the_modes_of_a_worker(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    script = tmp_path / "embedding_worker.py"
+    script.write_text(
+        "import sys\n"
+        "from embedserve_client.command.main import main\n"
+        'sys.exit(main(["stdio", *sys.argv[1:]]))\n'
+    )
+
+    def run_script(mode: str, stdin: str = "", *arguments: str) -> list[Any]:
+        completed = subprocess.run(
+            [sys.executable, str(script), mode, *arguments],
+            input=stdin,
+            env={**os.environ, "EMBEDSERVE_URL": server.url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return [json.loads(reply) for reply in completed.stdout.splitlines()]
+
+    assert run_script("encode-query", "", "abc") == [vector("abc")]
+    assert run_script("encode-batch", '["abc", "de"]') == [[vector("abc"), vector("de")]]
+    requests = line("1", text="abc") + line("2", "encode-batch", texts=["de"])
+    ready, *replies = run_script("server", requests.decode())
+    assert ready == {"status": "ready"}
+    assert {reply["id"]: reply["result"] for reply in replies} == {
+        "1": vector("abc"),
+        "2": [vector("de")],
+    }
 
 
 def test_other_output_goes_to_standard_error() -> None:

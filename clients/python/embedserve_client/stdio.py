@@ -3,7 +3,8 @@
 The server writes `{"status": "ready"}` once it has computed a vector. Each request line `{"id",
 "command", "params"}` gets a reply `{"id", "result"}` or `{"id", "error"}`; replies may come in any
 order. `encode-query` takes `text` (or `query`) and returns one vector; `encode-batch` takes `texts`
-and returns a list. The number of concurrent requests is bounded: beyond it the server stops
+and returns a list. `embed` takes `texts`, `input_type` and `dimensions`, and returns `{"vectors",
+"space", "model"}`. The number of concurrent requests is bounded: beyond it the server stops
 reading, which blocks the writer.
 """
 
@@ -27,7 +28,7 @@ from embedserve_client.errors import (
 from embedserve_client.files.job import AsyncEmbedder
 from embedserve_client.prefetch import Prefetcher
 
-QUERY, BATCH = "encode-query", "encode-batch"
+QUERY, BATCH, EMBED = "encode-query", "encode-batch", "embed"
 DEFAULT_CONCURRENCY = 64
 #: As long as the supervisors wait for a service that prepares its model.
 DEFAULT_READY_TIMEOUT_S = 600.0
@@ -150,12 +151,25 @@ async def _execute(embedder: AsyncEmbedder, command: Any, params: Any) -> Any:
         if not isinstance(text, str):
             raise InvalidRequestError("`encode-query` needs `params.text`, a string.")
         return await encode(embedder, QUERY, [text])
+    if command not in (BATCH, EMBED):
+        raise InvalidRequestError(f"Unknown command {command!r}. Use `{QUERY}` or `{BATCH}`.")
+    texts = params.get("texts")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InvalidRequestError(f"`{command}` needs `params.texts`, a list of strings.")
     if command == BATCH:
-        texts = params.get("texts")
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise InvalidRequestError("`encode-batch` needs `params.texts`, a list of strings.")
         return await encode(embedder, BATCH, texts)
-    raise InvalidRequestError(f"Unknown command {command!r}. Use `{QUERY}` or `{BATCH}`.")
+    return await _embed(embedder, texts, params.get("input_type"), params.get("dimensions"))
+
+
+async def _embed(
+    embedder: AsyncEmbedder, texts: list[str], input_type: Any, dimensions: Any
+) -> dict[str, Any]:
+    """Returns the vectors of texts together with their space and model."""
+    if not isinstance(input_type, str | None) or not isinstance(dimensions, int | None):
+        raise InvalidRequestError("`input_type` must be a string and `dimensions` an integer.")
+    vectors = await embedder.embed(texts, input_type=input_type, dimensions=dimensions)
+    space = None if vectors.space is None else str(vectors.space)
+    return {"vectors": vectors.__array__(), "space": space, "model": vectors.info.model}
 
 
 async def encode(embedder: AsyncEmbedder, command: str, texts: Sequence[str]) -> Any:
