@@ -1,6 +1,7 @@
 """The configuration file of a service: its path on the command line, its content, its checks."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from serve_app.config.section import describe_errors
 from serve_app.errors import ConfigurationError
 
 _LOCAL_CONFIG = Path("serve_config.yaml")
-_PACKAGED_CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
+_PACKAGE = Path(__file__).parents[1]
+_PACKAGED_CONFIGS = {file.stem: file for file in sorted((_PACKAGE / "configs").glob("*.yaml"))}
+#: HAProxy, which the default configuration uses, has a binary for Linux only.
+_DEFAULT_CONFIG = (
+    _PACKAGE / "serve_config.yaml" if sys.platform == "linux" else _PACKAGED_CONFIGS["portable"]
+)
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
@@ -27,11 +33,18 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config",
         nargs="?",
-        type=Path,
-        default=_LOCAL_CONFIG if _LOCAL_CONFIG.is_file() else _PACKAGED_CONFIG,
-        help="a Ray Serve configuration file (default: serve_config.yaml in the current "
-        "directory, otherwise the packaged one)",
+        type=config_path,
+        default=_LOCAL_CONFIG if _LOCAL_CONFIG.is_file() else _DEFAULT_CONFIG,
+        help="a Ray Serve configuration file, or the name of a packaged one: "
+        f"{', '.join(_PACKAGED_CONFIGS)} (default: serve_config.yaml in the current directory, "
+        "otherwise the packaged one for this platform)",
     )
+
+
+def config_path(text: str) -> Path:
+    """Returns the file that a command line names: a path, or the name of a packaged one."""
+    path = Path(text)
+    return path if path.is_file() else _PACKAGED_CONFIGS.get(text, path)
 
 
 def read_config(path: Path, *, ray: bool = True) -> tuple[dict[str, Any], AppConfig]:
@@ -61,8 +74,8 @@ def read_config(path: Path, *, ray: bool = True) -> tuple[dict[str, Any], AppCon
         return config, AppConfig.parse(application.get("args"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"Can't read {path} ({error}). Run the command in the project's directory, or pass the "
-            "path of a file."
+            f"Can't read {path} ({error}). Pass the path of a file, or the name of a packaged "
+            f"configuration: {', '.join(_PACKAGED_CONFIGS)}."
         ) from None
     except ValidationError as error:
         fault = describe_errors(error)

@@ -27,7 +27,7 @@ def free_port() -> int:
     service listens on it.
     """
     ports = random.SystemRandom().sample(_FREE_PORTS, len(_FREE_PORTS))
-    return next(port for port in ports if _is_free("127.0.0.1", port))
+    return next(port for port in ports if is_free("127.0.0.1", port))
 
 
 def port_in_use(config: Mapping[str, Any]) -> int | None:
@@ -37,7 +37,7 @@ def port_in_use(config: Mapping[str, Any]) -> int | None:
     env = _serve_env(config)
     if env.get(_HAPROXY_SWITCH) == "1":
         ports += [int(env.get(name, default)) for name, default in _HAPROXY_PORTS.items()]
-    return next((p for p in ports if not _is_free(http.get("host", "0.0.0.0"), p)), None)
+    return next((p for p in ports if not is_free(http.get("host", "0.0.0.0"), p)), None)
 
 
 def with_free_ports(config: Mapping[str, Any], port: int, scratch: Path) -> dict[str, Any]:
@@ -67,7 +67,8 @@ def _serve_env(config: Mapping[str, Any]) -> dict[str, str]:
     return env
 
 
-def _is_free(host: str, port: int) -> bool:
+def is_free(host: str, port: int) -> bool:
+    """Returns whether no process listens on a port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -77,7 +77,9 @@ def wait_or_kill(processes: Sequence[psutil.Process], timeout_s: float) -> None:
     """Waits for processes that are about to exit, and kills those that don't."""
     with suppress(KeyboardInterrupt):
         have_exited(processes, timeout_s)
-    send_signal(processes, signal.SIGKILL)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(processes, _KILL_TIMEOUT_S)
 
 

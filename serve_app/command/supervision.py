@@ -10,15 +10,8 @@ import time
 from types import FrameType
 
 from serve_app.command.progress import print_ready, print_step
+from serve_app.command.restarts import Restarts
 from serve_app.command.service_process import ServiceFailure, ServiceProcess, StartupError
-
-#: Failures in a row after which the service stays down, and the delay before the first restart,
-#: which doubles with each failure.
-_MAX_RESTARTS = 5
-_RESTART_DELAY_S = 1.0
-_MAX_RESTART_DELAY_S = 30.0
-#: After this time a failure is the first one in a row.
-_STABLE_S = 60.0
 
 
 def run_until_signal(
@@ -34,7 +27,7 @@ def run_until_signal(
     Raises:
         StartupError: it couldn't be started, or has failed too often in a row.
     """
-    failures = 0
+    restarts = Restarts()
     try:
         _accept_signal()
         if until_eof:
@@ -49,16 +42,15 @@ def run_until_signal(
                 ready_at = time.monotonic()
                 service.watch()
             except (ServiceFailure, StartupError) as failure:
-                if failures == 0 and isinstance(failure, StartupError):
+                if restarts.failures == 0 and isinstance(failure, StartupError):
                     raise
-                failures = 1 if time.monotonic() - ready_at > _STABLE_S else failures + 1
+                restarts.add_failure(time.monotonic() - ready_at)
                 print_step("failed", str(failure))
             service.stop(kill=True)
-            if failures > _MAX_RESTARTS:
-                raise StartupError(f"The service failed {failures} times in a row.")
-            delay_s = min(_MAX_RESTART_DELAY_S, _RESTART_DELAY_S * 2 ** (failures - 1))
-            print_step("restart", f"{failures} of {_MAX_RESTARTS}, in {delay_s:.0f} s")
-            time.sleep(delay_s)
+            if restarts.exhausted:
+                raise StartupError(f"The service failed {restarts.failures} times in a row.")
+            print_step("restart", str(restarts))
+            time.sleep(restarts.delay_s)
             service = service.successor()
     except KeyboardInterrupt:
         _drain(service, drain_timeout_s)

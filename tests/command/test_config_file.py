@@ -1,9 +1,13 @@
+import argparse
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve_app.command.config_file import (
+    add_config_argument,
     check_access,
     http_address,
     http_url,
@@ -92,3 +96,84 @@ def test_other_machines_need_a_key_of_the_deployment_that_takes_requests(
             with pytest.raises(ConfigurationError, match="API key"):
                 check_access(content)
     check_access(content | {"proxy_location": "Disabled"})
+
+
+CONFIGS = sorted(file.stem for file in (ROOT / "configs").glob("*.yaml"))
+
+
+def selected_config(*arguments: str) -> Path:
+    """Returns the file that a command line selects."""
+    parser = argparse.ArgumentParser()
+    add_config_argument(parser)
+    config: Path = parser.parse_args(arguments).config
+    return config
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_packaged_configuration_has_a_name(name: str) -> None:
+    file = selected_config(name)
+    assert file.read_text("utf-8") == (ROOT / "configs" / f"{name}.yaml").read_text("utf-8")
+    read_config(file, ray=False)
+
+
+def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "portable").write_text("applications: []", "utf-8")
+    assert selected_config("portable").resolve() == tmp_path / "portable"
+
+
+@pytest.mark.parametrize(
+    ("platform", "file"),
+    [
+        ("linux", "serve_config.yaml"),
+        ("darwin", "configs/portable.yaml"),
+        ("win32", "configs/portable.yaml"),
+    ],
+)
+def test_the_default_runs_on_each_platform(tmp_path: Path, platform: str, file: str) -> None:
+    code = f"""
+import argparse, sys, yaml, pydantic
+import serve_app.access.entrance, serve_app.config
+sys.platform = {platform!r}
+from serve_app.command.config_file import add_config_argument
+parser = argparse.ArgumentParser()
+add_config_argument(parser)
+print(parser.parse_args([]).config.read_text("utf-8"), end="")
+"""
+    completed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert completed.stdout == (ROOT / file).read_text("utf-8")
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match=", ".join(CONFIGS)):
+        read_config(selected_config("portabel"), ray=False)
+
+
+def test_the_configurations_are_installed_with_the_package() -> None:
+    code = """
+from setuptools import Distribution
+distribution = Distribution()
+distribution.parse_config_files(["pyproject.toml"])
+distribution.include_package_data = False  # else it writes a manifest
+build = distribution.get_command_obj("build_py")
+build.ensure_finalized()
+print(*(f"{package}/{file}" for package, _, _, files in build.data_files for file in files))
+"""
+    completed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    files = set(completed.stdout.split())
+    installed = {"serve_app/serve_config.yaml", "serve_app.command/reference_vectors.json"}
+    assert {*installed, *(f"serve_app/configs/{name}.yaml" for name in CONFIGS)} <= files
