@@ -9,6 +9,8 @@ from pathlib import Path
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
+import psutil
+
 from tests.clients.app_server import AppServer
 from tests.clients.node import PACKAGE, environment, npm
 
@@ -45,8 +47,10 @@ def test_the_nestjs_example_searches(shared_server: AppServer, tmp_path: Path) -
 @contextmanager
 def _application(directory: Path, service_url: str) -> Iterator[str]:
     """Runs the application with a service; yields its URL. SIGTERM ends it and its worker."""
+    # The command `node` of the virtual environment starts another process, without its signals.
+    node = subprocess.check_output(["node", "-p", "process.execPath"], env=environment(), text=True)
     process = subprocess.Popen(
-        ["node", "dist/main.js"],
+        [node.strip(), "dist/main.js"],
         cwd=directory,
         env=environment(EMBEDSERVE_URL=service_url, PORT="0"),
         stdout=subprocess.PIPE,
@@ -56,5 +60,8 @@ def _application(directory: Path, service_url: str) -> Iterator[str]:
         assert process.stdout
         yield process.stdout.readline().strip()
     finally:
+        worker = psutil.Process(process.pid).children()
         process.terminate()
         process.communicate(timeout=30)
+    assert len(worker) == 1
+    assert psutil.wait_procs(worker, timeout=30)[1] == []
