@@ -27,6 +27,9 @@ _HASHING_VERSION = 1
 #: sentence-transformers' names of pooling modes → text-embeddings-inference's names.
 _POOLING_NAMES = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last_token"}
 _HASHING_MAX_TOKENS = 512
+#: Weights in the formats of other libraries. Many repositories hold the same weights in each.
+_UNUSED_FILES = ["onnx/*", "openvino/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot"]
+_BIN = "pytorch_model*.bin"  #: read where there are no safetensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,9 @@ class ModelSpec:
     created_s: int  #: Unix time of the weights file; 0 without weights
     unit_length: bool = False  #: the pipeline normalizes vectors to length 1
     pooling: str | None = None  #: how token vectors become one vector: `mean`, `cls`, …
+    is_static: bool = False  #: a table of token vectors without a transformer
+    #: Prompts that are empty in the model's files → the equivalent name whose prompt is used.
+    prompt_sources: Mapping[str, str] = field(default_factory=dict)
     #: Minimum and maximum of each dimension, shape (2, dim), for scalar quantization to int8. None:
     #: not calibrated. Engine selection fills them in; they aren't part of the model's files.
     quantization_ranges: Float32 | None = field(default=None, compare=False, repr=False)
@@ -120,7 +126,12 @@ def _download(repo: str, revision: str | None) -> Path:
             "move, which would change every vector."
         )
     try:
-        return Path(snapshot_download(repo, revision=revision))
+        path = Path(
+            snapshot_download(repo, revision=revision, ignore_patterns=[*_UNUSED_FILES, _BIN])
+        )
+        if not any(path.rglob("*.safetensors")):
+            path = Path(snapshot_download(repo, revision=revision, ignore_patterns=_UNUSED_FILES))
+        return path
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelSourceError(
             f"Could not download {repo} at {revision[:12]} from the hub ({type(error).__name__}). "
@@ -167,7 +178,9 @@ def _hashing_spec(config: ModelConfig, dim: int) -> ModelSpec:
 
 
 def _read_spec(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
-    files = ModelFiles.read(path, config.max_tokens)
+    files = ModelFiles.read(path, config.max_tokens, config.prompts)
+    if config.trust_remote_code:
+        _check_code_is_pinned(files)
     weights_file, sha256 = next(iter(files.weights.items()))
     if config.sha256 is not None and sha256 != config.sha256:
         raise ModelSourceError(
@@ -177,7 +190,7 @@ def _read_spec(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
     return ModelSpec(
         name=config.name,
         aliases=config.aliases,
-        dim=_dim(files.modules, path),
+        dim=_static_dim(weights_file) if files.is_static else _dim(files),
         max_tokens=files.max_tokens,
         prompts=files.prompts,
         default_prompt=files.default_prompt,
@@ -185,19 +198,52 @@ def _read_spec(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
         space_id=f"{files.family}-{precision}",
         created_s=int(weights_file.stat().st_mtime),
         unit_length=files.modules[-1][0] == "Normalize",
-        pooling=_pooling(files.modules),
+        pooling="mean" if files.is_static else _pooling(files.modules),
+        is_static=files.is_static,
+        prompt_sources=files.prompt_sources,
     )
 
 
-def _dim(modules: Modules, path: Path) -> int:
-    for _, settings in reversed(modules):
+def _check_code_is_pinned(files: ModelFiles) -> None:
+    """Checks that the model's code is in its own repository.
+
+    Raises:
+        ModelSourceError: it is in another one, of which no revision is set.
+    """
+    references = read_json(files.first_module_dir / "config.json", default={}).get("auto_map", {})
+    for reference in references.values():
+        repository, separator, _ = str(reference).partition("--")
+        if separator:
+            raise ModelSourceError(
+                f"The code of this model is in another repository, {repository}, which "
+                "`model.revision` doesn't pin. Leave out `model.trust_remote_code` if transformers "
+                "has the architecture. Otherwise copy the code's files into a folder with the "
+                f"model, remove `{repository}--` from its config.json, and use `path:<directory>`."
+            )
+
+
+def _static_dim(weights_file: Path) -> int:
+    """Returns the width of a static model's table, from the header of its file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights_file, "numpy") as tensors:
+            # sentence-transformers' name of the table, and Model2Vec's
+            (name,) = {"embedding.weight", "embeddings"} & {*tensors.keys()}
+            return int(tensors.get_slice(name).get_shape()[1])
+    except SafetensorError as error:
+        raise ValueError(f"{weights_file.name} is not a safetensors file: {error}") from error
+
+
+def _dim(files: ModelFiles) -> int:
+    for _, settings in reversed(files.modules):
         if "out_features" in settings:
             return int(settings["out_features"])
         width = settings.get("word_embedding_dimension") or settings.get("embedding_dimension")
         if width:
             # Pooling modes are concatenated.
             return int(width) * max(1, len(_pooling_modes(settings)))
-    return int(read_json(path / "config.json")["hidden_size"])
+    return int(read_json(files.first_module_dir / "config.json")["hidden_size"])
 
 
 def _pooling(modules: Modules) -> str | None:

@@ -31,6 +31,7 @@ _SLOW_PATHS = (
     "tests/embedserve_client/test_supervised_standalone.py",
     "tests/embedserve_client/test_supervisor.py",
     "tests/engines/test_openvino_engine.py",
+    "tests/engines/test_static_model.py",
     "tests/engines/test_torch_engine.py",
     "tests/model_prep/test_openvino_export.py",
     "tests/model_prep/test_prepared_model.py",

@@ -144,3 +144,74 @@ def test_prompts_come_from_the_model_files(model_copy: Path) -> None:
     assert spec.prompt(None) == ""
     with pytest.raises(InvalidRequest, match="Known ones: passage, query"):
         spec.prompt("document")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "query", "document", "sources"),
+    [
+        (
+            {"query": "", "document": "", "search_query": "q: ", "search_document": "d: "},
+            "q: ",
+            "d: ",
+            {"query": "search_query", "document": "search_document"},
+        ),
+        (
+            {"query": "q: ", "document": "", "passage": "p: "},
+            "q: ",
+            "p: ",
+            {"document": "passage"},
+        ),
+        ({"query": "q: ", "document": ""}, "q: ", "", {}),
+        ({"query": "", "document": "", "clustering": "c: "}, "", "", {}),
+    ],
+)
+def test_a_prompt_replaces_its_empty_synonyms(
+    model_copy: Path, prompts: Any, query: str, document: str, sources: Any
+) -> None:
+    update_json(model_copy / "config_sentence_transformers.json", prompts=prompts)
+    spec = resolve(config(model_copy))
+    assert (spec.prompt("query"), spec.prompt("document")) == (query, document)
+    assert spec.prompt_sources == sources
+    assert spec.prompts.keys() == prompts.keys()
+
+
+def test_the_configuration_can_set_the_prompts(model_copy: Path) -> None:
+    own = resolve(config(model_copy))
+    spec = resolve(config(model_copy, prompts={"query": "q: ", "document": ""}))
+    assert (spec.prompt("query"), spec.prompt("document"), spec.prompt_sources) == ("q: ", "", {})
+    other = resolve(config(model_copy, prompts={"query": "Q: ", "document": ""}))
+    assert len({own.space_id, spec.space_id, other.space_id}) == 3
+
+
+def test_code_in_another_repository_is_refused(model_copy: Path) -> None:
+    update_json(model_copy / "config.json", auto_map={"AutoModel": "org/code--modeling.Model"})
+    assert resolve(config(model_copy)).dim == 384
+    with pytest.raises(ModelSourceError, match="another repository, org/code"):
+        resolve(config(model_copy, trust_remote_code=True))
+    update_json(model_copy / "config.json", auto_map={"AutoModel": "modeling.Model"})
+    assert resolve(config(model_copy, trust_remote_code=True)).dim == 384
+
+
+def test_a_model_of_another_kind_is_refused_by_name(model_copy: Path) -> None:
+    modules = json.loads((model_copy / "modules.json").read_text())
+    modules[0]["type"] = "sentence_transformers.models.CLIPModel"
+    (model_copy / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(
+        ModelSourceError, match=r"CLIPModel\. Only transformers"
+    ):
+        resolve(config(model_copy))
+
+
+def test_a_transformer_may_be_in_a_folder_of_its_own(model_copy: Path) -> None:
+    """As sentence-transformers saved it before version 2."""
+    expected = resolve(config(model_copy))
+    folder = model_copy / "0_Transformer"
+    folder.mkdir()
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "sentence_bert_config.json"):
+        (model_copy / name).rename(folder / name)
+    modules = json.loads((model_copy / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (model_copy / "modules.json").write_text(json.dumps(modules))
+    spec = resolve(config(model_copy))
+    assert (spec.dim, spec.max_tokens) == (expected.dim, expected.max_tokens)
+    assert spec.weights_sha256 == expected.weights_sha256

@@ -44,10 +44,18 @@ class ModelConfig(Section):
         description="Longest input in tokens, special tokens included; the rest is truncated. "
         "null: the model's limit, or 512 words with `hashing`.",
     )
+    prompts: dict[str, str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Texts that precede inputs, by input type, in place of the model's own: "
+        "`{query: 'search_query: ', document: 'search_document: '}`. They define a vector space of "
+        "their own. null: the model's own.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Execute the Python code in the model's repository. Enable it only for models "
-        "that need it and that you trust.",
+        "that need it and that you trust. Code in another repository is refused, because "
+        "`revision` doesn't pin it.",
     )
 
     @property
@@ -64,6 +72,8 @@ class ModelConfig(Section):
             raise ValueError("`source: hashing:<dimensions>` takes 8 to 65536 dimensions.")
         if self.revision is not None or self.sha256 is not None:
             raise ValueError("`hashing` has no files: leave out `revision` and `sha256`.")
+        if self.prompts is not None:
+            raise ValueError("`hashing` embeds queries and documents alike: leave out `prompts`.")
         return self
 
 
@@ -147,10 +157,10 @@ class AppConfig(Section):
     location = "args"
 
     model: ModelConfig = Field(default=MINILM, description="The model that is served.")
-    device: Literal["cpu", "cuda"] = Field(
+    device: Literal["cpu", "cuda", "mps"] = Field(
         default="cpu",
         description="Device that runs the model. `cuda` needs `num_gpus` in the Embedder's "
-        "`ray_actor_options`.",
+        "`ray_actor_options`. `mps` is the GPU of a Mac, with `torch`; untested.",
     )
     engine: Literal["auto", "openvino", "torch", "hashing"] = Field(
         default="auto",
@@ -167,7 +177,14 @@ class AppConfig(Section):
         "would emulate is rejected at start. Vector spaces differ by precision, so set it "
         "explicitly on a cluster of different CPUs.",
     )
-
+    prepared_models_max_bytes: int = Field(
+        default=10 * GIB,
+        ge=0,
+        le=1024 * GIB,
+        description="Size limit of the prepared models in the user's cache directory. At each "
+        "start, the least recently used ones that no process uses are removed. `embedserve models "
+        "list` prints them.",
+    )
     cache: CacheConfig = Field(default=CacheConfig(), description="The L2 cache.")
     cors_origins: tuple[CorsOrigin, ...] = Field(
         default=(),
@@ -203,8 +220,10 @@ class AppConfig(Section):
             return self
         if self.engine == "hashing":
             raise ValueError("`engine: hashing` runs no model: set `model.source: hashing:384`.")
-        if self.engine == "openvino" and self.device == "cuda":
-            raise ValueError("`engine: openvino` runs on CPUs; with `device: cuda` use `torch`.")
+        if self.engine == "openvino" and self.device != "cpu":
+            raise ValueError(
+                f"`engine: openvino` runs on CPUs; with `device: {self.device}` use `torch`."
+            )
         if self.engine == "openvino" and self.precision == "fp16":
             raise ValueError("`engine: openvino` has no `fp16`; use `bf16` or `fp32`.")
         return self

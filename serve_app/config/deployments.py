@@ -107,6 +107,18 @@ class RequestSettings(Section):
         le=60,
         description="Timeout of the probe that `/health` sends to the engine.",
     )
+    health_reports_cache: bool = Field(
+        default=True,
+        description="`/health` reports `degraded` while the shared cache is unavailable. false: it "
+        "reports `ok`, for clients that take any other status for a failure; `cache.state` and "
+        "the metrics tell in either case.",
+    )
+    request_log: bool = Field(
+        default=False,
+        description="Log each request: method, path, status, milliseconds, number of texts and "
+        "tokens, texts served from the cache, name of the key, request id. Never a text or a key. "
+        "Health checks are left out.",
+    )
     access: AccessSettings = Field(
         default=AccessSettings(), description="API keys and their permissions."
     )

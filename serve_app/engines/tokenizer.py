@@ -7,6 +7,7 @@ ids that a client sends, padding to the model's inputs, and files for a prepared
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,6 +74,14 @@ class TextTokenizer:
                 inputs=tuple(name for name in supported if name in tokenizer.model_input_names),
             ),
         )
+
+    @classmethod
+    def from_static(cls, tokenizer: Tokenizer, max_tokens: int) -> Self:
+        """Copies the tokenizer of a static model, which adds no special tokens."""
+        settings = orjson.loads(tokenizer.to_str())
+        copy = Tokenizer.from_str(orjson.dumps(settings | {"post_processor": None}).decode())
+        copy.enable_truncation(max_tokens)
+        return cls(copy, Padding(pad_id=0, left=False, inputs=("input_ids",)))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -204,6 +213,21 @@ class TextTokenizer:
             mask[row, columns] = 1
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         return {name: arrays[name] for name in self.padding.inputs}
+
+    @staticmethod
+    def concatenate(batch: Sequence[TokenIds]) -> dict[str, NDArray[np.int64]]:
+        """Returns a batch without padding, as static models take it.
+
+        Returns:
+            `input_ids`, the ids of all texts in a row, and `offsets`, shape (len(batch),): where
+            each text begins. int64.
+        """
+        lengths = [len(tokens.ids) for tokens in batch]
+        ids = chain.from_iterable(tokens.ids for tokens in batch)
+        return {
+            "input_ids": np.fromiter(ids, np.int64, sum(lengths)),
+            "offsets": np.cumsum([0, *lengths[:-1]], dtype=np.int64),
+        }
 
     def unpad(self, values: Float32, batch: Sequence[TokenIds]) -> list[Float32]:
         """Removes the padding from the model's output, shape (len(batch), length, width).

@@ -10,18 +10,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from serve_app.config import ModelConfig
 from serve_app.engines.base import TokenIds
 from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.engines.parity import MIN_COSINE, measure_parity, meets_min_cosine, parity_texts
 from serve_app.engines.tokenizer import TextTokenizer
-from serve_app.errors import ConfigurationError, ParityFailed, SpaceMismatch
+from serve_app.errors import (
+    ConfigurationError,
+    ParityFailed,
+    SpaceMismatch,
+    UnsupportedOperation,
+)
 from serve_app.models import ModelSpec, model_dir
 from serve_app.types import EngineInfo, Float32, Parity
 
 #: On a GPU, one thread pads and copies the next batch while another's batch computes.
-_STREAMS = {"cpu": 1, "cuda": 2}
+_STREAMS = {"cpu": 1, "cuda": 2, "mps": 1}
 
 
 class TorchEngine:
@@ -41,7 +47,7 @@ class TorchEngine:
         Args:
             config: the model's source.
             spec: the model as the application promises it.
-            device: `cpu` or `cuda`.
+            device: `cpu`, `cuda` or `mps`.
             threads: CPU threads for one run of the model.
             precision: `fp32`, `bf16` or `fp16`; vectors are float32 at each of them.
 
@@ -49,23 +55,24 @@ class TorchEngine:
             SpaceMismatch: the loaded model has another width or token limit than `spec`.
             ModelSourceError: the model has no fast tokenizer.
             ParityFailed: at this precision the vectors are too far from those at fp32.
-            ConfigurationError: PyTorch can't reach the GPU, or the CPU doesn't compute the
+            ConfigurationError: PyTorch can't reach the device, or the CPU doesn't compute the
                 precision natively.
         """
-        if device == "cpu":
-            CpuFeatures.detect().require(precision)
-        elif not torch.cuda.is_available():
-            raise ConfigurationError(
-                "PyTorch sees no GPU: install its build with CUDA, and a driver for it."
-            )
+        _check_device(device, precision)
         torch.set_num_threads(threads)
         self._device = torch.device(device)
         self._thread_local = threading.local()  # holds each thread's CUDA stream
         self.streams = _STREAMS[device]
         self._model = load_pipeline(config, device)
-        self.tokenizer = TextTokenizer.from_transformers(self._model.tokenizer, spec.max_tokens)
+        self._is_static = spec.is_static
+        from_model = (
+            TextTokenizer.from_static if spec.is_static else TextTokenizer.from_transformers
+        )
+        self.tokenizer = from_model(self._model.tokenizer, spec.max_tokens)
         self._bf16 = False
-        loaded = (self.dim, self._model.max_seq_length)
+        # A static model has no limit but that of its tokenizer.
+        limit = spec.max_tokens if spec.is_static else self._model.max_seq_length
+        loaded = (self.dim, limit)
         if loaded != (spec.dim, spec.max_tokens):
             raise SpaceMismatch(
                 f"The loaded model has (dim, max_tokens) = {loaded}, its files promise "
@@ -73,7 +80,7 @@ class TorchEngine:
             )
         self._info = EngineInfo(
             engine="torch",
-            device=torch.cuda.get_device_name(self._device) if device == "cuda" else "cpu",
+            device=torch.cuda.get_device_name(self._device) if device == "cuda" else device,
             precision=precision,
             threads=threads,
             space_id=spec.space_id,
@@ -106,11 +113,18 @@ class TorchEngine:
 
         Raises:
             MemoryError: the batch doesn't fit into the GPU's memory.
+            UnsupportedOperation: a static model has none that depend on the text.
         """
+        if self._is_static:
+            raise UnsupportedOperation(
+                "The vectors of a static model's tokens don't depend on the text: it has no token "
+                "embeddings.",
+                "texts",
+            )
         return self.tokenizer.unpad(self._run(batch, "token_embeddings"), batch)
 
     def _run(self, batch: Sequence[TokenIds], feature: str) -> Float32:
-        inputs = self.tokenizer.pad(batch)
+        inputs = (self.tokenizer.concatenate if self._is_static else self.tokenizer.pad)(batch)
         try:
             return self._forward(inputs, feature)
         except torch.OutOfMemoryError as error:
@@ -128,14 +142,14 @@ class TorchEngine:
 
     def _to_device(self, array: NDArray[np.int64]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
-        if self._device.type == "cpu":
-            return tensor
+        if self._device.type != "cuda":
+            return tensor.to(self._device)
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
     @contextmanager
     def _stream(self) -> Iterator[None]:
         """Selects a CUDA stream for the calling thread, so that threads don't block each other."""
-        if self._device.type == "cpu":
+        if self._device.type != "cuda":
             yield
             return
         if not hasattr(self._thread_local, "stream"):
@@ -176,8 +190,31 @@ def load_pipeline(config: ModelConfig, device: str) -> SentenceTransformer:
         local_files_only=True,
     )
     if config.max_tokens is not None:
-        model.max_seq_length = config.max_tokens
+        limit_tokens(model, config.max_tokens)
     return model.float().eval()
+
+
+def limit_tokens(model: SentenceTransformer, max_tokens: int) -> None:
+    """Sets the token limit of a model."""
+    if isinstance(model[0], StaticEmbedding):
+        model[0].tokenizer.enable_truncation(max_tokens)
+    else:
+        model.max_seq_length = max_tokens
+
+
+def _check_device(device: str, precision: str) -> None:
+    """Raises ConfigurationError if this machine can't run a model on the device."""
+    if device == "cpu":
+        CpuFeatures.detect().require(precision)
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(
+            "PyTorch sees no GPU: install its build with CUDA, and a driver for it."
+        )
+    elif device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigurationError(
+            "PyTorch has no MPS here: `device: mps` needs a Mac with an Apple GPU. Set `device: "
+            "cpu`."
+        )
 
 
 def _upcast_outputs(module: torch.nn.Module, args: Any, features: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ build needs. A build fills a temporary folder, which is then renamed, so that an
 complete or absent. If several processes ask for one artifact, one builds it and the others wait.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -13,19 +12,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from platformdirs import user_cache_path
 
 from serve_app.errors import ConfigurationError
+from serve_app.model_prep.artifact import Artifact
 
 logger = logging.getLogger(__name__)
 
-_MANIFEST = "digests.json"
+#: Folders of the cache that hold artifacts.
+_KINDS = ("prepared", "ranges")
+_TEMPORARY_PREFIX = "building-"
 _LOCK_TIMEOUT_S = 900.0
 _PATH = re.compile(r"[^\s'\"]*[/\\][^\s'\"]+")
 #: OpenVINO's converter sends telemetry to Intel unless it believes that it runs in CI.
@@ -42,6 +43,7 @@ class BuildStep:
     description: str  #: of the artifact, for error messages
     module: str
     arguments: tuple[str, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)  #: see `Artifact.labels`
 
 
 #: Fills an empty folder, or raises ConfigurationError.
@@ -79,13 +81,16 @@ def get_or_build(name: str, step: BuildStep, *, build: Build = build_in_subproce
     Raises:
         ConfigurationError: the artifact can't be built; the message says why.
     """
-    folder = user_cache_path("embedserve") / name
+    artifact = Artifact(_cache_folder() / name)
+    if artifact.folder.exists():
+        artifact.hold()  # before the check, so that nobody removes it afterwards
     try:
-        if not _is_intact(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock", timeout=_LOCK_TIMEOUT_S):
-                if not _is_intact(folder):
-                    _rebuild(folder, step, build)
+        if artifact.damage():
+            artifact.folder.parent.mkdir(parents=True, exist_ok=True)
+            with artifact.lock.acquire(timeout=_LOCK_TIMEOUT_S):
+                if artifact.damage():
+                    _rebuild(artifact.folder, step, build)
+                artifact.hold()
     except Timeout:
         raise ConfigurationError(
             f"Another process has been building {step.description} for {_LOCK_TIMEOUT_S:.0f} s."
@@ -95,41 +100,67 @@ def get_or_build(name: str, step: BuildStep, *, build: Build = build_in_subproce
             f"The user's cache folder can't store {step.description}: {error.strerror}. Free some "
             "space, or make the folder writable."
         ) from error
-    return folder
+    return artifact.folder
 
 
-def write_manifest(folder: Path) -> None:
-    """Records the digest of every file in a folder, which marks the artifact as complete."""
-    digests = {file.name: _sha256(file) for file in folder.iterdir()}
-    (folder / _MANIFEST).write_bytes(orjson.dumps(digests, option=orjson.OPT_INDENT_2))
+def list_artifacts() -> list[Artifact]:
+    """Returns all artifacts, the most recently used ones first."""
+    folders = [folder for folder in _cache_folder().glob("*/*") if _is_artifact(folder)]
+    return sorted(map(Artifact, folders), key=lambda artifact: -artifact.used_s)
+
+
+def evict(max_bytes: int) -> None:
+    """Removes the least recently used artifacts until all of them take up to `max_bytes`.
+
+    Artifacts that a process builds or uses stay.
+    """
+    artifacts = list_artifacts()
+    total = sum(artifact.size_bytes for artifact in artifacts)
+    for artifact in reversed(artifacts):
+        if total <= max_bytes:
+            break
+        model = artifact.labels.get("model", "unknown model")
+        try:
+            if not artifact.remove():
+                continue
+        except OSError as error:  # it isn't this user's
+            logger.warning("Could not remove %s: %s", artifact.folder, error.strerror)
+            continue
+        total -= artifact.size_bytes
+        logger.warning(
+            "Removed %s (%s, %.0f MiB), not used recently: prepared models take more than "
+            "`prepared_models_max_bytes`.",
+            artifact.folder.name,
+            model,
+            artifact.size_bytes / (1 << 20),
+        )
+
+
+def _cache_folder() -> Path:
+    return user_cache_path("embedserve")
+
+
+def _is_artifact(folder: Path) -> bool:
+    return (
+        folder.is_dir()
+        and folder.parent.name in _KINDS
+        and not folder.name.startswith(_TEMPORARY_PREFIX)
+    )
 
 
 def _rebuild(folder: Path, step: BuildStep, build: Build) -> None:
     """Builds an artifact next to its folder, then moves it there."""
-    prefix = f"building-{folder.name}-"
+    prefix = f"{_TEMPORARY_PREFIX}{folder.name}-"
     for abandoned in folder.parent.glob(f"{prefix}*"):  # by a killed process: the lock is held
         shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as temporary:
-        result = Path(temporary) / "artifact"
-        result.mkdir()
-        build(step, result)
-        if not _is_intact(result):
+        result = Artifact(Path(temporary) / "artifact")
+        result.folder.mkdir()
+        build(step, result.folder)
+        if result.damage():
             raise ConfigurationError(
                 f"Building {step.description} failed: `{step.module}` wrote no complete artifact."
             )
+        result.write_labels(step.labels)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(result, folder)
-
-
-def _is_intact(folder: Path) -> bool:
-    """Returns whether a folder has a manifest and every file in it is unchanged."""
-    try:
-        digests = orjson.loads((folder / _MANIFEST).read_bytes())
-        return bool(digests) and all(_sha256(folder / name) == d for name, d in digests.items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        os.replace(result.folder, folder)

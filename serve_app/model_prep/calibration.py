@@ -13,8 +13,8 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import ModelConfig
-from serve_app.engines.torch_engine import load_pipeline
-from serve_app.model_prep.artifact_cache import write_manifest
+from serve_app.engines.torch_engine import limit_tokens, load_pipeline
+from serve_app.model_prep.artifact import write_manifest
 from serve_app.model_prep.calibration_corpus import calibration_texts
 from serve_app.model_prep.quantization_ranges import compute_ranges, write_quantization_ranges
 from serve_app.models import resolve
@@ -67,7 +67,7 @@ def main() -> None:
     config, folder = ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
     spec = resolve(config)
     model = load_pipeline(config, "cpu")
-    model.max_seq_length = spec.max_tokens
+    limit_tokens(model, spec.max_tokens)
     calibrate(model, spec.prompts, folder)
     write_manifest(folder)
 

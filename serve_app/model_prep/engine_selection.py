@@ -9,6 +9,7 @@ from serve_app.config import AppConfig
 from serve_app.engines.base import Engine
 from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.errors import ConfigurationError, SpaceMismatch
+from serve_app.model_prep.artifact_cache import evict
 from serve_app.model_prep.prepared_model import get_prepared_model
 from serve_app.model_prep.quantization_ranges import (
     get_or_build_quantization_ranges,
@@ -23,6 +24,7 @@ from serve_app.types import Float32, Parity
 _PREFERENCES = {
     "cpu": (("openvino", "bf16"), ("openvino", "fp32"), ("torch", "fp32")),
     "cuda": (("torch", "fp16"), ("torch", "fp32")),
+    "mps": (("torch", "fp32"),),
 }
 
 
@@ -75,6 +77,7 @@ def select_engine(config: AppConfig, *, cpu: CpuFeatures | None = None) -> Engin
                 raise
             rejected.append(f"{engine} at {precision}: {error}")
             continue
+        evict(config.prepared_models_max_bytes)
         return EngineSelection(
             candidate, replace(spec, quantization_ranges=ranges), parity, tuple(rejected)
         )
@@ -101,6 +104,8 @@ def _prepare(config: AppConfig, spec: ModelSpec) -> tuple[Parity | None, Float32
     """
     if config.engine == "hashing":
         return None, hashing_quantization_ranges(spec.dim)
+    if spec.is_static and (config.engine, config.precision) != ("torch", "fp32"):
+        raise ConfigurationError("A static model runs with `engine: torch` at `precision: fp32`.")
     if config.engine == "torch":
         return None, get_or_build_quantization_ranges(config.model, spec)
     prepared = get_prepared_model(config.model, spec, config.precision)

@@ -20,7 +20,7 @@ from serve_app.engines.openvino_engine import GRAPH, OpenVinoEngine
 from serve_app.engines.parity import measure_parity, parity_texts
 from serve_app.engines.tokenizer import TextTokenizer
 from serve_app.engines.torch_engine import load_pipeline
-from serve_app.model_prep.artifact_cache import write_manifest
+from serve_app.model_prep.artifact import write_manifest
 from serve_app.model_prep.calibration import calibrate
 from serve_app.model_prep.prepared_model import write_parity
 from serve_app.models import resolve

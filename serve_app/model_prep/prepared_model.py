@@ -58,6 +58,12 @@ def get_prepared_model(
         f"the prepared model of {spec.name}",
         "serve_app.model_prep.openvino_export",
         (config.model_dump_json(), precision),
+        {
+            "model": spec.name,
+            "space": spec.space_id,
+            "engine": "openvino",
+            "precision": precision,
+        },
     )
     folder = get_or_build(name, step, build=build)
     parity = _read_parity(folder)

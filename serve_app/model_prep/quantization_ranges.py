@@ -47,7 +47,12 @@ def get_or_build_quantization_ranges(
     """
     family = spec.space_id.rpartition("-")[0]
     description = f"the quantization ranges of {spec.name}"
-    step = BuildStep(description, "serve_app.model_prep.calibration", (config.model_dump_json(),))
+    step = BuildStep(
+        description,
+        "serve_app.model_prep.calibration",
+        (config.model_dump_json(),),
+        {"model": spec.name, "space": family},
+    )
     try:
         folder = get_or_build(f"ranges/{family}-{RANGES_FORMAT}", step, build=build)
     except ConfigurationError as error:

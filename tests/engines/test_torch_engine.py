@@ -141,6 +141,12 @@ def test_a_gpu_that_pytorch_cannot_reach_is_an_error(monkeypatch: pytest.MonkeyP
         TorchEngine(MINILM, resolve(MINILM, "fp16"), device="cuda", precision="fp16", threads=1)
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has MPS")
+def test_mps_on_another_machine_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match="needs a Mac"):
+        TorchEngine(MINILM, resolve(MINILM), device="mps", threads=1)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_two_threads_on_a_gpu_return_the_vectors_of_one(precision: str) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import ConfigurationError
-from serve_app.model_prep.artifact_cache import BuildStep, get_or_build, write_manifest
+from serve_app.model_prep.artifact import write_manifest
+from serve_app.model_prep.artifact_cache import BuildStep, get_or_build
 
 STEP = BuildStep("the artifact", "no.such.module", ())
 

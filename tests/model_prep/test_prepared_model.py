@@ -4,7 +4,8 @@ import pytest
 
 from serve_app.config import ModelConfig
 from serve_app.errors import ConfigurationError, ParityFailed
-from serve_app.model_prep.artifact_cache import BuildStep, write_manifest
+from serve_app.model_prep.artifact import write_manifest
+from serve_app.model_prep.artifact_cache import BuildStep
 from serve_app.model_prep.prepared_model import get_prepared_model, write_parity
 from serve_app.types import Parity
 from tests.fakes import SPEC

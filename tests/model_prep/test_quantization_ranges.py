@@ -10,7 +10,8 @@ from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM
 from serve_app.errors import ConfigurationError
-from serve_app.model_prep.artifact_cache import BuildStep, write_manifest
+from serve_app.model_prep.artifact import write_manifest
+from serve_app.model_prep.artifact_cache import BuildStep
 from serve_app.model_prep.calibration import calibrate
 from serve_app.model_prep.calibration_corpus import calibration_texts
 from serve_app.model_prep.quantization_ranges import (

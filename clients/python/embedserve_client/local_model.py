@@ -83,8 +83,25 @@ class LocalModel:
                 convert_to_numpy=True,
             )
         values = self._truncate(np.asarray(values, dtype=np.float32), params.dimensions)
-        info = VectorInfo(Space(files.family, "fp32"), params.model or self.source, "local")
+        info = VectorInfo(
+            Space(files.family, "fp32"), params.model or self.source, "local", cached=0
+        )
         return Vectors(values, info)
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the token ids of each text, special tokens included, cut at the token limit.
+
+        Raises:
+            LocalModelError: the model can't be loaded.
+        """
+        self.files  # noqa: B018  # reads them
+        with self._lock:
+            features = self._load().preprocess(list(texts))
+        if "offsets" in features:  # of a static model, whose token ids are one row
+            rows = features["input_ids"].tensor_split(features["offsets"][1:])
+            return [row.tolist() for row in rows]
+        masks = features["attention_mask"].bool()
+        return [ids[mask].tolist() for ids, mask in zip(features["input_ids"], masks, strict=True)]
 
     def _prompt(self, input_type: str | None) -> str:
         files = self.files
@@ -130,7 +147,10 @@ class LocalModel:
                     "pip install 'embedserve-client[local]'"
                 ) from error
             model = SentenceTransformer(str(self._files.path), local_files_only=True)
-            model.max_seq_length = self._files.max_tokens
+            if self._files.is_static:  # its limit is the tokenizer's
+                model.tokenizer.enable_truncation(self._files.max_tokens)
+            else:
+                model.max_seq_length = self._files.max_tokens
             self._model = model.float().eval()
         return self._model
 

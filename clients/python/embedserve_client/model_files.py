@@ -28,6 +28,11 @@ INPUT_TYPE_ALIASES = (
     ("document", "passage", "search_document", "retrieval.passage"),
 )
 
+#: The token limit of static models, which have none of their own.
+_STATIC_MAX_TOKENS = 131_072
+#: sentence-transformers' modules that can't be first: each takes other inputs than token ids.
+_UNSUPPORTED_MODULES = {"Asym", "BoW", "CLIPModel", "Router", "WordEmbeddings"}
+
 Modules = list[tuple[str, dict[str, Any]]]
 
 
@@ -36,40 +41,71 @@ class ModelFiles:
     """The metadata of a model's files."""
 
     path: Path
-    weights: Mapping[Path, str]  #: weight file → SHA-256; the transformer's files come first
+    first_module_dir: Path  #: the folder of the transformer, or of the static model's table
+    weights: Mapping[Path, str]  #: weight file → SHA-256; those of the first module come first
     modules: Modules  #: class name and configuration of each module of the pipeline
     prompts: Mapping[str, str]
+    #: Prompts that are empty in the files → the equivalent name whose prompt replaces them.
+    prompt_sources: Mapping[str, str]
     default_prompt: str | None
     max_tokens: int
     family: str  #: 16 hex digits; see `_family`
 
     @classmethod
-    def read(cls, path: Path, max_tokens: int | None = None) -> "ModelFiles":
+    def read(
+        cls,
+        path: Path,
+        max_tokens: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+    ) -> "ModelFiles":
         """Reads a model directory.
 
         Args:
             path: a directory with `modules.json`.
             max_tokens: the token limit, special tokens included; None: the model's own limit.
+            prompts: prompts in place of the model's own; None: the model's own.
 
         Raises:
             OSError: a file is missing or can't be read.
-            ValueError: a file is malformed.
+            ValueError: a file is malformed, or the model is of an unsupported kind.
             KeyError: a setting is missing.
         """
-        modules = _modules(path)
-        weights = {file: _sha256(file) for file in _weight_files(path)}
+        entries = sorted(read_json(path / "modules.json"), key=lambda module: module["idx"])
+        modules = [_module(path, entry) for entry in entries]
+        if not modules:
+            raise ValueError("modules.json lists no modules.")
+        if modules[0][0] in _UNSUPPORTED_MODULES:
+            raise ValueError(
+                f"Its first module is {modules[0][0]}. Only transformers and StaticEmbedding can "
+                "be served."
+            )
+        static = _is_static(modules)
+        first_dir = path / entries[0]["path"]
+        weights = {file: _sha256(file) for file in _weight_files(path, first_dir)}
         config = read_json(path / "config_sentence_transformers.json", default={})
-        prompts = config.get("prompts") or DEFAULT_PROMPTS
-        limit = max_tokens or _max_tokens(path)
+        own_prompts = config.get("prompts") or DEFAULT_PROMPTS
+        sources = _prompt_sources(own_prompts) if prompts is None else {}
+        limit = max_tokens or (_static_max_tokens if static else _max_tokens)(first_dir)
         return cls(
             path=path,
+            first_module_dir=first_dir,
             weights=weights,
             modules=modules,
-            prompts=prompts,
+            prompts=prompts or {name: own_prompts[sources.get(name, name)] for name in own_prompts},
+            prompt_sources=sources,
             default_prompt=config.get("default_prompt_name"),
             max_tokens=limit,
-            family=_family(path, modules, weights, limit, prompts),
+            # Other prompts count with their texts: a program that doesn't know them must not pass
+            # for one of the same family.
+            family=_family(
+                path, first_dir, modules, weights, limit, prompts or sorted(own_prompts)
+            ),
         )
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the model is a table of token vectors (StaticEmbedding, Model2Vec)."""
+        return _is_static(self.modules)
 
 
 def package_model_dir(module: str) -> Path | None:
@@ -92,21 +128,41 @@ def read_json(path: Path, default: Any = None) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def _is_static(modules: Modules) -> bool:
+    return modules[0][0] == "StaticEmbedding"
+
+
+def _prompt_sources(prompts: Mapping[str, str]) -> dict[str, str]:
+    """Returns for each empty prompt the equivalent name that has one.
+
+    sentence-transformers adds empty prompts named `query` and `document` to the models it saves,
+    next to those that the model was trained with.
+    """
+    sources: dict[str, str] = {}
+    for names in INPUT_TYPE_ALIASES:
+        source = next((name for name in names if prompts.get(name)), None)
+        if source is not None:
+            sources |= {name: source for name in names if prompts.get(name) == ""}
+    return sources
+
+
 def _family(
     path: Path,
+    first_module_dir: Path,
     modules: Modules,
     weights: Mapping[Path, str],
     max_tokens: int,
-    prompts: Mapping[str, str],
+    prompts: Mapping[str, str] | list[str],
 ) -> str:
     """Returns a hash of everything that determines a vector except the precision.
 
     It covers weights, architecture, tokenizer, the modules after the transformer (pooling, dense,
-    normalize) with their configuration, the names of the prompts, and the token limit.
+    normalize) with their configuration, the prompts, and the token limit.
     """
     names = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model")
-    tokenizer = [path / name for name in names]
-    architecture = read_json(path / "config.json")
+    tokenizer = [first_module_dir / name for name in names]
+    default: dict[str, Any] | None = {} if _is_static(modules) else None
+    architecture = read_json(first_module_dir / "config.json", default=default)
     return json_digest(
         {
             "weights": {str(file.relative_to(path)): value for file, value in weights.items()},
@@ -115,32 +171,35 @@ def _family(
             },
             "tokenizer": {file.name: _sha256(file) for file in tokenizer if file.is_file()},
             "modules": modules,
-            "prompts": sorted(prompts),
+            "prompts": prompts,
             "max_tokens": max_tokens,
         }
     )
 
 
-def _modules(path: Path) -> Modules:
-    entries = sorted(read_json(path / "modules.json"), key=lambda module: module["idx"])
-    return [
-        (
-            module["type"].rpartition(".")[2],
-            read_json(path / module["path"] / "config.json", default={}) if module["path"] else {},
-        )
-        for module in entries
-    ]
+def _module(path: Path, entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns class name and configuration of a module; the first one's is in the root."""
+    name = entry["type"].rpartition(".")[2]
+    if not entry["path"]:
+        return name, {}
+    return name, read_json(path / entry["path"] / "config.json", default={})
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """Returns the weight files: the transformer's first, then those of the other modules."""
+def _weight_files(path: Path, first_module_dir: Path) -> list[Path]:
+    """Returns the weight files: the first module's, then those of the other modules."""
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        files = sorted(path.glob(pattern))
+        files = sorted(first_module_dir.glob(pattern))
         if files:
-            return files + sorted(path.glob(f"*/{pattern}"))
+            return files + [file for file in sorted(path.glob(f"*/{pattern}")) if file not in files]
     raise FileNotFoundError(
         f"{path.name} has no weights (`*.safetensors` or `pytorch_model*.bin`)."
     )
+
+
+def _static_max_tokens(path: Path) -> int:
+    """Returns the limit of the tokenizer's file, which sentence-transformers applies, if any."""
+    truncation = read_json(path / "tokenizer.json").get("truncation") or {}
+    return int(truncation.get("max_length", _STATIC_MAX_TOKENS))
 
 
 def _max_tokens(path: Path) -> int:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from typing import Annotated, TypedDict, cast
+from typing import Annotated, NotRequired, TypedDict, cast
 
 import orjson
 
@@ -78,6 +78,9 @@ class ParityReport(TypedDict):
     cosine_min: float | None
 
 
+_StringMapping = Annotated[Mapping[str, str], {"type": "object", "additionalProperties": STRING}]
+
+
 class InfoReply(tei.InfoReply):
     """The reply of `GET /info`. Fields of the engine are null while no replica answers."""
 
@@ -95,12 +98,16 @@ class InfoReply(tei.InfoReply):
     threads: int | None
     parity: ParityReport | None
     refused: list[str] | None
-    versions: Annotated[Mapping[str, str], {"type": "object", "additionalProperties": STRING}]
+    #: Input types whose prompt is empty in the model's files → the one whose prompt they use.
+    prompt_sources: NotRequired[_StringMapping]
+    versions: _StringMapping
 
 
 async def _info(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
     info = await service.info()
     reply = cast(InfoReply, {**tei.info(service, info["precision"]), **info})
+    if service.spec.prompt_sources:
+        reply["prompt_sources"] = service.spec.prompt_sources
     return ViewResponse(orjson.dumps(reply))
 
 

@@ -48,7 +48,7 @@ async def _health(service: EmbedService, path_params: Mapping[str, str]) -> View
     report, cache, device = await asyncio.gather(
         service.health(), service.cache_state(), service.device()
     )
-    degraded = cache.state in ("degraded", "unknown")
+    degraded = service.settings.health_reports_cache and cache.state in ("degraded", "unknown")
     reply: HealthReply = {
         "status": ("degraded" if degraded else "ok") if report.healthy else "unavailable",
         "reason": report.reason or cache.reason,
