@@ -9,17 +9,21 @@ import sys
 from typing import Any
 
 from embedserve_client.command.main import main
-from serve_app.command import cache, deploy, key, prepare, serve
+from serve_app.command import cache, check, deploy, key, models, prepare, run, serve
 from serve_app.command.service_process import StartupError
 from serve_app.config import settings_markdown
 from serve_app.errors import EmbedServeError
 
 EXAMPLES = """\
   embedserve serve                         serve serve_config.yaml until Ctrl-C
-  embedserve serve configs/gpu.yaml        serve another configuration
+  embedserve serve gpu                     serve another packaged configuration, or a file
   embedserve serve --port 8001             run a second service on this machine
+  embedserve run --workers 3 -- python app.py
+                                           run a service and three workers that use it
+  embedserve check http://127.0.0.1:8000   test a running service from end to end
   embedserve deploy my.yaml                apply a changed configuration to the running service
   embedserve prepare                       prepare the model, for example in an image build
+  embedserve models list                   print the prepared models of this machine
   embedserve cache warm texts.jsonl        embed the texts of a file to fill the cache
   embedserve cache stats                   print the size and the hit rate of each cache
   embedserve key new alice                 generate an API key and its configuration entry
@@ -31,7 +35,7 @@ ERRORS = (EmbedServeError, StartupError)
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommands to the parser of `embedserve`."""
-    for module in (serve, prepare, deploy, cache, key):
+    for module in (serve, run, check, prepare, deploy, cache, key):
         module.add_commands(commands)
     settings = commands.add_parser(
         "settings",
@@ -39,6 +43,11 @@ def add_commands(commands: Any) -> None:
         description="Print all settings as Markdown tables: name, default and effect.",
     )
     settings.set_defaults(run=_print_settings)
+
+
+def extend_commands(commands: Any) -> None:
+    """Adds `list`, `prepare`, `remove` and `verify` to the client's `embedserve models`."""
+    models.add_commands(commands.choices["models"].add_subparsers(metavar="COMMAND"))
 
 
 def _print_settings(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 The client provides the command and the subcommands that only need a URL. Other distributions add
 subcommands: an entry point in the group `embedserve.commands` names a module with
 `add_commands(commands)`, `EXAMPLES` (text for `--help`) and `ERRORS` (exceptions to print without a
-traceback).
+traceback). With `extend_commands(commands)` it adds to the subcommands of the client.
 """
 
 import argparse
@@ -26,7 +26,11 @@ _PLUGIN_GROUP = "embedserve.commands"
 #: Subcommands of this package. They start faster without the imports of the others.
 _CLIENT_COMMANDS = ("embed", "stdio", "health", "info", "models")
 #: Subcommands of the package `embedserve`, to name it in the error when it isn't installed.
-_SERVICE_COMMANDS = ("serve", "prepare", "deploy", "cache", "key", "settings", "bench", "compare")
+_SERVICE_COMMANDS = (
+    *("serve", "run", "check", "prepare", "deploy", "cache", "key", "settings"),
+    *("models list", "models prepare", "models remove", "models verify"),
+    *("bench", "compare"),
+)
 _EXAMPLES = """\
   embedserve embed texts.txt               embed a file into texts.npy; run again to resume
   echo Hello | embedserve embed -          print vectors as JSON lines
@@ -44,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a subcommand and returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     command = argv[0] if argv else ""
+    if command == "models" and argv[1:2] and not argv[1].startswith("-"):
+        command = f"models {argv[1]}"
     plugins = [] if command in _CLIENT_COMMANDS else _load_plugins()
     if not plugins and command in _SERVICE_COMMANDS:
         return _fail(f"`{command}` is part of the service: pip install embedserve")
@@ -87,6 +93,9 @@ def _parser(plugins: list[Any]) -> argparse.ArgumentParser:
         plugin.add_commands(commands)
     for module in (embed_command, stdio_command, service_command):
         module.add_commands(commands)
+    for plugin in plugins:
+        if hasattr(plugin, "extend_commands"):
+            plugin.extend_commands(commands)
     return parser
 
 

@@ -7,6 +7,11 @@ from typing import Any
 from embedserve_client.client import Client
 from embedserve_client.command.backend_options import add_url_option
 
+_PREPARED_MODELS = (
+    "With the service installed, `embedserve models list | prepare | remove | verify` manages the "
+    "prepared models of this machine."
+)
+
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommands."""
@@ -21,6 +26,8 @@ def add_commands(commands: Any) -> None:
         add_url_option(parser)
         parser.add_argument("--json", action="store_true", help="print JSON")
         parser.set_defaults(run=run)
+        if name == "models":
+            parser.epilog = _PREPARED_MODELS
 
 
 def _health(arguments: argparse.Namespace) -> int:
