@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import psutil
+
 _EXPORT_INTERVAL_S = 1.0
 #: Ray puts it before the name of each metric.
 RAY_PREFIX = "ray_"
@@ -90,9 +92,18 @@ QUEUED_TOKENS = Metric(
     ("lane",),
 )
 BUDGET_TOKENS = Metric("embedserve_budget_tokens", "Current limit of padded tokens in a batch.")
+PROCESS_CPU_SECONDS = Metric(
+    "embedserve_process_cpu_seconds", "CPU time of the process since its start, in seconds."
+)
+PROCESS_MEMORY_BYTES = Metric(
+    "embedserve_process_memory_bytes", "Resident memory of the process, in bytes."
+)
 
 #: All other metrics are counters.
-GAUGES = {CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS}
+GAUGES = {
+    *(CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS),
+    *(PROCESS_CPU_SECONDS, PROCESS_MEMORY_BYTES),
+}
 
 #: The current value of each gauge; of a gauge with a tag, the value for each value of the tag.
 Gauges = Mapping[Metric, float | Mapping[str, float]]
@@ -176,8 +187,22 @@ class Meter:
         )
 
 
+def process_gauges() -> Gauges:
+    """Returns CPU time and memory of this process."""
+    process = psutil.Process()
+    with process.oneshot():
+        times = process.cpu_times()
+        return {
+            PROCESS_CPU_SECONDS: times.user + times.system,
+            PROCESS_MEMORY_BYTES: float(process.memory_info().rss),
+        }
+
+
 async def export(meter: Meter, gauges: Callable[[], Gauges] = dict) -> None:
-    """Exports a meter's counts and the current gauges to Ray every second until cancelled."""
+    """Exports a meter's counts and the current gauges to Ray every second until cancelled.
+
+    Those of the process are added.
+    """
     from ray.serve import metrics
 
     instruments: dict[Metric, Any] = {}
@@ -192,7 +217,7 @@ async def export(meter: Meter, gauges: Callable[[], Gauges] = dict) -> None:
         for (metric, tags), amount in meter.drain().items():
             if amount > 0:
                 instrument(metric).inc(amount, dict(zip(metric.tags, tags, strict=True)))
-        for metric, value in gauges().items():
+        for metric, value in {**gauges(), **process_gauges()}.items():
             if isinstance(value, Mapping):
                 for tag, tagged in value.items():
                     instrument(metric).set(tagged, {metric.tags[0]: tag})

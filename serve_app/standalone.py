@@ -26,7 +26,7 @@ from serve_app.cache.stack import CacheStack
 from serve_app.config import EmbedServerSettings
 from serve_app.engines.affinity import available_cpus
 from serve_app.errors import InferenceError
-from serve_app.metrics import Gauges, Meter
+from serve_app.metrics import Gauges, Meter, process_gauges
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.scheduler.async_engine import AsyncEngine
 from serve_app.service.backend import CachedBackend
@@ -94,7 +94,7 @@ class StandaloneService:
         )
 
     def _gauges(self) -> Gauges:
-        return {**self._cache.gauges(), **self._engine.gauges()}
+        return {**self._cache.gauges(), **self._engine.gauges(), **process_gauges()}
 
     async def start(self) -> None:
         """Starts background tasks.
@@ -148,6 +148,7 @@ async def run(
         uvicorn.Config(
             service.app,
             lifespan="off",
+            log_config=None,  # its messages go to the process's log
             log_level="warning",
             access_log=False,
             proxy_headers=False,

@@ -7,6 +7,7 @@ import argparse
 from typing import Any
 
 from serve_app.command.config_file import add_config_argument, check_access, read_config
+from serve_app.command.logs import add_log_arguments, apply_log_arguments
 from serve_app.command.ports import port_in_use, with_free_ports
 from serve_app.command.prepare import prepare_model
 from serve_app.command.ray_service import RayService
@@ -49,6 +50,7 @@ def add_commands(commands: Any) -> None:
         "of Ray in the file are ignored",
     )
     serve.add_argument("--verbose", action="store_true", help="print Ray's output")
+    add_log_arguments(serve)
     serve.add_argument(
         "--until-eof",
         action="store_true",
@@ -64,6 +66,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
         return serve_standalone(arguments)
     config, application = read_config(arguments.config)
+    config = apply_log_arguments(config, arguments)
     check_access(config)
     check_socket_paths()
     prepare_model(application)

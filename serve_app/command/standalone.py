@@ -3,9 +3,8 @@
 import argparse
 import os
 import socket
+import sys
 import threading
-
-import uvloop
 
 from serve_app import standalone
 from serve_app.access.entrance import require_keys_beyond_loopback
@@ -15,12 +14,18 @@ from serve_app.command.config_file import (
     read_config,
     standalone_settings,
 )
+from serve_app.command.logs import apply_log_arguments, configure_log
 from serve_app.command.prepare import prepare_model
 from serve_app.command.process_tree import stop_cache_servers
 from serve_app.command.progress import print_ready, print_step
 from serve_app.command.service_process import StartupError
 from serve_app.command.supervision import terminate_at_eof
 from serve_app.standalone import StandaloneService
+
+if sys.platform == "win32":
+    from asyncio import run
+else:
+    from uvloop import run
 
 #: How long the interpreter may take to exit after the service has stopped.
 _EXIT_TIMEOUT_S = 2.0
@@ -41,6 +46,7 @@ def serve_standalone(arguments: argparse.Namespace) -> int:
     host, port = http_address(config)
     require_keys_beyond_loopback(host, settings.access)
     listener = _listen(host, port if arguments.port is None else arguments.port)
+    configure_log(apply_log_arguments(config, arguments))
     url = http_url(host, listener.getsockname()[1])
     if arguments.until_eof:
         terminate_at_eof()
@@ -49,7 +55,7 @@ def serve_standalone(arguments: argparse.Namespace) -> int:
             service = StandaloneService(
                 prepare_model(application), settings, name=f"standalone/{url}"
             )
-            uvloop.run(
+            run(
                 standalone.run(
                     service,
                     listener,

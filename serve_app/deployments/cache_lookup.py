@@ -12,6 +12,7 @@ from serve_app.cache.report import CacheReport
 from serve_app.cache.stack import CacheStack
 from serve_app.config import CacheConfig, CacheLookupSettings
 from serve_app.deployments.group_call import GroupResult, collect, group_call
+from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import returns_errors
 from serve_app.deployments.service_identity import current_service
 from serve_app.errors import EmbedServeError
@@ -26,6 +27,7 @@ class CacheLookup:
     def __init__(
         self, spec: ModelSpec, embedder: DeploymentHandle[Any], cache: CacheConfig
     ) -> None:
+        log_to_serve()
         settings = CacheLookupSettings()
         self._spec = spec
         self._meter = Meter()

@@ -11,6 +11,7 @@ from serve_app.cache.stack import CacheStack
 from serve_app.config import EmbedServerSettings
 from serve_app.deployments.http_replica import HttpReplica
 from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engine
+from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.service_identity import current_service
 from serve_app.engines.base import Engine
 from serve_app.metrics import Gauges, Meter
@@ -36,6 +37,7 @@ class EmbedServer(HttpReplica):
             selection: the engine and the model that the application was built with.
             load: returns the engine for `selection` and `threads`.
         """
+        log_to_serve()
         config, spec = selection.config, selection.cached_spec
         settings, meter = EmbedServerSettings(), Meter()
         self._cpus = ReplicaCpus()

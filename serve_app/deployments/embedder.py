@@ -15,6 +15,7 @@ from ray.serve.schema import ReplicaRank
 from serve_app.config import EmbedderSettings
 from serve_app.deployments.group_call import GroupResult, collect
 from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engine
+from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import returns_errors
 from serve_app.engines.base import Engine
 from serve_app.metrics import Meter, export
@@ -35,6 +36,7 @@ class Embedder:
         self, selection: EngineSelection, *, load: Callable[..., Engine] = load_engine
     ) -> None:
         """Loads the engine; see `load_replica_engine`."""
+        log_to_serve()
         self._meter = Meter()
         self._cpus = ReplicaCpus()
         self._engine = load_replica_engine(selection, self._cpus, self._meter, load=load)

@@ -10,6 +10,7 @@ from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, IngressSettings
 from serve_app.deployments.group_call import group_call
 from serve_app.deployments.http_replica import HttpReplica
+from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import RetryingCall
 from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
@@ -47,6 +48,7 @@ class Ingress(HttpReplica):
             config: the application's configuration.
             embedder: the deployment Embedder, for calls that aren't cached, such as `tokenize`.
         """
+        log_to_serve()
         settings, meter = IngressSettings(), Meter()
         cache = CacheStack(
             spec,

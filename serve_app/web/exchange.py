@@ -1,7 +1,11 @@
 """A request and what is known about it, until its response is sent."""
 
+import time
+
 from starlette.requests import Request
 
+from serve_app.config import ApiKey
+from serve_app.types import Job, Result
 from serve_app.web.dialect import Dialect
 from serve_app.web.limits import RequestBody
 
@@ -9,7 +13,7 @@ from serve_app.web.limits import RequestBody
 class Exchange:
     """One request on its way through the handler."""
 
-    __slots__ = ("body", "dialect", "request")
+    __slots__ = ("body", "dialect", "job", "key", "request", "result", "started_s")
 
     def __init__(self, request: Request, dialect: Dialect) -> None:
         """Creates an exchange before its body is read.
@@ -21,3 +25,7 @@ class Exchange:
         self.request = request
         self.dialect = dialect
         self.body = RequestBody(request.receive)
+        self.started_s = time.perf_counter()
+        self.key: ApiKey | None = None
+        self.job: Job | None = None
+        self.result: Result | None = None

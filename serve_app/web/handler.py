@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -54,6 +55,7 @@ from serve_app.web.request_headers import (
     decode_headers,
     request_timeout_s,
 )
+from serve_app.web.request_log import log_request
 from serve_app.web.response_headers import (
     STAGES,
     raw_vector_headers,
@@ -69,6 +71,7 @@ logger = logging.getLogger(__name__)
 _NGINX_CLIENT_CLOSED_REQUEST = 499
 _PATH_SIMILARITY = 0.7  #: difflib's ratio from which a 404 names the most similar path
 _BODY_GRACE_S = 0.1  #: time for the rest of a small body to arrive before an error is sent
+_MAX_UNIDENTIFIED_BODY_BYTES = 65_536  #: of a body that is parsed without a valid key
 _MAX_DISCARDED_BODIES = 8  #: bytes of a rejected body that are discarded, by `max_body_bytes`
 
 
@@ -115,12 +118,17 @@ class RequestHandler:
         response = await self._respond(exchange, self._run_endpoint(exchange, candidates))
         if response.status_code not in (200, _NGINX_CLIENT_CLOSED_REQUEST):
             self._service.meter.add(REQUESTS, 1, str(response.status_code))
+        if self._service.settings.request_log:
+            log_request(exchange, response.status_code)
         return response
 
     async def handle_view(self, request: Request, route: DialectView) -> Response:
         """Responds to a request that runs no job."""
         exchange = Exchange(request, route.dialect)
-        return await self._respond(exchange, self._run_view(exchange, route.view))
+        response = await self._respond(exchange, self._run_view(exchange, route.view))
+        if self._service.settings.request_log and not route.view.public:
+            log_request(exchange, response.status_code)
+        return response
 
     async def _respond(self, exchange: Exchange, response: Awaitable[Response]) -> Response:
         """Returns the response, or that to the error that it raises."""
@@ -162,26 +170,30 @@ class RequestHandler:
         headers: Mapping[str, str],
         candidates: Sequence[DialectEndpoint],
     ) -> _Reply:
-        started = time.perf_counter()
-        key = self._admission.identify(headers)
+        try:
+            key = exchange.key = self._admission.identify(headers)
+        except Unauthorized:
+            await _select_dialect(exchange, candidates)
+            raise
         fields = await self._read_fields(exchange, headers)
         exchange.dialect, endpoint = _select_endpoint(candidates, fields)
         parsed = endpoint.parse(fields, self._service.spec)
-        job = apply_request_headers(parsed.job, headers)
+        job = exchange.job = apply_request_headers(parsed.job, headers)
         timeout_s = request_timeout_s(headers)
         result, extra_headers = await self._admission.run(key, job, timeout_s)
+        exchange.result = result
         if self._service.settings.invalid_text == "replace":
             extra_headers = {**extra_headers, **replacement_headers(job.inputs)}
         if not isinstance(result, EmbedResult):
             content = parsed.render(result)
             embedded = result if isinstance(result, BatchResult) else ()
-            self._record(embedded, time.perf_counter() - started)
+            self._record(embedded, time.perf_counter() - exchange.started_s)
             return _Reply(content, {**truncation_headers(result.truncated), **extra_headers})
         raw = parsed.has_vectors and prefers_raw(headers.get("accept", ""))
         if parsed.has_vectors and parsed.has_floats and not raw:
             result = await serialize_rows(result)
         content = result.vectors.astype("<f4").tobytes() if raw else parsed.render(result)
-        total_s = time.perf_counter() - started
+        total_s = time.perf_counter() - exchange.started_s
         self._record([result], total_s)
         reply_headers = result_headers(result, total_s)
         reply_headers.update(endpoint.headers(result, total_s))
@@ -233,6 +245,8 @@ class RequestHandler:
         """Responds to an unknown path (404) or method (405)."""
         assert isinstance(error, HTTPException), "Registered for HTTPException only."
         exchange = Exchange(request, self._dialect_of_path(request))
+        if self._service.settings.request_log:
+            log_request(exchange, error.status_code)
         path = request.url.path
         if error.status_code == 404:
             not_found = RouteNotFound(_not_found_message(request))
@@ -329,6 +343,20 @@ def _matching_routes(request: Request) -> list[Route]:
     """Returns the routes of the request's path, whatever their methods."""
     routes: Sequence[Route] = request.app.routes
     return [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+
+
+async def _select_dialect(exchange: Exchange, candidates: Sequence[DialectEndpoint]) -> None:
+    """Selects the dialect of a request without a valid key, if its body arrives at once."""
+    headers = exchange.request.headers
+    if len(candidates) == 1 or "expect" in headers:
+        return
+    with suppress(EmbedServeError):  # the path's first dialect responds
+        body = await exchange.body.read(
+            max_bytes=_MAX_UNIDENTIFIED_BODY_BYTES,
+            timeout_s=_BODY_GRACE_S,
+            declared=headers.get("content-length", ""),
+        )
+        exchange.dialect, _ = _select_endpoint(candidates, parse_object(body))
 
 
 def _select_endpoint(

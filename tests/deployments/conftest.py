@@ -1,6 +1,7 @@
 """The context of a replica, without Ray."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +40,16 @@ def assign_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
 
     assign([])
     return assign
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[None]:
+    """Restores the log of `serve_app`, which deployments pass to Ray Serve's."""
+    logger = logging.getLogger("serve_app")
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -196,6 +196,26 @@ def test_a_port_in_use_is_a_one_line_error(file: Path, capsys: pytest.CaptureFix
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize("options", [[], ["--log-format", "json", "--log-level", "error"]], ids=str)
+def test_the_request_log_has_one_line_for_each_request(tmp_path: Path, options: list[str]) -> None:
+    file = write_config(tmp_path, request_log=True)
+    with running(file, *options) as (process, output):
+        embed(service_url(output), "secret words", **{"x-request-id": "abc"})
+        httpx2.get(f"{service_url(output)}/health")
+        process.send_signal(signal.SIGTERM)
+        final_output, _ = process.communicate(timeout=30)
+    (line,) = [line for line in final_output.splitlines() if "POST" in line]
+    assert "secret" not in final_output
+    if options:
+        fields = json.loads(line)
+        assert (fields["levelname"], fields["texts"], fields["request_id"]) == ("INFO", 1, "abc")
+    else:
+        assert line.startswith("INFO ")
+        assert "POST /v1/embeddings 200" in line
+        assert "texts=1" in line
+    assert "/health" not in final_output
+
+
 def test_neither_ray_nor_torch_is_imported() -> None:
     code = """
 import sys

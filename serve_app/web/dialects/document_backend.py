@@ -40,7 +40,7 @@ _TEXTS = TextsField(
 )
 _MODEL = ModelField("model", "Name or alias of the served model.")
 _BATCH_SIZE = IntField(
-    "batch_size", "Accepted for compatibility and ignored: the service forms its own batches."
+    "batch_size", "Without an effect: the service forms its own batches.", minimum=1
 )
 
 
