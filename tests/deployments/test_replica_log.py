@@ -1,11 +1,40 @@
 """What a replica logs reaches Ray Serve's logger, at its own level."""
 
+import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from serve_app.deployments.replica_log import log_to_serve
+
+#: Logs as a replica does that Serve has set up with the settings of the configurations.
+REPLICA = """
+import logging, sys
+from ray.serve._private.common import ServeComponentType
+from ray.serve._private.logging_utils import configure_component_logger
+from ray.serve.schema import LoggingConfig
+configure_component_logger(
+    component_name="EmbedServer",
+    component_id="r",
+    component_type=ServeComponentType.REPLICA,
+    logging_config=LoggingConfig(
+        encoding=sys.argv[1], log_level="WARNING", logs_dir=sys.argv[2], enable_access_log=False
+    ),
+    max_bytes=0,
+    backup_count=0,
+)
+from serve_app.deployments.replica_log import log_to_serve
+log_to_serve()
+logging.getLogger("serve_app.cache").warning("the cache is gone")
+logging.getLogger("serve_app.cache").info("hidden")
+requests = logging.getLogger("serve_app.requests")
+requests.setLevel(logging.INFO)
+requests.info("POST /v1/embeddings 200", extra={"path": "/v1/embeddings", "status": 200})
+"""
 
 
 class Records(logging.Handler):
@@ -52,3 +81,23 @@ def test_the_request_log_passes_at_every_level(serve_records: Records) -> None:
     requests.setLevel(logging.INFO)
     requests.info("POST /v1/embeddings")
     assert serve_records.messages == ["INFO POST /v1/embeddings"]
+
+
+@pytest.mark.parametrize("encoding", ["TEXT", "JSON"])
+def test_serve_writes_both_to_the_file_of_the_replica(tmp_path: Path, encoding: str) -> None:
+    subprocess.run([sys.executable, "-c", REPLICA, encoding, tmp_path], check=True, timeout=120)
+    (file,) = tmp_path.iterdir()
+    first, second = file.read_text("utf-8").splitlines()
+    if encoding == "JSON":
+        lines = [json.loads(line) for line in (first, second)]
+        assert [line["message"] for line in lines] == [
+            "the cache is gone",
+            "POST /v1/embeddings 200",
+        ]
+        assert (lines[0]["levelname"], lines[1]["levelname"]) == ("WARNING", "INFO")
+        assert (lines[1]["path"], lines[1]["status"]) == ("/v1/embeddings", 200)
+        assert lines[1]["deployment"] == "EmbedServer"
+    else:
+        assert first.startswith("WARNING ")
+        assert first.endswith("the cache is gone")
+        assert second.endswith("POST /v1/embeddings 200")

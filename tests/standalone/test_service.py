@@ -8,6 +8,8 @@ import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -17,6 +19,7 @@ from serve_app import standalone
 from serve_app.config import AppConfig, CacheConfig, EmbedServerSettings, ModelConfig
 from serve_app.model_prep.engine_selection import select_engine
 from serve_app.standalone import StandaloneService
+from tests.engines.static_model import save_static_model
 from tests.fakes import DIM, FakeEngine, fake_vector
 
 #: Far more than any test needs.
@@ -58,14 +61,9 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-@pytest.fixture
-async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
-    engine = FakeEngine()
-    monkeypatch.setattr(standalone, "load_engine", lambda selection, threads: engine)
-    model = ModelConfig(name="words", source=f"hashing:{DIM}")
-    selection = select_engine(AppConfig(model=model, cache=CacheConfig.parse({"url": "none"})))
-    service = StandaloneService(selection, SETTINGS, name="test")
-    engine.batches.clear()  # the warm-up
+@asynccontextmanager
+async def serving(service: StandaloneService, engine: FakeEngine) -> AsyncIterator[Running]:
+    """Runs a service on a free port."""
     ready = asyncio.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -82,6 +80,18 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
             if not task.done():
                 running.stop()
             await task
+
+
+@pytest.fixture
+async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
+    engine = FakeEngine()
+    monkeypatch.setattr(standalone, "load_engine", lambda selection, threads: engine)
+    model = ModelConfig(name="words", source=f"hashing:{DIM}")
+    selection = select_engine(AppConfig(model=model, cache=CacheConfig.parse({"url": "none"})))
+    service = StandaloneService(selection, SETTINGS, name="test")
+    engine.batches.clear()  # the warm-up
+    async with serving(service, engine) as running:
+        yield running
 
 
 async def leave(running: Running, body: bytes, randomness: random.Random) -> None:
@@ -185,3 +195,32 @@ async def test_the_port_reuses_connections_and_replies_name_no_server(running: R
     assert ["server" in reply.headers for reply in replies] == [False, False]
     assert replies[0].headers["x-cache"] == "hits=0; misses=1"
     assert (await running.embed("a")).headers["x-cache"] == "hits=1; misses=0; tier=l1"
+
+
+async def test_metrics_have_cpu_time_and_memory_of_the_process(running: Running) -> None:
+    memory = await running.metric("embedserve_process_memory_bytes")
+    assert 10e6 < memory < 100e9
+    before = await running.metric("embedserve_process_cpu_seconds")
+    assert before > 0
+    await asyncio.gather(*(running.embed(f"text {i}") for i in range(50)))
+    assert await running.metric("embedserve_process_cpu_seconds") > before
+
+
+async def test_a_static_model_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = ModelConfig(name="static", source=f"path:{save_static_model(tmp_path / 'model')}")
+    selection = select_engine(AppConfig(model=model, cache=CacheConfig.parse({"url": "none"})))
+    service = StandaloneService(selection, SETTINGS, name="test")
+    async with serving(service, FakeEngine()) as running:
+        vectors = [
+            np.array(item["embedding"], np.float32)
+            for item in (await running.embed("two words", " ", "words two")).json()["data"]
+        ]
+        assert np.array_equal(vectors[0], vectors[2])  # the mean doesn't depend on the order
+        assert not vectors[1].any()  # a blank has no tokens
+        info = (await running.client.get("/info")).json()
+        assert (info["engine"], info["device"], info["precision"]) == ("torch", "cpu", "fp32")
+        assert len(info["refused"]) == 2
+        tokens = await running.client.post("/embed_all", json={"inputs": "a"})
+        assert tokens.status_code == 424
+        assert "no token embeddings" in tokens.json()["error"]
