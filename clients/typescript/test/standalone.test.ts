@@ -47,6 +47,7 @@ for (const end of ["exit", "SIGTERM", "SIGKILL", "terminate"] as const) {
     const before = processesOf(directory);
     const args = [PROGRAM, config, String(await freePort()), end];
     const program = spawn(process.execPath, args, { stdio: ["pipe", "pipe", "inherit"] });
+    t.after(() => program.kill("SIGKILL"));
     const lines = createInterface(program.stdout)[Symbol.asyncIterator]();
     const pid = Number((await lines.next()).value);
     assert.ok(isAlive(pid), String(pid));
