@@ -42,9 +42,12 @@ class Artifact:
             return {}
         return labels if isinstance(labels, dict) else {}
 
-    def write_labels(self, labels: Mapping[str, str]) -> None:
-        """Records what the artifact was built from."""
-        (self.folder / _LABELS).write_bytes(orjson.dumps(labels))
+    def label(self, labels: Mapping[str, str]) -> None:
+        """Records what the artifact was built from, unless that is recorded or can't be written."""
+        if not self.labels:
+            with contextlib.suppress(OSError):
+                (self.folder / _LABELS).write_bytes(orjson.dumps(labels))
+            del self.labels
 
     @cached_property
     def size_bytes(self) -> int:
@@ -87,6 +90,7 @@ class Artifact:
         """
         with contextlib.suppress(OSError):
             os.utime(self.folder)
+            self.is_in_use()  # removes the marks of processes that have ended
             if self.folder not in _held:
                 mark = f"{self.folder.name}.{uuid.uuid4().hex}{_MARK_SUFFIX}"
                 lock = FileLock(self.folder.with_name(mark))

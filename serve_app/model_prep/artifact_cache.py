@@ -100,6 +100,7 @@ def get_or_build(name: str, step: BuildStep, *, build: Build = build_in_subproce
             f"The user's cache folder can't store {step.description}: {error.strerror}. Free some "
             "space, or make the folder writable."
         ) from error
+    artifact.label(step.labels)
     return artifact.folder
 
 
@@ -161,6 +162,5 @@ def _rebuild(folder: Path, step: BuildStep, build: Build) -> None:
             raise ConfigurationError(
                 f"Building {step.description} failed: `{step.module}` wrote no complete artifact."
             )
-        result.write_labels(step.labels)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(result.folder, folder)

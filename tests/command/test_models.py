@@ -22,7 +22,7 @@ def add(folder: Path, model: str) -> Artifact:
     (folder / "openvino_model.bin").write_bytes(bytes(1 << 20))
     write_manifest(folder)
     artifact = Artifact(folder)
-    artifact.write_labels(
+    artifact.label(
         {"model": model, "space": "f00d-bf16", "engine": "openvino", "precision": "bf16"}
     )
     return artifact

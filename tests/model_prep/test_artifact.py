@@ -78,6 +78,14 @@ def test_artifacts_are_listed_by_their_last_use_with_labels_and_sizes() -> None:
     assert names() == ["old", "new"]
 
 
+def test_an_artifact_of_an_earlier_version_gets_labels_when_it_is_loaded() -> None:
+    artifact = build("model")
+    (artifact.folder / "labels.json").unlink()
+    assert list_artifacts()[0].labels == {}
+    get_or_build("prepared/model", BuildStep("the artifact", "no.such.module", (), LABELS))
+    assert list_artifacts()[0].labels == LABELS
+
+
 def test_an_artifact_in_use_is_not_removed_until_its_last_user_has_ended() -> None:
     artifact = build("model")
     first, second = User(artifact), User(artifact)
@@ -94,6 +102,13 @@ def test_an_artifact_in_use_is_not_removed_until_its_last_user_has_ended() -> No
     assert artifact.remove()
     assert names() == []
     assert [path for path in artifact.folder.parent.iterdir() if path.is_dir()] == []
+
+
+def test_processes_that_have_ended_leave_no_files() -> None:
+    artifact = build("model")
+    for _ in range(3):
+        User(artifact).kill()
+    assert len([*artifact.folder.parent.glob("*.user")]) == 1
 
 
 def test_an_artifact_that_is_being_built_is_not_removed() -> None:
