@@ -1,17 +1,21 @@
 """The memory of several programs that each load a model, or share one service.
 
-    python -m benchmarks.shared_model --workers 3
+    python -m benchmarks.shared_model --workers 2 4 8
 
 Each worker embeds 64 texts, so that everything it needs is loaded, and then waits. Memory is the
-sum of the processes' proportional set sizes (PSS), in which shared pages count once. The last line
-is the record as JSON.
+sum of the processes' proportional set sizes (PSS), in which shared pages count once. The last lines
+are the records as JSON, with the time from the start of the service to its first vector.
 """
 
 import argparse
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import psutil
 
 from embedserve_client import Client, LocalModel, Supervisor
 from embedserve_client.settings import DEFAULT_LOCAL_MODEL
@@ -58,9 +62,9 @@ def total_pss_mib(pids: list[int]) -> float:
 
 
 def main() -> int:
-    """Measures both cases and prints a Markdown table and the record."""
+    """Measures both cases for each number of workers; prints a Markdown table and the records."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_model")
-    parser.add_argument("--workers", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, nargs="+", default=[3], help="default: 3")
     parser.add_argument("--model", default=DEFAULT_LOCAL_MODEL, help="default: %(default)s")
     parser.add_argument("--config", help="the service's configuration; it must serve that model")
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -68,20 +72,36 @@ def main() -> int:
     if arguments.work:
         run_worker(arguments.work)
         return 0
-    n = arguments.workers
-    with running_workers(n, arguments.model) as pids:
-        own_models_mib = total_pss_mib(pids)
-    with Supervisor(free_port(), config=arguments.config, on_progress=_print_progress) as service:
-        service_pid = service.status().pid
-        assert service_pid is not None, "The service runs. This is a bug."
-        with running_workers(n, service.url) as pids:
-            clients_mib, service_mib = total_pss_mib(pids), total_pss_mib([service_pid])
-    print(f"| {n} workers with a model each | {own_models_mib:.0f} MiB |")
-    print(f"| {n} workers and one service | {clients_mib:.0f} + {service_mib:.0f} MiB |")
-    parameters = {"workload": "shared_model", "workers": n, "model": arguments.model}
-    metrics = {"own_mib": own_models_mib, "service_mib": service_mib, "clients_mib": clients_mib}
-    print(to_json(make_record(parameters, metrics)))
+    print("| workers | a model each | one service, its processes + workers |\n|---|---|---|")
+    records = [measure(n, arguments.model, arguments.config) for n in arguments.workers]
+    print(*map(to_json, records), sep="\n")
     return 0
+
+
+def measure(workers: int, model: str, config: str | None) -> dict[str, Any]:
+    """Prints the row of the table and returns the record of both cases."""
+    with running_workers(workers, model) as pids:
+        own_models_mib = total_pss_mib(pids)
+    started = time.monotonic()
+    with Supervisor(free_port(), config=config, on_progress=_print_progress) as service:
+        Client(service.url).embed(["the first vector"])
+        first_vector_s = round(time.monotonic() - started, 2)
+        pid = service.status().pid
+        assert pid is not None, "The service runs. This is a bug."
+        with running_workers(workers, service.url) as pids:
+            clients_mib, service_mib = total_pss_mib(pids), total_pss_mib([pid])
+            processes = 1 + len(psutil.Process(pid).children(recursive=True))
+    print(f"| {workers} | {own_models_mib:.0f} MiB | {service_mib:.0f} + {clients_mib:.0f} MiB |")
+    return make_record(
+        {"workload": "shared_model", "workers": workers, "model": model},
+        {
+            "own_mib": own_models_mib,
+            "service_mib": service_mib,
+            "clients_mib": clients_mib,
+            "service_processes": processes,
+            "first_vector_s": first_vector_s,
+        },
+    )
 
 
 def _print_progress(message: str) -> None:

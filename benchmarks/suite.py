@@ -34,7 +34,7 @@ from .paths import REPORT_FOLDER, RESULTS
 from .peers import floor
 from .peers.base import Peer, PeerError
 from .peers.in_process import LibraryProcess
-from .peers.server import ServerProcess
+from .peers.server import PROBE_TEXT, ServerProcess
 from .record import append_record, default_precision, make_record
 from .report.publish import publish
 from .report.results import UNAVAILABLE
@@ -270,8 +270,9 @@ class Suite:
         display.start_step(f"{step}, round {turn + 1} of {self._schedule.rounds}")
         resume(running.pid)
         time.sleep(_SETTLE_S)
-        if isinstance(running, ServerProcess) and point.workload.cached_texts:
-            running.wait_until_ready(texts=point.workload.cached_texts)
+        if isinstance(running, ServerProcess):
+            # Ray restarts its proxy after a suspension of minutes.
+            running.wait_until_ready(texts=point.workload.cached_texts or [PROBE_TEXT])
         usage = Usage(running.pid)
         if isinstance(running, LibraryProcess):
             metrics = _measure_library(running, point, plan)

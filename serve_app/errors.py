@@ -16,7 +16,9 @@ The tree:
     + RouteNotFound           404
     + MethodNotAllowed        405
     + BodyTimeout             408
+    + HeaderTimeout           408
     + BodyTooLarge            413
+    + HeaderTooLarge          431
     + UnsupportedMediaType    415
       - UnsupportedContentEncoding 415
     + Overloaded              429   the queue is full; `retry_after_s` says when to retry
@@ -150,6 +152,20 @@ class BodyTimeout(ClientError):
 
     status = HTTPStatus.REQUEST_TIMEOUT
     code = "body_timeout"
+
+
+class HeaderTimeout(ClientError):
+    """The header of the request didn't arrive within the time limit."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    code = "request_timeout"
+
+
+class HeaderTooLarge(ClientError):
+    """The header of the request exceeds the size limit."""
+
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    code = "header_too_large"
 
 
 class BodyTooLarge(ClientError):

@@ -34,6 +34,7 @@ from serve_app.service.embed import EmbedService
 from serve_app.service.replica_stats import SingleReplica
 from serve_app.valkey.shared_server import ServiceIdentity
 from serve_app.web.app import create_app
+from serve_app.web.http_protocol import HttpProtocol
 from serve_app.web.request_lifecycle import RequestLifecycle
 
 #: With one CPU a single text is slow, and additional cores scale poorly.
@@ -147,6 +148,7 @@ async def run(
     server = _Server(
         uvicorn.Config(
             service.app,
+            http=HttpProtocol,
             lifespan="off",
             log_config=None,  # its messages go to the process's log
             log_level="warning",

@@ -5,6 +5,7 @@ groups of texts → tokenizer → scheduler → engine → vectors
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import Awaitable, Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,7 +15,7 @@ from serve_app.config import EmbedderSettings
 from serve_app.engines.affinity import move_threads, pin_thread
 from serve_app.engines.base import Engine
 from serve_app.engines.tokenizer_service import TokenizerService
-from serve_app.errors import EmbedServeError
+from serve_app.errors import EmbedServeError, InferenceError
 from serve_app.metrics import Gauges, Meter
 from serve_app.scheduler.load import LoadSample
 from serve_app.scheduler.pending import PendingGroup, PendingTokenVectors, PendingVectors
@@ -27,6 +28,8 @@ from serve_app.types import (
     TokenVectors,
     Vectors,
 )
+
+logger = logging.getLogger(__name__)
 
 #: Concurrent batches on a GPU. On CPUs there is one for each thread.
 _GPU_STREAMS = 2
@@ -122,8 +125,7 @@ class AsyncEngine:
             nonlocal undelivered
             if future.cancelled():
                 return
-            result = future.result()
-            deliver(index, self._encode(result) if isinstance(result, Vectors) else result)
+            deliver(index, self._encoded(future.result()))
             undelivered -= 1
             if not undelivered and not all_delivered.done():
                 all_delivered.set_result(None)
@@ -136,6 +138,15 @@ class AsyncEngine:
         finally:
             for group in pending:
                 group.future.cancel()  # no effect unless the caller was cancelled
+
+    def _encoded(self, result: Vectors | EmbedServeError) -> EncodedVectors | EmbedServeError:
+        if not isinstance(result, Vectors):
+            return result
+        try:
+            return self._encode(result)
+        except Exception:
+            logger.exception("The vectors of %d texts can't be encoded", len(result.values))
+            return InferenceError("The vectors of the model can't be encoded.")
 
     async def embed_tokens(self, group: TextGroup) -> list[TokenVectors]:
         """Returns for each text the vectors of its tokens.

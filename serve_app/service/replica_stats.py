@@ -51,7 +51,8 @@ class SingleReplica:
     async def prometheus_text(self) -> str:
         """Returns the metrics of this process, with the names that Ray exports."""
         registry = CollectorRegistry()
-        registry.register(_Collector(self._meter.counts(), self._gauges()))
+        gauges = self._gauges()  # first: they count evictions since the last call
+        registry.register(_Collector(self._meter.counts(), gauges))
         return generate_latest(registry).decode()
 
 

@@ -14,7 +14,7 @@ from serve_app.engines.base import TokenIds
 from serve_app.errors import EmbedServeError, InferenceError, Unavailable
 from serve_app.metrics import Meter
 from serve_app.scheduler.async_engine import AsyncEngine
-from serve_app.types import EncodedVectors, Float32, TextGroup
+from serve_app.types import EncodedVectors, Float32, TextGroup, Vectors
 from tests.fakes import DIM, FakeEngine, fake_vector
 
 CODEC = Codec(DIM)
@@ -116,6 +116,27 @@ async def test_the_error_of_a_group_is_a_value(
     assert isinstance(delivered[1], InferenceError)
     assert np.array_equal(delivered.vectors(0), [fake_vector("a")])
     assert np.array_equal(delivered.vectors(2), [fake_vector("b")])
+
+
+async def test_vectors_that_cannot_be_encoded_are_an_error_of_their_group(
+    engine: GatedEngine,
+) -> None:
+    def encode(vectors: Vectors) -> EncodedVectors:
+        if len(vectors.values) == 2:
+            raise ValueError("Not these.")
+        return CODEC.encode(vectors)
+
+    async_engine = AsyncEngine(
+        lambda: engine, encode, threads=1, cpus=ALL_CPUS, meter=Meter(), rejected=()
+    )
+    async_engine.start()
+    engine.allow(100)
+    delivered, task = start(async_engine, TextGroup(("a", "b")), TextGroup(("c",)))
+    async with asyncio.timeout(10):
+        await task
+    assert isinstance(delivered[0], InferenceError)
+    assert np.array_equal(delivered.vectors(1), [fake_vector("c")])
+    await async_engine.stop()
 
 
 async def test_a_cancelled_call_is_neither_computed_nor_delivered(
