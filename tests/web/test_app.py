@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from serve_app.config import IngressSettings
 from serve_app.errors import Unavailable
 from serve_app.service.embed import EmbedService
-from serve_app.types import Tier
+from serve_app.types import CacheState, Tier
 from serve_app.web.app import create_app
 from tests.fakes import SPEC, FakeBackend
 
@@ -109,6 +109,17 @@ def test_health_follows_the_backend(client: TestClient, lookup: FakeBackend) -> 
     healthy = client.get("/health")
     assert (healthy.status_code, healthy.json()["status"]) == (200, "ok")
     assert healthy.json()["cache"] == {"state": "up", "reason": None, "kind": "embedded"}
+
+
+@pytest.mark.parametrize(("reported", "status"), [(True, "degraded"), (False, "ok")])
+def test_health_without_the_cache(
+    service: EmbedService, client: TestClient, lookup: FakeBackend, reported: bool, status: str
+) -> None:
+    service.apply(IngressSettings(health_reports_cache=reported))
+    lookup.cache = CacheState("degraded", "It is full.", "redis")
+    reply = client.get("/health")
+    assert (reply.status_code, reply.json()["status"]) == (200, status)
+    assert reply.json()["cache"] == {"state": "degraded", "reason": "It is full.", "kind": "redis"}
 
 
 BAD_BODIES: list[Any] = [

@@ -141,7 +141,8 @@ test("an embedder falls back only to a model that is named", async (t) => {
   const single = await embedder.embedSingle("abc");
   assert.deepEqual([single[0], single.source], [3, "local"]);
   assert.equal(single.model, "--local /models/nomic server");
-  await assert.rejects(create("").embed(["abc"]), /no memory/);
+  const command = new RegExp(`serve nomic --standalone --port ${port} --until-eof`);
+  await assert.rejects(create("").embed(["abc"]), command);
   const { requests } = await startService(t, undefined, port);
   await assert.rejects(async () => {
     for (let i = 0; i < 200 && requests.length < 2; i++) {
@@ -149,6 +150,7 @@ test("an embedder falls back only to a model that is named", async (t) => {
       await embedder.embed(["abc"]);
     }
   }, SpaceMismatchError);
+  assert.equal(requests.at(-1)?.body["model"], "nomic-embed-text-v1.5");
 });
 
 test("LOG_CATEGORIES selects what is written to standard error", async (t) => {

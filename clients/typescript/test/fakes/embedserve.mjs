@@ -7,7 +7,7 @@ const write = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
 const { LOCAL_SPACE: space = "family-fp32" } = process.env;
 
 if (command === "serve" || process.env.LOCAL_FAILS) {
-  console.error("no memory");
+  console.error(`no memory for ${process.argv.slice(2).join(" ")}`);
   process.exit(1);
 }
 write({ status: "ready" });
