@@ -1,4 +1,4 @@
-/** Fallbacks and logs of the client and of the supervisor. */
+/** Fallbacks, default commands and logs. */
 
 import assert from "node:assert/strict";
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -16,7 +16,7 @@ import {
   Supervisor,
   WorkerError,
 } from "embedserve-client/node";
-import { NomicEmbedder } from "embedserve-client/compat";
+import { HelpEmbeddingService, NomicEmbedder, PythonSidecarClient } from "embedserve-client/compat";
 import { embedReply, freePort, send, SPACE, startService } from "./service.js";
 
 const FAKES = fileURLToPath(new URL("../../test/fakes/", import.meta.url));
@@ -153,6 +153,20 @@ test("an embedder falls back only to a model that is named", async (t) => {
   assert.equal(requests.at(-1)?.body["model"], "nomic-embed-text-v1.5");
 });
 
+test("a worker starts a service unless EMBEDSERVE_URL names one", async (t) => {
+  const env = fakeEnvironment(t);
+  for (const [EMBEDSERVE_URL, command] of [
+    ["", "stdio --start -- server"],
+    ["http://127.0.0.1:9", "stdio server"],
+  ]) {
+    const { logger, lines } = createLogger();
+    const service = new HelpEmbeddingService({ env: { ...env, EMBEDSERVE_URL }, logger });
+    t.after(() => service.onModuleDestroy());
+    assert.deepEqual(await service.encodeQuery("a"), [1]);
+    assert.ok(lines.includes(`info ${command}`), lines.join());
+  }
+});
+
 test("LOG_CATEGORIES selects what is written to standard error", async (t) => {
   const { LOG_CATEGORIES } = process.env;
   t.after(() => {
@@ -170,6 +184,10 @@ test("LOG_CATEGORIES selects what is written to standard error", async (t) => {
   assert.deepEqual(await linesOf("SUPERVISOR"), []);
   const [line = ""] = await linesOf("SUPERVISOR, CLIENT");
   assert.match(line, /^\[CLIENT\] debug \/v1\/embeddings: status 200 after \d+ ms$/);
+  await linesOf("SIDECAR-CLIENT,SIDECAR-SERVICE");
+  await new PythonSidecarClient({ baseUrl: url }).checkHealth();
+  const sidecarLine = String(write.mock.calls.at(-1)?.arguments[0]);
+  assert.match(sidecarLine, /^\[SIDECAR-CLIENT\] debug \/health: status 200/);
 });
 
 test("the body of an error response isn't logged: it may quote a text", async (t) => {

@@ -3,6 +3,8 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
+import { mkdirSync, readdirSync } from "node:fs";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { after, test } from "node:test";
 import { fileURLToPath } from "node:url";
@@ -18,10 +20,13 @@ after(() => clearInterval(keepAlive));
 
 test("a killed standalone service is restarted", REAL, async (t) => {
   const lines: string[] = [];
-  const { config } = createConfig(t);
+  const { config, directory } = createConfig(t);
+  const TMPDIR = join(directory, "tmp");
+  mkdirSync(TMPDIR);
   const supervisor = new Supervisor({
     port: await freePort(),
     config,
+    env: { ...process.env, TMPDIR },
     restartDelayMs: 20,
     onProgress: (line) => lines.push(line),
   });
@@ -39,6 +44,7 @@ test("a killed standalone service is restarted", REAL, async (t) => {
   assert.deepEqual(await supervisor.embed("a text"), before);
   await supervisor.stop();
   assert.ok(!isAlive(newPid));
+  assert.deepEqual(readdirSync(TMPDIR), []);
 });
 
 for (const end of ["exit", "SIGTERM", "SIGKILL", "terminate"] as const) {

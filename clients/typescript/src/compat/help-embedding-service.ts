@@ -14,16 +14,21 @@ export const MAX_RESTART_ATTEMPTS: number = WORKER_DEFAULTS.maxRestarts;
 /** The default delay before the first restart in milliseconds; doubles with each restart. */
 export const RESTART_BACKOFF_MS: number = WORKER_DEFAULTS.restartDelayMs;
 
+const COMMAND = ["embedserve", "stdio"];
+
 /**
- * Runs `embedserve stdio`, or a script with the modes `server`, `encode-query` and `encode-batch`
- * as `command: ["python", "script.py"]`.
+ * Runs `embedserve stdio` with the service at `EMBEDSERVE_URL`, or else with one that it starts. A
+ * script with the modes `server`, `encode-query` and `encode-batch` replaces it:
+ * `command: ["python", "script.py"]`.
  */
 export class HelpEmbeddingService {
   readonly #worker: StdioWorker;
 
   /** @throws {TypeError} an option has an invalid value, or there is no such option. */
   constructor(options: StdioWorkerOptions = {}) {
-    this.#worker = new StdioWorker(options);
+    const hasService = (options.env ?? process.env)["EMBEDSERVE_URL"];
+    const command = hasService ? COMMAND : [...COMMAND, "--start"];
+    this.#worker = new StdioWorker({ ...options, command: options.command ?? command });
   }
 
   /**
