@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 import pytest
 
-from embedserve_client import InvalidURLError, NetworkError
+from embedserve_client import InvalidURLError
 from embedserve_client.compat import ipc
 from embedserve_client.errors import IndexMismatchError, LocalModelError
 from embedserve_client.index import Hit, VectorIndex
@@ -241,8 +241,7 @@ class TestEnvironment:
         with pytest.raises(LocalModelError):
             ipc.EmbeddingClient.from_environment().generate_embeddings("a")
         monkeypatch.setenv("EMBEDSERVE_FALLBACK", "none")
-        with pytest.raises(NetworkError):
-            ipc.EmbeddingClient.from_environment().generate_embeddings("a")
+        assert ipc.EmbeddingClient.from_environment().fallback is None
 
     @pytest.mark.parametrize(
         ("name", "value"),
