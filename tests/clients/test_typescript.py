@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import psutil
+import pytest
 
 from tests.clients.app_server import AppServer
 from tests.clients.node import PACKAGE, environment, npm
@@ -17,8 +18,13 @@ from tests.clients.node import PACKAGE, environment, npm
 EXAMPLE = PACKAGE / "examples" / "nestjs"
 
 
-def test_types_tests_and_size() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _built_package() -> None:
     npm(PACKAGE, "ci")
+    npm(PACKAGE, "run", "build")
+
+
+def test_types_tests_and_size() -> None:
     report = npm(PACKAGE, "test")
     assert "\n# fail 0\n" in report
     assert "a killed standalone service is restarted\n" in report  # not skipped
@@ -27,8 +33,6 @@ def test_types_tests_and_size() -> None:
 
 
 def test_the_nestjs_example_searches(shared_server: AppServer, tmp_path: Path) -> None:
-    npm(PACKAGE, "ci")
-    npm(PACKAGE, "run", "build")
     shared_server.backend.error = None
     # The example depends on the package two directories above it.
     for name in ("package.json", "dist"):

@@ -13,6 +13,7 @@ from embedserve_client.command.main import main
 CONFIG = "multilingual"
 
 arguments = ["serve", CONFIG, "--standalone", *sys.argv[1:]]
-if not stat.S_ISCHR(os.fstat(0).st_mode):  # a pipe, which ends with the application
+stdin = os.fstat(0).st_mode
+if stat.S_ISFIFO(stdin) or stat.S_ISSOCK(stdin):  # a pipe, which ends with the application
     arguments.append("--until-eof")
 sys.exit(main(arguments))
