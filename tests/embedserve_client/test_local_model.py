@@ -16,6 +16,7 @@ from embedserve_client.settings import DEFAULT_LOCAL_MODEL
 from embedserve_client.wire import EmbedParams
 from serve_app.config import MINILM
 from serve_app.models import model_dir, resolve
+from tests.engines.static_model import save_static_model
 
 TEXTS = ["a query", "Zürich liegt am See; 北京 does not.", "word " * 400, "a query"]
 
@@ -36,6 +37,17 @@ def test_vectors_equal_those_of_sentence_transformers(model: LocalModel, referen
     assert np.abs(np.asarray(vectors) - expected).max() < 1e-6
     assert vectors.dtype == np.float32
     assert vectors.source == "local"
+
+
+def test_token_ids_are_cut_as_those_of_the_transformer(
+    model: LocalModel, reference: Any, tmp_path: Path
+) -> None:
+    rows = model.token_ids(TEXTS)
+    assert rows[0] == reference.tokenizer(TEXTS[0])["input_ids"]
+    assert len(rows[2]) == 256
+    assert rows[2][-1] == rows[0][-1]  # the end of a text
+    static = LocalModel(str(save_static_model(tmp_path)))
+    assert static.token_ids(["a query", "query"]) == [rows[0][1:-1], rows[0][2:-1]]
 
 
 def test_space_equals_the_services_for_the_same_files(model: LocalModel) -> None:

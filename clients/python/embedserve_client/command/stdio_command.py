@@ -32,6 +32,7 @@ examples:
   embedserve stdio                              use the service at EMBEDSERVE_URL
   embedserve stdio --start                      start the service if it isn't running
   embedserve stdio encode-query "a text"        print one vector and exit
+  embedserve stdio encode-query "a text" --local
   echo '["a", "b"]' | embedserve stdio encode-batch
 """
 
