@@ -196,9 +196,7 @@ def test_a_model_of_another_kind_is_refused_by_name(model_copy: Path) -> None:
     modules = json.loads((model_copy / "modules.json").read_text())
     modules[0]["type"] = "sentence_transformers.models.CLIPModel"
     (model_copy / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(
-        ModelSourceError, match=r"CLIPModel\. Only transformers"
-    ):
+    with pytest.raises(ModelSourceError, match=r"CLIPModel\. Only transformers"):
         resolve(config(model_copy))
 
 
