@@ -33,7 +33,7 @@ class CacheLookup:
         self._meter = Meter()
         self._cache = CacheStack(
             spec,
-            group_call(embedder),
+            group_call(embedder, spec.space_id),
             l1_max_bytes=settings.l1_max_bytes,
             max_in_flight_calls=settings.max_in_flight_calls,
             dtype=cache.dtype,
@@ -60,8 +60,10 @@ class CacheLookup:
             self._export_task = asyncio.create_task(export(self._meter, self._cache.gauges))
             self._cache.start()
 
-    async def embed(self, groups: tuple[TextGroup, ...]) -> list[GroupResult]:
-        """Returns for each group its vectors, or an error as a value."""
+    async def embed(self, space: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
+        """Returns for each group its vectors, or an error as a value; None in another space."""
+        if space != self._spec.space_id:
+            return None
         return await collect(self._embed, groups)
 
     async def _embed(self, groups: tuple[TextGroup, ...], deliver: Deliver) -> None:

@@ -38,6 +38,7 @@ class Embedder:
         """Loads the engine; see `load_replica_engine`."""
         log_to_serve()
         self._meter = Meter()
+        self._space = selection.cached_spec.space_id
         self._cpus = ReplicaCpus()
         self._engine = load_replica_engine(selection, self._cpus, self._meter, load=load)
         self._queue = self._engine.submit
@@ -60,8 +61,10 @@ class Embedder:
             self._engine.start()
             self._export_task = asyncio.create_task(export(self._meter, self._engine.gauges))
 
-    async def embed(self, groups: tuple[TextGroup, ...]) -> list[GroupResult]:
-        """Returns for each group its vectors, or an error as a value."""
+    async def embed(self, space: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
+        """Returns for each group its vectors, or an error as a value; None in another space."""
+        if space != self._space:
+            return None
         return await collect(self._engine.embed, groups)
 
     async def _submit(self, groups: Sequence[PendingGroup[Any]]) -> None:
@@ -81,8 +84,13 @@ class Embedder:
         return [None] * len(calls)
 
     @returns_errors
-    async def embed_tokens(self, group: TextGroup) -> list[TokenVectors]:
-        """Returns for each text the vectors of its tokens, or one error as a value."""
+    async def embed_tokens(self, space: str, group: TextGroup) -> list[TokenVectors] | None:
+        """Returns for each text the vectors of its tokens, or one error as a value.
+
+        Returns None in another space.
+        """
+        if space != self._space:
+            return None
         return await self._engine.embed_tokens(group)
 
     @returns_errors

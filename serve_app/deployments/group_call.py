@@ -5,7 +5,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.cache.coalescer import Deliver, Send
-from serve_app.deployments.retrying_call import RetryingCall
+from serve_app.deployments.space_call import SpaceCall
 from serve_app.errors import EmbedServeError, Unavailable
 from serve_app.types import EncodedVectors, TextGroup
 
@@ -13,9 +13,9 @@ from serve_app.types import EncodedVectors, TextGroup
 GroupResult = EncodedVectors | EmbedServeError
 
 
-def group_call(handle: DeploymentHandle[Any]) -> Send:
+def group_call(handle: DeploymentHandle[Any], space: str) -> Send:
     """Returns a function that sends groups to a deployment and delivers their results."""
-    embed = RetryingCall(handle, "embed")
+    embed = SpaceCall(handle, "embed", space)
 
     async def send(groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
         for i, result in enumerate(await embed(groups)):

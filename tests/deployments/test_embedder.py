@@ -44,19 +44,32 @@ async def test_a_call_cancelled_during_tokenization_is_not_computed(
     engine, tokenizer = FakeEngine(), SlowTokenizer()
     engine.tokenizer = tokenizer
     embedder = Embedder(selection, load=lambda selection, threads: engine)
+    space = selection.cached_spec.space_id
     engine.batches.clear()  # the warm-up
     await embedder.reconfigure(None, RANK)
     tokenizer.hold()
-    cancelled = asyncio.create_task(embedder.embed((TextGroup((CANCELLED,)),)))
+    cancelled = asyncio.create_task(embedder.embed(space, (TextGroup((CANCELLED,)),)))
     await asyncio.to_thread(tokenizer.called.wait, 10)
-    remaining = asyncio.create_task(embedder.embed((TextGroup((REMAINING,)),)))
+    remaining = asyncio.create_task(embedder.embed(space, (TextGroup((REMAINING,)),)))
     await asyncio.sleep(0)
     cancelled.cancel()
     await asyncio.sleep(0)
     tokenizer.release()
-    (vectors,) = await remaining
+    (vectors,) = await remaining  # type: ignore[misc]  # the space is its own
     assert isinstance(vectors, EncodedVectors)
     assert engine.batches == [[REMAINING[: SPEC.max_tokens]]]
+
+
+@pytest.mark.usefixtures("assign_gpus")
+async def test_a_caller_of_another_space_gets_nothing(selection: EngineSelection) -> None:
+    engine = FakeEngine()
+    embedder = Embedder(selection, load=lambda selection, threads: engine)
+    engine.batches.clear()  # the warm-up
+    await embedder.reconfigure(None, RANK)
+    group = TextGroup(("a",))
+    assert await embedder.embed("another-fp32", (group,)) is None
+    assert await embedder.embed_tokens("another-fp32", group) is None
+    assert engine.batches == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`embedserve serve` from start to end: run the printed command, Ctrl-C, no process is left."""
 
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from tests.on_ray.test_cache import embed, new_texts
 
 ROOT = Path(__file__).parents[2]
 EMBEDSERVE = (sys.executable, "-m", "serve_app.command.main")
+KEY = "es-key"
 #: The end of what `embedserve serve` prints when it is ready.
 READY = r"curl [\s\S]*'\n"
 
@@ -205,6 +207,27 @@ def deploy(file: Path, address: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@contextmanager
+def steady_load(url: str) -> Iterator[list[httpx2.Response]]:
+    """Yields the replies to requests that are sent one after another until the end of the block."""
+    replies: list[httpx2.Response] = []
+    ended = threading.Event()
+
+    def send() -> None:
+        with httpx2.Client(headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
+            while not ended.wait(0.02):
+                body = {"input": new_texts(1)}
+                replies.append(client.post(f"{url}/v1/embeddings", json=body))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield replies
+    finally:
+        ended.set()
+        thread.join()
+
+
 def wait_until_refused(url: str) -> None:
     """Waits until nothing listens at a URL."""
     deadline = time.monotonic() + 30
@@ -218,30 +241,47 @@ def wait_until_refused(url: str) -> None:
 def test_deploy_and_the_end_cut_off_no_request(config: str) -> None:
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
         file = Path(with_cache_in(config, scratch))
+        content = yaml.safe_load(file.read_text("utf-8"))
+        content["applications"][0]["args"]["model"] = {"name": "words", "source": "hashing:64"}
+        file.write_text(yaml.safe_dump(content), "utf-8")
         with running_command(str(file), "--drain-timeout", "60", scratch=scratch) as process:
             url = service_url(read_until(process, READY, timeout_s=180))
             address = gcs_address(process)
 
-            content = yaml.safe_load(file.read_text("utf-8"))
+            args = content["applications"][0]["args"]
             ingress = content["applications"][0]["deployments"][0]
-            ingress["user_config"]["access"] = {"keys": [{"name": "a", "sha256": "ab" * 32}]}
+            digest = hashlib.sha256(KEY.encode()).hexdigest()
+            ingress["user_config"]["access"] = {"keys": [{"name": "a", "sha256": digest}]}
             file.write_text(yaml.safe_dump(content), "utf-8")
             completed = deploy(file, address)
             assert completed.returncode == 0, completed.stderr
             assert "deployed  embedserve" in completed.stdout
             assert httpx2.post(f"{url}/v1/embeddings", json={"input": "x"}).status_code == 401
 
-            content["applications"][0]["args"]["device"] = "cuda"
+            del args["model"]  # the default model
+            args["device"] = "cuda"
             file.write_text(yaml.safe_dump(content), "utf-8")
             completed = deploy(file, address)
             assert completed.returncode == 1
             assert "`device: cuda` needs a GPU: set `num_gpus`" in completed.stderr
+            assert "The configuration before it runs again." in completed.stderr
             assert "Traceback" not in completed.stderr
+            assert httpx2.post(f"{url}/v1/embeddings", json={"input": "x"}).status_code == 401
 
-            del content["applications"][0]["args"]["device"]
+            del args["device"]
             del ingress["user_config"]["access"]
             file.write_text(yaml.safe_dump(content), "utf-8")
-            assert deploy(file, address).returncode == 0
+            with steady_load(url) as replies:
+                assert deploy(file, address).returncode == 0
+            # Replicas of separate deployments may meet others of the other model.
+            allowed = {200, 503} if config == "serve_config.yaml" else {200}
+            assert {reply.status_code for reply in replies} <= allowed
+            vectors = [
+                (r.headers["x-embedding-space"], len(r.json()["data"][0]["embedding"]))
+                for r in replies
+                if r.status_code == 200
+            ]
+            assert [dimensions for _, dimensions in dict.fromkeys(vectors)] == [64, 384]
 
             texts = new_texts(6 * 60)
             statuses: list[int] = []

@@ -1,0 +1,40 @@
+from typing import Any
+
+import pytest
+
+from serve_app.deployments.space_call import SpaceCall
+from serve_app.errors import Unavailable
+
+
+class FakeHandle:
+    """A Serve handle whose replicas answer callers of their own space only."""
+
+    def __init__(self, *spaces: str) -> None:
+        self._spaces = list(spaces)
+
+    def options(self, **options: Any) -> "FakeHandle":
+        return self
+
+    async def remote(self, space: str, argument: str) -> str | None:
+        own = self._spaces.pop(0) if len(self._spaces) > 1 else self._spaces[0]
+        return f"{argument} in {own}" if space == own else None
+
+
+def call(handle: FakeHandle, timeout_s: float = 30) -> SpaceCall:
+    return SpaceCall(
+        handle,  # type: ignore[arg-type]
+        "embed",
+        "new",
+        retry_delay_s=0,
+        timeout_s=timeout_s,
+    )
+
+
+async def test_a_call_waits_for_a_replica_of_its_space() -> None:
+    assert await call(FakeHandle("new"))("text") == "text in new"
+    assert await call(FakeHandle("old", "old", "new"))("text") == "text in new"
+
+
+async def test_a_call_does_not_wait_for_ever() -> None:
+    with pytest.raises(Unavailable, match="changes its model"):
+        await call(FakeHandle("old"), timeout_s=0)("text")
