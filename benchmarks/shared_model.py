@@ -15,14 +15,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import psutil
-
 from embedserve_client import Client, LocalModel, Supervisor
 from embedserve_client.settings import DEFAULT_LOCAL_MODEL
 from serve_app.command.ports import free_port
 
 from .record import make_record, to_json
-from .usage import Usage
+from .usage import Usage, process_tree
 
 _TEXTS = [f"text {i} of those that each worker embeds" for i in range(64)]
 
@@ -90,7 +88,7 @@ def measure(workers: int, model: str, config: str | None) -> dict[str, Any]:
         assert pid is not None, "The service runs. This is a bug."
         with running_workers(workers, service.url) as pids:
             clients_mib, service_mib = total_pss_mib(pids), total_pss_mib([pid])
-            processes = 1 + len(psutil.Process(pid).children(recursive=True))
+            processes = len(process_tree(pid))
     print(f"| {workers} | {own_models_mib:.0f} MiB | {service_mib:.0f} + {clients_mib:.0f} MiB |")
     return make_record(
         {"workload": "shared_model", "workers": workers, "model": model},

@@ -16,7 +16,6 @@ from .results import EMBEDSERVE, SuiteResults, format_number
 #: A colorblind-safe palette (Okabe and Ito), with the strongest color for EmbedServe.
 _EMBEDSERVE_COLOR = "#0072B2"
 _COLORS = {
-    "embedserve-inline": "#7FB2E5",
     "embedserve-colocated": "#7FB2E5",
     "embedserve-standalone": "#004C78",
     "fastapi": "#D55E00",
@@ -29,7 +28,7 @@ _COLORS = {
     "vllm": "#555555",
 }
 #: Labels that are closer than this in both directions, as shares of the axes, would overlap.
-_MIN_DISTANCE_X, _MIN_DISTANCE_Y = 0.3, 0.06
+_MIN_DISTANCE_X, _MIN_DISTANCE_Y = 0.42, 0.06
 _MAX_LABEL_Y = 0.96
 _TITLE_CHARS = 72
 
