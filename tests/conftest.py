@@ -26,6 +26,7 @@ _SLOW_PATHS = (
     "tests/cache/test_faults.py",
     "tests/cache/test_redis_store.py",
     "tests/clients",
+    "tests/command/test_run.py",
     "tests/embedserve_client/test_extras.py",
     "tests/embedserve_client/test_ipc.py",
     "tests/embedserve_client/test_local_model.py",

@@ -132,12 +132,16 @@ def test_each_worker_gets_a_port_and_the_url_of_the_service(
     service_url: str, tmp_path: Path
 ) -> None:
     names = ("PORT", "EMBEDSERVE_URL", "EMBEDDING_SERVER_HOST", "EMBEDDING_SERVER_PORT")
-    code = f"import json, os; print(json.dumps({{name: os.environ[name] for name in {names}}}))"
+    code = f"""
+import json, os, sys
+with open(f"{{sys.argv[1]}}/{{os.environ['PORT']}}", "w") as file:
+    json.dump({{name: os.environ[name] for name in {names}}}, file)
+"""
     port = free_ports(3)
     output, status = completed(
-        *("--url", service_url, "--workers", 3, "--port", port, *worker_command(code))
+        *("--url", service_url, "--workers", 3, "--port", port, *worker_command(code, tmp_path))
     )
-    environments = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    environments = [json.loads(file.read_text("utf-8")) for file in tmp_path.iterdir()]
     assert sorted(int(env["PORT"]) for env in environments) == [port, port + 1, port + 2]
     for env in environments:
         host, service_port = env["EMBEDDING_SERVER_HOST"], env["EMBEDDING_SERVER_PORT"]
