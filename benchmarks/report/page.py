@@ -4,7 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .results import EMBEDSERVE, SuiteResults, format_number, format_ratio, format_spread
+from .results import (
+    EMBEDSERVE,
+    SuiteResults,
+    format_median,
+    format_ratio,
+    format_spread,
+)
 
 _BEGIN, _END = "<!-- benchmark -->\n", "<!-- /benchmark -->"
 _HEADINGS = {
@@ -66,8 +72,8 @@ def readme_table(results: SuiteResults) -> str:
     """Returns the Markdown between the markers of README."""
     machine = results.first["machine"]
     return (
-        f"{_table(results, _SERVER_METRICS, memory=False)}\n\n"
-        f"Medians of {results.first['rounds']} alternating runs (minimum–maximum) on "
+        f"{_table(results, _SERVER_METRICS, details=False)}\n\n"
+        f"Medians of {results.first['rounds']} alternating runs on "
         f"{machine['cores']} cores ({machine['cpu']}) without a GPU, {results.first['at'][:10]}. "
         f"Model: all-MiniLM-L6-v2, in EmbedServe at {_precision(results)}. No text repeats, so no "
         "cache helps.\n"
@@ -134,16 +140,18 @@ def _definitions() -> str:
     )
 
 
-def _table(results: SuiteResults, metrics: Sequence[Metric], *, memory: bool = True) -> str:
+def _table(results: SuiteResults, metrics: Sequence[Metric], *, details: bool = True) -> str:
+    """Returns the table of an experiment; with details, the spread of each figure and memory."""
     titles = [f"{m.title}, {m.unit}" for m in metrics]
-    titles += ["memory, MiB"] if memory else []
+    titles += ["memory, MiB"] if details else []
     rows = [["", *titles, "cosine"]]
     last = metrics[-1]
     for peer in results.peers(last.experiment):
-        cells = [format_spread(results.spread(m.experiment, peer, m.x, m.key)) for m in metrics]
-        if memory:
+        spreads = [results.spread(m.experiment, peer, m.x, m.key) for m in metrics]
+        cells = [format_spread(s) if details else format_median(s) for s in spreads]
+        if details:
             pss_mib = results.spread(last.experiment, peer, last.x, "pss_mib")
-            cells.append("–" if pss_mib is None else format_number(pss_mib.median))
+            cells.append(format_median(pss_mib))
         cosine = results.spread(last.experiment, peer, last.x, "cosine_min")
         cells.append("–" if cosine is None else f"{cosine.median:.7f}")
         rows.append([results.titles[peer], *cells])

@@ -133,6 +133,11 @@ def format_ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}×"
 
 
+def format_median(value: Spread | None) -> str:
+    """Formats a median; a dash for what was not measured."""
+    return "–" if value is None else format_number(value.median)
+
+
 def format_spread(value: Spread | None) -> str:
     """Formats a median, with minimum and maximum in brackets if they differ."""
     if value is None:
