@@ -180,6 +180,10 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        if sys.platform == "win32":  # whose event loops take no signal handlers
+            with super().capture_signals():
+                yield
+            return
         # uvicorn raises a signal again once it has stopped, and the process would end by it.
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM)

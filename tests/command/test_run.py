@@ -26,14 +26,16 @@ ROOT = Path(__file__).parents[2]
 #: A worker that answers the request in flight before it stops.
 SERVER = """
 import os, signal, sys, time
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # one write, or lines of workers mix
 def stop(number, frame):
-    print(f"worker got {signal.Signals(number).name}", flush=True)
+    say("worker got", signal.Signals(number).name)
     time.sleep(0.5)
-    print("worker has answered", flush=True)
+    say("worker has answered")
     sys.exit(0)
 for name in ("SIGTERM", "SIGINT", "SIGHUP"):
     signal.signal(getattr(signal, name), stop)
-print("worker is up", flush=True)
+say("worker is up")
 while True:
     time.sleep(1)
 """
@@ -334,8 +336,9 @@ def test_the_service_starts_before_the_workers_and_ends_after_them(
     config: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     code = f"""
+import os
 from embedserve_client import Client
-print("shape", Client().embed(["a", "b"]).shape, flush=True)
+os.write(1, f"shape {{Client().embed(['a', 'b']).shape}}\\n".encode())
 {SERVER.replace('"worker has answered"', '"after the signal", Client().embed("c").shape')}
 """
     service_port, port = free_port(), free_ports(2)

@@ -264,9 +264,10 @@ ray.init(log_to_driver=False)
 embedder = serve.get_deployment_handle("Embedder", app_name="embedserve")
 (tokenization,) = embedder.tokenize.remote(("hello world",), True).result()
 texts = embedder.decode.remote((tuple(tokenization.ids),), True).result()
-(vectors,) = embedder.embed_tokens.remote(TextGroup(("hello world",))).result()
+space = serve.get_app_handle("embedserve").space.remote().result()
+(vectors,) = embedder.embed_tokens.remote(space, TextGroup(("hello world",))).result()
 groups = [TextGroup((ids,)) for ids in ((15339, 1917), tuple(tokenization.ids), "hello world")]
-invalid, *same = embedder.embed.remote(tuple(groups)).result()
+invalid, *same = embedder.embed.remote(space, tuple(groups)).result()
 unknown = embedder.decode.remote(((-1,),), True).result()
 errors = [invalid.code, invalid.param, unknown.code, unknown.param]
 equal = same[0].values == same[1].values

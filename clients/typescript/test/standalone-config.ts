@@ -43,7 +43,7 @@ export function isAlive(pid = 0): boolean {
 
 /** Returns the processes that name a directory, and the zombies of this process. */
 export function processesOf(directory: string): string[] {
-  const lines = execFileSync("ps", ["-eo", "ppid,stat,args"], { encoding: "utf8" }).split("\n");
+  const lines = execFileSync("ps", ["-ww", "-eo", "ppid,stat,args"], { encoding: "utf8" }).split("\n");
   const isZombie = new RegExp(`^\\s*${process.pid}\\s+Z`);
   return lines.filter((line) => line.includes(directory) || isZombie.test(line));
 }

@@ -65,7 +65,7 @@ for (const end of ["exit", "SIGTERM", "SIGKILL", "terminate"] as const) {
       assert.equal((await lines.next()).value, "terminated");
       await waitFor(() => processesOf(directory).filter(isService).length === 0);
       // The program goes on, without a zombie.
-      const children = execFileSync("ps", ["-eo", "ppid,pid,stat,args"], { encoding: "utf8" });
+      const children = execFileSync("ps", ["-ww", "-eo", "ppid,pid,stat,args"], { encoding: "utf8" });
       const isChild = new RegExp(`^\\s*${program.pid}\\s`, "m");
       assert.doesNotMatch(children, isChild);
       program.kill("SIGKILL");

@@ -110,8 +110,19 @@ try {
     server.closeAllConnections();
     server.close();
   }
-  // The browser's helper processes may write for some seconds after it has exited.
-  rmSync(profile, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
+  await removeProfile();
+}
+
+/** Removes the profile, in which the browser's helper processes may write after it has exited. */
+async function removeProfile() {
+  for (let retries = 100; ; retries--) {
+    try {
+      return rmSync(profile, { recursive: true, force: true });
+    } catch (error) {
+      if (!retries) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  }
 }
 
 function check(result) {
