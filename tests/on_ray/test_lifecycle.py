@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -307,8 +308,21 @@ def test_deploy_and_the_end_cut_off_no_request(config: str) -> None:
             assert processes_mentioning(scratch) == []
 
 
+@contextmanager
+def scratch_of_killed_processes() -> Iterator[str]:
+    """Yields a directory with a short path, in which Ray's agents write for a while at the end."""
+    scratch = tempfile.mkdtemp(prefix="es-", dir="/tmp")
+    try:
+        yield scratch
+    finally:
+        deadline = time.monotonic() + 30
+        while Path(scratch).exists():
+            shutil.rmtree(scratch, ignore_errors=time.monotonic() < deadline)
+            time.sleep(0.1)
+
+
 def test_a_service_whose_ray_node_dies_starts_again() -> None:
-    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+    with scratch_of_killed_processes() as scratch:
         config = with_cache_in("serve_config.yaml", scratch)
         with running_command(config, scratch=scratch) as process:
             url = service_url(read_until(process, READY, timeout_s=180))

@@ -190,9 +190,9 @@ test("the timeout holds for a fetch that ignores its signal", async () => {
 
 test("each request of a split call has its own timeout", async (t) => {
   const { url } = await startService(t, ({ body }, response) => {
-    setTimeout(() => send(response, 200, embedReply(body.input)), 150);
+    setTimeout(() => send(response, 200, embedReply(body.input)), 600);
   });
-  const client = new Client({ baseUrl: url, timeoutMs: 400, batchSize: 1, concurrency: 1 });
+  const client = new Client({ baseUrl: url, timeoutMs: 2000, batchSize: 1, concurrency: 1 });
   assert.equal((await client.embed([..."abcd"])).length, 4);
 });
 
