@@ -85,4 +85,6 @@ def _request_id(scope: Scope) -> bytes:
         if name == _REQUEST_ID:
             request_id: bytes = value
             return request_id
-    return b"%032x" % getrandbits(128)
+    request_id = b"%032x" % getrandbits(128)
+    scope["headers"] = [*scope["headers"], (_REQUEST_ID, request_id)]  # for the log
+    return request_id

@@ -28,8 +28,10 @@ class FakeApp:
         self.cancelled = 0
         self.incomplete = 0  #: requests whose client left before the body was complete
         self.responded = 0
+        self.request_ids: list[str] = []  #: as the application gets them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.request_ids += [v.decode() for name, v in scope["headers"] if name == b"x-request-id"]
         body, more = b"", True
         while more:
             message = await receive()
@@ -219,6 +221,7 @@ async def test_each_reply_has_one_request_id(server: Server, app: FakeApp) -> No
     assert echoed == ["a 1"]
     assert [len(first), len(second)] == [1, 1]
     assert first != second
+    assert app.request_ids == [*first, *second, "a 1", "b"]
 
 
 async def test_a_request_that_the_server_cancels_stays_cancelled() -> None:
