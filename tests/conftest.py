@@ -6,7 +6,7 @@ run exclusively: the other process pauses. A run of named files or tests uses on
 its output and a debugger are usable; so does `-n 0`.
 
 `--fast` skips the paths below without importing them: they need Ray, a real model or other people's
-clients, or wait for servers that fail. It runs all other tests, so new ones are included.
+clients, or start and stop processes. It runs all other tests, so new ones are included.
 """
 
 import fcntl
@@ -26,12 +26,18 @@ _SLOW_PATHS = (
     "tests/cache/test_faults.py",
     "tests/cache/test_redis_store.py",
     "tests/clients",
+    "tests/command/test_check.py",
+    "tests/command/test_ray_service.py",
     "tests/command/test_run.py",
+    "tests/command/test_service_process.py",
+    "tests/command/test_supervision.py",
+    "tests/embedserve_client/test_command.py",
     "tests/embedserve_client/test_extras.py",
     "tests/embedserve_client/test_ipc.py",
     "tests/embedserve_client/test_local_model.py",
     "tests/embedserve_client/test_ray.py",
     "tests/embedserve_client/test_sentence_transformer.py",
+    "tests/embedserve_client/test_stdio.py",
     "tests/embedserve_client/test_supervised_standalone.py",
     "tests/embedserve_client/test_supervisor.py",
     "tests/engines/test_openvino_engine.py",
@@ -41,9 +47,13 @@ _SLOW_PATHS = (
     "tests/model_prep/test_prepared_model.py",
     "tests/model_prep/test_quantization_ranges.py",
     "tests/on_ray",
+    "tests/proxy/test_launcher.py",
     "tests/repo/test_extras.py",
     "tests/service/test_quantization.py",
+    "tests/standalone/test_command.py",
+    "tests/standalone/test_hang.py",
     "tests/valkey/test_embedded.py",
+    "tests/web/test_schemathesis.py",
 )
 #: Other load on the cores changes the results of these tests.
 _EXCLUSIVE = (_ON_RAY + "test_faults.py", _ON_RAY + "test_served.py")
