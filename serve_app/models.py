@@ -20,6 +20,7 @@ from embedserve_client.model_files import (
 )
 from serve_app.config import ModelConfig
 from serve_app.errors import InvalidRequest, ModelNotFound, ModelSourceError, short_repr
+from serve_app.tasks import ModelKind, Task
 from serve_app.types import Float32
 
 #: Part of the space id. Bump it whenever the vectors of the hashing engine change.
@@ -48,6 +49,11 @@ class ModelSpec:
     unit_length: bool = False  #: the pipeline normalizes vectors to length 1
     pooling: str | None = None  #: how token vectors become one vector: `mean`, `cls`, …
     is_static: bool = False  #: a table of token vectors without a transformer
+    kind: ModelKind = "dense"
+    tasks: tuple[Task, ...] = ("embed", "embed_tokens")  #: the main task first
+    labels: tuple[str, ...] = ()  #: of a cross-encoder's scores, in the order of its logits
+    activation: str = "identity"  #: of a cross-encoder: `sigmoid`, `softmax` or `identity`
+    dimensions: tuple[int, ...] = ()  #: to which vectors may be truncated (Matryoshka); (): any
     #: Prompts that are empty in the model's files → the equivalent name whose prompt is used.
     prompt_sources: Mapping[str, str] = field(default_factory=dict)
     #: Minimum and maximum of each dimension, shape (2, dim), for scalar quantization to int8. None:

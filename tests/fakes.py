@@ -11,13 +11,13 @@ from serve_app.cache.coalescer import Coalescer, Deliver, Send
 from serve_app.cache.codec import Codec
 from serve_app.engines.base import TokenIds
 from serve_app.errors import EmbedServeError, InvalidRequest
+from serve_app.inputs import Input
 from serve_app.models import ModelSpec
 from serve_app.types import (
     CacheState,
     EncodedVectors,
     EngineInfo,
     Float32,
-    Input,
     TextGroup,
     Tier,
     Tokenization,

@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 
-from serve_app.types import Input
+from serve_app.inputs import Input
 
 
 def cache_key(space_id: str, prompt: str, text: Input) -> bytes:

@@ -15,11 +15,12 @@ from serve_app.config import AppConfig, RequestSettings
 from serve_app.deployments.ingress_stats import IngressStats
 from serve_app.deployments.retrying_call import returns_errors
 from serve_app.deployments.service_identity import current_service, http_host
+from serve_app.jobs import EmbedJob
 from serve_app.metrics import Gauges, Meter, Totals, export
 from serve_app.models import ModelSpec
 from serve_app.service.backend import Backend
 from serve_app.service.embed import EmbedService
-from serve_app.types import EmbedJob, Float32, Lane, Tier
+from serve_app.types import Float32, Lane, Tier
 from serve_app.web.app import create_app
 
 

@@ -1,28 +1,49 @@
-"""The interface between the scheduler and an engine: texts -> token ids -> vectors."""
+"""The interface between the scheduler and an engine: inputs -> model inputs -> output rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from serve_app.types import EngineInfo, Float32, Input, Tokenization
+from serve_app.inputs import Input
+from serve_app.tasks import Task
+from serve_app.types import EngineInfo, Float32, Row, Tokenization
 
 
 class TokenIds(NamedTuple):
-    """One text as input of the model."""
+    """One text, or one pair of texts, as input of the model."""
 
     ids: list[int]  #: special tokens included, truncated to the model's limit
     truncated: bool  #: whether tokens were cut off
+    #: Segment of each token, 0 or 1; None: all are 0. Only pairs have two segments.
+    type_ids: list[int] | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return len(self.ids)
+
+
+class Pixels(NamedTuple):
+    """One image as input of the model."""
+
+    values: Float32  #: shape (channels, height, width)
+    length: int  #: number of tokens that the image costs: its patches
+    truncated: bool = False
+
+
+ModelInput = TokenIds | Pixels
 
 
 class Tokenizer(Protocol):
     """The tokenizer of a model. Any number of threads may use it at a time."""
 
-    def encode(self, texts: Sequence[Input]) -> list[TokenIds]:
-        """Returns each text as token ids, truncated to the model's limit.
+    def encode(self, inputs: Sequence[Input]) -> Sequence[ModelInput]:
+        """Returns each input as the model takes it: texts as token ids, truncated to its limit.
 
         Inputs that are token ids already are checked and truncated.
 
         Raises:
-            InvalidRequest: token ids are not the model's own. No text was encoded.
+            InvalidRequest: token ids are not the model's own, an image can't be decoded, or the
+                model doesn't take inputs of this type. No input was encoded.
         """
         ...
 
@@ -44,7 +65,7 @@ class Tokenizer(Protocol):
 
 
 class Engine(Protocol):
-    """Runs one model. Up to `streams` threads call `embed` at a time."""
+    """Runs one model. Up to `streams` threads call `run` at a time."""
 
     @property
     def info(self) -> EngineInfo:
@@ -52,8 +73,8 @@ class Engine(Protocol):
         ...
 
     @property
-    def dim(self) -> int:
-        """Width of the vectors."""
+    def tasks(self) -> frozenset[Task]:
+        """The tasks that `run` computes."""
         ...
 
     @property
@@ -66,30 +87,26 @@ class Engine(Protocol):
         """The model's tokenizer."""
         ...
 
-    def embed(self, batch: Sequence[TokenIds]) -> Float32:
-        """Returns one vector for each text, from one run of the model.
+    def run(self, task: Task, batch: Sequence[ModelInput]) -> Sequence[Row]:
+        """Returns the output of each input, from one run of the model.
 
-        A vector may differ with the other texts in its batch: by up to 1e-5 at fp32, and by up to
-        2e-3 at bf16. The vectors of one text are equal bit for bit only while they are cached.
+        An output may differ with the other inputs of its batch: by up to 1e-5 at fp32, and by up to
+        2e-3 at bf16. The outputs of one text are equal bit for bit only while they are cached.
+
+        Args:
+            task: one of `tasks`.
+            batch: inputs of one type, from `tokenizer.encode`.
 
         Returns:
-            Shape (len(batch), dim), float32, in the order of the batch.
+            In the order of the batch, independent of memory that the next run overwrites:
+            `embed`, `embed_images`: an array of shape (len(batch), dim), float32.
+            `embed_tokens`: arrays of shape (tokens, width), float32, without padding.
+            `embed_sparse`: arrays of `SPARSE_DTYPE`, by ascending index, without zeros.
+            `rerank`, `classify`: the logits, an array of shape (len(batch), labels), float32.
 
         Raises:
+            UnsupportedOperation: the engine doesn't support the task.
             MemoryError: the batch doesn't fit into memory. The engine remains usable; a smaller
                 batch may fit.
-        """
-        ...
-
-    def embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
-        """Returns one vector for each token, the transformer's output before pooling.
-
-        Returns:
-            For each text an array of shape (tokens, width), float32, special tokens included,
-            padding removed.
-
-        Raises:
-            InvalidRequest: the engine has no token vectors.
-            MemoryError: see `embed`.
         """
         ...

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from serve_app.engines.base import TokenIds
 from serve_app.errors import InvalidRequest
+from serve_app.inputs import Input
 from serve_app.models import ModelSpec
-from serve_app.types import EngineInfo, Float32, Input, Tokenization
+from serve_app.types import EngineInfo, Float32, Tokenization
 
 _WORD = re.compile(r"\w+")
 #: The token id of a text without words, so that every text has at least one feature.

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 
 from serve_app.engines.base import TokenIds
 from serve_app.errors import InvalidRequest, ModelSourceError
-from serve_app.types import Float32, Input, Tokenization
+from serve_app.inputs import Input
+from serve_app.types import Float32, Tokenization
 
 _TOKENIZER, _PADDING = "tokenizer.json", "padding.json"
 #: How many ids of a row an error message shows.

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from serve_app.engines.base import Tokenizer
 from serve_app.errors import EmbedServeError, InferenceError
-from serve_app.types import Input, Tokenization
+from serve_app.inputs import Input
+from serve_app.types import Tokenization
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from serve_app.errors import (
     InvalidRequest,
     Unavailable,
 )
+from serve_app.inputs import Input
 from serve_app.metrics import (
     BATCH_FAILURES,
     BATCH_SECONDS,
@@ -40,7 +41,6 @@ from serve_app.scheduler.batch_budget import BatchBudget, BatchBudgets
 from serve_app.scheduler.load import LoadMeter
 from serve_app.scheduler.pending import BatchOutput, PendingGroup, QueuedText
 from serve_app.scheduler.queues import QUEUES, TextQueues
-from serve_app.types import Input
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,11 @@ from serve_app.errors import (
     InvalidRequest,
     TextTooLong,
 )
+from serve_app.inputs import Input
+from serve_app.jobs import BatchJob, DecodeJob, EmbedJob, Job, TokenizeJob, TokenVectorsJob
 from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
+from serve_app.results import BatchResult, EmbedResult, TokenizerResult, TokenVectorsResult
 from serve_app.service.backend import Backend
 from serve_app.service.dimensions import normalize, truncate_dimensions
 from serve_app.service.health import HealthProbe, HealthReport
@@ -36,25 +39,7 @@ from serve_app.service.validation import (
     validate_inputs,
     validate_reply_tokens,
 )
-from serve_app.types import (
-    BatchJob,
-    BatchResult,
-    Bool,
-    CacheState,
-    DecodeJob,
-    EmbedJob,
-    EmbedResult,
-    EngineInfo,
-    Input,
-    Job,
-    Lane,
-    TextGroup,
-    Tokenization,
-    TokenizeJob,
-    TokenizerResult,
-    TokenVectorsJob,
-    TokenVectorsResult,
-)
+from serve_app.types import Bool, CacheState, EngineInfo, Lane, TextGroup, Tokenization
 
 _PROBE_GROUP = TextGroup(("health probe",), use_cache=False)
 _STATUS_TIMEOUT_S = 2.0

@@ -3,7 +3,7 @@
 from typing import Any
 
 from serve_app.errors import ConfigurationError, InvalidRequest
-from serve_app.types import Input
+from serve_app.inputs import Input
 
 
 class TiktokenDecoder:

@@ -10,16 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from serve_app.errors import InvalidRequest
-from serve_app.types import (
-    Float32,
-    Input,
-    TextGroup,
-    Tier,
-    Tokenization,
-    Truncation,
-    VectorRow,
-    Vectors,
-)
+from serve_app.inputs import Input
+from serve_app.types import Float32, TextGroup, Tier, Tokenization, Truncation, VectorRow, Vectors
 
 #: Tokenizes texts, special tokens included.
 Tokenize = Callable[[tuple[str, ...]], Awaitable[Sequence[Tokenization]]]

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 
 from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey
+from serve_app.inputs import Input
+from serve_app.jobs import Job
+from serve_app.results import Result
 from serve_app.service.embed import EmbedService
-from serve_app.types import Input, Job, Result
 from serve_app.web.request_headers import unfold
 
 #: Average characters per token, for the estimate that the tokenizer's count replaces.

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from serve_app.jobs import Job
 from serve_app.models import ModelSpec
+from serve_app.results import EmbedResult
 from serve_app.service.embed import EmbedService
-from serve_app.types import EmbedResult, Job
 from serve_app.web.schema.fields import Body, Field
 from serve_app.web.schema.json_schema import Schema
 

@@ -5,7 +5,8 @@ import time
 from starlette.requests import Request
 
 from serve_app.config import ApiKey
-from serve_app.types import Job, Result
+from serve_app.jobs import Job
+from serve_app.results import Result
 from serve_app.web.dialect import Dialect
 from serve_app.web.limits import RequestBody
 

@@ -29,8 +29,9 @@ from serve_app.errors import (
     UnsupportedContentEncoding,
 )
 from serve_app.metrics import CACHED_TEXTS, REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
+from serve_app.results import BatchResult, EmbedResult
 from serve_app.service.embed import EmbedService
-from serve_app.types import BatchResult, EmbedResult, Tier
+from serve_app.types import Tier
 from serve_app.web.accept import JSON, RAW, prefers_raw
 from serve_app.web.admission import Admission
 from serve_app.web.body import DEFAULT_TYPES, parse_object, require_json

@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from serve_app.errors import InvalidRequest, short_repr
-from serve_app.types import Job, Lane
+from serve_app.jobs import Job
+from serve_app.types import Lane
 
 #: Headers with one value. Proxies in a chain may each add the same one.
 _SINGLE_VALUED = frozenset(

@@ -6,7 +6,8 @@
 import logging
 import time
 
-from serve_app.types import BatchResult, EmbedResult, Result, Tier
+from serve_app.results import BatchResult, EmbedResult, Result
+from serve_app.types import Tier
 from serve_app.web.exchange import Exchange
 
 #: Its records pass whatever the level of other messages is: the setting switches them.

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from serve_app.results import EmbedResult
 from serve_app.service.validation import replace_invalid_characters
-from serve_app.types import Bool, EmbedResult, Tier, Timings, UInt8
+from serve_app.types import Bool, Tier, Timings, UInt8
 
 #: Stages of a request in `Server-Timing` and in the metrics: the fields of `Timings` in order, then
 #: the total.

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from serve_app.cache.coalescer import Coalescer, Deliver, Result
 from serve_app.cache.codec import Codec
 from serve_app.errors import InferenceError, Unavailable
-from serve_app.types import Input, Lane, TextGroup, Vectors
+from serve_app.inputs import Input
+from serve_app.types import Lane, TextGroup, Vectors
 from tests.fakes import DIM, FakeBackend
 
 CODEC = Codec(DIM)

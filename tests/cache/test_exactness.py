@@ -16,20 +16,12 @@ from serve_app.cache.memory import MemoryCache
 from serve_app.cache.redis_store import RedisStore
 from serve_app.config import IngressSettings, ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
+from serve_app.jobs import EmbedJob
 from serve_app.metrics import Meter
 from serve_app.models import resolve
+from serve_app.results import EmbedResult
 from serve_app.service.embed import EmbedService
-from serve_app.types import (
-    NO_TIMINGS,
-    CacheState,
-    EmbedJob,
-    EmbedResult,
-    EngineInfo,
-    TextGroup,
-    Tier,
-    VectorRow,
-    Vectors,
-)
+from serve_app.types import NO_TIMINGS, CacheState, EngineInfo, TextGroup, Tier, VectorRow, Vectors
 from serve_app.valkey.client import connect
 from serve_app.web.dialects.openai_requests import render
 from serve_app.web.schema.vector_encoding import VectorEncoder

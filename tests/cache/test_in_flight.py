@@ -7,7 +7,8 @@ from serve_app.cache.codec import Codec
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.errors import InferenceError
-from serve_app.types import Input, Lane, TextGroup, Vectors
+from serve_app.inputs import Input
+from serve_app.types import Lane, TextGroup, Vectors
 from tests.fakes import DIM, FakeBackend, coalesce, fake_vector
 
 

@@ -8,8 +8,9 @@ from serve_app.cache.codec import Codec
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.errors import InferenceError
+from serve_app.inputs import Input
 from serve_app.metrics import Meter
-from serve_app.types import Input, TextGroup, Tier, Vectors
+from serve_app.types import TextGroup, Tier, Vectors
 from tests.fakes import DIM, Embed, FakeBackend, coalesce, fake_vector
 
 

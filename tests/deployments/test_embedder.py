@@ -8,8 +8,9 @@ import pytest
 from serve_app.deployments.embedder import Embedder
 from serve_app.engines.base import Engine, TokenIds
 from serve_app.errors import ConfigurationError
+from serve_app.inputs import Input
 from serve_app.model_prep.engine_selection import EngineSelection
-from serve_app.types import EncodedVectors, Input, TextGroup
+from serve_app.types import EncodedVectors, TextGroup
 from tests.deployments.conftest import RANK
 from tests.fakes import SPEC, FakeEngine, FakeTokenizer
 

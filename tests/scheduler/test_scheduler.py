@@ -18,10 +18,11 @@ from serve_app.errors import (
     Overloaded,
     Unavailable,
 )
+from serve_app.inputs import Input
 from serve_app.metrics import BUDGET_TOKENS
 from serve_app.scheduler.pending import PendingTokenVectors, PendingVectors
 from serve_app.scheduler.scheduler import Scheduler
-from serve_app.types import Input, TextGroup, Vectors
+from serve_app.types import TextGroup, Vectors
 from tests.fakes import SPEC, FakeEngine, fake_vector
 from tests.scheduler.fake_clock import FakeClock
 

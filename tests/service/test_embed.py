@@ -15,22 +15,12 @@ from serve_app.errors import (
     TextTooLong,
     Unavailable,
 )
+from serve_app.inputs import Input
+from serve_app.jobs import BatchJob, DecodeJob, EmbedJob, Job, TokenizeJob, TokenVectorsJob
+from serve_app.results import EmbedResult
 from serve_app.service.dimensions import truncate_dimensions
 from serve_app.service.embed import EmbedService
-from serve_app.types import (
-    BatchJob,
-    DecodeJob,
-    EmbedJob,
-    EmbedResult,
-    Input,
-    Job,
-    Parity,
-    TextGroup,
-    Tier,
-    TokenizeJob,
-    TokenVectorsJob,
-    Vectors,
-)
+from serve_app.types import Parity, TextGroup, Tier, Vectors
 from tests.fakes import DIM, SPEC, FakeBackend, FakeEngine, fake_vector
 
 

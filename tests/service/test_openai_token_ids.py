@@ -5,9 +5,9 @@ import pytest
 
 from serve_app.config import IngressSettings
 from serve_app.errors import ConfigurationError, InvalidRequest
+from serve_app.jobs import EmbedJob, TokenVectorsJob
 from serve_app.service.embed import EmbedService
 from serve_app.service.openai_token_ids import TiktokenDecoder
-from serve_app.types import EmbedJob, TokenVectorsJob
 from tests.fakes import SPEC, FakeBackend
 
 

@@ -10,17 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import InvalidRequest
+from serve_app.inputs import Input
 from serve_app.service.truncation import Truncator
-from serve_app.types import (
-    Float32,
-    Input,
-    TextGroup,
-    Tier,
-    Timings,
-    Tokenization,
-    Truncation,
-    Vectors,
-)
+from serve_app.types import Float32, TextGroup, Tier, Timings, Tokenization, Truncation, Vectors
 
 HEAD, TAIL = (1, 2), (3,)
 LIMIT = 10

@@ -10,8 +10,8 @@ import pytest
 from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import Unavailable
+from serve_app.jobs import EmbedJob
 from serve_app.service.embed import EmbedService
-from serve_app.types import EmbedJob
 from serve_app.web.admission import Admission
 from serve_app.web.app import create_app
 from tests.fakes import SPEC, FakeBackend

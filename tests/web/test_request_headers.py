@@ -7,8 +7,8 @@ from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
 from serve_app.errors import InvalidRequest
+from serve_app.jobs import BatchJob, DecodeJob, EmbedJob, Job, TokenizeJob, TokenVectorsJob
 from serve_app.service.embed import EmbedService
-from serve_app.types import BatchJob, DecodeJob, EmbedJob, Job, TokenizeJob, TokenVectorsJob
 from serve_app.web.app import create_app
 from serve_app.web.request_headers import (
     apply_request_headers,

@@ -8,16 +8,11 @@ from uuid import uuid4
 import orjson
 
 from serve_app.errors import EmbedServeError, EmptyInput, InvalidRequest
+from serve_app.inputs import Input
+from serve_app.jobs import DecodeJob, EmbedJob, TokenizeJob
 from serve_app.models import ModelSpec
-from serve_app.types import (
-    DecodeJob,
-    EmbedJob,
-    EmbedResult,
-    Input,
-    Tokenization,
-    TokenizeJob,
-    Truncation,
-)
+from serve_app.results import EmbedResult
+from serve_app.types import Tokenization, Truncation
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Endpoint, ParsedRequest

@@ -11,9 +11,12 @@ from typing import Literal, TypedDict
 import orjson
 
 from serve_app.errors import EmbedServeError, EmptyInput, InvalidRequest
+from serve_app.inputs import Input
+from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
+from serve_app.results import EmbedResult
 from serve_app.service.embed import EmbedService
-from serve_app.types import EmbedJob, EmbedResult, Input, Tier
+from serve_app.types import Tier
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewResponse, ViewRoute

@@ -15,9 +15,10 @@ from serve_app.errors import (
     Unauthorized,
     UnsupportedOperation,
 )
+from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
+from serve_app.results import EmbedResult
 from serve_app.service.embed import EmbedService
-from serve_app.types import EmbedJob, EmbedResult
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import openai_requests
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE

@@ -11,8 +11,11 @@ from typing import Annotated, Any, Literal, TypedDict
 import orjson
 
 from serve_app.errors import InvalidRequest, UnsupportedOperation, short_repr
+from serve_app.inputs import Input
+from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
-from serve_app.types import EmbedJob, EmbedResult, Input, Lane, Truncation
+from serve_app.results import EmbedResult
+from serve_app.types import Lane, Truncation
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import ParsedRequest
 from serve_app.web.schema.fields import (

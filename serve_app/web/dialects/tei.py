@@ -22,8 +22,8 @@ from serve_app.errors import (
     UnsupportedOperation,
 )
 from serve_app.models import ModelSpec
+from serve_app.results import EmbedResult
 from serve_app.service.embed import EmbedService
-from serve_app.types import EmbedResult
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import tei_requests
 from serve_app.web.dialects.status import health_route

@@ -10,19 +10,11 @@ import numpy as np
 import orjson
 
 from serve_app.errors import EmptyInput, InvalidRequest, UnsupportedOperation
+from serve_app.inputs import Input
+from serve_app.jobs import BatchJob, DecodeJob, EmbedJob, TokenizeJob, TokenVectorsJob
 from serve_app.models import ModelSpec
-from serve_app.types import (
-    BatchJob,
-    DecodeJob,
-    EmbedJob,
-    EmbedResult,
-    Input,
-    Tokenization,
-    TokenizeJob,
-    TokenVectors,
-    TokenVectorsJob,
-    Truncation,
-)
+from serve_app.results import EmbedResult
+from serve_app.types import Tokenization, TokenVectors, Truncation
 from serve_app.web.dialects import openai_requests
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import ParsedRequest

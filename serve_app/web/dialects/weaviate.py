@@ -11,9 +11,10 @@ from typing import Literal, TypedDict
 import orjson
 
 from serve_app.errors import EmptyInput, InvalidRequest
+from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
+from serve_app.results import EmbedResult
 from serve_app.service.embed import EmbedService
-from serve_app.types import EmbedJob, EmbedResult
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import sidecar
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE

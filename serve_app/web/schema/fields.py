@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 from embedserve_client.model_files import INPUT_TYPE_ALIASES
 from serve_app.config import RequestSettings
 from serve_app.errors import EmptyInput, InvalidRequest, short_repr
+from serve_app.inputs import Input
 from serve_app.models import ModelSpec
-from serve_app.types import Input
 from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,

@@ -24,7 +24,8 @@ from serve_app.errors import (
     UnsupportedMediaType,
     UnsupportedOperation,
 )
-from serve_app.types import EmbedJob, EmbedResult
+from serve_app.jobs import EmbedJob
+from serve_app.results import EmbedResult
 from serve_app.web.dialect import (
     Dialect,
     DialectEndpoint,

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import InvalidRequest
+from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
-from serve_app.types import EmbedJob, EmbedResult, Float32
+from serve_app.results import EmbedResult
+from serve_app.types import Float32
 from serve_app.web.dialects import openai_requests, sidecar
 from serve_app.web.dialects.tei_requests import parse_embed
 from serve_app.web.endpoint import ParsedRequest

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import InvalidRequest
+from serve_app.results import EmbedResult
 from serve_app.service.dimensions import truncate_dimensions
-from serve_app.types import EmbedResult, Float32
+from serve_app.types import Float32
 from serve_app.web.schema.vector_encoding import (
     OUTPUT_TYPES,
     VectorEncoder,

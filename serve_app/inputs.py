@@ -1,0 +1,71 @@
+"""What a model computes from: texts, token ids, pairs of texts, images."""
+
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class QueryText:
+    """A text that a model with two encoders, such as ColBERT, encodes as a query."""
+
+    text: str
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def with_prompt(self, prompt: str) -> Self:
+        """Returns the text with the prompt prepended."""
+        return type(self)(prompt + self.text) if prompt else self
+
+    def key_parts(self) -> list[bytes]:
+        """Returns what identifies the input in a cache key."""
+        return [b"query", self.text.encode()]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPair:
+    """Two texts that a cross-encoder reads together: a query and a document."""
+
+    query: str
+    document: str
+
+    def __len__(self) -> int:
+        return len(self.query) + len(self.document)
+
+    def with_prompt(self, prompt: str) -> Self:
+        """Returns the pair with the prompt prepended to the query."""
+        return type(self)(prompt + self.query, self.document) if prompt else self
+
+    def key_parts(self) -> list[bytes]:
+        """Returns what identifies the input in a cache key."""
+        return [b"pair", self.query.encode(), self.document.encode()]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image file that has been checked: its format is supported and its size within limits."""
+
+    data: bytes
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def with_prompt(self, prompt: str) -> Self:
+        """Returns the image itself: prompts are for texts."""
+        return self
+
+    def key_parts(self) -> list[bytes]:
+        """Returns what identifies the input in a cache key."""
+        return [b"image", self.data]
+
+
+#: An input of a model: a text, token ids of the model's vocabulary (special tokens included), or
+#: one of the classes above.
+Input = str | tuple[int, ...] | QueryText | TextPair | Image
+
+
+def with_prompt(value: Input, prompt: str) -> Input:
+    """Returns an input with the prompt prepended to its text; token ids and images have none."""
+    if not prompt or isinstance(value, tuple):
+        return value
+    return prompt + value if isinstance(value, str) else value.with_prompt(prompt)

@@ -1,0 +1,194 @@
+"""Jobs: requests for the output of one task, independent of the dialect they arrived in.
+
+A job answers for itself what handler, admission and headers need of it. All are small, and can be
+pickled.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, Self
+
+from serve_app.inputs import Image, Input
+from serve_app.tasks import Task
+from serve_app.types import Lane, Truncation
+
+
+class Job(Protocol):
+    """What is asked of a service."""
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        """The inputs that count toward a token quota."""
+        ...
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        """The tasks that a model must support to run the job; empty: any model with a tokenizer."""
+        ...
+
+    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
+        """Returns the job with these options; None keeps the job's value."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedJob:
+    """A request for one vector per text or image."""
+
+    texts: tuple[Input, ...]
+    input_type: str | None = None  #: name of a prompt of the model; None: the default prompt
+    dimensions: int | None = None  #: None: all dimensions of the model
+    lane: Lane | None = None  #: None: chosen by the number of texts
+    use_cache: bool = True  #: False: neither read from the cache nor written to it
+    normalize: bool = False  #: True: unit length, even if the model's pipeline doesn't normalize
+    truncation: Truncation = "end"
+    max_tokens: int | None = None  #: token limit, special tokens included; None: the model's
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs that count toward a token quota."""
+        return self.texts
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        """`embed` for texts, `embed_images` for images."""
+        return frozenset(
+            "embed_images" if isinstance(text, Image) else "embed" for text in self.texts
+        )
+
+    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
+        """Returns the job with these options; None keeps the job's value."""
+        return replace(
+            self,
+            lane=self.lane if lane is None else lane,
+            use_cache=self.use_cache if use_cache is None else use_cache,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _TextsJob:
+    """A job for the texts of an `EmbedJob`, with another output."""
+
+    task: ClassVar[Task]
+    job: EmbedJob
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs that count toward a token quota."""
+        return self.job.texts
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        """The task of the job."""
+        return frozenset((self.task,))
+
+    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
+        """Returns the job with these options; None keeps the job's value."""
+        return replace(self, job=self.job.with_options(lane=lane, use_cache=use_cache))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenVectorsJob(_TextsJob):
+    """A request for one vector per token of each text, instead of one per text."""
+
+    task: ClassVar[Task] = "embed_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class SparseJob(_TextsJob):
+    """A request for one sparse vector per text: weights of the vocabulary's tokens."""
+
+    task: ClassVar[Task] = "embed_sparse"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreJob:
+    """A request for the scores of pairs of texts, or of single texts."""
+
+    pairs: tuple[Input, ...]
+    task: Task = "rerank"  #: `rerank`: one score per pair; `classify`: one per label of the model
+    lane: Lane | None = None  #: None: chosen by the number of pairs
+    use_cache: bool = True
+    truncation: Truncation = "end"
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs that count toward a token quota."""
+        return self.pairs
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        """The task of the job."""
+        return frozenset((self.task,))
+
+    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
+        """Returns the job with these options; None keeps the job's value."""
+        return replace(
+            self,
+            lane=self.lane if lane is None else lane,
+            use_cache=self.use_cache if use_cache is None else use_cache,
+        )
+
+
+class _TokenizerJob:
+    """A job that only the tokenizer runs, without lanes or a cache."""
+
+    __slots__ = ()
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        """Empty: every model has a tokenizer."""
+        return frozenset()
+
+    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
+        """Returns the job itself: it has no such options."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeJob(_TokenizerJob):
+    """A request for the tokens of each text, without truncation."""
+
+    texts: tuple[str, ...]
+    add_special_tokens: bool = True
+    input_type: str | None = None  #: None: no prompt, not even the model's default
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs that count toward a token quota."""
+        return self.texts
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeJob(_TokenizerJob):
+    """A request to decode token ids to texts."""
+
+    token_ids: tuple[tuple[int, ...], ...]
+    skip_special_tokens: bool = True
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Empty: decoding counts toward no token quota."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchJob:
+    """Several jobs in one request; if one of them fails, all do."""
+
+    jobs: tuple[EmbedJob, ...]
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs that count toward a token quota."""
+        return tuple(text for job in self.jobs for text in job.texts)
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        """The tasks of all jobs."""
+        return frozenset().union(*(job.tasks for job in self.jobs))
+
+    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
+        """Returns the batch with these options in each job; None keeps the job's value."""
+        jobs = tuple(job.with_options(lane=lane, use_cache=use_cache) for job in self.jobs)
+        return replace(self, jobs=jobs)

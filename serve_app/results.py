@@ -1,0 +1,173 @@
+"""Results of jobs: one class for each kind of output.
+
+A result answers for itself what handler, admission and headers need of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from serve_app.types import (
+    NO_TIMINGS,
+    Bool,
+    Float32,
+    Int32,
+    Row,
+    Timings,
+    UInt8,
+)
+
+T = TypeVar("T")
+
+
+class ComputedResult:
+    """The result of a job that runs the model, in the order of its inputs."""
+
+    __slots__ = ()
+
+    model: str
+    token_counts: Int32  #: shape (n,); after truncation, special tokens included
+    truncated: Bool  #: shape (n,); True where the text was over the token limit
+    tiers: UInt8  #: shape (n,); the `Tier` of each input
+    timings: Timings
+    characters: int  #: total length of the texts; token ids count as zero
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all inputs."""
+        return sum(self.token_counts.tolist())
+
+    @property
+    def billed_tokens(self) -> int:
+        """Tokens that the client pays for: all of them, cached ones included."""
+        return self.total_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the inputs whose outputs came from the cache."""
+        pairs = zip(self.token_counts.tolist(), self.tiers.tolist(), strict=True)
+        return sum(tokens for tokens, tier in pairs if tier)
+
+    @property
+    def parts(self) -> Sequence["ComputedResult"]:
+        """The results that the metrics count: this one."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult(ComputedResult):
+    """The result of an `EmbedJob`."""
+
+    model: str
+    vectors: Float32  #: shape (n, dimensions)
+    token_counts: Int32
+    truncated: Bool
+    tiers: UInt8
+    timings: Timings = NO_TIMINGS
+    raw: Float32 | None = None  #: shape (n, dim); the model's unmodified vectors; None: `vectors`
+    characters: int = 0
+    json_rows: Sequence[Any] | None = None  #: the vectors as JSON, serialized ahead; None: not yet
+
+
+@dataclass(frozen=True, slots=True)
+class TokenVectorsResult(ComputedResult):
+    """The result of a `TokenVectorsJob`: the model's last hidden layer, before pooling."""
+
+    model: str
+    vectors: list[Float32]  #: of shape (tokens, width), special tokens included
+    token_counts: Int32
+    truncated: Bool
+    tiers: UInt8
+    timings: Timings = NO_TIMINGS
+    characters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SparseResult(ComputedResult):
+    """The result of a `SparseJob`."""
+
+    model: str
+    vectors: list[Row]  #: of `SPARSE_DTYPE`, by ascending index, without zeros
+    token_counts: Int32
+    truncated: Bool
+    tiers: UInt8
+    timings: Timings = NO_TIMINGS
+    characters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult(ComputedResult):
+    """The result of a `ScoreJob`."""
+
+    model: str
+    logits: Float32  #: shape (n, labels)
+    token_counts: Int32
+    truncated: Bool
+    tiers: UInt8
+    labels: tuple[str, ...]  #: name of each column
+    activation: str = "sigmoid"  #: the model's own: `sigmoid`, `softmax` or `identity`
+    timings: Timings = NO_TIMINGS
+    characters: int = 0
+
+    @property
+    def scores(self) -> Float32:
+        """The scores as the model's library returns them, shape (n, labels)."""
+        return activate(self.logits, self.activation)
+
+    @property
+    def probabilities(self) -> Float32:
+        """The scores as values from 0 to 1, shape (n, labels).
+
+        Sigmoid of a single label, softmax of several.
+        """
+        return activate(self.logits, "sigmoid" if self.logits.shape[1] == 1 else "softmax")
+
+
+def activate(logits: Float32, activation: str) -> Float32:
+    """Returns logits of shape (n, labels) after `sigmoid`, `softmax` or `identity`, float32."""
+    if activation == "identity":
+        return logits
+    if activation == "sigmoid":
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), dtype=np.float32)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+class BatchResult(list[EmbedResult]):
+    """The results of a `BatchJob`, in the order of its jobs."""
+
+    @property
+    def billed_tokens(self) -> int:
+        """Tokens that the client pays for, summed over the jobs."""
+        return sum(result.billed_tokens for result in self)
+
+    @property
+    def truncated(self) -> Bool:
+        """Shape (texts of all jobs,); True where the text was over the token limit."""
+        return np.concatenate([result.truncated for result in self])
+
+    @property
+    def parts(self) -> Sequence[ComputedResult]:
+        """The results that the metrics count."""
+        return self
+
+
+class TokenizerResult(list[T]):
+    """The result of a `TokenizeJob` or a `DecodeJob`, in the order of its rows."""
+
+    billed_tokens = 0
+
+    @property
+    def truncated(self) -> Bool:
+        """Shape (0,): these jobs never truncate."""
+        return np.zeros(0, dtype=np.bool_)
+
+    @property
+    def parts(self) -> Sequence[ComputedResult]:
+        """Empty: the model doesn't run."""
+        return ()
+
+
+Result = ComputedResult | BatchResult | TokenizerResult[Any]
