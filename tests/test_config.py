@@ -3,15 +3,26 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from serve_app.config import SECTIONS, AppConfig, EmbedderSettings, IngressSettings
+from serve_app.config import (
+    MINILM,
+    SECTIONS,
+    AppConfig,
+    EmbedderSettings,
+    IngressSettings,
+    ModelConfig,
+    deployment_names,
+    user_config_type,
+)
 from serve_app.config.section import Section
 from serve_app.errors import ConfigurationError
 
 HASHING = {"name": "words", "source": "hashing:64"}
+OTHER = {"name": "others", "source": "hashing:32"}
+EMBEDS = {"default_for": ["embed"]}
 
 
 def test_every_setting_is_described_and_every_number_bounded() -> None:
-    for section in [*SECTIONS.values(), AppConfig().model.__class__]:
+    for section in [*SECTIONS.values(), ModelConfig]:
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name} has no description"
             if field.annotation in (int, float):
@@ -115,6 +126,25 @@ def test_settings_are_immutable() -> None:
         ({"model": HASHING, "engine": "torch"}, "leave `engine` out"),
         ({"model": HASHING, "device": "cuda"}, "runs on CPUs, at fp32"),
         ({"model": HASHING, "precision": "bf16"}, "runs on CPUs, at fp32"),
+        ({"model": HASHING, "models": [HASHING]}, "leave out `model`"),
+        ({"models": [HASHING, OTHER | {"name": "words"}]}, "Two models are called 'words'"),
+        ({"models": [HASHING, OTHER | {"aliases": ["words"]}]}, "Two models are called 'words'"),
+        (
+            {"models": [HASHING | EMBEDS, OTHER | EMBEDS]},
+            "Two models have `embed` in `default_for`",
+        ),
+        ({"models": [HASHING | {"default_for": ["sing"]}]}, "default_for"),
+        ({"model": HASHING | {"deployment": "Ingress"}}, "Choose a name of its own"),
+        ({"model": HASHING | {"deployment": "two words"}}, "deployment"),
+        (
+            {"model": HASHING | {"deployment": "Words"}, "topology": "colocated"},
+            "leave out `deployment: Words`",
+        ),
+        (
+            {"models": [HASHING, {"name": "m", "source": "path:m", "device": "cuda"}]},
+            "have cpu and cuda. Give those of one device another `deployment`",
+        ),
+        ({"model": HASHING, "max_loaded_models": 0}, "max_loaded_models"),
         ({"model": HASHING | {"sha256": "ab" * 32}}, "leave out `revision` and `sha256`"),
         ({"model": HASHING | {"prompts": {"query": "q: "}}}, "leave out `prompts`"),
         ({"model": HASHING | {"source": "hashing:7"}}, "8 to 65536"),
@@ -126,6 +156,36 @@ def test_settings_that_contradict_each_other_are_an_error(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         AppConfig.model_validate(settings)
+
+
+def test_one_model_is_a_list_of_one() -> None:
+    assert AppConfig().served_models == (MINILM,)
+    (model,) = AppConfig.model_validate({"model": HASHING}).served_models
+    assert (model,) == AppConfig.model_validate({"models": [HASHING]}).served_models
+
+
+def test_a_model_overrides_the_engine_of_the_application() -> None:
+    config = AppConfig.model_validate(
+        {
+            "models": [HASHING | {"engine": "hashing"}, {"name": "m", "source": "path:m"}],
+            "engine": "torch",
+            "precision": "fp32",
+        }
+    )
+    assert [config.engine_settings(model) for model in config.served_models] == [
+        ("cpu", "hashing", "fp32"),
+        ("cpu", "torch", "fp32"),
+    ]
+
+
+def test_models_of_one_deployment_share_its_replicas() -> None:
+    third = {"name": "third", "source": "hashing:16", "deployment": "Words"}
+    config = AppConfig.model_validate({"models": [HASHING | {"deployment": "Words"}, OTHER, third]})
+    names = {name: [m.name for m in models] for name, models in config.engine_deployments.items()}
+    assert names == {"Words": ["words", "third"], "Embedder": ["others"]}
+    assert deployment_names(config) == ("Ingress", "CacheLookup", "Words", "Embedder")
+    assert user_config_type(config, "Words") is EmbedderSettings
+    assert user_config_type(config, "Reranker") is None
 
 
 @pytest.mark.parametrize(

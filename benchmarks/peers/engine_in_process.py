@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from serve_app.config import AppConfig, EmbedderSettings
 from serve_app.errors import EmbedServeError
-from serve_app.model_prep.engine_selection import load_engine, select_engine
+from serve_app.model_prep.engine_selection import load_engine, select_engines
 from serve_app.scheduler.pending import PendingVectors
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.types import Float32, TextGroup
@@ -29,7 +29,7 @@ class _ScheduledEngine:
     def __init__(self, precision: str) -> None:
         config = AppConfig.parse({"precision": precision})
         self._scheduler = Scheduler(
-            load_engine(select_engine(config), threads=available_cores()),
+            load_engine(*select_engines(config), threads=available_cores()),
             EmbedderSettings(),
             engine_threads=ThreadPoolExecutor(available_cores()),
             tokenizer_thread=ThreadPoolExecutor(1),

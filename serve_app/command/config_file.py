@@ -15,6 +15,8 @@ from serve_app.config import (
     AppConfig,
     EmbedServerSettings,
     RequestSettings,
+    deployment_names,
+    user_config_type,
 )
 from serve_app.config.section import describe_errors
 from serve_app.errors import ConfigurationError
@@ -68,10 +70,10 @@ def read_config(path: Path, *, ray: bool = True) -> tuple[dict[str, Any], AppCon
         if not isinstance(config, dict) or not config.get("applications"):
             raise ConfigurationError("`applications` is empty")
         application = config["applications"][0]
+        args = AppConfig.parse(application.get("args"))
         for deployment in application.get("deployments", []):
-            if deployment["name"] in USER_CONFIGS:
-                USER_CONFIGS[deployment["name"]].parse(deployment.get("user_config"))
-        return config, AppConfig.parse(application.get("args"))
+            _check_deployment(args, deployment)
+        return config, args
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"Can't read {path} ({error}). Pass the path of a file, or the name of a packaged "
@@ -84,6 +86,18 @@ def read_config(path: Path, *, ray: bool = True) -> tuple[dict[str, Any], AppCon
     except ConfigurationError as error:
         fault = str(error)
     raise ConfigurationError(f"{path} is not a valid configuration: {fault}")
+
+
+def _check_deployment(args: AppConfig, deployment: Mapping[str, Any]) -> None:
+    name = deployment["name"]
+    settings = user_config_type(args, name)
+    if settings is None:
+        raise ConfigurationError(
+            f"deployments: {name!r} is no deployment of the application, which has "
+            f"{', '.join(deployment_names(args))}. Correct the name, or set `deployment: {name}` "
+            "in the entry of a model"
+        )
+    settings.parse(deployment.get("user_config"))
 
 
 def check_access(config: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """`embedserve deploy`: applies a changed configuration file to a running service.
 
-file → check settings and access → prepare the model → Serve's controller → wait until every replica
-is up to date, or restore the previous configuration
+file → check settings and access → prepare the models → Serve's controller → wait until every
+replica is up to date, or restore the previous configuration
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 from serve_app.command.application_status import describe_replicas, failure_reasons
 from serve_app.command.cluster import add_address_argument, connect, use_token
 from serve_app.command.config_file import add_config_argument, check_access, read_config
-from serve_app.command.prepare import prepare_model
+from serve_app.command.prepare import prepare_models
 from serve_app.command.progress import print_step
 from serve_app.errors import ConfigurationError, Unavailable
 
@@ -25,7 +25,7 @@ def add_commands(commands: Any) -> None:
     deploy = commands.add_parser(
         "deploy",
         help="apply a configuration file to a running service",
-        description="Check a configuration file, prepare its model, apply it to the service that "
+        description="Check a configuration file, prepare its models, apply it to the service that "
         "runs on this machine's Ray cluster, and wait until the service is healthy again. If it "
         "can't run, the configuration before it is deployed again. `http_options` and "
         "`controller_options` apply at the next start only.",
@@ -47,7 +47,7 @@ def _deploy(arguments: argparse.Namespace) -> int:
     config, application = read_config(arguments.config)
     check_access(config)
     serve = connect(arguments.address)
-    prepare_model(application)  # before replicas that run are replaced
+    prepare_models(application)  # before replicas that run are replaced
 
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException

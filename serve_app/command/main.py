@@ -22,7 +22,7 @@ EXAMPLES = """\
                                            run a service and three workers that use it
   embedserve check http://127.0.0.1:8000   test a running service from end to end
   embedserve deploy my.yaml                apply a changed configuration to the running service
-  embedserve prepare                       prepare the model, for example in an image build
+  embedserve prepare                       prepare the models, for example in an image build
   embedserve models list                   print the prepared models of this machine
   embedserve cache warm texts.jsonl        embed the texts of a file to fill the cache
   embedserve cache stats                   print the size and the hit rate of each cache

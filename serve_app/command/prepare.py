@@ -1,4 +1,4 @@
-"""`embedserve prepare`: checks the configuration and prepares the model, as `serve` does first."""
+"""`embedserve prepare`: checks the configuration and prepares all models, as `serve` does first."""
 
 import argparse
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from serve_app.command.config_file import add_config_argument, read_config
 from serve_app.command.progress import print_step
 from serve_app.config import AppConfig
-from serve_app.model_prep.engine_selection import EngineSelection, select_engine
+from serve_app.model_prep.engine_selection import EngineSelection, iter_engines
 
 
 def add_commands(commands: Any) -> None:
     """Adds `prepare` to the parser."""
     prepare = commands.add_parser(
         "prepare",
-        help="check the configuration, prepare the model and select its engine",
-        description="Check the configuration and the model's files, select the engine and prepare "
-        "the model for it. `serve` does the same; run `prepare` ahead of time, for example when "
-        "you build a container image.",
+        help="check the configuration, prepare the models and select their engines",
+        description="Check the configuration and the files of each model, select its engine and "
+        "prepare the model for it. `serve` does the same; run `prepare` ahead of time, for example "
+        "when you build a container image.",
     )
     add_config_argument(prepare)
     prepare.set_defaults(run=_prepare)
@@ -24,22 +24,31 @@ def add_commands(commands: Any) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     _, application = read_config(arguments.config)
-    prepare_model(application)
+    prepare_models(application)
     return 0
 
 
-def prepare_model(application: AppConfig) -> EngineSelection:
-    """Selects the engine as the application will, and prints the selection."""
-    print_step("preparing", "the model, if its engine needs it (half a minute, once)")
-    selection = select_engine(application)
+def prepare_models(application: AppConfig) -> tuple[EngineSelection, ...]:
+    """Selects the engines as the application will, and prints each selection."""
+    total = len(application.served_models)
+    what = "the model" if total == 1 else f"{total} models"
+    print_step("preparing", f"{what}, where engines need it (half a minute each, once)")
+    selections = []
+    for number, selection in enumerate(iter_engines(application), 1):
+        _print_selection(selection, "model" if total == 1 else f"{number}/{total}")
+        selections.append(selection)
+    return tuple(selections)
+
+
+def _print_selection(selection: EngineSelection, label: str) -> None:
     spec, parity = selection.spec, selection.parity
-    print_step("model", f"{spec.name}, {spec.dim} dimensions, {spec.max_tokens} tokens")
+    print_step(label, f"{spec.name}, {spec.dim} dimensions, {spec.max_tokens} tokens")
+    print_step("tasks", ", ".join(spec.tasks))
     if spec.weights_sha256 is not None:
         print_step("weights", f"SHA-256 {spec.weights_sha256[:16]}…")
     print_step("space", spec.space_id)
     for reason in selection.rejected:
         print_step("rejected", reason)
-    print_step("engine", f"{selection.config.engine} at {selection.config.precision}")
+    print_step("engine", f"{selection.engine} at {selection.precision}")
     if parity is not None:
         print_step("parity", f"cosine >= {parity.cosine_min:.7f} over {parity.texts} texts")
-    return selection

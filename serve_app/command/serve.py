@@ -1,6 +1,6 @@
 """`embedserve serve`: from a configuration file to a running service.
 
-file → check settings and access → prepare the model → run the service on Ray
+file → check settings and access → prepare the models → run the service on Ray
 """
 
 import argparse
@@ -9,7 +9,7 @@ from typing import Any
 from serve_app.command.config_file import add_config_argument, check_access, read_config
 from serve_app.command.logs import add_log_arguments, apply_log_arguments
 from serve_app.command.ports import port_in_use, with_free_ports
-from serve_app.command.prepare import prepare_model
+from serve_app.command.prepare import prepare_models
 from serve_app.command.ray_service import RayService
 from serve_app.command.scratch_dir import ScratchDir, check_socket_paths, ray_temp_dir
 from serve_app.command.service_process import StartupError
@@ -69,7 +69,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     config = apply_log_arguments(config, arguments)
     check_access(config)
     check_socket_paths()
-    prepare_model(application)
+    prepare_models(application)
     with ScratchDir() as scratch:
         if arguments.port is not None:
             config = with_free_ports(config, arguments.port, scratch.path)

@@ -15,7 +15,7 @@ from serve_app.command.config_file import (
     standalone_settings,
 )
 from serve_app.command.logs import apply_log_arguments, configure_log
-from serve_app.command.prepare import prepare_model
+from serve_app.command.prepare import prepare_models
 from serve_app.command.process_tree import stop_cache_servers
 from serve_app.command.progress import print_ready, print_step
 from serve_app.command.service_process import StartupError
@@ -53,7 +53,7 @@ def serve_standalone(arguments: argparse.Namespace) -> int:
     try:
         with listener:
             service = StandaloneService(
-                prepare_model(application), settings, name=f"standalone/{url}"
+                application, prepare_models(application), settings, name=f"standalone/{url}"
             )
             run(
                 standalone.run(

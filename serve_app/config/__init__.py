@@ -7,12 +7,19 @@ tables of `docs/settings.md` from this tree.
 """
 
 from collections.abc import Iterator
-from typing import get_args
+from typing import get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 
 from serve_app.config.access import AccessSettings, ApiKey
-from serve_app.config.application import MINILM, AppConfig, CacheConfig, ModelConfig
+from serve_app.config.application import (
+    EMBEDDER,
+    MINILM,
+    AppConfig,
+    CacheConfig,
+    EngineSettings,
+    ModelConfig,
+)
 from serve_app.config.deployments import (
     CacheLookupSettings,
     EmbedderSettings,
@@ -23,6 +30,7 @@ from serve_app.config.deployments import (
 from serve_app.config.section import Section
 
 __all__ = [
+    "EMBEDDER",
     "MINILM",
     "SECTIONS",
     "TOPOLOGIES",
@@ -34,20 +42,24 @@ __all__ = [
     "CacheLookupSettings",
     "EmbedServerSettings",
     "EmbedderSettings",
+    "EngineSettings",
     "IngressSettings",
     "ModelConfig",
     "RequestSettings",
+    "deployment_names",
     "settings_markdown",
+    "user_config_type",
 ]
 
-#: Deployment name → the class of its `user_config`.
+#: Deployment name → the class of its `user_config`. Deployments that models name have that of the
+#: Embedder; see `user_config_type`.
 USER_CONFIGS: dict[str, type[Section]] = {
     "Ingress": IngressSettings,
     "CacheLookup": CacheLookupSettings,
     "Embedder": EmbedderSettings,
     "EmbedServer": EmbedServerSettings,
 }
-#: Topology → its deployments. The first one takes the HTTP requests.
+#: Topology → its deployments, if no model names one. The first one takes the HTTP requests.
 TOPOLOGIES: dict[str, tuple[str, ...]] = {
     "separate": ("Ingress", "CacheLookup", "Embedder"),
     "colocated": ("EmbedServer",),
@@ -57,6 +69,23 @@ SECTIONS: dict[str, type[Section]] = {
     AppConfig.location: AppConfig,
     **{section.location: section for section in USER_CONFIGS.values()},
 }
+
+
+def deployment_names(config: AppConfig) -> tuple[str, ...]:
+    """Returns the application's deployments. The first one takes the HTTP requests."""
+    if config.topology == "colocated":
+        return TOPOLOGIES["colocated"]
+    *before, _ = TOPOLOGIES["separate"]
+    return (*before, *config.engine_deployments)
+
+
+def user_config_type(config: AppConfig, deployment: str) -> type[Section] | None:
+    """Returns the class of a deployment's `user_config`; None: it isn't one of the service."""
+    if deployment in USER_CONFIGS:
+        return USER_CONFIGS[deployment]
+    return EmbedderSettings if deployment in config.engine_deployments else None
+
+
 #: In place of a table that would repeat two others.
 _EMBED_SERVER_SETTINGS = (
     "All settings of the Ingress except `max_in_flight_calls`, and all settings of the Embedder."
@@ -71,7 +100,7 @@ def _rows(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str
             continue
         default = "required" if field.is_required() else _yaml_value(field.get_default())
         yield prefix + name, default, field.description or ""
-        for item in get_args(inner):
+        for item in get_args(inner) if get_origin(inner) is tuple else ():
             if isinstance(item, type) and issubclass(item, BaseModel):
                 yield from _rows(item, f"{prefix}{name}[].")
 

@@ -1,16 +1,35 @@
 """Settings of the application, the `args` in the YAML file: a change restarts every replica."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from serve_app.config.cors_origin import CorsOrigin
 from serve_app.config.section import GIB, MIB, Section
+from serve_app.tasks import Task
+
+Device = Literal["cpu", "cuda", "mps"]
+EngineName = Literal["auto", "openvino", "torch", "hashing"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+#: The deployment of models that name no other.
+EMBEDDER = "Embedder"
+#: Names of deployments that hold no models of their own.
+_RESERVED_DEPLOYMENTS = ("Ingress", "CacheLookup", "EmbedServer")
+
+
+class EngineSettings(NamedTuple):
+    """The settings of a model's engine."""
+
+    device: Device
+    engine: EngineName
+    precision: Precision
 
 
 class ModelConfig(Section):
-    """The model that is served, and the source of its files."""
+    """A model that is served, the source of its files, and where it runs."""
 
     name: str = Field(
         min_length=1,
@@ -56,6 +75,28 @@ class ModelConfig(Section):
         description="Execute the Python code in the model's repository. Enable it only for models "
         "that need it and that you trust. Code in another repository is refused, because "
         "`revision` doesn't pin it.",
+    )
+    deployment: str = Field(
+        default=EMBEDDER,
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$",
+        description="Name of the Ray Serve deployment whose replicas run the model. Models of one "
+        "deployment share its replicas; each deployment has its own entry in `deployments`, with "
+        "resources and autoscaling. With `topology: colocated`, EmbedServer runs all models.",
+    )
+    default_for: tuple[Task, ...] = Field(
+        default=(),
+        description="Tasks for which requests that name no model get this one: `embed`, "
+        "`embed_images`, `embed_tokens`, `embed_sparse`, `rerank`, `classify`. Otherwise they get "
+        "the first model in the list that supports the task.",
+    )
+    device: Device | None = Field(
+        default=None, description="Device that runs this model. null: the application's `device`."
+    )
+    engine: EngineName | None = Field(
+        default=None, description="Engine of this model. null: the application's `engine`."
+    )
+    precision: Precision | None = Field(
+        default=None, description="Precision of this model. null: the application's `precision`."
     )
 
     @property
@@ -149,6 +190,11 @@ class CacheConfig(Section):
         description="Data type of cached vectors. `float16` halves their size and rounds every "
         "vector, computed ones included, so it defines a vector space of its own.",
     )
+    scores: bool = Field(
+        default=False,
+        description="Cache the scores of rerankers and classifiers as well, by both texts of a "
+        "pair. Enable it if the same queries return to the same documents.",
+    )
 
 
 class AppConfig(Section):
@@ -156,13 +202,29 @@ class AppConfig(Section):
 
     location = "args"
 
-    model: ModelConfig = Field(default=MINILM, description="The model that is served.")
-    device: Literal["cpu", "cuda", "mps"] = Field(
+    model: ModelConfig | None = Field(
+        default=None,
+        description="Short form of `models` with one model, with the same settings. null, and no "
+        "`models`: all-MiniLM-L6-v2.",
+    )
+    models: tuple[ModelConfig, ...] = Field(
+        default=(),
+        description="The models that are served. Their names and aliases must differ.",
+    )
+    max_loaded_models: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="How many models a replica keeps in memory. At the limit, it unloads the least "
+        "recently used one, and loads a model again when a request needs it; the header "
+        "`server-timing` reports the time as `load`. null: all models stay in memory.",
+    )
+    device: Device = Field(
         default="cpu",
-        description="Device that runs the model. `cuda` needs `num_gpus` in the Embedder's "
+        description="Device that runs the models. `cuda` needs `num_gpus` in the Embedder's "
         "`ray_actor_options`. `mps` is the GPU of a Mac, with `torch`; untested.",
     )
-    engine: Literal["auto", "openvino", "torch", "hashing"] = Field(
+    engine: EngineName = Field(
         default="auto",
         description="Inference engine. `torch`: sentence-transformers, on CPUs and GPUs. "
         "`openvino`: CPUs only; replicas load a prepared model, without torch. `hashing`: for a "
@@ -170,7 +232,7 @@ class AppConfig(Section):
         "application is built; `/info` reports the selection and the engines that were rejected. "
         "An engine that you set is never replaced by another: if it can't be used, startup fails.",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         default="auto",
         description="Arithmetic precision of the model. On CPUs `bf16` needs AVX512-BF16 or "
         "AMX-BF16, and `fp16` needs `torch` with AVX512-FP16 or AMX-FP16: a precision that the CPU "
@@ -207,23 +269,96 @@ class AppConfig(Section):
             raise ValueError("`inline` was replaced by `colocated`, see configs/one-machine.yaml.")
         return value
 
+    @property
+    def served_models(self) -> tuple[ModelConfig, ...]:
+        """The entries of all models that are served, however the file lists them."""
+        return self.models or (self.model or MINILM,)
+
+    @property
+    def engine_deployments(self) -> dict[str, tuple[ModelConfig, ...]]:
+        """The models of each deployment that runs some, in the order of the file."""
+        deployments: dict[str, tuple[ModelConfig, ...]] = {}
+        for model in self.served_models:
+            deployments[model.deployment] = (*deployments.get(model.deployment, ()), model)
+        return deployments
+
+    def engine_settings(self, model: ModelConfig) -> EngineSettings:
+        """Returns the model's engine settings, with those of the application where it has none."""
+        return EngineSettings(
+            model.device or self.device,
+            model.engine or self.engine,
+            model.precision or self.precision,
+        )
+
     @model_validator(mode="after")
-    def _check_combination(self) -> Self:
-        if self.model.hashing_dim is not None:
-            if self.engine not in ("auto", "hashing"):
-                raise ValueError(
-                    f"`engine: {self.engine}` runs models; for `source: {self.model.source}` leave "
-                    "`engine` out."
-                )
-            if self.device != "cpu" or self.precision not in ("auto", "fp32"):
-                raise ValueError("`hashing` runs on CPUs, at fp32.")
-            return self
-        if self.engine == "hashing":
-            raise ValueError("`engine: hashing` runs no model: set `model.source: hashing:384`.")
-        if self.engine == "openvino" and self.device != "cpu":
+    def _check_models(self) -> Self:
+        if self.model is not None and self.models:
             raise ValueError(
-                f"`engine: openvino` runs on CPUs; with `device: {self.device}` use `torch`."
+                "`model` is the short form of `models`: move its entry into the list `models`, and "
+                "leave out `model`."
             )
-        if self.engine == "openvino" and self.precision == "fp16":
-            raise ValueError("`engine: openvino` has no `fp16`; use `bf16` or `fp32`.")
+        _check_unique(self.served_models)
+        for name, models in self.engine_deployments.items():
+            self._check_deployment(name, models)
+        for model in self.served_models:
+            _check_engine(model, self.engine_settings(model))
         return self
+
+    def _check_deployment(self, name: str, models: Sequence[ModelConfig]) -> None:
+        if name in _RESERVED_DEPLOYMENTS:
+            raise ValueError(
+                f"`deployment: {name}` names another deployment of the service. Choose a name of "
+                f"its own, such as `deployment: Reranker`, or leave it out for `{EMBEDDER}`."
+            )
+        if self.topology == "colocated" and name != EMBEDDER:
+            raise ValueError(
+                f"With `topology: colocated` each EmbedServer runs all models: leave out "
+                f"`deployment: {name}`, or set `topology: separate`."
+            )
+        devices = {self.engine_settings(model).device for model in models}
+        if len(devices) > 1:
+            raise ValueError(
+                f"The models of the deployment {name} share replicas, and so their device, but "
+                f"they have {' and '.join(sorted(devices))}. Give those of one device another "
+                "`deployment`."
+            )
+
+
+def _check_unique(models: Sequence[ModelConfig]) -> None:
+    """Checks that no two models have a name, an alias or a default task in common."""
+    if name := _first_duplicate(name for m in models for name in {m.name, *m.aliases}):
+        raise ValueError(
+            f"Two models are called {name!r}. Give each model names and aliases of its own."
+        )
+    if task := _first_duplicate(task for m in models for task in {*m.default_for}):
+        raise ValueError(f"Two models have `{task}` in `default_for`. Leave it in one of them.")
+
+
+def _first_duplicate(values: Iterable[str]) -> str | None:
+    return next((value for value, count in Counter(values).items() if count > 1), None)
+
+
+def _check_engine(model: ModelConfig, settings: EngineSettings) -> None:
+    """Checks that the settings of the model's engine can be combined."""
+    device, engine, precision = settings
+    if model.hashing_dim is not None:
+        if engine not in ("auto", "hashing"):
+            raise ValueError(
+                f"`engine: {engine}` runs models; for `source: {model.source}` leave "
+                "`engine` out, or set `engine: hashing` in the model's entry."
+            )
+        if device != "cpu" or precision not in ("auto", "fp32"):
+            raise ValueError(
+                "`hashing` runs on CPUs, at fp32. Set `device: cpu` and `precision: fp32` in the "
+                "model's entry."
+            )
+        return
+    if engine == "hashing":
+        raise ValueError(
+            "`engine: hashing` runs no model: set `model.source: hashing:384`, or another engine "
+            f"for {model.name}."
+        )
+    if engine == "openvino" and device != "cpu":
+        raise ValueError(f"`engine: openvino` runs on CPUs; with `device: {device}` use `torch`.")
+    if engine == "openvino" and precision == "fp16":
+        raise ValueError("`engine: openvino` has no `fp16`; use `bf16` or `fp32`.")

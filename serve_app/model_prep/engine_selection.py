@@ -1,11 +1,13 @@
-"""Engine selection: which engine runs the model, at which precision.
+"""Engine selection: which engine runs each model, at which precision.
 
 The application selects once, when it is built; every replica then loads that selection.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, EngineSettings, ModelConfig
 from serve_app.engines.base import Engine
 from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.errors import ConfigurationError, SpaceMismatch
@@ -30,24 +32,38 @@ _PREFERENCES = {
 
 @dataclass(frozen=True, slots=True)
 class EngineSelection:
-    """The model, its engine and its precision, the same in every replica."""
+    """A model, its engine and its precision, the same in every replica."""
 
-    config: AppConfig  #: the configuration, with engine and precision filled in
+    model: ModelConfig
     spec: ModelSpec
+    engine: str
+    precision: str
+    device: str = "cpu"
     parity: Parity | None = None  #: None: the replica measures it, or there is no reference
     rejected: tuple[str, ...] = ()  #: preferred engines that were rejected, with reasons
+    cache_dtype: Literal["float32", "float16"] = "float32"
 
     @property
     def cached_spec(self) -> ModelSpec:
         """The spec with the space of the vectors that clients get, which the cache may round."""
-        dtype = self.config.cache.dtype
-        if dtype == "float32":
+        if self.cache_dtype == "float32":
             return self.spec
-        return replace(self.spec, space_id=f"{self.spec.space_id}+{dtype}")
+        return replace(self.spec, space_id=f"{self.spec.space_id}+{self.cache_dtype}")
 
 
-def select_engine(config: AppConfig, *, cpu: CpuFeatures | None = None) -> EngineSelection:
-    """Returns the preferred engine of those that the configuration allows and that work.
+def select_engines(
+    config: AppConfig, *, cpu: CpuFeatures | None = None
+) -> tuple[EngineSelection, ...]:
+    """Returns the engine of each model, in the order of the configuration.
+
+    Raises:
+        ConfigurationError: see `iter_engines`.
+    """
+    return tuple(iter_engines(config, cpu=cpu))
+
+
+def iter_engines(config: AppConfig, *, cpu: CpuFeatures | None = None) -> Iterator[EngineSelection]:
+    """Yields for each model the preferred engine of those that the configuration allows and work.
 
     An engine or precision that the configuration sets is never replaced by another: if it can't be
     used, selection fails. A model that is new to this machine is prepared first, which takes about
@@ -58,57 +74,89 @@ def select_engine(config: AppConfig, *, cpu: CpuFeatures | None = None) -> Engin
         cpu: the CPU to select for; None: this machine's.
 
     Raises:
-        ModelSourceError: the model's files are missing, or have another digest than configured.
+        ModelSourceError: a model's files are missing, or have another digest than configured.
         ParityFailed: the configured engine's vectors are too far from sentence-transformers.
-        ConfigurationError: no engine can be used; the message says why.
+        ConfigurationError: no engine can be used, two models are the same, or a model doesn't
+            support a task of `default_for`; the message says which.
     """
     cpu = cpu or CpuFeatures.detect()
-    candidates = _candidates(config)
+    names: dict[str, str] = {}  # space → the model that has it
+    for model in config.served_models:
+        selection = _select_engine(config, model, cpu)
+        spec = selection.spec
+        if other := names.get(spec.space_id):
+            raise ConfigurationError(
+                f"The models {other!r} and {spec.name!r} are the same, with the same settings. "
+                f"Keep one of them, and list the other name in its `aliases`."
+            )
+        names[spec.space_id] = spec.name
+        for task in model.default_for:
+            if task not in spec.tasks:
+                raise ConfigurationError(
+                    f"{spec.name} can't be the default for `{task}`: it supports "
+                    f"{', '.join(spec.tasks)}. Correct its `default_for`."
+                )
+        yield selection
+    evict(config.prepared_models_max_bytes)
+
+
+def _select_engine(config: AppConfig, model: ModelConfig, cpu: CpuFeatures) -> EngineSelection:
+    settings = config.engine_settings(model)
+    candidates = _candidates(model, settings)
     rejected: list[str] = []
     for engine, precision in candidates:
-        candidate = config.model_copy(update={"engine": engine, "precision": precision})
-        spec = resolve(config.model, precision)
+        spec = resolve(model, precision)
         try:
-            if config.device == "cpu":
+            if settings.device == "cpu":
                 cpu.require(precision, engine)
-            parity, ranges = _prepare(candidate, spec)
+            parity, ranges = _prepare(model, spec, engine, precision)
         except ConfigurationError as error:
             if len(candidates) == 1:
                 raise
             rejected.append(f"{engine} at {precision}: {error}")
             continue
-        evict(config.prepared_models_max_bytes)
         return EngineSelection(
-            candidate, replace(spec, quantization_ranges=ranges), parity, tuple(rejected)
+            model,
+            replace(spec, quantization_ranges=ranges),
+            engine,
+            precision,
+            settings.device,
+            parity,
+            tuple(rejected),
+            config.cache.dtype,
         )
-    raise ConfigurationError("No configured engine can be used. " + " ".join(rejected))
+    raise ConfigurationError(
+        f"No configured engine can be used for {model.name}. " + " ".join(rejected)
+    )
 
 
-def _candidates(config: AppConfig) -> list[tuple[str, str]]:
-    if config.model.hashing_dim is not None:
+def _candidates(model: ModelConfig, settings: EngineSettings) -> list[tuple[str, str]]:
+    if model.hashing_dim is not None:
         return [("hashing", "fp32")]
-    if config.engine != "auto" and config.precision != "auto":
-        return [(config.engine, config.precision)]
+    if settings.engine != "auto" and settings.precision != "auto":
+        return [(settings.engine, settings.precision)]
     allowed = [
         (engine, precision)
-        for engine, precision in _PREFERENCES[config.device]
-        if config.engine in ("auto", engine) and config.precision in ("auto", precision)
+        for engine, precision in _PREFERENCES[settings.device]
+        if settings.engine in ("auto", engine) and settings.precision in ("auto", precision)
     ]
-    return allowed or [("torch", config.precision)]
+    return allowed or [("torch", settings.precision)]
 
 
-def _prepare(config: AppConfig, spec: ModelSpec) -> tuple[Parity | None, Float32 | None]:
+def _prepare(
+    model: ModelConfig, spec: ModelSpec, engine: str, precision: str
+) -> tuple[Parity | None, Float32 | None]:
     """Returns parity and quantization ranges; prepares or calibrates the model if necessary.
 
     The parity of torch is None: the replica measures it when it loads the model.
     """
-    if config.engine == "hashing":
+    if engine == "hashing":
         return None, hashing_quantization_ranges(spec.dim)
-    if spec.is_static and (config.engine, config.precision) != ("torch", "fp32"):
+    if spec.is_static and (engine, precision) != ("torch", "fp32"):
         raise ConfigurationError("A static model runs with `engine: torch` at `precision: fp32`.")
-    if config.engine == "torch":
-        return None, get_or_build_quantization_ranges(config.model, spec)
-    prepared = get_prepared_model(config.model, spec, config.precision)
+    if engine == "torch":
+        return None, get_or_build_quantization_ranges(model, spec)
+    prepared = get_prepared_model(model, spec, precision)
     return prepared.parity, read_quantization_ranges(prepared.folder)
 
 
@@ -118,12 +166,12 @@ def check_space(selection: EngineSelection) -> None:
     Raises:
         SpaceMismatch: they are not, so their vectors belong to another space.
     """
-    local = resolve(selection.config.model, selection.config.precision)
+    local = resolve(selection.model, selection.precision)
     if local.space_id != selection.spec.space_id:
         raise SpaceMismatch(
-            f"The model files on this node produce vectors of space {local.space_id}, but the "
-            f"application was built for space {selection.spec.space_id}. Install the same model on "
-            "every node."
+            f"The files of {local.name} on this node produce vectors of space {local.space_id}, "
+            f"but the application was built for space {selection.spec.space_id}. Install the same "
+            "model on every node."
         )
 
 
@@ -134,31 +182,31 @@ def load_engine(selection: EngineSelection, *, threads: int) -> Engine:
     torch.
 
     Args:
-        selection: the result of `select_engine`.
+        selection: a result of `select_engines`.
         threads: CPU threads for the model.
 
     Raises:
         ConfigurationError: this machine can't run the engine, or its vectors differ from the
             application's.
     """
-    config, spec = selection.config, selection.spec
-    if config.engine == "hashing":
+    model, spec, precision = selection.model, selection.spec, selection.precision
+    if selection.engine == "hashing":
         from serve_app.engines.hashing_engine import HashingEngine
 
         return HashingEngine(spec)
-    if config.engine == "torch":
+    if selection.engine == "torch":
         from serve_app.engines.torch_engine import TorchEngine
 
         return TorchEngine(
-            config.model, spec, device=config.device, precision=config.precision, threads=threads
+            model, spec, device=selection.device, precision=precision, threads=threads
         )
     from serve_app.engines.openvino_engine import OpenVinoEngine
 
-    prepared = get_prepared_model(config.model, spec, config.precision)
+    prepared = get_prepared_model(model, spec, precision)
     return OpenVinoEngine(
         prepared.folder,
         spec,
-        precision=config.precision,
+        precision=precision,
         threads=threads,
         parity=prepared.parity,
     )

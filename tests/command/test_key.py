@@ -109,7 +109,7 @@ def test_serve_beyond_loopback_without_a_key_fails_before_it_prepares_the_model(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prepare, "select_engine", lambda config: pytest.fail("It continues."))
+    monkeypatch.setattr(prepare, "iter_engines", lambda config: pytest.fail("It continues."))
     config = (ROOT / "serve_config.yaml").read_text("utf-8")
     file = tmp_path / "config.yaml"
     file.write_text(re.sub(r"(?m)^  host: 127\.0\.0\.1.*$", host, config), "utf-8")

@@ -10,7 +10,7 @@ from serve_app import __version__
 from serve_app.command import prepare
 from serve_app.command.ports import free_port
 from serve_app.config import MINILM, AppConfig, settings_markdown
-from serve_app.model_prep.engine_selection import EngineSelection, select_engine
+from serve_app.model_prep.engine_selection import EngineSelection, select_engines
 from serve_app.types import Parity
 from tests.fakes import SPEC
 
@@ -23,19 +23,19 @@ def test_prepare_prints_the_selection(capsys: pytest.CaptureFixture[str]) -> Non
     output = capsys.readouterr().out
     assert f"{MINILM.name}, 384 dimensions, 256 tokens" in output
     assert str(MINILM.sha256)[:16] in output
-    selection = select_engine(AppConfig())
+    (selection,) = select_engines(AppConfig())
     assert selection.spec.space_id in output
-    assert f"{selection.config.engine} at {selection.config.precision}" in output
+    assert f"{selection.engine} at {selection.precision}" in output
 
 
 def test_prepare_prints_rejected_engines_with_the_reason(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    selection = EngineSelection(AppConfig(engine="openvino", precision="fp32"), SPEC)
+    selection = EngineSelection(MINILM, SPEC, "openvino", "fp32")
     with_rejection = replace(
         selection, parity=Parity("fp32", 50, 0.9999999), rejected=("x at bf16: no",)
     )
-    monkeypatch.setattr(prepare, "select_engine", lambda config: with_rejection)
+    monkeypatch.setattr(prepare, "iter_engines", lambda config: iter([with_rejection]))
     assert main(["prepare", CONFIG]) == 0
     output = capsys.readouterr().out
     assert "openvino at fp32" in output

@@ -8,7 +8,7 @@ import pytest
 
 from embedserve_client.command.main import main
 from serve_app.command import prepare
-from serve_app.config import AppConfig
+from serve_app.config import MINILM
 from serve_app.model_prep.artifact import Artifact, write_manifest
 from serve_app.model_prep.engine_selection import EngineSelection
 from tests.fakes import SPEC
@@ -127,8 +127,8 @@ def test_verify_says_what_is_damaged(cache: Path, capsys: pytest.CaptureFixture[
 def test_prepare_does_what_the_command_prepare_does(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    selection = EngineSelection(AppConfig(engine="openvino", precision="fp32"), SPEC)
-    monkeypatch.setattr(prepare, "select_engine", lambda config: selection)
+    selection = EngineSelection(MINILM, SPEC, "openvino", "fp32")
+    monkeypatch.setattr(prepare, "iter_engines", lambda config: iter([selection]))
     assert main(["models", "prepare", CONFIG]) == 0
     assert "openvino at fp32" in capsys.readouterr().out
 

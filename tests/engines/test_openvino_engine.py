@@ -139,9 +139,9 @@ def test_a_replica_that_finds_a_prepared_model_imports_no_torch(
     code = f"""
 import sys
 from serve_app.config import AppConfig
-from serve_app.model_prep.engine_selection import load_engine, select_engine
+from serve_app.model_prep.engine_selection import load_engine, select_engines
 config = AppConfig(engine="openvino", precision="{precision}")
-engine = load_engine(select_engine(config), threads=1)
+engine = load_engine(*select_engines(config), threads=1)
 assert engine.info.parity.precision == "{precision}"
 print(engine.embed(engine.tokenizer.encode(["a"])).shape)
 print(*sys.modules)

@@ -12,7 +12,7 @@ from embedserve_client import LocalModel
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.engines.torch_engine import TorchEngine
 from serve_app.errors import ConfigurationError, ModelSourceError, UnsupportedOperation
-from serve_app.model_prep.engine_selection import select_engine
+from serve_app.model_prep.engine_selection import select_engines
 from serve_app.models import resolve
 from serve_app.types import Float32
 from tests.engines.static_model import DIM, save_static_model
@@ -114,11 +114,11 @@ def test_auto_selects_torch_at_fp32(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    selection = select_engine(AppConfig(model=config(folder)))
-    assert (selection.config.engine, selection.config.precision) == ("torch", "fp32")
+    (selection,) = select_engines(AppConfig(model=config(folder)))
+    assert (selection.engine, selection.precision) == ("torch", "fp32")
     assert selection.spec.quantization_ranges is not None
     with pytest.raises(ConfigurationError, match="`engine: torch` at `precision: fp32`"):
-        select_engine(AppConfig(model=config(folder), engine="openvino"))
+        select_engines(AppConfig(model=config(folder), engine="openvino"))
 
 
 def test_a_damaged_table_is_an_error(folder: Path) -> None:

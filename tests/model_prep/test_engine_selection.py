@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve_app.config import AppConfig, ModelConfig
+from serve_app.config import MINILM, AppConfig, ModelConfig
 from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.errors import ConfigurationError, ModelSourceError, ParityFailed
 from serve_app.model_prep import engine_selection
-from serve_app.model_prep.engine_selection import EngineSelection, load_engine, select_engine
+from serve_app.model_prep.engine_selection import EngineSelection, load_engine, select_engines
 from serve_app.model_prep.prepared_model import PreparedModel
 from serve_app.models import ModelSpec
 from serve_app.types import Float32, Parity
@@ -55,7 +55,8 @@ def ranges(monkeypatch: pytest.MonkeyPatch) -> dict[str, Float32 | None]:
 
 
 def select(*, cpu: CpuFeatures = FULL_CPU, **settings: Any) -> EngineSelection:
-    return select_engine(AppConfig.model_validate(settings), cpu=cpu)
+    (selection,) = select_engines(AppConfig.model_validate(settings), cpu=cpu)
+    return selection
 
 
 @pytest.mark.parametrize(
@@ -80,12 +81,11 @@ def test_the_preferred_engine_that_the_configuration_allows_is_selected(
     settings: dict[str, Any], expected: tuple[str, str]
 ) -> None:
     selection = select(**settings)
-    assert (selection.config.engine, selection.config.precision) == expected
+    assert (selection.engine, selection.precision) == expected
     assert selection.spec.space_id.endswith(f"-{expected[1]}")
     assert selection.rejected == ()
     assert (selection.parity is not None) == (expected[0] == "openvino")
     assert pickle.loads(pickle.dumps(selection)) == selection
-    assert select_engine(selection.config, cpu=FULL_CPU) == selection  # idempotent
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_ranges_are_part_of_the_selection_and_survive_pickling(
 def test_a_model_without_ranges_is_selected(ranges: dict[str, Float32 | None]) -> None:
     ranges["prepared"] = None
     selection = select()
-    assert selection.config.engine == "openvino"
+    assert selection.engine == "openvino"
     assert selection.spec.quantization_ranges is None
     assert selection.rejected == ()
 
 
 def test_a_cpu_without_bf16_gets_fp32_and_the_reason() -> None:
     selection = select(cpu=FP32_CPU)
-    assert (selection.config.engine, selection.config.precision) == ("openvino", "fp32")
+    assert (selection.engine, selection.precision) == ("openvino", "fp32")
     (rejected,) = selection.rejected
     assert rejected.startswith("openvino at bf16: This CPU can't compute bf16 natively")
 
@@ -143,15 +143,15 @@ def test_a_configured_precision_that_the_cpu_would_emulate_is_an_error(
 
 def test_a_gpu_needs_no_instruction_sets_of_the_cpu() -> None:
     selection = select(cpu=CpuFeatures(frozenset()), device="cuda")
-    assert (selection.config.engine, selection.config.precision) == ("torch", "fp16")
+    assert (selection.engine, selection.precision) == ("torch", "fp16")
 
 
 def test_without_an_explicit_cpu_it_selects_for_this_machines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
-    selection = select_engine(AppConfig())
-    assert selection.config.precision == "fp32"
+    (selection,) = select_engines(AppConfig())
+    assert selection.precision == "fp32"
 
 
 def test_rejected_engines_are_listed_and_the_next_one_is_selected(
@@ -159,11 +159,11 @@ def test_rejected_engines_are_listed_and_the_next_one_is_selected(
 ) -> None:
     preparation_errors["bf16"] = ParityFailed("too far")
     selection = select()
-    assert (selection.config.engine, selection.config.precision) == ("openvino", "fp32")
+    assert (selection.engine, selection.precision) == ("openvino", "fp32")
     assert selection.rejected == ("openvino at bf16: too far",)
     preparation_errors["fp32"] = ConfigurationError("can't be converted")
     selection = select()
-    assert (selection.config.engine, selection.config.precision) == ("torch", "fp32")
+    assert (selection.engine, selection.precision) == ("torch", "fp32")
     assert [reason.split(":")[0] for reason in selection.rejected] == [
         "openvino at bf16",
         "openvino at fp32",
@@ -199,3 +199,33 @@ def test_the_selected_engine_is_loaded() -> None:
     engine = load_engine(select(model=HASHING), threads=1)
     assert (engine.info.engine, engine.dim, engine.streams) == ("hashing", 64, 1)
     assert engine.info.parity is None
+
+
+def test_each_model_has_a_selection_of_its_own(
+    preparation_errors: dict[str, ConfigurationError],
+) -> None:
+    preparation_errors["bf16"] = ParityFailed("too far")
+    minilm = MINILM.model_dump()
+    models = [
+        {**HASHING, "engine": "hashing", "precision": "fp32"},
+        {**minilm, "name": "minilm", "aliases": [], "precision": "bf16", "engine": "torch"},
+        minilm,
+    ]
+    selections = select_engines(AppConfig.model_validate({"models": models}), cpu=FULL_CPU)
+    assert [(s.spec.name, s.engine, s.precision) for s in selections] == [
+        ("words", "hashing", "fp32"),
+        ("minilm", "torch", "bf16"),
+        (MINILM.name, "openvino", "fp32"),
+    ]
+    assert [len(selection.rejected) for selection in selections] == [0, 0, 1]
+
+
+def test_two_models_with_the_same_vectors_are_an_error() -> None:
+    models = [HASHING, {**HASHING, "name": "again"}]
+    with pytest.raises(ConfigurationError, match=r"'words' and 'again' are the same.*`aliases`"):
+        select_engines(AppConfig.model_validate({"models": models}))
+
+
+def test_a_default_model_supports_the_task() -> None:
+    with pytest.raises(ConfigurationError, match=r"words can't be the default for `rerank`: it"):
+        select(model={**HASHING, "default_for": ["rerank"]})
