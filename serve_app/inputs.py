@@ -32,6 +32,11 @@ class TextPair:
     def __len__(self) -> int:
         return len(self.query) + len(self.document)
 
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Both texts."""
+        return self.query, self.document
+
     def with_prompt(self, prompt: str) -> Self:
         """Returns the pair with the prompt prepended to the query."""
         return type(self)(prompt + self.query, self.document) if prompt else self

@@ -26,33 +26,45 @@ class Metric:
     tags: tuple[str, ...] = ()
 
 
-REQUESTS = Metric("embedserve_requests", "Embedding requests, by HTTP status.", ("status",))
-TEXTS = Metric("embedserve_texts", "Texts of successful requests.")
-TOKENS = Metric("embedserve_tokens", "Tokens of successful requests.")
+REQUESTS = Metric(
+    "embedserve_requests", "Requests that run a model, by HTTP status.", ("status", "model")
+)
+TEXTS = Metric("embedserve_texts", "Texts of successful requests.", ("model",))
+TOKENS = Metric("embedserve_tokens", "Tokens of successful requests.", ("model",))
 CACHED_TEXTS = Metric(
-    "embedserve_cached_texts", "Texts of successful requests that the cache served."
+    "embedserve_cached_texts", "Texts of successful requests that the cache served.", ("model",)
 )
 STAGE_SECONDS = Metric(
     "embedserve_stage_seconds",
     "Seconds of request time by stage: `cache`, `queue`, `tokenize`, `infer`, and in all: `total`.",
-    ("stage",),
+    ("stage", "model"),
 )
-BATCHES = Metric("embedserve_batches", "Batches computed by the model.")
-BATCH_TEXTS = Metric("embedserve_batch_texts", "Texts in computed batches.")
-BATCH_TOKENS = Metric("embedserve_batch_tokens", "Tokens in computed batches, without padding.")
-PADDED_TOKENS = Metric("embedserve_padded_tokens", "Tokens in computed batches, padding included.")
-BATCH_SECONDS = Metric("embedserve_batch_seconds", "Seconds of computing batches.")
-BATCH_FAILURES = Metric("embedserve_batch_failures", "Failed batches; each is bisected.")
+BATCHES = Metric("embedserve_batches", "Batches computed by the model.", ("model",))
+BATCH_TEXTS = Metric("embedserve_batch_texts", "Texts in computed batches.", ("model",))
+BATCH_TOKENS = Metric(
+    "embedserve_batch_tokens", "Tokens in computed batches, without padding.", ("model",)
+)
+PADDED_TOKENS = Metric(
+    "embedserve_padded_tokens", "Tokens in computed batches, padding included.", ("model",)
+)
+BATCH_SECONDS = Metric("embedserve_batch_seconds", "Seconds of computing batches.", ("model",))
+BATCH_FAILURES = Metric(
+    "embedserve_batch_failures", "Failed batches; each is bisected.", ("model",)
+)
 REFUSED = Metric(
     "embedserve_refused",
     "Groups of texts that an Embedder rejected, by error code and lane.",
-    ("code", "lane"),
+    ("code", "lane", "model"),
 )
 CACHE_HITS = Metric(
-    "embedserve_cache_hits", "Texts found in the cache, by tier (`l1`, `l2`).", ("tier",)
+    "embedserve_cache_hits", "Texts found in the cache, by tier (`l1`, `l2`).", ("tier", "model")
 )
-CACHE_MISSES = Metric("embedserve_cache_misses", "Texts that a process didn't find in its tiers.")
-COALESCED = Metric("embedserve_coalesced", "Cache misses that joined a request in flight.")
+CACHE_MISSES = Metric(
+    "embedserve_cache_misses", "Texts that a process didn't find in its tiers.", ("model",)
+)
+COALESCED = Metric(
+    "embedserve_coalesced", "Cache misses that joined a request in flight.", ("model",)
+)
 CACHE_BYTES = Metric("embedserve_cache_bytes", "Bytes in the L1 cache, overhead included.")
 CACHE_ENTRIES = Metric("embedserve_cache_entries", "Values in the L1 cache.")
 CACHE_EVICTIONS = Metric("embedserve_cache_evictions", "Values evicted from the L1 cache.")
@@ -87,11 +99,12 @@ QUOTA_FALLBACKS = Metric(
 )
 QUEUED_TOKENS = Metric(
     "embedserve_queued_tokens",
-    "Tokens queued or being computed, by lane: `interactive`, `bulk`, or `tokens` for vectors of "
-    "tokens.",
-    ("lane",),
+    "Tokens queued or being computed, by lane (`interactive`, `bulk`), task and model.",
+    ("lane", "task", "model"),
 )
-BUDGET_TOKENS = Metric("embedserve_budget_tokens", "Current limit of padded tokens in a batch.")
+BUDGET_TOKENS = Metric(
+    "embedserve_budget_tokens", "Current limit of padded tokens in a batch.", ("model",)
+)
 PROCESS_CPU_SECONDS = Metric(
     "embedserve_process_cpu_seconds", "CPU time of the process since its start, in seconds."
 )
@@ -105,8 +118,8 @@ GAUGES = {
     *(PROCESS_CPU_SECONDS, PROCESS_MEMORY_BYTES),
 }
 
-#: The current value of each gauge; of a gauge with a tag, the value for each value of the tag.
-Gauges = Mapping[Metric, float | Mapping[str, float]]
+#: The current value of each gauge; of a gauge with tags, the value for the values of its tags.
+Gauges = Mapping[Metric, float | Mapping[tuple[str, ...], float]]
 #: The value of each counter, by metric and the values of its tags.
 Counts = Mapping[tuple[Metric, tuple[str, ...]], float]
 
@@ -148,6 +161,10 @@ class Meter:
         """
         self._counts[metric, tags] += amount
 
+    def for_model(self, model: str) -> "ModelMeter":
+        """Returns a meter that counts for one model."""
+        return ModelMeter(self, model)
+
     def drain(self) -> Counts:
         """Returns the counts since the previous call."""
         counts, self._counts = self._counts, defaultdict(float)
@@ -173,9 +190,9 @@ class Meter:
         succeeded = 0.0
         for counts in (self._drained, self._counts):
             for (metric, tags), amount in counts.items():
-                if metric is not STAGE_SECONDS or tags == ("total",):
+                if metric is not STAGE_SECONDS or tags[0] == "total":
                     sums[metric] += amount
-                if metric is REQUESTS and tags == ("200",):
+                if metric is REQUESTS and tags[0] == "200":
                     succeeded += amount
         return Totals(
             sums[REQUESTS],
@@ -185,6 +202,24 @@ class Meter:
             sums[TOKENS],
             sums[STAGE_SECONDS],
         )
+
+
+class ModelMeter:
+    """Adds to the counters of a process for one model, whose name is the last tag of each."""
+
+    def __init__(self, meter: Meter, model: str) -> None:
+        self._meter = meter
+        self.model = model
+
+    def add(self, metric: Metric, amount: float = 1, *tags: str) -> None:
+        """Adds to a counter; see `Meter.add`.
+
+        Args:
+            metric: the metric to count; the last of its tags is `model`.
+            amount: at least 0.
+            tags: values in the order of `metric.tags`, without the model.
+        """
+        self._meter.add(metric, amount, *tags, self.model)
 
 
 def process_gauges() -> Gauges:
@@ -219,8 +254,8 @@ async def export(meter: Meter, gauges: Callable[[], Gauges] = dict) -> None:
                 instrument(metric).inc(amount, dict(zip(metric.tags, tags, strict=True)))
         for metric, value in {**gauges(), **process_gauges()}.items():
             if isinstance(value, Mapping):
-                for tag, tagged in value.items():
-                    instrument(metric).set(tagged, {metric.tags[0]: tag})
+                for tags, tagged in value.items():
+                    instrument(metric).set(tagged, dict(zip(metric.tags, tags, strict=True)))
             else:
                 instrument(metric).set(value)
         await asyncio.sleep(_EXPORT_INTERVAL_S)

@@ -19,7 +19,7 @@ from embedserve_client.model_files import (
     read_json,
 )
 from serve_app.config import ModelConfig
-from serve_app.errors import InvalidRequest, ModelNotFound, ModelSourceError, short_repr
+from serve_app.errors import InvalidRequest, ModelSourceError, short_repr
 from serve_app.tasks import ModelKind, Task
 from serve_app.types import Float32
 
@@ -59,21 +59,6 @@ class ModelSpec:
     #: Minimum and maximum of each dimension, shape (2, dim), for scalar quantization to int8. None:
     #: not calibrated. Engine selection fills them in; they aren't part of the model's files.
     quantization_ranges: Float32 | None = field(default=None, compare=False, repr=False)
-
-    def accepts(self, name: str | None) -> bool:
-        """Returns whether `name` is this model's name or an alias; None matches any model."""
-        return name is None or name == self.name or name in self.aliases
-
-    def check_name(self, name: str | None) -> None:
-        """Checks that the model has this name or alias.
-
-        Raises:
-            ModelNotFound: it has not.
-        """
-        if not self.accepts(name):
-            raise ModelNotFound(
-                f"The model {short_repr(name)} isn't served here. Served: {self.name!r}.", "model"
-            )
 
     def prompt(self, input_type: str | None) -> str:
         """Returns the prompt that precedes each input of this type.

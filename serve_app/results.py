@@ -51,6 +51,11 @@ class ComputedResult:
         return sum(tokens for tokens, tier in pairs if tier)
 
     @property
+    def has_computed(self) -> bool:
+        """Whether the engine computed at least one output."""
+        return 0 in self.tiers.tolist()
+
+    @property
     def parts(self) -> Sequence["ComputedResult"]:
         """The results that the metrics count: this one."""
         return (self,)
@@ -110,6 +115,8 @@ class ScoreResult(ComputedResult):
     activation: str = "sigmoid"  #: the model's own: `sigmoid`, `softmax` or `identity`
     timings: Timings = NO_TIMINGS
     characters: int = 0
+    #: Shape (n,); number of query vectors if the scores are sums over them (MaxSim), else None.
+    query_vectors: Int32 | None = None
 
     @property
     def scores(self) -> Float32:
@@ -120,8 +127,10 @@ class ScoreResult(ComputedResult):
     def probabilities(self) -> Float32:
         """The scores as values from 0 to 1, shape (n, labels).
 
-        Sigmoid of a single label, softmax of several.
+        Sigmoid of a single label, softmax of several; for MaxSim, the mean over query vectors.
         """
+        if self.query_vectors is not None:
+            return np.clip(self.logits / self.query_vectors[:, None], 0, 1, dtype=np.float32)
         return activate(self.logits, "sigmoid" if self.logits.shape[1] == 1 else "softmax")
 
 
@@ -149,6 +158,11 @@ class BatchResult(list[EmbedResult]):
         return np.concatenate([result.truncated for result in self])
 
     @property
+    def has_computed(self) -> bool:
+        """Whether the engine computed at least one output."""
+        return any(result.has_computed for result in self)
+
+    @property
     def parts(self) -> Sequence[ComputedResult]:
         """The results that the metrics count."""
         return self
@@ -158,6 +172,7 @@ class TokenizerResult(list[T]):
     """The result of a `TokenizeJob` or a `DecodeJob`, in the order of its rows."""
 
     billed_tokens = 0
+    has_computed = False
 
     @property
     def truncated(self) -> Bool:

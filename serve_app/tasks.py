@@ -10,3 +10,6 @@ Task = Literal["embed", "embed_images", "embed_tokens", "embed_sparse", "rerank"
 #: The library's class that defines the outputs of a model: sentence-transformers'
 #: `SentenceTransformer`, `CrossEncoder`, `SparseEncoder` or `MultiVectorEncoder`.
 ModelKind = Literal["dense", "cross-encoder", "sparse", "multi-vector"]
+
+#: The tasks whose output rows differ in length.
+RAGGED_TASKS: frozenset[Task] = frozenset(("embed_tokens", "embed_sparse"))

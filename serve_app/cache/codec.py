@@ -1,17 +1,23 @@
-"""Encodes cache values: a full-size vector and the text's token count.
+"""Encodes cache values: the output of one input, and its token count.
 
     CRC-32 u32 | version u8 | truncated u8 | 0 u16 | tokens u32 | dim u32 | dim x float
+    CRC-32 u32 | version u8 | truncated u8 | 0 u16 | tokens u32 | rows u32 | columns u32 | items
 
+The first format is that of vectors and scores, the second that of token vectors and sparse vectors.
 Numbers are little-endian, and the checksum covers all bytes that follow it. Truncated dimensions
 and other encodings are derived from the value when it is read, so one value serves them all.
 """
 
-from typing import Literal
+import struct
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 from zlib import crc32
 
 import numpy as np
 
-from serve_app.types import EncodedVectors, Vectors
+from serve_app.models import ModelSpec
+from serve_app.tasks import Task
+from serve_app.types import SPARSE_DTYPE, EncodedVectors, Outputs, RaggedVectors, Row, Vectors
 
 #: Stored component type. float16 halves the size and rounds, so its vectors are a space of their
 #: own.
@@ -21,8 +27,42 @@ _CHECKSUM_BYTES = 4
 _VERSION = 2
 
 
-class Codec:
-    """Encodes and decodes the values of one space."""
+class Codec(Protocol):
+    """Encodes and decodes the outputs of one task of a model."""
+
+    def encode(self, outputs: Any) -> EncodedVectors:
+        """Returns one value for each input."""
+        ...
+
+    def decode(self, encoded: EncodedVectors) -> Outputs:
+        """Returns the outputs. They may be read-only views of the values."""
+        ...
+
+    def is_valid(self, value: bytes) -> bool:
+        """Returns False if a value is corrupt or of another space."""
+        ...
+
+
+def task_codecs(spec: ModelSpec, dtype: CacheDtype = "float32") -> Mapping[Task, Codec]:
+    """Returns the codec of each task of a model.
+
+    Args:
+        spec: the model.
+        dtype: component type of its vectors. Scores, token vectors and sparse vectors are float32.
+    """
+    return {task: _codec(spec, task, dtype) for task in spec.tasks}
+
+
+def _codec(spec: ModelSpec, task: Task, dtype: CacheDtype) -> Codec:
+    if task in ("embed", "embed_images"):
+        return VectorCodec(spec.dim, dtype)
+    if task in ("rerank", "classify"):
+        return VectorCodec(max(1, len(spec.labels)))
+    return RaggedCodec(sparse=task == "embed_sparse")
+
+
+class VectorCodec:
+    """Encodes and decodes vectors of one width."""
 
     def __init__(self, dim: int, dtype: CacheDtype = "float32") -> None:
         component = "<f2" if dtype == "float16" else "<f4"
@@ -73,6 +113,61 @@ class Codec:
             header["version"][0] == _VERSION
             and header["dim"][0] == self._dim
             and header["checksum"][0] == crc32(memoryview(value)[_CHECKSUM_BYTES:])
+        )
+
+
+class RaggedCodec:
+    """Encodes and decodes token vectors or sparse vectors."""
+
+    _HEADER = struct.Struct("<BBHIII")  # all fields before the items but the checksum
+
+    def __init__(self, *, sparse: bool) -> None:
+        self._sparse = sparse
+
+    def encode(self, outputs: RaggedVectors) -> EncodedVectors:
+        """Returns one value for each input."""
+        rows = zip(
+            outputs.values, outputs.token_counts.tolist(), outputs.truncated.tolist(), strict=True
+        )
+        values = []
+        for row, tokens, truncated in rows:
+            columns = 2 if self._sparse else row.shape[1]
+            header = self._HEADER.pack(_VERSION, truncated, 0, tokens, len(row), columns)
+            values.append(_with_checksum(bytes(_CHECKSUM_BYTES) + header + row.tobytes()))
+        return EncodedVectors(values, outputs.tiers.tobytes(), outputs.timings)
+
+    def decode(self, encoded: EncodedVectors) -> RaggedVectors:
+        """Returns the rows. They are read-only views of the values."""
+        rows, counts, truncated = list[Row](), list[int](), list[bool]()
+        for value in encoded.values:
+            _, cut, _, tokens, n, columns = self._HEADER.unpack_from(value, _CHECKSUM_BYTES)
+            offset = _CHECKSUM_BYTES + self._HEADER.size
+            if self._sparse:
+                rows.append(np.frombuffer(value, SPARSE_DTYPE, n, offset))
+            else:
+                flat = np.frombuffer(value, np.float32, n * columns, offset)
+                rows.append(flat.reshape(n, columns))
+            counts.append(tokens)
+            truncated.append(bool(cut))
+        return RaggedVectors(
+            rows,
+            np.array(counts, dtype=np.int32),
+            np.array(truncated, dtype=np.bool_),
+            np.frombuffer(encoded.tiers, dtype=np.uint8),
+            encoded.timings,
+        )
+
+    def is_valid(self, value: bytes) -> bool:
+        """Returns False if a value is corrupt."""
+        if len(value) < _CHECKSUM_BYTES + self._HEADER.size:
+            return False
+        version, _, _, _, n, columns = self._HEADER.unpack_from(value, _CHECKSUM_BYTES)
+        size = _CHECKSUM_BYTES + self._HEADER.size + 4 * n * columns
+        return (
+            version == _VERSION
+            and len(value) == size
+            and int.from_bytes(value[:_CHECKSUM_BYTES], "little")
+            == crc32(memoryview(value)[_CHECKSUM_BYTES:])
         )
 
 

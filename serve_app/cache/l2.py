@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+from serve_app.cache.key import space_prefix
 from serve_app.cache.redis_store import RedisStore
 from serve_app.cache.report import StoreStats
 from serve_app.config import CacheConfig
@@ -17,16 +18,13 @@ _FLUSH_TIMEOUT_S = 2.0
 
 
 class L2Cache:
-    """Owns the store and the connection to its server, for one space."""
+    """Owns the store and the connection to its server, for all models of a process."""
 
-    def __init__(
-        self, config: CacheConfig, space_id: str, *, server: SharedServer, meter: Meter
-    ) -> None:
+    def __init__(self, config: CacheConfig, *, server: SharedServer, meter: Meter) -> None:
         """Opens the store. Blocks while an embedded server starts.
 
         Args:
             config: settings of the cache.
-            space_id: follows the configured prefix in every key on the server.
             server: provides the client; released by `close`.
             meter: counts reads and writes.
 
@@ -47,7 +45,7 @@ class L2Cache:
             return
         self.store = RedisStore(
             client,
-            prefix=f"{config.prefix}:{space_id}:".encode(),
+            prefix=f"{config.prefix}:".encode(),
             timeout_s=config.timeout_s,
             ttl_s=config.ttl_s,
             write_queue_max_bytes=config.write_queue_max_bytes,
@@ -78,13 +76,13 @@ class L2Cache:
         """Returns the server's statistics; None if there is no server or it doesn't answer."""
         return None if self.store is None else await self.store.stats()
 
-    async def purge(self) -> int:
-        """Deletes all values of this space and returns their number.
+    async def purge(self, space_id: str) -> int:
+        """Deletes all values of a space and returns their number.
 
         Raises:
             Unavailable: not all values could be deleted.
         """
-        return 0 if self.store is None else await self.store.purge()
+        return 0 if self.store is None else await self.store.purge(space_prefix(space_id))
 
     async def close(self) -> None:
         """Flushes queued writes, for at most two seconds, and releases the server."""
@@ -96,8 +94,6 @@ class L2Cache:
         self._server.release()
 
 
-def open_l2_cache(
-    config: CacheConfig, identity: ServiceIdentity, space_id: str, meter: Meter
-) -> L2Cache:
+def open_l2_cache(config: CacheConfig, identity: ServiceIdentity, meter: Meter) -> L2Cache:
     """Returns the L2 cache of a service; see `L2Cache`."""
-    return L2Cache(config, space_id, server=SharedServer(config, **identity), meter=meter)
+    return L2Cache(config, server=SharedServer(config, **identity), meter=meter)

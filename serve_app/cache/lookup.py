@@ -5,17 +5,18 @@ group → L1 (memory) → in flight → L2 (shared store) → next tier → valu
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 from serve_app.cache.coalescer import Coalescer, Result
 from serve_app.cache.codec import Codec
 from serve_app.cache.in_flight import Flight, wait_for
-from serve_app.cache.key import cache_key
+from serve_app.cache.key import cache_key, space_prefix
 from serve_app.cache.memory import MemoryCache
-from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED, Meter
-from serve_app.types import EncodedVectors, Lane, TextGroup, Tier, Timings, Vectors
+from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED, Meter, ModelMeter
+from serve_app.tasks import Task
+from serve_app.types import EncodedVectors, Lane, Outputs, TextGroup, Tier, Timings
 
 
 class Store(Protocol):
@@ -31,7 +32,7 @@ class Store(Protocol):
 
 
 class Lookup:
-    """The cache of one space in one process: L1, texts in flight, and L2 if there is one.
+    """The cache of one model in one process: L1, texts in flight, and L2 if there is one.
 
     Both the Ingress and CacheLookup have one, the latter in front of the Embedder.
 
@@ -43,39 +44,40 @@ class Lookup:
     def __init__(
         self,
         space_id: str,
-        codec: Codec,
+        codecs: Mapping[Task, Codec],
         memory: MemoryCache,
         next_tier: Coalescer,
         *,
         store: Store | None = None,
-        meter: Meter | None = None,
+        meter: ModelMeter | None = None,
     ) -> None:
         """A lookup.
 
         Args:
-            space_id: the space of the vectors; part of every key.
-            codec: checks and decodes values. An invalid value of `store` is a miss and is
-                overwritten.
-            memory: the L1 cache.
-            next_tier: embeds texts that are in no tier: in another process, or with the engine.
-            store: the L2 cache.
+            space_id: the space of the model's outputs; part of every key.
+            codecs: for each task, checks and decodes values. An invalid value of `store` is a miss
+                and is overwritten.
+            memory: the L1 cache, which models share.
+            next_tier: computes what is in no tier: in another process, or with the engine.
+            store: the L2 cache, which models share.
             meter: counts hits and misses.
         """
         self._space_id = space_id
-        self._codec = codec
+        self._store_prefix = space_prefix(space_id)
+        self._codecs = codecs
         self._memory = memory
         self._next_tier = next_tier
         self._store = store
         self._flights: dict[bytes, Flight] = {}
-        self._meter = meter or Meter()
+        self._meter = meter or Meter().for_model("")
 
-    async def embed(self, group: TextGroup) -> Vectors:
-        """Returns the vectors of a group of n texts, with values of shape (n, dim), in order.
+    async def embed(self, group: TextGroup) -> Outputs:
+        """Returns the outputs of a group's texts, in their order.
 
         Raises:
             EmbedServeError: see `embed_encoded`.
         """
-        return self._codec.decode(await self.embed_encoded(group))
+        return self._codecs[group.task].decode(await self.embed_encoded(group))
 
     async def embed_encoded(self, group: TextGroup) -> EncodedVectors:
         """Returns the values of a group's texts, in their order.
@@ -87,8 +89,8 @@ class Lookup:
             return await self._compute(group)
         started = time.perf_counter()
         if not group.keys:
-            space, prompt = self._space_id, group.prompt
-            group.keys = tuple([cache_key(space, prompt, text) for text in group.texts])
+            space, prompt, task = self._space_id, group.prompt, group.task
+            group.keys = tuple([cache_key(space, prompt, text, task) for text in group.texts])
         values = [self._memory.get(key) or b"" for key in group.keys]
         missing = [i for i, value in enumerate(values) if not value]
         tiers = bytearray([Tier.L1]) * len(values)
@@ -149,7 +151,7 @@ class Lookup:
             self._send(flight, range(len(group.texts)))
         else:
             started = time.perf_counter()
-            read = self._store.get_many(group.keys)
+            read = self._store.get_many([self._store_prefix + key for key in group.keys])
             read.add_done_callback(partial(self._on_read, flight, started))
         return flight
 
@@ -164,9 +166,9 @@ class Lookup:
         """Takes over the values of L2 and sends the other texts to the next tier."""
         if flight.done or read.cancelled():
             return
-        missing = []
+        missing, codec = [], self._codecs[flight.group.task]
         for i, (key, value) in enumerate(zip(flight.group.keys, read.result(), strict=True)):
-            if value is None or not self._codec.is_valid(value):
+            if value is None or not codec.is_valid(value):
                 missing.append(i)
             else:
                 flight.set_value(i, value, Tier.L2)
@@ -197,7 +199,7 @@ class Lookup:
             if flight.group.use_cache:
                 self._memory.put(keys[i], value)
                 if self._store is not None and tier == Tier.COMPUTED:
-                    self._store.put(keys[i], value)
+                    self._store.put(self._store_prefix + keys[i], value)
         cache_s = flight.timings.cache_s + result.timings.cache_s
         flight.timings = result.timings._replace(cache_s=cache_s)
         flight.finish()

@@ -183,15 +183,15 @@ class RedisStore:
             async with asyncio.timeout(timeout_s):
                 await self._queue_flushed.wait()
 
-    async def purge(self) -> int:
-        """Deletes all keys with the prefix and returns their number.
+    async def purge(self, key_prefix: bytes) -> int:
+        """Deletes all values whose keys begin with `key_prefix` and returns their number.
 
         Queued writes are sent first; otherwise they would be written after the purge.
 
         Raises:
             Unavailable: not all keys could be deleted.
         """
-        pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self._prefix) + b"*"
+        pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self._prefix + key_prefix) + b"*"
         client, timeout_s = self._guarded.client, self._guarded.background_timeout_s
         deleted = 0
         try:

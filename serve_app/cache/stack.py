@@ -1,10 +1,10 @@
-"""The cache tiers of one process: L1, L2 if it has one, and the lookup through both."""
+"""The cache tiers of one process: L1, L2 if it has one, and a lookup for each model."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from serve_app.cache.coalescer import Coalescer, Send
-from serve_app.cache.codec import CacheDtype, Codec
+from serve_app.cache.codec import CacheDtype, task_codecs
 from serve_app.cache.l2 import L2Cache
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
@@ -22,12 +22,15 @@ from serve_app.types import CacheState
 
 
 class CacheStack:
-    """Looks vectors up in this process' tiers, and reports on and purges the tiers together."""
+    """The tiers of one process, which its models share; reports on and purges them together.
+
+    Each model has its own lookup: texts of two models never share a key, a flight or a call.
+    """
 
     def __init__(
         self,
-        spec: ModelSpec,
-        send: Send,
+        specs: Iterable[ModelSpec],
+        send: Callable[[str], Send],
         *,
         l1_max_bytes: int,
         max_in_flight_calls: float = math.inf,
@@ -38,10 +41,10 @@ class CacheStack:
         """The tiers of one process.
 
         Args:
-            spec: the model whose vectors are cached.
-            send: embeds texts that are in neither tier.
+            specs: the models whose outputs are cached.
+            send: returns for a space the function that computes what is in neither tier.
             l1_max_bytes: memory limit of L1.
-            max_in_flight_calls: see `Coalescer`.
+            max_in_flight_calls: of each model; see `Coalescer`.
             dtype: stored component type of the vectors.
             meter: counts hits and misses.
             l2: the tier that processes share; None: the next tier may have one.
@@ -50,16 +53,20 @@ class CacheStack:
         self._l2 = l2
         self._meter = meter
         self._evictions = 0
-        self._coalescer = Coalescer(send, max_in_flight_calls)
-        lookup = Lookup(
-            spec.space_id,
-            Codec(spec.dim, dtype),
-            self._memory,
-            self._coalescer,
-            store=None if l2 is None else l2.store,
-            meter=meter,
-        )
-        self.embed, self.embed_encoded = lookup.embed, lookup.embed_encoded
+        self._coalescers = list[Coalescer]()
+        lookups = dict[str, Lookup]()
+        for spec in specs:
+            coalescer = Coalescer(send(spec.space_id), max_in_flight_calls)
+            self._coalescers.append(coalescer)
+            lookups[spec.space_id] = Lookup(
+                spec.space_id,
+                task_codecs(spec, dtype),
+                self._memory,
+                coalescer,
+                store=None if l2 is None else l2.store,
+                meter=meter.for_model(spec.name),
+            )
+        self.lookups: Mapping[str, Lookup] = lookups  #: by space
 
     def start(self) -> None:
         """Starts background tasks; call it once, in the event loop."""
@@ -69,7 +76,8 @@ class CacheStack:
     def apply(self, *, l1_max_bytes: int, max_in_flight_calls: float = math.inf) -> None:
         """Applies new limits. Cached values remain as far as they fit into L1's."""
         self._memory.resize(l1_max_bytes)
-        self._coalescer.max_in_flight_calls = max_in_flight_calls
+        for coalescer in self._coalescers:
+            coalescer.max_in_flight_calls = max_in_flight_calls
 
     @property
     def state(self) -> CacheState:
@@ -91,14 +99,17 @@ class CacheStack:
         store = None if self._l2 is None else await self._l2.stats()
         return CacheReport(self._memory.stats(), self.state, store)
 
-    async def purge(self) -> int:
-        """Deletes all vectors of the space from both tiers and returns their number.
+    async def purge(self, spaces: Iterable[str]) -> int:
+        """Deletes the values of spaces from L2 and all values from L1, and returns their number.
 
         Raises:
             Unavailable: not all values of L2 could be deleted; L1 is empty nevertheless.
         """
         entries = self._memory.clear()
-        return entries + (0 if self._l2 is None else await self._l2.purge())
+        if self._l2 is not None:
+            for space in spaces:
+                entries += await self._l2.purge(space)
+        return entries
 
     async def close(self) -> None:
         """Flushes queued writes of L2 and closes it."""

@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from serve_app.errors import Overloaded
 from serve_app.scheduler.load import SpeedMeter
@@ -20,7 +19,7 @@ _MAX_RETRY_AFTER_S = 60
 class _LargeGroup:
     """The texts of a large group that aren't in the queue yet."""
 
-    group: PendingGroup[Any]
+    group: PendingGroup
     texts: deque[QueuedText]
     tokens: int
 
@@ -79,7 +78,7 @@ class QueueAdmission:
         )
 
     def admit(
-        self, group: PendingGroup[Any], texts: Sequence[QueuedText], limit: int
+        self, group: PendingGroup, texts: Sequence[QueuedText], limit: int
     ) -> Sequence[QueuedText]:
         """Adds a group and returns those of its texts that may be queued now."""
         if not self.tokens:
@@ -113,7 +112,7 @@ class QueueAdmission:
         self._speed.record(tokens)
         self.tokens -= tokens
 
-    def release(self, group: PendingGroup[Any]) -> None:
+    def release(self, group: PendingGroup) -> None:
         """Removes the texts of a finished or cancelled group that still wait for a batch."""
         self.tokens -= group.tokens_in_queue
         self._backlog = deque(large for large in self._backlog if large.group is not group)

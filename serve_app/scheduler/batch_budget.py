@@ -2,7 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
 
 #: Budget before the first measurement.
 _INITIAL_TOKENS = 512
@@ -63,7 +65,7 @@ class BatchBudget:
 
 
 class BatchBudgets:
-    """Selects the budget that fits the load. Each one learns from its own batches."""
+    """Selects the budget that fits the load. Each one learns from its own batches of a model."""
 
     def __init__(self, streams: int, clock: Callable[[], float] = time.monotonic) -> None:
         """Creates the budgets.
@@ -75,28 +77,34 @@ class BatchBudgets:
         self._streams = streams
         self._clock = clock
         self._interactive_until_s = -math.inf
-        self._latency = BatchBudget()
-        self._throughput = BatchBudget(_THROUGHPUT_FACTOR)
+        self._latency = defaultdict[str, BatchBudget](BatchBudget)
+        self._throughput = defaultdict[str, BatchBudget](partial(BatchBudget, _THROUGHPUT_FACTOR))
 
     def record_interactive(self) -> None:
         """Notes that interactive texts have arrived."""
         self._interactive_until_s = self._clock() + _INTERACTIVE_AFTER_S
 
-    def select(self, interactive_tokens: int, limit: int) -> BatchBudget:
-        """Returns the budget of the next batch.
+    def select(self, model: str, interactive_tokens: int, limit: int) -> BatchBudget:
+        """Returns the budget of the next batch of a model.
 
         Args:
+            model: name of the model.
             interactive_tokens: number of interactive tokens that are queued or being computed.
             limit: upper bound of the budget.
         """
-        backlog = _BACKLOG_BATCHES * self._streams * self._latency.tokens(limit)
-        if interactive_tokens > backlog:
-            return self._throughput
+        latency = self._latency[model]
+        if interactive_tokens > _BACKLOG_BATCHES * self._streams * latency.tokens(limit):
+            return self._throughput[model]
         if not interactive_tokens and self._clock() > self._interactive_until_s:
-            return self._throughput
-        return self._latency
+            return self._throughput[model]
+        return latency
 
-    def record_out_of_memory(self, padded_tokens: int) -> None:
+    def record_out_of_memory(self, model: str, padded_tokens: int) -> None:
         """See `BatchBudget.record_out_of_memory`."""
-        for budget in (self._latency, self._throughput):
-            budget.record_out_of_memory(padded_tokens)
+        for budgets in (self._latency, self._throughput):
+            budgets[model].record_out_of_memory(padded_tokens)
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The models that have run."""
+        return list(self._latency)

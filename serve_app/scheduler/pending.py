@@ -1,53 +1,66 @@
 """Pending groups of texts and the futures that their callers await.
 
-What flows: `TextGroup` → `PendingGroup` → one `QueuedText` per text → batches → one result per
-text → the group's future.
+What flows: `TextGroup` → `PendingGroup` → one `QueuedText` per text → batches → one row per text →
+the group's future.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
-from serve_app.engines.base import Engine, TokenIds
+from serve_app.engines.base import Engine, ModelInput
 from serve_app.errors import DeadlineExceeded, EmbedServeError, InvalidRequest
+from serve_app.tasks import RAGGED_TASKS, Task
 from serve_app.types import (
     Bool,
-    Float32,
     Int32,
     Lane,
+    Outputs,
+    RaggedVectors,
+    Row,
     TextGroup,
     Tier,
     Timings,
-    TokenVectors,
     Vectors,
 )
 
-ResultT = TypeVar("ResultT")
-#: Text vectors are queued by lane. Token vectors have a queue of their own, since an engine can't
-#: compute both kinds in one batch.
-Queue = Lane | Literal["tokens"]
-#: The output of one engine run: for each text a vector, or an array of token vectors.
-BatchOutput = Float32 | Sequence[Float32]
 #: Limit of token vectors per group: 48 MiB at 384 dimensions, and ten times that as JSON.
 _MAX_TOKEN_VECTORS = 32768
+_MAX_QUOTED_CHARS = 60
 
 
-class PendingGroup(Generic[ResultT]):
+class QueueKey(NamedTuple):
+    """A queue. A batch holds texts of one queue, since an engine runs one task of one model."""
+
+    model: str
+    task: Task
+    lane: Lane
+
+
+class PendingGroup:
     """A group of texts that succeeds or fails as a whole.
 
-    `future` resolves to the result, or to an error as a value: `InvalidRequest`, `Overloaded`,
+    `future` resolves to the outputs, or to an error as a value: `InvalidRequest`, `Overloaded`,
     `DeadlineExceeded`, `InferenceError` or `Unavailable`. Cancelling it removes the group's texts
     from the queue.
     """
 
-    def __init__(self, group: TextGroup) -> None:
+    def __init__(self, group: TextGroup, engine: Engine, model: str = "") -> None:
+        """Creates a group.
+
+        Args:
+            group: the texts.
+            engine: computes them.
+            model: name of the engine's model.
+        """
         self.text_group = group
+        self.engine = engine
         self.inputs = group.prompted_inputs
-        self.queue: Queue = group.lane
-        self.future: asyncio.Future[ResultT | EmbedServeError] = (
+        self.queue = QueueKey(model, group.task, group.lane)
+        self.future: asyncio.Future[Outputs | EmbedServeError] = (
             asyncio.get_running_loop().create_future()
         )
         #: Tokens of the texts that wait for a batch; 0 before admission.
@@ -56,24 +69,35 @@ class PendingGroup(Generic[ResultT]):
         self._tokenize_s = self._infer_s = 0.0
 
     def split(
-        self, token_ids: Sequence[TokenIds], *, arrival_s: float, tokenize_s: float
+        self, rows: Sequence[ModelInput], *, arrival_s: float, tokenize_s: float
     ) -> list["QueuedText"]:
-        """Returns one `QueuedText` for each text.
+        """Returns one `QueuedText` for each text; fails the group if its result is too large.
 
         Args:
-            token_ids: one item for each text.
+            rows: one item for each text.
             arrival_s: time of arrival by the scheduler's clock.
             tokenize_s: duration of tokenization.
         """
-        n = len(token_ids)
-        self._results: list[Any] = [None] * n
-        self._tokens: Int32 = np.array([len(row.ids) for row in token_ids], dtype=np.int32)
-        self._truncated: Bool = np.array([row.truncated for row in token_ids], dtype=np.bool_)
+        n = len(rows)
+        self._results: list[Row] = [_NO_ROW] * n
+        self._tokens: Int32 = np.array([row.length for row in rows], dtype=np.int32)
+        self._truncated: Bool = np.array([row.truncated for row in rows], dtype=np.bool_)
         self._remaining = n
         self._tokenize_s = tokenize_s
         self.tokens_in_queue = int(self._tokens.sum())
         self.arrival_s = arrival_s
-        return [QueuedText(self, i, row) for i, row in enumerate(token_ids)]
+        if self.queue.task == "embed_tokens" and self.tokens_in_queue > _MAX_TOKEN_VECTORS:
+            self.fail(
+                InvalidRequest(
+                    f"The texts have {self.tokens_in_queue} tokens; one request returns the "
+                    f"vectors of at most {_MAX_TOKEN_VECTORS} tokens. Send fewer texts in one "
+                    "request.",
+                    "texts",
+                )
+            )
+            self.tokens_in_queue = 0
+            return []
+        return [QueuedText(self, i, row, row.length) for i, row in enumerate(rows)]
 
     def enforce_deadline(self, now_s: float) -> None:
         """Fails the group with `DeadlineExceeded` if its deadline has passed."""
@@ -86,7 +110,7 @@ class PendingGroup(Generic[ResultT]):
                 )
             )
 
-    def set_result(self, index: int, result: Float32, now_s: float) -> None:
+    def set_result(self, index: int, result: Row, now_s: float) -> None:
         """Stores the result of one text; the last one resolves the group's future."""
         self._results[index] = result
         self._remaining -= 1
@@ -95,7 +119,7 @@ class PendingGroup(Generic[ResultT]):
             timings = Timings(
                 queue_s=max(queue_s, 0.0), tokenize_s=self._tokenize_s, infer_s=self._infer_s
             )
-            self.future.set_result(self._build_result(timings))
+            self.future.set_result(self._outputs(timings))
 
     def add_inference_time(self, seconds: float) -> None:
         """Adds the duration of a batch that held texts of the group."""
@@ -106,79 +130,29 @@ class PendingGroup(Generic[ResultT]):
         if not self.future.done():
             self.future.set_result(error)
 
-    def compute(self, engine: Engine, batch: Sequence[TokenIds]) -> BatchOutput:
-        """Runs the engine on a batch and returns one result for each text."""
-        raise NotImplementedError
-
-    def finite_mask(self, output: BatchOutput) -> Sequence[bool]:
-        """Returns for each text whether its result holds neither NaN nor infinity."""
-        raise NotImplementedError
-
-    def _build_result(self, timings: Timings) -> ResultT:
-        raise NotImplementedError
-
-
-class PendingVectors(PendingGroup[Vectors]):
-    """A group whose result is one vector for each text."""
-
-    def compute(self, engine: Engine, batch: Sequence[TokenIds]) -> Float32:
-        """Returns vectors of shape (len(batch), dim)."""
-        return engine.embed(batch)
-
-    def finite_mask(self, output: BatchOutput) -> Sequence[bool]:
-        """Returns for each text whether its vector is finite."""
-        finite: list[bool] = np.isfinite(np.sum(output, axis=1)).tolist()
-        return finite
-
-    def _build_result(self, timings: Timings) -> Vectors:
+    def _outputs(self, timings: Timings) -> Outputs:
         tiers = np.full(len(self._tokens), Tier.COMPUTED, dtype=np.uint8)
+        if self.queue.task in RAGGED_TASKS:
+            return RaggedVectors(self._results, self._tokens, self._truncated, tiers, timings)
         return Vectors(np.array(self._results), self._tokens, self._truncated, tiers, timings)
 
 
-class PendingTokenVectors(PendingGroup[list[TokenVectors]]):
-    """A group whose result is one vector for each token of each text."""
-
-    def __init__(self, group: TextGroup) -> None:
-        super().__init__(group)
-        self.queue = "tokens"
-
-    def split(
-        self, token_ids: Sequence[TokenIds], *, arrival_s: float, tokenize_s: float
-    ) -> list["QueuedText"]:
-        """Returns one `QueuedText` for each text; fails the group if its result is too large."""
-        count = sum(len(row.ids) for row in token_ids)
-        if count > _MAX_TOKEN_VECTORS:
-            self.fail(
-                InvalidRequest(
-                    f"The texts have {count} tokens; one request returns the vectors of at most "
-                    f"{_MAX_TOKEN_VECTORS} tokens. Send fewer texts in one request.",
-                    "texts",
-                )
-            )
-            return []
-        return super().split(token_ids, arrival_s=arrival_s, tokenize_s=tokenize_s)
-
-    def compute(self, engine: Engine, batch: Sequence[TokenIds]) -> Sequence[Float32]:
-        """Returns for each text an array of shape (tokens, width)."""
-        return engine.embed_tokens(batch)
-
-    def finite_mask(self, output: BatchOutput) -> Sequence[bool]:
-        """Returns for each text whether all its token vectors are finite."""
-        return [bool(np.isfinite(array.sum())) for array in output]
-
-    def _build_result(self, timings: Timings) -> list[TokenVectors]:
-        return list(map(TokenVectors, self._results, self._truncated.tolist()))
+_NO_ROW = np.empty(0)
 
 
 @dataclass(slots=True, eq=False)
 class QueuedText:
     """One text in the queue."""
 
-    group: PendingGroup[Any]
+    group: PendingGroup
     index: int  #: its position in the group
-    token_ids: TokenIds
+    row: ModelInput
+    length: int  #: number of tokens
 
-    @property
-    def length(self) -> int:
-        """Number of tokens."""
-        return len(self.token_ids.ids)
+    def quote(self) -> str:
+        """Returns the beginning of the text for an error message."""
+        content = self.group.text_group.texts[self.index]
+        if not isinstance(content, str | tuple):
+            return f"input {self.index}"
+        ellipsis = "…" if len(content) > _MAX_QUOTED_CHARS else ""
+        return f"the text {content[:_MAX_QUOTED_CHARS]!r}{ellipsis}"

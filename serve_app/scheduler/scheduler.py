@@ -1,6 +1,6 @@
-"""Packs queued texts into batches for one engine.
+"""Packs queued texts into batches for the engines of a process.
 
-The queue holds texts, not requests. Whenever the engine is free, the next batch is packed from the
+The queues hold texts, not requests. Whenever an engine is free, the next batch is packed from the
 oldest text and the texts closest to it in length, within a budget of padded tokens. There is no
 batching timeout: an idle engine starts at once, and while it is busy the next batch grows.
 """
@@ -8,13 +8,15 @@ batching timeout: an idle engine starts at once, and while it is busy the next b
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from itertools import chain, islice
-from typing import Any
+
+import numpy as np
 
 from serve_app.config import EmbedderSettings
-from serve_app.engines.base import Engine, TokenIds
+from serve_app.engines.base import Engine, ModelInput
 from serve_app.engines.tokenizer_service import tokenizer_runs
 from serve_app.errors import (
     EmbedServeError,
@@ -39,25 +41,25 @@ from serve_app.metrics import (
 from serve_app.scheduler.admission import QueueAdmission, is_large
 from serve_app.scheduler.batch_budget import BatchBudget, BatchBudgets
 from serve_app.scheduler.load import LoadMeter
-from serve_app.scheduler.pending import BatchOutput, PendingGroup, QueuedText
-from serve_app.scheduler.queues import QUEUES, TextQueues
+from serve_app.scheduler.pending import PendingGroup, QueuedText, QueueKey
+from serve_app.scheduler.queues import TextQueues
+from serve_app.types import Row
 
 logger = logging.getLogger(__name__)
 
 #: Fewer characters are tokenized on the event loop, since a thread hop would take longer.
 _MAX_INLINE_CHARS = 2000
-_MAX_QUOTED_CHARS = 60
 _SHUTTING_DOWN = "The replica is shutting down; try again."
 
 
 class Scheduler:
-    """Schedules the texts of pending groups on one engine. Belongs to one event loop."""
+    """Schedules the texts of pending groups on their engines. Belongs to one event loop."""
 
     def __init__(
         self,
-        engine: Engine,
         settings: EmbedderSettings,
         *,
+        streams: int,
         engine_threads: Executor,
         tokenizer_thread: Executor,
         meter: Meter | None = None,
@@ -66,23 +68,25 @@ class Scheduler:
         """Creates a scheduler that is idle until `start`.
 
         Args:
-            engine: runs up to `engine.streams` batches at a time.
             settings: may be replaced at any time; they apply from the next batch on.
-            engine_threads: at least one thread for each stream of the engine.
-            tokenizer_thread: tokenizes long texts next to the engine.
+            streams: how many batches run at a time; of one engine, at most its own streams.
+            engine_threads: at least one thread for each stream.
+            tokenizer_thread: tokenizes long texts next to the engines.
             meter: counts batches.
             clock: monotonic time in seconds.
         """
-        self._engine = engine
         self.settings = settings
+        self._streams = streams
         self._engine_threads = engine_threads
         self._tokenizer_thread = tokenizer_thread
         self._clock = clock
         self._queues = TextQueues()
-        self._admission = {name: QueueAdmission(name, clock) for name in QUEUES}
-        self._budgets = BatchBudgets(engine.streams, clock)
+        self._admission: dict[QueueKey, QueueAdmission] = {}
+        self._budgets = BatchBudgets(streams, clock)
         self._work_available = asyncio.Event()
-        self._batch_start_s: dict[int, float] = {}
+        self._batch_start_s: dict[int, float] = {}  # of the batch of each stream
+        self._running = Counter[str]()  # batches of each model
+        self._engines: dict[str, Engine] = {}  # of the queued texts, by model
         self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
         self.load = LoadMeter(clock)
@@ -92,8 +96,7 @@ class Scheduler:
         """Starts one worker task for each stream. Idempotent; call it on the submitting loop."""
         if not self._workers:
             loop = asyncio.get_running_loop()
-            streams = range(self._engine.streams)
-            self._workers = [loop.create_task(self._work(stream)) for stream in streams]
+            self._workers = [loop.create_task(self._work(i)) for i in range(self._streams)]
 
     async def stop(self) -> None:
         """Stops the workers and fails queued and later groups with `Unavailable`."""
@@ -104,15 +107,25 @@ class Scheduler:
         waiting = [self._queues.drain(), *(queue.drain() for queue in self._admission.values())]
         _fail_all(chain.from_iterable(waiting), Unavailable(_SHUTTING_DOWN))
 
-    async def submit(self, groups: Sequence[PendingGroup[Any]]) -> None:
+    async def submit(self, groups: Sequence[PendingGroup]) -> None:
         """Tokenizes groups together, then queues or rejects each as a whole.
 
         Never raises; errors resolve the futures of the groups.
         """
+        by_model: dict[str, list[PendingGroup]] = {}
+        for group in groups:
+            by_model.setdefault(group.queue.model, []).append(group)
+        if len(by_model) == 1:
+            await self._submit(groups)
+        else:
+            await asyncio.gather(*map(self._submit, by_model.values()))
+
+    async def _submit(self, groups: Sequence[PendingGroup]) -> None:
+        """Submits groups of one model."""
         arrival_s = self._clock()
         inputs = list(chain.from_iterable(group.inputs for group in groups))
         try:
-            token_ids = iter(await self._tokenize(groups, inputs))
+            encoded = iter(await self._tokenize(groups, inputs))
         except InvalidRequest as error:
             await self._submit_separately(groups, error)
             return
@@ -123,19 +136,19 @@ class Scheduler:
             return
         tokenize_s = self._clock() - arrival_s
         for group in groups:
-            rows = list(islice(token_ids, len(group.inputs)))
+            rows = list(islice(encoded, len(group.inputs)))
             if not group.future.done():
                 self._admit(group, group.split(rows, arrival_s=arrival_s, tokenize_s=tokenize_s))
 
     async def _submit_separately(
-        self, groups: Sequence[PendingGroup[Any]], error: InvalidRequest
+        self, groups: Sequence[PendingGroup], error: InvalidRequest
     ) -> None:
         """Submits each group by itself, so that only the invalid ones fail."""
         if len(groups) == 1:
             groups[0].fail(error)
             return
         for group in groups:
-            await self.submit([group])
+            await self._submit([group])
 
     def check_health(self) -> None:
         """Checks that the workers and the engine make progress.
@@ -152,63 +165,70 @@ class Scheduler:
                 raise InferenceError(f"One batch has been running for {running_s:.0f} s.")
 
     async def _tokenize(
-        self, groups: Sequence[PendingGroup[Any]], inputs: Sequence[Input]
-    ) -> list[TokenIds]:
-        """Returns the token ids of all inputs; of fewer if all groups are done before."""
+        self, groups: Sequence[PendingGroup], inputs: Sequence[Input]
+    ) -> Sequence[ModelInput]:
+        """Returns all inputs as the model takes them; fewer if all groups are done before."""
+        encode = groups[0].engine.tokenizer.encode
         if sum(map(len, inputs)) <= _MAX_INLINE_CHARS:
-            return self._engine.tokenizer.encode(inputs)
-        loop, encode = asyncio.get_running_loop(), self._engine.tokenizer.encode
-        token_ids, tokens = list[TokenIds](), 0
+            return encode(inputs)
+        loop = asyncio.get_running_loop()
+        rows, tokens = list[ModelInput](), 0
         for run in tokenizer_runs(inputs):
-            rows = await loop.run_in_executor(self._tokenizer_thread, encode, run)
-            token_ids += rows
+            encoded = await loop.run_in_executor(self._tokenizer_thread, encode, run)
+            rows += encoded
             if all(group.future.done() for group in groups):
                 break
-            tokens += sum(len(row.ids) for row in rows)
+            tokens += sum(row.length for row in encoded)
             if len(groups) == 1 and is_large(tokens, self.settings.max_queued_tokens):
                 # With more tokens, a large group that is refused would be refused as well.
                 refusal = self._refusal(groups[0], tokens)
                 if refusal is not None:
                     self._reject(groups[0], refusal)
                     break
-        return token_ids
+        return rows
 
-    def _admit(self, group: PendingGroup[Any], texts: Sequence[QueuedText]) -> None:
-        tokens, admission = group.tokens_in_queue, self._admission[group.queue]
+    def _admit(self, group: PendingGroup, texts: Sequence[QueuedText]) -> None:
+        tokens, admission = group.tokens_in_queue, self._queue_admission(group.queue)
         refusal = self._refusal(group, tokens)
         if refusal is not None:
             self._reject(group, refusal)
             return
         self.load.admit(tokens)
-        if group.queue == "interactive":
+        if group.queue.lane == "interactive":
             self._budgets.record_interactive()
         group.future.add_done_callback(lambda _: self._release(group))
         self._queue(admission.admit(group, texts, self.settings.max_queued_tokens))
 
-    def _refusal(self, group: PendingGroup[Any], tokens: int) -> EmbedServeError | None:
+    def _refusal(self, group: PendingGroup, tokens: int) -> EmbedServeError | None:
         """Returns why a group of at least this many tokens can't be admitted now."""
         settings = self.settings
         if self._stopping:
             return Unavailable(_SHUTTING_DOWN)
         if tokens > settings.max_request_tokens:
             return _too_many_tokens(tokens, settings.max_request_tokens)
-        return self._admission[group.queue].refusal(
+        return self._queue_admission(group.queue).refusal(
             tokens,
             group.text_group.deadline_s - self._clock(),
             limit=settings.max_queued_tokens,
             tokens_per_s=self.load.tokens_per_s,
         )
 
-    def _reject(self, group: PendingGroup[Any], refusal: EmbedServeError) -> None:
+    def _reject(self, group: PendingGroup, refusal: EmbedServeError) -> None:
         group.fail(refusal)
-        self.meter.add(REFUSED, 1, refusal.code, group.queue)
+        self.meter.add(REFUSED, 1, refusal.code, group.queue.lane, group.queue.model)
+
+    def _queue_admission(self, key: QueueKey) -> QueueAdmission:
+        if key not in self._admission:
+            self._admission[key] = QueueAdmission(key.lane, self._clock)
+        return self._admission[key]
 
     def _queue(self, texts: Sequence[QueuedText]) -> None:
         if texts:
             self._queues.put(texts)
+            self._engines[texts[0].group.queue.model] = texts[0].group.engine
             self._work_available.set()
 
-    def _release(self, group: PendingGroup[Any]) -> None:
+    def _release(self, group: PendingGroup) -> None:
         """Releases the texts of a finished or cancelled group that still wait for a batch."""
         if not group.tokens_in_queue:
             return
@@ -219,36 +239,46 @@ class Scheduler:
         self._queue(admission.next_part(self.settings.max_queued_tokens))
 
     async def _work(self, stream: int) -> None:
-        """Runs one batch after another on a stream of the engine."""
+        """Runs one batch after another."""
         while True:
             await self._work_available.wait()
-            budget = self._select_budget()
-            max_tokens = budget.tokens(self.settings.max_batch_tokens)
-            batch = self._queues.next_batch(self.settings, max_tokens, self._clock())
+            batch = self._queues.next_batch(self.settings, self._max_batch_tokens, self._clock())
             if batch:
-                await self._run_batch(batch, stream, budget)
+                await self._run_batch(batch, stream)
             else:
                 self._work_available.clear()
 
-    def _select_budget(self) -> BatchBudget:
-        interactive_tokens = self._admission["interactive"].tokens
-        return self._budgets.select(interactive_tokens, self.settings.max_batch_tokens)
+    def _max_batch_tokens(self, key: QueueKey) -> int:
+        """Returns the limit of the next batch of a queue; 0: all streams of its engine run."""
+        if self._running[key.model] >= self._engines[key.model].streams:
+            return 0
+        return self._select_budget(key.model).tokens(self.settings.max_batch_tokens)
 
-    async def _run_batch(
-        self, batch: Sequence[QueuedText], stream: int, budget: BatchBudget
-    ) -> None:
+    def _select_budget(self, model: str) -> BatchBudget:
+        interactive_tokens = sum(
+            queue.tokens for key, queue in self._admission.items() if key.lane == "interactive"
+        )
+        return self._budgets.select(model, interactive_tokens, self.settings.max_batch_tokens)
+
+    async def _run_batch(self, batch: Sequence[QueuedText], stream: int) -> None:
+        key, engine = batch[0].group.queue, batch[0].group.engine
+        budget = self._select_budget(key.model)
         tokens = sum(text.length for text in batch)
         for text in batch:
             text.group.tokens_in_queue -= text.length
-        admission = self._admission[batch[0].group.queue]
+        admission = self._admission[key]
         if admission.has_backlog:
             self._queue(admission.next_part(self.settings.max_queued_tokens))
+        self._running[key.model] += 1
         try:
             await self._compute(batch, stream, budget)
         except asyncio.CancelledError:
             _fail_all(batch, Unavailable(_SHUTTING_DOWN))
             raise
         finally:
+            self._running[key.model] -= 1
+            if engine.streams < self._streams:
+                self._work_available.set()  # other workers found this engine busy
             self.load.release(tokens)
             admission.complete(tokens)
 
@@ -270,17 +300,17 @@ class Scheduler:
         for half in halves:
             await self._compute(half, stream, budget)
 
-    async def _run_engine(self, batch: Sequence[QueuedText], stream: int) -> BatchOutput:
+    async def _run_engine(self, batch: Sequence[QueuedText], stream: int) -> Sequence[Row]:
         loop = asyncio.get_running_loop()
         self._batch_start_s[stream] = self._clock()
         self.load.start_batch()
-        computed_tokens = 0
+        computed_tokens, group = 0, batch[0].group
         try:
             output = await loop.run_in_executor(
                 self._engine_threads,
-                batch[0].group.compute,
-                self._engine,
-                [text.token_ids for text in batch],
+                group.engine.run,
+                group.queue.task,
+                [text.row for text in batch],
             )
             computed_tokens = sum(text.length for text in batch)
             return output
@@ -290,11 +320,12 @@ class Scheduler:
 
     def _bisect(self, batch: Sequence[QueuedText], error: Exception) -> list[Sequence[QueuedText]]:
         """Returns the halves of a failed batch. Fails the group of a single text instead."""
-        self.meter.add(BATCH_FAILURES)
+        model = batch[0].group.queue.model
+        self.meter.add(BATCH_FAILURES, 1, model)
         if isinstance(error, MemoryError):
             padded = _padded_tokens(batch)
             logger.warning("Out of memory at %d texts, %d tokens", len(batch), padded)
-            self._budgets.record_out_of_memory(padded)
+            self._budgets.record_out_of_memory(model, padded)
         if len(batch) == 1:
             _fail_text(batch[0], error)
             return []
@@ -302,16 +333,15 @@ class Scheduler:
         return [batch[:half], batch[half:]]
 
     def _set_results(
-        self, batch: Sequence[QueuedText], output: BatchOutput, start_s: float, seconds: float
+        self, batch: Sequence[QueuedText], output: Sequence[Row], start_s: float, seconds: float
     ) -> None:
         for group in {id(text.group): text.group for text in batch}.values():
             group.add_inference_time(seconds)
-        finite_mask = batch[0].group.finite_mask(output)
-        for text, result, is_finite in zip(batch, output, finite_mask, strict=True):
+        for text, result, is_finite in zip(batch, output, _finite_mask(output), strict=True):
             if is_finite:
                 text.group.set_result(text.index, result, start_s + seconds)
             else:
-                message = f"The model returned a non-finite vector for {_quote(text)}."
+                message = f"The model returned a non-finite vector for {text.quote()}."
                 text.group.fail(InferenceError(message))
 
     def _record_batch(
@@ -324,18 +354,33 @@ class Scheduler:
             target_s=self.settings.batch_target_s,
             limit=self.settings.max_batch_tokens,
         )
-        self.meter.add(BATCHES)
-        self.meter.add(BATCH_TEXTS, len(batch))
-        self.meter.add(BATCH_TOKENS, sum(text.length for text in batch))
-        self.meter.add(PADDED_TOKENS, padded)
-        self.meter.add(BATCH_SECONDS, seconds)
+        model = batch[0].group.queue.model
+        self.meter.add(BATCHES, 1, model)
+        self.meter.add(BATCH_TEXTS, len(batch), model)
+        self.meter.add(BATCH_TOKENS, sum(text.length for text in batch), model)
+        self.meter.add(PADDED_TOKENS, padded, model)
+        self.meter.add(BATCH_SECONDS, seconds, model)
 
     def gauges(self) -> Gauges:
         """Returns the current value of each gauge."""
         return {
-            QUEUED_TOKENS: {name: queue.tokens for name, queue in self._admission.items()},
-            BUDGET_TOKENS: self._select_budget().tokens(self.settings.max_batch_tokens),
+            QUEUED_TOKENS: {
+                (key.lane, key.task, key.model): queue.tokens
+                for key, queue in self._admission.items()
+            },
+            BUDGET_TOKENS: {
+                (model,): self._select_budget(model).tokens(self.settings.max_batch_tokens)
+                for model in self._budgets.models
+            },
         }
+
+
+def _finite_mask(output: Sequence[Row]) -> list[bool]:
+    """Returns for each row whether it holds neither NaN nor infinity."""
+    if isinstance(output, np.ndarray):
+        finite: list[bool] = np.isfinite(np.sum(output, axis=1)).tolist()
+        return finite
+    return [bool(np.isfinite((row["weight"] if row.dtype.names else row).sum())) for row in output]
 
 
 def _too_many_tokens(tokens: int, limit: int) -> InvalidRequest:
@@ -357,10 +402,4 @@ def _fail_all(texts: Iterable[QueuedText], error: EmbedServeError) -> None:
 
 def _fail_text(text: QueuedText, error: Exception) -> None:
     logger.error("The engine failed on a text of %d tokens", text.length, exc_info=error)
-    text.group.fail(InferenceError(f"The model failed on {_quote(text)}: {type(error).__name__}."))
-
-
-def _quote(text: QueuedText) -> str:
-    content = text.group.text_group.texts[text.index]
-    ellipsis = "…" if len(content) > _MAX_QUOTED_CHARS else ""
-    return f"the text {content[:_MAX_QUOTED_CHARS]!r}{ellipsis}"
+    text.group.fail(InferenceError(f"The model failed on {text.quote()}: {type(error).__name__}."))

@@ -1,10 +1,9 @@
-"""The tiers below the service: a cache, and an engine in this process or in another."""
+"""The tiers below the service of one model: a cache, and an engine in this process or another."""
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from serve_app.cache.stack import CacheStack
-from serve_app.types import CacheState, EngineInfo, TextGroup, Tokenization, TokenVectors, Vectors
+from serve_app.types import CacheState, EngineInfo, Outputs, TextGroup, Tokenization
 
 
 class EngineCalls(Protocol):
@@ -26,16 +25,15 @@ class EngineCalls(Protocol):
         """Returns the text of each row of token ids."""
         ...
 
-    async def embed_tokens(self, group: TextGroup) -> Sequence[TokenVectors]:
-        """Returns one vector per token of each of the group's texts."""
-        ...
-
 
 class Backend(EngineCalls, Protocol):
     """The tiers below the service: caches, tokenizer and engine."""
 
-    async def embed(self, group: TextGroup) -> Vectors:
-        """Returns the vectors of the group's texts, in their order and with all dimensions."""
+    async def run(self, group: TextGroup) -> Outputs:
+        """Returns the outputs of the group's task, in the order of its texts.
+
+        Vectors have all dimensions; scores are logits.
+        """
         ...
 
     async def cache_state(self) -> CacheState:
@@ -48,24 +46,19 @@ class CachedBackend:
 
     def __init__(
         self,
-        cache: CacheStack,
+        run: Callable[[TextGroup], Awaitable[Outputs]],
         engine: EngineCalls,
-        cache_state: Callable[[], Coroutine[Any, Any, CacheState]] | None = None,
+        cache_state: Callable[[], Coroutine[Any, Any, CacheState]],
     ) -> None:
         """Combines a cache and an engine.
 
         Args:
-            cache: its next tier computes vectors with `engine`, maybe through other tiers.
+            run: looks a group up, and computes with `engine` what is missing.
             engine: everything else.
-            cache_state: returns the state of L2; None: `cache` has it.
+            cache_state: returns the state of L2.
         """
-        self._cache = cache
-        self.embed = cache.embed
+        self.run = run
         self.describe = engine.describe
         self.tokenize = engine.tokenize
         self.decode = engine.decode
-        self.embed_tokens = engine.embed_tokens
-        self.cache_state = cache_state or self._own_cache_state
-
-    async def _own_cache_state(self) -> CacheState:
-        return self._cache.state
+        self.cache_state = cache_state

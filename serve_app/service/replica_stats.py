@@ -77,7 +77,7 @@ class _Collector(Collector):
             gauge = GaugeMetricFamily(
                 RAY_PREFIX + metric.name, metric.description, labels=metric.tags
             )
-            by_tag = current if isinstance(current, Mapping) else {None: current}
-            for tag, number in by_tag.items():
-                gauge.add_metric(() if tag is None else (tag,), number)
+            by_tags = current if isinstance(current, Mapping) else {(): current}
+            for tags, number in by_tags.items():
+                gauge.add_metric(tags, number)
             yield gauge

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from serve_app.config import RequestSettings
 from serve_app.errors import EmptyInput, InvalidRequest
+from serve_app.inputs import Image, TextPair
 
 #: Characters that no text may hold: NUL, and surrogates, which in a `str` are always unpaired.
 _INVALID_CHARACTER = re.compile("[\0\ud800-\udfff]")
@@ -27,7 +28,7 @@ def validate_inputs(inputs: Sequence[object], settings: RequestSettings) -> None
             "texts",
         )
     for i, value in enumerate(inputs):
-        if value in ("", ()):
+        if value in ("", ()) or (isinstance(value, TextPair) and "" in value.texts):
             raise EmptyInput(
                 f"Text {i} is empty. Leave it out, or send at least one character.", "texts"
             )
@@ -52,13 +53,22 @@ def validate_reply_tokens(n_tokens: int, settings: RequestSettings) -> None:
 
 def replace_invalid_characters(text: object) -> object:
     """Returns a text with U+FFFD in place of each NUL and unpaired surrogate; else the input."""
-    return _INVALID_CHARACTER.sub("\ufffd", text) if isinstance(text, str) else text
+    if isinstance(text, str):
+        return _INVALID_CHARACTER.sub("\ufffd", text)
+    if isinstance(text, TextPair):
+        return TextPair(*(_INVALID_CHARACTER.sub("\ufffd", part) for part in text.texts))
+    return text
 
 
 def _find_fault(value: object, max_chars: int) -> str | None:
     if isinstance(value, str | tuple) and len(value) > max_chars:
         unit = "characters" if isinstance(value, str) else "token ids"
         return f"has {len(value)} {unit}; at most {max_chars} are taken. Split it."
+    if isinstance(value, TextPair):
+        faults = (_find_fault(part, max_chars) for part in value.texts)
+        return next((fault for fault in faults if fault), None)
+    if isinstance(value, Image):
+        return None  # checked where it was decoded
     if isinstance(value, tuple):
         return "holds a token id below 0. Send the model's own." if min(value) < 0 else None
     if not isinstance(value, str):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey
-from serve_app.inputs import Input
+from serve_app.inputs import Input, TextPair
 from serve_app.jobs import Job
 from serve_app.results import Result
 from serve_app.service.embed import EmbedService
@@ -18,8 +18,7 @@ _CHARS_PER_TOKEN = 4
 class Admission:
     """Runs jobs within the limits of their API keys."""
 
-    def __init__(self, service: EmbedService, access: Entrance) -> None:
-        self._service = service
+    def __init__(self, access: Entrance) -> None:
         self._access = access
 
     def identify(self, headers: Mapping[str, str]) -> ApiKey | None:
@@ -32,7 +31,7 @@ class Admission:
         return self._access.identify(unfold(headers.get("authorization", "")), unfold(api_key))
 
     async def run(
-        self, key: ApiKey | None, job: Job, timeout_s: float = math.inf
+        self, key: ApiKey | None, service: EmbedService, job: Job, timeout_s: float = math.inf
     ) -> tuple[Result, Mapping[str, str]]:
         """Runs a job within the key's limits; see `EmbedService.run`.
 
@@ -46,16 +45,16 @@ class Admission:
         """
         result: Result
         if key is None:
-            result = await self._service.run(job, timeout_s)
+            result = await service.run(job, timeout_s)
             return result, {}
-        spec = self._service.spec
+        spec = service.spec
         estimate = sum(min(_estimated_tokens(text), spec.max_tokens) for text in job.inputs)
         reservation = await self._access.admit(key, spec.name, estimate)
         billed_tokens: int | None = None
         try:
             if key.lane is not None:
                 job = job.with_options(lane=key.lane)
-            result = await self._service.run(job, timeout_s)
+            result = await service.run(job, timeout_s)
             billed_tokens = result.billed_tokens
         finally:
             await self._access.release(reservation, billed_tokens)
@@ -63,6 +62,6 @@ class Admission:
 
 
 def _estimated_tokens(text: Input) -> int:
-    if isinstance(text, str):
+    if isinstance(text, str | TextPair):
         return len(text) // _CHARS_PER_TOKEN + 1
-    return len(text) if isinstance(text, tuple) else 0  # the service rejects other types
+    return len(text) if isinstance(text, tuple) else 0  # only the model knows the cost of an image

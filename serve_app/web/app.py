@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.access.entrance import Entrance
 from serve_app.access.quota import MemoryQuotaStore
-from serve_app.service.embed import EmbedService
+from serve_app.service.catalog import Catalog
 from serve_app.web.admission import Admission
 from serve_app.web.content_encoding import compress
 from serve_app.web.dialect import Dialect, DialectEndpoint, DialectView
@@ -49,15 +49,15 @@ _EXPOSED_HEADERS = (
 
 
 def create_app(
-    service: EmbedService,
+    catalog: Catalog,
     access: Entrance | None = None,
     cors_origins: Sequence[str] = (),
     dialects: Sequence[Dialect] | None = None,
 ) -> ASGIApp:
-    """Returns the ASGI application for a service.
+    """Returns the ASGI application for the models of a catalog.
 
     Args:
-        service: computes results.
+        catalog: the models.
         access: checks API keys; None serves clients without a key.
         cors_origins: origins whose scripts may send requests from browsers, or patterns of them,
             such as `https://*.example.com`; `*` allows all.
@@ -65,8 +65,8 @@ def create_app(
     """
     access = access or Entrance(MemoryQuotaStore())
     dialects = load_dialects() if dialects is None else dialects
-    handler = RequestHandler(service, Admission(service, access), dialects)
-    documentation = _Documentation(service, access, dialects)
+    handler = RequestHandler(catalog, Admission(access), dialects)
+    documentation = _Documentation(catalog, access, dialects)
     patterns = [origin for origin in cors_origins if "*" in origin and origin != "*"]
     app = Starlette(
         routes=[
@@ -144,15 +144,15 @@ class _NormalizedPaths:
 class _Documentation:
     """Serves the documentation, generated per request because its limits may be reconfigured."""
 
-    def __init__(
-        self, service: EmbedService, access: Entrance, dialects: Sequence[Dialect]
-    ) -> None:
-        self._service = service
+    def __init__(self, catalog: Catalog, access: Entrance, dialects: Sequence[Dialect]) -> None:
+        self._catalog = catalog
         self._access = access
         self._dialects = dialects
 
     def _document(self) -> dict[str, Any]:
-        context = SchemaContext(self._service.spec, self._service.settings)
+        context = SchemaContext(
+            tuple(service.spec for service in self._catalog.services), self._catalog.settings
+        )
         return openapi(context, self._dialects, keys=self._access.required)
 
     async def openapi_json(self, request: Request) -> Response:
@@ -166,7 +166,7 @@ class _Documentation:
 
     async def _compressed(self, request: Request, response: Response) -> Response:
         accept_encoding = request.headers.get("accept-encoding", "")
-        return await compress(response, accept_encoding, self._service.settings.compress_min_bytes)
+        return await compress(response, accept_encoding, self._catalog.settings.compress_min_bytes)
 
 
 def _endpoint_function(

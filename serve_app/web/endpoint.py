@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from serve_app.jobs import Job
 from serve_app.models import ModelSpec
-from serve_app.results import EmbedResult
-from serve_app.service.embed import EmbedService
-from serve_app.web.schema.fields import Body, Field
+from serve_app.results import ComputedResult
+from serve_app.service.catalog import Catalog
+from serve_app.tasks import Task
+from serve_app.web.schema.fields import Body, Field, ModelField
 from serve_app.web.schema.json_schema import Schema
 
 
@@ -25,7 +26,7 @@ class ParsedRequest(NamedTuple):
     has_floats: bool = True  #: whether the reply holds the vectors as JSON numbers
 
 
-def _no_headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:
+def _no_headers(result: ComputedResult, total_s: float) -> Mapping[str, str]:
     return {}
 
 
@@ -42,11 +43,24 @@ class Endpoint:
     #: A field that every request of this endpoint has, and no request of another on the same path.
     deciding_key: str
     fields: tuple[Field, ...]  #: of the body; those that the path names are its parameters
-    #: Reads the body. Raises InvalidRequest if a field is missing or has a wrong type.
+    #: Reads the body, for the model that it names or the default model of `task`. Raises
+    #: InvalidRequest if a field is missing or has a wrong type.
     parse: Callable[[Body, ModelSpec], ParsedRequest]
     reply_schema: Schema | None  #: None: the endpoint only ever returns errors
     #: Response headers of the dialect, from the result and the total time in seconds.
-    headers: Callable[[EmbedResult, float], Mapping[str, str]] = _no_headers
+    headers: Callable[[ComputedResult, float], Mapping[str, str]] = _no_headers
+    task: Task | None = "embed"  #: selects the model of a request that names none; None: any model
+
+    def model_name(self, body: Body) -> str | None:
+        """Returns the name of the model that a body selects; None: it names none.
+
+        Raises:
+            InvalidRequest: the name isn't a string.
+        """
+        for body_field in self.fields:
+            if isinstance(body_field, ModelField):
+                return body_field(body)
+        return None
 
 
 class ViewResponse(NamedTuple):
@@ -62,8 +76,8 @@ class ViewRoute:
 
     path: str
     summary: str
-    #: Returns the response, from the service, and the parameters of the path and of the body.
-    respond: Callable[[EmbedService, Mapping[str, Any]], Awaitable[ViewResponse]]
+    #: Returns the response, from the catalog, and the parameters of the path and of the body.
+    respond: Callable[[Catalog, Mapping[str, Any]], Awaitable[ViewResponse]]
     reply_schema: Schema
     method: str = "GET"
     fields: tuple[Field, ...] = ()  #: of the body; empty: the route reads no body

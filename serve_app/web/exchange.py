@@ -6,7 +6,10 @@ from starlette.requests import Request
 
 from serve_app.config import ApiKey
 from serve_app.jobs import Job
+from serve_app.metrics import ModelMeter
 from serve_app.results import Result
+from serve_app.service.catalog import Catalog
+from serve_app.service.embed import EmbedService
 from serve_app.web.dialect import Dialect
 from serve_app.web.limits import RequestBody
 
@@ -14,7 +17,7 @@ from serve_app.web.limits import RequestBody
 class Exchange:
     """One request on its way through the handler."""
 
-    __slots__ = ("body", "dialect", "job", "key", "request", "result", "started_s")
+    __slots__ = ("body", "dialect", "job", "key", "request", "result", "service", "started_s")
 
     def __init__(self, request: Request, dialect: Dialect) -> None:
         """Creates an exchange before its body is read.
@@ -28,5 +31,17 @@ class Exchange:
         self.body = RequestBody(request.receive)
         self.started_s = time.perf_counter()
         self.key: ApiKey | None = None
+        self.service: EmbedService | None = None
         self.job: Job | None = None
         self.result: Result | None = None
+
+    def meter(self, catalog: Catalog) -> ModelMeter:
+        """Returns the meter of the request's model; without a name if none was selected."""
+        return catalog.meter.for_model("") if self.service is None else self.service.meter
+
+    def space_header(self, catalog: Catalog) -> dict[str, str]:
+        """Returns `x-embedding-space`, unless several models are served and none was selected."""
+        service = self.service
+        if service is None and len(catalog.services) == 1:
+            service = catalog.default
+        return {} if service is None else {"x-embedding-space": service.spec.space_id}

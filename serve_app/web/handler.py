@@ -29,7 +29,8 @@ from serve_app.errors import (
     UnsupportedContentEncoding,
 )
 from serve_app.metrics import CACHED_TEXTS, REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
-from serve_app.results import BatchResult, EmbedResult
+from serve_app.results import ComputedResult, EmbedResult, Result
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.types import Tier
 from serve_app.web.accept import JSON, RAW, prefers_raw
@@ -86,22 +87,19 @@ class _Reply(NamedTuple):
 
 
 class RequestHandler:
-    """Handles the requests of all dialects for one service."""
+    """Handles the requests of all dialects, for all models."""
 
-    def __init__(
-        self, service: EmbedService, admission: Admission, dialects: Sequence[Dialect]
-    ) -> None:
-        """Binds the routes of the dialects to a service.
+    def __init__(self, catalog: Catalog, admission: Admission, dialects: Sequence[Dialect]) -> None:
+        """Binds the routes of the dialects to the models.
 
         Args:
-            service: computes results.
+            catalog: the models.
             admission: checks API keys and their limits.
             dialects: the first one renders the errors of unknown paths.
         """
-        self._service = service
+        self._catalog = catalog
         self._admission = admission
         self._limiter = ConcurrencyLimiter()
-        self._space = service.spec.space_id
         self.endpoints = endpoints_by_path(dialects)
         self.views = all_views(dialects)
         self._default_dialect = dialects[0]
@@ -118,8 +116,8 @@ class RequestHandler:
         exchange = Exchange(request, candidates[0].dialect)
         response = await self._respond(exchange, self._run_endpoint(exchange, candidates))
         if response.status_code not in (200, _NGINX_CLIENT_CLOSED_REQUEST):
-            self._service.meter.add(REQUESTS, 1, str(response.status_code))
-        if self._service.settings.request_log:
+            exchange.meter(self._catalog).add(REQUESTS, 1, str(response.status_code))
+        if self._catalog.settings.request_log:
             log_request(exchange, response.status_code)
         return response
 
@@ -127,7 +125,7 @@ class RequestHandler:
         """Responds to a request that runs no job."""
         exchange = Exchange(request, route.dialect)
         response = await self._respond(exchange, self._run_view(exchange, route.view))
-        if self._service.settings.request_log and not route.view.public:
+        if self._catalog.settings.request_log and not route.view.public:
             log_request(exchange, response.status_code)
         return response
 
@@ -146,10 +144,10 @@ class RequestHandler:
         self, exchange: Exchange, candidates: Sequence[DialectEndpoint]
     ) -> Response:
         headers = decode_headers(exchange.request.headers.raw)
-        with self._limiter.slot(self._service.settings.max_concurrent_requests):
+        with self._limiter.slot(self._catalog.settings.max_concurrent_requests):
             reply = await self._build_reply(exchange, headers, candidates)
-        response = self._response(headers, reply)
-        min_bytes = self._service.settings.compress_min_bytes
+        response = self._response(exchange, headers, reply)
+        min_bytes = self._catalog.settings.compress_min_bytes
         if reply.media_type == RAW or len(reply.body) < min_bytes:
             return response
         return await self._compressed(response, headers)
@@ -158,11 +156,12 @@ class RequestHandler:
         headers = decode_headers(exchange.request.headers.raw)
         if not view.public:
             self._admission.identify(headers)
-        arguments: Mapping[str, Any] = exchange.request.path_params
+        request = exchange.request
+        arguments: Mapping[str, Any] = {**request.query_params, **request.path_params}
         if view.fields:
             arguments = await self._read_fields(exchange, headers)
-        body, status = await view.respond(self._service, arguments)
-        response = self._response(headers, _Reply(body, {}, view.media_type, status))
+        body, status = await view.respond(self._catalog, arguments)
+        response = self._response(exchange, headers, _Reply(body, {}, view.media_type, status))
         return await self._compressed(response, headers)
 
     async def _build_reply(
@@ -178,36 +177,41 @@ class RequestHandler:
             raise
         fields = await self._read_fields(exchange, headers)
         exchange.dialect, endpoint = _select_endpoint(candidates, fields)
-        parsed = endpoint.parse(fields, self._service.spec)
+        service = self._catalog.resolve(endpoint.model_name(fields), endpoint.task)
+        exchange.service = service
+        parsed = endpoint.parse(fields, service.spec)
         job = exchange.job = apply_request_headers(parsed.job, headers)
         timeout_s = request_timeout_s(headers)
-        result, extra_headers = await self._admission.run(key, job, timeout_s)
+        result, extra_headers = await self._admission.run(key, service, job, timeout_s)
         exchange.result = result
-        if self._service.settings.invalid_text == "replace":
+        if self._catalog.settings.invalid_text == "replace":
             extra_headers = {**extra_headers, **replacement_headers(job.inputs)}
-        if not isinstance(result, EmbedResult):
-            content = parsed.render(result)
-            embedded = result if isinstance(result, BatchResult) else ()
-            self._record(embedded, time.perf_counter() - exchange.started_s)
-            return _Reply(content, {**truncation_headers(result.truncated), **extra_headers})
-        raw = parsed.has_vectors and prefers_raw(headers.get("accept", ""))
-        if parsed.has_vectors and parsed.has_floats and not raw:
-            result = await serialize_rows(result)
-        content = result.vectors.astype("<f4").tobytes() if raw else parsed.render(result)
+        if not isinstance(result, ComputedResult):
+            body = parsed.render(result)
+            self._record(service, result, time.perf_counter() - exchange.started_s)
+            return _Reply(body, {**truncation_headers(result.truncated), **extra_headers})
+        vector_headers: Mapping[str, str] = {}
+        content: bytes | None = None
+        if parsed.has_vectors and isinstance(result, EmbedResult):
+            if prefers_raw(headers.get("accept", "")):
+                content = result.vectors.astype("<f4").tobytes()
+                vector_headers = raw_vector_headers(result)
+            elif parsed.has_floats:
+                result = await serialize_rows(result)
+            vector_headers = {"vary": "accept", **vector_headers}
+        media_type = JSON if content is None else RAW
+        content = parsed.render(result) if content is None else content
         total_s = time.perf_counter() - exchange.started_s
-        self._record([result], total_s)
+        self._record(service, result, total_s)
         reply_headers = result_headers(result, total_s)
         reply_headers.update(endpoint.headers(result, total_s))
         reply_headers.update(extra_headers)
-        if parsed.has_vectors:
-            reply_headers["vary"] = "accept"
-        if raw:
-            reply_headers.update(raw_vector_headers(result))
-        return _Reply(content, reply_headers, RAW if raw else JSON)
+        reply_headers.update(vector_headers)
+        return _Reply(content, reply_headers, media_type)
 
     async def _read_fields(self, exchange: Exchange, headers: Mapping[str, str]) -> dict[str, Any]:
         """Returns the fields of the body, and the parameters of the path, which take precedence."""
-        settings = self._service.settings
+        settings = self._catalog.settings
         content_type = headers.get("content-type", "")
         if content_type != JSON and not (
             content_type in DEFAULT_TYPES
@@ -228,17 +232,17 @@ class RequestHandler:
         path_params = exchange.request.path_params
         return {**fields, **path_params} if path_params else fields
 
-    def _record(self, results: Sequence[EmbedResult], total_s: float) -> None:
+    def _record(self, service: EmbedService, result: Result, total_s: float) -> None:
         """Adds a successful request to the metrics."""
-        meter = self._service.meter
+        meter = service.meter
         meter.add(REQUESTS, 1, "200")
         meter.add(STAGE_SECONDS, total_s, STAGES[-1])
-        for result in results:
-            n = len(result.token_counts)
+        for part in result.parts:
+            n = len(part.token_counts)
             meter.add(TEXTS, n)
-            meter.add(CACHED_TEXTS, n - result.tiers.tolist().count(Tier.COMPUTED))
-            meter.add(TOKENS, result.total_tokens)
-            for stage, seconds in zip(STAGES, result.timings, strict=False):
+            meter.add(CACHED_TEXTS, n - part.tiers.tolist().count(Tier.COMPUTED))
+            meter.add(TOKENS, part.total_tokens)
+            for stage, seconds in zip(STAGES, part.timings, strict=False):
                 if seconds:
                     meter.add(STAGE_SECONDS, seconds, stage)
 
@@ -246,7 +250,7 @@ class RequestHandler:
         """Responds to an unknown path (404) or method (405)."""
         assert isinstance(error, HTTPException), "Registered for HTTPException only."
         exchange = Exchange(request, self._dialect_of_path(request))
-        if self._service.settings.request_log:
+        if self._catalog.settings.request_log:
             log_request(exchange, error.status_code)
         path = request.url.path
         if error.status_code == 404:
@@ -283,12 +287,11 @@ class RequestHandler:
             headers.setdefault("www-authenticate", error.challenge)
         if isinstance(error, UnsupportedContentEncoding):
             headers["accept-encoding"] = ACCEPTED_CODINGS
-        response = self._response(
-            exchange.request.headers, _Reply(body, headers, JSON if body else None, status)
-        )
+        reply = _Reply(body, headers, JSON if body else None, status)
+        response = self._response(exchange, exchange.request.headers, reply)
         if await self._is_received(exchange, error):
             return response
-        settings = self._service.settings
+        settings = self._catalog.settings
         return LingeringResponse(
             response,
             exchange.body,
@@ -303,7 +306,7 @@ class RequestHandler:
         """
         if isinstance(error, BodyTooLarge | BodyTimeout) or "expect" in exchange.request.headers:
             return False
-        max_bytes = self._service.settings.max_body_bytes
+        max_bytes = self._catalog.settings.max_body_bytes
         return await exchange.body.discard(max_bytes=max_bytes, timeout_s=_BODY_GRACE_S)
 
     def _dialect_of_path(self, request: Request) -> Dialect:
@@ -312,12 +315,14 @@ class RequestHandler:
         return next(dialects, self._default_dialect)
 
     async def _compressed(self, response: Response, headers: Mapping[str, str]) -> Response:
-        min_bytes = self._service.settings.compress_min_bytes
+        min_bytes = self._catalog.settings.compress_min_bytes
         return await compress(response, headers.get("accept-encoding", ""), min_bytes)
 
-    def _response(self, request_headers: Mapping[str, str], reply: _Reply) -> Response:
+    def _response(
+        self, exchange: Exchange, request_headers: Mapping[str, str], reply: _Reply
+    ) -> Response:
         headers = {
-            "x-embedding-space": self._space,
+            **exchange.space_header(self._catalog),
             **trace_headers(request_headers),
             **reply.headers,
         }

@@ -6,7 +6,7 @@
 import logging
 import time
 
-from serve_app.results import BatchResult, EmbedResult, Result
+from serve_app.results import Result
 from serve_app.types import Tier
 from serve_app.web.exchange import Exchange
 
@@ -46,12 +46,9 @@ def log_request(exchange: Exchange, status: int) -> None:
 
 def _cached_count(result: Result | None) -> int:
     """Returns the number of texts that the cache served."""
-    if isinstance(result, BatchResult):
-        return sum(map(_cached_count, result))
-    if isinstance(result, EmbedResult):
-        tiers: list[int] = result.tiers.tolist()
-        return len(tiers) - tiers.count(Tier.COMPUTED)
-    return 0
+    parts = () if result is None else result.parts
+    tiers = [tier for part in parts for tier in part.tiers.tolist()]
+    return len(tiers) - tiers.count(Tier.COMPUTED)
 
 
 def _printable(text: str) -> str:

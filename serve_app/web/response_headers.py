@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from serve_app.results import EmbedResult
+from serve_app.results import ComputedResult, EmbedResult
 from serve_app.service.validation import replace_invalid_characters
 from serve_app.types import Bool, Tier, Timings, UInt8
 
 #: Stages of a request in `Server-Timing` and in the metrics: the fields of `Timings` in order, then
 #: the total.
-STAGES = ("cache", "queue", "tokenize", "infer", "total")
+STAGES = ("cache", "queue", "tokenize", "infer", "load", "total")
 
 #: `traceparent` of W3C Trace Context: version 00, or a later one with more fields.
 _TRACEPARENT = re.compile(
@@ -26,7 +26,7 @@ def trace_headers(request_headers: Mapping[str, str]) -> dict[str, str]:
     return {"traceparent": parent} if parent and _TRACEPARENT.match(parent) else {}
 
 
-def result_headers(result: EmbedResult, total_s: float) -> dict[str, str]:
+def result_headers(result: ComputedResult, total_s: float) -> dict[str, str]:
     """Returns `server-timing`, `x-cache`, and `x-truncated-inputs` where texts were truncated."""
     return {
         "server-timing": server_timing(result.timings, total_s),
@@ -82,7 +82,11 @@ def cache_summary(tiers: UInt8) -> str:
 def server_timing(timings: Timings, total_s: float) -> str:
     """Returns the value of `Server-Timing` (W3C), with durations in milliseconds."""
     durations = zip(STAGES, (*timings, total_s), strict=True)
-    return ", ".join(f"{stage};dur={1e3 * seconds:.2f}" for stage, seconds in durations)
+    return ", ".join(
+        f"{stage};dur={1e3 * seconds:.2f}"
+        for stage, seconds in durations
+        if seconds or stage != "load"
+    )
 
 
 def index_ranges(flags: Sequence[bool]) -> str:

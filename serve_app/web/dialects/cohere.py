@@ -125,7 +125,6 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     max_tokens = _MAX_TOKENS(body)
     job = EmbedJob(
         texts,
-        model=_MODEL(body),
         input_type=_INPUT_TYPE(body, spec),
         dimensions=_DIMENSIONS(body),
         lane="bulk" if _PRIORITY(body) else None,
@@ -176,9 +175,7 @@ def parse_tokenize(body: Body, spec: ModelSpec) -> ParsedRequest:
         raise InvalidRequest("`text` is missing. Send a string.", "text")
     if not text:
         raise EmptyInput("`text` is empty. Send at least one character.", "text")
-    return ParsedRequest(
-        TokenizeJob((text,), add_special_tokens=False, model=_MODEL(body)), _render_tokens
-    )
+    return ParsedRequest(TokenizeJob((text,), add_special_tokens=False), _render_tokens)
 
 
 def parse_detokenize(body: Body, spec: ModelSpec) -> ParsedRequest:
@@ -187,7 +184,7 @@ def parse_detokenize(body: Body, spec: ModelSpec) -> ParsedRequest:
     Raises:
         InvalidRequest: a field is missing or has a wrong type.
     """
-    return ParsedRequest(DecodeJob(_TOKENS(body), model=_MODEL(body)), _render_text)
+    return ParsedRequest(DecodeJob(_TOKENS(body)), _render_text)
 
 
 class ApiVersion(TypedDict):

@@ -15,7 +15,7 @@ from serve_app.inputs import Input
 from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
-from serve_app.service.embed import EmbedService
+from serve_app.service.catalog import Catalog
 from serve_app.types import Tier
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
@@ -77,7 +77,6 @@ def parse_batch(body: Body, spec: ModelSpec) -> ParsedRequest:
 def _job(body: Body, texts: tuple[Input, ...], input_type: str | None) -> EmbedJob:
     return EmbedJob(
         texts,
-        model=_MODEL(body),
         input_type=input_type,
         use_cache=USE_CACHE(body) is not False,
         truncation="chunk" if CHUNK(body) else "end",
@@ -186,26 +185,28 @@ class ResetReply(TypedDict):
     message: str
 
 
-async def _models(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    spec = service.spec
-    reply: ModelsReply = {"models": [spec.name, *spec.aliases], "default": spec.name}
+async def _models(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    reply: ModelsReply = {
+        "models": [name for _, name in catalog.names],
+        "default": catalog.default.spec.name,
+    }
     return ViewResponse(orjson.dumps(reply))
 
 
-async def _health(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    report, cache = await asyncio.gather(service.health(), service.cache_state())
+async def _health(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    report, cache = await asyncio.gather(catalog.health(), catalog.default.cache_state())
     reply: HealthReply = {
         "status": "healthy" if report.healthy else "unhealthy",
         "service": "embedserve",
-        "default_model": service.spec.name,
+        "default_model": catalog.default.spec.name,
         "caching_enabled": cache.state != "off",
-        "models_loaded": [service.spec.name],
+        "models_loaded": [service.spec.name for service in catalog.services],
     }
     return ViewResponse(orjson.dumps(reply), 200 if report.healthy else 503)
 
 
-async def _metrics(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    totals = await service.replica_stats.totals()
+async def _metrics(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    totals = await catalog.replica_stats.totals()
     computed = int(totals.texts - totals.cached_texts)
     reply: MetricsReply = {
         "metrics": {
@@ -222,8 +223,8 @@ async def _metrics(service: EmbedService, path_params: Mapping[str, str]) -> Vie
     return ViewResponse(orjson.dumps(reply))
 
 
-async def _reset(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    await service.replica_stats.reset()
+async def _reset(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    await catalog.replica_stats.reset()
     reply: ResetReply = {"status": "success", "message": "Metrics begin at zero."}
     return ViewResponse(orjson.dumps(reply))
 

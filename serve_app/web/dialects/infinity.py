@@ -18,7 +18,7 @@ from serve_app.errors import (
 from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
-from serve_app.service.embed import EmbedService
+from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import openai_requests
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
@@ -66,7 +66,6 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     openai_requests.validate_ignored(spec, output_dimension)
     job = EmbedJob(
         tuple(text.strip() if isinstance(text, str) else text for text in _INPUT(body)),
-        model=_MODEL(body),
         dimensions=output_dimension if dimensions is None else dimensions,
         truncation="chunk" if CHUNK(body) else "end",
         use_cache=USE_CACHE(body) is not False,
@@ -130,10 +129,9 @@ class ModelsReply(TypedDict):
     data: list[ModelInfo]
 
 
-async def _models(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    spec = service.spec
-    names = (spec.name, *spec.aliases)
-    reply: ModelsReply = {"object": "list", "data": [_model_info(spec, name) for name in names]}
+async def _models(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    data = [_model_info(spec, name) for spec, name in catalog.names]
+    reply: ModelsReply = {"object": "list", "data": data}
     return ViewResponse(orjson.dumps(reply))
 
 

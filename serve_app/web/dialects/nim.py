@@ -5,7 +5,7 @@ from typing import TypedDict
 
 import orjson
 
-from serve_app.service.embed import EmbedService
+from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import openai
 from serve_app.web.endpoint import ViewResponse, ViewRoute
@@ -25,12 +25,12 @@ def _health_reply(ready: bool) -> HealthReply:
     return {"object": "health.response", "message": message, "ready": ready}
 
 
-async def _ready(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    healthy = (await service.health()).healthy
+async def _ready(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    healthy = (await catalog.health()).healthy
     return ViewResponse(orjson.dumps(_health_reply(healthy)), 200 if healthy else 503)
 
 
-async def _live(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
+async def _live(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
     return ViewResponse(orjson.dumps(_health_reply(ready=True)))
 
 

@@ -16,7 +16,7 @@ from serve_app.errors import EmptyInput, InvalidRequest
 from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
-from serve_app.service.embed import EmbedService
+from serve_app.service.catalog import Catalog
 from serve_app.types import Truncation
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import sidecar
@@ -87,7 +87,6 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     truncation: Truncation = "error" if _TRUNCATE(body) is False else "end"
     job = EmbedJob(
         _INPUT(body),
-        _MODEL(body),
         dimensions=_DIMENSIONS(body),
         normalize=True,
         truncation="chunk" if CHUNK(body) else truncation,
@@ -110,7 +109,6 @@ def parse_prompt(body: Body, spec: ModelSpec) -> ParsedRequest:
         raise EmptyInput("`prompt` is empty. Send at least one character.", "prompt")
     job = EmbedJob(
         (prompt,),
-        _MODEL(body),
         truncation="chunk" if CHUNK(body) else "end",
         max_tokens=_parse_options(body, spec),
         use_cache=USE_CACHE(body) is not False,
@@ -215,21 +213,19 @@ class ModelsReply(TypedDict):
     models: list[AvailableModelInfo]
 
 
-async def _tags(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
-    spec = service.spec
-    details: ModelDetails = {
-        **_DETAILS,
-        "context_length": spec.max_tokens,
-        "embedding_length": spec.dim,
-    }
+async def _tags(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
     models: list[AvailableModelInfo] = [
         {
             **_model_info(spec, name),
-            "details": details,
+            "details": {
+                **_DETAILS,
+                "context_length": spec.max_tokens,
+                "embedding_length": spec.dim,
+            },
             "modified_at": _modified_at(spec),
             "capabilities": _CAPABILITIES,
         }
-        for name in (spec.name, *spec.aliases)
+        for spec, name in catalog.names
     ]
     reply: ModelsReply = {"models": models}
     return ViewResponse(orjson.dumps(reply))
@@ -249,15 +245,17 @@ class RunningModelsReply(TypedDict):
     models: list[RunningModelInfo]
 
 
-async def _ps(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
-    spec = service.spec
-    model: RunningModelInfo = {
-        **_model_info(spec, spec.name),
-        "expires_at": "9999-12-31T23:59:59Z",
-        "size_vram": 0,
-        "context_length": spec.max_tokens,
-    }
-    reply: RunningModelsReply = {"models": [model]}
+async def _ps(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
+    models: list[RunningModelInfo] = [
+        {
+            **_model_info(service.spec, service.spec.name),
+            "expires_at": "9999-12-31T23:59:59Z",
+            "size_vram": 0,
+            "context_length": service.spec.max_tokens,
+        }
+        for service in catalog.services
+    ]
+    reply: RunningModelsReply = {"models": models}
     return ViewResponse(orjson.dumps(reply))
 
 
@@ -267,7 +265,7 @@ class VersionReply(TypedDict):
     version: str
 
 
-async def _version(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
+async def _version(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
     reply: VersionReply = {"version": __version__}
     return ViewResponse(orjson.dumps(reply))
 
@@ -284,14 +282,14 @@ class ShowReply(TypedDict):
     modified_at: str
 
 
-async def _show(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
+async def _show(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
     """Returns the description of the model.
 
     Raises:
         ModelNotFound: the name is neither the model's nor an alias.
     """
-    spec, model, former_name = service.spec, _MODEL(arguments), _NAME(arguments)
-    spec.check_name(former_name if model is None else model)
+    model, former_name = _MODEL(arguments), _NAME(arguments)
+    spec = catalog.resolve(former_name if model is None else model).spec
     reply: ShowReply = {
         "modelfile": "",
         "parameters": "",

@@ -15,8 +15,7 @@ import orjson
 
 from serve_app import __version__
 from serve_app.errors import EmbedServeError, InvalidJSON, UnsupportedMediaType
-from serve_app.models import ModelSpec
-from serve_app.service.embed import EmbedService
+from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import sidecar
 from serve_app.web.dialects.open_inference_requests import (
@@ -46,7 +45,7 @@ class ServerReply(TypedDict):
     extensions: list[str]
 
 
-async def _server(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
+async def _server(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
     reply: ServerReply = {"name": "embedserve", "version": __version__, "extensions": []}
     return ViewResponse(orjson.dumps(reply))
 
@@ -57,7 +56,7 @@ class LiveReply(TypedDict):
     live: bool
 
 
-async def _live(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
+async def _live(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
     reply: LiveReply = {"live": True}
     return ViewResponse(orjson.dumps(reply))
 
@@ -68,8 +67,8 @@ class ReadyReply(TypedDict):
     ready: bool
 
 
-async def _ready(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
-    healthy = (await service.health()).healthy
+async def _ready(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
+    healthy = (await catalog.health()).healthy
     reply: ReadyReply = {"ready": healthy}
     return ViewResponse(orjson.dumps(reply), 200 if healthy else 503)
 
@@ -81,9 +80,9 @@ class ModelReadyReply(TypedDict):
     ready: bool
 
 
-async def _model_ready(service: EmbedService, arguments: Mapping[str, Any]) -> ViewResponse:
-    name = _served_name(service.spec, arguments)
-    healthy = (await service.health()).healthy
+async def _model_ready(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
+    name = str(arguments["model"])
+    healthy = (await catalog.resolve(name).health()).healthy
     reply: ModelReadyReply = {"name": name, "ready": healthy}
     return ViewResponse(orjson.dumps(reply), 200 if healthy else 503)
 
@@ -107,34 +106,25 @@ class ModelReply(TypedDict):
 
 
 async def _model(
-    service: EmbedService, arguments: Mapping[str, Any], *, versions: Sequence[str] = ()
+    catalog: Catalog, arguments: Mapping[str, Any], *, versions: Sequence[str] = ()
 ) -> ViewResponse:
+    name = str(arguments["model"])
+    spec = catalog.resolve(name).spec
     reply: ModelReply = {
-        "name": _served_name(service.spec, arguments),
+        "name": name,
         "platform": "embedserve",
         "inputs": [{"name": INPUT_TENSOR, "datatype": "BYTES", "shape": [-1]}],
         "outputs": [
             {
                 "name": OUTPUT_TENSOR,
                 "datatype": "FP32",
-                "shape": [-1, service.spec.dim],
+                "shape": [-1, spec.dim],
             }
         ],
     }
     if versions:
         reply["versions"] = list(versions)
     return ViewResponse(orjson.dumps(reply))
-
-
-def _served_name(spec: ModelSpec, arguments: Mapping[str, Any]) -> str:
-    """Returns the name of the model in the path.
-
-    Raises:
-        ModelNotFound: the name is neither the model's nor an alias.
-    """
-    name = str(arguments["model"])
-    spec.check_name(name)
-    return name
 
 
 def render_error(error: EmbedServeError) -> ErrorResponse:

@@ -217,7 +217,6 @@ def parse(body: Body, spec: ModelSpec, *, version: str | None = None) -> ParsedR
     truncation, chunk = _TRUNCATIONS.get(_TRUNCATE(parameters), "end"), CHUNK(body)
     job = EmbedJob(
         _INPUTS(body),
-        _MODEL(body),
         input_type=_INPUT_TYPE(parameters, spec),
         dimensions=_DIMENSIONS(parameters),
         truncation="chunk" if chunk else truncation,

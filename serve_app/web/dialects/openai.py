@@ -10,7 +10,7 @@ import orjson
 
 from serve_app.errors import EmbedServeError
 from serve_app.models import ModelSpec
-from serve_app.service.embed import EmbedService
+from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import openai_requests
 from serve_app.web.endpoint import Endpoint, ViewResponse, ViewRoute
@@ -72,24 +72,22 @@ class ModelsReply(TypedDict):
     data: list[ModelInfo]
 
 
-async def _models(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    spec = service.spec
-    names = (spec.name, *spec.aliases)
-    reply: ModelsReply = {"object": "list", "data": [_model_info(spec, name) for name in names]}
+async def _models(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    data = [_model_info(spec, name) for spec, name in catalog.names]
+    reply: ModelsReply = {"object": "list", "data": data}
     return ViewResponse(orjson.dumps(reply))
 
 
-async def _model(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
+async def _model(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
     """Returns the model under the requested name; all names for `/v1/models/`.
 
     Raises:
         ModelNotFound: the name is neither the model's nor an alias.
     """
-    spec, name = service.spec, path_params["name"].strip("/")
+    name = path_params["name"].strip("/")
     if not name:
-        return await _models(service, path_params)
-    spec.check_name(name)
-    return ViewResponse(orjson.dumps(_model_info(spec, name)))
+        return await _models(catalog, path_params)
+    return ViewResponse(orjson.dumps(_model_info(catalog.resolve(name).spec, name)))
 
 
 def _model_info(spec: ModelSpec, name: str) -> ModelInfo:

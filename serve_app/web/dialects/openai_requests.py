@@ -277,7 +277,7 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
         UnsupportedOperation: the request holds messages, or inputs that aren't texts.
     """
     if body.keys() <= _OPENAI_FIELDS:
-        job = EmbedJob(_INPUT(body), _MODEL(body), dimensions=_DIMENSIONS(body))
+        job = EmbedJob(_INPUT(body), dimensions=_DIMENSIONS(body))
         encoding, dtype = ENCODING_FORMAT(body), None
         _USER(body)
     else:
@@ -297,7 +297,6 @@ def _parse_all_fields(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None
     validate_ignored(spec, output_dimension, task)
     job = EmbedJob(
         texts=_INPUT(body),
-        model=_MODEL(body),
         input_type=task if input_type is None else input_type,
         dimensions=output_dimension if dimensions is None else dimensions,
         lane=_lane(body),

@@ -5,7 +5,7 @@ from typing import TypedDict
 
 import orjson
 
-from serve_app.service.embed import EmbedService
+from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import sidecar
 from serve_app.web.dialects.status import UNHEALTHY_STATUSES
@@ -36,21 +36,21 @@ class StatsReply(TypedDict):
     seconds_per_request: float
 
 
-async def _health(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    report = await service.health()
+async def _health(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    report = await catalog.health()
     reply: HealthReply = {
         "status": "healthy" if report.healthy else "unhealthy",
         "model_server": report.healthy,
-        "model": service.spec.name,
+        "model": catalog.default.spec.name,
         "reason": report.reason,
     }
     return ViewResponse(orjson.dumps(reply), 200 if report.healthy else 503)
 
 
-async def _stats(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    totals = await service.replica_stats.totals()
+async def _stats(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    totals = await catalog.replica_stats.totals()
     reply: StatsReply = {
-        "model": service.spec.name,
+        "model": catalog.default.spec.name,
         "requests": round(totals.requests, 3),
         "failed": round(totals.failed, 3),
         "texts": round(totals.texts, 3),

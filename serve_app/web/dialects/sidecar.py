@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from typing import Annotated, NotRequired, TypedDict, cast
+from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 import orjson
 
@@ -12,7 +12,7 @@ from serve_app.errors import EmbedServeError
 from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
-from serve_app.service.embed import EmbedService
+from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import tei
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
@@ -82,6 +82,18 @@ class ParityReport(TypedDict):
 _StringMapping = Annotated[Mapping[str, str], {"type": "object", "additionalProperties": STRING}]
 
 
+class ModelSummary(TypedDict):
+    """One of several models."""
+
+    name: str
+    aliases: list[str]
+    kind: str
+    tasks: list[str]
+    dim: int
+    max_tokens: int
+    space: str
+
+
 class InfoReply(tei.InfoReply):
     """The reply of `GET /info`. Fields of the engine are null while no replica answers."""
 
@@ -102,13 +114,28 @@ class InfoReply(tei.InfoReply):
     #: Input types whose prompt is empty in the model's files → the one whose prompt they use.
     prompt_sources: NotRequired[_StringMapping]
     versions: _StringMapping
+    models: NotRequired[list[ModelSummary]]  #: if several are served; `?model=` describes another
 
 
-async def _info(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
+async def _info(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
+    service = catalog.resolve(arguments.get("model"))
     info = await service.info()
     reply = cast(InfoReply, {**tei.info(service, info["precision"]), **info})
     if service.spec.prompt_sources:
         reply["prompt_sources"] = service.spec.prompt_sources
+    if len(catalog.services) > 1:
+        reply["models"] = [
+            {
+                "name": spec.name,
+                "aliases": list(spec.aliases),
+                "kind": spec.kind,
+                "tasks": list(spec.tasks),
+                "dim": spec.dim,
+                "max_tokens": spec.max_tokens,
+                "space": spec.space_id,
+            }
+            for spec in (service.spec for service in catalog.services)
+        ]
     return ViewResponse(orjson.dumps(reply))
 
 

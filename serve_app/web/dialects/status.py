@@ -6,15 +6,17 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import orjson
 
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
+from serve_app.service.health import HealthReport
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import openai
 from serve_app.web.endpoint import ViewResponse, ViewRoute
-from serve_app.web.schema.json_schema import STRING
+from serve_app.web.schema.json_schema import STRING, Schema
 from serve_app.web.schema.typed_dict import schema_of
 
 UNHEALTHY_STATUSES = {503: "No live replica has computed a vector recently."}
@@ -28,6 +30,17 @@ class CacheHealth(TypedDict):
     kind: str
 
 
+class ModelHealth(TypedDict):
+    """The health of one of several models."""
+
+    status: Literal["ok", "unavailable"]
+    reason: str | None
+    last_vector_age_s: float | None
+
+
+_MODELS: Schema = {"type": "object", "additionalProperties": schema_of(ModelHealth)}
+
+
 class HealthReply(TypedDict):
     """The reply of `GET /health`. `error` and `error_type` are TEI's, present when unavailable."""
 
@@ -39,33 +52,59 @@ class HealthReply(TypedDict):
     device: str | None
     cache: CacheHealth
     unix: float
+    models: NotRequired[Annotated[Mapping[str, ModelHealth], _MODELS]]  #: if several are served
     error: NotRequired[str]
     error_type: NotRequired[str]
 
 
-async def _health(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    """Returns the health of the service: 503 if no replica can embed, 200 without the cache."""
-    report, cache, device = await asyncio.gather(
-        service.health(), service.cache_state(), service.device()
-    )
-    degraded = service.settings.health_reports_cache and cache.state in ("degraded", "unknown")
+async def _health(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
+    """Returns the health of the service, or of the model that the parameter `model` names.
+
+    503 if no replica can run the model, or any model; 200 without the cache.
+    """
+    name = arguments.get("model")
+    service = catalog.resolve(name)
+    by_model = catalog.health_by_model() if name is None else _health_of(service)
+    reports, cache, device = await asyncio.gather(by_model, service.cache_state(), service.device())
+    report = reports[service.spec.name]
+    ill = [name for name, report in reports.items() if not report.healthy]
+    cache_is_down = catalog.settings.health_reports_cache and cache.state in ("degraded", "unknown")
+    available = len(ill) < len(reports)
+    degraded = cache_is_down or ill
     reply: HealthReply = {
-        "status": ("degraded" if degraded else "ok") if report.healthy else "unavailable",
-        "reason": report.reason or cache.reason,
-        "last_vector_age_s": None if report.age_s is None else round(report.age_s, 3),
+        "status": ("degraded" if degraded else "ok") if available else "unavailable",
+        "reason": report.reason or next((reports[name].reason for name in ill), cache.reason),
+        "last_vector_age_s": _rounded(report.age_s),
         "model": service.spec.name,
         "dim": service.spec.dim,
         "device": device,
         "cache": {"state": cache.state, "reason": cache.reason, "kind": cache.kind},
         "unix": time.time(),
     }
-    if not report.healthy:
+    if len(reports) > 1:
+        reply["models"] = {
+            name: {
+                "status": "ok" if report.healthy else "unavailable",
+                "reason": report.reason,
+                "last_vector_age_s": _rounded(report.age_s),
+            }
+            for name, report in reports.items()
+        }
+    if not available:
         reply["error"], reply["error_type"] = "unhealthy", "Unhealthy"
-    return ViewResponse(orjson.dumps(reply), 200 if report.healthy else 503)
+    return ViewResponse(orjson.dumps(reply), 200 if available else 503)
 
 
-async def _metrics(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    return ViewResponse((await service.replica_stats.prometheus_text()).encode())
+async def _health_of(service: EmbedService) -> Mapping[str, HealthReport]:
+    return {service.spec.name: await service.health()}
+
+
+def _rounded(age_s: float | None) -> float | None:
+    return None if age_s is None else round(age_s, 3)
+
+
+async def _metrics(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    return ViewResponse((await catalog.replica_stats.prometheus_text()).encode())
 
 
 def health_route(path: str) -> ViewRoute:

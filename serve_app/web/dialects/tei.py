@@ -22,7 +22,7 @@ from serve_app.errors import (
     UnsupportedOperation,
 )
 from serve_app.models import ModelSpec
-from serve_app.results import EmbedResult
+from serve_app.results import ComputedResult
 from serve_app.service.embed import EmbedService
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import tei_requests
@@ -73,7 +73,7 @@ def render_error(error: EmbedServeError) -> ErrorResponse:
     return ErrorResponse(status, orjson.dumps(body))
 
 
-def headers(result: EmbedResult, total_s: float) -> Mapping[str, str]:
+def headers(result: ComputedResult, total_s: float) -> Mapping[str, str]:
     """Returns TEI's response headers: times in whole milliseconds, and computed tokens."""
     timings = result.timings
     times = {

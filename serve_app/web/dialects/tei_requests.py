@@ -13,8 +13,8 @@ from serve_app.errors import EmptyInput, InvalidRequest, UnsupportedOperation
 from serve_app.inputs import Input
 from serve_app.jobs import BatchJob, DecodeJob, EmbedJob, TokenizeJob, TokenVectorsJob
 from serve_app.models import ModelSpec
-from serve_app.results import EmbedResult
-from serve_app.types import Tokenization, TokenVectors, Truncation
+from serve_app.results import EmbedResult, TokenVectorsResult
+from serve_app.types import Tokenization, Truncation
 from serve_app.web.dialects import openai_requests
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import ParsedRequest
@@ -268,8 +268,8 @@ def _render_embed(result: EmbedResult) -> bytes:
     return _dumps(float_rows(result))
 
 
-def _render_embed_all(rows: Sequence[TokenVectors]) -> bytes:
-    return _dumps([row.values for row in rows])
+def _render_embed_all(result: TokenVectorsResult) -> bytes:
+    return _dumps(result.vectors)
 
 
 def _render_similarity(result: EmbedResult) -> bytes:

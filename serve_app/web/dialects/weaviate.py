@@ -14,7 +14,7 @@ from serve_app.errors import EmptyInput, InvalidRequest
 from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
-from serve_app.service.embed import EmbedService
+from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import sidecar
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
@@ -117,8 +117,8 @@ class MetaReply(TypedDict):
     max_position_embeddings: int
 
 
-async def _meta(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    spec = service.spec
+async def _meta(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    spec = catalog.default.spec
     reply: MetaReply = {
         "_name_or_path": spec.name,
         "hidden_size": spec.dim,
@@ -133,13 +133,13 @@ class StatusReply(TypedDict):
     status: Literal["live", "ready", "not ready"]
 
 
-async def _live(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
+async def _live(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
     reply: StatusReply = {"status": "live"}
     return ViewResponse(orjson.dumps(reply))
 
 
-async def _ready(service: EmbedService, path_params: Mapping[str, str]) -> ViewResponse:
-    healthy = (await service.health()).healthy
+async def _ready(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    healthy = (await catalog.health()).healthy
     reply: StatusReply = {"status": "ready" if healthy else "not ready"}
     return ViewResponse(orjson.dumps(reply), 200 if healthy else 503)
 

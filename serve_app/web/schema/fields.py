@@ -37,10 +37,20 @@ _OPTIONAL_INPUT_TYPES = ("classification", "clustering", "text-matching", "separ
 
 
 class SchemaContext(NamedTuple):
-    """The model and the limits that the schemas of a service depend on."""
+    """The models and the limits that the schemas of a service depend on."""
 
-    spec: ModelSpec
+    specs: tuple[ModelSpec, ...]  #: the default model first
     settings: RequestSettings
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The default model."""
+        return self.specs[0]
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names and aliases of all models."""
+        return tuple(name for spec in self.specs for name in (spec.name, *spec.aliases))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,7 @@ class ModelField(StringField):
         return None if value in self.wildcard_names else value
 
     def _value_schema(self, context: SchemaContext) -> Schema:
-        return enum((context.spec.name, *context.spec.aliases, *self.wildcard_names))
+        return enum((*context.model_names, *self.wildcard_names))
 
 
 @dataclass(frozen=True, slots=True)

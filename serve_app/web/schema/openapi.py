@@ -188,7 +188,7 @@ def _request_body(schema: Schema, examples: Mapping[str, Any]) -> dict[str, Any]
 
 def _path_parameters(path: str, context: SchemaContext) -> list[dict[str, Any]]:
     """Returns the parameters of a path; each is the name of a model."""
-    model_names = enum((context.spec.name, *context.spec.aliases))
+    model_names = enum(context.model_names)
     return [
         {"name": name, "in": "path", "required": True, "schema": model_names}
         for name in re.findall(r"{(\w+)}", path)

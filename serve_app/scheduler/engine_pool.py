@@ -1,0 +1,262 @@
+"""The engines of a process with what they share: threads, a scheduler, memory.
+
+groups of texts → tokenizer → scheduler → engine → outputs as cache values
+"""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+from serve_app.config import EmbedderSettings
+from serve_app.engines.affinity import move_threads, pin_thread
+from serve_app.engines.base import Engine
+from serve_app.engines.tokenizer_service import TokenizerService
+from serve_app.errors import EmbedServeError, InferenceError, Unavailable
+from serve_app.inputs import Input, TextPair
+from serve_app.metrics import Gauges, Meter
+from serve_app.scheduler.load import LoadSample
+from serve_app.scheduler.loaded_models import LoadedModel, LoadedModels
+from serve_app.scheduler.pending import PendingGroup
+from serve_app.scheduler.scheduler import Scheduler
+from serve_app.tasks import Task
+from serve_app.types import EncodedVectors, EngineInfo, Outputs, TextGroup, Tokenization
+
+logger = logging.getLogger(__name__)
+
+#: Concurrent batches on a GPU. On CPUs there is one for each thread.
+_GPU_STREAMS = 2
+_WARM_UP_TEXT = "The first run pays for lazy initialization."
+#: The first task that an engine supports is run once, with this input.
+_WARM_UP_INPUTS: Mapping[Task, Input] = {
+    "embed": _WARM_UP_TEXT,
+    "embed_sparse": _WARM_UP_TEXT,
+    "embed_tokens": _WARM_UP_TEXT,
+    "rerank": TextPair(_WARM_UP_TEXT, _WARM_UP_TEXT),
+    "classify": _WARM_UP_TEXT,
+}
+
+#: Queues groups for their engines; see `Scheduler.submit`.
+Submit = Callable[[Sequence[PendingGroup]], Awaitable[None]]
+Encode = Callable[[Any], EncodedVectors]
+
+
+class PooledModel(NamedTuple):
+    """A model that a pool loads and runs."""
+
+    name: str  #: in metrics
+    load: Callable[[], Engine]
+    encoders: Mapping[Task, Encode]  #: for each task, returns outputs as cache values
+    rejected: tuple[str, ...] = ()  #: engines that were rejected in favor of this one, with reasons
+
+
+class EnginePool:
+    """Computes the outputs of models. Doesn't cache. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        models: Mapping[str, PooledModel],
+        *,
+        threads: int,
+        cpus: Set[int],
+        meter: Meter,
+        max_loaded: int | None = None,
+    ) -> None:
+        """Loads the engines and warms them up.
+
+        Args:
+            models: the models by their spaces.
+            threads: CPU threads for the models.
+            cpus: the CPUs that these threads may use.
+            meter: counts batches.
+            max_loaded: number of models in memory; see `LoadedModels`.
+        """
+        # Each thread pins itself when it starts, and torch's own threads inherit the affinity. The
+        # event loop isn't pinned, so that it runs on any idle CPU.
+        self._cpus = cpus
+        engine_threads = ThreadPoolExecutor(max(_GPU_STREAMS, threads), "engine", self._pin_thread)
+        self._tokenizer_thread = ThreadPoolExecutor(1, "tokenizer", self._pin_thread)
+        self._models = models
+        self._loaded = LoadedModels(
+            {space: partial(_load_and_warm_up, model.load) for space, model in models.items()},
+            # Models that are loaded later must not wait for batches.
+            engine_threads if max_loaded is None else ThreadPoolExecutor(1, "loader"),
+            max_loaded=max_loaded,
+        )
+        self._scheduler = Scheduler(
+            EmbedderSettings(),
+            streams=max(engine.streams for engine in self._loaded.engines),
+            engine_threads=engine_threads,
+            tokenizer_thread=self._tokenizer_thread,
+            meter=meter,
+        )
+        self.submit: Submit = self._scheduler.submit
+
+    @property
+    def spaces(self) -> Set[str]:
+        """The spaces of the models."""
+        return self._models.keys()
+
+    def model(self, space: str) -> "PooledEngine":
+        """Returns the calls of one model."""
+        return PooledEngine(self, space)
+
+    def gauges(self) -> Gauges:
+        """Returns the current value of each gauge."""
+        return self._scheduler.gauges()
+
+    def apply(self, settings: EmbedderSettings, cpus: Set[int]) -> None:
+        """Applies settings from the next batch on, and moves the threads to other CPUs."""
+        self._scheduler.settings = settings
+        if cpus != self._cpus:
+            previous, self._cpus = self._cpus, cpus  # first, for threads that start meanwhile
+            move_threads(previous, cpus)
+
+    def _pin_thread(self) -> None:
+        pin_thread(self._cpus)
+
+    def start(self) -> None:
+        """Starts the workers. Idempotent; call it in the event loop."""
+        self._scheduler.start()
+
+    async def stop(self) -> None:
+        """Stops the workers and fails queued and later groups with `Unavailable`."""
+        await self._scheduler.stop()
+
+    async def embed(
+        self,
+        space: str,
+        groups: Sequence[TextGroup],
+        deliver: Callable[[int, EncodedVectors | Exception], None],
+    ) -> None:
+        """Computes groups, and delivers the index and the outputs or the error of each.
+
+        Cancelling it removes the groups from the queue.
+
+        Raises:
+            Unavailable: the model can't be loaded.
+        """
+        loaded, load_s = await self._hold(space)
+        try:
+            await self._compute(space, loaded.engine, groups, deliver, load_s)
+        finally:
+            self._loaded.release(loaded)
+
+    async def _hold(self, space: str) -> tuple[LoadedModel, float]:
+        loaded = self._loaded.hold(space)
+        return (loaded, 0.0) if loaded is not None else await self._loaded.load(space)
+
+    async def _compute(
+        self,
+        space: str,
+        engine: Engine,
+        groups: Sequence[TextGroup],
+        deliver: Callable[[int, EncodedVectors | Exception], None],
+        load_s: float,
+    ) -> None:
+        model = self._models[space]
+        pending = [PendingGroup(group, engine, model.name) for group in groups]
+        all_delivered = asyncio.get_running_loop().create_future()
+        undelivered = len(pending)
+
+        def on_done(index: int, future: asyncio.Future[Outputs | EmbedServeError]) -> None:
+            nonlocal undelivered
+            if future.cancelled():
+                return
+            encode = model.encoders[groups[index].task]
+            deliver(index, _encoded(encode, future.result(), load_s))
+            undelivered -= 1
+            if not undelivered and not all_delivered.done():
+                all_delivered.set_result(None)
+
+        for i, group in enumerate(pending):
+            group.future.add_done_callback(partial(on_done, i))
+        try:
+            await self.submit(pending)
+            await all_delivered
+        finally:
+            for group in pending:
+                group.future.cancel()  # no effect unless the caller was cancelled
+
+    async def tokenize(
+        self, space: str, texts: tuple[str, ...], add_special_tokens: bool
+    ) -> list[Tokenization]:
+        """Returns the tokens of each text; see `TokenizerService.tokenize`."""
+        loaded, _ = await self._hold(space)
+        try:
+            service = TokenizerService(loaded.engine.tokenizer, self._tokenizer_thread)
+            return await service.tokenize(texts, add_special_tokens=add_special_tokens)
+        finally:
+            self._loaded.release(loaded)
+
+    async def decode(
+        self, space: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+    ) -> list[str]:
+        """Returns the text of each row of token ids; see `TokenizerService.decode`."""
+        loaded, _ = await self._hold(space)
+        try:
+            service = TokenizerService(loaded.engine.tokenizer, self._tokenizer_thread)
+            return await service.decode(rows, skip_special_tokens=skip_special_tokens)
+        finally:
+            self._loaded.release(loaded)
+
+    def describe(self, space: str) -> EngineInfo:
+        """Returns the engine, its device and its precision.
+
+        Raises:
+            Unavailable: the model isn't in memory.
+        """
+        engine = self._loaded.find(space)
+        if engine is None:
+            raise Unavailable("The model isn't loaded at the moment.")
+        return dataclasses.replace(engine.info, rejected=self._models[space].rejected)
+
+    def check_health(self) -> None:
+        """Checks that the engines make progress.
+
+        Raises:
+            InferenceError: see `Scheduler.check_health`.
+        """
+        self._scheduler.check_health()
+
+    def sample_load(self) -> LoadSample:
+        """Returns the load since the previous call."""
+        return self._scheduler.load.sample()
+
+
+class PooledEngine:
+    """The calls of one model of a pool."""
+
+    def __init__(self, pool: EnginePool, space: str) -> None:
+        self.embed = partial(pool.embed, space)
+        self.tokenize = partial(pool.tokenize, space)
+        self.decode = partial(pool.decode, space)
+        self._describe = partial(pool.describe, space)
+
+    async def describe(self) -> EngineInfo:
+        """Returns the engine; see `EnginePool.describe`."""
+        return self._describe()
+
+
+def _load_and_warm_up(load: Callable[[], Engine]) -> Engine:
+    engine = load()
+    task = next(task for task in _WARM_UP_INPUTS if task in engine.tasks)
+    engine.run(task, engine.tokenizer.encode([_WARM_UP_INPUTS[task]]))
+    return engine
+
+
+def _encoded(
+    encode: Encode, result: Outputs | EmbedServeError, load_s: float
+) -> EncodedVectors | EmbedServeError:
+    if isinstance(result, EmbedServeError):
+        return result
+    if load_s:
+        result = dataclasses.replace(result, timings=result.timings._replace(load_s=load_s))
+    try:
+        return encode(result)
+    except Exception:
+        logger.exception("The outputs of %d texts can't be encoded", len(result.values))
+        return InferenceError("The outputs of the model can't be encoded.")

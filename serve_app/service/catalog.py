@@ -1,0 +1,117 @@
+"""The models that a process serves: name → `EmbedService`."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from serve_app.config import RequestSettings
+from serve_app.errors import ModelNotFound, UnsupportedOperation, short_repr
+from serve_app.metrics import Meter
+from serve_app.models import ModelSpec
+from serve_app.service.embed import EmbedService
+from serve_app.service.health import HealthReport
+from serve_app.service.replica_stats import ReplicaStats, SingleReplica
+from serve_app.tasks import Task
+
+
+class Catalog:
+    """The services of all models, and what they share: settings and metrics."""
+
+    def __init__(
+        self,
+        services: Sequence[EmbedService],
+        meter: Meter | None = None,
+        replica_stats: ReplicaStats | None = None,
+        *,
+        defaults: Mapping[Task, str] | None = None,
+    ) -> None:
+        """Creates a catalog.
+
+        Args:
+            services: one for each model, whose names and aliases are distinct.
+            meter: counts requests in this process.
+            replica_stats: statistics over all replicas of the service; None: this process only.
+            defaults: for each task the model of requests that name none; otherwise the first model
+                that supports it.
+        """
+        self.services = services
+        self.meter = meter or Meter()
+        self.replica_stats = replica_stats or SingleReplica(self.meter)
+        self._by_name = {
+            name: service
+            for service in services
+            for name in (service.spec.name, *service.spec.aliases)
+        }
+        first = {task: service for service in reversed(services) for task in service.spec.tasks}
+        self._defaults: dict[Task, EmbedService] = {
+            **first,
+            **{task: self._by_name[name] for task, name in (defaults or {}).items()},
+        }
+
+    @property
+    def default(self) -> EmbedService:
+        """The service of the first model."""
+        return self.services[0]
+
+    @property
+    def names(self) -> list[tuple[ModelSpec, str]]:
+        """Each name and alias, with its model."""
+        specs = [service.spec for service in self.services]
+        return [(spec, name) for spec in specs for name in (spec.name, *spec.aliases)]
+
+    @property
+    def settings(self) -> RequestSettings:
+        """The settings of the process."""
+        return self.default.settings
+
+    def apply(self, settings: RequestSettings) -> None:
+        """Applies new settings to all models.
+
+        Raises:
+            ConfigurationError: see `EmbedService.apply`.
+        """
+        for service in self.services:
+            service.apply(settings)
+
+    async def health(self) -> HealthReport:
+        """Returns the health of the service: that of the first healthy model, if there is one."""
+        reports = [*(await self.health_by_model()).values()]
+        return next((report for report in reports if report.healthy), reports[0])
+
+    async def health_by_model(self) -> Mapping[str, HealthReport]:
+        """Returns the health of each model, by its name."""
+        reports = await asyncio.gather(*(service.health() for service in self.services))
+        names = (service.spec.name for service in self.services)
+        return dict(zip(names, reports, strict=True))
+
+    def resolve(self, name: str | None, task: Task | None = None) -> EmbedService:
+        """Returns the service of a model.
+
+        Args:
+            name: name or alias of the model; None: the default model of the task.
+            task: what the model must support; None: anything.
+
+        Raises:
+            ModelNotFound: no model has this name.
+            UnsupportedOperation: the model doesn't support the task, or no model does.
+        """
+        if name is None:
+            return self.default if task is None else self._default(task)
+        service = self._by_name.get(name)
+        if service is None:
+            names = ", ".join(repr(service.spec.name) for service in self.services)
+            raise ModelNotFound(
+                f"The model {short_repr(name)} isn't served here. Served: {names}.", "model"
+            )
+        return service
+
+    def _default(self, task: Task) -> EmbedService:
+        service = self._defaults.get(task)
+        if service is None:
+            kinds = ", ".join(
+                f"{service.spec.name!r} ({', '.join(service.spec.tasks)})"
+                for service in self.services
+            )
+            raise UnsupportedOperation(
+                f"No model here supports `{task}`. Served: {kinds}.", "model"
+            )
+        return service

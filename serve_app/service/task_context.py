@@ -1,0 +1,166 @@
+"""What the tasks of one model share: its properties, limits, checks, and the tiers below."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from serve_app.config import RequestSettings
+from serve_app.errors import TextTooLong
+from serve_app.inputs import Input
+from serve_app.models import ModelSpec
+from serve_app.service.backend import Backend
+from serve_app.service.openai_token_ids import TiktokenDecoder
+from serve_app.service.truncation import Truncator
+from serve_app.service.validation import replace_invalid_characters, validate_inputs
+from serve_app.tasks import Task
+from serve_app.types import Bool, Lane, RaggedVectors, TextGroup, Vectors
+
+
+class TaskContext:
+    """The model that a task runs."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        backend: Backend,
+        settings: RequestSettings,
+        *,
+        uncached_tasks: frozenset[Task] = frozenset(),
+    ) -> None:
+        """Creates a context.
+
+        Args:
+            spec: the model.
+            backend: the tiers below.
+            settings: limits; `apply` replaces them.
+            uncached_tasks: tasks whose outputs are neither read from the cache nor written to it.
+
+        Raises:
+            ConfigurationError: see `apply`.
+        """
+        self.spec = spec
+        self.backend = backend
+        self._uncached_tasks = uncached_tasks
+        self.truncator = Truncator(
+            lambda texts: backend.tokenize(texts, True), self.embed, spec.max_tokens
+        )
+        self.apply(settings)
+
+    def apply(self, settings: RequestSettings) -> None:
+        """Applies new settings. Requests in progress keep the previous ones.
+
+        Raises:
+            ConfigurationError: the encoding of `token_ids` is not available.
+        """
+        encoding = settings.token_ids
+        self._token_id_decoder = None if encoding == "model" else TiktokenDecoder(encoding)
+        self.settings = settings
+
+    async def embed(self, group: TextGroup) -> Vectors:
+        """Returns the outputs of a group whose task has rows of equal length.
+
+        Raises:
+            EmbedServeError: see `Backend.run`.
+        """
+        return cast(Vectors, await self.backend.run(group))
+
+    async def run_ragged(self, group: TextGroup) -> RaggedVectors:
+        """Returns the outputs of a group whose task has rows of different lengths.
+
+        Raises:
+            EmbedServeError: see `Backend.run`.
+        """
+        return cast(RaggedVectors, await self.backend.run(group))
+
+    def prepare(self, texts: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns texts in place of token ids of an OpenAI encoding, and checks all inputs.
+
+        With `invalid_text: replace`, U+FFFD replaces invalid characters.
+
+        Raises:
+            InvalidRequest: see `validate_inputs`.
+        """
+        if self._token_id_decoder is not None:
+            texts = tuple(map(self._token_id_decoder.decode, texts))
+        texts = self.replace_invalid(texts)
+        validate_inputs(texts, self.settings)
+        return texts
+
+    def replace_invalid(self, texts: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns texts without invalid characters, if the settings say so."""
+        if self.settings.invalid_text == "error":
+            return texts
+        return tuple(map(replace_invalid_characters, texts))
+
+    def group(
+        self,
+        task: Task,
+        texts: tuple[Input, ...],
+        timeout_s: float,
+        *,
+        input_type: str | None = None,
+        lane: Lane | None = None,
+        use_cache: bool = True,
+    ) -> TextGroup:
+        """Returns the group of distinct inputs that the tiers below compute.
+
+        Args:
+            task: what to compute.
+            texts: distinct inputs.
+            timeout_s: when the caller gives up.
+            input_type: selects a prompt; None: the default one.
+            lane: priority; None: by the number of inputs.
+            use_cache: False: bypass the cache.
+
+        Raises:
+            InvalidRequest: the model has no such input type.
+        """
+        return TextGroup(
+            texts,
+            self.spec.prompt(input_type),
+            use_cache=use_cache and task not in self._uncached_tasks,
+            lane=lane or self.default_lane(len(texts)),
+            deadline_s=time.monotonic() + timeout_s,
+            task=task,
+        )
+
+    def default_lane(self, text_count: int) -> Lane:
+        """Returns the lane of a request with this number of inputs."""
+        return "interactive" if text_count <= self.settings.interactive_max_texts else "bulk"
+
+    def reject_truncated(self, truncated: Bool, limit: int | None = None) -> None:
+        """Checks that no text was truncated.
+
+        Args:
+            truncated: shape (n,); True where the text was over the limit.
+            limit: the limit; None: the model's.
+
+        Raises:
+            TextTooLong: a text was.
+        """
+        indices: list[int] = np.flatnonzero(truncated).tolist()
+        if indices:
+            maximum = (
+                f"the {self.spec.max_tokens} tokens that the model takes"
+                if limit is None
+                else f"{limit} tokens"
+            )
+            raise TextTooLong(
+                f"Text {indices[0]} is longer than {maximum} ({len(indices)} of {len(truncated)} "
+                "texts are). Shorten it, or let it be cut.",
+                "texts",
+            )
+
+
+def distinct(inputs: Sequence[Input]) -> tuple[tuple[Input, ...], list[int]]:
+    """Returns the distinct inputs, and for each input its index among them."""
+    rows: dict[Input, int] = {}
+    order = [rows.setdefault(value, len(rows)) for value in inputs]
+    return tuple(rows), order
+
+
+def character_count(inputs: Sequence[Input]) -> int:
+    """Returns the total length of the texts; token ids and images count as zero."""
+    return sum(len(text) for text in inputs if isinstance(text, str))

@@ -1,0 +1,138 @@
+"""Embeds texts and images: one vector for each, in one space."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from serve_app.errors import InvalidRequest
+from serve_app.inputs import Image, Input
+from serve_app.jobs import BatchJob, EmbedJob
+from serve_app.models import ModelSpec
+from serve_app.results import BatchResult, EmbedResult
+from serve_app.service.dimensions import normalize, truncate_dimensions
+from serve_app.service.task_context import TaskContext, character_count, distinct
+from serve_app.service.validation import validate_inputs
+from serve_app.types import Timings, Vectors
+
+
+async def embed(context: TaskContext, job: EmbedJob, timeout_s: float) -> EmbedResult:
+    """Returns the vectors of a job. Equal inputs are computed once.
+
+    Raises:
+        InvalidRequest: a text, the number of texts, `dimensions`, `max_tokens` or `input_type` is
+            not valid.
+        EmbedServeError: see `EmbedService.run`.
+    """
+    spec, inputs = context.spec, context.prepare(job.texts)
+    _check_limits(job, spec)
+    texts, order = distinct(inputs)
+    result = await _vectors(context, job, texts, timeout_s)
+    if job.truncation == "error":
+        context.reject_truncated(result.truncated[order], job.max_tokens)
+    vectors = truncate_dimensions(result.values, job.dimensions)
+    if job.normalize and not spec.unit_length:  # a second division would change bits
+        vectors = normalize(vectors)
+    tokens, truncated, tiers, raw = (
+        result.token_counts,
+        result.truncated,
+        result.tiers,
+        result.values,
+    )
+    if len(texts) < len(order):
+        vectors, tokens, raw = vectors[order], tokens[order], raw[order]
+        truncated, tiers = truncated[order], tiers[order]
+    return EmbedResult(
+        spec.name,
+        vectors,
+        tokens,
+        truncated,
+        tiers,
+        result.timings,
+        raw,
+        character_count(inputs),
+    )
+
+
+async def embed_batch(context: TaskContext, batch: BatchJob, timeout_s: float) -> BatchResult:
+    """Returns the vectors of several jobs."""
+    texts = batch.inputs
+    validate_inputs(context.replace_invalid(texts), context.settings)
+    lane = context.default_lane(len(texts))
+    jobs = (replace(job, lane=job.lane or lane) for job in batch.jobs)
+    return BatchResult(await asyncio.gather(*(embed(context, job, timeout_s) for job in jobs)))
+
+
+async def _vectors(
+    context: TaskContext, job: EmbedJob, texts: tuple[Input, ...], timeout_s: float
+) -> Vectors:
+    """Returns the vectors of distinct texts and images, with all dimensions."""
+    images = [i for i, text in enumerate(texts) if isinstance(text, Image)]
+    if not images:
+        return await _text_vectors(context, job, texts, timeout_s)
+    group = context.group(
+        "embed_images",
+        tuple(texts[i] for i in images),
+        timeout_s,
+        lane=job.lane,
+        use_cache=job.use_cache,
+    )
+    others = [i for i, text in enumerate(texts) if not isinstance(text, Image)]
+    if not others:
+        return await context.embed(group)
+    parts = await asyncio.gather(
+        context.embed(group),
+        _text_vectors(context, job, tuple(texts[i] for i in others), timeout_s),
+    )
+    return _merge(parts, [*images, *others])
+
+
+async def _text_vectors(
+    context: TaskContext, job: EmbedJob, texts: tuple[Input, ...], timeout_s: float
+) -> Vectors:
+    group = context.group(
+        "embed",
+        texts,
+        timeout_s,
+        input_type=job.input_type,
+        lane=job.lane,
+        use_cache=job.use_cache,
+    )
+    if job.truncation in ("end", "error") and job.max_tokens is None:
+        return await context.embed(group)
+    return await context.truncator.embed(group, job.truncation, job.max_tokens)
+
+
+def _merge(parts: Sequence[Vectors], positions: Sequence[int]) -> Vectors:
+    """Returns the rows of the parts at their positions."""
+    order = np.argsort(positions)
+    return Vectors(
+        np.concatenate([part.values for part in parts])[order],
+        np.concatenate([part.token_counts for part in parts])[order],
+        np.concatenate([part.truncated for part in parts])[order],
+        np.concatenate([part.tiers for part in parts])[order],
+        Timings(*map(max, *(part.timings for part in parts))),
+    )
+
+
+def _check_limits(job: EmbedJob, spec: ModelSpec) -> None:
+    if job.dimensions is not None and not 1 <= job.dimensions <= spec.dim:
+        raise InvalidRequest(
+            f"`dimensions` must be between 1 and {spec.dim}, the model's own; "
+            f"it was {job.dimensions}.",
+            "dimensions",
+        )
+    if spec.dimensions and job.dimensions not in (None, spec.dim, *spec.dimensions):
+        known = ", ".join(map(str, sorted({*spec.dimensions, spec.dim})))
+        raise InvalidRequest(
+            f"`dimensions` must be one of those that the model was trained for: {known}; it was "
+            f"{job.dimensions}.",
+            "dimensions",
+        )
+    if job.max_tokens is not None and not 1 <= job.max_tokens <= spec.max_tokens:
+        raise InvalidRequest(
+            f"A text can be cut to between 1 and {spec.max_tokens} tokens, the most that "
+            f"the model takes; {job.max_tokens} was asked for.",
+            "max_tokens",
+        )
