@@ -128,7 +128,9 @@ def generate_texts(tokens: int, n: int) -> list[str]:
 def _engine_encoder(engine: TorchEngine, pool: ThreadPoolExecutor, batch_size: int) -> Encode:
     def encode(texts: list[str]) -> Float32:
         batches = (texts[i : i + batch_size] for i in range(0, len(texts), batch_size))
-        futures = [pool.submit(engine.embed, engine.tokenizer.encode(batch)) for batch in batches]
+        futures = [
+            pool.submit(engine.run, "embed", engine.tokenizer.encode(batch)) for batch in batches
+        ]
         return np.concatenate([future.result() for future in futures])
 
     return encode

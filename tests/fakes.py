@@ -4,15 +4,17 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import cast
 
 import numpy as np
 
 from serve_app.cache.coalescer import Coalescer, Deliver, Send
 from serve_app.cache.codec import Codec
-from serve_app.engines.base import TokenIds
+from serve_app.engines.base import ModelInput, Rows, TokenIds
 from serve_app.errors import EmbedServeError, InvalidRequest
 from serve_app.inputs import Input
 from serve_app.models import ModelSpec
+from serve_app.tasks import Task
 from serve_app.types import (
     CacheState,
     EncodedVectors,
@@ -98,8 +100,8 @@ class FakeEngine:
     MemoryError. After `hold()` the next batch blocks until `release()`.
     """
 
-    dim = DIM
     streams = 1
+    tasks: frozenset[Task] = frozenset(("embed", "embed_tokens"))
     info = EngineInfo("fake", "cpu", "fp32", 1, SPEC.space_id, {"fake": "1"})
 
     def __init__(self) -> None:
@@ -115,20 +117,18 @@ class FakeEngine:
     def release(self) -> None:
         self._open.set()
 
-    def embed(self, batch: Sequence[TokenIds]) -> Float32:
-        texts = self._run(batch)
+    def run(self, task: Task, batch: Sequence[ModelInput]) -> Rows:
+        texts = self._read(cast("Sequence[TokenIds]", batch))
+        if task == "embed_tokens":
+            arrays = [np.stack([fake_vector(character) for character in text]) for text in texts]
+            for text, array in zip(texts, arrays, strict=True):
+                array[-1] = np.nan if "nan" in text else array[-1]
+            return arrays
         vectors = np.stack([fake_vector(text) for text in texts])
         vectors[["nan" in text for text in texts]] = np.nan
         return vectors
 
-    def embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
-        texts = self._run(batch)
-        arrays = [np.stack([fake_vector(character) for character in text]) for text in texts]
-        for text, array in zip(texts, arrays, strict=True):
-            array[-1] = np.nan if "nan" in text else array[-1]
-        return arrays
-
-    def _run(self, batch: Sequence[TokenIds]) -> list[str]:
+    def _read(self, batch: Sequence[TokenIds]) -> list[str]:
         texts = ["".join(map(chr, tokens.ids)) for tokens in batch]
         self.batches.append(texts)
         assert self._open.wait(10), "The test held the engine and never released it."

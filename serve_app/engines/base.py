@@ -1,8 +1,9 @@
 """The interface between the scheduler and an engine: inputs -> model inputs -> output rows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
+from serve_app.errors import UnsupportedOperation
 from serve_app.inputs import Input
 from serve_app.tasks import Task
 from serve_app.types import EngineInfo, Float32, Row, Tokenization
@@ -31,6 +32,8 @@ class Pixels(NamedTuple):
 
 
 ModelInput = TokenIds | Pixels
+#: The outputs of a batch, one row for each input: an array if all rows have one length.
+Rows = Float32 | list[Row]
 
 
 class Tokenizer(Protocol):
@@ -87,7 +90,7 @@ class Engine(Protocol):
         """The model's tokenizer."""
         ...
 
-    def run(self, task: Task, batch: Sequence[ModelInput]) -> Sequence[Row]:
+    def run(self, task: Task, batch: Sequence[ModelInput]) -> Rows:
         """Returns the output of each input, from one run of the model.
 
         An output may differ with the other inputs of its batch: by up to 1e-5 at fp32, and by up to
@@ -110,3 +113,9 @@ class Engine(Protocol):
                 batch may fit.
         """
         ...
+
+
+def unsupported_task(task: Task, tasks: Collection[Task]) -> UnsupportedOperation:
+    """Returns the error for a task that an engine's model doesn't support."""
+    supported = ", ".join(sorted(tasks))
+    return UnsupportedOperation(f"The model doesn't support `{task}`. It supports: {supported}.")

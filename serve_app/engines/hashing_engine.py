@@ -9,15 +9,17 @@ they are a baseline for search at almost no cost, and they let tests run without
 import re
 from collections.abc import Sequence
 from itertools import chain
+from typing import cast
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.engines.base import TokenIds
+from serve_app.engines.base import ModelInput, TokenIds
 from serve_app.errors import InvalidRequest
 from serve_app.inputs import Input
 from serve_app.models import ModelSpec
+from serve_app.tasks import Task
 from serve_app.types import EngineInfo, Float32, Tokenization
 
 _WORD = re.compile(r"\w+")
@@ -66,6 +68,7 @@ class HashingEngine:
     """Texts -> signed feature counts of unit length. Needs neither torch nor model files."""
 
     streams = 1
+    tasks: frozenset[Task] = frozenset(("embed",))
 
     def __init__(self, spec: ModelSpec) -> None:
         """Takes the width of the vectors and the limit of words from the spec."""
@@ -73,10 +76,17 @@ class HashingEngine:
         self.dim = spec.dim
         self.info = EngineInfo("hashing", "cpu", "fp32", 1, spec.space_id)
 
-    def embed(self, batch: Sequence[TokenIds]) -> Float32:
-        """Returns vectors of shape (len(batch), dim), float32, bit for bit equal in every batch."""
-        lengths = [len(tokens.ids) for tokens in batch]
-        words = np.fromiter(chain.from_iterable(t.ids for t in batch), np.uint64, sum(lengths))
+    def run(self, task: Task, batch: Sequence[ModelInput]) -> Float32:
+        """Returns vectors of shape (len(batch), dim), float32, bit for bit equal in every batch.
+
+        Raises:
+            InvalidRequest: the task isn't `embed`.
+        """
+        if task not in self.tasks:
+            raise _unsupported("it has no vectors of tokens.", "texts")
+        tokens = cast("Sequence[TokenIds]", batch)
+        lengths = [len(row.ids) for row in tokens]
+        words = np.fromiter(chain.from_iterable(row.ids for row in tokens), np.uint64, sum(lengths))
         rows = np.repeat(np.arange(len(batch)), lengths)
         words = _mix(words)
         # A pair never spans two texts.
@@ -92,10 +102,6 @@ class HashingEngine:
         # integers are exact, so the order of addition doesn't matter.
         norms = np.sqrt((counts * counts).sum(axis=1, keepdims=True))
         return np.asarray(counts / norms, dtype=np.float32)
-
-    def embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
-        """Raises InvalidRequest: there is no transformer."""
-        raise _unsupported("it has no vectors of tokens.", "texts")
 
 
 def _unsupported(reason: str, param: str) -> InvalidRequest:

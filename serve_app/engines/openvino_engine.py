@@ -8,16 +8,17 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import openvino
 
-from serve_app.engines.base import TokenIds
+from serve_app.engines.base import ModelInput, Rows, TokenIds, unsupported_task
 from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.engines.tokenizer import TextTokenizer
 from serve_app.errors import SpaceMismatch
 from serve_app.models import ModelSpec
+from serve_app.tasks import Task
 from serve_app.types import EngineInfo, Float32, Parity
 
 GRAPH = "model.xml"
@@ -76,7 +77,7 @@ class OpenVinoEngine:
         self._running_batches = 0
         self._running_batches_lock = threading.Lock()
         # OpenVINO deadlocks if its first two runs in a process happen at the same time.
-        self.embed(self.tokenizer.encode(["The first run."]))
+        self.run("embed", self.tokenizer.encode(["The first run."]))
         self._dim = int(compiled.output(0).partial_shape[1].get_length())
         self._info = EngineInfo(
             engine="openvino",
@@ -103,8 +104,26 @@ class OpenVinoEngine:
         """Width of the vectors."""
         return self._dim
 
-    def embed(self, batch: Sequence[TokenIds]) -> Float32:
-        """Returns vectors of shape (len(batch), dim), float32, from one padded run of the graph.
+    @property
+    def tasks(self) -> frozenset[Task]:
+        """The tasks that `run` computes."""
+        return frozenset(("embed", "embed_tokens"))
+
+    def run(self, task: Task, batch: Sequence[ModelInput]) -> Rows:
+        """Returns the output of each input, from one padded run of the graph.
+
+        Raises:
+            UnsupportedOperation: the engine doesn't support the task.
+        """
+        tokens = cast("Sequence[TokenIds]", batch)
+        if task == "embed":
+            return self._embed(tokens)
+        if task == "embed_tokens":
+            return self._embed_tokens(tokens)
+        raise unsupported_task(task, self.tasks)
+
+    def _embed(self, batch: Sequence[TokenIds]) -> Float32:
+        """Returns vectors of shape (len(batch), dim), float32.
 
         Parallel batches, each on one thread, give the highest throughput. A small batch runs on all
         threads if no other is running, which gives the lowest latency.
@@ -127,7 +146,7 @@ class OpenVinoEngine:
             with self._running_batches_lock:
                 self._running_batches -= 1
 
-    def embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
+    def _embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
         """Returns for each text its token vectors, shape (tokens, width), float32, before pooling.
 
         The first call compiles a second graph. A graph with both outputs would compute and copy the

@@ -77,10 +77,9 @@ def measure_parity(
         precision: the engine's, for the result.
     """
     tokens = engine.tokenizer.encode(texts)
-    single = np.concatenate([engine.embed([row]) for row in tokens])
-    batched = np.concatenate(
-        [engine.embed(tokens[i : i + _BATCH_SIZE]) for i in range(0, len(tokens), _BATCH_SIZE)]
-    )
+    single = np.concatenate([engine.run("embed", [row]) for row in tokens])
+    batches = [tokens[i : i + _BATCH_SIZE] for i in range(0, len(tokens), _BATCH_SIZE)]
+    batched = np.concatenate([engine.run("embed", batch) for batch in batches])
     cosine_min = min(float(_cosines(vectors, expected).min()) for vectors in (single, batched))
     finite = bool(np.isfinite(single).all() and np.isfinite(batched).all())
     return Parity(precision, len(texts), cosine_min if finite else float("nan"))

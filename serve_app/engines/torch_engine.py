@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from serve_app.config import ModelConfig
-from serve_app.engines.base import TokenIds
+from serve_app.engines.base import ModelInput, Rows, TokenIds, unsupported_task
 from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.engines.parity import MIN_COSINE, measure_parity, meets_min_cosine, parity_texts
 from serve_app.engines.tokenizer import TextTokenizer
@@ -24,6 +24,7 @@ from serve_app.errors import (
     UnsupportedOperation,
 )
 from serve_app.models import ModelSpec, model_dir
+from serve_app.tasks import Task
 from serve_app.types import EngineInfo, Float32, Parity
 
 #: On a GPU, one thread pads and copies the next batch while another's batch computes.
@@ -100,28 +101,30 @@ class TorchEngine:
         """Width of the vectors."""
         return int(self._model.get_embedding_dimension() or 0)
 
-    def embed(self, batch: Sequence[TokenIds]) -> Float32:
-        """Returns vectors of shape (len(batch), dim), float32, from one padded run of the pipeline.
+    @property
+    def tasks(self) -> frozenset[Task]:
+        """The tasks that `run` computes."""
+        return frozenset(("embed",)) if self._is_static else frozenset(("embed", "embed_tokens"))
+
+    def run(self, task: Task, batch: Sequence[ModelInput]) -> Rows:
+        """Returns the output of each input, from one padded run of the pipeline.
 
         Raises:
             MemoryError: the batch doesn't fit into the GPU's memory.
+            UnsupportedOperation: the engine doesn't support the task.
         """
-        return self._run(batch, "sentence_embedding")
-
-    def embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
-        """Returns for each text its token vectors, shape (tokens, width), float32, before pooling.
-
-        Raises:
-            MemoryError: the batch doesn't fit into the GPU's memory.
-            UnsupportedOperation: a static model has none that depend on the text.
-        """
-        if self._is_static:
+        if self._is_static and task == "embed_tokens":
             raise UnsupportedOperation(
                 "The vectors of a static model's tokens don't depend on the text: it has no token "
                 "embeddings.",
                 "texts",
             )
-        return self.tokenizer.unpad(self._run(batch, "token_embeddings"), batch)
+        if task not in self.tasks:
+            raise unsupported_task(task, self.tasks)
+        tokens = cast("Sequence[TokenIds]", batch)
+        if task == "embed":
+            return self._run(tokens, "sentence_embedding")
+        return self.tokenizer.unpad(self._run(tokens, "token_embeddings"), tokens)
 
     def _run(self, batch: Sequence[TokenIds], feature: str) -> Float32:
         inputs = (self.tokenizer.concatenate if self._is_static else self.tokenizer.pad)(batch)

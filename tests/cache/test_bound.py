@@ -39,7 +39,7 @@ async def _look_up_a_million_texts() -> None:
 
     async def compute(group: TextGroup) -> Vectors:
         tokens = engine.tokenizer.encode(list(map(str, group.texts)))
-        vectors = engine.embed(tokens)
+        vectors = engine.run("embed", tokens)
         return Vectors.from_rows(
             [VectorRow(v, 1, False, Tier.COMPUTED) for v in vectors], NO_TIMINGS
         )
@@ -57,4 +57,4 @@ async def _look_up_a_million_texts() -> None:
     assert process.memory_info().rss - before <= MAX_BYTES + SLACK_BYTES
     again = await lookup.embed(TextGroup(texts))
     assert again.computed_count < BATCH
-    assert np.array_equal(again.values, engine.embed(engine.tokenizer.encode(texts)))
+    assert np.array_equal(again.values, engine.run("embed", engine.tokenizer.encode(texts)))

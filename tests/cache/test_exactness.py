@@ -52,7 +52,7 @@ class UncachedBackend(FakeBackend):
     async def embed(self, group: TextGroup) -> Vectors:
         tokens = self._engine.tokenizer.encode(list(map(str, group.prompted_inputs)))
         await asyncio.sleep(0)
-        rows = zip(self._engine.embed(tokens), tokens, strict=True)
+        rows = zip(self._engine.run("embed", tokens), tokens, strict=True)
         return Vectors.from_rows(
             [VectorRow(vector, len(t.ids), t.truncated, Tier.COMPUTED) for vector, t in rows],
             NO_TIMINGS,

@@ -87,7 +87,7 @@ def wait_until(condition: Callable[[], object], environment: Environment) -> Non
 
 def hashed(text: str) -> Any:
     engine = HashingEngine(resolve(ModelConfig.model_validate(MODEL)))
-    return engine.embed(engine.tokenizer.encode([text]))[0]
+    return engine.run("embed", engine.tokenizer.encode([text]))[0]
 
 
 def test_a_killed_service_is_restarted(environment: Environment) -> None:

@@ -26,7 +26,7 @@ def engine(dim: int = 256, max_tokens: int = 512) -> HashingEngine:
 
 
 def embed(engine: HashingEngine, *texts: str) -> Float32:
-    return engine.embed(engine.tokenizer.encode(texts))
+    return engine.run("embed", engine.tokenizer.encode(texts))
 
 
 @pytest.mark.parametrize("dim", [8, 100, 65536])
@@ -96,7 +96,7 @@ def test_operations_that_need_a_vocabulary_are_rejected() -> None:
         lambda: tokenizer.encode(["fine", (101, 102)]),
         lambda: tokenizer.tokenize(["a"], add_special_tokens=True),
         lambda: tokenizer.decode([[1]], skip_special_tokens=True),
-        lambda: hashing.embed_tokens(tokenizer.encode(["a"])),
+        lambda: hashing.run("embed_tokens", tokenizer.encode(["a"])),
     ]
     for operation in operations:
         with pytest.raises(InvalidRequest, match="`hashing` has no vocabulary"):

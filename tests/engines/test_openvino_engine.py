@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def engine(precision: str, prepared: PreparedModel) -> OpenVinoEngine:
 def embed(engine: OpenVinoEngine, texts: list[str], batch_size: int) -> Float32:
     tokens = engine.tokenizer.encode(texts)
     batches = [tokens[i : i + batch_size] for i in range(0, len(texts), batch_size)]
-    return np.concatenate([engine.embed(batch) for batch in batches])
+    return np.concatenate([engine.run("embed", batch) for batch in batches])
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +107,9 @@ def test_a_vector_does_not_depend_on_its_batch(
 
 
 def test_a_result_is_not_overwritten_by_the_next_run(engine: OpenVinoEngine) -> None:
-    first = engine.embed(engine.tokenizer.encode(["a text"]))
+    first = np.asarray(engine.run("embed", engine.tokenizer.encode(["a text"])))
     copy = first.copy()
-    engine.embed(engine.tokenizer.encode(["another"]))
+    engine.run("embed", engine.tokenizer.encode(["another"]))
     assert np.array_equal(first, copy)
 
 
@@ -120,8 +121,8 @@ def test_parallel_runs_return_the_vectors_of_sequential_ones(
     batches = [engine.tokenizer.encode(TEXTS[i : i + 4]) for i in range(0, 40, 4)]
     batches += [engine.tokenizer.encode([text]) for text in ("short", "a short one", "one")]
     with ThreadPoolExecutor(4) as pool:  # more threads than streams, so some wait
-        parallel = list(pool.map(engine.embed, batches * 3))
-    sequential = list(map(engine.embed, batches))
+        parallel = list(pool.map(partial(engine.run, "embed"), batches * 3))
+    sequential = list(map(partial(engine.run, "embed"), batches))
     for values, expected in zip(parallel, sequential * 3, strict=True):
         np.testing.assert_allclose(values, expected, atol=BATCH_TOLERANCE[precision])
 
@@ -143,7 +144,7 @@ from serve_app.model_prep.engine_selection import load_engine, select_engines
 config = AppConfig(engine="openvino", precision="{precision}")
 engine = load_engine(*select_engines(config), threads=1)
 assert engine.info.parity.precision == "{precision}"
-print(engine.embed(engine.tokenizer.encode(["a"])).shape)
+print(engine.run("embed", engine.tokenizer.encode(["a"])).shape)
 print(*sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -191,7 +192,7 @@ def test_token_vectors_equal_those_of_sentence_transformers(
     texts = TEXTS[:48]
     expected = reference_token_vectors(reference, texts)
     tokens = engine.tokenizer.encode(texts)
-    batches = [engine.embed_tokens(tokens[i : i + 16]) for i in range(0, 48, 16)]
+    batches = [engine.run("embed_tokens", tokens[i : i + 16]) for i in range(0, 48, 16)]
     actual = chain.from_iterable(batches)
     for row, vectors, expected_vectors in zip(tokens, actual, expected, strict=True):
         assert vectors.shape == (len(row.ids), 384) == expected_vectors.shape
@@ -199,7 +200,7 @@ def test_token_vectors_equal_those_of_sentence_transformers(
         cosine = (vectors * expected_vectors).sum(axis=1)
         cosine /= np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected_vectors, axis=1)
         assert cosine.min() >= {"fp32": 0.99999, "bf16": 0.998}[precision]
-    (single,) = engine.embed_tokens([tokens[5]])
+    (single,) = engine.run("embed_tokens", [tokens[5]])
     np.testing.assert_allclose(single, batches[0][5], atol={"fp32": 1e-5, "bf16": 5e-2}[precision])
 
 
@@ -209,7 +210,9 @@ def test_token_vectors_do_not_change_the_vectors_of_texts(
     engine = load(prepared, precision)
     before = embed(engine, TEXTS[:40], 8)
     batches = [engine.tokenizer.encode(TEXTS[i : i + 4]) for i in range(0, 40, 4)]
-    calls: list[Callable[[Any], Any]] = [engine.embed, engine.embed_tokens] * 5
+    calls: list[Callable[[Any], Any]] = [
+        *(partial(engine.run, "embed"), partial(engine.run, "embed_tokens"))
+    ] * 5
     with ThreadPoolExecutor(4) as pool:  # the first call of `embed_tokens` compiles meanwhile
         parallel = list(pool.map(lambda call, batch: call(batch), calls * 2, batches * 2))
     sequential = [call(batch) for call, batch in zip(calls, batches, strict=True)]

@@ -35,7 +35,7 @@ def load(folder: Path, max_tokens: int | None = None) -> TorchEngine:
 
 
 def embed(engine: TorchEngine, texts: list[str]) -> Float32:
-    return engine.embed(engine.tokenizer.encode(texts))
+    return np.asarray(engine.run("embed", engine.tokenizer.encode(texts)))
 
 
 def to_model2vec(folder: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_local_model_of_the_client_has_the_same_vectors(folder: Path) -> Non
 def test_token_vectors_are_refused(folder: Path) -> None:
     engine = load(folder)
     with pytest.raises(UnsupportedOperation, match="no token embeddings"):
-        engine.embed_tokens(engine.tokenizer.encode(["a"]))
+        engine.run("embed_tokens", engine.tokenizer.encode(["a"]))
 
 
 def test_auto_selects_torch_at_fp32(

@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,9 @@ def bf16() -> TorchEngine:
 def test_vectors_equal_those_of_sentence_transformers(engine: TorchEngine) -> None:
     expected = reference_vectors(len(TEXTS))
     tokens = engine.tokenizer.encode(TEXTS)
-    actual = np.concatenate([engine.embed(tokens[i : i + 32]) for i in range(0, len(TEXTS), 32)])
+    actual = np.concatenate(
+        [engine.run("embed", tokens[i : i + 32]) for i in range(0, len(TEXTS), 32)]
+    )
     cosine = (actual * expected).sum(axis=1) / np.linalg.norm(actual, axis=1)
     assert cosine.min() >= 0.99999
     assert actual.dtype == np.float32
@@ -63,9 +66,9 @@ def test_token_ids_equal_those_of_transformers(
 
 def test_a_vector_does_not_depend_on_its_batch(engine: TorchEngine) -> None:
     tokens = engine.tokenizer.encode(TEXTS)
-    batched = engine.embed(tokens)
+    batched = engine.run("embed", tokens)
     for i in (0, 5, 9, 40, 119):
-        np.testing.assert_allclose(engine.embed([tokens[i]])[0], batched[i], atol=1e-5)
+        np.testing.assert_allclose(engine.run("embed", [tokens[i]])[0], batched[i], atol=1e-5)
 
 
 def test_a_model_that_differs_from_its_spec_is_rejected() -> None:
@@ -82,7 +85,9 @@ def test_fp32_is_the_reference_and_has_no_parity(engine: TorchEngine) -> None:
 def test_bf16_has_parity_and_returns_float32(bf16: TorchEngine) -> None:
     expected = reference_vectors(len(TEXTS))
     tokens = bf16.tokenizer.encode(TEXTS)
-    actual = np.concatenate([bf16.embed(tokens[i : i + 16]) for i in range(0, len(TEXTS), 16)])
+    actual = np.concatenate(
+        [bf16.run("embed", tokens[i : i + 16]) for i in range(0, len(TEXTS), 16)]
+    )
     cosine = (actual * expected).sum(axis=1) / np.linalg.norm(actual, axis=1)
     assert 0.9998 <= cosine.min() < 0.999999  # below 1: it does compute at bf16
     assert actual.dtype == np.float32
@@ -97,9 +102,9 @@ def test_bf16_has_parity_and_returns_float32(bf16: TorchEngine) -> None:
 @needs("bf16")
 def test_a_vector_at_bf16_depends_little_on_its_batch(bf16: TorchEngine) -> None:
     tokens = bf16.tokenizer.encode(TEXTS[:40])
-    batched = bf16.embed(tokens)
+    batched = bf16.run("embed", tokens)
     for i in (0, 5, 9, 39):
-        np.testing.assert_allclose(bf16.embed([tokens[i]])[0], batched[i], atol=2e-3)
+        np.testing.assert_allclose(bf16.run("embed", [tokens[i]])[0], batched[i], atol=2e-3)
 
 
 @pytest.mark.parametrize("precision", REDUCED)
@@ -116,7 +121,7 @@ def test_fp16_has_parity_and_returns_float32() -> None:
     half = load("fp16")
     assert half.info.parity is not None
     assert 0.9999 <= half.info.parity.cosine_min < 1.0001
-    assert half.embed(half.tokenizer.encode(["a"])).dtype == np.float32
+    assert np.asarray(half.run("embed", half.tokenizer.encode(["a"]))).dtype == np.float32
 
 
 def test_a_batch_that_does_not_fit_is_a_memory_error_and_the_next_one_runs(
@@ -129,10 +134,10 @@ def test_a_batch_that_does_not_fit_is_a_memory_error_and_the_next_one_runs(
     with monkeypatch.context() as patch:
         patch.setattr(SentenceTransformer, "forward", forward)
         with pytest.raises(MemoryError, match="2 texts") as raised:
-            engine.embed(tokens)
+            engine.run("embed", tokens)
     assert raised.value.__cause__ is not None
     assert raised.value.__cause__.__traceback__ is None  # it would keep the batch in memory
-    assert engine.embed(tokens).shape == (2, 384)
+    assert np.asarray(engine.run("embed", tokens)).shape == (2, 384)
 
 
 def test_a_gpu_that_pytorch_cannot_reach_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,9 +159,9 @@ def test_two_threads_on_a_gpu_return_the_vectors_of_one(precision: str) -> None:
     engine = TorchEngine(MINILM, spec, device="cuda", precision=precision, threads=1)
     batches = [engine.tokenizer.encode(TEXTS[i : i + 8]) for i in range(0, len(TEXTS), 8)] * 8
     with ThreadPoolExecutor(engine.streams) as pool:
-        results = list(pool.map(engine.embed, batches))
+        results = list(pool.map(partial(engine.run, "embed"), batches))
     for values, batch in zip(results, batches, strict=True):
-        np.testing.assert_array_equal(values, engine.embed(batch))
+        np.testing.assert_array_equal(values, engine.run("embed", batch))
     expected = reference_vectors(len(TEXTS))
     cosine = (np.concatenate(results[: len(results) // 8]) * expected).sum(axis=1)
     assert cosine.min() >= 0.9998
@@ -170,7 +175,7 @@ def test_token_vectors_equal_those_of_sentence_transformers(
     engine: TorchEngine = request.getfixturevalue("bf16" if precision == "bf16" else "engine")
     texts, tokens = TEXTS[:32], engine.tokenizer.encode(TEXTS[:32])
     expected = reference.encode(texts, output_value="token_embeddings", convert_to_numpy=False)
-    actual = engine.embed_tokens(tokens)
+    actual = engine.run("embed_tokens", tokens)
     for row, vectors, expected_vectors in zip(tokens, actual, expected, strict=True):
         assert vectors.shape == (len(row.ids), 384)
         assert vectors.dtype == np.float32

@@ -77,7 +77,9 @@ def test_a_client_outlives_a_kill_during_a_thousand_calls(supervisor: Supervisor
                 except EmbedError as error:
                     failed.append(error)
                     continue
-                assert np.array_equal(vector, engine.embed(engine.tokenizer.encode([text]))[0])
+                assert np.array_equal(
+                    vector, engine.run("embed", engine.tokenizer.encode([text]))[0]
+                )
                 succeeded.append(i)
 
         threads = [threading.Thread(target=embed, args=(i,)) for i in range(THREADS)]
@@ -100,7 +102,7 @@ def test_a_client_outlives_a_kill_during_a_thousand_calls(supervisor: Supervisor
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert np.array_equal(
-            client.embed("call 0"), engine.embed(engine.tokenizer.encode(["call 0"]))[0]
+            client.embed("call 0"), engine.run("embed", engine.tokenizer.encode(["call 0"]))[0]
         )
     assert len(succeeded) + len(failed) == CALLS
     assert supervisor.status().restarts >= 1

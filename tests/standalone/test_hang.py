@@ -20,15 +20,15 @@ from pathlib import Path
 from embedserve_client.command.main import main
 from serve_app.engines.hashing_engine import HashingEngine
 
-embed = HashingEngine.embed
+run = HashingEngine.run
 
-def embed_or_hang(*args, **options):
+def run_or_hang(*args, **options):
     while Path(sys.argv[1]).exists():
         print("hangs", flush=True)
         time.sleep(1)
-    return embed(*args, **options)
+    return run(*args, **options)
 
-HashingEngine.embed = embed_or_hang
+HashingEngine.run = run_or_hang
 sys.exit(main(sys.argv[2:]))
 """
 
