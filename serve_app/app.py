@@ -1,4 +1,4 @@
-"""The application builder `serve_app.app:build`: configuration → engine selection → deployments."""
+"""The application builder `serve_app.app:build`: configuration → engine selections → deployments."""
 
 # Without `from __future__ import annotations`: Ray converts `args` to `AppConfig` only if the
 # annotation of `build` is the class itself, not a string.
@@ -13,7 +13,7 @@ from serve_app.deployments.cache_lookup import CacheLookup
 from serve_app.deployments.embed_server import EmbedServer
 from serve_app.deployments.embedder import Embedder
 from serve_app.deployments.ingress import Ingress
-from serve_app.model_prep.engine_selection import select_engine
+from serve_app.model_prep.engine_selection import EngineSelection, select_engines
 
 logger = logging.getLogger(__name__)
 
@@ -48,29 +48,45 @@ _MODEL_CPUS = 2
 
 
 def build(args: AppConfig) -> Application:
-    """Binds Ingress → CacheLookup → Embedder, or with `topology: colocated` an EmbedServer.
+    """Binds Ingress → CacheLookup → Embedders, or with `topology: colocated` an EmbedServer.
 
-    The Ingress also has a handle of the Embedder for calls that aren't cached.
+    There is one Embedder for each deployment that models name. The Ingress also has handles of them
+    for calls that aren't cached.
 
-    The engine and the embedding space are selected here, once. A replica that can't provide them
+    The engines and the embedding spaces are selected here, once. A replica that can't provide them
     doesn't start.
 
     Raises:
-        ModelSourceError: the model's files are missing or don't match `model.sha256`.
+        ModelSourceError: a model's files are missing or don't match its `sha256`.
         ConfigurationError: no engine that the configuration allows is usable.
     """
-    selection = select_engine(args)
-    for rejection in selection.rejected:
-        logger.warning("Rejected engine: %s", rejection)
-    logger.info("Selected engine: %s at %s.", selection.config.engine, selection.config.precision)
+    selections = select_engines(args)
+    for selection in selections:
+        _log_selection(selection)
     resources = {"num_cpus": _model_cpus()}
     if args.topology == "colocated":
         server = _model_deployment(EmbedServer).options(ray_actor_options=resources)
-        return server.bind(selection)
-    embedder = _model_deployment(Embedder).options(ray_actor_options=resources).bind(selection)
-    spec = selection.cached_spec
-    lookup = _cpu_free_deployment(CacheLookup).bind(spec, embedder, args.cache)
-    return _cpu_free_deployment(Ingress).bind(spec, lookup, args, embedder)
+        return server.bind(args, selections)
+    embedders: dict[str, Application] = {}  # by space
+    for name in args.engine_deployments:
+        run_there = tuple(s for s in selections if s.model.deployment == name)
+        embedder = _model_deployment(Embedder).options(name=name, ray_actor_options=resources)
+        application = embedder.bind(args, run_there)
+        embedders |= {s.cached_spec.space_id: application for s in run_there}
+    specs = tuple(selection.cached_spec for selection in selections)
+    lookup = _cpu_free_deployment(CacheLookup).bind(specs, embedders, args.cache)
+    return _cpu_free_deployment(Ingress).bind(specs, lookup, args, embedders)
+
+
+def _log_selection(selection: EngineSelection) -> None:
+    for rejection in selection.rejected:
+        logger.warning("%s: rejected engine: %s", selection.spec.name, rejection)
+    logger.info(
+        "%s: selected engine: %s at %s.",
+        selection.spec.name,
+        selection.engine,
+        selection.precision,
+    )
 
 
 def _model_cpus() -> int:

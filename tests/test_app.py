@@ -7,9 +7,13 @@ from ray.serve import Application
 
 from serve_app import app
 from serve_app.config import AppConfig, CacheConfig, ModelConfig
-from serve_app.model_prep.engine_selection import select_engine
+from serve_app.model_prep.engine_selection import select_engines
 
 HASHING = ModelConfig(name="words", source="hashing:64")
+OTHERS = (
+    ModelConfig(name="others", source="hashing:32"),
+    ModelConfig(name="alone", source="hashing:16", deployment="Alone"),
+)
 
 
 def bound(application: Application) -> Any:
@@ -21,37 +25,49 @@ def test_replicas_get_the_selected_engine_and_the_log_lists_rejected_engines(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = AppConfig(model=HASHING)
-    selection = replace(select_engine(config), rejected=("x at bf16: no",))
-    monkeypatch.setattr(app, "select_engine", lambda config: selection)
+    (selection,) = select_engines(config)
+    selection = replace(selection, rejected=("x at bf16: no",))
+    monkeypatch.setattr(app, "select_engines", lambda config: (selection,))
     with caplog.at_level(logging.INFO):
         ingress = bound(app.build(config))
     assert caplog.messages == [
-        "Rejected engine: x at bf16: no",
-        "Selected engine: hashing at fp32.",
+        "words: rejected engine: x at bf16: no",
+        "words: selected engine: hashing at fp32.",
     ]
-    spec, lookup, ingress_config, embedder = ingress.init_args
-    assert (spec, ingress_config) == (selection.spec, config)
-    lookup_spec, lookup_embedder, cache_config = bound(lookup).init_args
-    assert (lookup_spec, cache_config) == (selection.spec, config.cache)
-    assert lookup_embedder is embedder
-    (embedder_selection,) = bound(embedder).init_args
-    assert embedder_selection == selection
-    assert (selection.config.engine, selection.config.precision) == ("hashing", "fp32")
+    specs, lookup, ingress_config, embedders = ingress.init_args
+    assert (specs, ingress_config) == ((selection.spec,), config)
+    lookup_specs, lookup_embedders, cache_config = bound(lookup).init_args
+    assert (lookup_specs, cache_config) == ((selection.spec,), config.cache)
+    assert lookup_embedders == embedders
+    (embedder,) = embedders.values()
+    assert bound(embedder).init_args == (config, (selection,))
+
+
+def test_each_deployment_that_models_name_has_its_models() -> None:
+    config = AppConfig(models=(HASHING, *OTHERS))
+    specs, _, _, embedders = bound(app.build(config)).init_args
+    assert [spec.name for spec in specs] == ["words", "others", "alone"]
+    deployments = [bound(embedders[spec.space_id]) for spec in specs]
+    assert [deployment.name for deployment in deployments] == ["Embedder", "Embedder", "Alone"]
+    assert deployments[0] is deployments[1]
+    names = [[s.spec.name for s in deployment.init_args[1]] for deployment in deployments[1:]]
+    assert names == [["words", "others"], ["alone"]]
 
 
 def test_with_colocated_topology_there_is_one_deployment() -> None:
-    config = AppConfig(model=HASHING, topology="colocated", cache=CacheConfig(dtype="float16"))
+    config = AppConfig(
+        models=(HASHING, OTHERS[0]), topology="colocated", cache=CacheConfig(dtype="float16")
+    )
     server = bound(app.build(config))
     assert server.name == "EmbedServer"
-    (selection,) = server.init_args
-    assert selection.config == config.model_copy(update={"engine": "hashing", "precision": "fp32"})
+    server_config, (selection, other) = server.init_args
+    assert (server_config, other.spec.name) == (config, "others")
+    assert (selection.engine, selection.precision) == ("hashing", "fp32")
     assert selection.cached_spec.space_id == f"{selection.spec.space_id}+float16"
 
 
 def test_vectors_that_the_cache_rounds_belong_to_another_space() -> None:
     config = AppConfig(model=HASHING, cache=CacheConfig(dtype="float16"))
-    spec, lookup, _, _ = bound(app.build(config)).init_args
-    lookup_spec, embedder, _ = bound(lookup).init_args
-    (selection,) = bound(embedder).init_args
-    assert spec == lookup_spec
+    (spec,), _, _, embedders = bound(app.build(config)).init_args
+    _, (selection,) = bound(embedders[spec.space_id]).init_args
     assert spec.space_id == f"{selection.spec.space_id}+float16"

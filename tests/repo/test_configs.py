@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.config import TOPOLOGIES, USER_CONFIGS, AppConfig
+from serve_app.config import AppConfig, deployment_names, user_config_type
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
@@ -25,27 +25,32 @@ def test_it_is_valid(config: dict[str, Any]) -> None:
     assert (application.name, application.import_path) == ("embedserve", "serve_app.app:build")
     args = AppConfig.parse(application.args)
     names = tuple(deployment.name for deployment in application.deployments)
-    assert names == TOPOLOGIES[args.topology]
+    assert names == deployment_names(args)
     for deployment in config["applications"][0]["deployments"]:
-        USER_CONFIGS[deployment["name"]].parse(deployment.get("user_config"))
+        section = user_config_type(args, deployment["name"])
+        assert section is not None
+        section.parse(deployment.get("user_config"))
 
 
 def test_it_is_reachable_from_this_machine_only(config: dict[str, Any]) -> None:
     assert config["http_options"]["host"] == "127.0.0.1"
 
 
-def test_the_model_scales_by_tokens_and_never_to_zero(config: dict[str, Any]) -> None:
-    embedder = config["applications"][0]["deployments"][-1]
-    scaling = embedder["autoscaling_config"]
-    assert scaling["min_replicas"] == 1
-    assert scaling["policy"]["policy_function"] == "serve_app.autoscale:TokenPolicy"
-    assert scaling["metrics_interval_s"] == 1
-    assert scaling["upscale_delay_s"] < scaling["downscale_delay_s"]
+def test_models_scale_by_tokens_and_never_to_zero(config: dict[str, Any]) -> None:
+    for deployment in config["applications"][0]["deployments"]:
+        if deployment["name"] in ("Ingress", "CacheLookup"):
+            continue
+        scaling = deployment["autoscaling_config"]
+        assert scaling["min_replicas"] == 1
+        assert scaling["policy"]["policy_function"] == "serve_app.autoscale:TokenPolicy"
+        assert scaling["metrics_interval_s"] == 1
+        assert scaling["upscale_delay_s"] < scaling["downscale_delay_s"]
 
 
-def test_only_the_model_scales(config: dict[str, Any]) -> None:
-    *others, _ = config["applications"][0]["deployments"]
-    assert all("autoscaling_config" not in deployment for deployment in others)
+def test_only_models_scale(config: dict[str, Any]) -> None:
+    for deployment in config["applications"][0]["deployments"]:
+        if deployment["name"] in ("Ingress", "CacheLookup"):
+            assert "autoscaling_config" not in deployment
 
 
 def test_haproxy_is_set_up_as_in_the_default(config: dict[str, Any]) -> None:
