@@ -1,4 +1,4 @@
-"""The application builder `serve_app.app:build`: configuration → engine selections → deployments."""
+"""The application builder `serve_app.app:build`: configuration → engines → deployments."""
 
 # Without `from __future__ import annotations`: Ray converts `args` to `AppConfig` only if the
 # annotation of `build` is the class itself, not a string.
@@ -67,15 +67,14 @@ def build(args: AppConfig) -> Application:
     if args.topology == "colocated":
         server = _model_deployment(EmbedServer).options(ray_actor_options=resources)
         return server.bind(args, selections)
-    embedders: dict[str, Application] = {}  # by space
-    for name in args.engine_deployments:
-        run_there = tuple(s for s in selections if s.model.deployment == name)
-        embedder = _model_deployment(Embedder).options(name=name, ray_actor_options=resources)
-        application = embedder.bind(args, run_there)
-        embedders |= {s.cached_spec.space_id: application for s in run_there}
-    specs = tuple(selection.cached_spec for selection in selections)
-    lookup = _cpu_free_deployment(CacheLookup).bind(specs, embedders, args.cache)
-    return _cpu_free_deployment(Ingress).bind(specs, lookup, args, embedders)
+    embedders = {
+        name: _model_deployment(Embedder)
+        .options(name=name, ray_actor_options=resources)
+        .bind(args, tuple(s for s in selections if s.model.deployment == name))
+        for name in args.engine_deployments
+    }
+    lookup = _cpu_free_deployment(CacheLookup).bind(args, selections, embedders)
+    return _cpu_free_deployment(Ingress).bind(args, selections, lookup, embedders)
 
 
 def _log_selection(selection: EngineSelection) -> None:

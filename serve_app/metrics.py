@@ -177,6 +177,10 @@ class Meter:
         self.drain()
         return self._drained
 
+    def value(self, metric: Metric, *tags: str) -> float:
+        """Returns a counter's value since the start. Doesn't affect `drain`."""
+        return sum(counts.get((metric, tags), 0.0) for counts in (self._drained, self._counts))
+
     def totals(self) -> Totals:
         """Returns the totals since the last `reset`."""
         return self._lifetime_totals().minus(self._baseline)

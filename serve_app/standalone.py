@@ -11,8 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import uvicorn
@@ -20,17 +19,14 @@ from starlette.types import ASGIApp
 
 from serve_app.access.entrance import Entrance
 from serve_app.access.shared_quota import open_quota_store
-from serve_app.cache.codec import Codec
 from serve_app.cache.l2 import open_l2_cache
 from serve_app.cache.stack import CacheStack
-from serve_app.config import EmbedServerSettings
+from serve_app.config import AppConfig, EmbedServerSettings
 from serve_app.engines.affinity import available_cpus
 from serve_app.errors import InferenceError
 from serve_app.metrics import Gauges, Meter, process_gauges
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
-from serve_app.scheduler.async_engine import AsyncEngine
-from serve_app.service.backend import CachedBackend
-from serve_app.service.embed import EmbedService
+from serve_app.service.composition import create_catalog, create_engine_pool
 from serve_app.service.replica_stats import SingleReplica
 from serve_app.valkey.shared_server import ServiceIdentity
 from serve_app.web.app import create_app
@@ -45,57 +41,60 @@ _HEALTH_CHECK_PERIOD_S = 1.0
 
 
 class StandaloneService:
-    """The cache, the engine and the application of one process."""
+    """The cache, the engines and the application of one process."""
 
     def __init__(
-        self, selection: EngineSelection, settings: EmbedServerSettings, name: str
+        self,
+        config: AppConfig,
+        selections: Sequence[EngineSelection],
+        settings: EmbedServerSettings,
+        name: str,
     ) -> None:
-        """Loads the engine and opens the cache. Blocks for some seconds.
+        """Loads the engines and opens the cache. Blocks for some seconds.
 
         Args:
-            selection: the model and its engine.
+            config: the application's configuration.
+            selections: the models and their engines.
             settings: of the process.
             name: selects the embedded cache server among those of all services on the machine.
 
         Raises:
-            ConfigurationError: the engine or the cache can't be used as configured.
+            ConfigurationError: an engine or the cache can't be used as configured.
         """
-        config, spec, meter = selection.config, selection.cached_spec, Meter()
+        meter = Meter()
         self._settings = settings
         cpus = available_cpus()
         threads = min(_MAX_THREADS, len(cpus))
-        self._engine = AsyncEngine(
-            partial(load_engine, selection, threads=threads),
-            Codec(spec.dim, config.cache.dtype).encode,
-            threads=threads,
-            cpus=cpus,
-            meter=meter,
-            rejected=selection.rejected,
+        self._pool = create_engine_pool(
+            config, selections, threads=threads, cpus=cpus, meter=meter, load=load_engine
         )
         self._cpus = cpus
         identity = ServiceIdentity(service=name, owner_pid=os.getpid())
+        specs = [selection.cached_spec for selection in selections]
         self._cache = CacheStack(
-            spec,
-            self._engine.embed,
+            specs,
+            lambda space: self._pool.model(space).embed,
             l1_max_bytes=settings.l1_max_bytes,
             dtype=config.cache.dtype,
             meter=meter,
-            l2=open_l2_cache(config.cache, identity, spec.space_id, meter),
+            l2=open_l2_cache(config.cache, identity, meter),
         )
         self._entrance = Entrance(open_quota_store(config.cache, identity, meter), meter)
-        service = EmbedService(
-            spec,
-            CachedBackend(self._cache, self._engine),
+        catalog = create_catalog(
+            config,
+            specs,
+            self._cache,
+            self._pool.model,
             settings,
             meter,
             SingleReplica(meter, self._gauges),
         )
         self.app: ASGIApp = RequestLifecycle(
-            create_app(service, self._entrance, config.cors_origins)
+            create_app(catalog, self._entrance, config.cors_origins)
         )
 
     def _gauges(self) -> Gauges:
-        return {**self._cache.gauges(), **self._engine.gauges(), **process_gauges()}
+        return {**self._cache.gauges(), **self._pool.gauges(), **process_gauges()}
 
     async def start(self) -> None:
         """Starts background tasks.
@@ -104,8 +103,8 @@ class StandaloneService:
             ConfigurationError: the API keys are invalid.
         """
         self._entrance.apply(self._settings.access)
-        self._engine.start()
-        self._engine.apply(self._settings, self._cpus)
+        self._pool.start()
+        self._pool.apply(self._settings, self._cpus)
         self._cache.start()
 
     async def exit_on_stall(self) -> NoReturn:
@@ -113,14 +112,14 @@ class StandaloneService:
         while True:
             await asyncio.sleep(_HEALTH_CHECK_PERIOD_S)
             try:
-                self._engine.check_health()
+                self._pool.check_health()
             except InferenceError as error:
                 print(f"embedserve: {error} The process ends.", file=sys.stderr, flush=True)
                 os._exit(1)  # any other exit waits for the batch
 
     async def stop(self) -> None:
         """Stops background tasks and closes the cache. Queued texts fail."""
-        await self._engine.stop()
+        await self._pool.stop()
         await self._entrance.close()
         await self._cache.close()
 

@@ -34,24 +34,22 @@ def test_replicas_get_the_selected_engine_and_the_log_lists_rejected_engines(
         "words: rejected engine: x at bf16: no",
         "words: selected engine: hashing at fp32.",
     ]
-    specs, lookup, ingress_config, embedders = ingress.init_args
-    assert (specs, ingress_config) == ((selection.spec,), config)
-    lookup_specs, lookup_embedders, cache_config = bound(lookup).init_args
-    assert (lookup_specs, cache_config) == ((selection.spec,), config.cache)
-    assert lookup_embedders == embedders
-    (embedder,) = embedders.values()
-    assert bound(embedder).init_args == (config, (selection,))
+    ingress_config, selections, lookup, embedders = ingress.init_args
+    assert (ingress_config, selections) == (config, (selection,))
+    assert bound(lookup).init_args == (config, (selection,), embedders)
+    assert bound(embedders["Embedder"]).init_args == (config, (selection,))
 
 
 def test_each_deployment_that_models_name_has_its_models() -> None:
     config = AppConfig(models=(HASHING, *OTHERS))
-    specs, _, _, embedders = bound(app.build(config)).init_args
-    assert [spec.name for spec in specs] == ["words", "others", "alone"]
-    deployments = [bound(embedders[spec.space_id]) for spec in specs]
-    assert [deployment.name for deployment in deployments] == ["Embedder", "Embedder", "Alone"]
-    assert deployments[0] is deployments[1]
-    names = [[s.spec.name for s in deployment.init_args[1]] for deployment in deployments[1:]]
-    assert names == [["words", "others"], ["alone"]]
+    _, selections, _, embedders = bound(app.build(config)).init_args
+    assert [selection.spec.name for selection in selections] == ["words", "others", "alone"]
+    models = {
+        bound(embedder).name: [s.spec.name for s in bound(embedder).init_args[1]]
+        for embedder in embedders.values()
+    }
+    assert models == {"Embedder": ["words", "others"], "Alone": ["alone"]}
+    assert embedders.keys() == models.keys()
 
 
 def test_with_colocated_topology_there_is_one_deployment() -> None:
@@ -64,10 +62,3 @@ def test_with_colocated_topology_there_is_one_deployment() -> None:
     assert (server_config, other.spec.name) == (config, "others")
     assert (selection.engine, selection.precision) == ("hashing", "fp32")
     assert selection.cached_spec.space_id == f"{selection.spec.space_id}+float16"
-
-
-def test_vectors_that_the_cache_rounds_belong_to_another_space() -> None:
-    config = AppConfig(model=HASHING, cache=CacheConfig(dtype="float16"))
-    (spec,), _, _, embedders = bound(app.build(config)).init_args
-    _, (selection,) = bound(embedders[spec.space_id]).init_args
-    assert spec.space_id == f"{selection.spec.space_id}+float16"

@@ -26,12 +26,22 @@ class StoreStats(NamedTuple):
     evictions: int
 
 
+class ModelCacheStats(NamedTuple):
+    """How one process found the texts of one model, since its start."""
+
+    model: str
+    l1_hits: int
+    l2_hits: int
+    misses: int
+
+
 class CacheReport(NamedTuple):
     """Statistics of the cache tiers of one process."""
 
     memory: MemoryStats
     state: CacheState
     store: StoreStats | None  #: None: the process has no L2, or the server didn't respond
+    models: tuple[ModelCacheStats, ...] = ()
 
 
 class WarmResult(NamedTuple):

@@ -8,11 +8,13 @@ from serve_app.cache.codec import CacheDtype, task_codecs
 from serve_app.cache.l2 import L2Cache
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
-from serve_app.cache.report import CacheReport
+from serve_app.cache.report import CacheReport, ModelCacheStats
 from serve_app.metrics import (
     CACHE_BYTES,
     CACHE_ENTRIES,
     CACHE_EVICTIONS,
+    CACHE_HITS,
+    CACHE_MISSES,
     L2_UP,
     Meter,
     Metric,
@@ -49,13 +51,14 @@ class CacheStack:
             meter: counts hits and misses.
             l2: the tier that processes share; None: the next tier may have one.
         """
+        self._specs = [*specs]
         self._memory = MemoryCache(l1_max_bytes)
         self._l2 = l2
         self._meter = meter
         self._evictions = 0
         self._coalescers = list[Coalescer]()
         lookups = dict[str, Lookup]()
-        for spec in specs:
+        for spec in self._specs:
             coalescer = Coalescer(send(spec.space_id), max_in_flight_calls)
             self._coalescers.append(coalescer)
             lookups[spec.space_id] = Lookup(
@@ -97,18 +100,39 @@ class CacheStack:
     async def report(self) -> CacheReport:
         """Returns statistics of both tiers."""
         store = None if self._l2 is None else await self._l2.stats()
-        return CacheReport(self._memory.stats(), self.state, store)
+        return CacheReport(self._memory.stats(), self.state, store, self._model_stats())
 
-    async def purge(self, spaces: Iterable[str]) -> int:
-        """Deletes the values of spaces from L2 and all values from L1, and returns their number.
+    def _model_stats(self) -> tuple[ModelCacheStats, ...]:
+        value = self._meter.value
+        return tuple(
+            ModelCacheStats(
+                name,
+                int(value(CACHE_HITS, "l1", name)),
+                int(value(CACHE_HITS, "l2", name)),
+                int(value(CACHE_MISSES, name)),
+            )
+            for name in (spec.name for spec in self._specs)
+        )
+
+    async def purge(self, model: str | None = None) -> int | None:
+        """Deletes the values of a model from L2 and all values from L1.
+
+        Args:
+            model: name or alias of the model; None: all models.
+
+        Returns:
+            The number of deleted values; None if no model has this name.
 
         Raises:
             Unavailable: not all values of L2 could be deleted; L1 is empty nevertheless.
         """
+        specs = [spec for spec in self._specs if model in (None, spec.name, *spec.aliases)]
+        if not specs:
+            return None
         entries = self._memory.clear()
         if self._l2 is not None:
-            for space in spaces:
-                entries += await self._l2.purge(space)
+            for spec in specs:
+                entries += await self._l2.purge(spec.space_id)
         return entries
 
     async def close(self) -> None:

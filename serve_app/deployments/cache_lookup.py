@@ -1,6 +1,8 @@
-"""The cache deployment: groups of texts → in-flight requests → L2 → Embedder → vectors."""
+"""The cache deployment: groups of texts → in-flight requests → L2 → Embedder → outputs."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -8,42 +10,54 @@ from ray.serve.schema import ReplicaRank
 
 from serve_app.cache.coalescer import Deliver
 from serve_app.cache.l2 import open_l2_cache
+from serve_app.cache.lookup import Lookup
 from serve_app.cache.report import CacheReport
 from serve_app.cache.stack import CacheStack
-from serve_app.config import CacheConfig, CacheLookupSettings
+from serve_app.config import AppConfig, CacheLookupSettings
 from serve_app.deployments.group_call import GroupResult, collect, group_call
 from serve_app.deployments.replica_log import log_to_serve
-from serve_app.deployments.retrying_call import returns_errors
+from serve_app.deployments.retrying_call import RetryingCall, returns_errors
 from serve_app.deployments.service_identity import current_service
 from serve_app.errors import EmbedServeError
 from serve_app.metrics import Meter, export
-from serve_app.models import ModelSpec
+from serve_app.model_prep.engine_selection import EngineSelection
 from serve_app.types import CacheState, TextGroup
 
 
 class CacheLookup:
-    """Serves vectors of one model from the cache and computes misses through the Embedder."""
+    """Serves outputs of all models from the cache, and computes misses through the Embedders."""
 
     def __init__(
-        self, spec: ModelSpec, embedder: DeploymentHandle[Any], cache: CacheConfig
+        self,
+        config: AppConfig,
+        selections: Sequence[EngineSelection],
+        embedders: Mapping[str, DeploymentHandle[Any]],
     ) -> None:
+        """Opens the cache.
+
+        Args:
+            config: the application's configuration.
+            selections: the models.
+            embedders: the deployments that run the models, by name.
+        """
         log_to_serve()
         settings = CacheLookupSettings()
-        self._spec = spec
         self._meter = Meter()
+        calls = {name: group_call(RetryingCall(h, "embed")) for name, h in embedders.items()}
+        deployments = {s.cached_spec.space_id: s.model.deployment for s in selections}
         self._cache = CacheStack(
-            spec,
-            group_call(embedder, spec.space_id),
+            [selection.cached_spec for selection in selections],
+            lambda space: calls[deployments[space]](space),
             l1_max_bytes=settings.l1_max_bytes,
             max_in_flight_calls=settings.max_in_flight_calls,
-            dtype=cache.dtype,
+            dtype=config.cache.dtype,
             meter=self._meter,
-            l2=open_l2_cache(cache, current_service(), spec.space_id, self._meter),
+            l2=open_l2_cache(config.cache, current_service(), self._meter),
         )
         self._export_task: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
-        """Applies settings. Cached vectors remain as far as they fit into the new limit.
+        """Applies settings. Cached values remain as far as they fit into the new limit.
 
         Ray calls it before the first request and after each change. The parameter `rank` makes Ray
         call it even without a `user_config`.
@@ -61,19 +75,9 @@ class CacheLookup:
             self._cache.start()
 
     async def embed(self, space: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
-        """Returns for each group its vectors, or an error as a value; None in another space."""
-        if space != self._spec.space_id:
-            return None
-        return await collect(self._embed, groups)
-
-    async def _embed(self, groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
-        async def embed_group(index: int, group: TextGroup) -> None:
-            try:
-                deliver(index, await self._cache.embed_encoded(group))
-            except EmbedServeError as error:
-                deliver(index, error)
-
-        await asyncio.gather(*(embed_group(i, group) for i, group in enumerate(groups)))
+        """Returns for each group its outputs, or an error as a value; None for an unknown space."""
+        lookup = self._cache.lookups.get(space)
+        return None if lookup is None else await collect(partial(_embed, lookup), groups)
 
     async def cache_state(self) -> CacheState:
         """Returns the state of the L2 cache."""
@@ -85,17 +89,19 @@ class CacheLookup:
 
     @returns_errors
     async def purge_cache(self, model: str | None = None) -> int | None:
-        """Deletes all vectors from this replica's cache tiers.
-
-        Args:
-            model: name or alias of the model to purge; None matches any model.
-
-        Returns:
-            The number of deleted vectors, an error as a value, or None if `model` isn't the model
-            of this deployment.
-        """
-        return await self._cache.purge() if self._spec.accepts(model) else None
+        """Deletes the cached outputs of a model, or of all; see `CacheStack.purge`."""
+        return await self._cache.purge(model)
 
     async def __del__(self) -> None:
         """Closes the cache; Ray awaits it when the replica stops."""
         await self._cache.close()
+
+
+async def _embed(lookup: Lookup, groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
+    async def embed_group(index: int, group: TextGroup) -> None:
+        try:
+            deliver(index, await lookup.embed_encoded(group))
+        except EmbedServeError as error:
+            deliver(index, error)
+
+    await asyncio.gather(*(embed_group(i, group) for i, group in enumerate(groups)))

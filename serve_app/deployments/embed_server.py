@@ -1,22 +1,21 @@
 """The deployment of `topology: colocated`: requests → cache → engine → replies, in one process."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ray import serve
 from ray.serve.schema import ReplicaRank
 
 from serve_app.cache.l2 import open_l2_cache
 from serve_app.cache.stack import CacheStack
-from serve_app.config import EmbedServerSettings
+from serve_app.config import AppConfig, EmbedServerSettings
 from serve_app.deployments.http_replica import HttpReplica
-from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engine
+from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engines
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.service_identity import current_service
 from serve_app.engines.base import Engine
 from serve_app.metrics import Gauges, Meter
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
-from serve_app.service.backend import CachedBackend
 
 
 @serve.ingress()
@@ -27,43 +26,45 @@ class EmbedServer(HttpReplica):
 
     def __init__(
         self,
-        selection: EngineSelection,
+        config: AppConfig,
+        selections: Sequence[EngineSelection],
         *,
         load: Callable[..., Engine] = load_engine,
     ) -> None:
-        """Loads the engine; see `load_replica_engine`.
+        """Loads the engines; see `load_replica_engines`.
 
         Args:
-            selection: the engine and the model that the application was built with.
-            load: returns the engine for `selection` and `threads`.
+            config: the application's configuration.
+            selections: the models, and the engines that the application was built with.
+            load: returns the engine for a selection and `threads`.
         """
         log_to_serve()
-        config, spec = selection.config, selection.cached_spec
         settings, meter = EmbedServerSettings(), Meter()
+        specs = [selection.cached_spec for selection in selections]
         self._cpus = ReplicaCpus()
-        self._engine = load_replica_engine(selection, self._cpus, meter, load=load)
+        self._pool = load_replica_engines(config, selections, self._cpus, meter, load=load)
         cache = CacheStack(
-            spec,
-            self._engine.embed,
+            specs,
+            lambda space: self._pool.model(space).embed,
             l1_max_bytes=settings.l1_max_bytes,
             dtype=config.cache.dtype,
             meter=meter,
-            l2=open_l2_cache(config.cache, current_service(), spec.space_id, meter),
+            l2=open_l2_cache(config.cache, current_service(), meter),
         )
-        self._serve(spec, config, cache, CachedBackend(cache, self._engine), meter)
+        self._serve(config, specs, cache, self._pool.model, meter)
 
     def _apply(self, settings: EmbedServerSettings, rank: ReplicaRank) -> None:
-        self._engine.start()
-        self._engine.apply(settings, self._cpus.of_rank(rank.local_rank))
+        self._pool.start()
+        self._pool.apply(settings, self._cpus.of_rank(rank.local_rank))
         self._cache.apply(l1_max_bytes=settings.l1_max_bytes)
 
     def _gauges(self) -> Gauges:
-        return {**self._cache.gauges(), **self._engine.gauges()}
+        return {**self._cache.gauges(), **self._pool.gauges()}
 
     async def check_health(self) -> None:
-        """Raises if the engine stalls; Ray then replaces the replica."""
-        self._engine.check_health()
+        """Raises if an engine stalls; Ray then replaces the replica."""
+        self._pool.check_health()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns the metrics that `autoscale.TokenPolicy` scales by."""
-        return dataclasses.asdict(self._engine.sample_load())
+        return dataclasses.asdict(self._pool.sample_load())

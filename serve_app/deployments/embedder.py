@@ -1,27 +1,28 @@
-"""The model deployment: groups of texts → tokenizer → scheduler → engine → vectors.
+"""The deployment of models: groups of texts → tokenizer → scheduler → engine → outputs.
 
-Each replica runs one engine on CPUs or a GPU of its own.
+Each replica runs the engines of the deployment's models, on CPUs or a GPU of its own.
 """
 
 import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from ray import serve
 from ray.serve.schema import ReplicaRank
 
-from serve_app.config import EmbedderSettings
+from serve_app.config import AppConfig, EmbedderSettings
 from serve_app.deployments.group_call import GroupResult, collect
-from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engine
+from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engines
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import returns_errors
 from serve_app.engines.base import Engine
 from serve_app.metrics import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.scheduler.pending import PendingGroup
-from serve_app.types import EngineInfo, TextGroup, Tokenization, TokenVectors
+from serve_app.types import EngineInfo, TextGroup, Tokenization
 
 #: Upper bound of calls that share one run of the tokenizer.
 _MAX_COLLECTED_CALLS = 256
@@ -30,19 +31,22 @@ _MAX_COLLECTED_CHARS = 16384
 
 
 class Embedder:
-    """Computes vectors with one engine. Doesn't cache."""
+    """Computes the outputs of the models that name this deployment. Doesn't cache."""
 
     def __init__(
-        self, selection: EngineSelection, *, load: Callable[..., Engine] = load_engine
+        self,
+        config: AppConfig,
+        selections: Sequence[EngineSelection],
+        *,
+        load: Callable[..., Engine] = load_engine,
     ) -> None:
-        """Loads the engine; see `load_replica_engine`."""
+        """Loads the engines; see `load_replica_engines`."""
         log_to_serve()
         self._meter = Meter()
-        self._space = selection.cached_spec.space_id
         self._cpus = ReplicaCpus()
-        self._engine = load_replica_engine(selection, self._cpus, self._meter, load=load)
-        self._queue = self._engine.submit
-        self._engine.submit = self._submit
+        self._pool = load_replica_engines(config, selections, self._cpus, self._meter, load=load)
+        self._queue = self._pool.submit
+        self._pool.submit = self._submit
         self._export_task: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
@@ -53,21 +57,25 @@ class Embedder:
         """
         settings = EmbedderSettings.parse(user_config)
         self._start()
-        self._engine.apply(settings, self._cpus.of_rank(rank.local_rank))
+        self._pool.apply(settings, self._cpus.of_rank(rank.local_rank))
 
     def _start(self) -> None:
         """Starts the background tasks on the first call."""
         if self._export_task is None:
-            self._engine.start()
-            self._export_task = asyncio.create_task(export(self._meter, self._engine.gauges))
+            self._pool.start()
+            self._export_task = asyncio.create_task(export(self._meter, self._pool.gauges))
 
+    @returns_errors
     async def embed(self, space: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
-        """Returns for each group its vectors, or an error as a value; None in another space."""
-        if space != self._space:
-            return None
-        return await collect(self._engine.embed, groups)
+        """Returns for each group its outputs, or an error as a value; None for an unknown space.
 
-    async def _submit(self, groups: Sequence[PendingGroup[Any]]) -> None:
+        One error as a value if the model can't be loaded.
+        """
+        if space not in self._pool.spaces:
+            return None
+        return await collect(partial(self._pool.embed, space), groups)
+
+    async def _submit(self, groups: Sequence[PendingGroup]) -> None:
         characters = sum(len(text) for group in groups for text in group.inputs)
         if characters > _MAX_COLLECTED_CHARS:
             await self._queue(groups)
@@ -77,44 +85,45 @@ class Embedder:
     @serve.batch(
         max_batch_size=_MAX_COLLECTED_CALLS, batch_wait_timeout_s=0, max_concurrent_batches=64
     )
-    async def _submit_collected(self, calls: list[Sequence[PendingGroup[Any]]]) -> list[None]:
+    async def _submit_collected(self, calls: list[Sequence[PendingGroup]]) -> list[None]:
         # Simultaneous calls share one run of the tokenizer. This returns once their groups are
-        # queued, so that a short request never waits for the vectors of a long one.
+        # queued, so that a short request never waits for the outputs of a long one.
         await self._queue(list(chain.from_iterable(calls)))
         return [None] * len(calls)
 
     @returns_errors
-    async def embed_tokens(self, space: str, group: TextGroup) -> list[TokenVectors] | None:
-        """Returns for each text the vectors of its tokens, or one error as a value.
-
-        Returns None in another space.
-        """
-        if space != self._space:
-            return None
-        return await self._engine.embed_tokens(group)
-
-    @returns_errors
     async def tokenize(
-        self, texts: tuple[str, ...], add_special_tokens: bool
-    ) -> list[Tokenization]:
-        """Returns the tokens of each text, not truncated, or an error as a value."""
-        return await self._engine.tokenize(texts, add_special_tokens)
+        self, space: str, texts: tuple[str, ...], add_special_tokens: bool
+    ) -> list[Tokenization] | None:
+        """Returns the tokens of each text, not truncated, or an error as a value.
+
+        Returns None for an unknown space.
+        """
+        if space not in self._pool.spaces:
+            return None
+        return await self._pool.tokenize(space, texts, add_special_tokens)
 
     @returns_errors
     async def decode(
-        self, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
-    ) -> list[str]:
-        """Returns the text of each row of token ids, or an error as a value."""
-        return await self._engine.decode(rows, skip_special_tokens)
+        self, space: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+    ) -> list[str] | None:
+        """Returns the text of each row of token ids, or an error as a value.
 
-    async def describe(self) -> EngineInfo:
-        """Returns the engine, its device and its precision."""
-        return await self._engine.describe()
+        Returns None for an unknown space.
+        """
+        if space not in self._pool.spaces:
+            return None
+        return await self._pool.decode(space, rows, skip_special_tokens)
+
+    @returns_errors
+    async def describe(self, space: str) -> EngineInfo | None:
+        """Returns a model's engine, its device and its precision; None for an unknown space."""
+        return self._pool.describe(space) if space in self._pool.spaces else None
 
     async def check_health(self) -> None:
-        """Raises if the engine stalls; Ray then replaces the replica."""
-        self._engine.check_health()
+        """Raises if an engine stalls; Ray then replaces the replica."""
+        self._pool.check_health()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns the metrics that `autoscale.TokenPolicy` scales by."""
-        return dataclasses.asdict(self._engine.sample_load())
+        return dataclasses.asdict(self._pool.sample_load())

@@ -1,8 +1,8 @@
 """A replica that takes HTTP requests and handle calls of Ray jobs: request → service → reply."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 from ray.serve.schema import ReplicaRank
 from starlette.types import ASGIApp
@@ -15,17 +15,28 @@ from serve_app.config import AppConfig, RequestSettings
 from serve_app.deployments.ingress_stats import IngressStats
 from serve_app.deployments.retrying_call import returns_errors
 from serve_app.deployments.service_identity import current_service, http_host
-from serve_app.jobs import EmbedJob
+from serve_app.errors import UnsupportedOperation
+from serve_app.inputs import TextPair
+from serve_app.jobs import EmbedJob, Job, ScoreJob, SparseJob, TokenVectorsJob
 from serve_app.metrics import Gauges, Meter, Totals, export
 from serve_app.models import ModelSpec
-from serve_app.service.backend import Backend
-from serve_app.service.embed import EmbedService
-from serve_app.types import Float32, Lane, Tier
+from serve_app.results import ComputedResult, ScoreResult, SparseResult, TokenVectorsResult
+from serve_app.service.backend import EngineCalls
+from serve_app.service.composition import create_catalog
+from serve_app.tasks import Task
+from serve_app.types import CacheState, Float32, Lane, Row, Tier
 from serve_app.web.app import create_app
+
+#: The job that computes what the cache keeps of a text, by the main task of its model.
+_WARM_JOBS: Mapping[Task, Callable[[EmbedJob], Job]] = {
+    "embed": lambda job: job,
+    "embed_sparse": SparseJob,
+    "embed_tokens": TokenVectorsJob,
+}
 
 
 class HttpReplica:
-    """The service of one model in one process, behind HTTP and Ray handles.
+    """The services of all models in one process, behind HTTP and Ray handles.
 
     A subclass calls `_serve` when it is created, and implements `_apply`.
     """
@@ -33,29 +44,45 @@ class HttpReplica:
     settings_type: ClassVar[type[RequestSettings]]
 
     def _serve(
-        self, spec: ModelSpec, config: AppConfig, cache: CacheStack, backend: Backend, meter: Meter
+        self,
+        config: AppConfig,
+        specs: Sequence[ModelSpec],
+        cache: CacheStack,
+        engine: Callable[[str], EngineCalls],
+        meter: Meter,
+        *,
+        cache_state: Callable[[], Coroutine[Any, Any, CacheState]] | None = None,
     ) -> None:
-        """Creates the service.
+        """Creates the services.
 
         Args:
-            spec: the model.
             config: the application's configuration.
+            specs: the models.
             cache: the cache of this process.
-            backend: computes vectors through `cache`.
+            engine: returns for a space the calls that bypass the cache.
             meter: counts what the process does.
+            cache_state: returns the state of L2; None: `cache` has it.
         """
         self._meter = meter
         self._cache = cache
         self._cors_origins = config.cors_origins
-        self._service = EmbedService(
-            spec, backend, self.settings_type(), meter, IngressStats(meter)
+        stats = IngressStats(meter)
+        self._catalog = create_catalog(
+            config,
+            specs,
+            cache,
+            engine,
+            self.settings_type(),
+            meter,
+            stats,
+            cache_state=cache_state,
         )
         quotas = open_quota_store(config.cache, current_service(), meter)
         self._entrance = Entrance(quotas, meter)
         self._export_task: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._service, self._entrance, self._cors_origins)
+        return create_app(self._catalog, self._entrance, self._cors_origins)
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
         """Applies settings.
@@ -74,7 +101,7 @@ class HttpReplica:
             self._export_task = asyncio.create_task(export(self._meter, self._gauges))
             self._cache.start()
         self._apply(settings, rank)
-        self._service.apply(settings)
+        self._catalog.apply(settings)
 
     def _apply(self, settings: Any, rank: ReplicaRank) -> None:
         """Applies the settings of what a subclass adds."""
@@ -98,7 +125,7 @@ class HttpReplica:
 
         Args:
             texts: a text or several.
-            model: name or alias of the model; None selects the served model.
+            model: name or alias of the model; None selects the default model.
             input_type: name of one of the model's prompts; None selects the default prompt.
             lane: priority; None selects it by the number of texts.
             use_cache: False computes the vectors and doesn't store them.
@@ -107,26 +134,129 @@ class HttpReplica:
             Vectors of shape (n, dim), float32, in the order of the texts.
 
         Raises:
-            EmbedServeError: see `EmbedService.embed`; the caller gets the same type.
+            EmbedServeError: see `EmbedService.run`; the caller gets the same type.
         """
-        inputs = (texts,) if isinstance(texts, str) else tuple(texts)
-        result = await self._service.embed(
-            EmbedJob(inputs, model, input_type, lane=lane, use_cache=use_cache)
-        )
-        return result.vectors
+        job = EmbedJob(_as_tuple(texts), input_type, lane=lane, use_cache=use_cache)
+        return (await self._catalog.resolve(model, "embed").run(job)).vectors
 
-    async def space(self) -> str:
-        """Returns the embedding space of the vectors of `embed`, `<family>-<precision>`.
+    async def embed_sparse(
+        self,
+        texts: Sequence[str],
+        model: str | None = None,
+        input_type: str | None = None,
+        lane: Lane | None = None,
+        use_cache: bool = True,
+    ) -> list[Row]:
+        """Computes sparse vectors; the arguments are those of `embed`.
+
+        Returns:
+            For each text an array of `SPARSE_DTYPE`, by ascending index, without zeros.
+
+        Raises:
+            EmbedServeError: see `EmbedService.run`; the caller gets the same type.
+        """
+        job = SparseJob(EmbedJob(_as_tuple(texts), input_type, lane=lane, use_cache=use_cache))
+        return cast(SparseResult, await self._run(job, model)).vectors
+
+    async def embed_tokens(
+        self,
+        texts: Sequence[str],
+        model: str | None = None,
+        input_type: str | None = None,
+        lane: Lane | None = None,
+        use_cache: bool = True,
+    ) -> list[Float32]:
+        """Computes one vector per token; the arguments are those of `embed`.
+
+        Returns:
+            For each text an array of shape (tokens, width), float32.
+
+        Raises:
+            EmbedServeError: see `EmbedService.run`; the caller gets the same type.
+        """
+        job = EmbedJob(_as_tuple(texts), input_type, lane=lane, use_cache=use_cache)
+        return cast(TokenVectorsResult, await self._run(TokenVectorsJob(job), model)).vectors
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        model: str | None = None,
+        lane: Lane | None = None,
+        use_cache: bool = True,
+    ) -> Float32:
+        """Scores documents by their relevance to a query.
+
+        Args:
+            query: the query.
+            documents: the texts to score.
+            model: name or alias of the model; None selects the default reranker.
+            lane: priority; None selects it by the number of documents.
+            use_cache: False computes the scores and doesn't store them.
+
+        Returns:
+            The scores as the model's library returns them, of shape (n,), float32, in the order of
+            the documents.
+
+        Raises:
+            EmbedServeError: see `EmbedService.run`; the caller gets the same type.
+        """
+        pairs = tuple(TextPair(query, document) for document in _as_tuple(documents))
+        job = ScoreJob(pairs, lane=lane, use_cache=use_cache)
+        return cast(ScoreResult, await self._run(job, model)).scores[:, 0]
+
+    async def classify(
+        self,
+        texts: Sequence[str],
+        model: str | None = None,
+        lane: Lane | None = None,
+        use_cache: bool = True,
+    ) -> Float32:
+        """Scores the labels of a classifier; the arguments are those of `embed`.
+
+        Returns:
+            The scores as the model's library returns them, of shape (n, labels), float32.
+
+        Raises:
+            EmbedServeError: see `EmbedService.run`; the caller gets the same type.
+        """
+        job = ScoreJob(_as_tuple(texts), "classify", lane=lane, use_cache=use_cache)
+        return cast(ScoreResult, await self._run(job, model)).scores
+
+    async def _run(self, job: Job, model: str | None) -> Any:
+        (task,) = job.tasks
+        return await self._catalog.resolve(model, task).run(job)
+
+    async def space(self, model: str | None = None) -> str:
+        """Returns the embedding space of a model's vectors, `<family>-<precision>`.
 
         Vectors are comparable if their spaces are equal, or are float precisions of one family.
+
+        Args:
+            model: name or alias of the model; None selects the one of `embed`.
         """
-        return self._service.spec.space_id
+        service = self._catalog.default if model is None else self._catalog.resolve(model)
+        return service.spec.space_id
 
     @returns_errors
-    async def warm(self, texts: Sequence[str], input_type: str | None = None) -> WarmResult:
-        """Embeds texts in the bulk lane to fill the cache."""
-        job = EmbedJob(tuple(texts), input_type=input_type, lane="bulk")
-        result = await self._service.embed(job)
+    async def warm(
+        self, texts: Sequence[str], input_type: str | None = None, model: str | None = None
+    ) -> WarmResult:
+        """Computes the outputs of texts in the bulk lane, to fill the cache.
+
+        Raises:
+            UnsupportedOperation: the model scores pairs of texts.
+        """
+        service = self._catalog.resolve(model)
+        task = service.spec.tasks[0]
+        if task not in _WARM_JOBS:
+            raise UnsupportedOperation(
+                f"The model {service.spec.name!r} scores pairs of texts, which a list of texts "
+                "doesn't have. Name an embedding model.",
+                "model",
+            )
+        job = _WARM_JOBS[task](EmbedJob(tuple(texts), input_type=input_type, lane="bulk"))
+        result = cast(ComputedResult, await service.run(job))
         return WarmResult(len(texts), result.tiers.tolist().count(Tier.COMPUTED))
 
     async def cache_report(self) -> CacheReport:
@@ -135,16 +265,8 @@ class HttpReplica:
 
     @returns_errors
     async def purge_cache(self, model: str | None = None) -> int | None:
-        """Deletes all vectors from this replica's cache tiers.
-
-        Args:
-            model: name or alias of the model to purge; None matches any model.
-
-        Returns:
-            The number of deleted vectors, an error as a value, or None if `model` isn't served
-            here.
-        """
-        return await self._cache.purge() if self._service.spec.accepts(model) else None
+        """Deletes the cached outputs of a model, or of all; see `CacheStack.purge`."""
+        return await self._cache.purge(model)
 
     async def replica_totals(self) -> Totals:
         """Returns the totals of the requests that this replica answered."""
@@ -158,3 +280,7 @@ class HttpReplica:
         """Closes the cache and the quota store; Ray awaits it when the replica stops."""
         await self._entrance.close()
         await self._cache.close()
+
+
+def _as_tuple(texts: Sequence[str]) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else tuple(texts)

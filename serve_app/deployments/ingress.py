@@ -1,5 +1,6 @@
 """The ingress deployment: requests → L1 → CacheLookup → replies. Holds no model."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray import serve
@@ -14,18 +15,28 @@ from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import RetryingCall
 from serve_app.deployments.space_call import SpaceCall
 from serve_app.metrics import Meter
-from serve_app.models import ModelSpec
-from serve_app.service.backend import CachedBackend
+from serve_app.model_prep.engine_selection import EngineSelection
+
+
+class _RemoteEngines:
+    """The calls of one Embedder deployment that bypass the cache."""
+
+    def __init__(self, embedder: DeploymentHandle[Any]) -> None:
+        methods = ("describe", "tokenize", "decode")
+        self._calls = {method: RetryingCall(embedder, method) for method in methods}
+
+    def engine(self, space: str) -> "_RemoteEngine":
+        """Returns the calls of one model."""
+        return _RemoteEngine({name: SpaceCall(call, space) for name, call in self._calls.items()})
 
 
 class _RemoteEngine:
-    """The calls of an Embedder that bypass the cache."""
+    """The calls of one model that bypass the cache."""
 
-    def __init__(self, embedder: DeploymentHandle[Any], space: str) -> None:
-        self.describe = RetryingCall(embedder, "describe")
-        self.tokenize = RetryingCall(embedder, "tokenize")
-        self.decode = RetryingCall(embedder, "decode")
-        self.embed_tokens = SpaceCall(embedder, "embed_tokens", space)
+    def __init__(self, calls: Mapping[str, SpaceCall]) -> None:
+        self.describe = calls["describe"]
+        self.tokenize = calls["tokenize"]
+        self.decode = calls["decode"]
 
 
 @serve.ingress()
@@ -36,32 +47,41 @@ class Ingress(HttpReplica):
 
     def __init__(
         self,
-        spec: ModelSpec,
-        lookup: DeploymentHandle[Any],
         config: AppConfig,
-        embedder: DeploymentHandle[Any],
+        selections: Sequence[EngineSelection],
+        lookup: DeploymentHandle[Any],
+        embedders: Mapping[str, DeploymentHandle[Any]],
     ) -> None:
-        """Connects the service to the other deployments.
+        """Connects the services to the other deployments.
 
         Args:
-            spec: the model.
-            lookup: the deployment CacheLookup.
             config: the application's configuration.
-            embedder: the deployment Embedder, for calls that aren't cached, such as `tokenize`.
+            selections: the models.
+            lookup: the deployment CacheLookup.
+            embedders: the deployments that run the models, by name, for calls that aren't cached,
+                such as `tokenize`.
         """
         log_to_serve()
         settings, meter = IngressSettings(), Meter()
+        specs = [selection.cached_spec for selection in selections]
         cache = CacheStack(
-            spec,
-            group_call(lookup, spec.space_id),
+            specs,
+            group_call(RetryingCall(lookup, "embed")),
             l1_max_bytes=settings.l1_max_bytes,
             max_in_flight_calls=settings.max_in_flight_calls,
             dtype=config.cache.dtype,
             meter=meter,
         )
-        cache_state = RetryingCall(lookup, "cache_state")
-        backend = CachedBackend(cache, _RemoteEngine(embedder, spec.space_id), cache_state)
-        self._serve(spec, config, cache, backend, meter)
+        engines = {name: _RemoteEngines(embedder) for name, embedder in embedders.items()}
+        deployments = {s.cached_spec.space_id: s.model.deployment for s in selections}
+        self._serve(
+            config,
+            specs,
+            cache,
+            lambda space: engines[deployments[space]].engine(space),
+            meter,
+            cache_state=RetryingCall(lookup, "cache_state"),
+        )
 
     def _apply(self, settings: IngressSettings, rank: ReplicaRank) -> None:
         self._cache.apply(

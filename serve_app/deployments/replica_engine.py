@@ -1,18 +1,18 @@
-"""The engine of a replica, on the CPUs or the GPU that Ray assigned to it."""
+"""The engines of a replica, on the CPUs or the GPU that Ray assigned to it."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import ray
 from ray import serve
 
-from serve_app.cache.codec import Codec
+from serve_app.config import AppConfig
 from serve_app.engines.affinity import available_cpus, choose_cpus
 from serve_app.engines.base import Engine
 from serve_app.errors import ConfigurationError
 from serve_app.metrics import Meter
 from serve_app.model_prep.engine_selection import EngineSelection, check_space, load_engine
-from serve_app.scheduler.async_engine import AsyncEngine
+from serve_app.scheduler.engine_pool import EnginePool
+from serve_app.service.composition import create_engine_pool
 
 
 class ReplicaCpus:
@@ -28,35 +28,37 @@ class ReplicaCpus:
         return choose_cpus(self._all, self.count, local_rank)
 
 
-def load_replica_engine(
-    selection: EngineSelection,
+def load_replica_engines(
+    config: AppConfig,
+    selections: Sequence[EngineSelection],
     cpus: ReplicaCpus,
     meter: Meter,
     *,
     load: Callable[..., Engine] = load_engine,
-) -> AsyncEngine:
-    """Loads the selected engine and warms it up.
+) -> EnginePool:
+    """Loads the selected engines and warms them up.
 
     Args:
-        selection: the engine and the model that the application was built with.
+        config: the application's configuration.
+        selections: the models of the replica and their engines, for one device.
         cpus: the CPUs of this replica.
         meter: counts batches.
-        load: returns the engine for `selection` and `threads`.
+        load: returns the engine for a selection and `threads`.
 
     Raises:
-        ConfigurationError: the engine can't run on the device that Ray assigned.
+        ConfigurationError: an engine can't run on the device that Ray assigned.
         SpaceMismatch: the model files of this node differ from those of the application.
     """
-    config = selection.config
-    _check_device(config.device, has_gpu=bool(ray.get_gpu_ids()))
-    check_space(selection)
-    return AsyncEngine(
-        partial(load, selection, threads=cpus.count),
-        Codec(selection.spec.dim, config.cache.dtype).encode,
+    _check_device(selections[0].device, has_gpu=bool(ray.get_gpu_ids()))
+    for selection in selections:
+        check_space(selection)
+    return create_engine_pool(
+        config,
+        selections,
         threads=cpus.count,
         cpus=cpus.of_rank(serve.get_replica_context().rank.local_rank),
         meter=meter,
-        rejected=selection.rejected,
+        load=load,
     )
 
 

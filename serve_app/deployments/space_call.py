@@ -1,27 +1,24 @@
-"""Calls of a deployment that computes vectors, in one vector space."""
+"""Calls of a deployment that runs models, in one vector space."""
 
 import asyncio
 import time
 from typing import Any
-
-from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.retrying_call import RetryingCall
 from serve_app.errors import Unavailable
 
 
 class SpaceCall:
-    """One method of another deployment as a coroutine function.
+    """One method of another deployment as a coroutine function, for one model.
 
-    While Ray replaces the replicas of a model by those of another one, replicas of both run. The
-    method gets the caller's space first, and returns None if it isn't its own: else a vector of one
-    model could be cached and returned as one of the other.
+    The space selects the model. While Ray replaces the replicas of a model by those of another one,
+    replicas of both run. The method gets the caller's space first, and returns None if no model of
+    its replica has it: else a vector of one model could be cached and returned as one of another.
     """
 
     def __init__(
         self,
-        handle: DeploymentHandle[Any],
-        method: str,
+        call: RetryingCall,
         space: str,
         *,
         retry_delay_s: float = 0.2,
@@ -30,22 +27,21 @@ class SpaceCall:
         """Prepares the call.
 
         Args:
-            handle: the deployment.
-            method: name of the method.
-            space: the caller's vector space.
+            call: the method.
+            space: the vector space of the model.
             retry_delay_s: pause before another replica is tried.
             timeout_s: how long to try. Ray stops the replicas of the old model sooner.
         """
-        self._call = RetryingCall(handle, method)
+        self._call = call
         self._space = space
         self._retry_delay_s = retry_delay_s
         self._timeout_s = timeout_s
 
     async def __call__(self, *args: Any) -> Any:
-        """Calls the method on a replica of the same space and returns its reply.
+        """Calls the method on a replica with the model and returns its reply.
 
         Raises:
-            Unavailable: all replicas had another space until the timeout.
+            Unavailable: no replica had the model until the timeout.
             EmbedServeError: see `RetryingCall`.
         """
         deadline = time.monotonic() + self._timeout_s

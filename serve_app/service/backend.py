@@ -1,6 +1,6 @@
 """The tiers below the service of one model: a cache, and an engine in this process or another."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from serve_app.types import CacheState, EngineInfo, Outputs, TextGroup, Tokenization
@@ -46,7 +46,7 @@ class CachedBackend:
 
     def __init__(
         self,
-        run: Callable[[TextGroup], Awaitable[Outputs]],
+        run: Callable[[TextGroup], Coroutine[Any, Any, Outputs]],
         engine: EngineCalls,
         cache_state: Callable[[], Coroutine[Any, Any, CacheState]],
     ) -> None:

@@ -1,0 +1,106 @@
+"""Puts the parts of a process together: selections → engine pool; cache and engines → catalog."""
+
+from collections.abc import Callable, Coroutine, Sequence, Set
+from functools import partial
+from typing import Any
+
+from serve_app.cache.codec import task_codecs
+from serve_app.cache.stack import CacheStack
+from serve_app.config import AppConfig, RequestSettings
+from serve_app.engines.base import Engine
+from serve_app.metrics import Meter
+from serve_app.model_prep.engine_selection import EngineSelection, load_engine
+from serve_app.models import ModelSpec
+from serve_app.scheduler.engine_pool import EnginePool, PooledModel
+from serve_app.service.backend import CachedBackend, EngineCalls
+from serve_app.service.catalog import Catalog
+from serve_app.service.embed import EmbedService
+from serve_app.service.replica_stats import ReplicaStats
+from serve_app.tasks import Task
+from serve_app.types import CacheState
+
+_SCORE_TASKS = frozenset[Task](("rerank", "classify"))
+
+
+def create_engine_pool(
+    config: AppConfig,
+    selections: Sequence[EngineSelection],
+    *,
+    threads: int,
+    cpus: Set[int],
+    meter: Meter,
+    load: Callable[..., Engine] = load_engine,
+) -> EnginePool:
+    """Loads the selected engines and warms them up.
+
+    Args:
+        config: the application's configuration.
+        selections: the models and their engines.
+        threads: CPU threads for the models.
+        cpus: the CPUs that these threads may use.
+        meter: counts batches.
+        load: returns the engine for a selection and `threads`.
+
+    Raises:
+        ConfigurationError: see `load_engine`.
+    """
+    models = {}
+    for selection in selections:
+        codecs = task_codecs(selection.spec, config.cache.dtype)
+        models[selection.cached_spec.space_id] = PooledModel(
+            selection.spec.name,
+            partial(load, selection, threads=threads),
+            {task: codec.encode for task, codec in codecs.items()},
+            selection.rejected,
+        )
+    return EnginePool(
+        models, threads=threads, cpus=cpus, meter=meter, max_loaded=config.max_loaded_models
+    )
+
+
+def create_catalog(
+    config: AppConfig,
+    specs: Sequence[ModelSpec],
+    cache: CacheStack,
+    engine: Callable[[str], EngineCalls],
+    settings: RequestSettings,
+    meter: Meter,
+    replica_stats: ReplicaStats,
+    *,
+    cache_state: Callable[[], Coroutine[Any, Any, CacheState]] | None = None,
+) -> Catalog:
+    """Returns the services of all models.
+
+    Args:
+        config: the application's configuration.
+        specs: the models.
+        cache: the tiers of this process, with a lookup for each model.
+        engine: returns for a space the calls that bypass the cache.
+        settings: limits and timeouts.
+        meter: counts the requests.
+        replica_stats: statistics over all replicas of the service.
+        cache_state: returns the state of L2; None: `cache` has it.
+
+    Raises:
+        ConfigurationError: see `EmbedService.apply`.
+    """
+
+    async def own_cache_state() -> CacheState:
+        return cache.state
+
+    services = [
+        EmbedService(
+            spec,
+            CachedBackend(
+                cache.lookups[spec.space_id].embed,
+                engine(spec.space_id),
+                cache_state or own_cache_state,
+            ),
+            settings,
+            meter.for_model(spec.name),
+            uncached_tasks=frozenset() if config.cache.scores else _SCORE_TASKS,
+        )
+        for spec in specs
+    ]
+    defaults = {task: model.name for model in config.served_models for task in model.default_for}
+    return Catalog(services, meter, replica_stats, defaults=defaults)
