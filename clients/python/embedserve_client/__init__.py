@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     )
     from embedserve_client.index import VectorIndex
     from embedserve_client.local_model import LocalModel
+    from embedserve_client.rerank import RerankResult
     from embedserve_client.search import rank
     from embedserve_client.space import Space
+    from embedserve_client.sparse import SparseVector
     from embedserve_client.supervisor import Supervisor
     from embedserve_client.vectors import Vectors
 
@@ -45,10 +47,12 @@ _MODULES = {
     "ParseError": "errors",
     "RateLimitError": "errors",
     "RequestTimeoutError": "errors",
+    "RerankResult": "rerank",
     "ServerError": "errors",
     "ServiceNotRunningError": "errors",
     "Space": "space",
     "SpaceMismatchError": "errors",
+    "SparseVector": "sparse",
     "Supervisor": "supervisor",
     "VectorIndex": "index",
     "Vectors": "vectors",
@@ -69,10 +73,12 @@ __all__ = [
     "ParseError",
     "RateLimitError",
     "RequestTimeoutError",
+    "RerankResult",
     "ServerError",
     "ServiceNotRunningError",
     "Space",
     "SpaceMismatchError",
+    "SparseVector",
     "Supervisor",
     "VectorIndex",
     "Vectors",

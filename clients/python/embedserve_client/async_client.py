@@ -1,19 +1,33 @@
 """The asynchronous client."""
 
 import asyncio
+import os
 import time
 from collections.abc import Generator, Sequence
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from embedserve_client import base
-from embedserve_client.base import BaseClient, ClientOptions, EmbedOptions
+from embedserve_client.base import (
+    BaseClient,
+    Call,
+    ClientOptions,
+    EmbedOptions,
+    ImageOptions,
+    RerankOptions,
+    SparseOptions,
+)
 from embedserve_client.errors import EmbedError
-from embedserve_client.flow import HEALTH_REQUEST, EmbedLocally, embed
+from embedserve_client.flow import EmbedLocally
+from embedserve_client.images import Image
+from embedserve_client.rerank import RerankResult
 from embedserve_client.retry import RetryPolicy, Send, Sleep, send_with_retries
+from embedserve_client.sparse import SparseVector
 from embedserve_client.transport import AsyncTransport
-from embedserve_client.vectors import Vectors, concatenate
-from embedserve_client.wire import Request, Response, parse_object
+from embedserve_client.vectors import Vectors
+from embedserve_client.wire import Request, Response, get_request, parse_object
 
+B = TypeVar("B", bound=Sequence[Any])
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -34,28 +48,7 @@ class AsyncClient(BaseClient):
         if isinstance(texts, str):
             vectors: Vectors = (await self.embed([texts], **options))[0]
             return vectors
-        batches, params, timeout_s = self._split(texts, options)
-        if len(batches) == 1:
-            return await self._drive(embed(batches[0], params, self._context, timeout_s))
-        results = dict[int, Vectors]()
-        pending = iter(enumerate(batches))
-
-        async def work() -> None:
-            for i, batch in pending:
-                try:
-                    results[i] = await self._drive(embed(batch, params, self._context, timeout_s))
-                except EmbedError as error:
-                    start = i * len(batches[0])
-                    raise base.add_text_range(error, start, batch) from error.__cause__
-
-        tasks = [asyncio.create_task(work()) for _ in range(min(self._concurrency, len(batches)))]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return concatenate([results[i] for i in range(len(batches))])
+        return await self._run(self._embed_call(texts, options))
 
     async def embed_query(self, text: str, **options: Unpack[EmbedOptions]) -> Vectors:
         """Embeds a search query; returns shape (dim,)."""
@@ -69,20 +62,55 @@ class AsyncClient(BaseClient):
         options.setdefault("input_type", "document")
         return await self.embed(list(texts), **options)
 
-    async def health(self, timeout_s: float = 5.0) -> dict[str, Any]:
-        """Returns the health of the service; see `Client.health`."""
-        return base.parse_health(await self._transport.send(Send(HEALTH_REQUEST, timeout_s)))
+    async def embed_images(
+        self, images: Image | Sequence[Image], **options: Unpack[ImageOptions]
+    ) -> Vectors:
+        """Embeds images; see `Client.embed_images`."""
+        if isinstance(images, bytes | str | os.PathLike):
+            vectors: Vectors = (await self.embed_images([images], **options))[0]
+            return vectors
+        call = await asyncio.to_thread(self._image_call, images, options)  # it may read files
+        return await self._run(call)
 
-    async def is_healthy(self, timeout_s: float = 5.0) -> bool:
-        """Returns whether the service is reachable and can embed."""
+    @overload
+    async def embed_sparse(  # type: ignore[overload-overlap]  # a string is a sequence of strings
+        self, texts: str, **options: Unpack[SparseOptions]
+    ) -> SparseVector: ...
+    @overload
+    async def embed_sparse(
+        self, texts: Sequence[str], **options: Unpack[SparseOptions]
+    ) -> list[SparseVector]: ...
+    async def embed_sparse(self, texts: Any, **options: Unpack[SparseOptions]) -> Any:
+        """Computes sparse vectors of texts; see `Client.embed_sparse`."""
+        if isinstance(texts, str):
+            return (await self.embed_sparse([texts], **options))[0]
+        return await self._run(self._sparse_call(texts, options))
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> list[RerankResult]:
+        """Ranks documents by their relevance to a query; see `Client.rerank`."""
+        return await self._run(self._rerank_call(query, documents, top_n, options))
+
+    async def health(self, timeout_s: float = 5.0, *, model: str | None = None) -> dict[str, Any]:
+        """Returns the health of the service; see `Client.health`."""
+        step = Send(get_request("/health", model or self.model), timeout_s)
+        return base.parse_health(await self._transport.send(step))
+
+    async def is_healthy(self, timeout_s: float = 5.0, *, model: str | None = None) -> bool:
+        """Returns whether the service is reachable and can compute; see `Client.health`."""
         try:
-            return (await self.health(timeout_s)).get("status") in ("ok", "degraded")
+            return (await self.health(timeout_s, model=model)).get("status") in ("ok", "degraded")
         except EmbedError:
             return False
 
-    async def info(self) -> dict[str, Any]:
-        """Returns what is served: model, dimensions, space, engine, versions."""
-        return await self._get(base.INFO_REQUEST)
+    async def info(self, *, model: str | None = None) -> dict[str, Any]:
+        """Returns what is served; see `Client.info`."""
+        return await self._get(get_request("/info", model or self.model))
 
     async def models(self) -> list[str]:
         """Returns the names of the served models."""
@@ -102,6 +130,31 @@ class AsyncClient(BaseClient):
         deadline = time.monotonic() + self.timeout_s
         flow = send_with_retries(request, RetryPolicy(), deadline, time.monotonic)
         return parse_object(await self._drive(flow))
+
+    async def _run(self, call: Call[B, R, T]) -> T:
+        """Sends the requests of a call; the first failure cancels the others."""
+        if len(call.batches) == 1:
+            return call.join([await self._drive(call.flow(call.batches[0]))])
+        results = dict[int, R]()
+        pending = iter(range(len(call.batches)))
+
+        async def work() -> None:
+            for i in pending:
+                try:
+                    results[i] = await self._drive(call.flow(call.batches[i]))
+                except EmbedError as error:
+                    raise call.add_range(error, i) from error.__cause__
+
+        tasks = [
+            asyncio.create_task(work()) for _ in range(min(self._concurrency, len(call.batches)))
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return call.join([results[i] for i in range(len(call.batches))])
 
     async def _drive(self, flow: Generator[Any, Any, T]) -> T:
         """Runs the steps of a flow and returns its result."""

@@ -1,16 +1,35 @@
 """What `Client` and `AsyncClient` share: options, the split into requests, response parsing."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 from embedserve_client.errors import EmbedError, HTTPError, InvalidURLError
 from embedserve_client.fallback import Fallback
-from embedserve_client.flow import CallContext
+from embedserve_client.flow import CallContext, Flow, embed, request
+from embedserve_client.images import Image, image_inputs, split_images
 from embedserve_client.local_model import LocalModel
+from embedserve_client.rerank import (
+    RerankParams,
+    RerankResult,
+    merge_rankings,
+    parse_ranking,
+    rerank_request,
+)
 from embedserve_client.retry import RetryPolicy
 from embedserve_client.settings import EnvironmentSettings
 from embedserve_client.space import Space, SpaceGuard
+from embedserve_client.sparse import (
+    SparseParams,
+    SparseTruncation,
+    SparseVector,
+    parse_sparse_vectors,
+    sparse_request,
+)
+from embedserve_client.vectors import Vectors, concatenate
 from embedserve_client.wire import (
     EmbedParams,
     EncodingFormat,
@@ -18,11 +37,17 @@ from embedserve_client.wire import (
     Request,
     Response,
     Truncation,
+    embedding_request,
     parse_object,
+    parse_space,
+    parse_vectors,
     status_error,
 )
 
-INFO_REQUEST = Request("GET", "/info")
+B = TypeVar("B", bound=Sequence[Any])
+R = TypeVar("R")
+T = TypeVar("T")
+
 MODELS_REQUEST = Request("GET", "/v1/models")
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_BATCH_SIZE = 256
@@ -52,12 +77,46 @@ class EmbedOptions(TypedDict, total=False):
     timeout_s: float
 
 
+class RerankOptions(TypedDict, total=False):
+    """Options of a rerank call; all are optional.
+
+    Attributes:
+        lane: the priority, `interactive` or `bulk`; by default, small requests are interactive.
+        use_cache: False: bypasses the cache, for reading and for writing.
+        model: overrides the client's model.
+        timeout_s: overrides the client's timeout of each request.
+    """
+
+    lane: Lane | None
+    use_cache: bool
+    model: str | None
+    timeout_s: float
+
+
+class SparseOptions(RerankOptions, total=False):
+    """Options of a call for sparse vectors; all are optional. They are those of `EmbedOptions`."""
+
+    input_type: str | None
+    truncation: SparseTruncation
+
+
+class ImageOptions(RerankOptions, total=False):
+    """Options of a call for vectors of images; all are optional. They are those of `EmbedOptions`.
+
+    The vectors are comparable with those of texts from the same model: name it in both calls if the
+    service has several.
+    """
+
+    dimensions: int | None
+
+
 class ClientOptions(TypedDict, total=False):
     """Options of a client; all are optional.
 
     Attributes:
         api_key: sent as a bearer token; None: `EMBEDSERVE_API_KEY`.
-        model: a name or alias of the model; None: the model that the service serves.
+        model: a name or alias of the model of all calls that name none; None: the service's default
+            model for each kind of call.
         timeout_s: the timeout of each request, retries included. Default: 60.
         max_retries: retries after network errors, 429 and 5xx. Default: 5, with a fallback 1.
         retry_delay_s: the maximum delay before the first retry; doubles with each retry.
@@ -72,7 +131,7 @@ class ClientOptions(TypedDict, total=False):
         local_model: the model of the fallback; None: `EMBEDSERVE_LOCAL_MODEL`, or the service's
             default model.
         expected_space: the space that all vectors must be comparable with; None: the space of the
-            first response.
+            first response of each model.
         allow_mixed_spaces: accepts vectors of different spaces. Default: False.
     """
 
@@ -89,6 +148,24 @@ class ClientOptions(TypedDict, total=False):
     local_model: str | LocalModel | None
     expected_space: str | Space | None
     allow_mixed_spaces: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[B, R, T]):
+    """A call of a client: the requests that it consists of, and how it joins their results."""
+
+    batches: Sequence[B]
+    flow: Callable[[B], Flow[R]]  #: of the request for a batch
+    join: Callable[[list[R]], T]
+    noun: str = "texts"  #: what the batches consist of
+
+    def add_range(self, error: EmbedError, batch_index: int) -> EmbedError:
+        """Adds the range of a failed batch to its message, where positions count within it."""
+        if len(self.batches) > 1 and isinstance(error, HTTPError):
+            start = sum(map(len, self.batches[:batch_index]))
+            items = f"{self.noun} {start}-{start + len(self.batches[batch_index]) - 1}"
+            error.args = (f"{error.args[0]} Positions are relative to the batch of {items}.",)
+        return error
 
 
 class BaseClient:
@@ -121,38 +198,116 @@ class BaseClient:
         self._api_key = _validate_api_key(options.get("api_key") or environment.api_key)
         self.fallback = _fallback(options, environment)
         expected_space = options.get("expected_space")
+        is_strict = not options.get("allow_mixed_spaces", False)
         self._context = CallContext(
             _retry_policy(options, has_fallback=self.fallback is not None),
             options.get("encoding_format", "raw"),
             SpaceGuard(
                 Space.parse(expected_space) if isinstance(expected_space, str) else expected_space,
-                strict=not options.get("allow_mixed_spaces", False),
+                strict=is_strict,
             ),
+            SpaceGuard(strict=is_strict),
             self.fallback,
+            self.model,
         )
 
     @property
     def space(self) -> Space | None:
-        """The space of this client's vectors; None: no vectors yet, or the space is unknown."""
-        return self._context.space_guard.expected
+        """The space of the vectors of this client's model.
+
+        None: there are none yet, or the space is unknown.
+        """
+        return self._context.space_guard.expected(self.model)
 
     @property
     def _headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self._api_key}"} if self._api_key else {}
 
-    def _split(
+    def _embed_call(
         self, texts: Sequence[str], options: EmbedOptions, batch_size: int | None = None
-    ) -> tuple[list[Sequence[str]], EmbedParams, float]:
-        """Returns the batches of a call, their parameters, and the timeout of each in seconds."""
-        params: dict[str, Any] = dict(options)
+    ) -> Call[Sequence[str], Vectors, Vectors]:
+        batches = self._split(texts, batch_size) or [texts]
+        values, timeout_s = self._params(options, EmbedOptions, len(batches))
+        params = EmbedParams(**values)
+        flow = partial(embed, params=params, context=self._context, timeout_s=timeout_s)
+        return Call(batches, flow, concatenate)
+
+    def _image_call(
+        self, images: Sequence[Image], options: ImageOptions
+    ) -> Call[list[dict[str, str]], Vectors, Vectors]:
+        batches = split_images(image_inputs(images), self._batch_size) or [[]]
+        values, timeout_s = self._params(options, ImageOptions, len(batches))
+        params, context = EmbedParams(**values), self._context
+
+        def flow(batch: list[dict[str, str]]) -> Flow[Vectors]:
+            def parse(response: Response) -> Vectors:
+                vectors = parse_vectors(response, len(batch))
+                context.space_guard.check(vectors.space, params.model)
+                return vectors
+
+            message = embedding_request(batch, params, context.encoding_format)
+            return request(message, parse, context, timeout_s, "embed images")
+
+        return Call(batches, flow, concatenate, "images")
+
+    def _sparse_call(
+        self, texts: Sequence[str], options: SparseOptions
+    ) -> Call[Sequence[str], list[SparseVector], list[SparseVector]]:
+        batches = self._split(texts)
+        values, timeout_s = self._params(options, SparseOptions, len(batches))
+        params, context = SparseParams(**values), self._context
+
+        def flow(batch: Sequence[str]) -> Flow[list[SparseVector]]:
+            def parse(response: Response) -> list[SparseVector]:
+                context.sparse_space_guard.check(parse_space(response), params.model)
+                return parse_sparse_vectors(response, len(batch))
+
+            message = sparse_request(batch, params)
+            return request(message, parse, context, timeout_s, "compute sparse vectors")
+
+        return Call(batches, flow, lambda parts: list(chain.from_iterable(parts)))
+
+    def _rerank_call(
+        self, query: str, documents: Sequence[str], top_n: int | None, options: RerankOptions
+    ) -> Call[Sequence[str], list[RerankResult], list[RerankResult]]:
+        if isinstance(documents, str):
+            raise ValueError("`documents` is one string. Pass a list of strings.")
+        batches = self._split(documents)
+        values, timeout_s = self._params(options, RerankOptions, len(batches))
+        params, context = RerankParams(top_n, **values), self._context
+
+        def flow(batch: Sequence[str]) -> Flow[list[RerankResult]]:
+            message = rerank_request(query, batch, params)
+            parse = partial(parse_ranking, documents=batch, top_n=top_n)
+            return request(message, parse, context, timeout_s, "rerank")
+
+        def join(rankings: list[list[RerankResult]]) -> list[RerankResult]:
+            return merge_rankings(rankings, list(map(len, batches)), top_n)
+
+        return Call(batches, flow, join, "documents")
+
+    def _split(self, items: Sequence[str], batch_size: int | None = None) -> list[Sequence[str]]:
+        size = batch_size or self._batch_size
+        return [items[i : i + size] for i in range(0, len(items), size)]
+
+    def _params(
+        self, options: Mapping[str, Any], known: type, n_requests: int
+    ) -> tuple[dict[str, Any], float]:
+        """Returns the parameters of the requests of a call, and the timeout of each in seconds.
+
+        Raises:
+            TypeError: an option isn't in the class `known`.
+        """
+        unknown = options.keys() - known.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"The call has no option {min(unknown)!r}.")
+        params = dict(options)
         timeout_s = float(params.pop("timeout_s", self.timeout_s))
         params["model"] = params.get("model") or self.model
-        size = batch_size or self._batch_size
-        batches = [texts[i : i + size] for i in range(0, len(texts), size)] or [texts]
-        if len(batches) > 1:
+        if n_requests > 1:
             # The last batch may be short, but it isn't interactive either.
             params["lane"] = params.get("lane") or "bulk"
-        return batches, EmbedParams(**params), timeout_s
+        return params, timeout_s
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
@@ -195,16 +350,6 @@ def _validate_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidURLError(f"{url!r} isn't a valid URL. The form is http://host:port.")
     return url.rstrip("/")
-
-
-def add_text_range(error: EmbedError, start: int, batch: Sequence[str]) -> EmbedError:
-    """Adds the range of a failed batch to its message, where positions count within the batch."""
-    if isinstance(error, HTTPError):
-        end = start + len(batch) - 1
-        error.args = (
-            f"{error.args[0]} Positions are relative to the batch of texts {start}-{end}.",
-        )
-    return error
 
 
 def parse_health(response: Response) -> dict[str, Any]:

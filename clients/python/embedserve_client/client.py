@@ -1,32 +1,46 @@
 """The synchronous client."""
 
+import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Self, TypeVar, Unpack
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from embedserve_client import base
-from embedserve_client.base import BaseClient, ClientOptions, EmbedOptions
+from embedserve_client.base import (
+    BaseClient,
+    Call,
+    ClientOptions,
+    EmbedOptions,
+    ImageOptions,
+    RerankOptions,
+    SparseOptions,
+)
 from embedserve_client.errors import EmbedError
 from embedserve_client.fallback import is_unavailable
-from embedserve_client.flow import HEALTH_REQUEST, EmbedLocally, embed
+from embedserve_client.flow import EmbedLocally
+from embedserve_client.images import Image
+from embedserve_client.rerank import RerankResult
 from embedserve_client.retry import RetryPolicy, Send, Sleep, send_with_retries
 from embedserve_client.sentence_transformer import (
     SentenceTransformerInterface,
     progress_bar,
     truncate_token_ids,
 )
+from embedserve_client.sparse import SparseVector
 from embedserve_client.transport import Transport
-from embedserve_client.vectors import VectorInfo, Vectors, concatenate
+from embedserve_client.vectors import VectorInfo, Vectors
 from embedserve_client.wire import (
-    EmbedParams,
     Request,
     Response,
+    get_request,
     parse_object,
     parse_tokens,
     tokenize_request,
 )
 
+B = TypeVar("B", bound=Sequence[Any])
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -51,7 +65,7 @@ class Client(BaseClient, SentenceTransformerInterface):
         if isinstance(texts, str):
             vectors: Vectors = self.embed([texts], **options)[0]
             return vectors
-        return self._embed_list(texts, options)
+        return self._run(self._embed_call(texts, options))
 
     def embed_query(self, text: str, **options: Unpack[EmbedOptions]) -> Vectors:
         """Embeds a search query; returns shape (dim,)."""
@@ -63,8 +77,69 @@ class Client(BaseClient, SentenceTransformerInterface):
         options.setdefault("input_type", "document")
         return self.embed(list(texts), **options)
 
-    def health(self, timeout_s: float = 5.0) -> dict[str, Any]:
+    def embed_images(
+        self, images: Image | Sequence[Image], **options: Unpack[ImageOptions]
+    ) -> Vectors:
+        """Embeds images, in order: float32 of shape (n, dim), or (dim,) for a single image.
+
+        Args:
+            images: PNG, JPEG, GIF or WebP: the bytes of files, or their paths.
+            options: see `ImageOptions`.
+
+        Raises:
+            ValueError: an image has another format.
+            EmbedError: a file can't be read, or the call failed.
+        """
+        if isinstance(images, bytes | str | os.PathLike):
+            vectors: Vectors = self.embed_images([images], **options)[0]
+            return vectors
+        return self._run(self._image_call(images, options))
+
+    @overload
+    def embed_sparse(  # type: ignore[overload-overlap]  # a string is a sequence of strings
+        self, texts: str, **options: Unpack[SparseOptions]
+    ) -> SparseVector: ...
+    @overload
+    def embed_sparse(
+        self, texts: Sequence[str], **options: Unpack[SparseOptions]
+    ) -> list[SparseVector]: ...
+    def embed_sparse(self, texts: Any, **options: Unpack[SparseOptions]) -> Any:
+        """Computes sparse vectors of texts, in order; returns one vector for a single string.
+
+        Raises:
+            EmbedError: the call failed.
+        """
+        if isinstance(texts, str):
+            return self.embed_sparse([texts], **options)[0]
+        return self._run(self._sparse_call(texts, options))
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> list[RerankResult]:
+        """Ranks documents by their relevance to a query, which a reranker judges; best first.
+
+        Args:
+            query: the search query.
+            documents: the texts to rank; may be empty.
+            top_n: the number of best documents to return; None: all.
+            options: see `RerankOptions`.
+
+        Raises:
+            ValueError: `documents` is a string, or `top_n` is below 1.
+            EmbedError: the call failed.
+        """
+        return self._run(self._rerank_call(query, documents, top_n, options))
+
+    def health(self, timeout_s: float = 5.0, *, model: str | None = None) -> dict[str, Any]:
         """Returns the health of the service: `status` is `ok`, `degraded` or `unavailable`.
+
+        Args:
+            timeout_s: the timeout; there are no retries.
+            model: a name or alias of a model; None: the client's model, or else the whole service.
 
         Raises:
             NetworkError: the service is unreachable.
@@ -72,18 +147,23 @@ class Client(BaseClient, SentenceTransformerInterface):
             HTTPError: it returned another error.
             ParseError: the response isn't a health report.
         """
-        return base.parse_health(self._transport.send(Send(HEALTH_REQUEST, timeout_s)))
+        step = Send(get_request("/health", model or self.model), timeout_s)
+        return base.parse_health(self._transport.send(step))
 
-    def is_healthy(self, timeout_s: float = 5.0) -> bool:
-        """Returns whether the service is reachable and can embed."""
+    def is_healthy(self, timeout_s: float = 5.0, *, model: str | None = None) -> bool:
+        """Returns whether the service is reachable and can compute; see `health`."""
         try:
-            return self.health(timeout_s).get("status") in ("ok", "degraded")
+            return self.health(timeout_s, model=model).get("status") in ("ok", "degraded")
         except EmbedError:
             return False
 
-    def info(self) -> dict[str, Any]:
-        """Returns what is served: model, dimensions, space, engine, versions."""
-        return self._get(base.INFO_REQUEST)
+    def info(self, *, model: str | None = None) -> dict[str, Any]:
+        """Returns what is served: model, dimensions, space, engine, versions.
+
+        Args:
+            model: a name or alias of a model; None: the client's model, or the service's default.
+        """
+        return self._get(get_request("/info", model or self.model))
 
     def models(self) -> list[str]:
         """Returns the names of the served models."""
@@ -112,7 +192,8 @@ class Client(BaseClient, SentenceTransformerInterface):
         if not texts:
             return Vectors([], VectorInfo())
         with progress_bar(len(texts), shown=show_progress) as advance:
-            return self._embed_list(texts, {"input_type": prompt_name}, batch_size, advance)
+            options: EmbedOptions = {"input_type": prompt_name}
+            return self._run(self._embed_call(texts, options, batch_size), advance)
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -133,27 +214,21 @@ class Client(BaseClient, SentenceTransformerInterface):
 
     def _fetch_token_ids(self, texts: list[str]) -> list[list[int]]:
         max_tokens = int(self.info()["max_tokens"])
-        batches, _, _ = self._split(texts, {})
         return [
             truncate_token_ids(row, max_tokens)
-            for batch in batches
-            for row in parse_tokens(self._send(tokenize_request(batch)), len(batch))
+            for batch in self._split(texts)
+            for row in parse_tokens(self._send(tokenize_request(batch, self.model)), len(batch))
         ]
 
-    def _embed_list(
-        self,
-        texts: Sequence[str],
-        options: EmbedOptions,
-        batch_size: int | None = None,
-        advance: Callable[[int], None] = lambda n: None,
-    ) -> Vectors:
-        """Embeds texts in batches; `advance` is called with the size of each that is done."""
-        batches, params, timeout_s = self._split(texts, options, batch_size)
-        if len(batches) > 1:
-            return concatenate(self._embed_batches(batches, params, timeout_s, advance))
-        vectors = self._drive(embed(batches[0], params, self._context, timeout_s))
-        advance(len(texts))
-        return vectors
+    def _run(self, call: Call[B, R, T], advance: Callable[[int], None] = lambda n: None) -> T:
+        """Sends the requests of a call; `advance` is called with the size of each that is done."""
+        if len(call.batches) > 1:
+            return call.join(self._run_concurrently(call, advance))
+        results = list[R]()
+        for batch in call.batches:
+            results.append(self._drive(call.flow(batch)))
+            advance(len(batch))
+        return call.join(results)
 
     def _drive(self, flow: Generator[Any, Any, T]) -> T:
         """Runs the steps of a flow and returns its result."""
@@ -179,39 +254,33 @@ class Client(BaseClient, SentenceTransformerInterface):
         except EmbedError as error:
             return error
 
-    def _embed_batches(
-        self,
-        batches: Sequence[Sequence[str]],
-        params: EmbedParams,
-        timeout_s: float,
-        advance: Callable[[int], None],
-    ) -> list[Vectors]:
-        """Embeds batches on several threads; the first failure stops new requests.
+    def _run_concurrently(self, call: Call[B, R, T], advance: Callable[[int], None]) -> list[R]:
+        """Sends requests on several threads; the first failure stops new requests.
 
         The threads are daemons, so an interrupted program doesn't wait for pending responses.
         """
-        results = dict[int, Vectors]()
+        results = dict[int, R]()
         failures = list[BaseException]()
-        pending: Iterator[tuple[int, Sequence[str]]] = iter(enumerate(batches))
+        pending = iter(range(len(call.batches)))
         pending_lock = threading.Lock()
 
         def work() -> None:
             while not failures:
                 with pending_lock:
-                    i, batch = next(pending, (-1, ()))
-                if i < 0:
+                    i = next(pending, None)
+                if i is None:
                     return
                 try:
-                    results[i] = self._drive(embed(batch, params, self._context, timeout_s))
-                    advance(len(batch))
+                    results[i] = self._drive(call.flow(call.batches[i]))
+                    advance(len(call.batches[i]))
                 except EmbedError as error:
-                    failures.append(base.add_text_range(error, i * len(batches[0]), batch))
+                    failures.append(call.add_range(error, i))
                 except BaseException as error:
                     failures.append(error)
 
         threads = [
             threading.Thread(target=work, daemon=True)
-            for _ in range(min(self._concurrency, len(batches)))
+            for _ in range(min(self._concurrency, len(call.batches)))
         ]
         for thread in threads:
             thread.start()
@@ -223,4 +292,4 @@ class Client(BaseClient, SentenceTransformerInterface):
             raise
         if failures:
             raise failures[0]
-        return [results[i] for i in range(len(batches))]
+        return [results[i] for i in range(len(call.batches))]

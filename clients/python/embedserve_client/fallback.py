@@ -36,6 +36,9 @@ _MAX_DOUBLINGS = 8
 class Fallback:
     """The circuit breaker of one client. Thread-safe."""
 
+    #: Whether no request goes to the service.
+    is_exclusive = False
+
     def __init__(self, model: LocalModel, clock: Callable[[], float] = time.monotonic) -> None:
         """Creates a closed circuit.
 
@@ -105,6 +108,8 @@ class Fallback:
 
 class LocalOnly(Fallback):
     """Routes every request to the local model."""
+
+    is_exclusive = True
 
     def route(self) -> Route:
         """Returns `local`."""

@@ -1,14 +1,15 @@
-"""The sans-I/O flow of one embedding request: texts → service or local model → checked vectors.
+"""The sans-I/O flows of one request: inputs → service or local model → checked result.
 
-`embed` is a generator like `retry.send_with_retries`, and both clients drive it: it yields the
-request to send, the delay, or the texts to embed locally, and receives the outcome.
+They are generators like `retry.send_with_retries`, and both clients drive them: they yield the
+request to send, the delay, or the texts to embed locally, and receive the outcome.
 """
 
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from embedserve_client.errors import EmbedError
+from embedserve_client.errors import EmbedError, LocalModelError
 from embedserve_client.fallback import Fallback, is_unavailable
 from embedserve_client.retry import RetryPolicy, Send, Sleep, send_with_retries
 from embedserve_client.space import SpaceGuard
@@ -19,10 +20,12 @@ from embedserve_client.wire import (
     Request,
     Response,
     embed_request,
+    get_request,
     parse_vectors,
 )
 
-HEALTH_REQUEST = Request("GET", "/health")
+T = TypeVar("T")
+
 #: Short, because the local model could answer meanwhile.
 _PROBE_TIMEOUT_S = 2.0
 
@@ -37,7 +40,7 @@ class EmbedLocally:
 
 Step = Send | Sleep | EmbedLocally
 Outcome = Response | EmbedError | Vectors | None
-EmbedFlow = Generator[Step, Outcome, Vectors]
+Flow = Generator[Step, Outcome, T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +50,22 @@ class CallContext:
     retry_policy: RetryPolicy
     encoding_format: EncodingFormat
     space_guard: SpaceGuard
+    sparse_space_guard: SpaceGuard
     fallback: Fallback | None
+    model: str | None  #: the client's model, which the fallback replaces
     clock: Callable[[], float] = time.monotonic
 
 
 def embed(
     texts: Sequence[str], params: EmbedParams, context: CallContext, timeout_s: float
-) -> EmbedFlow:
+) -> Flow[Vectors]:
     """Embeds the texts of one request; returns shape (n, dim).
 
     Raises:
         EmbedError: the request failed, and there is no fallback for the failure.
     """
-    fallback = context.fallback
-    if fallback is not None and (yield from _bypass_service(fallback)):
+    fallback = _fallback_for(params.model, context)
+    if fallback is not None and (yield from _bypass_service(fallback, params.model)):
         return (yield from _embed_locally(texts, params, context, fallback))
     request = embed_request(texts, params, context.encoding_format)
     deadline = context.clock() + timeout_s
@@ -76,15 +81,58 @@ def embed(
     vectors = parse_vectors(response, len(texts))
     if fallback is not None:
         fallback.record_success()
-    context.space_guard.check(vectors.space)
+    context.space_guard.check(vectors.space, params.model)
     return vectors
 
 
-def _bypass_service(fallback: Fallback) -> Generator[Step, Outcome, bool]:
+def request(
+    request: Request,
+    parse: Callable[[Response], T],
+    context: CallContext,
+    timeout_s: float,
+    task: str,
+) -> Flow[T]:
+    """Sends a request that no local model can replace; returns its parsed response.
+
+    Args:
+        request: the request.
+        parse: converts a successful response, or raises an `EmbedError`.
+        context: the state of the client.
+        timeout_s: the timeout, retries included.
+        task: what is requested, for messages: `rerank`, `embed images`, …
+
+    Raises:
+        LocalModelError: the client has only a local model.
+        EmbedError: the request failed.
+    """
+    fallback = context.fallback
+    if fallback is not None and fallback.is_exclusive:
+        raise LocalModelError(f"{fallback.model} can't {task}. Use a service that can.")
+    deadline = context.clock() + timeout_s
+    try:
+        response = yield from send_with_retries(
+            request, context.retry_policy, deadline, context.clock
+        )
+    except EmbedError as error:
+        if fallback is not None and is_unavailable(error):
+            error.args = (f"{error.args[0]} {fallback.model} can't {task} instead.",)
+        raise
+    return parse(response)
+
+
+def _fallback_for(model: str | None, context: CallContext) -> Fallback | None:
+    """Returns the fallback of a call, unless nothing shows that it has the vectors of its model."""
+    fallback = context.fallback
+    if fallback is None or fallback.is_exclusive or model == context.model:
+        return fallback
+    return None if context.space_guard.expected(model) is None else fallback
+
+
+def _bypass_service(fallback: Fallback, model: str | None) -> Generator[Step, Outcome, bool]:
     """Returns whether to embed locally without a request; probes the service if that is due."""
     route = fallback.route()
     if route == "probe":
-        outcome = yield Send(HEALTH_REQUEST, _PROBE_TIMEOUT_S)
+        outcome = yield Send(get_request("/health", model), _PROBE_TIMEOUT_S)
         if isinstance(outcome, Response) and outcome.status == 200:
             fallback.record_success()
             return False
@@ -94,9 +142,9 @@ def _bypass_service(fallback: Fallback) -> Generator[Step, Outcome, bool]:
 
 def _embed_locally(
     texts: Sequence[str], params: EmbedParams, context: CallContext, fallback: Fallback
-) -> EmbedFlow:
-    fallback.check_space(context.space_guard.expected)
+) -> Flow[Vectors]:
+    fallback.check_space(context.space_guard.expected(params.model))
     vectors = yield EmbedLocally(texts, params)
     assert isinstance(vectors, Vectors), "The driver sent no vectors for EmbedLocally. A bug."
-    context.space_guard.check(vectors.space)
+    context.space_guard.check(vectors.space, params.model)
     return vectors

@@ -6,7 +6,7 @@ added and when they are searched for.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack, overload
 
@@ -20,7 +20,7 @@ from embedserve_client.space import Space
 from embedserve_client.vectors import Float32, Vectors
 
 if TYPE_CHECKING:
-    from embedserve_client.base import EmbedOptions
+    from embedserve_client.base import EmbedOptions, RerankOptions
     from embedserve_client.client import Client
 
 #: Options that queries must share with the texts, because they change the length of vectors.
@@ -30,7 +30,7 @@ _QUERY_OPTIONS = ("dimensions", "model")
 class Hit(NamedTuple):
     """A search result."""
 
-    score: float  #: cosine similarity, -1 to 1
+    score: float  #: cosine similarity, -1 to 1; of a reranker: relevance, 0 to 1
     position: int  #: in the order in which vectors were added, from 0
     metadata: Any  #: the value that was added with the vector
 
@@ -48,6 +48,7 @@ class VectorIndex:
 
     index = VectorIndex.build(texts, client)
     index.search("a query", k=3)  # [Hit(score=0.71, position=4, metadata='a text'), …]
+    index.search("a query", k=3, rerank=50)  # the best 3 of 50 candidates, says a reranker
 
     It needs faiss: `pip install 'embedserve-client[search]'`.
     """
@@ -126,7 +127,16 @@ class VectorIndex:
             self._data.metadata.extend(metadata)
 
     @overload
-    def search(self, query: str, k: int = 10, *, client: "Client | None" = None) -> list[Hit]: ...
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        client: "Client | None" = None,
+        rerank: int | None = None,
+        rerank_model: str | None = None,
+        document: Callable[[Any], str] | None = None,
+    ) -> list[Hit]: ...
     @overload
     def search(self, query: ArrayLike, k: int = 10, *, space: str | Space | None = None) -> Any: ...
     def search(
@@ -136,29 +146,49 @@ class VectorIndex:
         *,
         space: str | Space | None = None,
         client: "Client | None" = None,
+        rerank: int | None = None,
+        rerank_model: str | None = None,
+        document: Callable[[Any], str] | None = None,
     ) -> Any:
         """Returns the k vectors most similar to a query, best first.
+
+        With `rerank`, the most similar vectors are only candidates: a reranker reads the query
+        together with the document of each, and the k best are returned with its scores.
 
         Args:
             query: a string, or vectors of shape (dim,) or (n, dim).
             k: the maximum number of hits.
             space: the space of plain arrays, which don't carry one.
-            client: embeds a string; None: the client of the index.
+            client: embeds a string, and reranks; None: the client of the index.
+            rerank: the number of candidates, at least `k`, for a query that is a string; None: no
+                reranking.
+            rerank_model: a name or alias of the reranker; None: that of `Client.rerank`.
+            document: returns the text of a hit's metadata; None: the metadata are the texts.
 
         Returns:
             A list of hits; for n vectors, a list of n such lists.
 
         Raises:
             SpaceMismatchError: the query can't be compared with the vectors in the index.
-            IndexMismatchError: the dimension or shape doesn't fit, the space is unknown, or the
-                query is a string and there is no client.
-            ValueError: the query isn't finite, or `k` is below 1.
-            EmbedError: the query can't be embedded.
+            IndexMismatchError: the dimension or shape doesn't fit, the space is unknown, the query
+                is a string and there is no client, or the documents of candidates aren't known.
+            ValueError: the query isn't finite, `k` is below 1, or `rerank` below `k`.
+            EmbedError: the query can't be embedded, or the candidates can't be reranked.
         """
         if k < 1:
             raise ValueError(f"`k` must be at least 1, not {k}.")
+        client = client or self.client
+        if rerank is not None:
+            if rerank < k or not isinstance(query, str):
+                raise ValueError(
+                    f"`rerank={rerank}` needs a query that is a string, and must be at least `k`, "
+                    f"which is {k}."
+                )
+            candidates = self.search(query, rerank, client=client)
+            assert client is not None, "A string was embedded without a client. This is a bug."
+            return _rerank(query, candidates, k, client, rerank_model, document)
         if isinstance(query, str):
-            query = self._embed_query(query, client or self.client)
+            query = self._embed_query(query, client)
         batch = _validate(query, space)
         normalized = _normalize(batch.values)
         with self._lock.read_lock():
@@ -209,8 +239,10 @@ class VectorIndex:
         index._query_options = data.query_options
         if data.metadata:
             index._data = data
-            if client is not None and client.space is not None:
-                _check_space(client.space, data.space)
+            # `client.space` is that of its own model; `search` checks any other.
+            space = None if client is None or "model" in data.query_options else client.space
+            if space is not None:
+                _check_space(space, data.space)
         return index
 
     @property
@@ -344,4 +376,27 @@ def _search(data: IndexData, queries: Float32, k: int) -> list[list[Hit]]:
             )
         ]
         for query_scores, query_positions in zip(scores.tolist(), positions.tolist(), strict=True)
+    ]
+
+
+def _rerank(
+    query: str,
+    candidates: Sequence[Hit],
+    k: int,
+    client: "Client",
+    model: str | None,
+    document: Callable[[Any], str] | None,
+) -> list[Hit]:
+    """Returns the k candidates that a reranker scores highest, with its scores."""
+    texts = [document(hit.metadata) if document else hit.metadata for hit in candidates]
+    for text, hit in zip(texts, candidates, strict=True):
+        if not isinstance(text, str):
+            raise IndexMismatchError(
+                f"The metadata of vector {hit.position} isn't a text to rerank. Pass `document=`, "
+                'a function that returns it: `document=lambda metadata: metadata["text"]`.'
+            )
+    options: RerankOptions = {"model": model}
+    return [
+        candidates[result.index]._replace(score=result.score)
+        for result in client.rerank(query, texts, k, **options)
     ]

@@ -32,14 +32,24 @@ class _Ranking(NamedTuple):
     vectors: Vectors  #: shape (n, dim)
 
 
-def rank(query: str, documents: Sequence[str], client: Client, k: int | None = None) -> list[Hit]:
+def rank(
+    query: str,
+    documents: Sequence[str],
+    client: Client,
+    k: int | None = None,
+    *,
+    model: str | None = None,
+) -> list[Hit]:
     """Ranks documents by their cosine similarity to a query, best first; ties keep their order.
+
+    `Client.rerank` ranks them by a reranker.
 
     Args:
         query: the search query.
         documents: pages, passages, …; may be empty.
         client: embeds the query and the documents.
         k: the maximum number of hits; None: all documents.
+        model: a name or alias of the model; None: the client's.
 
     Returns:
         Hits with the position in `documents` and the document as metadata.
@@ -53,7 +63,7 @@ def rank(query: str, documents: Sequence[str], client: Client, k: int | None = N
     _check_k(k)
     if not documents:
         return []
-    scores, order, _ = _rank(query, documents, client)
+    scores, order, _ = _rank(query, documents, client, model)
     return [
         Hit(float(scores[position]), int(position), documents[position]) for position in order[:k]
     ]
@@ -66,6 +76,7 @@ def rank_pages(
     k: int = 10,
     *,
     passages_per_page: int | None = None,
+    model: str | None = None,
 ) -> list[PageHit]:
     """Ranks the passages of web pages by their cosine similarity to a query, best first.
 
@@ -78,6 +89,7 @@ def rank_pages(
         client: embeds the query and the passages.
         k: the maximum number of hits.
         passages_per_page: the number of passages of each page, from its start; None: all.
+        model: a name or alias of the model; None: the client's.
 
     Raises:
         ValueError: a page isn't a pair of strings, or a number is below 1.
@@ -94,7 +106,7 @@ def rank_pages(
     passages = list(urls)
     if not passages:
         return []
-    scores, order, vectors = _rank(query, passages, client)
+    scores, order, vectors = _rank(query, passages, client, model)
     best = list[int]()
     for position in order.tolist():
         duplicates = _cosine_similarity(vectors[position], vectors[best]) > _DUPLICATE_COSINE
@@ -122,8 +134,9 @@ def _check_k(k: int | None) -> None:
         raise ValueError(f"`k` must be at least 1, or None for all, not {k}.")
 
 
-def _rank(query: str, documents: Sequence[str], client: Client) -> _Ranking:
-    query_vector, vectors = client.embed_query(query), client.embed_documents(documents)
+def _rank(query: str, documents: Sequence[str], client: Client, model: str | None) -> _Ranking:
+    query_vector = client.embed_query(query, model=model)
+    vectors = client.embed_documents(documents, model=model)
     guard = SpaceGuard()  # the client itself may allow mixed spaces
     guard.check(vectors.space)
     guard.check(query_vector.space)

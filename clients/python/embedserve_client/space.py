@@ -50,31 +50,41 @@ class Space:
 
 
 class SpaceGuard:
-    """Checks that all vectors of a client are comparable with its first ones. Thread-safe."""
+    """Checks that a client's vectors are comparable with the first ones of the same model.
+
+    Thread-safe. Calls that name no model use the service's default, which counts as one model.
+    """
 
     def __init__(self, expected: Space | None = None, *, strict: bool = True) -> None:
         """Creates a guard.
 
         Args:
-            expected: the space to require; None: the space of the first vectors.
-            strict: False: accepts all spaces and only records the first.
+            expected: the space to require of all models; None: that of each model's first vectors.
+            strict: False: accepts all spaces and only records the first of each model.
         """
         self._strict = strict
-        # A dict, because `setdefault` is atomic: of two threads with the first vectors, one wins.
-        self._spaces: dict[str, Space | None] = {} if expected is None else {"expected": expected}
+        self._required = expected
+        # `setdefault` is atomic: of two threads with the first vectors, one wins.
+        self._spaces: dict[str | None, Space | None] = {}
 
-    @property
-    def expected(self) -> Space | None:
-        """The required space; None: no vectors yet, or the service doesn't report spaces."""
-        return self._spaces.get("expected")
+    def expected(self, model: str | None = None) -> Space | None:
+        """Returns the space to require of a model's vectors.
 
-    def check(self, space: Space | None) -> None:
-        """Checks the space of new vectors; None: the service doesn't report it.
+        None: there are no vectors of the model yet, or the service doesn't report spaces.
+        """
+        return self._required or self._spaces.get(model)
+
+    def check(self, space: Space | None, model: str | None = None) -> None:
+        """Checks the space of new vectors.
+
+        Args:
+            space: their space; None: the service doesn't report it.
+            model: the model's name in the call; None: the service's default model.
 
         Raises:
             SpaceMismatchError: it can't be compared with the expected space.
         """
-        expected = self._spaces.setdefault("expected", space)
+        expected = self._required or self._spaces.setdefault(model, space)
         if not self._strict or expected == space:
             return
         if expected is not None and space is not None and space.is_comparable_to(expected):
@@ -82,5 +92,5 @@ class SpaceGuard:
         raise SpaceMismatchError(
             f"The vectors are in space {space or 'unknown'}, but earlier vectors are in space "
             f"{expected or 'unknown'}: they can't be compared. Embed everything again with one "
-            "model, or, if the two are never compared, create one client for each."
+            "model, or, if the two are never compared, name the model in each call."
         )

@@ -4,8 +4,8 @@ The server writes `{"status": "ready"}` once it has computed a vector. Each requ
 "command", "params"}` gets a reply `{"id", "result"}` or `{"id", "error"}`; replies may come in any
 order. `encode-query` takes `text` (or `query`) and returns one vector; `encode-batch` takes `texts`
 and returns a list. `embed` takes `texts`, `input_type` and `dimensions`, and returns `{"vectors",
-"space", "model"}`. The number of concurrent requests is bounded: beyond it the server stops
-reading, which blocks the writer.
+"space", "model"}`. All of them take `model`, a name or alias. The number of concurrent requests is
+bounded: beyond it the server stops reading, which blocks the writer.
 """
 
 import asyncio
@@ -146,38 +146,43 @@ def _parse_request(line: bytes) -> dict[str, Any]:
 async def _execute(embedder: AsyncEmbedder, command: Any, params: Any) -> Any:
     if not isinstance(params, dict):
         raise InvalidRequestError("`params` must be an object.")
+    model = params.get("model")
+    if not isinstance(model, str | None):
+        raise InvalidRequestError("`model` must be a string.")
     if command == QUERY:
         text = params.get("text", params.get("query"))
         if not isinstance(text, str):
             raise InvalidRequestError("`encode-query` needs `params.text`, a string.")
-        return await encode(embedder, QUERY, [text])
+        return await encode(embedder, QUERY, [text], model)
     if command not in (BATCH, EMBED):
         raise InvalidRequestError(f"Unknown command {command!r}. Use `{QUERY}` or `{BATCH}`.")
     texts = params.get("texts")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InvalidRequestError(f"`{command}` needs `params.texts`, a list of strings.")
     if command == BATCH:
-        return await encode(embedder, BATCH, texts)
-    return await _embed(embedder, texts, params.get("input_type"), params.get("dimensions"))
+        return await encode(embedder, BATCH, texts, model)
+    return await _embed(embedder, texts, params.get("input_type"), params.get("dimensions"), model)
 
 
 async def _embed(
-    embedder: AsyncEmbedder, texts: list[str], input_type: Any, dimensions: Any
+    embedder: AsyncEmbedder, texts: list[str], input_type: Any, dimensions: Any, model: str | None
 ) -> dict[str, Any]:
     """Returns the vectors of texts together with their space and model."""
     if not isinstance(input_type, str | None) or not isinstance(dimensions, int | None):
         raise InvalidRequestError("`input_type` must be a string and `dimensions` an integer.")
-    vectors = await embedder.embed(texts, input_type=input_type, dimensions=dimensions)
+    vectors = await embedder.embed(texts, input_type=input_type, dimensions=dimensions, model=model)
     space = None if vectors.space is None else str(vectors.space)
     return {"vectors": vectors.__array__(), "space": space, "model": vectors.info.model}
 
 
-async def encode(embedder: AsyncEmbedder, command: str, texts: Sequence[str]) -> Any:
+async def encode(
+    embedder: AsyncEmbedder, command: str, texts: Sequence[str], model: str | None = None
+) -> Any:
     """Returns the vector of a query, or a list of vectors of a batch, as float32 arrays."""
     if command == BATCH and not texts:
         return []
     input_type = "query" if command == QUERY else "document"
-    vectors = await embedder.embed(list(texts), input_type=input_type)
+    vectors = await embedder.embed(list(texts), input_type=input_type, model=model)
     rows = [vectors[i].__array__() for i in range(len(vectors))]
     return rows[0] if command == QUERY else rows
 

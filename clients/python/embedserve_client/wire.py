@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -71,34 +72,46 @@ def embed_request(
     texts: Sequence[str], params: EmbedParams, encoding_format: EncodingFormat
 ) -> Request:
     """Builds the request for the vectors of texts."""
-    body: dict[str, Any] = {"input": list(texts), "encoding_format": "base64"}
-    for name in ("model", "input_type", "dimensions"):
-        if (value := getattr(params, name)) is not None:
-            body[name] = value
-    if params.truncation in _TRUNCATE:
-        body["truncate"] = _TRUNCATE[params.truncation]
-    if params.truncation == "chunk":
-        body["chunk"] = True
-    if not params.use_cache:
-        body["use_cache"] = False
-    headers = {"content-type": "application/json", "accept": _ACCEPT[encoding_format]}
-    if params.lane is not None:
-        headers["x-priority"] = params.lane
-    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(
-        "utf-8", "surrogatepass"
-    )
-    return Request("POST", "/v1/embeddings", headers, content)
+    return embedding_request(list(texts), params, encoding_format)
 
 
-def tokenize_request(texts: Sequence[str]) -> Request:
+def embedding_request(
+    inputs: list[Any], params: EmbedParams, encoding_format: EncodingFormat
+) -> Request:
+    """Builds the request for the vectors of inputs: texts, or objects in Jina's format."""
+    body = {
+        "input": inputs,
+        "encoding_format": "base64",
+        "model": params.model,
+        "input_type": params.input_type,
+        "dimensions": params.dimensions,
+        "truncate": _TRUNCATE.get(params.truncation),
+        "chunk": True if params.truncation == "chunk" else None,
+        "use_cache": None if params.use_cache else False,
+    }
+    return post_request("/v1/embeddings", body, params.lane, _ACCEPT[encoding_format])
+
+
+def tokenize_request(texts: Sequence[str], model: str | None) -> Request:
     """Builds the request for the tokens of texts, in the format of text-embeddings-inference."""
-    content = json.dumps({"inputs": list(texts)}, ensure_ascii=False)
-    return Request(
-        "POST",
-        "/tokenize",
-        {"content-type": "application/json"},
-        content.encode("utf-8", "surrogatepass"),
-    )
+    return post_request("/tokenize", {"inputs": list(texts), "model": model})
+
+
+def post_request(
+    path: str, body: Mapping[str, Any], lane: Lane | None = None, accept: str = "application/json"
+) -> Request:
+    """Builds a request with a JSON body, from which values that are None are left out."""
+    headers = {"content-type": "application/json", "accept": accept}
+    if lane is not None:
+        headers["x-priority"] = lane
+    members = {name: value for name, value in body.items() if value is not None}
+    content = json.dumps(members, ensure_ascii=False, separators=(",", ":"))
+    return Request("POST", path, headers, content.encode("utf-8", "surrogatepass"))
+
+
+def get_request(path: str, model: str | None) -> Request:
+    """Builds the request for the state of the service, or of one of its models."""
+    return Request("GET", path if model is None else f"{path}?{urlencode({'model': model})}")
 
 
 def status_error(response: Response) -> HTTPError | None:
@@ -152,7 +165,7 @@ def parse_vectors(response: Response, n: int) -> Vectors:
     if not np.isfinite(values).all():
         raise ParseError("The service returned a vector with NaN or infinity.")
     info = VectorInfo(
-        _parse_space(response),
+        parse_space(response),
         model,
         "service",
         tokens,
@@ -168,7 +181,12 @@ def _parse_cached(response: Response) -> int | None:
     return None if hits is None else int(hits[1])
 
 
-def _parse_space(response: Response) -> Space | None:
+def parse_space(response: Response) -> Space | None:
+    """Returns the space that a response reports; None: none.
+
+    Raises:
+        ParseError: the header is malformed.
+    """
     header = response.headers.get("x-embedding-space")
     try:
         return None if header is None else Space.parse(header)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Unpack
 from embedserve_client.async_client import AsyncClient
 from embedserve_client.async_local_model import AsyncLocalModel
 from embedserve_client.base import ClientOptions
+from embedserve_client.errors import LocalModelError
 from embedserve_client.files.job import AsyncEmbedder
 from embedserve_client.local_model import LocalModel
 from embedserve_client.settings import DEFAULT_URL, EnvironmentSettings
@@ -56,7 +57,15 @@ def add_backend_options(parser: argparse.ArgumentParser) -> None:
         help="compute in this process with a sentence-transformers model: a directory, or "
         "package:<module>",
     )
+    add_model_option(parser)
     parser.epilog = (parser.epilog or "") + _ENVIRONMENT
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--model`."""
+    parser.add_argument(
+        "--model", metavar="NAME", help="a model of the service (default: the service's default)"
+    )
 
 
 @contextmanager
@@ -70,10 +79,14 @@ def open_backend(
         options: options of the `AsyncClient`.
 
     Raises:
+        LocalModelError: both `--local` and `--model` are given.
         ServiceNotRunningError: the service can't be started.
     """
     environment = EnvironmentSettings.read()
+    options["model"] = arguments.model
     if arguments.local is not None:
+        if arguments.model is not None:
+            raise LocalModelError("`--model` is for a service. `--local MODEL` names a local one.")
         yield AsyncLocalModel(LocalModel(arguments.local or environment.local_model))
     elif arguments.start is not None or arguments.start_on_ray is not None:
         with Supervisor(

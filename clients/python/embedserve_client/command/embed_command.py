@@ -134,6 +134,8 @@ def _embed_options(arguments: argparse.Namespace) -> EmbedOptions:
     options: EmbedOptions = {"lane": "bulk", "truncation": arguments.truncation}
     if arguments.input_type is not None:
         options["input_type"] = arguments.input_type
+    if arguments.model is not None:
+        options["model"] = arguments.model
     if arguments.dimensions is not None:
         options["dimensions"] = arguments.dimensions
     return options

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from embedserve_client.client import Client
-from embedserve_client.command.backend_options import add_url_option
+from embedserve_client.command.backend_options import add_model_option, add_url_option
 
 _PREPARED_MODELS = (
     "With the service installed, `embedserve models list | prepare | remove | verify` manages the "
@@ -26,13 +26,15 @@ def add_commands(commands: Any) -> None:
         add_url_option(parser)
         parser.add_argument("--json", action="store_true", help="print JSON")
         parser.set_defaults(run=run)
-        if name == "models":
+        if name != "models":
+            add_model_option(parser)
+        else:
             parser.epilog = _PREPARED_MODELS
 
 
 def _health(arguments: argparse.Namespace) -> int:
     with Client(arguments.url) as client:
-        health = client.health()
+        health = client.health(model=arguments.model)
     if arguments.json:
         print(json.dumps(health))
     else:
@@ -43,7 +45,7 @@ def _health(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     with Client(arguments.url) as client:
-        info = client.info()
+        info = client.info(model=arguments.model)
     if arguments.json:
         print(json.dumps(info))
         return 0
