@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from serve_app.config.cors_origin import CorsOrigin
 from serve_app.config.section import GIB, MIB, Section
+from serve_app.sources import Source, parse_source
 from serve_app.tasks import Task
 
 Device = Literal["cpu", "cuda", "mps"]
@@ -39,7 +40,6 @@ class ModelConfig(Section):
         default=(), description="Other names that clients may send for the same model."
     )
     source: str = Field(
-        pattern=r"^((package|path|hub):.+|hashing:\d{1,9})$",
         description="Source of the model's files: `package:<module>` (the directory `model/` in a "
         "Python package), `path:<directory>`, or `hub:<owner>/<name>` with a pinned `revision`. "
         "`hashing:<dimensions>` (8 to 65536) needs no files: it hashes words into a vector.",
@@ -69,6 +69,13 @@ class ModelConfig(Section):
         description="Texts that precede inputs, by input type, in place of the model's own: "
         "`{query: 'search_query: ', document: 'search_document: '}`. They define a vector space of "
         "their own. null: the model's own.",
+    )
+    dimensions: tuple[int, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Dimensions to which the model's vectors may be truncated, as its authors "
+        "trained it (Matryoshka): requests for others are refused. null: those in "
+        "`matryoshka_dimensions` of the model's `config.json`, or any if it lists none.",
     )
     trust_remote_code: bool = Field(
         default=False,
@@ -100,17 +107,20 @@ class ModelConfig(Section):
     )
 
     @property
-    def hashing_dim(self) -> int | None:
-        """Dimensions of a `hashing:<dimensions>` source; None for a model with files."""
-        kind, _, argument = self.source.partition(":")
-        return int(argument) if kind == "hashing" else None
+    def parsed_source(self) -> Source:
+        """The source of the model's files."""
+        return parse_source(self.source, self.revision)
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: str) -> str:
+        parse_source(source)
+        return source
 
     @model_validator(mode="after")
     def _check_hashing(self) -> Self:
-        if self.hashing_dim is None:
+        if self.parsed_source.has_files:
             return self
-        if not 8 <= self.hashing_dim <= 65536:
-            raise ValueError("`source: hashing:<dimensions>` takes 8 to 65536 dimensions.")
         if self.revision is not None or self.sha256 is not None:
             raise ValueError("`hashing` has no files: leave out `revision` and `sha256`.")
         if self.prompts is not None:
@@ -341,7 +351,7 @@ def _first_duplicate(values: Iterable[str]) -> str | None:
 def _check_engine(model: ModelConfig, settings: EngineSettings) -> None:
     """Checks that the settings of the model's engine can be combined."""
     device, engine, precision = settings
-    if model.hashing_dim is not None:
+    if model.parsed_source.engine == "hashing":
         if engine not in ("auto", "hashing"):
             raise ValueError(
                 f"`engine: {engine}` runs models; for `source: {model.source}` leave "

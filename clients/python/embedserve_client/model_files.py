@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 #: Keys of `config.json` that don't affect what the model computes.
 _IGNORED_CONFIG_KEYS = {
@@ -21,7 +21,7 @@ _IGNORED_CONFIG_KEYS = {
     "use_cache",
 }
 #: The prompts of models that define none.
-DEFAULT_PROMPTS: Mapping[str, str] = {"query": "", "document": ""}
+DEFAULT_PROMPTS: dict[str, str] = {"query": "", "document": ""}
 #: Equivalent names of the input types `query` and `document`; models differ in which they use.
 INPUT_TYPE_ALIASES = (
     ("query", "search_query", "retrieval.query"),
@@ -31,9 +31,29 @@ INPUT_TYPE_ALIASES = (
 #: The token limit of static models, which have none of their own.
 _STATIC_MAX_TOKENS = 131_072
 #: sentence-transformers' modules that can't be first: each takes other inputs than token ids.
-_UNSUPPORTED_MODULES = {"Asym", "BoW", "CLIPModel", "Router", "WordEmbeddings"}
+_UNSUPPORTED_MODULES = {"Asym", "BoW", "Router", "WordEmbeddings"}
+#: The file of a model's kind, prompts and similarity.
+_SETTINGS = "config_sentence_transformers.json"
+#: The file of the first module's settings: modalities, and the lengths of a multi-vector model.
+_TRANSFORMER_SETTINGS = "sentence_bert_config.json"
+#: Further files that determine the outputs of some kinds.
+_KIND_FILES = (
+    _TRANSFORMER_SETTINGS,
+    *("preprocessor_config.json", "processor_config.json", "vocab.json", "merges.txt"),
+)
 
 Modules = list[tuple[str, dict[str, Any]]]
+#: The classes of sentence-transformers that load a model: `SentenceTransformer`, `CrossEncoder`,
+#: `SparseEncoder`, `MultiVectorEncoder`.
+Kind = Literal["dense", "cross-encoder", "sparse", "multi-vector"]
+#: Names of kinds in the files of sentence-transformers, and PyLate's.
+_KINDS: Mapping[str, Kind] = {
+    "SentenceTransformer": "dense",
+    "CrossEncoder": "cross-encoder",
+    "SparseEncoder": "sparse",
+    "MultiVectorEncoder": "multi-vector",
+    "ColBERT": "multi-vector",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +70,11 @@ class ModelFiles:
     default_prompt: str | None
     max_tokens: int
     family: str  #: 16 hex digits; see `_family`
+    kind: Kind
+    config: Mapping[str, Any]  #: of the first module: `config.json`; empty if it has none
+    settings: Mapping[str, Any]  #: `config_sentence_transformers.json`; empty if it is missing
+    #: Input types of a dense model: `text`, and `image` if it embeds images.
+    modalities: frozenset[str]
 
     @classmethod
     def read(
@@ -61,7 +86,8 @@ class ModelFiles:
         """Reads a model directory.
 
         Args:
-            path: a directory with `modules.json`.
+            path: a directory that sentence-transformers saved, or the files of a transformers model
+                for sequence classification.
             max_tokens: the token limit, special tokens included; None: the model's own limit.
             prompts: prompts in place of the model's own; None: the model's own.
 
@@ -70,22 +96,27 @@ class ModelFiles:
             ValueError: a file is malformed, or the model is of an unsupported kind.
             KeyError: a setting is missing.
         """
-        entries = sorted(read_json(path / "modules.json"), key=lambda module: module["idx"])
+        entries = _module_entries(path)
         modules = [_module(path, entry) for entry in entries]
         if not modules:
             raise ValueError("modules.json lists no modules.")
-        if modules[0][0] in _UNSUPPORTED_MODULES:
-            raise ValueError(
-                f"Its first module is {modules[0][0]}. Only transformers and StaticEmbedding can "
-                "be served."
-            )
-        static = _is_static(modules)
         first_dir = path / entries[0]["path"]
+        config: dict[str, Any] | None = {} if _is_static(modules) else None
+        config = read_json(first_dir / "config.json", default=config)
+        settings = read_json(path / _SETTINGS, default={})
+        kind = _kind(path, modules, settings)
+        modalities = _modalities(first_dir, modules, config)
+        first = modules[0][0]
+        if first in _UNSUPPORTED_MODULES or not modalities:
+            raise ValueError(
+                f"Its first module is {first}. Only transformers and StaticEmbedding can be served."
+            )
         weights = {file: _sha256(file) for file in _weight_files(path, first_dir)}
-        config = read_json(path / "config_sentence_transformers.json", default={})
-        own_prompts = config.get("prompts") or DEFAULT_PROMPTS
+        own_prompts = _own_prompts(kind, settings)
         sources = _prompt_sources(own_prompts) if prompts is None else {}
-        limit = max_tokens or (_static_max_tokens if static else _max_tokens)(first_dir)
+        limit = max_tokens or _limit(first_dir, kind, modules, settings)
+        determining = _determining_files(first_dir, kind, settings, modalities)
+        own = prompts or sorted(own_prompts)
         return cls(
             path=path,
             first_module_dir=first_dir,
@@ -93,13 +124,15 @@ class ModelFiles:
             modules=modules,
             prompts=prompts or {name: own_prompts[sources.get(name, name)] for name in own_prompts},
             prompt_sources=sources,
-            default_prompt=config.get("default_prompt_name"),
+            default_prompt=settings.get("default_prompt_name"),
             max_tokens=limit,
+            kind=kind,
+            config=config,
+            settings=settings,
+            modalities=modalities,
             # Other prompts count with their texts: a program that doesn't know them must not pass
             # for one of the same family.
-            family=_family(
-                path, first_dir, modules, weights, limit, prompts or sorted(own_prompts)
-            ),
+            family=_family(path, first_dir, modules, weights, limit, own, determining),
         )
 
     @property
@@ -114,6 +147,11 @@ def package_model_dir(module: str) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def is_model_dir(path: Path) -> bool:
+    """Returns whether a directory holds a model that `ModelFiles` may be able to read."""
+    return bool(_module_entries(path))
 
 
 def json_digest(value: Mapping[str, Any]) -> str:
@@ -153,18 +191,21 @@ def _family(
     weights: Mapping[Path, str],
     max_tokens: int,
     prompts: Mapping[str, str] | list[str],
+    determining: Mapping[str, Any] | None,
 ) -> str:
     """Returns a hash of everything that determines a vector except the precision.
 
     It covers weights, architecture, tokenizer, the modules after the transformer (pooling, dense,
-    normalize) with their configuration, the prompts, and the token limit.
+    normalize) with their configuration, the prompts, and the token limit. `determining` holds what
+    other models than dense ones of texts have besides.
     """
     names = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model")
     tokenizer = [first_module_dir / name for name in names]
     default: dict[str, Any] | None = {} if _is_static(modules) else None
     architecture = read_json(first_module_dir / "config.json", default=default)
     return json_digest(
-        {
+        ({} if determining is None else {"kind": determining})
+        | {
             "weights": {str(file.relative_to(path)): value for file, value in weights.items()},
             "architecture": {
                 k: v for k, v in architecture.items() if k not in _IGNORED_CONFIG_KEYS
@@ -175,6 +216,83 @@ def _family(
             "max_tokens": max_tokens,
         }
     )
+
+
+def _module_entries(path: Path) -> list[dict[str, Any]]:
+    """Returns the modules of a model, in their order; empty if the directory holds none.
+
+    A transformers model for sequence classification has no list of modules: it is the only one.
+    """
+    file = path / "modules.json"
+    if file.is_file():
+        return sorted(read_json(file), key=lambda module: int(module["idx"]))
+    architectures = read_json(path / "config.json", default={}).get("architectures") or []
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        return []
+    return [{"idx": 0, "path": "", "type": "Transformer"}]
+
+
+def _kind(path: Path, modules: Modules, settings: Mapping[str, Any]) -> Kind:
+    if not (path / "modules.json").is_file():
+        return "cross-encoder"
+    name = settings.get("model_type")
+    if name is None:  # saved before version 5
+        return "sparse" if "SpladePooling" in dict(modules) else "dense"
+    if name not in _KINDS:
+        raise ValueError(f"Its `model_type` is {name}. Known ones: {', '.join(_KINDS)}.")
+    return _KINDS[name]
+
+
+def _modalities(first_dir: Path, modules: Modules, config: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the input types of a model; empty if the first module is for others."""
+    if modules[0][0] == "CLIPModel":
+        return frozenset(("text", "image") if "vision_config" in config else ())
+    known = read_json(first_dir / _TRANSFORMER_SETTINGS, default={}).get("modality_config") or {}
+    image = str(known.get("image", {}).get("method", ""))
+    return frozenset(("text", "image") if image == "get_image_features" else ("text",))
+
+
+def _own_prompts(kind: Kind, settings: Mapping[str, Any]) -> Mapping[str, str]:
+    """Returns the prompts of a model's files.
+
+    PyLate stores those of a multi-vector model apart, as prefixes.
+    """
+    prompts: dict[str, str] = settings.get("prompts") or {}
+    if kind == "multi-vector":
+        prompts = {name: prompt or "" for name, prompt in (DEFAULT_PROMPTS | prompts).items()}
+        for name in DEFAULT_PROMPTS:
+            prefix = settings.get(f"{name}_prefix") or ""
+            prompts[name] = prefix + prompts[name].removeprefix(prefix)
+    return prompts or DEFAULT_PROMPTS
+
+
+def _determining_files(
+    first_dir: Path, kind: Kind, settings: Mapping[str, Any], modalities: frozenset[str]
+) -> Mapping[str, Any] | None:
+    """Returns what determines the outputs of a model besides what determines vectors of texts.
+
+    None: nothing.
+    """
+    if kind == "dense" and "image" not in modalities:
+        return None
+    ignored = ("__version__", "activation_fn", "similarity_fn_name")
+    files = (first_dir / name for name in _KIND_FILES)
+    return {
+        "kind": kind,
+        "settings": {key: value for key, value in settings.items() if key not in ignored},
+        "files": {file.name: _sha256(file) for file in files if file.is_file()},
+    }
+
+
+def _limit(first_dir: Path, kind: Kind, modules: Modules, settings: Mapping[str, Any]) -> int:
+    """Returns the token limit of texts; of documents, if queries have another."""
+    if _is_static(modules):
+        return _static_max_tokens(first_dir)
+    if kind == "multi-vector":
+        own = read_json(first_dir / _TRANSFORMER_SETTINGS, default={})
+        if length := own.get("document_length") or settings.get("document_length"):
+            return int(length)
+    return _max_tokens(first_dir)
 
 
 def _module(path: Path, entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -207,7 +325,9 @@ def _max_tokens(path: Path) -> int:
     if limit:
         return int(limit)
     tokenizer = read_json(path / "tokenizer_config.json", default={})
-    positions = read_json(path / "config.json").get("max_position_embeddings", 512)
+    config = read_json(path / "config.json")
+    config = config.get("text_config") or config
+    positions = config.get("max_position_embeddings", 512)
     return int(min(tokenizer.get("model_max_length") or positions, positions))
 
 

@@ -1,0 +1,81 @@
+"""Model metadata: configuration → source → `ModelSpec`.
+
+`resolve` never runs the model and imports neither torch nor transformers, so the application
+builder and every replica call it and compare the results.
+"""
+
+from pathlib import Path
+
+from embedserve_client.model_files import DEFAULT_PROMPTS, is_model_dir, json_digest
+from serve_app.config import ModelConfig
+from serve_app.errors import ModelSourceError
+from serve_app.models.files import read_spec
+from serve_app.models.spec import ModelSpec
+from serve_app.sources import HashingParameters
+
+#: Part of the space id. Bump it whenever the vectors of the hashing engine change.
+_HASHING_VERSION = 1
+_HASHING_MAX_TOKENS = 512
+
+__all__ = ["ModelSpec", "model_dir", "resolve"]
+
+
+def model_dir(config: ModelConfig) -> Path:
+    """Returns the local directory of a model's files. Downloads a hub model first.
+
+    Raises:
+        ModelSourceError: the package, directory or pinned revision doesn't exist, or holds no
+            model that can be served.
+    """
+    return _checked_dir(config, config.parsed_source.resolve())
+
+
+def resolve(config: ModelConfig, precision: str = "fp32") -> ModelSpec:
+    """Returns the spec of a model, read from its files.
+
+    Args:
+        config: names the model and its source.
+        precision: the precision that the engine computes at; part of the space id.
+
+    Raises:
+        ModelSourceError: files are missing or unreadable, or the weights don't match
+            `model.sha256`.
+    """
+    source = config.parsed_source.resolve()
+    if isinstance(source, HashingParameters):
+        return _hashing_spec(config, source)
+    path = _checked_dir(config, source)
+    try:
+        return read_spec(path, config, precision)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelSourceError(f"Could not read the model {config.source}: {error!r}") from error
+
+
+def _checked_dir(config: ModelConfig, source: Path | HashingParameters) -> Path:
+    if isinstance(source, HashingParameters):
+        raise ModelSourceError(f"`{config.source}` has no files: a hashing model isn't trained.")
+    if not is_model_dir(source):
+        raise ModelSourceError(
+            f"{config.source} isn't a sentence-transformers model: it has no `modules.json`, and "
+            "isn't a transformers model for sequence classification."
+        )
+    return source
+
+
+def _hashing_spec(config: ModelConfig, parameters: HashingParameters) -> ModelSpec:
+    max_tokens = config.max_tokens or _HASHING_MAX_TOKENS
+    parts = {"hashing": _HASHING_VERSION, "dim": parameters.dim, "max_tokens": max_tokens}
+    return ModelSpec(
+        name=config.name,
+        aliases=config.aliases,
+        dim=parameters.dim,
+        max_tokens=max_tokens,
+        prompts=DEFAULT_PROMPTS,
+        default_prompt=None,
+        weights_sha256=None,
+        space_id=f"{json_digest(parts)}-fp32",
+        created_s=0,
+        unit_length=True,
+        pooling="mean",
+        tasks=("embed",),
+    )
