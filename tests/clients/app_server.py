@@ -18,6 +18,7 @@ from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.engines.tokenizer import Padding, TextTokenizer
 from serve_app.model_prep.quantization_ranges import hashing_quantization_ranges
 from serve_app.models import model_dir, resolve
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.types import CacheState, EngineInfo, Float32, TextGroup, Tier, Vectors
 from serve_app.web.app import create_app
@@ -54,7 +55,7 @@ TEXTS = [
 def expected_vectors(*texts: str, prompt: str = "") -> Float32:
     """Returns the exact vectors that the application serves; shape (n, DIM)."""
     prefix = PROMPTS.get(prompt, "")
-    return _ENGINE.embed(_ENGINE.tokenizer.encode([prefix + text for text in texts]))
+    return _ENGINE.run("embed", _ENGINE.tokenizer.encode([prefix + text for text in texts]))
 
 
 def equal_vectors(actual: object, expected: Float32) -> bool:
@@ -82,14 +83,14 @@ class HashingBackend(FakeBackend):
     It rejects foreign token ids as a real model does; a hashing engine rejects all token ids.
     """
 
-    async def embed(self, group: TextGroup) -> Vectors:
+    async def run(self, group: TextGroup) -> Vectors:
         _minilm_tokenizer().encode([ids for ids in group.texts if isinstance(ids, tuple)])
         self.groups.append(group)
         if self.error is not None:
             raise self.error
         tokens = _ENGINE.tokenizer.encode(group.prompted_inputs)
         return Vectors(
-            values=_ENGINE.embed(tokens),
+            values=_ENGINE.run("embed", tokens),
             token_counts=np.array([len(t.ids) for t in tokens], dtype=np.int32),
             truncated=np.array([t.truncated for t in tokens]),
             tiers=np.full(len(tokens), Tier.COMPUTED, dtype=np.uint8),
@@ -116,7 +117,7 @@ def run_app_server() -> Iterator[AppServer]:
     """Serves the application on a free port of the loopback interface."""
     backend = HashingBackend()
     service = EmbedService(SPEC, backend, IngressSettings())
-    app = create_app(service)
+    app = create_app(Catalog([service]))
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))

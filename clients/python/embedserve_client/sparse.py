@@ -6,7 +6,7 @@ The wire format is that of `POST /embed_sparse` of text-embeddings-inference.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +15,14 @@ from embedserve_client.errors import ParseError
 from embedserve_client.vectors import Float32
 from embedserve_client.wire import Lane, Request, Response, post_request
 
-#: How a text beyond the model's token limit is handled: cut its end or start, or fail.
-SparseTruncation = Literal["end", "start", "error"]
-_TRUNCATION: dict[str, dict[str, Any]] = {
-    "end": {},
-    "start": {"truncation_direction": "Left"},
-    "error": {"truncate": False},
-}
+#: How a text beyond the model's token limit is handled: cut its end, or fail.
+SparseTruncation = Literal["end", "error"]
 
 
 class SparseVector(NamedTuple):
     """The non-zero components of a vector, by ascending index."""
 
-    indices: NDArray[np.int32]  #: ids of the vocabulary's tokens, shape (n,)
+    indices: NDArray[np.uint32]  #: ids of the vocabulary's tokens, shape (n,)
     values: Float32  #: their weights, shape (n,)
 
 
@@ -42,9 +37,10 @@ class SparseParams:
     use_cache: bool = True
 
     def __post_init__(self) -> None:
-        if self.truncation not in _TRUNCATION:
+        if self.truncation not in get_args(SparseTruncation):
             raise ValueError(
-                f"`truncation` must be one of {', '.join(_TRUNCATION)}, not {self.truncation!r}."
+                "`truncation` must be `end` or `error` for sparse vectors, not "
+                f"{self.truncation!r}."
             )
 
 
@@ -54,8 +50,8 @@ def sparse_request(texts: Sequence[str], params: SparseParams) -> Request:
         "inputs": list(texts),
         "model": params.model,
         "prompt_name": params.input_type,
+        "truncate": False if params.truncation == "error" else None,
         "use_cache": None if params.use_cache else False,
-        **_TRUNCATION[params.truncation],
     }
     return post_request("/embed_sparse", body, params.lane)
 
@@ -78,7 +74,7 @@ def parse_sparse_vectors(response: Response, n: int) -> list[SparseVector]:
 
 
 def _parse_vector(row: list[dict[str, Any]]) -> SparseVector:
-    indices = np.array([item["index"] for item in row], dtype=np.int32)
+    indices = np.array([item["index"] for item in row], dtype=np.uint32)
     values = np.array([item["value"] for item in row], dtype=np.float32)
     order = np.argsort(indices)
     return SparseVector(indices[order], values[order])
