@@ -211,8 +211,8 @@ class Meter:
 class ModelMeter:
     """Adds to the counters of a process for one model, whose name is the last tag of each."""
 
-    def __init__(self, meter: Meter, model: str) -> None:
-        self._meter = meter
+    def __init__(self, process: Meter, model: str) -> None:
+        self.process = process  #: the meter of the process
         self.model = model
 
     def add(self, metric: Metric, amount: float = 1, *tags: str) -> None:
@@ -223,7 +223,7 @@ class ModelMeter:
             amount: at least 0.
             tags: values in the order of `metric.tags`, without the model.
         """
-        self._meter.add(metric, amount, *tags, self.model)
+        self.process.add(metric, amount, *tags, self.model)
 
 
 def process_gauges() -> Gauges:

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from serve_app.cache.coalescer import Coalescer, Deliver, Send
-from serve_app.cache.codec import Codec
+from serve_app.cache.codec import Codec, VectorCodec
 from serve_app.engines.base import ModelInput, Rows, TokenIds
 from serve_app.errors import EmbedServeError, InvalidRequest
 from serve_app.inputs import Input
@@ -20,10 +20,11 @@ from serve_app.types import (
     EncodedVectors,
     EngineInfo,
     Float32,
+    Outputs,
+    RaggedVectors,
     TextGroup,
     Tier,
     Tokenization,
-    TokenVectors,
     Vectors,
 )
 
@@ -144,13 +145,15 @@ Embed = Callable[[TextGroup], Awaitable[Vectors | EncodedVectors]]
 
 def fake_send(embed: Embed, codec: Codec | None = None) -> Send:
     """Returns a next tier that computes each group with `embed`."""
-    codec = codec or Codec(DIM)
+    codec = codec or VectorCodec(DIM)
 
     async def send(groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
         async def embed_group(index: int, group: TextGroup) -> None:
             try:
                 result = await embed(group)
-                deliver(index, codec.encode(result) if isinstance(result, Vectors) else result)
+                deliver(
+                    index, result if isinstance(result, EncodedVectors) else codec.encode(result)
+                )
             except EmbedServeError as error:
                 deliver(index, error)
 
@@ -188,22 +191,25 @@ class FakeBackend:
         if self.error is not None:
             raise self.error
 
-    async def embed(self, group: TextGroup) -> Vectors:
+    async def run(self, group: TextGroup) -> Outputs:
         self.groups.append(group)
         _check_ids(group.texts)
         await self._delay_or_fail()
         texts = [as_text(input_)[: SPEC.max_tokens] for input_ in group.texts]
-        return Vectors(
-            values=np.stack(
-                [
-                    fake_vector(group.prompt + text if isinstance(input_, str) else text)
-                    for input_, text in zip(group.texts, texts, strict=True)
-                ]
-            ),
-            token_counts=np.array([len(text) for text in texts], dtype=np.int32),
-            truncated=np.array([len(input_) > SPEC.max_tokens for input_ in group.texts]),
-            tiers=np.array(self.tiers or [Tier.COMPUTED] * len(group.texts), dtype=np.uint8),
+        arrays = (
+            np.array([len(text) for text in texts], dtype=np.int32),
+            np.array([len(input_) > SPEC.max_tokens for input_ in group.texts]),
+            np.array(self.tiers or [Tier.COMPUTED] * len(group.texts), dtype=np.uint8),
         )
+        if group.task == "embed_tokens":
+            prompted = [as_text(input_)[: SPEC.max_tokens] for input_ in group.prompted_inputs]
+            rows = [np.stack([fake_vector(c) for c in text]) for text in prompted]
+            return RaggedVectors(rows, *arrays)
+        vectors = [
+            fake_vector(group.prompt + text if isinstance(input_, str) else text)
+            for input_, text in zip(group.texts, texts, strict=True)
+        ]
+        return Vectors(np.stack(vectors), *arrays)
 
     async def describe(self) -> EngineInfo:
         if self.error is not None:
@@ -233,16 +239,6 @@ class FakeBackend:
         await self._delay_or_fail()
         texts = [as_text(row) for row in rows]
         return [text.strip("[]") if skip_special_tokens else text for text in texts]
-
-    async def embed_tokens(self, group: TextGroup) -> list[TokenVectors]:
-        self.groups.append(group)
-        _check_ids(group.texts)
-        await self._delay_or_fail()
-        limit = SPEC.max_tokens
-        return [
-            TokenVectors(np.stack([fake_vector(c) for c in text[:limit]]), len(text) > limit)
-            for text in map(as_text, group.prompted_inputs)
-        ]
 
     async def cache_state(self) -> CacheState:
         if isinstance(self.cache, EmbedServeError):

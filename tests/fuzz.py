@@ -31,6 +31,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Scope
 
 from serve_app.config import IngressSettings
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.types import TextGroup, Vectors
 from serve_app.web.app import create_app
@@ -315,7 +316,7 @@ def _print_report(report: Report, seed: int, console: Console) -> None:
 
 def application() -> ASGIApp:
     """Returns the application over a fake backend that records nothing."""
-    return create_app(EmbedService(SPEC, _StatelessBackend(), IngressSettings()))
+    return create_app(Catalog([EmbedService(SPEC, _StatelessBackend(), IngressSettings())]))
 
 
 class _StatelessBackend(FakeBackend):

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 from serve_app.config import RequestSettings
 from serve_app.errors import ModelNotFound, UnsupportedOperation, short_repr
-from serve_app.metrics import Meter
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.service.health import HealthReport
@@ -19,7 +18,6 @@ class Catalog:
     def __init__(
         self,
         services: Sequence[EmbedService],
-        meter: Meter | None = None,
         replica_stats: ReplicaStats | None = None,
         *,
         defaults: Mapping[Task, str] | None = None,
@@ -28,13 +26,12 @@ class Catalog:
 
         Args:
             services: one for each model, whose names and aliases are distinct.
-            meter: counts requests in this process.
             replica_stats: statistics over all replicas of the service; None: this process only.
             defaults: for each task the model of requests that name none; otherwise the first model
                 that supports it.
         """
         self.services = services
-        self.meter = meter or Meter()
+        self.meter = services[0].meter.process
         self.replica_stats = replica_stats or SingleReplica(self.meter)
         self._by_name = {
             name: service

@@ -92,7 +92,7 @@ class CachedBackend(UncachedBackend):
 requests = st.builds(
     lambda model, texts, input_type, dimensions, encoding, use_cache, new: (
         model,
-        EmbedJob(tuple(texts), None, input_type, dimensions, use_cache=use_cache),
+        EmbedJob(tuple(texts), input_type, dimensions, use_cache=use_cache),
         encoding,
         new,
     ),

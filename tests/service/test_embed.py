@@ -11,7 +11,6 @@ from serve_app.errors import (
     EmbedServeError,
     EmptyInput,
     InvalidRequest,
-    ModelNotFound,
     TextTooLong,
     Unavailable,
 )
@@ -37,19 +36,19 @@ def service(backend: FakeBackend) -> EmbedService:
 async def test_equal_texts_are_computed_once_and_returned_in_order(
     service: EmbedService, backend: FakeBackend
 ) -> None:
-    result = await service.embed(EmbedJob(("a", "b", "a", "c")))
+    result = await service.run(EmbedJob(("a", "b", "a", "c")))
     assert backend.groups[0].texts == ("a", "b", "c")
     assert np.array_equal(result.vectors, np.stack([fake_vector(t) for t in "abac"]))
     assert result.token_counts.tolist() == [1, 1, 1, 1]
 
 
 async def test_truncation_is_reported_per_text(service: EmbedService) -> None:
-    result = await service.embed(EmbedJob(("x" * 99, "short", "x" * 99)))
+    result = await service.run(EmbedJob(("x" * 99, "short", "x" * 99)))
     assert result.truncated.tolist() == [True, False, True]
 
 
 async def test_reduced_dimensions_are_normalized_again(service: EmbedService) -> None:
-    result = await service.embed(EmbedJob(("a",), dimensions=3))
+    result = await service.run(EmbedJob(("a",), dimensions=3))
     expected = fake_vector("a")[:3]
     assert result.vectors.shape == (1, 3)
     assert result.vectors.dtype == np.float32
@@ -63,18 +62,8 @@ def test_a_zero_vector_stays_zero() -> None:
 async def test_an_input_type_selects_the_prompt(
     service: EmbedService, backend: FakeBackend
 ) -> None:
-    await service.embed(EmbedJob(("a",), input_type="query"))
+    await service.run(EmbedJob(("a",), input_type="query"))
     assert backend.groups[0].prompt == "query: "
-
-
-@pytest.mark.parametrize("name", [None, "org/fake", "fake"])
-async def test_a_model_is_served_under_its_names(service: EmbedService, name: str | None) -> None:
-    assert (await service.embed(EmbedJob(("a",), model=name))).model == "org/fake"
-
-
-async def test_another_model_is_an_error(service: EmbedService) -> None:
-    with pytest.raises(ModelNotFound, match="org/fake"):
-        await service.embed(EmbedJob(("a",), model="text-embedding-3-small"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +83,7 @@ async def test_invalid_texts_are_an_error(
     service: EmbedService, backend: FakeBackend, texts: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=message) as caught:
-        await service.embed(EmbedJob(texts))
+        await service.run(EmbedJob(texts))
     assert caught.value.param == "texts"
     assert backend.groups == []
 
@@ -102,14 +91,14 @@ async def test_invalid_texts_are_an_error(
 @pytest.mark.parametrize("dimensions", [0, -1, DIM + 1])
 async def test_dimensions_out_of_range_are_an_error(service: EmbedService, dimensions: int) -> None:
     with pytest.raises(InvalidRequest, match=f"between 1 and {DIM}"):
-        await service.embed(EmbedJob(("a",), dimensions=dimensions))
+        await service.run(EmbedJob(("a",), dimensions=dimensions))
 
 
 async def test_embed_times_out(backend: FakeBackend) -> None:
     backend.delay_s = 60
     service = EmbedService(SPEC, backend, IngressSettings(request_timeout_s=0.05))
     with pytest.raises(DeadlineExceeded):
-        await service.embed(EmbedJob(("a",)))
+        await service.run(EmbedJob(("a",)))
 
 
 async def test_a_backend_error_reaches_the_caller(
@@ -117,7 +106,7 @@ async def test_a_backend_error_reaches_the_caller(
 ) -> None:
     backend.error = Unavailable("gone")
     with pytest.raises(Unavailable, match="gone"):
-        await service.embed(EmbedJob(("a",)))
+        await service.run(EmbedJob(("a",)))
 
 
 async def test_info_without_an_engine_has_the_models_fields(
@@ -151,7 +140,7 @@ async def test_the_health_probe_bypasses_the_cache(
 @given(st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=40))
 async def test_permuting_the_texts_permutes_the_vectors(texts: list[str]) -> None:
     service = EmbedService(SPEC, FakeBackend(), IngressSettings())
-    result = await service.embed(EmbedJob(tuple(texts)))
+    result = await service.run(EmbedJob(tuple(texts)))
     assert np.array_equal(result.vectors, np.stack([fake_vector(text) for text in texts]))
 
 
@@ -165,8 +154,8 @@ class UnnormalizedBackend(FakeBackend):
 
 async def test_vectors_are_normalized_on_request_only() -> None:
     service = EmbedService(SPEC, UnnormalizedBackend(), IngressSettings())
-    raw = await service.embed(EmbedJob(("a",)))
-    unit = await service.embed(EmbedJob(("a",), normalize=True))
+    raw = await service.run(EmbedJob(("a",)))
+    unit = await service.run(EmbedJob(("a",), normalize=True))
     assert np.linalg.norm(raw.vectors) == pytest.approx(3)
     assert np.linalg.norm(unit.vectors) == pytest.approx(1)
 
@@ -175,7 +164,7 @@ async def test_normalization_leaves_unit_vectors_unchanged() -> None:
     service = EmbedService(
         replace(SPEC, unit_length=True), UnnormalizedBackend(), IngressSettings()
     )
-    results = [await service.embed(EmbedJob(("a",), normalize=n)) for n in (True, False)]
+    results = [await service.run(EmbedJob(("a",), normalize=n)) for n in (True, False)]
     assert results[0].vectors.tobytes() == results[1].vectors.tobytes()
 
 
@@ -183,13 +172,13 @@ async def test_without_truncation_a_long_text_is_an_error_that_names_it(
     service: EmbedService,
 ) -> None:
     with pytest.raises(TextTooLong, match=r"^Text 1 is longer than the 16 tokens.*2 of 4"):
-        await service.embed(EmbedJob(("a", "x" * 99, "b", "x" * 99), truncation="error"))
-    assert len((await service.embed(EmbedJob(("a", "b"), truncation="error"))).token_counts) == 2
+        await service.run(EmbedJob(("a", "x" * 99, "b", "x" * 99), truncation="error"))
+    assert len((await service.run(EmbedJob(("a", "b"), truncation="error"))).token_counts) == 2
 
 
 async def test_each_text_has_its_tier(service: EmbedService, backend: FakeBackend) -> None:
     backend.tiers = [Tier.L1, Tier.COMPUTED]
-    result = await service.embed(EmbedJob(("aa", "b", "aa")))
+    result = await service.run(EmbedJob(("aa", "b", "aa")))
     assert result.tiers.tolist() == [Tier.L1, Tier.COMPUTED, Tier.L1]
     assert result.cached_tokens == 4
 
@@ -239,16 +228,17 @@ async def test_token_vectors(service: EmbedService, backend: FakeBackend) -> Non
     result = await service.run(TokenVectorsJob(EmbedJob(("ab", "c"), input_type="query")))
     (group,) = backend.groups
     assert (group.texts, group.prompt) == (("ab", "c"), "query: ")
-    assert np.array_equal(result[1].values, [fake_vector(c) for c in "query: c"])
-    assert [text.truncated for text in result] == [False, False]
+    assert np.array_equal(result.vectors[1], [fake_vector(c) for c in "query: c"])
+    assert result.truncated.tolist() == [False, False]
 
 
 async def test_token_vectors_of_a_text_truncated_at_its_start(service: EmbedService) -> None:
     job = EmbedJob((LONG, "ab"), truncation="start")
-    cut, short = await service.run(TokenVectorsJob(job))
-    assert np.array_equal(cut.values, [fake_vector(c) for c in f"[{LONG[-14:]}]"])
-    assert np.array_equal(short.values, [fake_vector(c) for c in "ab"])
-    assert (cut.truncated, short.truncated) == (True, False)
+    result = await service.run(TokenVectorsJob(job))
+    cut, short = result.vectors
+    assert np.array_equal(cut, [fake_vector(c) for c in f"[{LONG[-14:]}]"])
+    assert np.array_equal(short, [fake_vector(c) for c in "ab"])
+    assert result.truncated.tolist() == [True, False]
 
 
 async def test_token_vectors_without_truncation_of_a_long_text_are_an_error(
@@ -320,22 +310,6 @@ async def test_a_backend_error_reaches_the_caller_of_every_job(
 @pytest.mark.parametrize(
     "job",
     [
-        EmbedJob(("a",), model="x"),
-        BatchJob((EmbedJob(("a",), model="x"),)),
-        TokenVectorsJob(EmbedJob(("a",), model="x")),
-        TokenizeJob(("a",), model="x"),
-        DecodeJob(((97,),), model="x"),
-    ],
-    ids=lambda job: type(job).__name__,
-)
-async def test_every_job_for_another_model_is_an_error(service: EmbedService, job: Job) -> None:
-    with pytest.raises(ModelNotFound):
-        await service.run(job)
-
-
-@pytest.mark.parametrize(
-    "job",
-    [
         EmbedJob(()),
         TokenVectorsJob(EmbedJob(("",))),
         TokenizeJob(("",)),
@@ -365,10 +339,10 @@ async def test_texts_and_token_ids_have_a_maximum_length(
 ) -> None:
     service = EmbedService(SPEC, backend, IngressSettings(max_text_chars=5))
     if message is None:
-        assert len((await service.embed(EmbedJob(texts))).token_counts) == 1
+        assert len((await service.run(EmbedJob(texts))).token_counts) == 1
     else:
         with pytest.raises(InvalidRequest, match=message):
-            await service.embed(EmbedJob(texts))
+            await service.run(EmbedJob(texts))
         assert backend.groups == []
 
 
@@ -376,7 +350,7 @@ async def test_the_error_gives_the_token_limit_of_the_job(
     service: EmbedService,
 ) -> None:
     with pytest.raises(TextTooLong, match=r"^Text 0 is longer than 5 tokens"):
-        await service.embed(EmbedJob(("abcdefgh",), truncation="error", max_tokens=5))
+        await service.run(EmbedJob(("abcdefgh",), truncation="error", max_tokens=5))
 
 
 @pytest.mark.parametrize("max_tokens", [0, SPEC.max_tokens + 1])
@@ -384,11 +358,11 @@ async def test_a_token_limit_over_the_models_is_an_error(
     service: EmbedService, max_tokens: int
 ) -> None:
     with pytest.raises(InvalidRequest, match="between 1 and 16") as caught:
-        await service.embed(EmbedJob(("a",), max_tokens=max_tokens))
+        await service.run(EmbedJob(("a",), max_tokens=max_tokens))
     assert caught.value.param == "max_tokens"
 
 
 async def test_the_result_has_the_raw_vectors_too(service: EmbedService) -> None:
-    result = await service.embed(EmbedJob(("a", "b", "a"), dimensions=2, normalize=True))
+    result = await service.run(EmbedJob(("a", "b", "a"), dimensions=2, normalize=True))
     assert result.raw is not None
     assert np.array_equal(result.raw, np.stack([fake_vector(text) for text in "aba"]))

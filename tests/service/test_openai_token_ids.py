@@ -32,8 +32,8 @@ async def test_ids_give_the_vectors_of_their_text() -> None:
     backend = FakeBackend()
     service = EmbedService(SPEC, backend, IngressSettings(token_ids="cl100k_base"))
     job = EmbedJob(("a text", tuple(b"another")), input_type="query")
-    as_ids = await service.embed(job)
-    as_text = await service.embed(EmbedJob(("a text", "another"), input_type="query"))
+    as_ids = await service.run(job)
+    as_text = await service.run(EmbedJob(("a text", "another"), input_type="query"))
     assert as_ids.vectors.tobytes() == as_text.vectors.tobytes()
     await service.run(TokenVectorsJob(job))
     assert [group.texts for group in backend.groups] == [("a text", "another")] * 3

@@ -4,6 +4,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.accept import parse_weights
 from serve_app.web.app import create_app
@@ -38,7 +39,9 @@ JSON, RAW = "application/json", "application/octet-stream"
     ],
 )
 def test_accept_is_weighed(accept: str, media_type: str) -> None:
-    with TestClient(create_app(EmbedService(SPEC, FakeBackend(), IngressSettings()))) as client:
+    with TestClient(
+        create_app(Catalog([EmbedService(SPEC, FakeBackend(), IngressSettings())]))
+    ) as client:
         reply = client.post("/embed", json={"inputs": "a"}, headers={"accept": accept})
     assert reply.headers["content-type"] == media_type
     assert reply.headers["vary"] == "accept"

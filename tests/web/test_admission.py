@@ -11,6 +11,7 @@ from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import Unavailable
 from serve_app.jobs import EmbedJob
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.admission import Admission
 from serve_app.web.app import create_app
@@ -54,7 +55,7 @@ def backend() -> FakeBackend:
 
 def http_client(backend: FakeBackend, entrance: RecordingEntrance) -> httpx2.AsyncClient:
     service = EmbedService(SPEC, backend, IngressSettings())
-    app = create_app(service, cast(Entrance, entrance))
+    app = create_app(Catalog([service]), cast(Entrance, entrance))
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     return httpx2.AsyncClient(transport=transport, base_url="http://test")
 

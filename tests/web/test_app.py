@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.config import IngressSettings
 from serve_app.errors import Unavailable
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.types import CacheState, Tier
 from serve_app.web.app import create_app
@@ -30,7 +31,7 @@ def service(lookup: FakeBackend) -> EmbedService:
 
 @pytest.fixture
 def client(service: EmbedService) -> Iterator[TestClient]:
-    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+    with TestClient(create_app(Catalog([service])), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -76,11 +77,15 @@ def test_metrics_count_requests_by_status_and_texts_and_tokens(
 ) -> None:
     client.post("/v1/embeddings", json={"input": ["a", "bc"]})
     client.post("/v1/embeddings", json={"input": []})
-    counted = {(metric.name, *tags): n for (metric, tags), n in service.meter.drain().items()}
-    assert counted["embedserve_requests", "200"] == counted["embedserve_requests", "400"] == 1
-    assert counted["embedserve_texts",] == 2
-    assert counted["embedserve_tokens",] == 3
-    assert 0 < counted["embedserve_stage_seconds", "total"] < 60
+    counted = {
+        (metric.name, *tags): n for (metric, tags), n in service.meter.process.drain().items()
+    }
+    model = SPEC.name
+    assert counted["embedserve_requests", "200", model] == 1
+    assert counted["embedserve_requests", "400", model] == 1
+    assert counted["embedserve_texts", model] == 2
+    assert counted["embedserve_tokens", model] == 3
+    assert 0 < counted["embedserve_stage_seconds", "total", model] < 60
 
 
 @pytest.mark.parametrize(
@@ -185,7 +190,7 @@ def test_a_content_type_may_have_a_charset(client: TestClient) -> None:
 async def test_requests_over_the_limit_are_rejected_immediately(lookup: FakeBackend) -> None:
     lookup.delay_s = 0.2
     service = EmbedService(SPEC, lookup, IngressSettings(max_concurrent_requests=2))
-    transport = httpx2.ASGITransport(app=create_app(service))
+    transport = httpx2.ASGITransport(app=create_app(Catalog([service])))
     async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
         replies = await asyncio.gather(
             *(client.post("/v1/embeddings", json={"input": "a"}) for _ in range(5))
@@ -213,7 +218,7 @@ async def test_an_endless_body_is_rejected_as_soon_as_it_is_too_large(
             sent_before_reply = sent_before_reply or sent
             await send(message)
 
-        await create_app(service)(scope, receive, record)
+        await create_app(Catalog([service]))(scope, receive, record)
 
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -238,9 +243,9 @@ async def test_a_client_that_disconnects_while_sending_is_not_counted_as_a_failu
     headers = [(b"content-type", b"application/json")]
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/embed", "headers": headers}
     scope |= {"query_string": b"", "server": ("test", 80), "scheme": "http"}
-    await create_app(service)(scope, receive, send)
+    await create_app(Catalog([service]))(scope, receive, send)
     assert sent[0]["status"] == 499
-    assert service.meter.totals().requests == 0
+    assert service.meter.process.totals().requests == 0
 
 
 def test_totals_count_successes_and_failures(
@@ -258,7 +263,7 @@ def test_totals_count_successes_and_failures(
     client.post("/embed", json={"inputs": "a"})
     lookup.error = cast(Unavailable, ZeroDivisionError())
     client.post("/embed", json={"inputs": "a"})
-    totals = service.meter.totals()
+    totals = service.meter.process.totals()
     assert totals._replace(seconds=0) == (7, 4, 7, 4, 8, 0)
     assert 0 < totals.seconds < 60
 

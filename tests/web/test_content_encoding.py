@@ -15,6 +15,7 @@ from backports import zstd
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.types import TextGroup, Vectors
 from serve_app.web.app import create_app
@@ -46,7 +47,7 @@ def backend() -> FakeBackend:
 @pytest.fixture
 def client(backend: FakeBackend) -> Iterator[TestClient]:
     settings = IngressSettings(max_body_bytes=MAX_BYTES)
-    with TestClient(create_app(EmbedService(SPEC, backend, settings))) as client:
+    with TestClient(create_app(Catalog([EmbedService(SPEC, backend, settings)]))) as client:
         client.headers["accept-encoding"] = ""
         yield client
 
@@ -199,7 +200,7 @@ def test_base64_is_compressed_with_zstd_only(
     encoding_format: str, accept_encoding: str, coding: str | None
 ) -> None:
     service = EmbedService(replace(SPEC, dim=384), WideBackend(), IngressSettings())
-    with TestClient(create_app(service)) as client:
+    with TestClient(create_app(Catalog([service]))) as client:
         used, _, _ = reply_of(client, accept_encoding, 64, encoding_format=encoding_format)
     assert used == coding
 
@@ -222,6 +223,6 @@ def test_large_pages_are_compressed(client: TestClient, path: str) -> None:
 
 def test_compression_can_be_disabled(backend: FakeBackend) -> None:
     service = EmbedService(SPEC, backend, IngressSettings(compress_min_bytes=0))
-    with TestClient(create_app(service)) as client:
+    with TestClient(create_app(Catalog([service]))) as client:
         used, vary, _ = reply_of(client, "gzip, zstd")
     assert (used, vary) == (None, "accept")

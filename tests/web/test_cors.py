@@ -5,6 +5,7 @@ from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
 from serve_app.errors import Overloaded
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from tests.fakes import SPEC, FakeBackend
@@ -15,7 +16,9 @@ ALLOW_ORIGIN = "access-control-allow-origin"
 
 def client_of(*origins: str, lookup: FakeBackend | None = None) -> TestClient:
     service = EmbedService(SPEC, lookup or FakeBackend(), IngressSettings())
-    return TestClient(create_app(service, cors_origins=origins), raise_server_exceptions=False)
+    return TestClient(
+        create_app(Catalog([service]), cors_origins=origins), raise_server_exceptions=False
+    )
 
 
 def preflight(client: TestClient, origin: str, method: str = "POST") -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web import dialects
 from serve_app.web.app import create_app
@@ -81,7 +82,7 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 def client_of(*served: Dialect) -> TestClient:
     service = EmbedService(SPEC, FakeBackend(), IngressSettings())
-    return TestClient(create_app(service, dialects=served or None))
+    return TestClient(create_app(Catalog([service]), dialects=served or None))
 
 
 def test_every_module_with_a_dialect_is_found_in_a_stable_order() -> None:

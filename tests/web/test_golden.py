@@ -33,6 +33,7 @@ from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import EmbedServeError, Forbidden, QuotaExceeded, Unauthorized
 from serve_app.metrics import Meter
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.service.replica_stats import SingleReplica
 from serve_app.types import CacheState, Float32, Tier
@@ -162,11 +163,11 @@ def client_of(given: Pair, rendered: list[str]) -> httpx2.AsyncClient:
         replace(SPEC, **spec),
         lookup,
         IngressSettings.model_validate(given.get("settings", {})),
-        meter,
-        FixedMetrics(meter, given.get("exposition", "")),
+        meter.for_model(SPEC.name),
     )
+    catalog = Catalog([service], FixedMetrics(meter, given.get("exposition", "")))
     dialects = [recording(dialect, rendered) for dialect in load_dialects()]
-    app = create_app(service, cast(Entrance, FakeEntrance(error)), dialects=dialects)
+    app = create_app(catalog, cast(Entrance, FakeEntrance(error)), dialects=dialects)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     return httpx2.AsyncClient(transport=transport, base_url="http://test")
 

@@ -4,6 +4,7 @@ import httpx2
 import pytest
 
 from serve_app.config import IngressSettings
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from tests.fakes import SPEC, FakeBackend
@@ -18,7 +19,7 @@ BODIES = {
 
 def _client(settings: IngressSettings) -> tuple[FakeBackend, httpx2.AsyncClient]:
     backend = FakeBackend()
-    app = create_app(EmbedService(SPEC, backend, settings))
+    app = create_app(Catalog([EmbedService(SPEC, backend, settings)]))
     transport = httpx2.ASGITransport(app)
     return backend, httpx2.AsyncClient(
         transport=transport, base_url="http://x", headers={"content-type": "application/json"}

@@ -16,6 +16,7 @@ from serve_app.access.entrance import Entrance
 from serve_app.access.quota import MemoryQuotaStore
 from serve_app.config import AccessSettings, ApiKey, IngressSettings
 from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.types import Tier
 from serve_app.web.app import create_app
@@ -76,14 +77,16 @@ def service(lookup: FakeBackend) -> EmbedService:
 
 @pytest.fixture
 async def access(service: EmbedService) -> Entrance:
-    access = Entrance(MemoryQuotaStore(), service.meter)
+    access = Entrance(MemoryQuotaStore(), service.meter.process)
     access.apply(AccessSettings(keys=KEYS))
     return access
 
 
 @pytest.fixture
 def client(service: EmbedService, access: Entrance) -> Iterator[TestClient]:
-    with TestClient(create_app(service, access), raise_server_exceptions=False) as client:
+    with TestClient(
+        create_app(Catalog([service]), access), raise_server_exceptions=False
+    ) as client:
         yield client
 
 
@@ -195,7 +198,7 @@ def test_failed_requests_are_charged_no_tokens(client: TestClient, service: Embe
         client.post("/v1/embeddings", json={"input": texts}, headers=bearer("small"))
     reply = client.post("/v1/embeddings", json={"input": "a"}, headers=bearer("small"))
     assert reply.headers["x-ratelimit-remaining-tokens"] == "19"
-    counts = service.meter.drain()
+    counts = service.meter.process.drain()
     assert counts[KEY_TOKENS, ("small",)] == 1
     assert counts[KEY_REQUESTS, ("small", "admitted")] == 4
 
@@ -244,7 +247,7 @@ async def test_a_client_without_a_key_is_rejected_before_its_body_arrives(
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/embeddings"}
     scope |= {"headers": headers, "query_string": b"", "server": ("test", 80), "scheme": "http"}
     async with asyncio.timeout(10):
-        await create_app(service, access)(scope, receive, send)
+        await create_app(Catalog([service]), access)(scope, receive, send)
     assert rejected.is_set()
     assert chunks < 100  # the body is endless; what is discarded has a limit
 

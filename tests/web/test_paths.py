@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from tests.fakes import SPEC, FakeBackend
@@ -15,7 +16,7 @@ ORIGIN = "http://testserver"
 
 @pytest.fixture
 def client() -> Iterator[TestClient]:
-    app = create_app(EmbedService(SPEC, FakeBackend(), IngressSettings()))
+    app = create_app(Catalog([EmbedService(SPEC, FakeBackend(), IngressSettings())]))
     with TestClient(app, raise_server_exceptions=False, follow_redirects=False) as client:
         yield client
 

@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 from serve_app.config import IngressSettings
 from serve_app.errors import InvalidRequest
 from serve_app.jobs import BatchJob, DecodeJob, EmbedJob, Job, TokenizeJob, TokenVectorsJob
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.request_headers import (
@@ -75,7 +76,7 @@ def test_different_values_of_a_header_with_one_value_are_an_error(name: str) -> 
     ids=repr,
 )
 def test_a_proxy_may_repeat_a_header(headers: list[tuple[str, str]], status: int) -> None:
-    app = create_app(EmbedService(SPEC, FakeBackend(), IngressSettings()))
+    app = create_app(Catalog([EmbedService(SPEC, FakeBackend(), IngressSettings())]))
     if headers[0][0] != "content-type":
         headers = [("content-type", "application/json"), *headers]
     reply = TestClient(app).post("/v1/embeddings", content=b'{"input": "a"}', headers=headers)
@@ -130,7 +131,7 @@ def test_a_client_lowers_the_time_limit_and_never_raises_it() -> None:
     backend = FakeBackend()
     backend.delay_s = 60
     service = EmbedService(SPEC, backend, IngressSettings(request_timeout_s=0.2))
-    with TestClient(create_app(service)) as client:
+    with TestClient(create_app(Catalog([service]))) as client:
         for header, limit in (("0.05", "0.05"), ("100", "0.2")):
             reply = client.post(
                 "/v1/embeddings", json={"input": "a"}, headers={"x-request-timeout-s": header}

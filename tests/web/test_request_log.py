@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from serve_app.access.entrance import Entrance
 from serve_app.access.quota import MemoryQuotaStore
 from serve_app.config import AccessSettings, ApiKey, IngressSettings
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.types import Tier
 from serve_app.web.app import create_app
@@ -32,14 +33,16 @@ def service(backend: FakeBackend) -> EmbedService:
 
 @pytest.fixture
 async def access(service: EmbedService) -> Entrance:
-    access = Entrance(MemoryQuotaStore(), service.meter)
+    access = Entrance(MemoryQuotaStore(), service.meter.process)
     access.apply(AccessSettings(keys=(KEY,)))
     return access
 
 
 @pytest.fixture
 def client(service: EmbedService, access: Entrance) -> Iterator[TestClient]:
-    with TestClient(create_app(service, access), raise_server_exceptions=False) as client:
+    with TestClient(
+        create_app(Catalog([service]), access), raise_server_exceptions=False
+    ) as client:
         yield client
 
 

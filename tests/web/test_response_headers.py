@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
 from serve_app.errors import EmbedServeError
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.response_headers import cache_summary, index_ranges, trace_headers
@@ -25,7 +26,7 @@ def backend() -> FakeBackend:
 
 @pytest.fixture
 def client(backend: FakeBackend) -> Iterator[TestClient]:
-    app = create_app(EmbedService(SPEC, backend, IngressSettings()))
+    app = create_app(Catalog([EmbedService(SPEC, backend, IngressSettings())]))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

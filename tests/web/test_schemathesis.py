@@ -10,6 +10,7 @@ from schemathesis.core.transport import Response
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serve_app.config import IngressSettings
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialect import endpoints_by_path
@@ -43,7 +44,7 @@ _CONFIG = SchemathesisConfig.from_dict(
 )
 #: Low limits keep the generated bodies small.
 _LIMITS = IngressSettings(max_texts_per_request=20, max_text_chars=200)
-APP = create_app(EmbedService(CALIBRATED, FakeBackend(), _LIMITS))
+APP = create_app(Catalog([EmbedService(CALIBRATED, FakeBackend(), _LIMITS)]))
 DOCUMENT = schemathesis.openapi.from_asgi("/openapi.json", APP, config=_CONFIG)
 UNSUPPORTED = {
     path

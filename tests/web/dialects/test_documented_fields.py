@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.types import TextGroup, Vectors
 from serve_app.web.app import create_app
@@ -117,7 +118,7 @@ def without_volatile(value: Any) -> Any:
 def outcome(path: str, body: Mapping[str, Any]) -> tuple[Any, ...]:
     """Returns all that a request shows of its fields: the reply and what is computed for it."""
     backend = ScaledBackend()
-    app = create_app(EmbedService(SPEC, backend, IngressSettings()))
+    app = create_app(Catalog([EmbedService(SPEC, backend, IngressSettings())]))
     reply = TestClient(app).post(path.replace("{model}", "fake"), json=body)
     content = reply.json()
     returned_id = content.get("id") if "id" in body else None

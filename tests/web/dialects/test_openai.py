@@ -47,7 +47,7 @@ def test_all_fields_of_openai() -> None:
     parsed = openai_requests.parse(
         {"input": ["a", "b"], "model": "m", "dimensions": 3, "encoding_format": "base64"}, SPEC
     )
-    assert parsed.job == EmbedJob(("a", "b"), "m", dimensions=3)
+    assert parsed.job == EmbedJob(("a", "b"), dimensions=3)
     assert isinstance(embedding(parsed), str)
 
 

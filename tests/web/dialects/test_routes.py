@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.types import Float32
 from serve_app.web.app import create_app
@@ -39,7 +40,7 @@ def lookup() -> FakeBackend:
 
 @pytest.fixture
 def client(lookup: FakeBackend) -> Iterator[TestClient]:
-    app = create_app(EmbedService(UNIT, lookup, IngressSettings()))
+    app = create_app(Catalog([EmbedService(UNIT, lookup, IngressSettings())]))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -323,9 +324,11 @@ def test_cohere_s_priority_selects_the_lane(client: TestClient, lookup: FakeBack
 
 def test_errors_are_counted_under_the_status_that_was_sent(lookup: FakeBackend) -> None:
     service = EmbedService(SPEC, lookup, IngressSettings())
-    with TestClient(create_app(service)) as client:
+    with TestClient(create_app(Catalog([service]))) as client:
         assert client.post("/embed", json={"inputs": 1}).status_code == 422
-    counted = {(metric.name, *tags): n for (metric, tags), n in service.meter.drain().items()}
+    counted = {
+        (metric.name, *tags): n for (metric, tags), n in service.meter.process.drain().items()
+    }
     assert counted == {("embedserve_requests", "422"): 1}
 
 

@@ -7,6 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from tests.fakes import DIM, SPEC, FakeBackend
@@ -25,7 +26,7 @@ def lookup() -> FakeBackend:
 
 @pytest.fixture
 def client(lookup: FakeBackend) -> Iterator[TestClient]:
-    app = create_app(EmbedService(CALIBRATED, lookup, IngressSettings()))
+    app = create_app(Catalog([EmbedService(CALIBRATED, lookup, IngressSettings())]))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

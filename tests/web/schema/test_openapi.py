@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
 from serve_app.errors import InferenceError, Overloaded, Unavailable
+from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialect import (
@@ -119,7 +120,7 @@ def test_every_route_is_documented_and_nothing_else(document: dict[str, Any]) ->
     }
     documented = {(path, method) for path, method, _ in operations(document)}
     assert documented == {(re.sub(r":\w+}", "}", path), method) for path, method in served}
-    app = create_app(EmbedService(SPEC, FakeBackend(), IngressSettings()))
+    app = create_app(Catalog([EmbedService(SPEC, FakeBackend(), IngressSettings())]))
     with TestClient(app, raise_server_exceptions=False) as client:
         for path, method in documented:
             assert client.request(method, re.sub("{.*?}", "x", path)).status_code != 405, path
@@ -374,7 +375,7 @@ def valid_values(fields: tuple[Field, ...]) -> dict[str, Any]:
 @each_endpoint
 async def test_a_body_is_accepted_if_and_only_if_the_schema_allows_it(endpoint: Endpoint) -> None:
     limits = IngressSettings(max_texts_per_request=5, max_text_chars=20)
-    send = in_process(create_app(EmbedService(CALIBRATED, FakeBackend(), limits)))
+    send = in_process(create_app(Catalog([EmbedService(CALIBRATED, FakeBackend(), limits)])))
     context = SchemaContext(CALIBRATED, limits)
     operation = openapi(context, DIALECTS)["paths"][documented(endpoint.path)]["post"]
     content = operation["requestBody"]["content"]
@@ -403,7 +404,7 @@ def test_output_types_that_need_calibrated_ranges_are_documented_with_them(
     calibrated: bool,
 ) -> None:
     spec = CALIBRATED if calibrated else SPEC
-    client = TestClient(create_app(EmbedService(spec, FakeBackend(), IngressSettings())))
+    client = TestClient(create_app(Catalog([EmbedService(spec, FakeBackend(), IngressSettings())])))
     paths = client.get("/openapi.json").json()["paths"]
     content = paths["/v2/embed"]["post"]["requestBody"]["content"]
     properties = content["application/json"]["schema"]["properties"]
