@@ -42,6 +42,12 @@ class Tier(IntEnum):
     L2 = 2  #: the shared Redis or Valkey server
 
 
+def count_computed(tiers: UInt8) -> int:
+    """Returns how many of n outputs the engine computed; `tiers` has shape (n,)."""
+    values: list[int] = tiers.tolist()
+    return values.count(Tier.COMPUTED)
+
+
 class Timings(NamedTuple):
     """The time that a group of texts spent in each stage, in seconds."""
 
@@ -148,8 +154,7 @@ class Vectors:
     @property
     def computed_count(self) -> int:
         """Number of texts that the engine computed."""
-        tiers: list[int] = self.tiers.tolist()
-        return tiers.count(Tier.COMPUTED)
+        return count_computed(self.tiers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +169,11 @@ class RaggedVectors:
     truncated: Bool  #: shape (n,)
     tiers: UInt8  #: shape (n,); the `Tier` of each text
     timings: Timings = NO_TIMINGS
+
+    @property
+    def computed_count(self) -> int:
+        """Number of texts that the engine computed."""
+        return count_computed(self.tiers)
 
 
 #: What a backend returns for a group; its task determines which.

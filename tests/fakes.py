@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from serve_app.cache.coalescer import Coalescer, Deliver, Send
-from serve_app.cache.codec import Codec, VectorCodec
+from serve_app.cache.codec import Codec, task_codecs
 from serve_app.engines.base import ModelInput, Rows, TokenIds
 from serve_app.errors import EmbedServeError, InvalidRequest
 from serve_app.inputs import Input
@@ -140,20 +140,19 @@ class FakeEngine:
         return texts
 
 
-Embed = Callable[[TextGroup], Awaitable[Vectors | EncodedVectors]]
+Embed = Callable[[TextGroup], Awaitable[Outputs | EncodedVectors]]
 
 
 def fake_send(embed: Embed, codec: Codec | None = None) -> Send:
     """Returns a next tier that computes each group with `embed`."""
-    codec = codec or VectorCodec(DIM)
+    codecs = task_codecs(SPEC) if codec is None else {"embed": codec}
 
     async def send(groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
         async def embed_group(index: int, group: TextGroup) -> None:
             try:
                 result = await embed(group)
-                deliver(
-                    index, result if isinstance(result, EncodedVectors) else codec.encode(result)
-                )
+                computed = not isinstance(result, EncodedVectors)
+                deliver(index, codecs[group.task].encode(result) if computed else result)
             except EmbedServeError as error:
                 deliver(index, error)
 

@@ -320,9 +320,9 @@ def application() -> ASGIApp:
 
 
 class _StatelessBackend(FakeBackend):
-    async def embed(self, group: TextGroup) -> Vectors:
+    async def run(self, group: TextGroup) -> Vectors:
         self.groups.clear()
-        return await super().embed(group)
+        return await super().run(group)
 
 
 async def _main(args: argparse.Namespace, app: ASGIApp | None) -> Report:

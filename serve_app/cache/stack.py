@@ -87,6 +87,10 @@ class CacheStack:
         """The state of L2."""
         return CacheState("off") if self._l2 is None else self._l2.state
 
+    async def cache_state(self) -> CacheState:
+        """Returns the state of L2."""
+        return self.state
+
     def gauges(self) -> Mapping[Metric, float]:
         """Returns the current values of the gauges, and counts evictions since the last call."""
         stats = self._memory.stats()

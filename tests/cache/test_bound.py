@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import psutil
 
-from serve_app.cache.codec import Codec
+from serve_app.cache.codec import VectorCodec
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.config import ModelConfig
@@ -44,7 +44,7 @@ async def _look_up_a_million_texts() -> None:
             [VectorRow(v, 1, False, Tier.COMPUTED) for v in vectors], NO_TIMINGS
         )
 
-    codec = Codec(spec.dim)
+    codec = VectorCodec(spec.dim)
     lookup = Lookup(spec.space_id, codec, memory, coalesce(compute, codec))
     process = psutil.Process()
     before = process.memory_info().rss

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.cache.coalescer import Coalescer, Deliver, Result
-from serve_app.cache.codec import Codec
+from serve_app.cache.codec import VectorCodec
 from serve_app.errors import InferenceError, Unavailable
 from serve_app.inputs import Input
 from serve_app.types import Lane, TextGroup, Vectors
 from tests.fakes import DIM, FakeBackend
 
-CODEC = Codec(DIM)
+CODEC = VectorCodec(DIM)
 REQUEST = contextvars.ContextVar("request", default="none")
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.cache.codec import CacheDtype, Codec
+from serve_app.cache.codec import CacheDtype, VectorCodec
 from serve_app.types import Tier, Timings, VectorRow, Vectors
 
 floats = st.floats(width=32, allow_nan=False)
@@ -34,7 +34,7 @@ def to_vectors(rows: Sequence[Row]) -> Vectors:
 
 @given(rows)
 def test_vectors_are_decoded_bit_for_bit(rows: list[Row]) -> None:
-    codec = Codec(len(rows[0][0]))
+    codec = VectorCodec(len(rows[0][0]))
     vectors = to_vectors(rows)
     encoded = codec.encode(vectors)
     decoded = codec.decode(encoded)
@@ -49,7 +49,7 @@ def test_vectors_are_decoded_bit_for_bit(rows: list[Row]) -> None:
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=16))
 def test_half_precision_is_rounded_once(floats: list[float]) -> None:
-    codec = Codec(len(floats), "float16")
+    codec = VectorCodec(len(floats), "float16")
     encoded = codec.encode(to_vectors([(floats, 3, False, Tier.COMPUTED)]))
     decoded = codec.decode(encoded)
     assert np.abs(decoded.values[0] - np.array(floats, dtype=np.float32)).max() < 5e-4
@@ -59,7 +59,7 @@ def test_half_precision_is_rounded_once(floats: list[float]) -> None:
 
 
 def test_the_largest_dimension() -> None:
-    codec = Codec(65536)
+    codec = VectorCodec(65536)
     encoded = codec.encode(to_vectors([([1.0] * 65536, 1, False, Tier.COMPUTED)]))
     assert codec.is_valid(encoded.values[0])
     assert codec.decode(encoded).values.shape == (1, 65536)
@@ -69,7 +69,7 @@ def with_valid_checksum(value: bytes) -> bytes:
     return crc32(value[4:]).to_bytes(4, "little") + value[4:]
 
 
-(VALUE,) = Codec(4).encode(to_vectors([([1.0] * 4, 3, False, Tier.COMPUTED)])).values
+(VALUE,) = VectorCodec(4).encode(to_vectors([([1.0] * 4, 3, False, Tier.COMPUTED)])).values
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def with_valid_checksum(value: bytes) -> bytes:
     ids=["empty", "truncated", "too long", "truncated header", "version", "vector", "tokens"],
 )
 def test_a_corrupt_value_is_invalid(value: bytes) -> None:
-    assert not Codec(4).is_valid(value)
-    assert Codec(4).is_valid(VALUE)
+    assert not VectorCodec(4).is_valid(value)
+    assert VectorCodec(4).is_valid(VALUE)
 
 
 @pytest.mark.parametrize(("dim", "dtype"), [(3, "float32"), (8, "float16")])
 def test_a_value_of_another_space_is_invalid(dim: int, dtype: CacheDtype) -> None:
-    assert not Codec(dim, dtype).is_valid(VALUE)
+    assert not VectorCodec(dim, dtype).is_valid(VALUE)

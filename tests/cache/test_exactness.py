@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve_app.cache.codec import Codec
+from serve_app.cache.codec import VectorCodec
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.cache.redis_store import RedisStore
@@ -49,7 +49,7 @@ class UncachedBackend(FakeBackend):
         super().__init__()
         self._engine = HashingEngine(SPECS[model])
 
-    async def embed(self, group: TextGroup) -> Vectors:
+    async def run(self, group: TextGroup) -> Vectors:
         tokens = self._engine.tokenizer.encode(list(map(str, group.prompted_inputs)))
         await asyncio.sleep(0)
         rows = zip(self._engine.run("embed", tokens), tokens, strict=True)
@@ -70,22 +70,22 @@ class CachedBackend(UncachedBackend):
 
     def __init__(self, model: int, store: RedisStore) -> None:
         super().__init__(model)
-        spec, codec = SPECS[model], Codec(SPECS[model].dim)
+        spec, codec = SPECS[model], VectorCodec(SPECS[model].dim)
         cache_lookup = Lookup(
             spec.space_id,
-            codec,
+            {"embed": codec},
             MemoryCache(L1_MAX_BYTES),
-            coalesce(super().embed, codec),
+            coalesce(super().run, codec),
             store=store,
         )
         self._ingress = Lookup(
             spec.space_id,
-            codec,
+            {"embed": codec},
             MemoryCache(L1_MAX_BYTES),
             coalesce(cache_lookup.embed_encoded, codec),
         )
 
-    async def embed(self, group: TextGroup) -> Vectors:
+    async def run(self, group: TextGroup) -> Vectors:
         return await self._ingress.embed(group)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve_app.cache.codec import Codec
+from serve_app.cache.codec import VectorCodec
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.cache.redis_store import RedisStore
@@ -42,7 +42,7 @@ class Load:
 
     def lookup(self) -> Lookup:
         next_tier = coalesce(FakeBackend().embed)
-        return Lookup("space", Codec(DIM), MemoryCache(0), next_tier, store=self._store)
+        return Lookup("space", VectorCodec(DIM), MemoryCache(0), next_tier, store=self._store)
 
     async def client(self) -> None:
         lookup = self.lookup()

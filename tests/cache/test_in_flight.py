@@ -3,7 +3,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from serve_app.cache.codec import Codec
+from serve_app.cache.codec import VectorCodec
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.errors import InferenceError
@@ -43,7 +43,7 @@ def compute() -> FakeCompute:
 
 @pytest.fixture
 def lookup(compute: FakeCompute) -> Lookup:
-    return Lookup("space", Codec(DIM), MemoryCache(0), coalesce(compute))
+    return Lookup("space", VectorCodec(DIM), MemoryCache(0), coalesce(compute))
 
 
 async def run(lookup: Lookup, texts: str, lane: Lane = "interactive") -> None:

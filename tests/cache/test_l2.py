@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ from serve_app.cache.stack import CacheStack
 from serve_app.config import CacheConfig
 from serve_app.errors import ConfigurationError, Unavailable
 from serve_app.metrics import L2_UP, Meter
-from serve_app.types import CacheState, TextGroup, Tier
+from serve_app.types import CacheState, Outputs, TextGroup, Tier
 from serve_app.valkey.shared_server import SharedServer
 from serve_app.valkey.supervisor import parse_owner_pid
 from tests.fakes import SPEC, FakeBackend, fake_send
@@ -37,10 +38,10 @@ async def opened(
     server = SharedServer(
         config, service="test", owner_pid=os.getpid(), keep_alive_every_s=keep_alive_every_s
     )
-    l2 = L2Cache(config, space_id, server=server, meter=meter)
+    l2 = L2Cache(config, server=server, meter=meter)
     cache = CacheStack(
-        SPEC,
-        fake_send(FakeBackend().embed),
+        [replace(SPEC, space_id=space_id)],
+        lambda space: fake_send(FakeBackend().run),
         l1_max_bytes=8 << 20,
         max_in_flight_calls=4,
         dtype=config.dtype,
@@ -52,6 +53,11 @@ async def opened(
         yield cache
     finally:
         await cache.close()
+
+
+async def embed(cache: CacheStack, group: TextGroup) -> Outputs:
+    (lookup,) = cache.lookups.values()
+    return await lookup.embed(group)
 
 
 async def wait_for_state(cache: CacheStack, state: str) -> None:
@@ -77,13 +83,13 @@ def no_remaining_supervisor() -> Iterator[None]:
 async def test_a_restarted_service_reads_its_previous_values(tmp_path: Path) -> None:
     group = TextGroup(tuple(f"text {i}" for i in range(2000)))
     async with opened(config(tmp_path)) as cache:
-        first = await cache.embed(group)
+        first = await embed(cache, group)
         assert cache.state == CacheState("up", None, "embedded")
     for process in supervisors():
         process.terminate()
         process.wait(LIMIT_S)
     async with opened(config(tmp_path)) as cache:
-        again = await cache.embed(group)
+        again = await embed(cache, group)
         assert again.tiers.tolist() == [Tier.L2] * 2000
         assert again.values.tobytes() == first.values.tobytes()
         report = await cache.report()
@@ -110,7 +116,7 @@ async def test_without_an_embedded_server_the_memory_cache_is_used(
     not_a_directory.touch()
     async with opened(config(not_a_directory)) as cache:
         group = TextGroup(("a",))
-        assert [(await cache.embed(group)).computed_count for _ in range(2)] == [1, 0]
+        assert [(await embed(cache, group)).computed_count for _ in range(2)] == [1, 0]
         reason = f"No cache server can run in {not_a_directory}: File exists."
         assert cache.state == CacheState("degraded", reason, "embedded")
         assert cache.gauges()[L2_UP] == 0
@@ -121,8 +127,8 @@ async def test_without_a_configured_server_the_memory_cache_is_used() -> None:
     async with opened(config(url="none")) as cache:
         assert cache.state == CacheState("off")
         assert (await cache.report()).store is None
-        await cache.embed(TextGroup(("a", "b")))
-        assert await cache.purge() == 2
+        await embed(cache, TextGroup(("a", "b")))
+        assert await cache.purge(cache.lookups) == 2
 
 
 async def test_an_external_server_with_a_password_from_the_environment(
@@ -133,27 +139,27 @@ async def test_an_external_server_with_a_password_from_the_environment(
         settings = config(url=server.url, password_env="TEST_PASSWORD")
         async with opened(settings) as cache:
             await wait_for_state(cache, "up")
-            await cache.embed(TextGroup(("a", "b")))
+            await embed(cache, TextGroup(("a", "b")))
             assert cache.gauges()[L2_UP] == 1
         assert server.call("DBSIZE") == 2
         async with opened(settings, "another-space") as cache:
-            assert (await cache.embed(TextGroup(("a",)))).computed_count == 1
+            assert (await embed(cache, TextGroup(("a",)))).computed_count == 1
         async with opened(settings) as cache:
-            assert (await cache.embed(TextGroup(("a",)))).computed_count == 0
-            assert await cache.purge() == 1 + 2
+            assert (await embed(cache, TextGroup(("a",)))).computed_count == 0
+            assert await cache.purge(cache.lookups) == 1 + 2
         assert server.call("DBSIZE") == 1
         server.kill()
         async with opened(settings) as cache:
             await wait_for_state(cache, "degraded")
             with pytest.raises(Unavailable):
-                await cache.purge()
+                await cache.purge(cache.lookups)
 
 
 def test_a_missing_password_is_reported() -> None:
     settings = config(url="redis://127.0.0.1:1", password_env="NOT_SET_ANYWHERE")
     server = SharedServer(settings, service="test", owner_pid=1)
     with pytest.raises(ConfigurationError, match="NOT_SET_ANYWHERE"):
-        L2Cache(settings, "space", server=server, meter=Meter())
+        L2Cache(settings, server=server, meter=Meter())
 
 
 def test_settings_do_not_show_a_password_in_the_url() -> None:

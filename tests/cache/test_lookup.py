@@ -1,17 +1,20 @@
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import pytest
 
-from serve_app.cache.codec import Codec
+from serve_app.cache.codec import VectorCodec, task_codecs
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.errors import InferenceError
 from serve_app.inputs import Input
 from serve_app.metrics import Meter
 from serve_app.types import TextGroup, Tier, Vectors
-from tests.fakes import DIM, Embed, FakeBackend, coalesce, fake_vector
+from tests.fakes import DIM, SPEC, Embed, FakeBackend, coalesce, fake_vector
+
+CODECS = task_codecs(SPEC)
 
 
 class FakeNextTier:
@@ -26,7 +29,7 @@ class FakeNextTier:
         await asyncio.sleep(0)
         if "fail" in group.texts:
             raise InferenceError("no")
-        return await self._backend.embed(group)
+        return cast(Vectors, await self._backend.run(group))
 
 
 class FakeStore:
@@ -81,13 +84,13 @@ def store() -> FakeStore:
 
 @pytest.fixture
 def lookup(memory: MemoryCache, next_tier: FakeNextTier) -> Lookup:
-    return Lookup("space-fp32", Codec(DIM), memory, coalesce(next_tier))
+    return Lookup("space-fp32", CODECS, memory, coalesce(next_tier))
 
 
 def new_process(store: FakeStore, next_tier: Embed) -> Lookup:
     """Returns a lookup with an empty L1."""
     memory = MemoryCache(1 << 20)
-    return Lookup("space-fp32", Codec(DIM), memory, coalesce(next_tier), store=store)
+    return Lookup("space-fp32", CODECS, memory, coalesce(next_tier), store=store)
 
 
 async def test_only_missing_texts_are_computed(lookup: Lookup, next_tier: FakeNextTier) -> None:
@@ -221,21 +224,25 @@ async def test_hits_and_misses_are_counted(store: FakeStore, next_tier: FakeNext
     await new_process(store, next_tier).embed(TextGroup(("a",)))
     meter = Meter()
     memory = MemoryCache(1 << 20)
-    second = Lookup("space-fp32", Codec(DIM), memory, coalesce(next_tier), store=store, meter=meter)
+    second = Lookup(
+        "space-fp32", CODECS, memory, coalesce(next_tier), store=store, meter=meter.for_model("m")
+    )
     await second.embed(TextGroup(("a",)))
     await asyncio.gather(*(second.embed(TextGroup(("a", "new"))) for _ in range(3)))
     counts = {(metric.name, *tags): n for (metric, tags), n in meter.drain().items()}
     assert counts == {
-        ("embedserve_cache_hits", "l1"): 3,
-        ("embedserve_cache_hits", "l2"): 1,
-        ("embedserve_cache_misses",): 3,
-        ("embedserve_coalesced",): 2,
+        ("embedserve_cache_hits", "l1", "m"): 3,
+        ("embedserve_cache_hits", "l2", "m"): 1,
+        ("embedserve_cache_misses", "m"): 3,
+        ("embedserve_coalesced", "m"): 2,
     }
 
 
 async def test_texts_that_bypass_the_cache_are_not_counted(next_tier: FakeNextTier) -> None:
     meter = Meter()
-    lookup = Lookup("space", Codec(DIM), MemoryCache(1 << 20), coalesce(next_tier), meter=meter)
+    lookup = Lookup(
+        "space", CODECS, MemoryCache(1 << 20), coalesce(next_tier), meter=meter.for_model("m")
+    )
     await lookup.embed(TextGroup(("a",), use_cache=False))
     assert not meter.drain()
 
@@ -244,9 +251,9 @@ async def test_half_precision_has_the_same_bits_from_every_tier(
     store: FakeStore, next_tier: FakeNextTier
 ) -> None:
     def new() -> Lookup:
-        codec = Codec(DIM, "float16")
+        codec = VectorCodec(DIM, "float16")
         memory = MemoryCache(1 << 20)
-        return Lookup("space", codec, memory, coalesce(next_tier, codec), store=store)
+        return Lookup("space", {"embed": codec}, memory, coalesce(next_tier, codec), store=store)
 
     first = new()
     results = [

@@ -146,7 +146,7 @@ async def test_a_round_trip(kind: str, tmp_path: Path) -> None:
             values = await store.get_many([*keys, b"unknown", keys[0]])
             assert values == [*(value(key, 1500) for key in keys), None, value(keys[0], 1500)]
             assert await store.get_many([]) == []
-            assert await store.purge() == 600
+            assert await store.purge(b"") == 600
             assert await store.get_many(keys[:2]) == [None, None]
             assert (store.state, store.writable, store.reason) == ("up", True, None)
         assert counts(L2_WRITTEN) == 600
@@ -552,7 +552,10 @@ async def test_purge_deletes_only_keys_with_the_prefix(server: ValkeyProcess) ->
     async with opened(server.url, prefix=prefix) as store:
         keys = await fill(store, 3000)
         store.put(b"queued", b"")
-        assert await store.purge() == 3001
+        assert await store.purge(b"qu*") == 0
+        assert await store.purge(b"que") == 1
+        store.put(b"queued", b"")
+        assert await store.purge(b"") == 3001
         await store.flush(LIMIT_S)
         assert await store.get_many(keys[:2]) == [None, None]
     assert sorted(server.call("KEYS", "*")) == sorted(others)
@@ -563,7 +566,7 @@ async def test_a_failed_purge_raises(server: ValkeyProcess) -> None:
         await fill(store, 1)
         server.kill()
         with pytest.raises(Unavailable, match="no connection"):
-            await store.purge()
+            await store.purge(b"")
 
 
 async def test_close_ends_all_tasks_and_connections(server: ValkeyProcess) -> None:

@@ -147,8 +147,8 @@ async def test_permuting_the_texts_permutes_the_vectors(texts: list[str]) -> Non
 class UnnormalizedBackend(FakeBackend):
     """A model whose pipeline doesn't normalize vectors."""
 
-    async def embed(self, group: TextGroup) -> Vectors:
-        vectors = await super().embed(group)
+    async def run(self, group: TextGroup) -> Vectors:
+        vectors = await super().run(group)
         return replace(vectors, values=3 * vectors.values)
 
 

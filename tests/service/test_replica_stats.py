@@ -12,27 +12,29 @@ from serve_app.metrics import (
 )
 from serve_app.service.replica_stats import SingleReplica
 
+QUEUED = {("bulk", "embed", "a"): 7.0, ("interactive", "rerank", "b"): 2.0}
+
 
 async def test_metrics_have_the_names_and_tags_that_ray_exports() -> None:
     meter = Meter()
-    stats = SingleReplica(meter, lambda: {L2_UP: 1.0, QUEUED_TOKENS: {"bulk": 7, "interactive": 2}})
-    meter.add(BATCH_TEXTS, 3)
-    meter.add(CACHE_HITS, 4, "l1")
-    meter.add(CACHE_HITS, 5, "l2")
+    stats = SingleReplica(meter, lambda: {L2_UP: 1.0, QUEUED_TOKENS: QUEUED})
+    meter.add(BATCH_TEXTS, 3, "a")
+    meter.add(CACHE_HITS, 4, "l1", "a")
+    meter.for_model("b").add(CACHE_HITS, 5, "l2")
     await stats.prometheus_text()
-    meter.add(BATCH_TEXTS, 30)
+    meter.add(BATCH_TEXTS, 30, "a")
     samples = {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(await stats.prometheus_text())
         for sample in family.samples
     }
     assert samples == {
-        ("ray_embedserve_batch_texts_total",): 33,
-        ("ray_embedserve_cache_hits_total", "l1"): 4,
-        ("ray_embedserve_cache_hits_total", "l2"): 5,
+        ("ray_embedserve_batch_texts_total", "a"): 33,
+        ("ray_embedserve_cache_hits_total", "a", "l1"): 4,
+        ("ray_embedserve_cache_hits_total", "b", "l2"): 5,
         ("ray_embedserve_l2_up",): 1,
-        ("ray_embedserve_queued_tokens", "bulk"): 7,
-        ("ray_embedserve_queued_tokens", "interactive"): 2,
+        ("ray_embedserve_queued_tokens", "bulk", "a", "embed"): 7,
+        ("ray_embedserve_queued_tokens", "interactive", "b", "rerank"): 2,
     }
 
 

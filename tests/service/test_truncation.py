@@ -52,7 +52,7 @@ class FakeBackend:
             ids, list(map(str, ids)), special, frame * len(HEAD) + offsets + frame * len(TAIL)
         )
 
-    async def embed(self, group: TextGroup) -> Vectors:
+    async def run(self, group: TextGroup) -> Vectors:
         self.groups.append(group)
         n = [
             len(t) if isinstance(t, tuple) else len(self._tokenization(t).ids) for t in group.texts
@@ -67,7 +67,7 @@ class FakeBackend:
 
 
 def truncator(backend: FakeBackend) -> Truncator:
-    return Truncator(backend.tokenize, backend.embed, LIMIT)
+    return Truncator(backend.tokenize, backend.run, LIMIT)
 
 
 def with_special_tokens(inner: Sequence[int]) -> tuple[int, ...]:

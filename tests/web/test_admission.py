@@ -106,8 +106,8 @@ async def test_a_cancelled_request_is_released(backend: FakeBackend) -> None:
     entrance = RecordingEntrance()
     backend.delay_s = 60
     service = EmbedService(SPEC, backend, IngressSettings())
-    admission = Admission(service, cast(Entrance, entrance))
-    task = asyncio.create_task(admission.run(KEY, EmbedJob(("a",))))
+    admission = Admission(cast(Entrance, entrance))
+    task = asyncio.create_task(admission.run(KEY, service, EmbedJob(("a",))))
     while not backend.groups and not task.done():
         await asyncio.sleep(0)
     task.cancel()

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from serve_app.config import IngressSettings
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
-from serve_app.types import TextGroup, Vectors
+from serve_app.types import Outputs, TextGroup, Vectors
 from serve_app.web.app import create_app
 from tests.fakes import SPEC, FakeBackend
 
@@ -186,8 +186,9 @@ def test_a_small_reply_is_not_compressed(client: TestClient) -> None:
 class WideBackend(FakeBackend):
     """A backend whose vectors have the size of a real model's."""
 
-    async def embed(self, group: TextGroup) -> Vectors:
-        vectors = await super().embed(group)
+    async def run(self, group: TextGroup) -> Outputs:
+        vectors = await super().run(group)
+        assert isinstance(vectors, Vectors)
         random = np.random.default_rng(1).standard_normal((len(group.texts), 384))
         return replace(vectors, values=random.astype(np.float32))
 

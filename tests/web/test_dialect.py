@@ -25,7 +25,7 @@ THIRD_PARTY = dedent(
 
     import orjson
 
-    from serve_app.types import EmbedJob
+    from serve_app.jobs import EmbedJob
     from serve_app.web.dialect import Dialect, ErrorResponse
     from serve_app.web.endpoint import Endpoint, ParsedRequest
     from serve_app.web.schema.fields import TextsField

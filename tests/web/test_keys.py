@@ -269,7 +269,7 @@ def test_no_key_is_in_any_log_line(
     for name in SECRETS:
         for _ in range(3):
             embed(client, name)
-    service.embed = None  # type: ignore[method-assign, assignment]
+    service.run = None  # type: ignore[method-assign, assignment]
     assert embed(client, "all").status_code == 500
     client.post("/v1/embeddings", content=b"{", headers=bearer("all"))
     assert caplog.text

@@ -94,8 +94,8 @@ CASES = [
 class ScaledBackend(FakeBackend):
     """A backend whose vectors don't have unit length."""
 
-    async def embed(self, group: TextGroup) -> Vectors:
-        vectors = await super().embed(group)
+    async def run(self, group: TextGroup) -> Vectors:
+        vectors = await super().run(group)
         return replace(vectors, values=2 * vectors.values)
 
 

@@ -329,7 +329,7 @@ def test_errors_are_counted_under_the_status_that_was_sent(lookup: FakeBackend) 
     counted = {
         (metric.name, *tags): n for (metric, tags), n in service.meter.process.drain().items()
     }
-    assert counted == {("embedserve_requests", "422"): 1}
+    assert counted == {("embedserve_requests", "422", "org/fake"): 1}
 
 
 def test_deciding_keys_of_a_shared_path_are_disjoint() -> None:

@@ -182,7 +182,7 @@ def test_errors_of_the_backend_are_documented(
     async def fail(*args: object) -> None:
         raise error
 
-    for name in ("embed", "tokenize", "decode", "embed_tokens"):
+    for name in ("run", "tokenize", "decode"):
         monkeypatch.setattr(lookup, name, fail)
     reply = client.post(url(endpoint.path), json=object_example(endpoint.fields))
     assert reply.status_code >= 424
@@ -297,6 +297,7 @@ def drift(fields: tuple[Field, ...], body: Recorder) -> Iterator[str]:
 @each_endpoint
 def test_exactly_the_declared_fields_are_read(endpoint: Endpoint, flag: bool | None) -> None:
     body = Recorder(all_fields(endpoint.fields, flag))
+    endpoint.model_name(body)
     endpoint.parse(body, SPEC)
     assert list(drift(endpoint.fields, body)) == []
 
@@ -306,6 +307,7 @@ def test_only_declared_fields_are_read_from_the_example(
     endpoint: Endpoint,
 ) -> None:
     body = Recorder(object_example(endpoint.fields))
+    endpoint.model_name(body)
     endpoint.parse(body, SPEC)
     assert body.read <= {field.name for field in endpoint.fields}
 
@@ -317,6 +319,7 @@ def test_fields_of_nested_parts_are_read_as_declared() -> None:
         "inputs": [{"content": [{"type": "text", "text": "a"}]}],
     }
     recorder = Recorder(body)
+    cohere.model_name(recorder)
     cohere.parse(recorder, SPEC)
     assert list(drift(cohere.fields, recorder)) == []
 
@@ -376,7 +379,7 @@ def valid_values(fields: tuple[Field, ...]) -> dict[str, Any]:
 async def test_a_body_is_accepted_if_and_only_if_the_schema_allows_it(endpoint: Endpoint) -> None:
     limits = IngressSettings(max_texts_per_request=5, max_text_chars=20)
     send = in_process(create_app(Catalog([EmbedService(CALIBRATED, FakeBackend(), limits)])))
-    context = SchemaContext(CALIBRATED, limits)
+    context = SchemaContext((CALIBRATED,), limits)
     operation = openapi(context, DIALECTS)["paths"][documented(endpoint.path)]["post"]
     content = operation["requestBody"]["content"]
     schema = Draft202012Validator(content["application/json"]["schema"])
@@ -419,7 +422,7 @@ def test_output_types_that_need_calibrated_ranges_are_documented_with_them(
 
 
 def test_with_keys_401_and_403_are_documented() -> None:
-    context = SchemaContext(SPEC, IngressSettings())
+    context = SchemaContext((SPEC,), IngressSettings())
     paths = openapi(context, DIALECTS, keys=True)["paths"]
     assert "401" in paths["/v1/models"]["get"]["responses"]
     assert "401" not in paths["/health"]["get"]["responses"]
