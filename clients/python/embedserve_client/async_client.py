@@ -18,7 +18,7 @@ from embedserve_client.base import (
 )
 from embedserve_client.errors import EmbedError
 from embedserve_client.flow import EmbedLocally
-from embedserve_client.images import Image
+from embedserve_client.images import ImageInput
 from embedserve_client.rerank import RerankResult
 from embedserve_client.retry import RetryPolicy, Send, Sleep, send_with_retries
 from embedserve_client.sparse import SparseVector
@@ -63,7 +63,7 @@ class AsyncClient(BaseClient):
         return await self.embed(list(texts), **options)
 
     async def embed_images(
-        self, images: Image | Sequence[Image], **options: Unpack[ImageOptions]
+        self, images: ImageInput | Sequence[ImageInput], **options: Unpack[ImageOptions]
     ) -> Vectors:
         """Embeds images; see `Client.embed_images`."""
         if isinstance(images, bytes | str | os.PathLike):

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from embedserve_client.errors import EmbedError, HTTPError, InvalidURLError
 from embedserve_client.fallback import Fallback
 from embedserve_client.flow import CallContext, Flow, embed, request
-from embedserve_client.images import Image, image_inputs, split_images
+from embedserve_client.images import ImageInput, image_inputs, split_images
 from embedserve_client.local_model import LocalModel
 from embedserve_client.rerank import (
     RerankParams,
@@ -233,7 +233,7 @@ class BaseClient:
         return Call(batches, flow, concatenate)
 
     def _image_call(
-        self, images: Sequence[Image], options: ImageOptions
+        self, images: Sequence[ImageInput], options: ImageOptions
     ) -> Call[list[dict[str, str]], Vectors, Vectors]:
         batches = split_images(image_inputs(images), self._batch_size) or [[]]
         values, timeout_s = self._params(options, ImageOptions, len(batches))

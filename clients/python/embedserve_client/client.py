@@ -19,7 +19,7 @@ from embedserve_client.base import (
 from embedserve_client.errors import EmbedError
 from embedserve_client.fallback import is_unavailable
 from embedserve_client.flow import EmbedLocally
-from embedserve_client.images import Image
+from embedserve_client.images import ImageInput
 from embedserve_client.rerank import RerankResult
 from embedserve_client.retry import RetryPolicy, Send, Sleep, send_with_retries
 from embedserve_client.sentence_transformer import (
@@ -78,7 +78,7 @@ class Client(BaseClient, SentenceTransformerInterface):
         return self.embed(list(texts), **options)
 
     def embed_images(
-        self, images: Image | Sequence[Image], **options: Unpack[ImageOptions]
+        self, images: ImageInput | Sequence[ImageInput], **options: Unpack[ImageOptions]
     ) -> Vectors:
         """Embeds images, in order: float32 of shape (n, dim), or (dim,) for a single image.
 

@@ -10,7 +10,7 @@ from embedserve_client.errors import FileError
 
 #: The content of an image file, or its path. A string that begins with `data:`, `http:` or `https:`
 #: is sent as it is; the service fetches URLs only of hosts that its configuration names.
-Image = bytes | str | os.PathLike[str]
+ImageInput = bytes | str | os.PathLike[str]
 
 #: The first bytes of each format → its media type.
 _MEDIA_TYPES = {
@@ -23,7 +23,7 @@ _URL_SCHEMES = ("data:", "http:", "https:")
 _MAX_REQUEST_CHARS = 6 << 20
 
 
-def image_inputs(images: Sequence[Image]) -> list[dict[str, str]]:
+def image_inputs(images: Sequence[ImageInput]) -> list[dict[str, str]]:
     """Returns the images as inputs of a request, `{"image": <data URI>}`.
 
     Raises:
@@ -33,7 +33,7 @@ def image_inputs(images: Sequence[Image]) -> list[dict[str, str]]:
     return [{"image": _url(image, i)} for i, image in enumerate(images)]
 
 
-def _url(image: Image, index: int) -> str:
+def _url(image: ImageInput, index: int) -> str:
     if isinstance(image, str) and image.startswith(_URL_SCHEMES):
         return image
     content = image if isinstance(image, bytes) else _read(Path(image))

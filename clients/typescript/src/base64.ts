@@ -1,10 +1,14 @@
-/** Decoding of base64 → little-endian float32 → `Float32Array`. */
+/** Base64 → little-endian float32 → `Float32Array`, and bytes → base64. */
 
 import { ParseError } from "./errors.js";
 
 /** The part of Node's `Buffer` that is used; browser code can't rely on Node's types. */
 interface BufferConstructor {
-  from(memory: ArrayBuffer): { write(text: string, encoding: "base64"): number };
+  from(
+    memory: ArrayBufferLike,
+    offset?: number,
+    length?: number,
+  ): { write(text: string, encoding: "base64"): number; toString(encoding: "base64"): string };
 }
 /** The decoders that a runtime may have. */
 interface RuntimeDecoders {
@@ -12,6 +16,7 @@ interface RuntimeDecoders {
   readonly Uint8Array: { fromBase64?: (text: string) => Uint8Array };
 }
 
+const ENCODED_CHUNK = 0x8000;
 const IS_LITTLE_ENDIAN = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;
 
 /**
@@ -45,6 +50,20 @@ export function decodeBase64(text: string): Uint8Array {
   } catch (error) {
     throw new ParseError("A vector isn't base64.", { cause: error });
   }
+}
+
+/** Encodes bytes. */
+export function encodeBase64(bytes: Uint8Array): string {
+  const { Buffer } = globalThis as unknown as RuntimeDecoders;
+  if (Buffer) {
+    return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("base64");
+  }
+  let binary = "";
+  // A call takes a limited number of arguments.
+  for (let i = 0; i < bytes.length; i += ENCODED_CHUNK) {
+    binary += String.fromCharCode(...bytes.subarray(i, i + ENCODED_CHUNK));
+  }
+  return btoa(binary);
 }
 
 function decodeWithBuffer(text: string, { from }: BufferConstructor): Uint8Array {

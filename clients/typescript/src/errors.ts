@@ -113,7 +113,7 @@ export class SpaceMismatchError extends EmbedError {
     super(
       `The vectors are in space ${received}, but earlier vectors are in space ${expected}: they ` +
         "can't be compared. Embed everything again with one model, or, if the two are never " +
-        "compared, create one client for each.",
+        "compared, name the model in each call.",
     );
     this.expected = expected;
     this.received = received;

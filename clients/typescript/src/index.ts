@@ -17,7 +17,18 @@ export {
   WorkerError,
 } from "./errors.js";
 export type { FallbackModel } from "./fallback.js";
+export type { ImageInput } from "./images.js";
 export type { Logger } from "./log.js";
-export type { CallOptions, ClientOptions, EmbedOptions } from "./options.js";
+export type {
+  CallOptions,
+  ClientOptions,
+  EmbedOptions,
+  ImageOptions,
+  ModelOptions,
+  RerankOptions,
+  SparseOptions,
+} from "./options.js";
+export type { RerankResult } from "./rerank.js";
+export type { SparseVector } from "./sparse.js";
 export type { VectorInfo, Vectors } from "./vectors.js";
 export type { Health, Info } from "./wire.js";

@@ -28,7 +28,10 @@ export interface ClientOptions {
   readonly baseUrl?: string | undefined;
   /** Sent as a bearer token, never shown. Default: `EMBEDSERVE_API_KEY` in Node. */
   readonly apiKey?: string | undefined;
-  /** A name or alias of the model. Default: the model that the service serves. */
+  /**
+   * A name or alias of the model of all calls that name none. Default: the service's default model
+   * for each kind of call.
+   */
   readonly model?: string | undefined;
   /** The timeout of each request in milliseconds, retries included. Default: 60000. */
   readonly timeoutMs?: number | undefined;
@@ -42,7 +45,10 @@ export interface ClientOptions {
   readonly batchSize?: number | undefined;
   /** Concurrent requests of one call. Default: 4. */
   readonly concurrency?: number | undefined;
-  /** The space that all vectors must be comparable with. Default: that of the first response. */
+  /**
+   * The space that all vectors must be comparable with. Default: that of the first response of each
+   * model.
+   */
   readonly expectedSpace?: string | undefined;
   /** Accepts vectors of different spaces. Default: false. */
   readonly allowMixedSpaces?: boolean | undefined;
@@ -62,23 +68,54 @@ export interface CallOptions {
   readonly timeoutMs?: number | undefined;
 }
 
-/** Options of an embedding call; all are optional. */
-export interface EmbedOptions extends CallOptions {
+/** Options of a call to one model; all are optional. */
+export interface ModelOptions extends CallOptions {
   /** Overrides the client's model. */
   readonly model?: string | undefined;
+}
+
+/** The priority of a request. */
+export type Lane = "interactive" | "bulk";
+
+/** Options of a call that computes; all are optional. */
+interface ComputeOptions extends ModelOptions {
+  /** The priority. Default: small requests are interactive. */
+  readonly lane?: Lane | undefined;
+  /** false: bypasses the cache, for reading and for writing. Default: true. */
+  readonly useCache?: boolean | undefined;
+}
+
+/** Options of a rerank call; all are optional. */
+export interface RerankOptions extends ComputeOptions {
+  /** The number of best documents to return. Default: all. */
+  readonly topN?: number | undefined;
+}
+
+/** Options of a call for sparse vectors; all are optional. */
+export interface SparseOptions extends ComputeOptions {
+  /** `query`, `document`, or the name of another prompt of the model. */
+  readonly inputType?: string | undefined;
+  /** What to do with a text beyond the token limit: cut its `end`, or fail. Default: `end`. */
+  readonly truncation?: "end" | "error" | undefined;
+}
+
+/** Options of a call for vectors of images; all are optional. */
+export interface ImageOptions extends ComputeOptions {
+  /** The number of leading dimensions to keep; vectors are normalized again. */
+  readonly dimensions?: number | undefined;
+}
+
+/** Options of an embedding call; all are optional. */
+export interface EmbedOptions extends ComputeOptions {
   /** `query`, `document`, or the name of another prompt of the model. */
   readonly inputType?: string | undefined;
   /** The number of leading dimensions to keep; vectors are normalized again. */
   readonly dimensions?: number | undefined;
-  /** The priority. Default: small requests are interactive. */
-  readonly lane?: "interactive" | "bulk" | undefined;
   /**
    * What to do with a text beyond the token limit: cut its `end` or `start`, fail with an `error`,
    * or embed it in parts (`chunk`). Default: `end`.
    */
   readonly truncation?: "end" | "start" | "error" | "chunk" | undefined;
-  /** false: bypasses the cache, for reading and for writing. Default: true. */
-  readonly useCache?: boolean | undefined;
   /** true: vectors of unit length; false: as the model returns them. Default: the model's. */
   readonly normalize?: boolean | undefined;
 }
@@ -109,14 +146,26 @@ export const CLIENT_OPTIONS: OptionNames<ClientOptions> = {
 /** @internal */
 export const CALL_OPTIONS: OptionNames<CallOptions> = { signal: true, timeoutMs: true };
 /** @internal */
-export const EMBED_OPTIONS: OptionNames<EmbedOptions> = {
-  ...CALL_OPTIONS,
-  model: true,
-  inputType: true,
-  dimensions: true,
+export const MODEL_OPTIONS: OptionNames<ModelOptions> = { ...CALL_OPTIONS, model: true };
+const COMPUTE_OPTIONS: OptionNames<ComputeOptions> = {
+  ...MODEL_OPTIONS,
   lane: true,
-  truncation: true,
   useCache: true,
+};
+/** @internal */
+export const RERANK_OPTIONS: OptionNames<RerankOptions> = { ...COMPUTE_OPTIONS, topN: true };
+/** @internal */
+export const IMAGE_OPTIONS: OptionNames<ImageOptions> = { ...COMPUTE_OPTIONS, dimensions: true };
+/** @internal */
+export const SPARSE_OPTIONS: OptionNames<SparseOptions> = {
+  ...COMPUTE_OPTIONS,
+  inputType: true,
+  truncation: true,
+};
+/** @internal */
+export const EMBED_OPTIONS: OptionNames<EmbedOptions> = {
+  ...SPARSE_OPTIONS,
+  ...IMAGE_OPTIONS,
   normalize: true,
 };
 

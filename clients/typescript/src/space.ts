@@ -33,14 +33,18 @@ export function isComparable(a: string, b: string): boolean {
   return precisionA === precisionB || (isFloat(precisionA) && isFloat(precisionB));
 }
 
-/** Checks that all vectors of a client are comparable with its first ones. */
+/**
+ * Checks that a client's vectors are comparable with the first ones of the same model. Calls that
+ * name no model use the service's default, which counts as one model.
+ */
 export class SpaceGuard {
   readonly #strict: boolean;
-  #expected: string | undefined;
+  readonly #required: string | undefined;
+  readonly #spaces = new Map<string | undefined, string>();
 
   /**
-   * @param expected the space to require; undefined: the space of the first vectors
-   * @param strict false: accepts all spaces and only records the first
+   * @param expected the space to require of all models; undefined: that of each model's first vectors
+   * @param strict false: accepts all spaces and only records the first of each model
    * @throws {TypeError} `expected` isn't a space.
    */
   constructor(expected: string | undefined, strict: boolean) {
@@ -51,25 +55,30 @@ export class SpaceGuard {
         throw new TypeError(`\`expectedSpace\`: ${(error as Error).message}`);
       }
     }
-    this.#expected = expected;
+    this.#required = expected;
     this.#strict = strict;
   }
 
-  /** The required space; undefined: no vectors yet, or the service doesn't report spaces. */
-  get expected(): string | undefined {
-    return this.#expected;
+  /**
+   * Returns the space to require of a model's vectors; undefined: there are none yet, or the service
+   * doesn't report spaces.
+   */
+  expected(model: string | undefined): string | undefined {
+    return this.#required ?? this.#spaces.get(model);
   }
 
   /**
    * Checks the space of new vectors; undefined, an unknown space, always passes.
+   * @param model the model's name in the call; undefined: the service's default model
    * @throws {SpaceMismatchError} it can't be compared with the expected space.
    * @throws {ParseError} it isn't a space.
    */
-  check(space: string | undefined): void {
+  check(space: string | undefined, model?: string | undefined): void {
     if (space === undefined) return;
-    this.#expected ??= space;
-    if (this.#strict && !isComparable(this.#expected, space)) {
-      throw new SpaceMismatchError(this.#expected, space);
+    const expected = this.expected(model) ?? space;
+    this.#spaces.set(model, expected);
+    if (this.#strict && !isComparable(expected, space)) {
+      throw new SpaceMismatchError(expected, space);
     }
   }
 }

@@ -8,7 +8,7 @@ import {
   RateLimitError,
   ServerError,
 } from "./errors.js";
-import type { EmbedOptions } from "./options.js";
+import type { EmbedOptions, Lane } from "./options.js";
 import { type Vectors, withInfo } from "./vectors.js";
 
 const MAX_MESSAGE_LENGTH = 2000;
@@ -63,21 +63,36 @@ export interface Info {
 }
 
 /** @internal */
-export const HEALTH_REQUEST: Request = { path: "/health", accepts: 503 };
-/** @internal */
-export const INFO_REQUEST: Request = { path: "/info" };
-/** @internal */
 export const MODELS_REQUEST: Request = { path: "/v1/models" };
 
 /**
- * Builds the request for the vectors of texts.
+ * Builds the request for the health of the service, or of one of its models.
  * @internal
  */
-export function embedRequest(texts: readonly string[], options: EmbedOptions): Request {
-  const { truncation = "end", lane } = options;
-  // JSON.stringify omits undefined values.
-  const body = JSON.stringify({
-    input: texts,
+export function healthRequest(model: string | undefined): Request {
+  return { path: withModel("/health", model), accepts: 503 };
+}
+
+/**
+ * Builds the request for the description of a model; undefined: the service's default.
+ * @internal
+ */
+export function infoRequest(model: string | undefined): Request {
+  return { path: withModel("/info", model) };
+}
+
+function withModel(path: string, model: string | undefined): string {
+  return model === undefined ? path : `${path}?model=${encodeURIComponent(model)}`;
+}
+
+/**
+ * Builds the request for the vectors of texts, or of images in Jina's format.
+ * @internal
+ */
+export function embedRequest(inputs: readonly unknown[], options: EmbedOptions): Request {
+  const { truncation = "end" } = options;
+  const body = {
+    input: inputs,
     encoding_format: "base64",
     model: options.model,
     input_type: options.inputType,
@@ -85,10 +100,26 @@ export function embedRequest(texts: readonly string[], options: EmbedOptions): R
     normalized: options.normalize,
     truncate: TRUNCATE[truncation],
     chunk: truncation === "chunk" || undefined,
-    use_cache: options.useCache === false ? false : undefined,
-  });
+    use_cache: falseOrUndefined(options.useCache),
+  };
+  return postRequest("/v1/embeddings", body, options.lane);
+}
+
+/**
+ * Builds a request with a JSON body, from which undefined values are left out.
+ * @internal
+ */
+export function postRequest(path: string, body: object, lane: Lane | undefined): Request {
   const headers = { "content-type": "application/json", ...(lane && { "x-priority": lane }) };
-  return { path: "/v1/embeddings", headers, body };
+  return { path, headers, body: JSON.stringify(body) };
+}
+
+/**
+ * Returns the value of a field that the service takes for true by default.
+ * @internal
+ */
+export function falseOrUndefined(value: boolean | undefined): false | undefined {
+  return value === false ? value : undefined;
 }
 
 /**

@@ -85,7 +85,7 @@ export async function startService(
       };
       const n = requests.push(request);
       if (handler(request, response, n) !== false) return;
-      const reply = DEFAULT_REPLIES[request.path];
+      const reply = DEFAULT_REPLIES[request.path.replace(/\?.*/, "")];
       if (reply) send(response, 200, reply);
       else send(response, 200, embedReply(request.body.input), { "x-embedding-space": SPACE });
     });

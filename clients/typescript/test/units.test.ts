@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { decodeBase64, decodeFloat32 } from "../src/base64.js";
+import { decodeBase64, decodeFloat32, encodeBase64 as encodeBytes } from "../src/base64.js";
 import { ParseError } from "../src/errors.js";
 import { LineSplitter } from "../src/node/line-splitter.js";
 import { RestartBackoff } from "../src/node/restart-backoff.js";
@@ -41,9 +41,11 @@ test("base64 with each decoder, and in each byte order", () => {
 });
 
 test("any number of bytes, and text that isn't base64", () => {
-  for (let n = 0; n < 9; n++) {
+  for (const n of [0, 1, 2, 3, 4, 5, 6, 7, 8, 100_000]) {
     const bytes = Uint8Array.from({ length: n }, (_, i) => 250 - i);
     const text = Buffer.from(bytes).toString("base64");
+    assert.equal(encodeBytes(bytes), text);
+    without(["Buffer"], () => assert.equal(encodeBytes(bytes), text));
     assert.deepEqual(decodeBase64(text), bytes);
     without(["Buffer"], () => assert.deepEqual(decodeBase64(text), bytes));
   }

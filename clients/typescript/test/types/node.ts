@@ -5,7 +5,9 @@ import {
   type ErrorCode,
   HTTPError,
   RateLimitError,
+  type RerankResult,
   SpaceMismatchError,
+  type SparseVector,
   type Vectors,
 } from "embedserve-client";
 import * as node from "embedserve-client/node";
@@ -31,6 +33,16 @@ assertType<IsSame<Awaited<ReturnType<typeof client.embedQuery>>, Float32Array>>(
 const single: Float32Array = await client.embed("text", { truncation: "chunk", lane: "bulk" });
 // @ts-expect-error: normalize is a boolean
 await client.embed(["a"], { normalize: "yes" });
+const [best]: RerankResult[] = await client.rerank("q", ["a"] as const, { topN: 1, model: "m" });
+assertType<IsSame<typeof best, RerankResult | undefined>>();
+const { indices }: SparseVector = await client.embedSparse("text");
+assertType<IsSame<typeof indices, Uint32Array>>();
+const image = await client.embedImages(Buffer.from("GIF8"));
+assertType<IsSame<typeof image, Float32Array>>();
+const images = await client.embedImages(["data:image/png;base64,"]);
+assertType<IsSame<typeof images, Vectors>>();
+// @ts-expect-error: images have no input type
+await client.embedImages("data:image/png;base64,", { inputType: "query" });
 // @ts-expect-error: there is no such lane
 await client.embed(["a"], { lane: "fast" });
 const { status, dim }: { status: string; dim: number } = await client.health();
