@@ -13,7 +13,7 @@ from ray.serve.schema import ReplicaRank
 
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.deployments.embedder import Embedder
-from serve_app.model_prep.engine_selection import EngineSelection, select_engine
+from serve_app.model_prep.engine_selection import EngineSelection, select_engines
 
 RANK = ReplicaRank(rank=0, node_rank=0, local_rank=0)
 
@@ -53,13 +53,20 @@ def log() -> Iterator[None]:
 
 
 @pytest.fixture
-def selection() -> EngineSelection:
-    """A model without weights, and no shared cache."""
-    return select_engine(
-        AppConfig.parse(
-            {
-                "model": ModelConfig(name="words", source="hashing:8"),
-                "cache": {"url": "none"},
-            }
-        )
+def config() -> AppConfig:
+    """Two models without weights, and no shared cache."""
+    return AppConfig.parse(
+        {
+            "models": [
+                ModelConfig(name="words", source="hashing:8"),
+                ModelConfig(name="others", aliases=("more",), source="hashing:8", max_tokens=64),
+            ],
+            "cache": {"url": "none"},
+        }
     )
+
+
+@pytest.fixture
+def selections(config: AppConfig) -> tuple[EngineSelection, ...]:
+    """The engines of the two models."""
+    return select_engines(config)

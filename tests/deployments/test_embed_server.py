@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 from ray.serve.schema import ReplicaRank
 
+from serve_app.config import AppConfig
 from serve_app.deployments import http_replica
 from serve_app.deployments.embed_server import EmbedServer
-from serve_app.engines.base import TokenIds
-from serve_app.errors import InferenceError, InvalidRequest, ModelNotFound, Overloaded
-from serve_app.model_prep.engine_selection import EngineSelection
-from serve_app.types import Float32
+from serve_app.engines.base import Engine, ModelInput
+from serve_app.errors import (
+    InferenceError,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    UnsupportedOperation,
+)
+from serve_app.model_prep.engine_selection import EngineSelection, load_engine
+from serve_app.tasks import Task
+from serve_app.types import Float32, Row
 from tests.deployments.conftest import RANK
 from tests.fakes import FakeEngine, fake_vector
 
@@ -30,9 +38,9 @@ class PinnedEngine(FakeEngine):
         super().__init__()
         self.cpus: list[set[int]] = []
 
-    def embed(self, batch: Sequence[TokenIds]) -> Float32:
+    def run(self, task: Task, batch: Sequence[ModelInput]) -> Sequence[Row]:
         self.cpus.append(os.sched_getaffinity(0))
-        return super().embed(batch)
+        return super().run(task, batch)
 
 
 class ClosedByTest(REPLICA):  # type: ignore[misc]
@@ -50,7 +58,8 @@ def engine() -> PinnedEngine:
 @pytest.fixture
 async def replica(
     engine: PinnedEngine,
-    selection: EngineSelection,
+    config: AppConfig,
+    selections: tuple[EngineSelection, ...],
     assign_gpus: object,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Any]:
@@ -62,7 +71,12 @@ async def replica(
 
     monkeypatch.setattr(http_replica, "http_host", http_host)
     monkeypatch.setattr(http_replica, "export", no_export)
-    replica = ClosedByTest(selection, load=lambda selection, threads: engine)
+
+    def load(selection: EngineSelection, threads: int) -> Engine:
+        is_first = selection.spec.name == "words"
+        return engine if is_first else load_engine(selection, threads=threads)
+
+    replica = ClosedByTest(config, selections, load=load)
     await replica.reconfigure(None, RANK)
     engine.batches.clear()  # the warm-up
     yield replica
@@ -77,15 +91,44 @@ async def test_it_embeds_for_ray_jobs(replica: Any, engine: PinnedEngine) -> Non
     assert [sorted(batch) for batch in engine.batches] == [["a", "b"]]
     with pytest.raises(ModelNotFound):
         await replica.embed(["a"], model="another")
+    with pytest.raises(UnsupportedOperation):
+        await replica.rerank("a", ["b"])
+
+
+async def test_each_model_has_its_own_vectors_and_space(
+    replica: Any, selections: tuple[EngineSelection, ...]
+) -> None:
+    texts = ["two words", "words"]
+    engine = load_engine(selections[1], threads=1)
+    expected = engine.run("embed", engine.tokenizer.encode(texts))
+    for _ in range(2):  # computed, and cached
+        assert np.array_equal(await replica.embed(texts), [fake_vector(text) for text in texts])
+        assert np.array_equal(await replica.embed(texts, model="more"), expected)
+    spaces = [await replica.space(), await replica.space("words"), await replica.space("others")]
+    assert spaces == [selections[i].spec.space_id for i in (0, 0, 1)]
+    tokens = await replica.embed_tokens(["ab"])
+    assert np.array_equal(tokens[0], [fake_vector("a"), fake_vector("b")])
+
+
+async def test_models_share_a_replica_and_never_a_batch(replica: Any, engine: PinnedEngine) -> None:
+    def embed(i: int, model: str) -> Any:
+        return replica.embed([f"{i} {model}"], model=model)
+
+    calls = [(i, model) for i in range(20) for model in ("words", "others")]
+    await asyncio.gather(*(embed(i, model) for i, model in calls))
+    computed = [text for batch in engine.batches for text in batch]
+    assert sorted(computed) == sorted(f"{i} words" for i in range(20))
 
 
 async def test_it_warms_reports_and_purges_its_cache(replica: Any) -> None:
     assert await replica.warm(["a", "b"]) == (2, 2)
     assert await replica.warm(["a", "b", "c"]) == (3, 1)
+    assert await replica.warm(["a"], model="others") == (1, 1)
     report = await replica.cache_report()
-    assert (report.memory.entries, report.state.state, report.store) == (3, "off", None)
+    assert (report.memory.entries, report.state.state, report.store) == (4, "off", None)
+    assert report.models == (("words", 2, 0, 3), ("others", 0, 0, 1))
     assert await replica.purge_cache("another") is None
-    assert await replica.purge_cache("words") == 3
+    assert await replica.purge_cache("words") == 4
     assert (await replica.cache_report()).memory.entries == 0
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.config import AppConfig
 from serve_app.deployments.embedder import Embedder
 from serve_app.engines.base import Engine, TokenIds
 from serve_app.errors import ConfigurationError
@@ -40,12 +41,12 @@ class SlowTokenizer(FakeTokenizer):
 
 @pytest.mark.usefixtures("assign_gpus")
 async def test_a_call_cancelled_during_tokenization_is_not_computed(
-    selection: EngineSelection,
+    config: AppConfig, selections: tuple[EngineSelection, ...]
 ) -> None:
     engine, tokenizer = FakeEngine(), SlowTokenizer()
     engine.tokenizer = tokenizer
-    embedder = Embedder(selection, load=lambda selection, threads: engine)
-    space = selection.cached_spec.space_id
+    embedder = Embedder(config, selections[:1], load=lambda selection, threads: engine)
+    space = selections[0].cached_spec.space_id
     engine.batches.clear()  # the warm-up
     await embedder.reconfigure(None, RANK)
     tokenizer.hold()
@@ -62,14 +63,17 @@ async def test_a_call_cancelled_during_tokenization_is_not_computed(
 
 
 @pytest.mark.usefixtures("assign_gpus")
-async def test_a_caller_of_another_space_gets_nothing(selection: EngineSelection) -> None:
+async def test_a_caller_of_another_space_gets_nothing(
+    config: AppConfig, selections: tuple[EngineSelection, ...]
+) -> None:
     engine = FakeEngine()
-    embedder = Embedder(selection, load=lambda selection, threads: engine)
+    embedder = Embedder(config, selections[:1], load=lambda selection, threads: engine)
     engine.batches.clear()  # the warm-up
     await embedder.reconfigure(None, RANK)
-    group = TextGroup(("a",))
-    assert await embedder.embed("another-fp32", (group,)) is None
-    assert await embedder.embed_tokens("another-fp32", group) is None
+    assert await embedder.embed("another-fp32", (TextGroup(("a",)),)) is None
+    assert await embedder.tokenize("another-fp32", ("a",), True) is None
+    assert await embedder.decode("another-fp32", ((1,),), True) is None
+    assert await embedder.describe("another-fp32") is None
     assert engine.batches == []
 
 
@@ -84,14 +88,15 @@ def test_a_replica_with_another_device_than_configured_does_not_start(
     other_gpus: list[int],
     message: str,
     assign_gpus: Callable[[list[int]], None],
-    selection: EngineSelection,
+    config: AppConfig,
+    selections: tuple[EngineSelection, ...],
 ) -> None:
     def load(selection: EngineSelection, threads: int) -> Engine:
         return FakeEngine()
 
-    selection = replace(selection, config=selection.config.model_copy(update={"device": device}))
+    selections = tuple(replace(selection, device=device) for selection in selections)
     assign_gpus(gpus)
     with pytest.raises(ConfigurationError, match=message):
-        Embedder(selection, load=load)
+        Embedder(config, selections, load=load)
     assign_gpus(other_gpus)
-    Embedder(selection, load=load)
+    Embedder(config, selections, load=load)

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.deployments.retrying_call import RetryingCall
 from serve_app.deployments.space_call import SpaceCall
 from serve_app.errors import Unavailable
 
@@ -22,8 +23,7 @@ class FakeHandle:
 
 def call(handle: FakeHandle, timeout_s: float = 30) -> SpaceCall:
     return SpaceCall(
-        handle,  # type: ignore[arg-type]
-        "embed",
+        RetryingCall(handle, "embed"),  # type: ignore[arg-type]
         "new",
         retry_delay_s=0,
         timeout_s=timeout_s,

@@ -17,7 +17,7 @@ import pytest
 
 from serve_app import standalone
 from serve_app.config import AppConfig, CacheConfig, EmbedServerSettings, ModelConfig
-from serve_app.model_prep.engine_selection import select_engine
+from serve_app.model_prep.engine_selection import select_engines
 from serve_app.standalone import StandaloneService
 from tests.engines.static_model import save_static_model
 from tests.fakes import DIM, FakeEngine, fake_vector
@@ -87,8 +87,8 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     engine = FakeEngine()
     monkeypatch.setattr(standalone, "load_engine", lambda selection, threads: engine)
     model = ModelConfig(name="words", source=f"hashing:{DIM}")
-    selection = select_engine(AppConfig(model=model, cache=CacheConfig.parse({"url": "none"})))
-    service = StandaloneService(selection, SETTINGS, name="test")
+    config = AppConfig(model=model, cache=CacheConfig.parse({"url": "none"}))
+    service = StandaloneService(config, select_engines(config), SETTINGS, name="test")
     engine.batches.clear()  # the warm-up
     async with serving(service, engine) as running:
         yield running
@@ -209,8 +209,8 @@ async def test_metrics_have_cpu_time_and_memory_of_the_process(running: Running)
 async def test_a_static_model_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = ModelConfig(name="static", source=f"path:{save_static_model(tmp_path / 'model')}")
-    selection = select_engine(AppConfig(model=model, cache=CacheConfig.parse({"url": "none"})))
-    service = StandaloneService(selection, SETTINGS, name="test")
+    config = AppConfig(model=model, cache=CacheConfig.parse({"url": "none"}))
+    service = StandaloneService(config, select_engines(config), SETTINGS, name="test")
     async with serving(service, FakeEngine()) as running:
         vectors = [
             np.array(item["embedding"], np.float32)
