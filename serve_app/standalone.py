@@ -88,6 +88,7 @@ class StandaloneService:
             settings,
             meter,
             SingleReplica(meter, self._gauges),
+            cache_state=self._cache.cache_state,
         )
         self.app: ASGIApp = RequestLifecycle(
             create_app(catalog, self._entrance, config.cors_origins)

@@ -51,7 +51,7 @@ class EmbedServer(HttpReplica):
             meter=meter,
             l2=open_l2_cache(config.cache, current_service(), meter),
         )
-        self._serve(config, specs, cache, self._pool.model, meter)
+        self._serve(config, specs, cache, self._pool.model, meter, cache_state=cache.cache_state)
 
     def _apply(self, settings: EmbedServerSettings, rank: ReplicaRank) -> None:
         self._pool.start()

@@ -51,7 +51,7 @@ class HttpReplica:
         engine: Callable[[str], EngineCalls],
         meter: Meter,
         *,
-        cache_state: Callable[[], Coroutine[Any, Any, CacheState]] | None = None,
+        cache_state: Callable[[], Coroutine[Any, Any, CacheState]],
     ) -> None:
         """Creates the services.
 
@@ -61,7 +61,7 @@ class HttpReplica:
             cache: the cache of this process.
             engine: returns for a space the calls that bypass the cache.
             meter: counts what the process does.
-            cache_state: returns the state of L2; None: `cache` has it.
+            cache_state: returns the state of L2.
         """
         self._meter = meter
         self._cache = cache

@@ -67,7 +67,7 @@ def create_catalog(
     meter: Meter,
     replica_stats: ReplicaStats,
     *,
-    cache_state: Callable[[], Coroutine[Any, Any, CacheState]] | None = None,
+    cache_state: Callable[[], Coroutine[Any, Any, CacheState]],
 ) -> Catalog:
     """Returns the services of all models.
 
@@ -79,23 +79,15 @@ def create_catalog(
         settings: limits and timeouts.
         meter: counts the requests.
         replica_stats: statistics over all replicas of the service.
-        cache_state: returns the state of L2; None: `cache` has it.
+        cache_state: returns the state of L2.
 
     Raises:
         ConfigurationError: see `EmbedService.apply`.
     """
-
-    async def own_cache_state() -> CacheState:
-        return cache.state
-
     services = [
         EmbedService(
             spec,
-            CachedBackend(
-                cache.lookups[spec.space_id].embed,
-                engine(spec.space_id),
-                cache_state or own_cache_state,
-            ),
+            CachedBackend(cache.lookups[spec.space_id].embed, engine(spec.space_id), cache_state),
             settings,
             meter.for_model(spec.name),
             uncached_tasks=frozenset() if config.cache.scores else _SCORE_TASKS,
@@ -103,4 +95,4 @@ def create_catalog(
         for spec in specs
     ]
     defaults = {task: model.name for model in config.served_models for task in model.default_for}
-    return Catalog(services, meter, replica_stats, defaults=defaults)
+    return Catalog(services, replica_stats, defaults=defaults)

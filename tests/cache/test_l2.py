@@ -128,7 +128,7 @@ async def test_without_a_configured_server_the_memory_cache_is_used() -> None:
         assert cache.state == CacheState("off")
         assert (await cache.report()).store is None
         await embed(cache, TextGroup(("a", "b")))
-        assert await cache.purge(cache.lookups) == 2
+        assert await cache.purge() == 2
 
 
 async def test_an_external_server_with_a_password_from_the_environment(
@@ -146,13 +146,13 @@ async def test_an_external_server_with_a_password_from_the_environment(
             assert (await embed(cache, TextGroup(("a",)))).computed_count == 1
         async with opened(settings) as cache:
             assert (await embed(cache, TextGroup(("a",)))).computed_count == 0
-            assert await cache.purge(cache.lookups) == 1 + 2
+            assert await cache.purge() == 1 + 2
         assert server.call("DBSIZE") == 1
         server.kill()
         async with opened(settings) as cache:
             await wait_for_state(cache, "degraded")
             with pytest.raises(Unavailable):
-                await cache.purge(cache.lookups)
+                await cache.purge()
 
 
 def test_a_missing_password_is_reported() -> None:

@@ -106,8 +106,6 @@ async def test_each_model_has_its_own_vectors_and_space(
         assert np.array_equal(await replica.embed(texts, model="more"), expected)
     spaces = [await replica.space(), await replica.space("words"), await replica.space("others")]
     assert spaces == [selections[i].spec.space_id for i in (0, 0, 1)]
-    tokens = await replica.embed_tokens(["ab"])
-    assert np.array_equal(tokens[0], [fake_vector("a"), fake_vector("b")])
 
 
 async def test_models_share_a_replica_and_never_a_batch(replica: Any, engine: PinnedEngine) -> None:

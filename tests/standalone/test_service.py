@@ -223,4 +223,4 @@ async def test_a_static_model_is_served(tmp_path: Path, monkeypatch: pytest.Monk
         assert len(info["refused"]) == 2
         tokens = await running.client.post("/embed_all", json={"inputs": "a"})
         assert tokens.status_code == 424
-        assert "no token embeddings" in tokens.json()["error"]
+        assert "'static' doesn't support `embed_tokens`" in tokens.json()["error"]
