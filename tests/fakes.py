@@ -3,7 +3,9 @@
 import asyncio
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -12,16 +14,18 @@ from serve_app.cache.coalescer import Coalescer, Deliver, Send
 from serve_app.cache.codec import Codec, task_codecs
 from serve_app.engines.base import ModelInput, Rows, TokenIds
 from serve_app.errors import EmbedServeError, InvalidRequest
-from serve_app.inputs import Input
+from serve_app.inputs import Image, Input, QueryText, TextPair
 from serve_app.models import ModelSpec
 from serve_app.tasks import Task
 from serve_app.types import (
+    SPARSE_DTYPE,
     CacheState,
     EncodedVectors,
     EngineInfo,
     Float32,
     Outputs,
     RaggedVectors,
+    Row,
     TextGroup,
     Tier,
     Tokenization,
@@ -45,6 +49,14 @@ SPEC = ModelSpec(
 )
 
 
+#: A model that supports every task, which no real one does: for tests of all routes.
+ALL_TASKS = replace(
+    SPEC,
+    tasks=("embed", "embed_images", "embed_tokens", "embed_sparse", "rerank", "classify"),
+    labels=("relevant",),
+)
+
+
 def fake_vector(text: str) -> Float32:
     """Returns a unit vector of shape (DIM,), a function of the text alone."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
@@ -52,17 +64,42 @@ def fake_vector(text: str) -> Float32:
     return vector / np.linalg.norm(vector)
 
 
+def fake_logits(input_: Input, labels: int) -> list[float]:
+    """Returns the logits of a text or a pair, of which the probabilities are 0, 0.5 or 1.
+
+    A pair has 200 if the document contains the query, 0 if they share a character, else -200. A
+    text has 200 for the label at the position of its length, and 0 for the others.
+    """
+    if not isinstance(input_, TextPair):
+        return [200.0 * (len(as_text(input_)) % labels == i) for i in range(labels)]
+    query, document = input_.texts
+    contained, overlap = query in document, set(query) & set(document)
+    return [200.0 if contained else 0.0 if overlap else -200.0] * labels
+
+
+def fake_sparse(text: str) -> Row:
+    """Returns the weights of the characters of a text: half of their numbers."""
+    counts = sorted(Counter(text).items())
+    return np.array([(ord(c), n / 2) for c, n in counts], dtype=SPARSE_DTYPE)
+
+
 def as_text(input_: Input) -> str:
-    """Returns a text unchanged, and token ids as one character each."""
+    """Returns a text unchanged, token ids as one character each, and a pair as one text."""
     if isinstance(input_, str):
         return input_
+    if isinstance(input_, TextPair):
+        return input_.query + input_.document
+    if isinstance(input_, QueryText):
+        return f"?{input_.text}"
+    if isinstance(input_, Image):
+        return f"an image of {len(input_)} bytes"
     return "".join(chr(i % 0xD800) for i in input_)  # surrogates begin at 0xD800
 
 
 def _check_ids(rows: Iterable[Input]) -> None:
     """Rejects ids outside every vocabulary, as engines do."""
     for row in rows:
-        if not isinstance(row, str) and not all(0 <= i < 2**31 for i in row):
+        if isinstance(row, tuple) and not all(0 <= i < 2**31 for i in row):
             raise InvalidRequest("Not all token ids are in the vocabulary.", "texts")
 
 
@@ -169,6 +206,8 @@ def coalesce(embed: Embed, codec: Codec | None = None) -> Coalescer:
 class FakeBackend:
     """A backend without a cache that embeds with `fake_vector` and records each group.
 
+    Scores are those of `fake_logits`, sparse vectors those of `fake_sparse`.
+
     Attributes:
         groups: the groups in the order of the calls.
         error: raised by every call except `cache_state`.
@@ -177,7 +216,8 @@ class FakeBackend:
         cache: returned by `cache_state`, or raised.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, labels: int = 1) -> None:
+        self.labels = labels
         self.groups: list[TextGroup] = []
         self.error: EmbedServeError | None = None
         self.delay_s = 0.0
@@ -204,6 +244,11 @@ class FakeBackend:
             prompted = [as_text(input_)[: SPEC.max_tokens] for input_ in group.prompted_inputs]
             rows = [np.stack([fake_vector(c) for c in text]) for text in prompted]
             return RaggedVectors(rows, *arrays)
+        if group.task == "embed_sparse":
+            return RaggedVectors([fake_sparse(group.prompt + text) for text in texts], *arrays)
+        if group.task in ("rerank", "classify"):
+            logits = [fake_logits(input_, self.labels) for input_ in group.texts]
+            return Vectors(np.array(logits, dtype=np.float32), *arrays)
         vectors = [
             fake_vector(group.prompt + text if isinstance(input_, str) else text)
             for input_, text in zip(group.texts, texts, strict=True)

@@ -20,12 +20,12 @@ from serve_app.web.schema.fields import (
     EnumField,
     EnumListField,
     Field,
-    InputTypeField,
     IntField,
     ModelField,
     ObjectField,
     object_example,
 )
+from serve_app.web.schema.input_type import InputTypeField
 
 _LIMITS = IngressSettings()
 _ENDPOINTS = [endpoint for dialect in load_dialects() for endpoint in dialect.endpoints]

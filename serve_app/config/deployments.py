@@ -28,6 +28,20 @@ class RequestSettings(Section):
         description="Maximum length of a text in characters, or in token ids; more is a 400. The "
         "tokenizer reads the entire text, even if the model then truncates it.",
     )
+    max_image_bytes: int = Field(
+        default=5 * MIB,
+        ge=1,
+        le=GIB,
+        description="Maximum size of an image file; more is a 400. Base64 in the request's body is "
+        "a third larger, and counts toward `max_body_bytes`.",
+    )
+    max_image_pixels: int = Field(
+        default=16 * MIB,
+        ge=1,
+        le=1024 * MIB,
+        description="Maximum number of pixels of an image, read from its header before it is "
+        "decoded; more is a 400.",
+    )
     max_reply_tokens: int = Field(
         default=65_536,
         ge=1,

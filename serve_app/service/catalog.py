@@ -89,7 +89,7 @@ class Catalog:
 
         Raises:
             ModelNotFound: no model has this name.
-            UnsupportedOperation: the model doesn't support the task, or no model does.
+            UnsupportedOperation: none of several models supports the task.
         """
         if name is None:
             return self.default if task is None else self._default(task)
@@ -103,6 +103,8 @@ class Catalog:
 
     def _default(self, task: Task) -> EmbedService:
         service = self._defaults.get(task)
+        if service is None and len(self.services) == 1:
+            return self.default  # which says in its own words that it doesn't
         if service is None:
             kinds = ", ".join(
                 f"{service.spec.name!r} ({', '.join(service.spec.tasks)})"

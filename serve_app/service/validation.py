@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from serve_app.config import RequestSettings
 from serve_app.errors import EmptyInput, InvalidRequest
 from serve_app.inputs import Image, TextPair
+from serve_app.service.images import image_fault
 
 #: Characters that no text may hold: NUL, and surrogates, which in a `str` are always unpaired.
 _INVALID_CHARACTER = re.compile("[\0\ud800-\udfff]")
@@ -32,9 +33,12 @@ def validate_inputs(inputs: Sequence[object], settings: RequestSettings) -> None
             raise EmptyInput(
                 f"Text {i} is empty. Leave it out, or send at least one character.", "texts"
             )
-        fault = _find_fault(value, settings.max_text_chars)
+        if isinstance(value, Image):
+            fault, kind = image_fault(value, settings), "Input"
+        else:
+            fault, kind = _find_fault(value, settings.max_text_chars), "Text"
         if fault:
-            raise InvalidRequest(f"Text {i} {fault}", "texts")
+            raise InvalidRequest(f"{kind} {i} {fault}", "texts")
 
 
 def validate_reply_tokens(n_tokens: int, settings: RequestSettings) -> None:
@@ -67,8 +71,6 @@ def _find_fault(value: object, max_chars: int) -> str | None:
     if isinstance(value, TextPair):
         faults = (_find_fault(part, max_chars) for part in value.texts)
         return next((fault for fault in faults if fault), None)
-    if isinstance(value, Image):
-        return None  # checked where it was decoded
     if isinstance(value, tuple):
         return "holds a token id below 0. Send the model's own." if min(value) < 0 else None
     if not isinstance(value, str):

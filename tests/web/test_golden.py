@@ -147,7 +147,8 @@ def client_of(given: Pair, rendered: list[str]) -> httpx2.AsyncClient:
         rendered: receives the class of each error that is rendered.
     """
     error = error_from(given.get("error"))
-    lookup = FakeBackend()
+    spec = dict(given.get("spec", {}))
+    lookup = FakeBackend(len(spec.get("labels", ["one"])))
     if not isinstance(error, Unauthorized | Forbidden | QuotaExceeded):
         lookup.error = cast("EmbedServeError | None", error)
     lookup.delay_s = given.get("delay_s", 0.0)
@@ -155,7 +156,6 @@ def client_of(given: Pair, rendered: list[str]) -> httpx2.AsyncClient:
     lookup.cache = CacheState(*given.get("cache", ("up", None, "embedded")))
     if "cache_error" in given:
         lookup.cache = cast(EmbedServeError, error_from(given["cache_error"]))
-    spec = dict(given.get("spec", {}))
     if "quantization_ranges" in spec:
         spec["quantization_ranges"] = np.array(spec["quantization_ranges"], dtype=np.float32)
     meter = Meter()

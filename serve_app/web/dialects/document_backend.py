@@ -27,8 +27,8 @@ from serve_app.web.schema.fields import (
     ModelField,
     TextField,
     TextsField,
-    resolve_input_type,
 )
+from serve_app.web.schema.input_type import resolve_input_type
 from serve_app.web.schema.typed_dict import Vector, schema_of
 from serve_app.web.schema.vector_encoding import float_rows
 

@@ -1,6 +1,6 @@
 """EmbedServe's own request fields, which the dialects take in addition to their formats' fields."""
 
-from serve_app.web.schema.fields import BoolField
+from serve_app.web.schema.fields import BoolField, ModelField
 
 CHUNK = BoolField(
     "chunk",
@@ -9,4 +9,7 @@ CHUNK = BoolField(
 )
 USE_CACHE = BoolField(
     "use_cache", "If false, every vector is computed; the cache is neither read nor written."
+)
+MODEL = ModelField(
+    "model", "Name or alias of the model; by default the first one that supports the request."
 )

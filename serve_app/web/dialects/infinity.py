@@ -1,4 +1,7 @@
-"""Infinity's format: `POST /embeddings` and `GET /models`, close to OpenAI's."""
+"""Infinity's format, close to OpenAI's: `POST /embeddings`, `/rerank`, `/classify`, `GET /models`.
+
+`infinity_scores` holds the bodies of `/rerank` and `/classify`.
+"""
 
 import time
 from collections.abc import Mapping
@@ -15,24 +18,54 @@ from serve_app.errors import (
     Unauthorized,
     UnsupportedOperation,
 )
+from serve_app.inputs import Input
 from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
 from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect, ErrorResponse
-from serve_app.web.dialects import openai_requests
+from serve_app.web.dialects import infinity_scores, openai_requests
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
+from serve_app.web.dialects.infinity_scores import MODEL
 from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewResponse, ViewRoute
 from serve_app.web.schema.fields import (
     Body,
     DimensionsField,
     EnumField,
-    ModelField,
+    Field,
+    SchemaContext,
     StringField,
     TextsField,
 )
+from serve_app.web.schema.images import parse_image, takes_images
+from serve_app.web.schema.json_schema import Schema, enum
 from serve_app.web.schema.typed_dict import schema_of
 from serve_app.web.schema.vector_encoding import VectorEncoder
+
+
+class _ModalityField(Field):
+    """The modality of all inputs."""
+
+    __slots__ = ()
+
+    def __call__(self, body: Body, spec: ModelSpec) -> str | None:
+        """Returns the modality; None where it is absent.
+
+        Raises:
+            UnsupportedOperation: the model doesn't support it.
+        """
+        value = body.get(self.name)
+        if value == "audio" or (value == "image" and not takes_images(spec)):
+            raise UnsupportedOperation(f"The model {spec.name!r} embeds texts only.", self.name)
+        return EnumField(self.name, "", choices=_modalities(spec))(body)
+
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return enum(_modalities(context.spec))
+
+
+def _modalities(spec: ModelSpec) -> tuple[str, ...]:
+    return ("text", "image") if takes_images(spec) else ("text",)
+
 
 _INPUT = TextsField(
     "input",
@@ -40,14 +73,12 @@ _INPUT = TextsField(
     required=True,
     allow_blank=False,
 )
-_MODEL = ModelField("model", "The served model.", wildcard_names=("default/not-specified",))
 _DIMENSIONS = DimensionsField(
     "dimensions", "Number of leading components to return; 0 returns all.", allow_zero=True
 )
 _OUTPUT_DIMENSION = DimensionsField("output_dimension", "Same as `dimensions` (LiteLLM).")
-_MODALITY = EnumField("modality", "Only `text` is supported.", choices=("text",))
+_MODALITY = _ModalityField("modality", "`text`, or `image` for data URIs.")
 _USER = StringField("user", "Accepted for compatibility and ignored.")
-_DOCUMENTS = TextsField("documents", "The texts to rerank.", required=True, allow_single=False)
 
 
 def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
@@ -58,20 +89,26 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
         UnsupportedOperation: the modality is image or audio.
     """
     encoding = openai_requests.ENCODING_FORMAT(body)
-    if body.get("modality") in ("image", "audio"):
-        raise UnsupportedOperation(f"The model {spec.name!r} embeds texts only.", "modality")
-    _MODALITY(body)
+    inputs = _inputs(body, spec)
     _USER(body)
     dimensions, output_dimension = _DIMENSIONS(body), _OUTPUT_DIMENSION(body)
     openai_requests.validate_ignored(spec, output_dimension)
     job = EmbedJob(
-        tuple(text.strip() if isinstance(text, str) else text for text in _INPUT(body)),
+        inputs,
         dimensions=output_dimension if dimensions is None else dimensions,
         truncation="chunk" if CHUNK(body) else "end",
         use_cache=USE_CACHE(body) is not False,
     )
     encoder = VectorEncoder(spec, None, as_base64=encoding == "base64")
     return ParsedRequest(job, partial(_render, encoder=encoder), has_floats=encoder.is_float)
+
+
+def _inputs(body: Body, spec: ModelSpec) -> tuple[Input, ...]:
+    """Returns texts without white space around them, or images."""
+    modality, inputs = _MODALITY(body, spec), _INPUT(body)
+    if modality == "image":
+        return tuple(parse_image(item, _INPUT.name) for item in inputs)
+    return tuple(item.strip() if isinstance(item, str) else item for item in inputs)
 
 
 class EmbeddingsReply(openai_requests.EmbeddingsReply):
@@ -88,17 +125,6 @@ def _render(result: EmbedResult, *, encoder: VectorEncoder) -> bytes:
         "created": int(time.time()),
     }
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def parse_rerank(body: Body, spec: ModelSpec) -> ParsedRequest:
-    """Rejects `POST /rerank`: the model isn't a reranker.
-
-    Raises:
-        UnsupportedOperation: always.
-    """
-    raise UnsupportedOperation(
-        f"The model {spec.name!r} embeds texts; it doesn't rerank them.", "model"
-    )
 
 
 class ModelStats(TypedDict):
@@ -232,7 +258,7 @@ DIALECT = Dialect(
             deciding_key="input",
             fields=(
                 _INPUT,
-                _MODEL,
+                MODEL,
                 openai_requests.ENCODING_FORMAT,
                 _DIMENSIONS,
                 _OUTPUT_DIMENSION,
@@ -246,11 +272,23 @@ DIALECT = Dialect(
         ),
         Endpoint(
             path="/rerank",
-            summary="Unsupported: the model isn't a reranker.",
+            summary="Rerank documents by their relevance to a query.",
             deciding_key="documents",
-            fields=(_DOCUMENTS,),
-            parse=parse_rerank,
-            reply_schema=None,
+            fields=infinity_scores.RERANK_FIELDS,
+            parse=infinity_scores.parse_rerank,
+            reply_schema=schema_of(infinity_scores.RerankReply),
+            task="rerank",
+        ),
+        Endpoint(
+            path="/classify",
+            summary="Classify texts.",
+            deciding_key="input",
+            fields=infinity_scores.CLASSIFY_FIELDS,
+            parse=infinity_scores.parse_classify,
+            reply_schema=schema_of(
+                infinity_scores.ClassifyReply | infinity_scores.VllmClassifyReply
+            ),
+            task="classify",
         ),
     ),
     views=(

@@ -21,12 +21,12 @@ from serve_app.web.schema.fields import (
     DimensionsField,
     EnumField,
     Field,
-    InputTypeField,
     ModelField,
     ObjectField,
     SchemaContext,
     StringField,
 )
+from serve_app.web.schema.input_type import InputTypeField
 from serve_app.web.schema.json_schema import (
     INTEGER,
     STRING,

@@ -39,21 +39,32 @@ class ErrorReply(TypedDict):
 ERROR_SCHEMA = schema_of(ErrorReply)
 
 
-def render_error(error: EmbedServeError) -> ErrorResponse:
-    """Returns the error in OpenAI's envelope."""
+def error_reply(
+    error: EmbedServeError, field_names: Mapping[str, str] = _FIELD_NAMES
+) -> ErrorReply:
+    """Returns the body of an error.
+
+    Args:
+        error: the error.
+        field_names: names of the dialect for the fields of a job.
+    """
     if error.status == 429:
         kind = "rate_limit_error"
     elif error.status < 500:
         kind = "invalid_request_error"
     else:
         kind = "server_error"
-    param = None if error.param is None else _FIELD_NAMES.get(error.param, error.param)
+    param = None if error.param is None else field_names.get(error.param, error.param)
     message = str(error)
-    body: ErrorReply = {
+    return {
         "error": {"message": message, "type": kind, "param": param, "code": error.code},
         "detail": message,
     }
-    return ErrorResponse(error.status, orjson.dumps(body))
+
+
+def render_error(error: EmbedServeError) -> ErrorResponse:
+    """Returns the error in OpenAI's envelope."""
+    return ErrorResponse(error.status, orjson.dumps(error_reply(error)))
 
 
 class ModelInfo(TypedDict):

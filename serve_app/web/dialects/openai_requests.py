@@ -10,13 +10,16 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import orjson
 
-from serve_app.errors import InvalidRequest, UnsupportedOperation, short_repr
-from serve_app.inputs import Input
+from serve_app.errors import InvalidRequest, UnsupportedOperation
 from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
 from serve_app.types import Lane, Truncation
+from serve_app.web.dialects import multi_vector
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
+from serve_app.web.dialects.multi_vector import MultiVectorField
+from serve_app.web.dialects.openai_inputs import InputField, ModalityField
+from serve_app.web.dialects.usage import Usage, usage
 from serve_app.web.endpoint import ParsedRequest
 from serve_app.web.schema.fields import (
     Body,
@@ -24,74 +27,23 @@ from serve_app.web.schema.fields import (
     DimensionsField,
     EnumField,
     Field,
-    InputTypeField,
     IntField,
     ModelField,
     SchemaContext,
     StringField,
-    TextField,
-    TextsField,
-    object_schema,
 )
-from serve_app.web.schema.json_schema import BOOLEAN, INTEGER, Schema, any_of, array, enum
+from serve_app.web.schema.input_type import InputTypeField
+from serve_app.web.schema.json_schema import BOOLEAN, INTEGER, Schema, any_of, enum
 from serve_app.web.schema.unit_length import UnitLengthField
 from serve_app.web.schema.vector_encoding import EMBEDDING, OutputTypeField, VectorEncoder
 
-
-class _InputField(TextsField):
-    """Texts or token ids; a text in a list may be an object, as in Jina's API."""
-
-    __slots__ = ()
-
-    def __call__(self, body: Body) -> tuple[Input, ...]:
-        value = body.get(self.name)
-        if isinstance(value, str):
-            return (value,)
-        if isinstance(value, list):
-            types = set(map(type, value))
-            if types == {str}:
-                return tuple(value)
-            if dict in types:
-                texts = [_text_of_object(item, i) for i, item in enumerate(value)]
-                return TextsField.__call__(self, {self.name: texts})
-        return TextsField.__call__(self, body)
-
-    def _value_schema(self, context: SchemaContext) -> Schema:
-        schema = TextsField._value_schema(self, context)
-        item = schema["anyOf"][0]["items"]
-        text_object = object_schema((_OBJECT_TEXT,), context) | {"additionalProperties": False}
-        item["anyOf"].append(text_object)
-        return schema
-
-
-def _text_of_object(item: Any, index: int) -> Any:
-    """Returns the text of `{"text": …}`, and an item of another type unchanged.
-
-    Raises:
-        UnsupportedOperation: the object has another member, such as `image`.
-        InvalidRequest: its text is not a string.
-    """
-    if not isinstance(item, dict):
-        return item
-    for member in item:
-        if member != "text":
-            raise UnsupportedOperation(
-                f"Input {index} has the member {short_repr(member)}. The model embeds texts only: "
-                "send an object with `text` alone.",
-                "input",
-            )
-    if not isinstance(item.get("text"), str):
-        raise InvalidRequest(f"Input {index} must have a string as its `text`.", "input")
-    return item["text"]
-
-
-_OBJECT_TEXT = TextField("text", "A text.", required=True)
-_INPUT = _InputField(
+INPUT = InputField(
     "input",
-    "A text, or a list of texts, of objects `{text}` (Jina) or of token ids.",
+    "A text, or a list of texts, of objects `{text}` or `{image}` (Jina) or of token ids.",
     required=True,
     allow_token_ids=True,
 )
+MODALITY = ModalityField("modality", "`text`, or `image` for data URIs; or a list (NIM).")
 _MODEL = ModelField("model", "Name or alias of the served model.")
 ENCODING_FORMAT = EnumField(
     "encoding_format",
@@ -176,27 +128,12 @@ class _MessagesField(Field):
         return {"type": "null", "description": self.description}
 
 
-class _ModalityField(Field):
-    """The modality of all inputs, or a list with the modality of each."""
-
-    __slots__ = ()
-
-    def __call__(self, body: Body) -> None:
-        value = body.get(self.name)
-        values = value if isinstance(value, list) else [value]
-        if value is not None and any(item != "text" for item in values):
-            raise UnsupportedOperation(
-                f"`{self.name}` must be 'text': the model embeds texts only.", self.name
-            )
-
-    def _value_schema(self, context: SchemaContext) -> Schema:
-        return any_of({"const": "text"}, array({"const": "text"}))
-
-
 _MESSAGES = _MessagesField("messages", "Unsupported: the model has no chat template (vLLM).")
-_MODALITY = _ModalityField("modality", "Only `text` is supported (NIM).")
 _LATE_CHUNKING = _FixedFlag("late_chunking", "Unsupported; must be false (Jina).")
-_RETURN_MULTIVECTOR = _FixedFlag("return_multivector", "Unsupported; must be false (Jina).")
+_RETURN_MULTIVECTOR = MultiVectorField(
+    "return_multivector",
+    "If true, items have one vector per token, as `embeddings`; multi-vector models only (Jina).",
+)
 _ADD_SPECIAL_TOKENS = _FixedFlag(
     "add_special_tokens", "Texts always get special tokens; must be true (vLLM).", value=True
 )
@@ -211,9 +148,7 @@ _CACHE_SALT = StringField(
 #: Fields whose only valid values are the defaults.
 _FIXED_VALUE_FIELDS = (
     _MESSAGES,
-    _MODALITY,
     _LATE_CHUNKING,
-    _RETURN_MULTIVECTOR,
     _ADD_SPECIAL_TOKENS,
     _EMBED_DTYPE,
     _ENDIANNESS,
@@ -243,7 +178,7 @@ _TRUNCATE = _TruncateField(
     choices=("NONE", "START", "END"),
 )
 FIELDS = (
-    _INPUT,
+    INPUT,
     _MODEL,
     ENCODING_FORMAT,
     _DIMENSIONS,
@@ -260,12 +195,14 @@ FIELDS = (
     _TOKEN_LIMIT,
     _PRIORITY,
     _CACHE_SALT,
+    MODALITY,
+    _RETURN_MULTIVECTOR,
     *_FIXED_VALUE_FIELDS,
     CHUNK,
     USE_CACHE,
 )
 #: OpenAI's own fields. Requests without others skip the remaining fields, in half the time.
-_OPENAI_FIELDS = {field.name for field in (_INPUT, _MODEL, ENCODING_FORMAT, _DIMENSIONS, _USER)}
+_OPENAI_FIELDS = {field.name for field in (INPUT, _MODEL, ENCODING_FORMAT, _DIMENSIONS, _USER)}
 
 
 def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
@@ -277,11 +214,13 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
         UnsupportedOperation: the request holds messages, or inputs that aren't texts.
     """
     if body.keys() <= _OPENAI_FIELDS:
-        job = EmbedJob(_INPUT(body), dimensions=_DIMENSIONS(body))
+        job = EmbedJob(INPUT.parse(body, spec), dimensions=_DIMENSIONS(body))
         encoding, dtype = ENCODING_FORMAT(body), None
         _USER(body)
     else:
         job, encoding, dtype = _parse_all_fields(body, spec)
+        if _RETURN_MULTIVECTOR.parse(body, spec):
+            return multi_vector.parsed_request(job, dtype, as_base64=encoding == "base64")
     encoder = VectorEncoder(spec, dtype, as_base64=encoding == "base64")
     return ParsedRequest(job, partial(render, encoder=encoder), has_floats=encoder.is_float)
 
@@ -296,7 +235,7 @@ def _parse_all_fields(body: Body, spec: ModelSpec) -> tuple[EmbedJob, str | None
     use_cache = USE_CACHE(body) is not False
     validate_ignored(spec, output_dimension, task)
     job = EmbedJob(
-        texts=_INPUT(body),
+        texts=MODALITY.parse(body, spec, INPUT.parse(body, spec)),
         input_type=task if input_type is None else input_type,
         dimensions=output_dimension if dimensions is None else dimensions,
         lane=_lane(body),
@@ -346,14 +285,6 @@ class EmbeddingItem(TypedDict):
     embedding: Annotated[Any, EMBEDDING]
 
 
-class Usage(TypedDict):
-    """Tokens of a request; the total includes cached tokens."""
-
-    prompt_tokens: int
-    total_tokens: int
-    cached_tokens: int
-
-
 class EmbeddingsReply(TypedDict):
     """The reply of `POST /v1/embeddings`."""
 
@@ -365,7 +296,6 @@ class EmbeddingsReply(TypedDict):
 
 def embeddings_reply(result: EmbedResult, encoder: VectorEncoder) -> EmbeddingsReply:
     """Returns the reply of a result."""
-    tokens = result.total_tokens
     return {
         "object": "list",
         "data": [
@@ -373,11 +303,7 @@ def embeddings_reply(result: EmbedResult, encoder: VectorEncoder) -> EmbeddingsR
             for i, vector in enumerate(encoder(result))
         ],
         "model": result.model,
-        "usage": {
-            "prompt_tokens": tokens,
-            "total_tokens": tokens,
-            "cached_tokens": result.cached_tokens,
-        },
+        "usage": usage(result),
     }
 
 

@@ -1,12 +1,11 @@
 """The format of text-embeddings-inference (TEI): routes, errors and headers.
 
-`tei_requests` holds the bodies of its requests and replies. Of TEI's status routes, `/info` is in
-`sidecar` and `/metrics` in `status`.
+`tei_requests` and `tei_scores` hold the bodies of its requests and replies. Of TEI's status routes,
+`/info` is in `sidecar` and `/metrics` in `status`.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import orjson
 
@@ -24,12 +23,15 @@ from serve_app.errors import (
 from serve_app.models import ModelSpec
 from serve_app.results import ComputedResult
 from serve_app.service.embed import EmbedService
+from serve_app.tasks import Task
 from serve_app.web.dialect import Dialect, ErrorResponse
-from serve_app.web.dialects import tei_requests
+from serve_app.web.dialects import tei_requests, tei_scores
+from serve_app.web.dialects.classify_requests import LabelScore
+from serve_app.web.dialects.extensions import MODEL
 from serve_app.web.dialects.status import health_route
 from serve_app.web.endpoint import Endpoint, ParsedRequest
-from serve_app.web.schema.fields import Body, Field, TextsField
-from serve_app.web.schema.json_schema import Schema
+from serve_app.web.schema.fields import Body, Field
+from serve_app.web.schema.json_schema import INTEGER, STRING, Schema
 from serve_app.web.schema.typed_dict import Vector, schema_of
 
 #: TEI's `error_type` and status by class, the first match; None keeps our status, 422 for 400.
@@ -97,10 +99,23 @@ class EmbeddingModelType(TypedDict):
     pooling: str | None
 
 
-class ModelType(TypedDict):
-    """The kind of the model: always an embedding model."""
+_IDS_BY_LABEL: Schema = {"type": "object", "additionalProperties": INTEGER}
+_LABELS_BY_ID: Schema = {"type": "object", "additionalProperties": STRING}
+
+
+class ClassifierModelType(TypedDict):
+    """The labels of a classifier or a reranker."""
+
+    id2label: Annotated[Mapping[str, str], _LABELS_BY_ID]
+    label2id: Annotated[Mapping[str, int], _IDS_BY_LABEL]
+
+
+class ModelType(TypedDict, total=False):
+    """The kind of the model; it has one of these members."""
 
     embedding: EmbeddingModelType
+    classifier: ClassifierModelType
+    reranker: ClassifierModelType
 
 
 class InfoReply(TypedDict):
@@ -122,6 +137,17 @@ class InfoReply(TypedDict):
     docker_label: str | None
 
 
+def _model_type(spec: ModelSpec) -> ModelType:
+    if spec.kind != "cross-encoder":
+        pooling = "splade" if spec.kind == "sparse" else spec.pooling
+        return {"embedding": {"pooling": pooling}}
+    labels: ClassifierModelType = {
+        "id2label": {str(i): label for i, label in enumerate(spec.labels)},
+        "label2id": {label: i for i, label in enumerate(spec.labels)},
+    }
+    return {"reranker": labels} if "rerank" in spec.tasks else {"classifier": labels}
+
+
 def info(service: EmbedService, precision: str | None) -> InfoReply:
     """Returns the fields of TEI's `GET /info`; `precision` is None while no replica answers."""
     spec, settings = service.spec, service.settings
@@ -130,7 +156,7 @@ def info(service: EmbedService, precision: str | None) -> InfoReply:
         "model_sha": spec.weights_sha256,
         "model_dtype": precision,
         "served_model_name": spec.name,
-        "model_type": {"embedding": {"pooling": spec.pooling}},
+        "model_type": _model_type(spec),
         "max_concurrent_requests": settings.max_concurrent_requests,
         "max_input_length": spec.max_tokens,
         "max_client_batch_size": settings.max_texts_per_request,
@@ -149,28 +175,19 @@ def _endpoint(
     fields: tuple[Field, ...],
     parse: Callable[[Body, ModelSpec], ParsedRequest],
     reply: Any,
+    task: Task | None = "embed",
 ) -> Endpoint:
-    reply_schema: Schema | None = None if reply is None else schema_of(reply)
     return Endpoint(
         path=path,
         summary=summary,
         deciding_key=fields[0].name,
-        fields=fields,
+        fields=(*fields, MODEL),
         parse=parse,
-        reply_schema=reply_schema,
+        reply_schema=schema_of(reply),
         headers=headers,
+        task=task,
     )
 
-
-def _unsupported(path: str, summary: str, message: str, field: TextsField) -> Endpoint:
-    """Returns a route for models of another kind, which only ever fails."""
-    return _endpoint(
-        path, summary, (field,), partial(tei_requests.unsupported, message=message), None
-    )
-
-
-_TEXTS = TextsField("inputs", "The texts.", required=True)
-_RERANK_TEXTS = TextsField("texts", "The texts to rerank.", required=True, allow_single=False)
 
 DIALECT = Dialect(
     name="TEI",
@@ -201,6 +218,7 @@ DIALECT = Dialect(
             tei_requests.EMBED_ALL_FIELDS,
             tei_requests.parse_embed_all,
             list[list[Vector]],
+            task="embed_tokens",
         ),
         _endpoint(
             "/similarity",
@@ -215,6 +233,7 @@ DIALECT = Dialect(
             tei_requests.TOKENIZE_FIELDS,
             tei_requests.parse_tokenize,
             list[list[tei_requests.Token]],
+            task=None,
         ),
         _endpoint(
             "/decode",
@@ -222,6 +241,7 @@ DIALECT = Dialect(
             tei_requests.DECODE_FIELDS,
             tei_requests.parse_decode,
             list[str],
+            task=None,
         ),
         _endpoint(
             "/vertex",
@@ -230,23 +250,29 @@ DIALECT = Dialect(
             tei_requests.parse_vertex,
             tei_requests.VertexReply,
         ),
-        _unsupported(
+        _endpoint(
             "/embed_sparse",
-            "Unsupported: the model has no SPLADE pooling.",
-            "Model is not an embedding model with SPLADE pooling",
-            _TEXTS,
+            "Embed texts sparsely: weights of tokens of the vocabulary.",
+            tei_requests.SPARSE_FIELDS,
+            tei_requests.parse_embed_sparse,
+            list[list[tei_requests.TokenWeight]],
+            task="embed_sparse",
         ),
-        _unsupported(
+        _endpoint(
             "/predict",
-            "Unsupported: the model isn't a classifier.",
-            "Model is not a classifier model",
-            _TEXTS,
+            "Classify texts or pairs of texts.",
+            tei_scores.PREDICT_FIELDS,
+            tei_scores.parse_predict,
+            list[LabelScore] | list[list[LabelScore]],
+            task="classify",
         ),
-        _unsupported(
+        _endpoint(
             "/rerank",
-            "Unsupported: the model isn't a reranker.",
-            "model is not a re-ranker model",
-            _RERANK_TEXTS,
+            "Rerank texts by their relevance to a query.",
+            tei_scores.RERANK_FIELDS,
+            tei_scores.parse_rerank,
+            list[tei_scores.Rank],
+            task="rerank",
         ),
     ),
     views=(health_route("/"), health_route("/ping")),

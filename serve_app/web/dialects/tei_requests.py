@@ -9,27 +9,35 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 import orjson
 
-from serve_app.errors import EmptyInput, InvalidRequest, UnsupportedOperation
+from serve_app.errors import EmptyInput, InvalidRequest
 from serve_app.inputs import Input
-from serve_app.jobs import BatchJob, DecodeJob, EmbedJob, TokenizeJob, TokenVectorsJob
+from serve_app.jobs import (
+    BatchJob,
+    DecodeJob,
+    EmbedJob,
+    SparseJob,
+    TokenizeJob,
+    TokenVectorsJob,
+)
 from serve_app.models import ModelSpec
-from serve_app.results import EmbedResult, TokenVectorsResult
+from serve_app.results import EmbedResult, SparseResult, TokenVectorsResult
 from serve_app.types import Tokenization, Truncation
 from serve_app.web.dialects import openai_requests
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
+from serve_app.web.dialects.task_support import require_task
 from serve_app.web.endpoint import ParsedRequest
 from serve_app.web.schema.fields import (
     Body,
     BoolField,
     DimensionsField,
     EnumField,
-    InputTypeField,
     ObjectField,
     SchemaContext,
     TextField,
     TextsField,
     TokenIdsField,
 )
+from serve_app.web.schema.input_type import InputTypeField
 from serve_app.web.schema.json_schema import Schema, any_of
 from serve_app.web.schema.typed_dict import Vector
 from serve_app.web.schema.vector_encoding import float_rows
@@ -52,7 +60,14 @@ _NORMALIZE = BoolField(
 _DIMENSIONS = DimensionsField(
     "dimensions", "Number of leading components to return, normalized to unit length."
 )
-_TRUNCATION = (_TRUNCATE, _TRUNCATION_DIRECTION)
+TRUNCATION = (_TRUNCATE, _TRUNCATION_DIRECTION)
+_END_DIRECTION = EnumField(
+    "truncation_direction",
+    "The end at which texts over the token limit are truncated: always the right one.",
+    choices=("Right", "right"),
+)
+#: For tasks that can't truncate the start of a text.
+END_TRUNCATION = (_TRUNCATE, _END_DIRECTION)
 _SOURCE_SENTENCE = TextField(
     "source_sentence", "The text to compare the sentences with.", required=True
 )
@@ -63,7 +78,7 @@ _PAIR = ObjectField(
     "inputs", "The texts to compare.", required=True, fields=(_SOURCE_SENTENCE, _SENTENCES)
 )
 _PARAMETERS = ObjectField(
-    "parameters", "Options as in `/embed`.", fields=(*_TRUNCATION, _PROMPT_NAME)
+    "parameters", "Options as in `/embed`.", fields=(*TRUNCATION, _PROMPT_NAME)
 )
 _TOKENIZE_INPUTS = TextsField("inputs", "A text, or a list of texts.", required=True)
 _ADD_SPECIAL_TOKENS = BoolField(
@@ -76,14 +91,15 @@ _SKIP_SPECIAL_TOKENS = BoolField(
 
 EMBED_FIELDS = (
     _INPUTS,
-    *_TRUNCATION,
+    *TRUNCATION,
     _PROMPT_NAME,
     _NORMALIZE,
     _DIMENSIONS,
     CHUNK,
     USE_CACHE,
 )
-EMBED_ALL_FIELDS = (_INPUTS, *_TRUNCATION, _PROMPT_NAME)
+EMBED_ALL_FIELDS = (_INPUTS, *TRUNCATION, _PROMPT_NAME)
+SPARSE_FIELDS = (_INPUTS, *END_TRUNCATION, _PROMPT_NAME, USE_CACHE)
 SIMILARITY_FIELDS = (_PAIR, _PARAMETERS)
 TOKENIZE_FIELDS = (_TOKENIZE_INPUTS, _ADD_SPECIAL_TOKENS, _PROMPT_NAME)
 DECODE_FIELDS = (_IDS, _SKIP_SPECIAL_TOKENS)
@@ -123,22 +139,29 @@ def parse_embed(body: Body, spec: ModelSpec) -> ParsedRequest:
 
 
 def _embed_job(body: Body, spec: ModelSpec) -> EmbedJob:
-    truncation, chunk = _truncation(body), CHUNK(body)
+    ends, chunk = truncation(body), CHUNK(body)
     return EmbedJob(
         _INPUTS(body),
         input_type=_PROMPT_NAME(body, spec),
         dimensions=_DIMENSIONS(body),
         normalize=_NORMALIZE(body) is not False,
-        truncation="chunk" if chunk else truncation,
+        truncation="chunk" if chunk else ends,
         use_cache=USE_CACHE(body) is not False,
     )
 
 
-def _truncation(body: Body) -> Truncation:
+def truncation(body: Body) -> Truncation:
+    """Returns the treatment of texts over the token limit."""
     direction = _TRUNCATION_DIRECTION(body)
     if _TRUNCATE(body) is False:
         return "error"
     return "start" if direction in ("Left", "left") else "end"
+
+
+def end_truncation(body: Body) -> Truncation:
+    """Returns the treatment of texts over the token limit, for `END_TRUNCATION`."""
+    _END_DIRECTION(body)
+    return "error" if _TRUNCATE(body) is False else "end"
 
 
 def parse_embed_all(body: Body, spec: ModelSpec) -> ParsedRequest:
@@ -147,8 +170,25 @@ def parse_embed_all(body: Body, spec: ModelSpec) -> ParsedRequest:
     Raises:
         InvalidRequest: a field is missing, has a wrong type or an unknown value.
     """
-    job = EmbedJob(_INPUTS(body), input_type=_PROMPT_NAME(body, spec), truncation=_truncation(body))
+    job = EmbedJob(_INPUTS(body), input_type=_PROMPT_NAME(body, spec), truncation=truncation(body))
     return ParsedRequest(TokenVectorsJob(job), _render_embed_all)
+
+
+def parse_embed_sparse(body: Body, spec: ModelSpec) -> ParsedRequest:
+    """Parses the body of `POST /embed_sparse`.
+
+    Raises:
+        InvalidRequest: a field is missing, has a wrong type or an unknown value.
+        UnsupportedOperation: the model isn't sparse.
+    """
+    require_task(spec, "embed_sparse", "Model is not an embedding model with SPLADE pooling")
+    job = EmbedJob(
+        _INPUTS(body),
+        input_type=_PROMPT_NAME(body, spec),
+        use_cache=USE_CACHE(body) is not False,
+        truncation=end_truncation(body),
+    )
+    return ParsedRequest(SparseJob(job), _render_sparse, has_vectors=False)
 
 
 def parse_similarity(body: Body, spec: ModelSpec) -> ParsedRequest:
@@ -170,7 +210,7 @@ def parse_similarity(body: Body, spec: ModelSpec) -> ParsedRequest:
         texts,
         input_type=_PROMPT_NAME(parameters, spec),
         normalize=True,
-        truncation=_truncation(parameters),
+        truncation=truncation(parameters),
     )
     return ParsedRequest(job, _render_similarity, has_vectors=False)
 
@@ -185,7 +225,7 @@ def parse_root(body: Body, spec: ModelSpec) -> ParsedRequest:
         InvalidRequest: a field is missing, has a wrong type or an unknown value.
     """
     parameters = _PARAMETERS(body) or {}
-    _truncation(parameters)
+    truncation(parameters)
     openai_requests.validate_ignored(spec, input_type=_PROMPT_NAME(parameters, spec))
     if not isinstance(body.get("inputs"), dict):
         names = [field.name for field in _PARAMETERS.fields if body.get(field.name) is None]
@@ -235,15 +275,6 @@ def parse_vertex(body: Body, spec: ModelSpec) -> ParsedRequest:
     return ParsedRequest(BatchJob(jobs), _render_vertex)
 
 
-def unsupported(body: Body, spec: ModelSpec, *, message: str) -> ParsedRequest:
-    """Rejects a task that needs a model of another kind.
-
-    Raises:
-        UnsupportedOperation: always, with the message.
-    """
-    raise UnsupportedOperation(message)
-
-
 class Token(TypedDict):
     """A token; special ones have no position in the text."""
 
@@ -252,6 +283,13 @@ class Token(TypedDict):
     special: bool
     start: NotRequired[int]
     stop: NotRequired[int]
+
+
+class TokenWeight(TypedDict):
+    """A component of a sparse vector: a token id of the vocabulary, and its weight."""
+
+    index: int
+    value: float
 
 
 class VertexReply(TypedDict):
@@ -270,6 +308,13 @@ def _render_embed(result: EmbedResult) -> bytes:
 
 def _render_embed_all(result: TokenVectorsResult) -> bytes:
     return _dumps(result.vectors)
+
+
+def _render_sparse(result: SparseResult) -> bytes:
+    vectors: list[list[TokenWeight]] = [
+        [{"index": int(index), "value": weight} for index, weight in row] for row in result.vectors
+    ]
+    return _dumps(vectors)
 
 
 def _render_similarity(result: EmbedResult) -> bytes:

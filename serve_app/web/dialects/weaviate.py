@@ -25,12 +25,11 @@ from serve_app.web.schema.fields import (
     DimensionsField,
     EnumField,
     Field,
-    InputTypeField,
     ObjectField,
     SchemaContext,
     TextField,
-    resolve_input_type,
 )
+from serve_app.web.schema.input_type import InputTypeField, resolve_input_type
 from serve_app.web.schema.json_schema import Schema, enum
 from serve_app.web.schema.typed_dict import Vector, schema_of
 from serve_app.web.schema.vector_encoding import float_rows

@@ -6,13 +6,13 @@ A dialect declares the fields of a route once; the parser and the OpenAPI docume
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
-from embedserve_client.model_files import INPUT_TYPE_ALIASES
 from serve_app.config import RequestSettings
 from serve_app.errors import EmptyInput, InvalidRequest, short_repr
 from serve_app.inputs import Input
 from serve_app.models import ModelSpec
+from serve_app.tasks import Task
 from serve_app.web.schema.json_schema import (
     BOOLEAN,
     INTEGER,
@@ -32,8 +32,6 @@ T = TypeVar("T")
 
 _INT32_MAX = 2**31 - 1
 _EXAMPLE_TEXT = "Hello, world"
-#: Input types of dialects for which a model without such a prompt uses its default prompt.
-_OPTIONAL_INPUT_TYPES = ("classification", "clustering", "text-matching", "separation")
 
 
 class SchemaContext(NamedTuple):
@@ -46,6 +44,11 @@ class SchemaContext(NamedTuple):
     def spec(self) -> ModelSpec:
         """The default model."""
         return self.specs[0]
+
+    def for_task(self, task: Task | None) -> Self:
+        """Returns the context with the first model that supports a task as the default one."""
+        specs = sorted(self.specs, key=lambda spec: task is not None and task not in spec.tasks)
+        return self._replace(specs=tuple(specs))
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -71,6 +74,10 @@ class Field:
     def _value_schema(self, context: SchemaContext) -> Schema:
         """Returns the schema of a value that is not null."""
         return {}
+
+    def alternatives(self, context: SchemaContext) -> tuple[str, ...]:
+        """Returns the names of the fields of which a request has exactly one, with this one."""
+        return (self.exclusive_with,) if self.exclusive_with else ()
 
     def example(self) -> Any:
         """Returns a valid value for the documentation."""
@@ -196,30 +203,6 @@ class EnumListField(Field):
 
 
 @dataclass(frozen=True, slots=True)
-class InputTypeField(Field):
-    """The purpose of the texts, which selects one of the model's prompts."""
-
-    choices: tuple[str, ...] = ()  #: the dialect's own names; empty: any name of any dialect
-
-    def __call__(self, body: Body, spec: ModelSpec) -> str | None:
-        """Returns the name of the model's prompt, or None for its default."""
-        if self.choices:
-            name = _enum_value(body.get(self.name), self.name, self.choices)
-        else:
-            name = _typed_value(body, self.name, str, "a string")
-        return resolve_input_type(name, spec)
-
-    def _value_schema(self, context: SchemaContext) -> Schema:
-        role_names = (name for names in INPUT_TYPE_ALIASES for name in names)
-        known = {*role_names, *_OPTIONAL_INPUT_TYPES, *context.spec.prompts}
-        return enum(self.choices or sorted(known))
-
-    def example(self) -> Any:
-        """Returns the first choice."""
-        return self.choices[0]
-
-
-@dataclass(frozen=True, slots=True)
 class TextsField(Field):
     """One text or a list of texts; in some dialects also token ids."""
 
@@ -338,29 +321,12 @@ def object_schema(fields: Sequence[Field], context: SchemaContext) -> Schema:
     """Returns the schema of an object with these fields."""
     properties = {field.name: field.schema(context) for field in fields}
     schema = object_(properties, optional=[field.name for field in fields if not field.required])
-    for field in fields:
-        if field.exclusive_with:
-            schema |= exactly_one(field.name, field.exclusive_with)
-    return schema
-
-
-def resolve_input_type(name: str | None, spec: ModelSpec) -> str | None:
-    """Returns the name of the model's prompt for an input type; None selects the default prompt.
-
-    Args:
-        name: the model's own name, or the name that a dialect gives to a query or a document.
-        spec: the model. Without prompts, it embeds queries and documents alike.
-
-    Returns:
-        `name` itself where no dialect defines it: the service rejects it if the model has no such
-        prompt, and lists the names that the model has.
-    """
-    if name is None or name in spec.prompts:
-        return name
-    for names in INPUT_TYPE_ALIASES:
-        if name in names:
-            return next((synonym for synonym in names if synonym in spec.prompts), None)
-    return None if name in _OPTIONAL_INPUT_TYPES else name
+    choices = [
+        exactly_one(field.name, *field.alternatives(context))
+        for field in fields
+        if field.exclusive_with
+    ]
+    return schema | {"allOf": choices} if choices else schema
 
 
 def _typed_value(body: Body, name: str, type_: type[T], expected: str) -> T | None:

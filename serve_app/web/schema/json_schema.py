@@ -41,7 +41,6 @@ def object_(properties: Mapping[str, Schema], optional: Sequence[str] = ()) -> S
 
 
 def exactly_one(*names: str) -> Schema:
-    """Returns keywords for an object schema: exactly one of these properties holds a list."""
-    return {
-        "oneOf": [{"required": [name], "properties": {name: {"type": "array"}}} for name in names]
-    }
+    """Returns keywords for an object schema: exactly one of these properties is not null."""
+    present = {"not": {"type": "null"}}
+    return {"oneOf": [{"required": [name], "properties": {name: present}} for name in names]}

@@ -24,7 +24,7 @@ from serve_app.errors import (
     UnsupportedMediaType,
     UnsupportedOperation,
 )
-from serve_app.jobs import EmbedJob
+from serve_app.jobs import BatchJob, EmbedJob
 from serve_app.results import EmbedResult
 from serve_app.web.dialect import (
     Dialect,
@@ -154,7 +154,10 @@ def _endpoint_operation(
 ) -> dict[str, Any]:
     parsed = [(endpoint, _parse_example(endpoint, context)) for _, endpoint in candidates]
     embedding = [endpoint for endpoint, request in parsed if request]
-    has_vectors = any(request and request.has_vectors for _, request in parsed)
+    has_vectors = any(
+        request and request.has_vectors and isinstance(request.job, EmbedJob)
+        for _, request in parsed
+    )
     errors = (*(_WITH_KEYS if keys else ()), *_WITH_BODY)
     summaries = dict.fromkeys(endpoint.summary for _, endpoint in candidates)
     return {
@@ -204,7 +207,7 @@ def _body_schemas(candidates: Sequence[DialectEndpoint], context: SchemaContext)
     """Returns the schema of each candidate; it excludes the deciding keys of earlier candidates."""
     schemas: list[Schema] = []
     for i, (_, endpoint) in enumerate(candidates):
-        schema = object_schema(_body_fields(endpoint), context)
+        schema = object_schema(_body_fields(endpoint), context.for_task(endpoint.task))
         earlier = [{"required": [other.deciding_key]} for _, other in candidates[:i]]
         schemas.append(schema | {"not": _any_distinct(earlier)} if earlier else schema)
     return schemas
@@ -217,12 +220,14 @@ def _body_fields(endpoint: Endpoint) -> tuple[Field, ...]:
 
 
 def _parse_example(endpoint: Endpoint, context: SchemaContext) -> ParsedRequest | None:
-    """Returns the endpoint's parsed example; None if the endpoint doesn't embed texts."""
+    """Returns the endpoint's parsed example; None if no model runs it, or a batch of jobs."""
     try:
-        parsed = endpoint.parse(object_example(endpoint.fields), context.spec)
+        spec = context.for_task(endpoint.task).spec
+        parsed = endpoint.parse(object_example(endpoint.fields), spec)
     except UnsupportedOperation:
         return None
-    return parsed if isinstance(parsed.job, EmbedJob) else None
+    job = parsed.job
+    return parsed if job.tasks and not isinstance(job, BatchJob) else None
 
 
 def _success_responses(
