@@ -16,7 +16,7 @@ from itertools import chain, islice
 import numpy as np
 
 from serve_app.config import EmbedderSettings
-from serve_app.engines.base import Engine, ModelInput
+from serve_app.engines.base import ModelInput
 from serve_app.engines.tokenizer_service import tokenizer_runs
 from serve_app.errors import (
     EmbedServeError,
@@ -86,7 +86,7 @@ class Scheduler:
         self._work_available = asyncio.Event()
         self._batch_start_s: dict[int, float] = {}  # of the batch of each stream
         self._running = Counter[str]()  # batches of each model
-        self._engines: dict[str, Engine] = {}  # of the queued texts, by model
+        self._engine_streams: dict[str, int] = {}  # by model; the engines may be unloaded
         self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
         self.load = LoadMeter(clock)
@@ -225,7 +225,8 @@ class Scheduler:
     def _queue(self, texts: Sequence[QueuedText]) -> None:
         if texts:
             self._queues.put(texts)
-            self._engines[texts[0].group.queue.model] = texts[0].group.engine
+            group = texts[0].group
+            self._engine_streams[group.queue.model] = group.engine.streams
             self._work_available.set()
 
     def _release(self, group: PendingGroup) -> None:
@@ -242,15 +243,19 @@ class Scheduler:
         """Runs one batch after another."""
         while True:
             await self._work_available.wait()
-            batch = self._queues.next_batch(self.settings, self._max_batch_tokens, self._clock())
-            if batch:
-                await self._run_batch(batch, stream)
-            else:
+            if not await self._run_next_batch(stream):
                 self._work_available.clear()
+
+    async def _run_next_batch(self, stream: int) -> bool:
+        """Runs a batch; returns False if no texts wait that may run now."""
+        batch = self._queues.next_batch(self.settings, self._max_batch_tokens, self._clock())
+        if batch:
+            await self._run_batch(batch, stream)
+        return bool(batch)
 
     def _max_batch_tokens(self, key: QueueKey) -> int:
         """Returns the limit of the next batch of a queue; 0: all streams of its engine run."""
-        if self._running[key.model] >= self._engines[key.model].streams:
+        if self._running[key.model] >= self._engine_streams[key.model]:
             return 0
         return self._select_budget(key.model).tokens(self.settings.max_batch_tokens)
 
