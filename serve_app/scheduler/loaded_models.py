@@ -25,8 +25,9 @@ class LoadedModel:
 class LoadedModels:
     """Loads models when they are needed, and unloads the least recently used ones.
 
-    At most `max_loaded` are in memory, the one that is being loaded included. A caller waits while
-    all of them are in use. Belongs to one event loop.
+    At most `max_loaded` are in memory, the one that is being loaded included. While all of them are
+    in use, a caller waits for those that use the least recently used one; later ones wait for it to
+    be loaded again, so that no model waits for ever. Belongs to one event loop.
     """
 
     def __init__(
@@ -85,9 +86,8 @@ class LoadedModels:
         start_s = time.perf_counter()
         async with self._lock:
             if name not in self._models:
-                while len(self._models) >= self._max_loaded and not self._unload_one():
-                    self._released.clear()
-                    await self._released.wait()
+                if len(self._models) >= self._max_loaded:
+                    await self._unload_one()
                 self._models[name] = LoadedModel(name, await self._load(name))
             model = self.hold(name)
             assert model is not None, "It was loaded just now."
@@ -99,14 +99,19 @@ class LoadedModels:
         if not model.users:
             self._released.set()
 
-    def _unload_one(self) -> bool:
-        """Unloads the least recently used model that nobody holds; returns whether there is one."""
-        for model in self._models.values():
-            if not model.users:
-                del self._models[model.name]
-                logger.info("Unloaded the model %s.", model.name)
-                return True
-        return False
+    async def _unload_one(self) -> None:
+        """Unloads the least recently used model, if possible one that nobody holds."""
+        models = [*self._models.values()]
+        model = next((model for model in models if not model.users), models[0])
+        del self._models[model.name]  # nobody holds it from now on
+        try:
+            while model.users:
+                self._released.clear()
+                await self._released.wait()
+        except asyncio.CancelledError:
+            self._models[model.name] = model  # it is still in memory
+            raise
+        logger.info("Unloaded the model %s.", model.name)
 
     async def _load(self, name: str) -> Engine:
         start_s = time.perf_counter()
