@@ -135,11 +135,13 @@ class EnginePool:
         """Computes groups, and delivers the index and the outputs or the error of each.
 
         Cancelling it removes the groups from the queue.
-
-        Raises:
-            Unavailable: the model can't be loaded.
         """
-        loaded, load_s = await self._hold(space)
+        try:
+            loaded, load_s = await self._hold(space)
+        except EmbedServeError as error:
+            for i in range(len(groups)):
+                deliver(i, error)
+            return
         try:
             await self._compute(space, loaded.engine, groups, deliver, load_s)
         finally:

@@ -45,7 +45,7 @@ async def _look_up_a_million_texts() -> None:
         )
 
     codec = VectorCodec(spec.dim)
-    lookup = Lookup(spec.space_id, codec, memory, coalesce(compute, codec))
+    lookup = Lookup(spec.space_id, {"embed": codec}, memory, coalesce(compute, codec))
     process = psutil.Process()
     before = process.memory_info().rss
     for start in range(0, TEXTS, BATCH):

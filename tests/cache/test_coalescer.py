@@ -44,7 +44,7 @@ class GatedSend:
             raise self.error
         for i, group in enumerate(groups):
             bad = "bad" in group.texts
-            vectors = await self._next_tier.embed(group)
+            vectors = await self._next_tier.run(group)
             deliver(i, InferenceError("bad") if bad else CODEC.encode(vectors))
 
 

@@ -149,7 +149,7 @@ async def _run_all(socket: Path, sequence: list[Request]) -> None:
 
 
 async def _run(backend: UncachedBackend, model: int, job: EmbedJob) -> EmbedResult:
-    return await EmbedService(SPECS[model], backend, IngressSettings()).embed(job)
+    return await EmbedService(SPECS[model], backend, IngressSettings()).run(job)
 
 
 def _assert_same(a: EmbedResult, b: EmbedResult, encoding: Literal["float", "base64"]) -> None:

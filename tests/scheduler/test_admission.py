@@ -11,10 +11,10 @@ import pytest
 from serve_app.config import EmbedderSettings
 from serve_app.errors import InvalidRequest, Overloaded, Unavailable
 from serve_app.metrics import QUEUED_TOKENS
-from serve_app.scheduler.pending import PendingVectors
-from serve_app.scheduler.scheduler import Scheduler
+from serve_app.scheduler.pending import PendingGroup
 from serve_app.types import Lane, TextGroup, Vectors
 from tests.fakes import FakeEngine, fake_vector
+from tests.scheduler.engine_scheduler import EngineScheduler
 from tests.scheduler.fake_clock import FakeClock
 
 LIMIT = 640  # so a group of more than 80 tokens is large
@@ -33,13 +33,13 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-async def scheduler(engine: FakeEngine, clock: FakeClock) -> AsyncIterator[Scheduler]:
+async def scheduler(engine: FakeEngine, clock: FakeClock) -> AsyncIterator[EngineScheduler]:
     """A scheduler whose engine is held, with batches of up to 64 tokens."""
     settings = EmbedderSettings(
         max_queued_tokens=LIMIT, max_request_tokens=10 * LIMIT, max_batch_tokens=64
     )
     with ThreadPoolExecutor(1) as engine_thread, ThreadPoolExecutor(1) as tokenizer_thread:
-        scheduler = Scheduler(
+        scheduler = EngineScheduler(
             engine,
             settings,
             engine_threads=engine_thread,
@@ -53,9 +53,9 @@ async def scheduler(engine: FakeEngine, clock: FakeClock) -> AsyncIterator[Sched
 
 
 async def submit(
-    scheduler: Scheduler, texts: list[str], lane: Lane = "bulk", deadline_s: float = math.inf
-) -> PendingVectors:
-    group = PendingVectors(TextGroup(tuple(texts), lane=lane, deadline_s=deadline_s))
+    scheduler: EngineScheduler, texts: list[str], lane: Lane = "bulk", deadline_s: float = math.inf
+) -> PendingGroup:
+    group = scheduler.group(TextGroup(tuple(texts), lane=lane, deadline_s=deadline_s))
     await scheduler.submit([group])
     return group
 
@@ -65,12 +65,12 @@ def large_texts(letter: str, tokens: int = 2 * LIMIT) -> list[str]:
     return [letter + f"{i:015}" for i in range(tokens // 16)]
 
 
-async def fill(scheduler: Scheduler, lane: Lane) -> list[PendingVectors]:
+async def fill(scheduler: EngineScheduler, lane: Lane) -> list[PendingGroup]:
     """Fills a lane with groups that aren't large."""
     return [await submit(scheduler, ["f" * 16] * 4, lane) for _ in range(LIMIT // 64)]
 
 
-async def computed(group: PendingVectors) -> None:
+async def computed(group: PendingGroup) -> None:
     """Waits until a group has the vectors of its texts."""
     async with asyncio.timeout(5):
         result = await group.future
@@ -79,7 +79,7 @@ async def computed(group: PendingVectors) -> None:
     assert np.array_equal(result.values, expected)
 
 
-async def rejected(group: PendingVectors) -> Overloaded:
+async def rejected(group: PendingGroup) -> Overloaded:
     """Returns the error of a group that was rejected."""
     error = await asyncio.wait_for(group.future, 5)
     assert isinstance(error, Overloaded)
@@ -87,18 +87,21 @@ async def rejected(group: PendingVectors) -> Overloaded:
 
 
 async def test_a_full_lane_does_not_reject_texts_of_another_lane(
-    engine: FakeEngine, scheduler: Scheduler
+    engine: FakeEngine, scheduler: EngineScheduler
 ) -> None:
     lanes: list[Lane] = ["interactive", "bulk"]
     for lane in lanes:
         await fill(scheduler, lane)
         await rejected(await submit(scheduler, ["x"], lane))
-    assert scheduler.gauges()[QUEUED_TOKENS] == {"interactive": LIMIT, "bulk": LIMIT, "tokens": 0}
+    assert scheduler.gauges()[QUEUED_TOKENS] == {
+        ("interactive", "embed", "model"): LIMIT,
+        ("bulk", "embed", "model"): LIMIT,
+    }
     assert scheduler.load.sample().queued_tokens == 2 * LIMIT
 
 
 async def test_a_large_bulk_group_does_not_reject_queries(
-    engine: FakeEngine, scheduler: Scheduler
+    engine: FakeEngine, scheduler: EngineScheduler
 ) -> None:
     large = await submit(scheduler, large_texts("l"))
     query = await submit(scheduler, ["query"], "interactive")
@@ -109,7 +112,7 @@ async def test_a_large_bulk_group_does_not_reject_queries(
 
 
 async def test_a_large_group_gets_in_next_to_a_full_lane(
-    engine: FakeEngine, scheduler: Scheduler
+    engine: FakeEngine, scheduler: EngineScheduler
 ) -> None:
     small = await fill(scheduler, "bulk")
     large = await submit(scheduler, large_texts("l"))
@@ -121,7 +124,7 @@ async def test_a_large_group_gets_in_next_to_a_full_lane(
 
 
 async def test_a_large_group_of_long_texts_gets_in_next_to_a_full_lane(
-    engine: FakeEngine, scheduler: Scheduler
+    engine: FakeEngine, scheduler: EngineScheduler
 ) -> None:
     await fill(scheduler, "bulk")
     large = await submit(scheduler, ["long " * 4000] * 100)  # several runs of the tokenizer
@@ -131,7 +134,7 @@ async def test_a_large_group_of_long_texts_gets_in_next_to_a_full_lane(
 
 
 async def test_a_small_group_waits_for_one_part_of_a_large_one(
-    engine: FakeEngine, scheduler: Scheduler
+    engine: FakeEngine, scheduler: EngineScheduler
 ) -> None:
     large = await submit(scheduler, large_texts("l"))
     small = await submit(scheduler, ["small"])
@@ -143,7 +146,7 @@ async def test_a_small_group_waits_for_one_part_of_a_large_one(
 
 
 async def test_large_groups_are_computed_one_after_another(
-    engine: FakeEngine, scheduler: Scheduler
+    engine: FakeEngine, scheduler: EngineScheduler
 ) -> None:
     first = await submit(scheduler, large_texts("a", LIMIT))
     second = await submit(scheduler, large_texts("b", 8 * LIMIT))
@@ -159,7 +162,7 @@ async def test_large_groups_are_computed_one_after_another(
 
 
 async def test_a_cancelled_large_group_makes_room_for_the_next(
-    engine: FakeEngine, scheduler: Scheduler
+    engine: FakeEngine, scheduler: EngineScheduler
 ) -> None:
     first = await submit(scheduler, large_texts("a", LIMIT))
     second = await submit(scheduler, large_texts("b"))
@@ -175,7 +178,7 @@ async def test_a_cancelled_large_group_makes_room_for_the_next(
 
 
 async def test_a_large_group_that_would_miss_its_deadline_is_rejected_at_once(
-    engine: FakeEngine, scheduler: Scheduler, clock: FakeClock
+    engine: FakeEngine, scheduler: EngineScheduler, clock: FakeClock
 ) -> None:
     scheduler.load.start_batch()
     clock.now_s += 1
@@ -192,7 +195,7 @@ async def test_a_large_group_that_would_miss_its_deadline_is_rejected_at_once(
 
 
 async def test_retry_after_follows_the_speed_of_the_lane(
-    engine: FakeEngine, scheduler: Scheduler, clock: FakeClock
+    engine: FakeEngine, scheduler: EngineScheduler, clock: FakeClock
 ) -> None:
     bulk = await submit(scheduler, ["b" * 16] * 5)
     interactive = await submit(scheduler, ["i" * 16] * 5, "interactive")
@@ -211,7 +214,7 @@ async def test_retry_after_follows_the_speed_of_the_lane(
 
 
 async def test_a_group_over_the_limit_of_a_request_is_not_worth_a_retry(
-    engine: FakeEngine, scheduler: Scheduler
+    engine: FakeEngine, scheduler: EngineScheduler
 ) -> None:
     group = await submit(scheduler, large_texts("l", 10 * LIMIT + 16))
     error = await group.future
@@ -220,7 +223,7 @@ async def test_a_group_over_the_limit_of_a_request_is_not_worth_a_retry(
 
 
 async def test_the_rest_of_a_rejected_group_is_not_tokenized(
-    engine: FakeEngine, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, scheduler: EngineScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for letter in "ab":
         await submit(scheduler, large_texts(letter))
@@ -238,7 +241,7 @@ async def test_the_rest_of_a_rejected_group_is_not_tokenized(
 
 
 async def test_stopping_fails_large_groups_that_wait_for_their_turn(
-    engine: FakeEngine, scheduler: Scheduler
+    engine: FakeEngine, scheduler: EngineScheduler
 ) -> None:
     groups = [await submit(scheduler, large_texts(letter, LIMIT)) for letter in "ab"]
     await scheduler.stop()

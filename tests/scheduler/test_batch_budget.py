@@ -51,23 +51,23 @@ def test_a_batch_that_ran_out_of_memory_bounds_the_budget() -> None:
 def test_bulk_batches_grow_once_no_interactive_text_has_come_for_a_second() -> None:
     clock = FakeClock()
     budgets = BatchBudgets(2, clock)
-    alone = budgets.select(0, LIMIT)
+    alone = budgets.select("m", 0, LIMIT)
     run_batches(alone, 20_000, 60)
     budgets.record_interactive()
-    mixed = budgets.select(10, LIMIT)
+    mixed = budgets.select("m", 10, LIMIT)
     run_batches(mixed, 20_000, 60)
     assert alone.tokens(LIMIT) == pytest.approx(2.5 * mixed.tokens(LIMIT), rel=0.1)
     clock.now_s = 0.9
-    assert budgets.select(0, LIMIT) is mixed
+    assert budgets.select("m", 0, LIMIT) is mixed
     clock.now_s = 1.1
-    assert budgets.select(0, LIMIT) is alone
+    assert budgets.select("m", 0, LIMIT) is alone
 
 
 def test_batches_grow_with_a_backlog_of_interactive_texts() -> None:
     budgets = BatchBudgets(2, FakeClock())
     budgets.record_interactive()
-    usual = budgets.select(1, LIMIT)
-    backlog = budgets.select(5 * usual.tokens(LIMIT), LIMIT)
+    usual = budgets.select("m", 1, LIMIT)
+    backlog = budgets.select("m", 5 * usual.tokens(LIMIT), LIMIT)
     run_batches(usual, 20_000, 60)
     run_batches(backlog, 20_000, 60)
     assert backlog.tokens(LIMIT) == pytest.approx(2.5 * usual.tokens(LIMIT), rel=0.1)
@@ -75,5 +75,5 @@ def test_batches_grow_with_a_backlog_of_interactive_texts() -> None:
 
 def test_a_batch_that_ran_out_of_memory_bounds_every_budget() -> None:
     budgets = BatchBudgets(1, FakeClock())
-    budgets.record_out_of_memory(200)
-    assert [budgets.select(n, LIMIT).tokens(LIMIT) for n in (0, 1, LIMIT)] == [100] * 3
+    budgets.record_out_of_memory("m", 200)
+    assert [budgets.select("m", n, LIMIT).tokens(LIMIT) for n in (0, 1, LIMIT)] == [100] * 3

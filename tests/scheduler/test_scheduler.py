@@ -20,13 +20,15 @@ from serve_app.errors import (
 )
 from serve_app.inputs import Input
 from serve_app.metrics import BUDGET_TOKENS
-from serve_app.scheduler.pending import PendingTokenVectors, PendingVectors
+from serve_app.scheduler.pending import PendingGroup
 from serve_app.scheduler.scheduler import Scheduler
-from serve_app.types import TextGroup, Vectors
+from serve_app.tasks import Task
+from serve_app.types import RaggedVectors, TextGroup, Vectors
 from tests.fakes import SPEC, FakeEngine, fake_vector
+from tests.scheduler.engine_scheduler import EngineScheduler
 from tests.scheduler.fake_clock import FakeClock
 
-RunScheduler = Callable[..., AbstractAsyncContextManager[Scheduler]]
+RunScheduler = Callable[..., AbstractAsyncContextManager[EngineScheduler]]
 
 
 @pytest.fixture
@@ -39,9 +41,9 @@ def run_scheduler(engine: FakeEngine) -> RunScheduler:
     @asynccontextmanager
     async def run(
         clock: Callable[[], float] = time.monotonic, **changes: Any
-    ) -> AsyncIterator[Scheduler]:
+    ) -> AsyncIterator[EngineScheduler]:
         with ThreadPoolExecutor(1) as engine_thread, ThreadPoolExecutor(1) as tokenizer_thread:
-            scheduler = Scheduler(
+            scheduler = EngineScheduler(
                 engine,
                 EmbedderSettings(**changes),
                 engine_threads=engine_thread,
@@ -62,14 +64,14 @@ async def wait_until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def submit(scheduler: Scheduler, *groups: list[str]) -> list[Any]:
+async def submit(scheduler: EngineScheduler, *groups: list[str]) -> list[Any]:
     """Submits groups of texts together and returns their futures."""
-    pending = [PendingVectors(TextGroup(tuple(texts))) for texts in groups]
+    pending = [scheduler.group(TextGroup(tuple(texts))) for texts in groups]
     await scheduler.submit(pending)
     return [group.future for group in pending]
 
 
-async def embed(scheduler: Scheduler, *texts: str) -> Vectors:
+async def embed(scheduler: EngineScheduler, *texts: str) -> Vectors:
     (future,) = await submit(scheduler, list(texts))
     result = await future
     assert isinstance(result, Vectors)
@@ -178,7 +180,7 @@ async def test_a_group_cancelled_during_tokenization_is_not_computed(
     engine: FakeEngine, run_scheduler: RunScheduler
 ) -> None:
     async with run_scheduler() as scheduler:
-        cancelled = PendingVectors(TextGroup(("gone",)))
+        cancelled = scheduler.group(TextGroup(("gone",)))
         submitting = asyncio.create_task(scheduler.submit([cancelled]))
         await asyncio.sleep(0)
         cancelled.future.cancel()
@@ -232,7 +234,9 @@ async def test_an_engine_with_two_streams_runs_two_batches_concurrently(
     engine.streams = 2
     engine.hold()
     with ThreadPoolExecutor(2) as two, ThreadPoolExecutor(1) as one:
-        scheduler = Scheduler(engine, EmbedderSettings(), engine_threads=two, tokenizer_thread=one)
+        scheduler = EngineScheduler(
+            engine, EmbedderSettings(), engine_threads=two, tokenizer_thread=one
+        )
         scheduler.start()
         futures = await submit(scheduler, ["a"])
         await wait_until(lambda: len(engine.batches) == 1)
@@ -248,7 +252,7 @@ async def test_interactive_texts_wait_only_for_the_running_batch(
 ) -> None:
     async with run_scheduler(max_batch_texts=4) as scheduler:
         engine.hold()
-        bulk = PendingVectors(TextGroup(("bulk",) * 12, lane="bulk"))
+        bulk = scheduler.group(TextGroup(("bulk",) * 12, lane="bulk"))
         await scheduler.submit([bulk])
         await wait_until(lambda: engine.batches)
         (query,) = await submit(scheduler, ["query"])
@@ -264,7 +268,7 @@ async def test_a_group_past_its_deadline_is_not_computed(
         engine.hold()
         (first,) = await submit(scheduler, ["first"])
         await wait_until(lambda: engine.batches)
-        expired = PendingVectors(TextGroup(("late",), deadline_s=time.monotonic() + 0.01))
+        expired = scheduler.group(TextGroup(("late",), deadline_s=time.monotonic() + 0.01))
         await scheduler.submit([expired])
         await asyncio.sleep(0.02)
         engine.release()
@@ -279,7 +283,7 @@ async def test_batches_are_shorter_for_a_second_after_an_interactive_text(
 ) -> None:
     clock = FakeClock()
     async with run_scheduler(clock=clock) as scheduler:
-        bulk = PendingVectors(
+        bulk = scheduler.group(
             TextGroup(tuple(16 * chr(97 + i % 26) for i in range(64)), lane="bulk")
         )
         await scheduler.submit([bulk])
@@ -325,7 +329,7 @@ async def test_token_ids_are_embedded_without_the_prompt(
     engine: FakeEngine, run_scheduler: RunScheduler
 ) -> None:
     async with run_scheduler() as scheduler:
-        group = PendingVectors(TextGroup(("ab", (97, 98)), prompt="query: "))
+        group = scheduler.group(TextGroup(("ab", (97, 98)), prompt="query: "))
         await scheduler.submit([group])
         vectors = await group.future
     assert isinstance(vectors, Vectors)
@@ -339,7 +343,7 @@ async def test_invalid_token_ids_fail_only_their_group(
 ) -> None:
     groups: list[tuple[Input, ...]] = [("a text", (97,)), ("invalid", (-1,)), ("another",) * count]
     async with run_scheduler(max_batch_texts=500) as scheduler:
-        pending = [PendingVectors(TextGroup(texts)) for texts in groups]
+        pending = [scheduler.group(TextGroup(texts)) for texts in groups]
         await scheduler.submit(pending)
         first, invalid, last = await asyncio.gather(*(group.future for group in pending))
         assert isinstance(first, Vectors)
@@ -402,8 +406,8 @@ async def test_new_settings_apply_to_the_next_batch(
     assert [len(batch) for batch in engine.batches] == [2, 2]
 
 
-async def submit_token_vectors(scheduler: Scheduler, *texts: Input) -> PendingTokenVectors:
-    group = PendingTokenVectors(TextGroup(texts))
+async def submit_token_vectors(scheduler: EngineScheduler, *texts: Input) -> PendingGroup:
+    group = scheduler.group(TextGroup(texts, task="embed_tokens", lane="bulk"))
     await scheduler.submit([group])
     return group
 
@@ -411,10 +415,10 @@ async def submit_token_vectors(scheduler: Scheduler, *texts: Input) -> PendingTo
 async def test_each_token_gets_a_vector(engine: FakeEngine, run_scheduler: RunScheduler) -> None:
     async with run_scheduler() as scheduler:
         result = await (await submit_token_vectors(scheduler, "ab", "c" * 30, (100,))).future
-    assert isinstance(result, list)
-    for (values, _), text in zip(result, ["ab", "c" * 16, "d"], strict=True):
+    assert isinstance(result, RaggedVectors)
+    for values, text in zip(result.values, ["ab", "c" * 16, "d"], strict=True):
         assert np.array_equal(values, np.stack([fake_vector(letter) for letter in text]))
-    assert [text.truncated for text in result] == [False, True, False]
+    assert result.truncated.tolist() == [False, True, False]
 
 
 async def test_interactive_texts_wait_for_at_most_one_batch_of_token_vectors(
@@ -427,7 +431,7 @@ async def test_interactive_texts_wait_for_at_most_one_batch_of_token_vectors(
         (query,) = await submit(scheduler, ["query"])
         engine.release()
         assert isinstance(await query, Vectors)
-        assert isinstance(await tokens.future, list)
+        assert isinstance(await tokens.future, RaggedVectors)
     assert [batch[0] for batch in engine.batches] == ["t" * 16, "query", "t" * 16, "t" * 16]
     assert {len(batch) for batch in engine.batches} == {1, 4}
 
@@ -457,7 +461,7 @@ async def test_token_vectors_are_rejected_while_the_queue_is_full(
         rejected = await submit_token_vectors(scheduler, "a")
         assert isinstance(await rejected.future, Overloaded)
         engine.release()
-        assert isinstance(await admitted[-1].future, list)
+        assert isinstance(await admitted[-1].future, RaggedVectors)
 
 
 async def test_a_group_with_too_many_token_vectors_is_rejected(
@@ -478,27 +482,67 @@ async def test_only_the_groups_of_failing_token_vectors_fail(
 ) -> None:
     async with run_scheduler() as scheduler:
         texts = ["fine", "boom", "nan", "good"]
-        pending = [PendingTokenVectors(TextGroup((text,))) for text in texts]
+        pending = [
+            scheduler.group(TextGroup((text,), task="embed_tokens", lane="bulk")) for text in texts
+        ]
         await scheduler.submit(pending)
         results = [await group.future for group in pending]
         assert scheduler.load.queued_tokens == 0
-    assert [type(result) for result in results] == [list, InferenceError, InferenceError, list]
+    kinds = [RaggedVectors, InferenceError, InferenceError, RaggedVectors]
+    assert [type(result) for result in results] == kinds
 
 
 async def test_an_engine_without_token_vectors_rejects_the_group_without_bisecting(
     engine: FakeEngine, run_scheduler: RunScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reject(batch: Any) -> Any:
+    def reject(task: Task, batch: Any) -> Any:
         engine.batches.append([])
         raise InvalidRequest("none here")
 
-    monkeypatch.setattr(engine, "embed_tokens", reject)
+    monkeypatch.setattr(engine, "run", reject)
     async with run_scheduler() as scheduler:
         group = await submit_token_vectors(scheduler, *["text"] * 16)
         error = await group.future
         assert isinstance(error, InvalidRequest)
         assert str(error) == "none here"
     assert len(engine.batches) == 1
+
+
+async def test_each_model_computes_its_own_texts(run_scheduler: RunScheduler) -> None:
+    engines = [FakeEngine(), FakeEngine()]
+    async with run_scheduler() as scheduler:
+        groups = [
+            PendingGroup(TextGroup((text,)), engine, model)
+            for text in ("a1", "b2", "c3")
+            for engine, model in zip(engines, "xy", strict=True)
+        ]
+        await scheduler.submit(groups)
+        await asyncio.gather(*(group.future for group in groups))
+    assert [sorted(text for batch in e.batches for text in batch) for e in engines] == [
+        ["a1", "b2", "c3"],
+        ["a1", "b2", "c3"],
+    ]
+
+
+async def test_an_engine_runs_no_more_batches_than_it_has_streams() -> None:
+    narrow, wide = FakeEngine(), FakeEngine()
+    wide.streams = 2
+    with ThreadPoolExecutor(2) as two, ThreadPoolExecutor(1) as one:
+        scheduler = Scheduler(
+            EmbedderSettings(max_batch_texts=1), streams=2, engine_threads=two, tokenizer_thread=one
+        )
+        scheduler.start()
+        narrow.hold()
+        groups = [PendingGroup(TextGroup((text,)), narrow, "narrow") for text in "abc"]
+        await scheduler.submit(groups)
+        await wait_until(lambda: narrow.batches)
+        other = PendingGroup(TextGroup(("d",)), wide, "wide")
+        await scheduler.submit([other])
+        await other.future
+        assert narrow.batches == [["a"]]
+        narrow.release()
+        await asyncio.gather(*(group.future for group in groups))
+        await scheduler.stop()
 
 
 texts = st.text(alphabet="abcxyz", min_size=1, max_size=SPEC.max_tokens)
@@ -515,7 +559,7 @@ async def test_each_text_is_computed_once_within_the_budget(
         max_batch_tokens=budget, max_batch_texts=max_texts, batch_lookahead_texts=lookahead
     )
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
-        scheduler = Scheduler(engine, limits, engine_threads=one, tokenizer_thread=two)
+        scheduler = EngineScheduler(engine, limits, engine_threads=one, tokenizer_thread=two)
         scheduler.start()
         results = await asyncio.gather(*await submit(scheduler, *groups))
         await scheduler.stop()

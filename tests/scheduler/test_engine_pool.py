@@ -1,4 +1,4 @@
-"""An engine with its threads, from groups to cache values."""
+"""Engines with their threads, from groups to cache values."""
 
 import asyncio
 import os
@@ -8,16 +8,19 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 import pytest
 
-from serve_app.cache.codec import Codec
+from serve_app.cache.codec import VectorCodec, task_codecs
 from serve_app.config import EmbedderSettings
-from serve_app.engines.base import TokenIds
+from serve_app.engines.base import ModelInput, Rows
 from serve_app.errors import EmbedServeError, InferenceError, Unavailable
 from serve_app.metrics import Meter
-from serve_app.scheduler.async_engine import AsyncEngine
+from serve_app.scheduler.engine_pool import EnginePool, PooledModel
+from serve_app.tasks import Task
 from serve_app.types import EncodedVectors, Float32, TextGroup, Vectors
-from tests.fakes import DIM, FakeEngine, fake_vector
+from tests.fakes import DIM, SPEC, FakeEngine, fake_vector
 
-CODEC = Codec(DIM)
+SPACE = SPEC.space_id
+CODECS = task_codecs(SPEC)
+CODEC = VectorCodec(DIM)
 ALL_CPUS = frozenset(os.sched_getaffinity(0))
 
 
@@ -32,10 +35,15 @@ class GatedEngine(FakeEngine):
     def allow(self, batches: int) -> None:
         self._allowed.release(batches)
 
-    def embed(self, batch: Sequence[TokenIds]) -> Float32:
+    def run(self, task: Task, batch: Sequence[ModelInput]) -> Rows:
         assert self._allowed.acquire(timeout=10), "The test never allowed the batch."
         self.cpus.append(os.sched_getaffinity(0))
-        return super().embed(batch)
+        return super().run(task, batch)
+
+
+def pooled(engine: FakeEngine) -> PooledModel:
+    encoders = {task: codec.encode for task, codec in CODECS.items()}
+    return PooledModel("fake", lambda: engine, encoders, ("another at bf16: no",))
 
 
 class Delivered(dict[int, EncodedVectors | Exception]):
@@ -57,32 +65,26 @@ def engine() -> GatedEngine:
 
 
 @pytest.fixture
-async def async_engine(engine: GatedEngine) -> AsyncIterator[AsyncEngine]:
-    async_engine = new_async_engine(engine)
-    async_engine.start()
-    async_engine.apply(EmbedderSettings(max_batch_texts=1), ALL_CPUS)
-    yield async_engine
+async def pool(engine: GatedEngine) -> AsyncIterator[EnginePool]:
+    pool = new_pool(engine)
+    pool.start()
+    pool.apply(EmbedderSettings(max_batch_texts=1), ALL_CPUS)
+    yield pool
     engine.allow(100)
-    await async_engine.stop()
+    await pool.stop()
 
 
-def new_async_engine(engine: GatedEngine, cpus: frozenset[int] = ALL_CPUS) -> AsyncEngine:
-    async_engine = AsyncEngine(
-        lambda: engine,
-        CODEC.encode,
-        threads=1,
-        cpus=cpus,
-        meter=Meter(),
-        rejected=("another at bf16: no",),
-    )
+def new_pool(engine: GatedEngine, cpus: frozenset[int] = ALL_CPUS) -> EnginePool:
+    model = pooled(engine)
+    pool = EnginePool({SPACE: model}, threads=1, cpus=cpus, meter=Meter())
     engine.batches.clear()  # the warm-up
     engine.cpus.clear()
-    return async_engine
+    return pool
 
 
-def start(engine: AsyncEngine, *groups: TextGroup) -> "tuple[Delivered, asyncio.Task[None]]":
+def start(engine: EnginePool, *groups: TextGroup) -> "tuple[Delivered, asyncio.Task[None]]":
     delivered = Delivered()
-    return delivered, asyncio.create_task(engine.embed(groups, delivered))
+    return delivered, asyncio.create_task(engine.embed(SPACE, groups, delivered))
 
 
 async def until_delivered(delivered: Delivered, count: int) -> None:
@@ -92,9 +94,9 @@ async def until_delivered(delivered: Delivered, count: int) -> None:
 
 
 async def test_a_group_is_delivered_before_the_others_are_computed(
-    engine: GatedEngine, async_engine: AsyncEngine
+    engine: GatedEngine, pool: EnginePool
 ) -> None:
-    delivered, task = start(async_engine, *(TextGroup((text,)) for text in "abc"))
+    delivered, task = start(pool, *(TextGroup((text,)) for text in "abc"))
     for count in (1, 2):
         engine.allow(1)
         await until_delivered(delivered, count)
@@ -106,12 +108,10 @@ async def test_a_group_is_delivered_before_the_others_are_computed(
         assert np.array_equal(delivered.vectors(i), [fake_vector(text)])
 
 
-async def test_the_error_of_a_group_is_a_value(
-    engine: GatedEngine, async_engine: AsyncEngine
-) -> None:
+async def test_the_error_of_a_group_is_a_value(engine: GatedEngine, pool: EnginePool) -> None:
     engine.allow(100)
     groups = [TextGroup((text,)) for text in ("a", "boom", "b")]
-    delivered, task = start(async_engine, *groups)
+    delivered, task = start(pool, *groups)
     await task
     assert isinstance(delivered[1], InferenceError)
     assert np.array_equal(delivered.vectors(0), [fake_vector("a")])
@@ -126,30 +126,29 @@ async def test_vectors_that_cannot_be_encoded_are_an_error_of_their_group(
             raise ValueError("Not these.")
         return CODEC.encode(vectors)
 
-    async_engine = AsyncEngine(
-        lambda: engine, encode, threads=1, cpus=ALL_CPUS, meter=Meter(), rejected=()
-    )
-    async_engine.start()
+    model = pooled(engine)._replace(encoders={"embed": encode})
+    pool = EnginePool({SPACE: model}, threads=1, cpus=ALL_CPUS, meter=Meter())
+    pool.start()
     engine.allow(100)
-    delivered, task = start(async_engine, TextGroup(("a", "b")), TextGroup(("c",)))
+    delivered, task = start(pool, TextGroup(("a", "b")), TextGroup(("c",)))
     async with asyncio.timeout(10):
         await task
     assert isinstance(delivered[0], InferenceError)
     assert np.array_equal(delivered.vectors(1), [fake_vector("c")])
-    await async_engine.stop()
+    await pool.stop()
 
 
 async def test_a_cancelled_call_is_neither_computed_nor_delivered(
-    engine: GatedEngine, async_engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+    engine: GatedEngine, pool: EnginePool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    running, running_task = start(async_engine, TextGroup(("running",)))
+    running, running_task = start(pool, TextGroup(("running",)))
     await asyncio.sleep(0.01)
-    cancelled, task = start(async_engine, TextGroup(("queued",)), TextGroup(("too",)))
+    cancelled, task = start(pool, TextGroup(("queued",)), TextGroup(("too",)))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    last, last_task = start(async_engine, TextGroup(("last",)))
+    last, last_task = start(pool, TextGroup(("last",)))
     engine.allow(2)
     await asyncio.gather(running_task, last_task)
     assert cancelled == {}
@@ -158,18 +157,16 @@ async def test_a_cancelled_call_is_neither_computed_nor_delivered(
     assert caplog.records == []
 
 
-async def test_settings_apply_to_later_calls(
-    engine: GatedEngine, async_engine: AsyncEngine
-) -> None:
-    async_engine.apply(EmbedderSettings(max_request_tokens=64), ALL_CPUS)
+async def test_settings_apply_to_later_calls(engine: GatedEngine, pool: EnginePool) -> None:
+    pool.apply(EmbedderSettings(max_request_tokens=64), ALL_CPUS)
     large = TextGroup(tuple(f"{i} of ten characters" for i in range(10)))  # 10 x 16 tokens
-    delivered, task = start(async_engine, large, TextGroup(("small",)))
+    delivered, task = start(pool, large, TextGroup(("small",)))
     engine.allow(100)
     await task
     assert isinstance(delivered[0], EmbedServeError)
     assert np.array_equal(delivered.vectors(1), [fake_vector("small")])
-    async_engine.apply(EmbedderSettings(), ALL_CPUS)
-    delivered, task = start(async_engine, large)
+    pool.apply(EmbedderSettings(), ALL_CPUS)
+    delivered, task = start(pool, large)
     await task
     assert isinstance(delivered[0], EncodedVectors)
 
@@ -177,59 +174,50 @@ async def test_settings_apply_to_later_calls(
 @pytest.mark.skipif(len(ALL_CPUS) < 2, reason="needs two CPUs")
 async def test_the_threads_move_to_other_cpus(engine: GatedEngine) -> None:
     first, second = ({cpu} for cpu in sorted(ALL_CPUS)[:2])
-    async_engine = new_async_engine(engine, cpus=frozenset(first))
-    async_engine.start()
+    pool = new_pool(engine, cpus=frozenset(first))
+    pool.start()
     engine.allow(20)
     for cpus in (first, second):
-        async_engine.apply(EmbedderSettings(max_batch_texts=1), frozenset(cpus))
+        pool.apply(EmbedderSettings(max_batch_texts=1), frozenset(cpus))
         engine.cpus.clear()
         # More texts than threads, which the pool starts when it needs them.
-        await start(async_engine, TextGroup(tuple("abcdef")))[1]
+        await start(pool, TextGroup(tuple("abcdef")))[1]
         assert engine.cpus == [cpus] * 6
     assert os.sched_getaffinity(0) == ALL_CPUS  # the event loop runs on any
-    await async_engine.stop()
+    await pool.stop()
 
 
 async def test_groups_fail_once_it_has_stopped(engine: GatedEngine) -> None:
-    async_engine = new_async_engine(engine)
-    async_engine.start()
-    queued, task = start(async_engine, TextGroup(("a",)), TextGroup(("b",)))
+    pool = new_pool(engine)
+    pool.start()
+    queued, task = start(pool, TextGroup(("a",)), TextGroup(("b",)))
     await asyncio.sleep(0.01)
     engine.allow(1)
-    await async_engine.stop()
-    later, later_task = start(async_engine, TextGroup(("c",)))
+    await pool.stop()
+    later, later_task = start(pool, TextGroup(("c",)))
     await asyncio.gather(task, later_task)
     assert isinstance(queued[1], Unavailable)
     assert isinstance(later[0], Unavailable)
 
 
-async def test_token_vectors(engine: GatedEngine, async_engine: AsyncEngine) -> None:
-    (result,) = await async_engine.embed_tokens(TextGroup(("abc",)))
-    assert np.array_equal(result.values, [fake_vector(character) for character in "abc"])
-    with pytest.raises(InferenceError):
-        await async_engine.embed_tokens(TextGroup(("boom",)))
-    engine.batches.clear()
-    engine.hold()
-    running = asyncio.create_task(async_engine.embed_tokens(TextGroup(("running",))))
-    await asyncio.sleep(0.01)
-    cancelled = asyncio.create_task(async_engine.embed_tokens(TextGroup(("cancelled",))))
-    await asyncio.sleep(0.01)
-    cancelled.cancel()
-    await asyncio.wait([cancelled])
-    engine.release()
-    await running
-    await async_engine.embed_tokens(TextGroup(("last",)))
-    assert engine.batches == [["running"], ["last"]]
+async def test_token_vectors(engine: GatedEngine, pool: EnginePool) -> None:
+    engine.allow(100)
+    groups = [TextGroup((text,), task="embed_tokens") for text in ("abc", "boom")]
+    delivered, task = start(pool, *groups)
+    await task
+    result = delivered[0]
+    assert isinstance(result, EncodedVectors)
+    (vectors,) = CODECS["embed_tokens"].decode(result).values
+    assert np.array_equal(vectors, [fake_vector(character) for character in "abc"])
+    assert isinstance(delivered[1], InferenceError)
 
 
-async def test_it_describes_its_engine_and_load(
-    engine: GatedEngine, async_engine: AsyncEngine
-) -> None:
-    info = await async_engine.describe()
+async def test_it_describes_its_engine_and_load(engine: GatedEngine, pool: EnginePool) -> None:
+    info = pool.describe(SPACE)
     assert (info.engine, info.rejected) == ("fake", ("another at bf16: no",))
-    _, task = start(async_engine, TextGroup(("12345",)), TextGroup(("678",)))
+    _, task = start(pool, TextGroup(("12345",)), TextGroup(("678",)))
     await asyncio.sleep(0.01)
-    assert async_engine.sample_load().queued_tokens == 8
+    assert pool.sample_load().queued_tokens == 8
     engine.allow(2)
     await task
-    assert async_engine.sample_load().queued_tokens == 0
+    assert pool.sample_load().queued_tokens == 0
