@@ -105,6 +105,11 @@ QUEUED_TOKENS = Metric(
 BUDGET_TOKENS = Metric(
     "embedserve_budget_tokens", "Current limit of padded tokens in a batch.", ("model",)
 )
+MODEL_LOADED = Metric(
+    "embedserve_model_loaded",
+    "1 while the model is in the memory of a replica, else 0.",
+    ("model",),
+)
 PROCESS_CPU_SECONDS = Metric(
     "embedserve_process_cpu_seconds", "CPU time of the process since its start, in seconds."
 )
@@ -114,7 +119,7 @@ PROCESS_MEMORY_BYTES = Metric(
 
 #: All other metrics are counters.
 GAUGES = {
-    *(CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS),
+    *(CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS, MODEL_LOADED),
     *(PROCESS_CPU_SECONDS, PROCESS_MEMORY_BYTES),
 }
 

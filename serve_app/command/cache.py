@@ -20,7 +20,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from serve_app.cache.report import CacheReport, MemoryStats, StoreStats, WarmResult
+from serve_app.cache.report import (
+    CacheReport,
+    MemoryStats,
+    ModelCacheStats,
+    StoreStats,
+    WarmResult,
+)
 from serve_app.command.cluster import add_address_argument, connect
 from serve_app.config import RequestSettings
 from serve_app.errors import (
@@ -53,7 +59,8 @@ def add_commands(commands: Any) -> None:
     warm = subcommands.add_parser(
         "warm",
         help="embed the texts of a file to fill the cache",
-        description="Embed the texts of a file, in the bulk lane, so that later requests for them "
+        description="Compute the outputs of a model for the texts of a file, in the bulk lane, so "
+        "that later requests for them "
         "are served from the cache.",
     )
     warm.add_argument(
@@ -63,6 +70,7 @@ def add_commands(commands: Any) -> None:
     )
     warm.add_argument("--field", default="text", help="name of the text's field (default: text)")
     warm.add_argument("--input-type", help="name of the model's prompt for the texts")
+    warm.add_argument("--model", help="name or alias of the model (default: the first one)")
     warm.add_argument(
         "--app", default="embedserve", help="name of the application (default: embedserve)"
     )
@@ -105,7 +113,7 @@ def _warm(arguments: argparse.Namespace) -> int:
     with _progress_bar() as progress:
         task = progress.add_task("texts", total=total)
         texts = _read_texts(arguments.file, arguments.field)
-        for result in _embed_in_calls(handle, texts, arguments.input_type):
+        for result in _warm_in_calls(handle, texts, arguments.input_type, arguments.model):
             progress.advance(task, result.texts)
             computed += result.computed
     seconds = max(time.monotonic() - started_at, 1e-9)
@@ -116,21 +124,19 @@ def _warm(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _embed_in_calls(
-    handle: Any, texts: Iterator[str], input_type: str | None
-) -> Iterator[WarmResult]:
+def _warm_in_calls(handle: Any, texts: Iterator[str], *options: str | None) -> Iterator[WarmResult]:
     """Yields the result of each call, with up to `_MAX_CALLS` calls in flight."""
     in_flight = deque[tuple[list[str], Any]]()
     while call := list(islice(texts, _CALL_TEXTS)):
-        in_flight.append((call, handle.warm.remote(call, input_type)))
+        in_flight.append((call, handle.warm.remote(call, *options)))
         if len(in_flight) == _MAX_CALLS:
-            yield _wait_for_call(handle, *in_flight.popleft(), input_type)
+            yield _wait_for_call(handle, *in_flight.popleft(), *options)
     while in_flight:
-        yield _wait_for_call(handle, *in_flight.popleft(), input_type)
+        yield _wait_for_call(handle, *in_flight.popleft(), *options)
 
 
 def _wait_for_call(
-    handle: Any, texts: list[str], response: Any, input_type: str | None
+    handle: Any, texts: list[str], response: Any, *options: str | None
 ) -> WarmResult:
     """Returns the result of a call; repeats the call while the service is overloaded."""
     while True:
@@ -145,7 +151,7 @@ def _wait_for_call(
         if not isinstance(result, Overloaded):
             raise result
         time.sleep(result.retry_after_s)
-        response = handle.warm.remote(texts, input_type)
+        response = handle.warm.remote(texts, *options)
 
 
 def _read_texts(file: Path, field: str) -> Iterator[str]:
@@ -189,6 +195,8 @@ def _stats(arguments: argparse.Namespace) -> int:
     table = Table("process", "vectors", "MiB", "hits", "misses", "hit rate, %", "evictions")
     for application, deployment, report in reports:
         table.add_row(f"{application} {deployment}", *_cells(report.memory))
+        for model in report.models if len(report.models) > 1 else ():
+            table.add_row(f"  {model.model}", *_model_cells(model))
         if report.store is not None:
             name = f"{application} server ({report.state.kind})"
             table.add_row(name, *_cells(report.store))
@@ -200,15 +208,23 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 
 def _cells(stats: MemoryStats | StoreStats) -> tuple[str, ...]:
-    lookups = stats.hits + stats.misses
     return (
         f"{stats.entries:,}",
         f"{stats.bytes / (1 << 20):,.1f}",
         f"{stats.hits:,}",
         f"{stats.misses:,}",
-        f"{100 * stats.hits / lookups:.1f}" if lookups else "-",
+        _hit_rate(stats.hits, stats.misses),
         f"{stats.evictions:,}",
     )
+
+
+def _model_cells(stats: ModelCacheStats) -> tuple[str, ...]:
+    hits = stats.l1_hits + stats.l2_hits
+    return ("", "", f"{hits:,}", f"{stats.misses:,}", _hit_rate(hits, stats.misses), "")
+
+
+def _hit_rate(hits: int, misses: int) -> str:
+    return f"{100 * hits / (hits + misses):.1f}" if hits + misses else "-"
 
 
 def _as_json(application: str, deployment: str, report: CacheReport) -> dict[str, Any]:
@@ -216,6 +232,7 @@ def _as_json(application: str, deployment: str, report: CacheReport) -> dict[str
         "application": application,
         "deployment": deployment,
         "memory": report.memory._asdict(),
+        "models": [stats._asdict() for stats in report.models],
         "shared": {
             **report.state._asdict(),
             "server": None if report.store is None else report.store._asdict(),

@@ -24,6 +24,7 @@ EXAMPLES = """\
   embedserve deploy my.yaml                apply a changed configuration to the running service
   embedserve prepare                       prepare the models, for example in an image build
   embedserve models list                   print the prepared models of this machine
+  embedserve models status                 print the models of the running service
   embedserve cache warm texts.jsonl        embed the texts of a file to fill the cache
   embedserve cache stats                   print the size and the hit rate of each cache
   embedserve key new alice                 generate an API key and its configuration entry
@@ -46,7 +47,7 @@ def add_commands(commands: Any) -> None:
 
 
 def extend_commands(commands: Any) -> None:
-    """Adds `list`, `prepare`, `remove` and `verify` to the client's `embedserve models`."""
+    """Adds `list`, `prepare`, `remove`, `status` and `verify` to the client's `embedserve models`."""
     models.add_commands(commands.choices["models"].add_subparsers(metavar="COMMAND"))
 
 

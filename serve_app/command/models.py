@@ -1,4 +1,4 @@
-"""`embedserve models`: lists, prepares, verifies and removes prepared models of this machine."""
+"""`embedserve models`: prepared models of this machine, and the models of a running service."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.command import prepare
+from serve_app.command import prepare, served_models
 from serve_app.errors import ConfigurationError
 from serve_app.model_prep.artifact import Artifact
 from serve_app.model_prep.artifact_cache import list_artifacts
@@ -29,6 +29,7 @@ def add_commands(commands: Any) -> None:
     list_.set_defaults(run=_list)
 
     prepare.add_commands(commands)
+    served_models.add_commands(commands)
 
     remove = commands.add_parser(
         "remove",

@@ -17,7 +17,7 @@ from serve_app.engines.base import Engine
 from serve_app.engines.tokenizer_service import TokenizerService
 from serve_app.errors import EmbedServeError, InferenceError, Unavailable
 from serve_app.inputs import Input, TextPair
-from serve_app.metrics import Gauges, Meter
+from serve_app.metrics import MODEL_LOADED, Gauges, Meter
 from serve_app.scheduler.load import LoadSample
 from serve_app.scheduler.loaded_models import LoadedModel, LoadedModels
 from serve_app.scheduler.pending import PendingGroup
@@ -106,7 +106,11 @@ class EnginePool:
 
     def gauges(self) -> Gauges:
         """Returns the current value of each gauge."""
-        return self._scheduler.gauges()
+        loaded = {
+            (model.name,): float(self._loaded.find(space) is not None)
+            for space, model in self._models.items()
+        }
+        return {**self._scheduler.gauges(), MODEL_LOADED: loaded}
 
     def apply(self, settings: EmbedderSettings, cpus: Set[int]) -> None:
         """Applies settings from the next batch on, and moves the threads to other CPUs."""

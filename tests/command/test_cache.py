@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from embedserve_client.command.main import main
-from serve_app.cache.report import CacheReport, MemoryStats, StoreStats, WarmResult
+from serve_app.cache.report import CacheReport, MemoryStats, ModelCacheStats, StoreStats, WarmResult
 from serve_app.command import cache as cache_command
 from serve_app.errors import EmbedServeError, InferenceError, Overloaded
 from serve_app.types import CacheState
@@ -40,8 +40,8 @@ class FakeServe:
 
         return SimpleNamespace(broadcast=broadcast)
 
-    def _warm(self, texts: list[str], input_type: str | None) -> Any:
-        self.calls.append(("warm", (texts, input_type)))
+    def _warm(self, texts: list[str], input_type: str | None, model: str | None) -> Any:
+        self.calls.append(("warm", (texts, input_type, model)))
         response = (
             self.responses.pop(0) if self.responses else WarmResult(len(texts), len(texts) // 2)
         )
@@ -66,9 +66,12 @@ def test_warm_sends_every_text_once_and_counts(
 ) -> None:
     texts = [f"text {i}" for i in range(1000)]
     file = write_lines(tmp_path, *(json.dumps({"body": text}) for text in texts), "", '"last"')
-    assert main(["cache", "warm", file, "--field", "body", "--input-type", "query"]) == 0
-    assert [text for _, (call, _) in serve.calls for text in call] == [*texts, "last"]
-    assert {input_type for _, (_, input_type) in serve.calls} == {"query"}
+    assert (
+        main(["cache", "warm", file, "--field", "body", "--input-type", "query", "--model", "m"])
+        == 0
+    )
+    assert [text for _, (call, *_) in serve.calls for text in call] == [*texts, "last"]
+    assert {tuple(options) for _, (_, *options) in serve.calls} == {("query", "m")}
     output = capsys.readouterr()
     assert "1001 texts in" in output.out
     assert "500 computed, 501 already cached" in output.out
@@ -80,7 +83,7 @@ def test_a_call_to_an_overloaded_service_is_repeated(
 ) -> None:
     serve.responses = [Overloaded("full", 0), Overloaded("full", 0), WarmResult(1, 1)]
     assert main(["cache", "warm", write_lines(tmp_path, '"a"')]) == 0
-    assert serve.calls == [("warm", (["a"], None))] * 3
+    assert serve.calls == [("warm", (["a"], None, None))] * 3
     assert "1 computed" in capsys.readouterr().out
 
 
@@ -133,6 +136,19 @@ def test_stats_shows_each_tier(serve: FakeServe, capsys: pytest.CaptureFixture[s
     assert output.count("75.0") == 2
     assert "embedserve server (redis)" in output
     assert "the shared server is down: no connection" in output
+
+
+def test_stats_shows_each_of_several_models(
+    serve: FakeServe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = (ModelCacheStats("words", 1, 2, 1), ModelCacheStats("others", 0, 0, 0))
+    serve.responses = [REPORT._replace(models=models), REPORT._replace(models=models[:1])]
+    assert main(["cache", "stats"]) == 0
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    assert ["words", "", "", "3", "1", "75.0", ""] in cells
+    assert ["others", "", "", "0", "0", "-", ""] in cells
+    assert len([row for row in cells if row[0] == "words"]) == 1
 
 
 def test_stats_as_json(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ _CLIENT_COMMANDS = ("embed", "stdio", "health", "info", "models")
 #: Subcommands of the package `embedserve`, to name it in the error when it isn't installed.
 _SERVICE_COMMANDS = (
     *("serve", "run", "check", "prepare", "deploy", "cache", "key", "settings"),
-    *("models list", "models prepare", "models remove", "models verify"),
+    *("models list", "models prepare", "models remove", "models status", "models verify"),
     *("bench", "compare"),
 )
 _EXAMPLES = """\

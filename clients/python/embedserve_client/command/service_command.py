@@ -8,8 +8,9 @@ from embedserve_client.client import Client
 from embedserve_client.command.backend_options import add_model_option, add_url_option
 
 _PREPARED_MODELS = (
-    "With the service installed, `embedserve models list | prepare | remove | verify` manages the "
-    "prepared models of this machine."
+    "With the service installed, `embedserve models status` prints state, replicas and memory of "
+    "each, and `embedserve models list | prepare | remove | verify` manages the prepared models of "
+    "this machine."
 )
 
 
