@@ -6,7 +6,7 @@ All of them are small and picklable, and cross Ray handles unchanged.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple, Self
 
@@ -202,11 +202,26 @@ class CacheState(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Agreement of an engine's vectors with those of sentence-transformers at float32."""
+    """Agreement of an engine's outputs with those of sentence-transformers at float32.
+
+    One of the measures is not None: that of the model's kind. It is NaN if an output wasn't finite.
+    """
 
     precision: str
     texts: int
-    cosine_min: float  #: smallest cosine similarity over the texts; NaN if a vector wasn't finite
+    cosine_min: float | None = None  #: smallest cosine similarity of two vectors
+    score_error_max: float | None = None  #: largest error of a score, see `engines.parity`
+
+    @property
+    def measure(self) -> str:
+        """The measure of the model's kind, for people."""
+        if self.score_error_max is not None:
+            return f"error of scores <= {self.score_error_max:.7f}"
+        return f"cosine >= {self.cosine_min:.7f}"
+
+    def report(self) -> dict[str, Any]:
+        """Returns the fields that have a value."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,4 +51,4 @@ def _print_selection(selection: EngineSelection, label: str) -> None:
         print_step("rejected", reason)
     print_step("engine", f"{selection.engine} at {selection.precision}")
     if parity is not None:
-        print_step("parity", f"cosine >= {parity.cosine_min:.7f} over {parity.texts} texts")
+        print_step("parity", f"{parity.measure} over {parity.texts} texts")

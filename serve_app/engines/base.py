@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from serve_app.errors import UnsupportedOperation
 from serve_app.inputs import Input
+from serve_app.models import ModelSpec
 from serve_app.tasks import Task
 from serve_app.types import EngineInfo, Float32, Row, Tokenization
 
@@ -16,6 +17,10 @@ class TokenIds(NamedTuple):
     truncated: bool  #: whether tokens were cut off
     #: Segment of each token, 0 or 1; None: all are 0. Only pairs have two segments.
     type_ids: list[int] | None = None
+    #: For each token, whether the other tokens attend to it, 1 or 0; None: to all.
+    attended: list[int] | None = None
+    #: Positions of the tokens whose vectors `embed_tokens` returns; None: of all.
+    kept: list[int] | None = None
 
     @property
     def length(self) -> int:
@@ -113,6 +118,14 @@ class Engine(Protocol):
                 batch may fit.
         """
         ...
+
+
+def engine_tasks(spec: ModelSpec) -> frozenset[Task]:
+    """Returns the tasks that the engine of a model computes.
+
+    The service computes MaxSim, by which it reranks with a multi-vector model.
+    """
+    return frozenset(spec.tasks) - ({"rerank"} if spec.kind == "multi-vector" else set())
 
 
 def unsupported_task(task: Task, tasks: Collection[Task]) -> UnsupportedOperation:

@@ -10,20 +10,23 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
 
-import numpy as np
 import openvino
 
-from serve_app.engines.base import ModelInput, Rows, TokenIds, unsupported_task
+from serve_app.engines.base import ModelInput, Rows, TokenIds, engine_tasks, unsupported_task
 from serve_app.engines.cpu_features import CpuFeatures
-from serve_app.engines.tokenizer import TextTokenizer
+from serve_app.engines.multi_vector_tokenizer import MultiVectorTokenizer
+from serve_app.engines.rows import output_rows
+from serve_app.engines.tokenizer import INPUT_TYPES, TextTokenizer
 from serve_app.errors import SpaceMismatch
 from serve_app.models import ModelSpec
 from serve_app.tasks import Task
-from serve_app.types import EngineInfo, Float32, Parity
+from serve_app.types import EngineInfo, Parity
 
 GRAPH = "model.xml"
-#: The outputs of the graph.
-_SENTENCE_EMBEDDING, _TOKEN_EMBEDDINGS = 0, 1
+#: The outputs of the graph. Only dense models have a second one.
+_MAIN_OUTPUT, _TOKEN_EMBEDDINGS = 0, 1
+#: The task of the second output.
+_SECOND_OUTPUT: Task = "embed_tokens"
 #: Precisions by OpenVINO's names.
 _PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
 #: Padded tokens up to which a batch runs on all threads if no other batch is running.
@@ -59,14 +62,16 @@ class OpenVinoEngine:
 
         Raises:
             ConfigurationError: the CPU doesn't compute the precision natively.
-            SpaceMismatch: the graph's vectors differ in width from the spec's.
+            SpaceMismatch: the graph's outputs differ in width from the spec's.
         """
         CpuFeatures.detect().require(precision, "openvino")
-        self.tokenizer = TextTokenizer.load(folder)
+        self.tasks = engine_tasks(spec)
+        load = MultiVectorTokenizer.load if spec.kind == "multi-vector" else TextTokenizer.load
+        self.tokenizer = load(folder, INPUT_TYPES[spec.kind])
         self._graph_file = folder / GRAPH
         self._precision, self.streams = precision, threads
         self._core = openvino.Core()
-        graph = self._read_graph(_SENTENCE_EMBEDDING)
+        graph = self._read_graph(_MAIN_OUTPUT)
         compiled = self._compile(graph, streams=threads)
         self._throughput_requests = _create_requests(compiled, threads)
         self._latency_request: openvino.InferRequest | None = None
@@ -77,8 +82,9 @@ class OpenVinoEngine:
         self._running_batches = 0
         self._running_batches_lock = threading.Lock()
         # OpenVINO deadlocks if its first two runs in a process happen at the same time.
-        self.run("embed", self.tokenizer.encode(["The first run."]))
-        self._dim = int(compiled.output(0).partial_shape[1].get_length())
+        self.run(min(self.tasks), self.tokenizer.encode(["The first run."]))
+        *_, width = compiled.output(0).partial_shape
+        dim = int(width.get_length())
         self._info = EngineInfo(
             engine="openvino",
             device="cpu",
@@ -88,9 +94,9 @@ class OpenVinoEngine:
             versions={"openvino": openvino.__version__},
             parity=parity,
         )
-        if self._dim != spec.dim:
+        if dim != spec.dim:
             raise SpaceMismatch(
-                f"The prepared model gives vectors of {self._dim} dimensions, its files promise "
+                f"The prepared model gives vectors of {dim} dimensions, its files promise "
                 f"{spec.dim}."
             )
 
@@ -99,31 +105,21 @@ class OpenVinoEngine:
         """The engine, its device, precision and versions."""
         return self._info
 
-    @property
-    def dim(self) -> int:
-        """Width of the vectors."""
-        return self._dim
-
-    @property
-    def tasks(self) -> frozenset[Task]:
-        """The tasks that `run` computes."""
-        return frozenset(("embed", "embed_tokens"))
-
     def run(self, task: Task, batch: Sequence[ModelInput]) -> Rows:
         """Returns the output of each input, from one padded run of the graph.
 
         Raises:
             UnsupportedOperation: the engine doesn't support the task.
         """
+        if task not in self.tasks:
+            raise unsupported_task(task, self.tasks)
         tokens = cast("Sequence[TokenIds]", batch)
-        if task == "embed":
-            return self._embed(tokens)
-        if task == "embed_tokens":
-            return self._embed_tokens(tokens)
-        raise unsupported_task(task, self.tasks)
+        if task == _SECOND_OUTPUT and len(self.tasks) > 1:
+            return self._run_second(task, tokens)
+        return self._run(task, tokens)
 
-    def _embed(self, batch: Sequence[TokenIds]) -> Float32:
-        """Returns vectors of shape (len(batch), dim), float32.
+    def _run(self, task: Task, batch: Sequence[TokenIds]) -> Rows:
+        """Returns rows of the graph's first output.
 
         Parallel batches, each on one thread, give the highest throughput. A small batch runs on all
         threads if no other is running, which gives the lowest latency.
@@ -139,15 +135,16 @@ class OpenVinoEngine:
         request = latency_request or self._throughput_requests.get()
         try:
             outputs = request.infer(inputs, share_inputs=True)
-            return np.array(outputs[0], dtype=np.float32)  # a copy: the next run overwrites it
+            # A copy: the next run overwrites the output.
+            return output_rows(task, outputs[0], batch, self.tokenizer)
         finally:
             if latency_request is None:
                 self._throughput_requests.put(request)
             with self._running_batches_lock:
                 self._running_batches -= 1
 
-    def _embed_tokens(self, batch: Sequence[TokenIds]) -> list[Float32]:
-        """Returns for each text its token vectors, shape (tokens, width), float32, before pooling.
+    def _run_second(self, task: Task, batch: Sequence[TokenIds]) -> Rows:
+        """Returns rows of the second output of a dense model: its token vectors before pooling.
 
         The first call compiles a second graph. A graph with both outputs would compute and copy the
         token vectors for every request, though few ask for them.
@@ -160,7 +157,7 @@ class OpenVinoEngine:
         request = self._token_requests.get()
         try:
             outputs = request.infer(inputs, share_inputs=True)
-            return self.tokenizer.unpad(outputs[0], batch)
+            return output_rows(task, outputs[0], batch, self.tokenizer)
         finally:
             self._token_requests.put(request)
 

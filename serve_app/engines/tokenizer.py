@@ -4,7 +4,7 @@ Wraps the `tokenizers` library. The wrapper adds what an engine needs next to it
 ids that a client sends, padding to the model's inputs, and files for a prepared model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
@@ -18,12 +18,28 @@ from tokenizers import Tokenizer
 
 from serve_app.engines.base import TokenIds
 from serve_app.errors import InvalidRequest, ModelSourceError
-from serve_app.inputs import Input
+from serve_app.inputs import Image, Input, QueryText, TextPair
+from serve_app.tasks import ModelKind
 from serve_app.types import Float32, Tokenization
 
 _TOKENIZER, _PADDING = "tokenizer.json", "padding.json"
 #: How many ids of a row an error message shows.
 _MAX_IDS_SHOWN = 6
+#: The types of inputs that each kind of model takes, besides images.
+INPUT_TYPES: Mapping[ModelKind, tuple[type, ...]] = {
+    "dense": (str, tuple),
+    "cross-encoder": (str, tuple, TextPair),
+    "sparse": (str, tuple),
+    "multi-vector": (str, tuple, QueryText),
+}
+#: Names of the types of inputs, for error messages.
+_INPUT_NAMES = {
+    str: "texts",
+    tuple: "token ids",
+    TextPair: "pairs of texts",
+    QueryText: "queries apart from documents",
+    Image: "images",
+}
 _TOKEN_IDS_HELP = (
     "Token ids must be the model's own, with its special tokens. If another tokenizer made these, "
     "send the text itself; with LangChain's OpenAIEmbeddings set "
@@ -47,16 +63,30 @@ class TextTokenizer:
     Each engine has its own instance, because truncation is mutable state of a tokenizer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, padding: Padding) -> None:
-        """Wraps a tokenizer that truncates to the model's limit, and turns its padding off."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        padding: Padding,
+        accepts: tuple[type, ...] = (str, tuple),
+    ) -> None:
+        """Wraps a tokenizer that truncates to the model's limit, and turns its padding off.
+
+        Args:
+            tokenizer: the tokenizer.
+            padding: how the model takes texts of different lengths.
+            accepts: the types of inputs that the model takes.
+        """
         tokenizer.no_padding()  # padding would pass for special tokens at the end of each text
         self._tokenizer = tokenizer
+        self._accepts = accepts
         self._max_tokens = int((tokenizer.truncation or {})["max_length"])
         self.padding = padding
         self._prefix, self._suffix = _special_tokens_around(tokenizer)
 
     @classmethod
-    def from_transformers(cls, tokenizer: Any, max_tokens: int) -> Self:
+    def from_transformers(
+        cls, tokenizer: Any, max_tokens: int, accepts: tuple[type, ...] = (str, tuple)
+    ) -> Self:
         """Copies a tokenizer of the transformers library; the copy truncates to `max_tokens`.
 
         Raises:
@@ -74,6 +104,7 @@ class TextTokenizer:
                 left=tokenizer.padding_side == "left",
                 inputs=tuple(name for name in supported if name in tokenizer.model_input_names),
             ),
+            accepts,
         )
 
     @classmethod
@@ -85,30 +116,37 @@ class TextTokenizer:
         return cls(copy, Padding(pad_id=0, left=False, inputs=("input_ids",)))
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, accepts: tuple[type, ...] = (str, tuple)) -> Self:
         """Reads a tokenizer that `save` wrote."""
         padding = orjson.loads((folder / _PADDING).read_bytes())
         padding["inputs"] = tuple(padding["inputs"])
-        return cls(Tokenizer.from_file(str(folder / _TOKENIZER)), Padding(**padding))
+        return cls(Tokenizer.from_file(str(folder / _TOKENIZER)), Padding(**padding), accepts)
+
+    @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer of the `tokenizers` library."""
+        return self._tokenizer
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer with its truncation and padding into a folder."""
         self._tokenizer.save(str(folder / _TOKENIZER))
         (folder / _PADDING).write_bytes(orjson.dumps(asdict(self.padding)))
 
-    def encode(self, texts: Sequence[Input]) -> list[TokenIds]:
-        """Returns each text as token ids with special tokens, truncated to the model's limit.
+    def encode(self, inputs: Sequence[Input]) -> list[TokenIds]:
+        """Returns each input as token ids with special tokens, truncated to the model's limit.
 
-        Inputs that are token ids already are checked and truncated.
+        Inputs that are token ids already are checked and truncated. Of a pair the longer text is
+        truncated first.
 
         Raises:
-            InvalidRequest: token ids are not the model's own. No text was encoded.
+            InvalidRequest: token ids are not the model's own, or the model doesn't take inputs of
+                this type. No input was encoded.
         """
-        if tuple in map(type, texts):
-            return self._encode_mixed(texts)
+        if {*map(type, inputs)} != {str}:
+            return self._encode_mixed(inputs)
         return [
             TokenIds(encoding.ids, bool(encoding.overflowing))
-            for encoding in self._tokenizer.encode_batch_fast(list(texts))
+            for encoding in self._tokenizer.encode_batch_fast(list(inputs))
         ]
 
     def tokenize(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Tokenization]:
@@ -135,10 +173,29 @@ class TextTokenizer:
         )
         return decoded
 
-    def _encode_mixed(self, texts: Sequence[Input]) -> list[TokenIds]:
-        checked = iter([self._check_ids(text) for text in texts if not isinstance(text, str)])
-        encoded = iter(self.encode([text for text in texts if isinstance(text, str)]))
-        return [next(encoded if isinstance(text, str) else checked) for text in texts]
+    def _encode_mixed(self, inputs: Sequence[Input]) -> list[TokenIds]:
+        for value in inputs:
+            if not isinstance(value, self._accepts):
+                names = " or ".join(_INPUT_NAMES[accepted] for accepted in self._accepts)
+                raise InvalidRequest(
+                    f"The model doesn't take {_INPUT_NAMES[type(value)]}. It takes {names}.",
+                    "texts",
+                )
+        checked = iter([self._check_ids(ids) for ids in inputs if isinstance(ids, tuple)])
+        texts = [
+            (value.query, value.document) if isinstance(value, TextPair) else value
+            for value in inputs
+            if not isinstance(value, tuple)
+        ]
+        encoded = (
+            TokenIds(
+                encoding.ids,
+                bool(encoding.overflowing),
+                encoding.type_ids if isinstance(text, tuple) else None,
+            )
+            for text, encoding in zip(texts, self._tokenizer.encode_batch_fast(texts), strict=True)
+        )
+        return [next(checked if isinstance(value, tuple) else encoded) for value in inputs]
 
     def _check_ids(self, ids: tuple[int, ...]) -> TokenIds:
         """Returns token ids that a client sent, truncated to the model's limit.
@@ -207,12 +264,14 @@ class TextTokenizer:
         rounded = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
         length = max(longest, min(rounded, self._max_tokens))
         ids = np.full((len(batch), length), self.padding.pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
+        mask, type_ids = np.zeros_like(ids), np.zeros_like(ids)
         for row, tokens in enumerate(batch):
             columns = self._columns(len(tokens.ids), length)
             ids[row, columns] = tokens.ids
-            mask[row, columns] = 1
-        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+            mask[row, columns] = 1 if tokens.attended is None else tokens.attended
+            if tokens.type_ids is not None:
+                type_ids[row, columns] = tokens.type_ids
+        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": type_ids}
         return {name: arrays[name] for name in self.padding.inputs}
 
     @staticmethod
@@ -231,7 +290,7 @@ class TextTokenizer:
         }
 
     def unpad(self, values: Float32, batch: Sequence[TokenIds]) -> list[Float32]:
-        """Removes the padding from the model's output, shape (len(batch), length, width).
+        """Removes padding and left-out tokens from an output, shape (len(batch), length, width).
 
         Returns:
             For each text an array of shape (tokens, width): a copy, so that it doesn't keep the
@@ -239,7 +298,9 @@ class TextTokenizer:
         """
         length = values.shape[1]
         return [
-            row[self._columns(len(tokens.ids), length)].copy()
+            row[self._columns(len(tokens.ids), length)][
+                slice(None) if tokens.kept is None else tokens.kept
+            ].copy()
             for row, tokens in zip(values, batch, strict=True)
         ]
 

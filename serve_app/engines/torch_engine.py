@@ -9,21 +9,34 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from serve_app.config import ModelConfig
-from serve_app.engines.base import ModelInput, Rows, TokenIds, unsupported_task
+from serve_app.engines.base import (
+    ModelInput,
+    Pixels,
+    Rows,
+    TokenIds,
+    engine_tasks,
+    unsupported_task,
+)
 from serve_app.engines.cpu_features import CpuFeatures
-from serve_app.engines.parity import MIN_COSINE, measure_parity, meets_min_cosine, parity_texts
-from serve_app.engines.tokenizer import TextTokenizer
+from serve_app.engines.library_model import (
+    FEATURES,
+    ImageTokenizer,
+    load_model,
+    load_tokenizer,
+    loaded_limits,
+    reference_outputs,
+)
+from serve_app.engines.parity import describe_shortfall, has_parity, measure_parity, parity_inputs
+from serve_app.engines.rows import output_rows
 from serve_app.errors import (
     ConfigurationError,
     ParityFailed,
     SpaceMismatch,
     UnsupportedOperation,
 )
-from serve_app.models import ModelSpec, model_dir
+from serve_app.models import ModelSpec
 from serve_app.tasks import Task
 from serve_app.types import EngineInfo, Float32, Parity
 
@@ -32,7 +45,7 @@ _STREAMS = {"cpu": 1, "cuda": 2, "mps": 1}
 
 
 class TorchEngine:
-    """Runs a sentence-transformers pipeline on batches that are tokenized already."""
+    """Runs a model of sentence-transformers on batches that are tokenized already."""
 
     def __init__(
         self,
@@ -64,16 +77,14 @@ class TorchEngine:
         self._device = torch.device(device)
         self._thread_local = threading.local()  # holds each thread's CUDA stream
         self.streams = _STREAMS[device]
-        self._model = load_pipeline(config, device)
+        self._model = load_model(config, spec, device)
         self._is_static = spec.is_static
-        from_model = (
-            TextTokenizer.from_static if spec.is_static else TextTokenizer.from_transformers
-        )
-        self.tokenizer = from_model(self._model.tokenizer, spec.max_tokens)
+        self.tasks = engine_tasks(spec)
+        self.tokenizer = load_tokenizer(self._model, spec)
+        if "embed_images" in self.tasks:
+            self.tokenizer = ImageTokenizer(self.tokenizer, self._model[0])
         self._bf16 = False
-        # A static model has no limit but that of its tokenizer.
-        limit = spec.max_tokens if spec.is_static else self._model.max_seq_length
-        loaded = (self.dim, limit)
+        loaded = loaded_limits(self._model, spec)
         if loaded != (spec.dim, spec.max_tokens):
             raise SpaceMismatch(
                 f"The loaded model has (dim, max_tokens) = {loaded}, its files promise "
@@ -96,16 +107,6 @@ class TorchEngine:
         """The engine, its device, precision and versions."""
         return self._info
 
-    @property
-    def dim(self) -> int:
-        """Width of the vectors."""
-        return int(self._model.get_embedding_dimension() or 0)
-
-    @property
-    def tasks(self) -> frozenset[Task]:
-        """The tasks that `run` computes."""
-        return frozenset(("embed",)) if self._is_static else frozenset(("embed", "embed_tokens"))
-
     def run(self, task: Task, batch: Sequence[ModelInput]) -> Rows:
         """Returns the output of each input, from one padded run of the pipeline.
 
@@ -121,29 +122,38 @@ class TorchEngine:
             )
         if task not in self.tasks:
             raise unsupported_task(task, self.tasks)
-        tokens = cast("Sequence[TokenIds]", batch)
-        if task == "embed":
-            return self._run(tokens, "sentence_embedding")
-        return self.tokenizer.unpad(self._run(tokens, "token_embeddings"), tokens)
-
-    def _run(self, batch: Sequence[TokenIds], feature: str) -> Float32:
-        inputs = (self.tokenizer.concatenate if self._is_static else self.tokenizer.pad)(batch)
         try:
-            return self._forward(inputs, feature)
+            if task == "embed_images":
+                return self._run_images(cast("Sequence[Pixels]", batch))
+            return self._run_texts(task, cast("Sequence[TokenIds]", batch))
         except torch.OutOfMemoryError as error:
             error.with_traceback(None)  # its frames reference the tensors that filled the memory
             torch.cuda.empty_cache()
             raise MemoryError(f"A batch of {len(batch)} texts doesn't fit on the GPU.") from error
 
-    def _forward(self, inputs: Mapping[str, NDArray[np.int64]], feature: str) -> Float32:
+    def _run_texts(self, task: Task, batch: Sequence[TokenIds]) -> Rows:
+        inputs = (self.tokenizer.concatenate if self._is_static else self.tokenizer.pad)(batch)
+        return output_rows(task, self._forward(inputs, FEATURES[task]), batch, self.tokenizer)
+
+    def _run_images(self, batch: Sequence[Pixels]) -> Rows:
+        values = np.stack([image.values for image in batch])
+        if self._info.precision == "fp16":
+            values = values.astype(np.float16)
+        inputs = {"pixel_values": values}
+        return self._forward(inputs, FEATURES["embed_images"], modality="image")
+
+    def _forward(
+        self, inputs: Mapping[str, NDArray[Any]], feature: str, *, modality: str = "text"
+    ) -> Float32:
         autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
         with torch.inference_mode(), self._stream(), autocast:
-            features = self._model.forward({k: self._to_device(v) for k, v in inputs.items()})
+            arrays: dict[str, Any] = {name: self._to_device(a) for name, a in inputs.items()}
+            features = self._model.forward({**arrays, "modality": modality})
             # The copy to the CPU waits for this stream.
             vectors: Float32 = features[feature].float().cpu().numpy()
         return vectors
 
-    def _to_device(self, array: NDArray[np.int64]) -> torch.Tensor:
+    def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         if self._device.type != "cuda":
             return tensor.to(self._device)
@@ -169,40 +179,20 @@ class TorchEngine:
         fp16 converts the transformer only; pooling and later modules sum many values and stay at
         fp32. bf16 has too few digits for that, so only matrix products use it (autocast).
         """
-        texts = parity_texts(spec.max_tokens)
-        expected: Float32 = np.asarray(self._model.encode(texts, prompt=""), dtype=np.float32)
+        inputs = parity_inputs(spec)
+        expected = {
+            task: reference_outputs(self._model, task, values) for task, values in inputs.items()
+        }
         self._bf16 = precision == "bf16"
         if precision == "fp16":
             self._model[0].half().register_forward_hook(_upcast_outputs)
-        parity = measure_parity(self, texts, expected, precision)
-        if not meets_min_cosine(parity):
+        parity = measure_parity(self, inputs, expected, precision)
+        if not has_parity(parity):
             raise ParityFailed(
-                f"With torch at {precision} the vectors of {spec.name} are only within cosine "
-                f"{parity.cosine_min:.6f} of those at fp32; {MIN_COSINE[precision]} is required. "
-                "Set `precision: fp32`."
+                f"With torch at {precision}, {describe_shortfall(parity)} ({spec.name}). Set "
+                "`precision: fp32`."
             )
         return parity
-
-
-def load_pipeline(config: ModelConfig, device: str) -> SentenceTransformer:
-    """Loads a model at fp32, whatever the precision of its files."""
-    model = SentenceTransformer(
-        str(model_dir(config)),
-        device=device,
-        trust_remote_code=config.trust_remote_code,
-        local_files_only=True,
-    )
-    if config.max_tokens is not None:
-        limit_tokens(model, config.max_tokens)
-    return model.float().eval()
-
-
-def limit_tokens(model: SentenceTransformer, max_tokens: int) -> None:
-    """Sets the token limit of a model."""
-    if isinstance(model[0], StaticEmbedding):
-        model[0].tokenizer.enable_truncation(max_tokens)
-    else:
-        model.max_seq_length = max_tokens
 
 
 def _check_device(device: str, precision: str) -> None:

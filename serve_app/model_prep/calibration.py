@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from sentence_transformers import SentenceTransformer
 
 from serve_app.config import ModelConfig
-from serve_app.engines.torch_engine import limit_tokens, load_pipeline
+from serve_app.engines.library_model import LibraryModel, load_model, reference_outputs
 from serve_app.model_prep.artifact import write_manifest
 from serve_app.model_prep.calibration_corpus import calibration_texts
 from serve_app.model_prep.quantization_ranges import compute_ranges, write_quantization_ranges
@@ -26,7 +25,7 @@ _TIMEOUT_S = 120.0
 
 
 def calibrate(
-    model: SentenceTransformer,
+    model: LibraryModel,
     prompts: Mapping[str, str],
     folder: Path,
     *,
@@ -49,7 +48,7 @@ def calibrate(
         write_quantization_ranges(folder, None, f"{type(error).__name__}: {error}")
 
 
-def _embed_corpus(model: SentenceTransformer, prompts: list[str], timeout_s: float) -> Float32:
+def _embed_corpus(model: LibraryModel, prompts: list[str], timeout_s: float) -> Float32:
     """Returns vectors of shape (n, dim). Raises TimeoutError."""
     texts = (prompts[i % len(prompts)] + text for i, text in enumerate(calibration_texts()))
     by_length = sorted(texts, key=len)  # little padding
@@ -58,16 +57,15 @@ def _embed_corpus(model: SentenceTransformer, prompts: list[str], timeout_s: flo
         if time.monotonic() > deadline:
             raise TimeoutError(f"it takes longer than {timeout_s:.0f} s")
         batch = by_length[i : i + _BATCH_SIZE]
-        batches.append(model.encode(batch, prompt="", show_progress_bar=False))
-    return np.concatenate(batches)
+        batches += reference_outputs(model, "embed", batch)
+    return np.stack(batches)
 
 
 def main() -> None:
     """Builds the artifact that `get_or_build_quantization_ranges` reads."""
     config, folder = ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
     spec = resolve(config)
-    model = load_pipeline(config, "cpu")
-    limit_tokens(model, spec.max_tokens)
+    model = load_model(config, spec, "cpu")
     calibrate(model, spec.prompts, folder)
     write_manifest(folder)
 

@@ -155,9 +155,14 @@ def _prepare(
     if spec.is_static and (engine, precision) != ("torch", "fp32"):
         raise ConfigurationError("A static model runs with `engine: torch` at `precision: fp32`.")
     if engine == "torch":
-        return None, get_or_build_quantization_ranges(model, spec)
+        is_dense = spec.kind == "dense"
+        return None, get_or_build_quantization_ranges(model, spec) if is_dense else None
+    if "embed_images" in spec.tasks:
+        # Its images are decoded by transformers, so a replica would import torch all the same.
+        raise ConfigurationError("A model that embeds images runs with `engine: torch`.")
     prepared = get_prepared_model(model, spec, precision)
-    return prepared.parity, read_quantization_ranges(prepared.folder)
+    is_dense = spec.kind == "dense"
+    return prepared.parity, read_quantization_ranges(prepared.folder) if is_dense else None
 
 
 def check_space(selection: EngineSelection) -> None:

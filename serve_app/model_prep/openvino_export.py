@@ -9,42 +9,50 @@ normalization is that library's own.
 import sys
 from pathlib import Path
 
-import numpy as np
 import openvino
 import torch
-from sentence_transformers import SentenceTransformer
 
 from serve_app.config import ModelConfig
+from serve_app.engines.base import engine_tasks
 from serve_app.engines.cpu_features import CpuFeatures
+from serve_app.engines.library_model import (
+    FEATURES,
+    LibraryModel,
+    load_model,
+    load_tokenizer,
+    reference_outputs,
+)
 from serve_app.engines.openvino_engine import GRAPH, OpenVinoEngine
-from serve_app.engines.parity import measure_parity, parity_texts
+from serve_app.engines.parity import measure_parity, parity_inputs
 from serve_app.engines.tokenizer import TextTokenizer
-from serve_app.engines.torch_engine import load_pipeline
+from serve_app.inputs import Input, QueryText, TextPair
 from serve_app.model_prep.artifact import write_manifest
 from serve_app.model_prep.calibration import calibrate
 from serve_app.model_prep.prepared_model import write_parity
-from serve_app.models import resolve
-from serve_app.types import Float32
+from serve_app.models import ModelSpec, resolve
 
 #: Examples of different lengths, so that tracing takes no dimension for a constant.
-_EXAMPLES = ["An example.", "Another example, and a good deal longer than the first one is."]
+_SHORT, _LONG = "An example.", "Another example, and a good deal longer than the first one is."
 
 
 class _Pipeline(torch.nn.Module):
     """A sentence-transformers model with positional tensors as inputs and outputs, for tracing."""
 
-    def __init__(self, model: SentenceTransformer, inputs: tuple[str, ...]) -> None:
+    def __init__(
+        self, model: LibraryModel, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self._model = model
         self._inputs = inputs
+        self._outputs = outputs
 
-    def forward(self, *arrays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, *arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
         features = self._model(dict(zip(self._inputs, arrays, strict=True)))
-        return features["sentence_embedding"], features["token_embeddings"]
+        return tuple(features[name] for name in self._outputs)
 
 
 def export(config: ModelConfig, precision: str, folder: Path) -> None:
-    """Fills an empty folder with graph, tokenizer, parity, quantization ranges and manifest.
+    """Fills an empty folder with graph, tokenizer, parity and manifest, and ranges if it is dense.
 
     Raises:
         ConfigurationError: the CPU doesn't compute the precision natively.
@@ -52,32 +60,44 @@ def export(config: ModelConfig, precision: str, folder: Path) -> None:
     """
     CpuFeatures.detect().require(precision, "openvino")
     spec = resolve(config, precision)
-    model = load_pipeline(config, "cpu")
-    model.max_seq_length = spec.max_tokens
-    tokenizer = TextTokenizer.from_transformers(model.tokenizer, spec.max_tokens)
+    model = load_model(config, spec, "cpu")
+    tokenizer = load_tokenizer(model, spec)
     tokenizer.save(folder)
-    _convert(model, tokenizer, precision, folder)
-    texts = parity_texts(spec.max_tokens)
-    expected: Float32 = np.asarray(model.encode(texts, prompt=""), dtype=np.float32)
+    inputs = parity_inputs(spec)
+    # Before the conversion: some modules set attributes in their first run, which can't be traced.
+    expected = {task: reference_outputs(model, task, values) for task, values in inputs.items()}
+    _convert(model, spec, tokenizer, precision, folder)
     engine = OpenVinoEngine(folder, spec, precision=precision, threads=1)
-    write_parity(folder, measure_parity(engine, texts, expected, precision))
-    calibrate(model, spec.prompts, folder)
+    write_parity(folder, measure_parity(engine, inputs, expected, precision))
+    if spec.kind == "dense":
+        calibrate(model, spec.prompts, folder)
     write_manifest(folder)
 
 
 def _convert(
-    model: SentenceTransformer, tokenizer: TextTokenizer, precision: str, folder: Path
+    model: LibraryModel, spec: ModelSpec, tokenizer: TextTokenizer, precision: str, folder: Path
 ) -> None:
     inputs = tokenizer.padding.inputs
-    arrays = tokenizer.pad(tokenizer.encode(_EXAMPLES))
+    outputs = dict.fromkeys(FEATURES[task] for task in spec.tasks if task in engine_tasks(spec))
+    arrays = tokenizer.pad(tokenizer.encode(_examples(spec)))
     example = tuple(torch.from_numpy(array) for array in arrays.values())
     with torch.inference_mode():
-        graph = openvino.convert_model(_Pipeline(model, inputs), example_input=example)
+        graph = openvino.convert_model(
+            _Pipeline(model, inputs, tuple(outputs)), example_input=example
+        )
     for port, name in zip(graph.inputs, inputs, strict=True):
         port.get_tensor().set_names({name})
     graph.reshape({name: openvino.PartialShape([-1, -1]) for name in inputs})
     # fp16 stores more digits of a weight than bf16 computes with, in half the memory of fp32.
     openvino.save_model(graph, folder / GRAPH, compress_to_fp16=precision != "fp32")
+
+
+def _examples(spec: ModelSpec) -> list[Input]:
+    if spec.kind == "cross-encoder":
+        return [TextPair(_SHORT, _LONG), TextPair(_SHORT, _SHORT)]
+    if spec.kind == "multi-vector":
+        return [QueryText(_SHORT), _LONG]
+    return [_SHORT, _LONG]
 
 
 def main() -> None:

@@ -3,14 +3,13 @@
 This module finds them and imports neither torch nor transformers; `openvino_export` builds them.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import orjson
-
 from serve_app.config import ModelConfig
-from serve_app.engines.parity import MIN_COSINE, meets_min_cosine
+from serve_app.engines.parity import describe_shortfall, has_parity
 from serve_app.errors import ConfigurationError, ParityFailed
 from serve_app.model_prep.artifact_cache import (
     Build,
@@ -47,7 +46,7 @@ def get_prepared_model(
         build: runs the conversion.
 
     Raises:
-        ParityFailed: the vectors are too far from those of sentence-transformers.
+        ParityFailed: the outputs are too far from those of sentence-transformers.
         ConfigurationError: the model can't be prepared; the message says why.
     """
     try:
@@ -67,22 +66,19 @@ def get_prepared_model(
     )
     folder = get_or_build(name, step, build=build)
     parity = _read_parity(folder)
-    if not meets_min_cosine(parity):
+    if not has_parity(parity):
         raise ParityFailed(
-            f"With OpenVINO at {precision} the vectors of {spec.name} are only within cosine "
-            f"{parity.cosine_min:.6f} of sentence-transformers; {MIN_COSINE[precision]} is "
-            "required. Set `precision: fp32`, or `engine: torch`."
+            f"With OpenVINO at {precision}, {describe_shortfall(parity)} ({spec.name}). Set "
+            "`precision: fp32`, or `engine: torch`."
         )
     return PreparedModel(folder, parity)
 
 
 def write_parity(folder: Path, parity: Parity) -> None:
     """Writes the result of the parity gate into a prepared model's folder."""
-    (folder / _PARITY).write_bytes(orjson.dumps(asdict(parity)))
+    # Python's JSON has NaN, orjson's has not.
+    (folder / _PARITY).write_text(json.dumps(asdict(parity)))
 
 
 def _read_parity(folder: Path) -> Parity:
-    fields = orjson.loads((folder / _PARITY).read_bytes())
-    if fields["cosine_min"] is None:  # JSON has no NaN
-        fields["cosine_min"] = float("nan")
-    return Parity(**fields)
+    return Parity(**json.loads((folder / _PARITY).read_bytes()))

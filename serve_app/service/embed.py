@@ -8,7 +8,6 @@ It depends on neither HTTP nor Ray: a `Backend` stands for the tiers below.
 import asyncio
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, overload
 
@@ -144,7 +143,7 @@ class EmbedService:
             "device": engine and engine.device,
             "precision": engine and engine.precision,
             "threads": engine and engine.threads,
-            "parity": asdict(engine.parity) if engine and engine.parity else None,
+            "parity": engine.parity.report() if engine and engine.parity else None,
             "refused": engine and list(engine.rejected),
             "versions": {
                 "embedserve": __version__,

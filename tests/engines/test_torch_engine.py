@@ -96,6 +96,7 @@ def test_bf16_has_parity_and_returns_float32(bf16: TorchEngine) -> None:
     assert bf16.info.space_id.endswith("-bf16")
     assert bf16.info.parity is not None
     assert bf16.info.parity.texts > 40
+    assert bf16.info.parity.cosine_min is not None
     assert 0.9999 <= bf16.info.parity.cosine_min < 0.999999
 
 
@@ -120,6 +121,7 @@ def test_vectors_without_parity_are_rejected(
 def test_fp16_has_parity_and_returns_float32() -> None:
     half = load("fp16")
     assert half.info.parity is not None
+    assert half.info.parity.cosine_min is not None
     assert 0.9999 <= half.info.parity.cosine_min < 1.0001
     assert np.asarray(half.run("embed", half.tokenizer.encode(["a"]))).dtype == np.float32
 

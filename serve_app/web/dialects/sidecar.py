@@ -72,11 +72,12 @@ def render_error(error: EmbedServeError) -> ErrorResponse:
 
 
 class ParityReport(TypedDict):
-    """Agreement of the engine's vectors with sentence-transformers at float32."""
+    """Agreement of the engine's outputs with sentence-transformers at float32."""
 
     precision: str
     texts: int
-    cosine_min: float | None
+    cosine_min: NotRequired[float | None]  # of vectors
+    score_error_max: NotRequired[float | None]  # of scores
 
 
 _StringMapping = Annotated[Mapping[str, str], {"type": "object", "additionalProperties": STRING}]
