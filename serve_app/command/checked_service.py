@@ -58,10 +58,12 @@ class CheckedService:
         self._key_headers = {"authorization": f"Bearer {key}"} if key else {}
         self._timeout_s = timeout_s
         self._transport = Transport(self.url, {}, max_keepalive=1)
-        #: What `/info` says, from the check of that route on.
+        #: What `/info` says of the default model for texts, from the check of that route on.
         self.info: dict[str, Any] = {}
-        #: A name of the model, which stands in paths.
+        #: A name of that model, which stands in paths; empty if no model embeds texts.
         self.model = ""
+        #: What `/info` says of each model, if the service has several.
+        self.models: list[dict[str, Any]] = []
         #: The text of all dialects, so that each must return the same vector.
         self.text = new_text()
 

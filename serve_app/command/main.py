@@ -47,7 +47,7 @@ def add_commands(commands: Any) -> None:
 
 
 def extend_commands(commands: Any) -> None:
-    """Adds `list`, `prepare`, `remove`, `status` and `verify` to the client's `embedserve models`."""
+    """Adds subcommands to the client's `embedserve models`."""
     models.add_commands(commands.choices["models"].add_subparsers(metavar="COMMAND"))
 
 

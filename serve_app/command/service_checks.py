@@ -4,7 +4,7 @@ A check returns a remark, or raises why it failed or was skipped.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +23,7 @@ from serve_app.command.checked_service import (
 )
 from serve_app.command.dialect_calls import DIALECT_CALLS, DialectCall, JSONPath, json_value
 from serve_app.engines.parity import MIN_COSINE
+from serve_app.errors import UnsupportedOperation
 
 Check = Callable[[CheckedService], str]
 
@@ -42,13 +43,23 @@ def checks() -> Iterable[tuple[str, Check]]:
     yield HEALTH, _health
     yield INFO, _info
     for dialect, calls in groupby(DIALECT_CALLS, key=lambda call: call.dialect):
-        yield dialect, _dialect([*calls])
-    yield "usage", _usage
-    yield "cache", _cache
+        yield dialect, _with_embedder(_dialect([*calls]))
+    yield "usage", _with_embedder(_usage)
+    yield "cache", _with_embedder(_cache)
     yield "keys", _keys
-    yield f"{_STREAM_TEXTS:,} texts", _stream
-    yield "reference vectors", _reference
+    yield f"{_STREAM_TEXTS:,} texts", _with_embedder(_stream)
+    yield "reference vectors", _with_embedder(_reference)
+    yield "other models", _other_models
     yield "metrics", _metrics
+
+
+def _with_embedder(check: Check) -> Check:
+    def skip_or_check(service: CheckedService) -> str:
+        if not service.model:
+            raise CheckSkipped("no model of the service embeds texts")
+        return check(service)
+
+    return skip_or_check
 
 
 def _health(service: CheckedService) -> str:
@@ -61,8 +72,16 @@ def _health(service: CheckedService) -> str:
 
 def _info(service: CheckedService) -> str:
     service.info = info = service.client.info()
-    # The shortest name has no slash, if one hasn't.
-    service.model = min(service.client.models(), key=len)
+    service.models = info.get("models", [])
+    reply = service.post("/v1/embeddings", {"input": service.text})
+    if reply.status == 200:
+        name = json_value(reply.body, ("model",))
+        if name != info["model"]:  # the first model, which may not be the default for texts
+            service.info = info = service.client.info(model=name)
+        # The shortest name has no slash, if one hasn't.
+        service.model = min([info["model"], *info["aliases"]], key=len)
+    elif json_value(reply.body, ("error", "code")) != UnsupportedOperation.code:
+        _expect_ok(reply, "POST /v1/embeddings")
     return f"{info['model']}, {info['dim']} dimensions, {info['engine']} at {info['precision']}"
 
 
@@ -165,6 +184,40 @@ def _reference(service: CheckedService) -> str:
     if not cosine >= MIN_COSINE[precision]:
         raise CheckFailed(f"cosine {cosine:.7f} to the reference, below {MIN_COSINE[precision]}")
     return f"cosine >= {cosine:.7f} at {precision}"
+
+
+def _other_models(service: CheckedService) -> str:
+    others = [model for model in service.models if model["name"] != service.info["model"]]
+    if not others:
+        raise CheckSkipped("the service has one model")
+    return ", ".join(f"{model['name']}: {_run_model(service, model)}" for model in others)
+
+
+def _run_model(service: CheckedService, model: Mapping[str, Any]) -> str:
+    """Runs one task of a model and returns a remark on its output."""
+    name, tasks, client = model["name"], model["tasks"], service.client
+    if "embed" in tasks:
+        vectors = np.asarray(client.embed([new_text(), new_text()], model=name))
+        if vectors.shape != (2, model["dim"]) or not np.isfinite(vectors).all():
+            raise CheckFailed(f"{name}: vectors of shape {vectors.shape}, or not finite")
+        return f"{model['dim']} dimensions"
+    if "rerank" in tasks:
+        documents = [new_text() for _ in range(3)]
+        results = client.rerank(new_text(), documents, model=name)
+        scores = [result.score for result in results]
+        indices = sorted(result.index for result in results)
+        if indices != [0, 1, 2] or scores != sorted(scores, reverse=True):
+            raise CheckFailed(f"{name}: results {results}, not one per document in order")
+        return f"{len(results)} scores"
+    if "embed_sparse" in tasks:
+        (vector,) = client.embed_sparse([new_text()], model=name)
+        if not len(vector.indices) or not np.isfinite(vector.values).all():
+            raise CheckFailed(f"{name}: a sparse vector without values, or not finite")
+        return f"{len(vector.indices)} weights"
+    health = client.health(model=name)
+    if health["status"] not in ("ok", "degraded"):
+        raise CheckFailed(f"{name}: {health['status']}: {health.get('reason')}")
+    return f"{health['status']}"
 
 
 def _metrics(service: CheckedService) -> str:

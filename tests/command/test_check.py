@@ -5,7 +5,7 @@ import http.server
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,18 @@ DIALECTS = {
     *("text-embeddings-inference", "Open Inference Protocol", "Weaviate", "sidecar"),
     *("search product", "document backend"),
 }
+HASHING: dict[str, object] = {"name": "words", "source": "hashing:64"}
 OTHERS = {"health", "info", "usage", "cache", "1,000 texts", "metrics"}
-OPTIONAL = {"keys", "reference vectors"}
+OPTIONAL = {"keys", "other models", "reference vectors"}
 
 
 @contextmanager
-def running_service(folder: Path, **access: object) -> Iterator[str]:
+def running_service(
+    folder: Path, models: Sequence[dict[str, object]] = (HASHING,), **access: object
+) -> Iterator[str]:
     port = free_port()
     deployment = {"name": "EmbedServer", "user_config": {"access": access}}
-    args = {"model": {"name": "words", "source": "hashing:64"}, "cache": {"url": "none"}}
+    args = {"models": [*models], "cache": {"url": "none"}}
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [{"name": "embedserve", "args": args, "deployments": [deployment]}],
@@ -133,6 +136,25 @@ def test_a_service_with_keys(guarded_url: str, capsys: pytest.CaptureFixture[str
     status, outcomes = check(capsys, guarded_url, "--key", KEY)
     assert status == 0
     assert states(outcomes, "ok") == DIALECTS | OTHERS | {"keys"}
+
+
+def test_a_service_with_several_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = {"name": "first", "source": "hashing:16"}
+    models = [first, HASHING | {"default_for": ["embed"]}]
+    with running_service(tmp_path, models) as url:
+        status, outcomes = check(capsys, url)
+        assert main(["models", "status", url, "--json"]) == 0
+    assert status == 0
+    assert "words, 64 dimensions" in outcomes["info"][1]
+    assert states(outcomes, "ok") == DIALECTS | OTHERS | {"other models"}
+    assert outcomes["other models"][1] == "first: 16 dimensions"
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["kind"], row["state"]) for row in rows] == [
+        ("first", "dense", "ok"),
+        ("words", "dense", "ok"),
+    ]
+    assert all(row["replicas"] == row["loaded"] == 1 for row in rows)
+    assert all(10e6 < row["memory_bytes"] < 100e9 for row in rows)
 
 
 def test_the_lines_and_the_verdict_for_people(
