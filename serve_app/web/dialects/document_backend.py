@@ -187,20 +187,23 @@ class ResetReply(TypedDict):
 
 async def _models(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
     reply: ModelsReply = {
-        "models": [name for _, name in catalog.names],
-        "default": catalog.default.spec.name,
+        "models": [name for spec, name in catalog.names if "embed" in spec.tasks],
+        "default": catalog.resolve(None, "embed").spec.name,
     }
     return ViewResponse(orjson.dumps(reply))
 
 
 async def _health(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
-    report, cache = await asyncio.gather(catalog.health(), catalog.default.cache_state())
+    default = catalog.resolve(None, "embed")
+    report, cache = await asyncio.gather(catalog.health(), default.cache_state())
     reply: HealthReply = {
         "status": "healthy" if report.healthy else "unhealthy",
         "service": "embedserve",
-        "default_model": catalog.default.spec.name,
+        "default_model": default.spec.name,
         "caching_enabled": cache.state != "off",
-        "models_loaded": [service.spec.name for service in catalog.services],
+        "models_loaded": [
+            service.spec.name for service in catalog.services if "embed" in service.spec.tasks
+        ],
     }
     return ViewResponse(orjson.dumps(reply), 200 if report.healthy else 503)
 

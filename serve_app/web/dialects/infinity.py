@@ -23,6 +23,7 @@ from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
 from serve_app.service.catalog import Catalog
+from serve_app.tasks import Task
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import infinity_scores, openai_requests
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
@@ -155,6 +156,15 @@ class ModelsReply(TypedDict):
     data: list[ModelInfo]
 
 
+#: Infinity's names of tasks.
+_CAPABILITIES: dict[Task, str] = {
+    "embed": "embed",
+    "embed_images": "image_embed",
+    "rerank": "rerank",
+    "classify": "classify",
+}
+
+
 async def _models(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
     data = [_model_info(spec, name) for spec, name in catalog.names]
     reply: ModelsReply = {"object": "list", "data": data}
@@ -168,7 +178,7 @@ def _model_info(spec: ModelSpec, name: str) -> ModelInfo:
         "owned_by": "infinity",
         "created": spec.created_s,
         "backend": "embedserve",
-        "capabilities": ["embed"],
+        "capabilities": [_CAPABILITIES[task] for task in spec.tasks if task in _CAPABILITIES],
         "stats": {
             "queue_fraction": None,
             "queue_absolute": None,

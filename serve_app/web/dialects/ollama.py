@@ -172,7 +172,9 @@ _DETAILS: ModelDetails = {
 }
 
 
-_CAPABILITIES = ["embedding"]
+def _capabilities(spec: ModelSpec) -> list[str]:
+    """Returns Ollama's names of what a model does; it has none for reranking."""
+    return ["embedding"] if "embed" in spec.tasks else []
 
 
 class ModelInfo(TypedDict):
@@ -223,7 +225,7 @@ async def _tags(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
                 "embedding_length": spec.dim,
             },
             "modified_at": _modified_at(spec),
-            "capabilities": _CAPABILITIES,
+            "capabilities": _capabilities(spec),
         }
         for spec, name in catalog.names
     ]
@@ -301,7 +303,7 @@ async def _show(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
             f"{_ARCHITECTURE}.context_length": spec.max_tokens,
             f"{_ARCHITECTURE}.embedding_length": spec.dim,
         },
-        "capabilities": _CAPABILITIES,
+        "capabilities": _capabilities(spec),
         "modified_at": _modified_at(spec),
     }
     return ViewResponse(orjson.dumps(reply))

@@ -114,14 +114,10 @@ async def _model(
         "name": name,
         "platform": "embedserve",
         "inputs": [{"name": INPUT_TENSOR, "datatype": "BYTES", "shape": [-1]}],
-        "outputs": [
-            {
-                "name": OUTPUT_TENSOR,
-                "datatype": "FP32",
-                "shape": [-1, spec.dim],
-            }
-        ],
+        "outputs": [{"name": OUTPUT_TENSOR, "datatype": "FP32", "shape": [-1, spec.dim]}],
     }
+    if "embed" not in spec.tasks:  # other tasks have no tensors here
+        reply["inputs"], reply["outputs"] = [], []
     if versions:
         reply["versions"] = list(versions)
     return ViewResponse(orjson.dumps(reply))

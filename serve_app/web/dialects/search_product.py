@@ -41,7 +41,7 @@ async def _health(catalog: Catalog, path_params: Mapping[str, str]) -> ViewRespo
     reply: HealthReply = {
         "status": "healthy" if report.healthy else "unhealthy",
         "model_server": report.healthy,
-        "model": catalog.default.spec.name,
+        "model": catalog.resolve(None, "embed").spec.name,
         "reason": report.reason,
     }
     return ViewResponse(orjson.dumps(reply), 200 if report.healthy else 503)
@@ -50,7 +50,7 @@ async def _health(catalog: Catalog, path_params: Mapping[str, str]) -> ViewRespo
 async def _stats(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
     totals = await catalog.replica_stats.totals()
     reply: StatsReply = {
-        "model": catalog.default.spec.name,
+        "model": catalog.resolve(None, "embed").spec.name,
         "requests": round(totals.requests, 3),
         "failed": round(totals.failed, 3),
         "texts": round(totals.texts, 3),

@@ -117,7 +117,7 @@ class MetaReply(TypedDict):
 
 
 async def _meta(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
-    spec = catalog.default.spec
+    spec = catalog.resolve(None, "embed").spec
     reply: MetaReply = {
         "_name_or_path": spec.name,
         "hidden_size": spec.dim,

@@ -15,14 +15,18 @@ from starlette.testclient import TestClient
 from serve_app.config import IngressSettings
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
-from serve_app.types import TextGroup, Vectors
+from serve_app.types import Outputs, TextGroup, Vectors
 from serve_app.web.app import create_app
 from serve_app.web.dialect import all_views, endpoints_by_path
 from serve_app.web.dialects import load_dialects
 from serve_app.web.schema.fields import Field, ObjectField
-from tests.fakes import SPEC, FakeBackend
+from tests.fakes import ALL_TASKS, FakeBackend
 
 PAGE = Path(__file__).parents[3] / "docs" / "api.md"
+#: A model of every task but `embed_images`.
+TEXT_TASKS = replace(
+    ALL_TASKS, tasks=tuple(task for task in ALL_TASKS.tasks if task != "embed_images")
+)
 #: Four tokens over the limit of the fake model, so that each way to truncate it is visible.
 TEXT = "abcdefghijklmnopqrst"
 #: The request of each table before a field is added, by its first path.
@@ -39,6 +43,14 @@ BASES: dict[str, dict[str, Any]] = {
     "/v1/detokenize": {"model": "fake", "tokens": [97]},
     "/embeddings": {"input": TEXT},
     "/embed with texts": {"texts": [TEXT]},
+    "/embed_sparse": {"inputs": TEXT},
+    "/predict": {"inputs": TEXT},
+    "/rerank with texts": {"query": "ab", "texts": ["b", TEXT]},
+    "/rerank with documents": {"query": "ab", "documents": ["b", TEXT]},
+    "/classify": {"input": ["a"]},
+    "/v2/rerank": {"model": "fake", "query": "ab", "documents": ["b", TEXT]},
+    "/v1/rerank": {"query": "ab", "documents": ["b", TEXT]},
+    "/score": {"text_1": "ab", "text_2": ["b", TEXT]},
     "/embed/text": {"text": TEXT},
     "/embed/query": {"query": TEXT},
     "/embed/batch": {"texts": [TEXT]},
@@ -94,9 +106,11 @@ CASES = [
 class ScaledBackend(FakeBackend):
     """A backend whose vectors don't have unit length."""
 
-    async def run(self, group: TextGroup) -> Vectors:
-        vectors = await super().run(group)
-        return replace(vectors, values=2 * vectors.values)
+    async def run(self, group: TextGroup) -> Outputs:
+        outputs = await super().run(group)
+        if isinstance(outputs, Vectors) and group.task == "embed":
+            return replace(outputs, values=2 * outputs.values)
+        return outputs
 
 
 def merge(base: Any, fields: Any) -> Any:
@@ -118,7 +132,7 @@ def without_volatile(value: Any) -> Any:
 def outcome(path: str, body: Mapping[str, Any]) -> tuple[Any, ...]:
     """Returns all that a request shows of its fields: the reply and what is computed for it."""
     backend = ScaledBackend()
-    app = create_app(Catalog([EmbedService(SPEC, backend, IngressSettings())]))
+    app = create_app(Catalog([EmbedService(TEXT_TASKS, backend, IngressSettings())]))
     reply = TestClient(app).post(path.replace("{model}", "fake"), json=body)
     content = reply.json()
     returned_id = content.get("id") if "id" in body else None

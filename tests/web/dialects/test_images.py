@@ -1,0 +1,221 @@
+"""Images in the requests of all dialects, and the checks before they are decoded."""
+
+import base64
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import httpx2
+import PIL.Image
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from serve_app.config import IngressSettings
+from serve_app.inputs import Image
+from serve_app.service.catalog import Catalog
+from serve_app.service.embed import EmbedService
+from serve_app.web.app import create_app
+from tests.fakes import SPEC, FakeBackend
+
+CLIP = replace(SPEC, tasks=("embed", "embed_images"))
+LIMITS = IngressSettings(max_image_bytes=2000, max_image_pixels=64)
+
+
+def image_file(format_: str, width: int = 4, height: int = 2) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (width, height)).save(file, format_)
+    return file.getvalue()
+
+
+def data_uri(data: bytes, media_type: str = "image/png") -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+PNG = image_file("PNG")
+
+
+@pytest.fixture
+def lookup() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def client(lookup: FakeBackend) -> Iterator[TestClient]:
+    app = create_app(Catalog([EmbedService(CLIP, lookup, LIMITS)]))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+class Format(NamedTuple):
+    """A request format that returns the vector of an image."""
+
+    path: str
+    body: Callable[[str], dict[str, Any]]
+    vector: Callable[[Any], Any]  #: reads the vector from the reply
+
+
+_COHERE = {"model": "fake", "input_type": "image"}
+FORMATS = {
+    "jina": Format(
+        "/v1/embeddings",
+        lambda uri: {"input": [{"image": uri}]},
+        lambda r: r["data"][0]["embedding"],
+    ),
+    "nim": Format(
+        "/v1/embeddings",
+        lambda uri: {"input": [uri], "modality": "image"},
+        lambda r: r["data"][0]["embedding"],
+    ),
+    "infinity": Format(
+        "/embeddings",
+        lambda uri: {"input": uri, "modality": "image"},
+        lambda r: r["data"][0]["embedding"],
+    ),
+    "cohere": Format(
+        "/v2/embed",
+        lambda uri: {**_COHERE, "images": [uri]},
+        lambda r: r["embeddings"]["float"][0],
+    ),
+    "cohere, inputs": Format(
+        "/v2/embed",
+        lambda uri: {
+            **_COHERE,
+            "inputs": [{"content": [{"type": "image_url", "image_url": {"url": uri}}]}],
+        },
+        lambda r: r["embeddings"]["float"][0],
+    ),
+}
+each_format = pytest.mark.parametrize("format_", FORMATS.values(), ids=FORMATS)
+
+
+def send(client: TestClient, format_: Format, uri: str) -> httpx2.Response:
+    return client.post(format_.path, json=format_.body(uri))
+
+
+@each_format
+def test_every_format_passes_the_file_on(
+    client: TestClient, lookup: FakeBackend, format_: Format
+) -> None:
+    reply = send(client, format_, data_uri(PNG))
+    assert reply.status_code == 200, reply.text
+    (group,) = lookup.groups
+    assert (group.task, group.texts) == ("embed_images", (Image(PNG),))
+    assert len(format_.vector(reply.json())) == SPEC.dim
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_the_formats_of_the_web_are_accepted(client: TestClient, format_: str) -> None:
+    uri = data_uri(image_file(format_), f"image/{format_.lower()}")
+    assert send(client, FORMATS["jina"], uri).status_code == 200
+
+
+def test_texts_and_images_keep_their_order(client: TestClient) -> None:
+    items = [{"text": "a"}, {"image": data_uri(PNG)}, "b"]
+    mixed = client.post("/v1/embeddings", json={"input": items}).json()["data"]
+    alone = [client.post("/v1/embeddings", json={"input": [item]}) for item in items]
+    vectors = [reply.json()["data"][0]["embedding"] for reply in alone]
+    assert [item["embedding"] for item in mixed] == vectors
+
+
+@each_format
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://example.com/a.png",
+        "HTTP://169.254.169.254/latest/meta-data",
+        "file:///etc/passwd",
+        "data:image/png,raw",
+        "data:image/svg+xml;base64,PHN2Zy8+",
+        "data:text/plain;base64,aGk=",
+        "data:image/png;base64,%%%",
+        "data:image/png;base64,",
+        "",
+    ],
+)
+def test_what_is_no_data_uri_of_an_image_is_a_client_error(
+    client: TestClient, lookup: FakeBackend, format_: Format, uri: str
+) -> None:
+    reply = send(client, format_, uri)
+    assert reply.status_code in (400, 422), reply.text
+    assert lookup.groups == []
+
+
+@each_format
+@pytest.mark.parametrize("format_of_file", ["BMP", "TIFF", "ICO"])
+def test_the_content_decides_not_the_declared_type(
+    client: TestClient, format_: Format, format_of_file: str
+) -> None:
+    reply = send(client, format_, data_uri(image_file(format_of_file)))
+    assert reply.status_code in (400, 422)
+    assert "PNG, JPEG, WEBP, GIF" in reply.text
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Returns a PNG that ends after its header: whoever decodes it fails otherwise."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    idat = b"IDAT" + zlib.compress(b"")
+    return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", len(idat) - 4) + idat + bytes(4)
+
+
+@each_format
+@pytest.mark.parametrize("size", [(8, 9), (65, 1), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
+def test_an_image_of_too_many_pixels_is_rejected_by_its_header(
+    client: TestClient, lookup: FakeBackend, format_: Format, size: tuple[int, int]
+) -> None:
+    reply = send(client, format_, data_uri(png_header(*size)))
+    assert reply.status_code in (400, 422)
+    assert "more than 64 pixels" in reply.text
+    assert lookup.groups == []
+
+
+def test_an_image_at_the_limits_is_accepted(client: TestClient) -> None:
+    assert send(client, FORMATS["cohere"], data_uri(image_file("PNG", 8, 8))).status_code == 200
+
+
+@each_format
+def test_a_file_of_too_many_bytes_is_rejected(client: TestClient, format_: Format) -> None:
+    reply = send(client, format_, data_uri(PNG + bytes(2001 - len(PNG))))
+    assert reply.status_code in (400, 422)
+    assert "at most 2000" in reply.text
+
+
+@given(
+    cut=st.integers(0, len(PNG)),
+    flips=st.lists(st.tuples(st.integers(0, len(PNG) - 1), st.integers(0, 255)), max_size=4),
+    format_=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]),
+)
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_damaged_file_never_causes_a_server_error(
+    client: TestClient, cut: int, flips: list[tuple[int, int]], format_: str
+) -> None:
+    data = bytearray(image_file(format_))
+    for position, value in flips:
+        data[position % len(data)] = value
+    reply = send(client, FORMATS["jina"], data_uri(bytes(data[: cut or len(data)])))
+    assert reply.status_code in (200, 400), reply.text
+
+
+@each_format
+def test_a_model_of_texts_takes_no_images(format_: Format) -> None:
+    app = create_app(Catalog([EmbedService(SPEC, FakeBackend(), LIMITS)]))
+    reply = send(TestClient(app), format_, data_uri(PNG))
+    assert reply.status_code == 400
+
+
+def test_both_together_in_one_input_are_an_error(client: TestClient) -> None:
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": {"url": data_uri(PNG)}},
+    ]
+    body = {"model": "fake", "input_type": "search_document", "inputs": [{"content": parts}]}
+    reply = client.post("/v2/embed", json=body)
+    assert reply.status_code == 400
+    assert "not both together" in reply.json()["message"]
