@@ -6,33 +6,46 @@ pickled.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Generic, Self, TypeVar
 
 from serve_app.inputs import Image, Input
+from serve_app.results import (
+    BatchResult,
+    EmbedResult,
+    ScoreResult,
+    SparseResult,
+    TokenizerResult,
+    TokenVectorsResult,
+)
 from serve_app.tasks import Task
-from serve_app.types import Lane, Truncation
+from serve_app.types import Lane, Tokenization, Truncation
+
+ResultT = TypeVar("ResultT", covariant=True)
+T = TypeVar("T")
 
 
-class Job(Protocol):
-    """What is asked of a service."""
+class Job(Generic[ResultT]):
+    """What is asked of a service, which returns a `ResultT`."""
+
+    __slots__ = ()
 
     @property
     def inputs(self) -> Sequence[Input]:
         """The inputs that count toward a token quota."""
-        ...
+        raise NotImplementedError
 
     @property
     def tasks(self) -> frozenset[Task]:
         """The tasks that a model must support to run the job; empty: any model with a tokenizer."""
-        ...
+        raise NotImplementedError
 
     def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
         """Returns the job with these options; None keeps the job's value."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedJob:
+class EmbedJob(Job[EmbedResult]):
     """A request for one vector per text or image."""
 
     texts: tuple[Input, ...]
@@ -66,7 +79,7 @@ class EmbedJob:
 
 
 @dataclass(frozen=True, slots=True)
-class _TextsJob:
+class _TextsJob(Job[ResultT]):
     """A job for the texts of an `EmbedJob`, with another output."""
 
     task: ClassVar[Task]
@@ -88,21 +101,21 @@ class _TextsJob:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenVectorsJob(_TextsJob):
+class TokenVectorsJob(_TextsJob[TokenVectorsResult]):
     """A request for one vector per token of each text, instead of one per text."""
 
     task: ClassVar[Task] = "embed_tokens"
 
 
 @dataclass(frozen=True, slots=True)
-class SparseJob(_TextsJob):
+class SparseJob(_TextsJob[SparseResult]):
     """A request for one sparse vector per text: weights of the vocabulary's tokens."""
 
     task: ClassVar[Task] = "embed_sparse"
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreJob:
+class ScoreJob(Job[ScoreResult]):
     """A request for the scores of pairs of texts, or of single texts."""
 
     pairs: tuple[Input, ...]
@@ -130,7 +143,7 @@ class ScoreJob:
         )
 
 
-class _TokenizerJob:
+class _TokenizerJob(Job[TokenizerResult[T]]):
     """A job that only the tokenizer runs, without lanes or a cache."""
 
     __slots__ = ()
@@ -146,7 +159,7 @@ class _TokenizerJob:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizeJob(_TokenizerJob):
+class TokenizeJob(_TokenizerJob[Tokenization]):
     """A request for the tokens of each text, without truncation."""
 
     texts: tuple[str, ...]
@@ -160,7 +173,7 @@ class TokenizeJob(_TokenizerJob):
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeJob(_TokenizerJob):
+class DecodeJob(_TokenizerJob[str]):
     """A request to decode token ids to texts."""
 
     token_ids: tuple[tuple[int, ...], ...]
@@ -173,7 +186,7 @@ class DecodeJob(_TokenizerJob):
 
 
 @dataclass(frozen=True, slots=True)
-class BatchJob:
+class BatchJob(Job[BatchResult]):
     """Several jobs in one request; if one of them fails, all do."""
 
     jobs: tuple[EmbedJob, ...]

@@ -124,7 +124,7 @@ GAUGES = {
 }
 
 #: The current value of each gauge; of a gauge with tags, the value for the values of its tags.
-Gauges = Mapping[Metric, float | Mapping[tuple[str, ...], float]]
+Gauges = Mapping[Metric, float | Mapping[Any, float]]
 #: The value of each counter, by metric and the values of its tags.
 Counts = Mapping[tuple[Metric, tuple[str, ...]], float]
 

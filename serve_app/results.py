@@ -130,7 +130,8 @@ class ScoreResult(ComputedResult):
         Sigmoid of a single label, softmax of several; for MaxSim, the mean over query vectors.
         """
         if self.query_vectors is not None:
-            return np.clip(self.logits / self.query_vectors[:, None], 0, 1, dtype=np.float32)
+            means = self.logits / self.query_vectors[:, None]
+            return np.asarray(means.clip(0, 1), dtype=np.float32)
         return activate(self.logits, "sigmoid" if self.logits.shape[1] == 1 else "softmax")
 
 

@@ -33,7 +33,7 @@ from starlette.types import ASGIApp, Message, Scope
 from serve_app.config import IngressSettings
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
-from serve_app.types import TextGroup, Vectors
+from serve_app.types import Outputs, TextGroup
 from serve_app.web.app import create_app
 from serve_app.web.dialect import all_views, endpoints_by_path
 from serve_app.web.dialects import load_dialects
@@ -320,7 +320,7 @@ def application() -> ASGIApp:
 
 
 class _StatelessBackend(FakeBackend):
-    async def run(self, group: TextGroup) -> Vectors:
+    async def run(self, group: TextGroup) -> Outputs:
         self.groups.clear()
         return await super().run(group)
 

@@ -22,7 +22,7 @@ def test_drain_returns_the_counts_since_the_previous_drain() -> None:
     meter = Meter()
     meter.add(TEXTS, 3)
     meter.add(TEXTS, 2)
-    meter.add(REQUESTS, 1, "200")
+    meter.add(REQUESTS, 1, "200", "a")
     meter.add(REQUESTS, 1, "429")
     drained = {(m.name, tags): amount for (m, tags), amount in meter.drain().items()}
     assert drained == {
@@ -92,10 +92,10 @@ async def test_a_single_replica_reports_its_own_totals() -> None:
 
 async def test_the_metrics_of_a_single_replica_have_the_names_that_ray_exports() -> None:
     meter = Meter()
-    meter.add(REQUESTS, 1, "200")
-    meter.add(REQUESTS, 1, "200")
-    gauges: Gauges = {QUEUED_TOKENS: {"bulk": 3.0}, L2_UP: 1.0}
+    meter.add(REQUESTS, 1, "200", "a")
+    meter.add(REQUESTS, 1, "200", "a")
+    gauges: Gauges = {QUEUED_TOKENS: {("bulk", "embed", "a"): 3.0}, L2_UP: 1.0}
     lines = (await SingleReplica(meter, lambda: gauges).prometheus_text()).splitlines()
-    assert 'ray_embedserve_requests_total{status="200"} 2.0' in lines
-    assert 'ray_embedserve_queued_tokens{lane="bulk"} 3.0' in lines
+    assert 'ray_embedserve_requests_total{model="a",status="200"} 2.0' in lines
+    assert 'ray_embedserve_queued_tokens{lane="bulk",model="a",task="embed"} 3.0' in lines
     assert "ray_embedserve_l2_up 1.0" in lines

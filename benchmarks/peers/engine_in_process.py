@@ -3,13 +3,14 @@
 import asyncio
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 from serve_app.config import AppConfig, EmbedderSettings
 from serve_app.errors import EmbedServeError
 from serve_app.model_prep.engine_selection import load_engine, select_engines
-from serve_app.scheduler.pending import PendingVectors
+from serve_app.scheduler.pending import PendingGroup
 from serve_app.scheduler.scheduler import Scheduler
-from serve_app.types import Float32, TextGroup
+from serve_app.types import Float32, TextGroup, Vectors
 
 from .base import OFFLINE_ENV, Peer
 from .embedserve import available_cores
@@ -28,21 +29,22 @@ class _ScheduledEngine:
 
     def __init__(self, precision: str) -> None:
         config = AppConfig.parse({"precision": precision})
+        self._engine = load_engine(*select_engines(config), threads=available_cores())
         self._scheduler = Scheduler(
-            load_engine(*select_engines(config), threads=available_cores()),
             EmbedderSettings(),
+            streams=self._engine.streams,
             engine_threads=ThreadPoolExecutor(available_cores()),
             tokenizer_thread=ThreadPoolExecutor(1),
         )
 
     async def embed(self, texts: list[str]) -> Float32:
         self._scheduler.start()
-        pending = PendingVectors(TextGroup(tuple(texts)))
+        pending = PendingGroup(TextGroup(tuple(texts)), self._engine)
         await self._scheduler.submit([pending])
         vectors = await pending.future
         if isinstance(vectors, EmbedServeError):
             raise vectors
-        return vectors.values
+        return cast(Vectors, vectors).values
 
 
 def main(precision: str) -> None:

@@ -17,7 +17,7 @@ from serve_app.deployments.retrying_call import returns_errors
 from serve_app.deployments.service_identity import current_service, http_host
 from serve_app.errors import UnsupportedOperation
 from serve_app.inputs import TextPair
-from serve_app.jobs import EmbedJob, Job, ScoreJob, SparseJob, TokenVectorsJob
+from serve_app.jobs import EmbedJob, Job, ResultT, ScoreJob, SparseJob, TokenVectorsJob
 from serve_app.metrics import Gauges, Meter, Totals, export
 from serve_app.models import ModelSpec
 from serve_app.results import ComputedResult, ScoreResult, SparseResult, TokenVectorsResult
@@ -28,7 +28,7 @@ from serve_app.types import CacheState, Float32, Lane, Row, Tier
 from serve_app.web.app import create_app
 
 #: The job that computes what the cache keeps of a text, by the main task of its model.
-_WARM_JOBS: Mapping[Task, Callable[[EmbedJob], Job]] = {
+_WARM_JOBS: Mapping[Task, Callable[[EmbedJob], Job[ComputedResult]]] = {
     "embed": lambda job: job,
     "embed_sparse": SparseJob,
     "embed_tokens": TokenVectorsJob,
@@ -223,7 +223,7 @@ class HttpReplica:
         job = ScoreJob(_as_tuple(texts), "classify", lane=lane, use_cache=use_cache)
         return cast(ScoreResult, await self._run(job, model)).scores
 
-    async def _run(self, job: Job, model: str | None) -> Any:
+    async def _run(self, job: Job[ResultT], model: str | None) -> ResultT:
         (task,) = job.tasks
         return await self._catalog.resolve(model, task).run(job)
 

@@ -16,7 +16,7 @@ from itertools import chain, islice
 import numpy as np
 
 from serve_app.config import EmbedderSettings
-from serve_app.engines.base import ModelInput
+from serve_app.engines.base import ModelInput, Rows
 from serve_app.engines.tokenizer_service import tokenizer_runs
 from serve_app.errors import (
     EmbedServeError,
@@ -43,7 +43,6 @@ from serve_app.scheduler.batch_budget import BatchBudget, BatchBudgets
 from serve_app.scheduler.load import LoadMeter
 from serve_app.scheduler.pending import PendingGroup, QueuedText, QueueKey
 from serve_app.scheduler.queues import TextQueues
-from serve_app.types import Row
 
 logger = logging.getLogger(__name__)
 
@@ -305,7 +304,7 @@ class Scheduler:
         for half in halves:
             await self._compute(half, stream, budget)
 
-    async def _run_engine(self, batch: Sequence[QueuedText], stream: int) -> Sequence[Row]:
+    async def _run_engine(self, batch: Sequence[QueuedText], stream: int) -> Rows:
         loop = asyncio.get_running_loop()
         self._batch_start_s[stream] = self._clock()
         self.load.start_batch()
@@ -338,7 +337,7 @@ class Scheduler:
         return [batch[:half], batch[half:]]
 
     def _set_results(
-        self, batch: Sequence[QueuedText], output: Sequence[Row], start_s: float, seconds: float
+        self, batch: Sequence[QueuedText], output: Rows, start_s: float, seconds: float
     ) -> None:
         for group in {id(text.group): text.group for text in batch}.values():
             group.add_inference_time(seconds)
@@ -380,7 +379,7 @@ class Scheduler:
         }
 
 
-def _finite_mask(output: Sequence[Row]) -> list[bool]:
+def _finite_mask(output: Rows) -> list[bool]:
     """Returns for each row whether it holds neither NaN nor infinity."""
     if isinstance(output, np.ndarray):
         finite: list[bool] = np.isfinite(np.sum(output, axis=1)).tolist()

@@ -9,16 +9,15 @@ import asyncio
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, overload
+from typing import Any, cast
 
 from serve_app import __version__
 from serve_app.config import RequestSettings
 from serve_app.errors import DeadlineExceeded, EmbedServeError, UnsupportedOperation
 from serve_app.inputs import Input, TextPair
-from serve_app.jobs import EmbedJob, Job
+from serve_app.jobs import Job, ResultT
 from serve_app.metrics import Meter, ModelMeter
 from serve_app.models import ModelSpec
-from serve_app.results import EmbedResult, Result
 from serve_app.service.backend import Backend
 from serve_app.service.health import HealthProbe, HealthReport
 from serve_app.service.task_context import TaskContext
@@ -77,13 +76,7 @@ class EmbedService:
             timeout_s=settings.health_timeout_s,
         )
 
-    @overload
-    async def run(self, job: EmbedJob, timeout_s: float = math.inf) -> EmbedResult: ...
-
-    @overload
-    async def run(self, job: Job, timeout_s: float = math.inf) -> Result: ...
-
-    async def run(self, job: Job, timeout_s: float = math.inf) -> Result:
+    async def run(self, job: Job[ResultT], timeout_s: float = math.inf) -> ResultT:
         """Runs a job.
 
         Args:
@@ -110,7 +103,7 @@ class EmbedService:
             raise _deadline_exceeded(timeout_s) from None
         if result.has_computed:
             self._health.record_success()
-        return result
+        return cast(ResultT, result)
 
     async def health(self) -> HealthReport:
         """Returns whether a replica can embed, and probes one if no recent work proves it."""

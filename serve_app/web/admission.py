@@ -31,7 +31,11 @@ class Admission:
         return self._access.identify(unfold(headers.get("authorization", "")), unfold(api_key))
 
     async def run(
-        self, key: ApiKey | None, service: EmbedService, job: Job, timeout_s: float = math.inf
+        self,
+        key: ApiKey | None,
+        service: EmbedService,
+        job: Job[Result],
+        timeout_s: float = math.inf,
     ) -> tuple[Result, Mapping[str, str]]:
         """Runs a job within the key's limits; see `EmbedService.run`.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from serve_app.jobs import Job
 from serve_app.models import ModelSpec
-from serve_app.results import ComputedResult
+from serve_app.results import ComputedResult, Result
 from serve_app.service.catalog import Catalog
 from serve_app.tasks import Task
 from serve_app.web.schema.fields import Body, Field, ModelField
@@ -20,7 +20,7 @@ from serve_app.web.schema.json_schema import Schema
 class ParsedRequest(NamedTuple):
     """The job of a request, and the function that writes its result as the reply's body."""
 
-    job: Job
+    job: Job[Result]
     render: Callable[[Any], bytes]
     has_vectors: bool = True  #: whether the reply holds the vectors, which then may be sent raw
     has_floats: bool = True  #: whether the reply holds the vectors as JSON numbers

@@ -32,7 +32,7 @@ class Exchange:
         self.started_s = time.perf_counter()
         self.key: ApiKey | None = None
         self.service: EmbedService | None = None
-        self.job: Job | None = None
+        self.job: Job[Result] | None = None
         self.result: Result | None = None
 
     def meter(self, catalog: Catalog) -> ModelMeter:

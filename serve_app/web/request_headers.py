@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from serve_app.errors import InvalidRequest, short_repr
 from serve_app.jobs import Job
+from serve_app.results import Result
 from serve_app.types import Lane
 
 #: Headers with one value. Proxies in a chain may each add the same one.
@@ -49,7 +50,7 @@ def unfold(value: str) -> str:
     return values.pop() if len(values) == 1 else value
 
 
-def apply_request_headers(job: Job, headers: Mapping[str, str]) -> Job:
+def apply_request_headers(job: Job[Result], headers: Mapping[str, str]) -> Job[Result]:
     """Returns the job with the options that its request's headers set.
 
     `x-priority` sets the lane; `Cache-Control: no-store` bypasses the cache.

@@ -10,7 +10,7 @@ from serve_app.cache.codec import VectorCodec
 from serve_app.errors import InferenceError, Unavailable
 from serve_app.inputs import Input
 from serve_app.types import Lane, TextGroup, Vectors
-from tests.fakes import DIM, FakeBackend
+from tests.fakes import DIM, FakeBackend, as_vectors
 
 CODEC = VectorCodec(DIM)
 REQUEST = contextvars.ContextVar("request", default="none")
@@ -44,7 +44,7 @@ class GatedSend:
             raise self.error
         for i, group in enumerate(groups):
             bad = "bad" in group.texts
-            vectors = await self._next_tier.run(group)
+            vectors = as_vectors(await self._next_tier.run(group))
             deliver(i, InferenceError("bad") if bad else CODEC.encode(vectors))
 
 
@@ -90,7 +90,7 @@ async def test_groups_that_arrive_while_calls_are_in_flight_are_sent_together(
     send.complete(2)
     for text, reply in zip("abcde", replies, strict=True):
         assert (await reply).values.tolist() == (
-            await FakeBackend().embed(TextGroup((text,)))
+            as_vectors(await FakeBackend().run(TextGroup((text,))))
         ).values.tolist()
 
 
@@ -176,9 +176,9 @@ async def test_a_result_is_delivered_before_its_call_ends(send: GatedSend) -> No
     ended = asyncio.Event()
 
     async def send_slowly(groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
-        deliver(0, CODEC.encode(await FakeBackend().embed(groups[0])))
+        deliver(0, CODEC.encode(as_vectors(await FakeBackend().run(groups[0]))))
         await ended.wait()
-        deliver(1, CODEC.encode(await FakeBackend().embed(groups[1])))
+        deliver(1, CODEC.encode(as_vectors(await FakeBackend().run(groups[1]))))
 
     coalescer = Coalescer(send_slowly, max_in_flight_calls=1)
     first, second = start(coalescer, "a"), start(coalescer, "b")
@@ -239,5 +239,5 @@ async def test_each_group_gets_its_own_vectors(
             if cancelled:
                 await asyncio.wait([reply])
             else:
-                expected = await FakeBackend().embed(TextGroup((str(i),)))
+                expected = as_vectors(await FakeBackend().run(TextGroup((str(i),))))
                 assert (await reply).values.tolist() == expected.values.tolist()

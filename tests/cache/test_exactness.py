@@ -25,7 +25,7 @@ from serve_app.types import NO_TIMINGS, CacheState, EngineInfo, TextGroup, Tier,
 from serve_app.valkey.client import connect
 from serve_app.web.dialects.openai_requests import render
 from serve_app.web.schema.vector_encoding import VectorEncoder
-from tests.fakes import FakeBackend, coalesce
+from tests.fakes import FakeBackend, as_vectors, coalesce
 from tests.valkey_server import ValkeyProcess
 
 #: Two dimensions, and two token limits, which the last two models differ in.
@@ -86,7 +86,7 @@ class CachedBackend(UncachedBackend):
         )
 
     async def run(self, group: TextGroup) -> Vectors:
-        return await self._ingress.embed(group)
+        return as_vectors(await self._ingress.embed(group))
 
 
 requests = st.builds(

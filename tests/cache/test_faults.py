@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve_app.cache.codec import VectorCodec
+from serve_app.cache.codec import task_codecs
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.cache.redis_store import RedisStore
 from serve_app.metrics import Meter
 from serve_app.types import TextGroup, Tier
 from serve_app.valkey.client import connect
-from tests.fakes import DIM, FakeBackend, coalesce, fake_vector
+from tests.fakes import SPEC, FakeBackend, as_vectors, coalesce, fake_vector
 from tests.valkey_server import ValkeyProcess
 
 TIMEOUT_S = 0.05
@@ -41,8 +41,8 @@ class Load:
         self._requests = 0
 
     def lookup(self) -> Lookup:
-        next_tier = coalesce(FakeBackend().embed)
-        return Lookup("space", VectorCodec(DIM), MemoryCache(0), next_tier, store=self._store)
+        next_tier = coalesce(FakeBackend().run)
+        return Lookup("space", task_codecs(SPEC), MemoryCache(0), next_tier, store=self._store)
 
     async def client(self) -> None:
         lookup = self.lookup()
@@ -51,7 +51,7 @@ class Load:
             texts = (f"new {self._requests}", *(f"known {i}" for i in range(8)))
             started = time.monotonic()
             try:
-                vectors = await lookup.embed(TextGroup(texts))
+                vectors = as_vectors(await lookup.embed(TextGroup(texts)))
             except Exception as error:
                 self.failures.append(repr(error))
                 continue

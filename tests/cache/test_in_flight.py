@@ -3,13 +3,13 @@ import asyncio
 import numpy as np
 import pytest
 
-from serve_app.cache.codec import VectorCodec
+from serve_app.cache.codec import task_codecs
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.errors import InferenceError
 from serve_app.inputs import Input
 from serve_app.types import Lane, TextGroup, Vectors
-from tests.fakes import DIM, FakeBackend, coalesce, fake_vector
+from tests.fakes import SPEC, FakeBackend, as_vectors, coalesce, fake_vector
 
 
 class FakeCompute:
@@ -33,7 +33,7 @@ class FakeCompute:
         if self.fail_once in group.texts:
             self.fail_once = ""
             raise InferenceError("no")
-        return await self._backend.embed(group)
+        return as_vectors(await self._backend.run(group))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def compute() -> FakeCompute:
 
 @pytest.fixture
 def lookup(compute: FakeCompute) -> Lookup:
-    return Lookup("space", VectorCodec(DIM), MemoryCache(0), coalesce(compute))
+    return Lookup("space", task_codecs(SPEC), MemoryCache(0), coalesce(compute))
 
 
 async def run(lookup: Lookup, texts: str, lane: Lane = "interactive") -> None:

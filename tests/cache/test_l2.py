@@ -14,10 +14,10 @@ from serve_app.cache.stack import CacheStack
 from serve_app.config import CacheConfig
 from serve_app.errors import ConfigurationError, Unavailable
 from serve_app.metrics import L2_UP, Meter
-from serve_app.types import CacheState, Outputs, TextGroup, Tier
+from serve_app.types import CacheState, TextGroup, Tier, Vectors
 from serve_app.valkey.shared_server import SharedServer
 from serve_app.valkey.supervisor import parse_owner_pid
-from tests.fakes import SPEC, FakeBackend, fake_send
+from tests.fakes import SPEC, FakeBackend, as_vectors, fake_send
 from tests.valkey_server import ValkeyProcess
 
 LIMIT_S = 20.0
@@ -55,9 +55,9 @@ async def opened(
         await cache.close()
 
 
-async def embed(cache: CacheStack, group: TextGroup) -> Outputs:
+async def embed(cache: CacheStack, group: TextGroup) -> Vectors:
     (lookup,) = cache.lookups.values()
-    return await lookup.embed(group)
+    return as_vectors(await lookup.embed(group))
 
 
 async def wait_for_state(cache: CacheStack, state: str) -> None:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from serve_app.results import EmbedResult
 from serve_app.service.dimensions import truncate_dimensions
 from serve_app.service.embed import EmbedService
 from serve_app.types import Parity, TextGroup, Tier, Vectors
-from tests.fakes import DIM, SPEC, FakeBackend, FakeEngine, fake_vector
+from tests.fakes import DIM, SPEC, FakeBackend, FakeEngine, as_vectors, fake_vector
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ class UnnormalizedBackend(FakeBackend):
     """A model whose pipeline doesn't normalize vectors."""
 
     async def run(self, group: TextGroup) -> Vectors:
-        vectors = await super().run(group)
+        vectors = as_vectors(await super().run(group))
         return replace(vectors, values=3 * vectors.values)
 
 
@@ -256,7 +257,7 @@ async def test_token_vectors_without_truncation_of_a_long_text_are_an_error(
     ],
     ids=["tokenize", "decode"],
 )
-async def test_the_tokens_of_a_reply_are_bounded(fits: Job, exceeds: Job) -> None:
+async def test_the_tokens_of_a_reply_are_bounded(fits: Job[Any], exceeds: Job[Any]) -> None:
     service = EmbedService(SPEC, FakeBackend(), IngressSettings(max_reply_tokens=7))
     await service.run(fits)
     with pytest.raises(InvalidRequest, match=r"8 tokens; at most 7 .* Split"):
@@ -291,7 +292,7 @@ KINDS = ["texts", "chunk", "batch", "token vectors", "token vectors, start", "to
 
 
 @pytest.mark.parametrize("job", JOBS, ids=KINDS)
-async def test_every_job_times_out(backend: FakeBackend, job: Job) -> None:
+async def test_every_job_times_out(backend: FakeBackend, job: Job[Any]) -> None:
     backend.delay_s = 60
     service = EmbedService(SPEC, backend, IngressSettings(request_timeout_s=0.02))
     with pytest.raises(DeadlineExceeded, match=r"within 0\.02 s"):
@@ -300,7 +301,7 @@ async def test_every_job_times_out(backend: FakeBackend, job: Job) -> None:
 
 @pytest.mark.parametrize("job", JOBS, ids=KINDS)
 async def test_a_backend_error_reaches_the_caller_of_every_job(
-    service: EmbedService, backend: FakeBackend, job: Job
+    service: EmbedService, backend: FakeBackend, job: Job[Any]
 ) -> None:
     backend.error = Unavailable("gone")
     with pytest.raises(Unavailable, match="gone"):
@@ -318,7 +319,7 @@ async def test_a_backend_error_reaches_the_caller_of_every_job(
     ],
     ids=lambda job: type(job).__name__,
 )
-async def test_every_empty_job_is_an_error(service: EmbedService, job: Job) -> None:
+async def test_every_empty_job_is_an_error(service: EmbedService, job: Job[Any]) -> None:
     with pytest.raises(EmptyInput):
         await service.run(job)
 

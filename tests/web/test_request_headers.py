@@ -1,6 +1,7 @@
 """Request headers: decoding them, and applying them to jobs of each type."""
 
 import math
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -94,7 +95,7 @@ def test_a_proxy_may_repeat_a_header(headers: list[tuple[str, str]], status: int
     ],
     ids=lambda job: type(job).__name__,
 )
-def test_priority_and_no_store_set_options_of_the_job(job: Job, changed: Job) -> None:
+def test_priority_and_no_store_set_options_of_the_job(job: Job[Any], changed: Job[Any]) -> None:
     assert apply_request_headers(job, BULK) == changed
 
 
