@@ -4,13 +4,14 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 import uvicorn
+from starlette.types import ASGIApp
 from tokenizers import Tokenizer
 
 from serve_app.config import MINILM, IngressSettings, ModelConfig
@@ -117,10 +118,35 @@ def run_app_server() -> Iterator[AppServer]:
     """Serves the application on a free port of the loopback interface."""
     backend = HashingBackend()
     service = EmbedService(SPEC, backend, IngressSettings())
-    app = create_app(Catalog([service]))
+    with run_server(create_app(Catalog([service]))) as url:
+        yield AppServer(url, service, backend)
+
+
+async def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def run_server(
+    app: ASGIApp,
+    start: Callable[[], Awaitable[None]] = _nothing,
+    stop: Callable[[], Awaitable[None]] = _nothing,
+) -> Iterator[str]:
+    """Serves an application on a free port of the loopback interface, whose URL it yields.
+
+    `start` and `stop` run on the event loop of the application.
+    """
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="warning"))
+
+    async def serve() -> None:
+        await start()
+        try:
+            await server.serve([listener])
+        finally:
+            await stop()
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        thread = threading.Thread(target=lambda: asyncio.run(serve()))
         thread.start()
         try:
             deadline = time.monotonic() + 30
@@ -128,7 +154,7 @@ def run_app_server() -> Iterator[AppServer]:
                 assert thread.is_alive()
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            yield AppServer(f"http://127.0.0.1:{listener.getsockname()[1]}", service, backend)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(30)

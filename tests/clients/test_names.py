@@ -18,12 +18,19 @@ SOURCES = PACKAGE / "src"
 OPTIONS = {
     "Client": ("options.ts", "ClientOptions", "CLIENT_DEFAULTS"),
     "embed": ("options.ts", "EmbedOptions", None),
+    "embed_images": ("options.ts", "ImageOptions", None),
+    "embed_sparse": ("options.ts", "SparseOptions", None),
+    "rerank": ("options.ts", "RerankOptions", None),
     "Supervisor": ("node/supervisor-options.ts", "SupervisorOptions", "SUPERVISOR_DEFAULTS"),
     "StdioWorker": ("node/stdio-worker-options.ts", "StdioWorkerOptions", "WORKER_DEFAULTS"),
 }
 #: Interfaces that the option interfaces extend.
+COMPUTE_BASES = [("options.ts", f"{name}Options") for name in ("Call", "Model", "Compute")]
 BASES = {
-    "EmbedOptions": [("options.ts", "CallOptions")],
+    "EmbedOptions": COMPUTE_BASES,
+    "ImageOptions": COMPUTE_BASES,
+    "SparseOptions": COMPUTE_BASES,
+    "RerankOptions": COMPUTE_BASES,
     "SupervisorOptions": [("node/managed-process.ts", "ProcessOptions")],
     "StdioWorkerOptions": [("node/managed-process.ts", "ProcessOptions")],
 }
@@ -58,7 +65,7 @@ def _source(file: str) -> str:
 
 def _interface(file: str, name: str) -> dict[str, str]:
     """Returns the properties of a TypeScript interface, each with its comment."""
-    match = re.search(rf"export interface {name} [^{{]*{{\n(.*?)^}}", _source(file), re.M | re.S)
+    match = re.search(rf"interface {name} [^{{]*{{\n(.*?)^}}", _source(file), re.M | re.S)
     assert match, name
     properties = re.findall(r"/\*\*(.*?)\*/\s+readonly (\w+)\?:", match[1], re.S)
     return {option: " ".join(re.sub(r"\n\s+\*", " ", doc).split()) for doc, option in properties}
@@ -140,6 +147,9 @@ def test_the_table_lists_all_options(part: str) -> None:
     python = {
         "Client": {"base_url", *base.ClientOptions.__annotations__},
         "embed": set(base.EmbedOptions.__annotations__),
+        "embed_images": set(base.ImageOptions.__annotations__),
+        "embed_sparse": set(base.SparseOptions.__annotations__),
+        "rerank": {"top_n", *base.RerankOptions.__annotations__},
         "Supervisor": set(inspect.signature(Supervisor).parameters),
         "StdioWorker": set(),
     }

@@ -63,6 +63,7 @@ class FakeHandle:
         self.cancelled = 0
         self.timeouts_s: list[float] = []
         self.space: Any = "f00d-bf16"
+        self.spaces: dict[str, str] = {}  #: of models that a call names
 
     def fail(self, *faults: object) -> None:
         self.faults = iter(faults)
@@ -88,8 +89,8 @@ class Method:
 
 
 class Call:
-    def __init__(self, handle: FakeHandle, name: str, texts: Iterable[str] = ()) -> None:
-        self._handle, self._name, self._texts = handle, name, texts
+    def __init__(self, handle: FakeHandle, name: str, *arguments: Any) -> None:
+        self._handle, self._name, self._arguments = handle, name, arguments
 
     def result(self, *, timeout_s: float) -> Any:
         self._handle.timeouts_s.append(timeout_s)
@@ -99,8 +100,9 @@ class Call:
         if fault is not None:
             return fault
         if self._name == "space":
-            return self._handle.space
-        return np.stack([vector(text) for text in self._texts])
+            (model,) = self._arguments
+            return self._handle.spaces.get(model, self._handle.space)
+        return np.stack([vector(text) for text in self._arguments[0]])
 
     def cancel(self) -> None:
         self._handle.cancelled += 1
@@ -328,6 +330,14 @@ def test_invalid_arguments_are_rejected(
         create()
 
 
+def test_space_is_that_of_the_model(handle: FakeHandle) -> None:
+    handle.spaces = {"m": "beef-fp32"}
+    embedder = Embedder(model="m", expected_space="beef-bf16")
+    assert embedder.space == Space("beef", "fp32")
+    embedder({"text": np.array(["a"])})
+    assert handle.calls[-1][1]["model"] == "m"
+
+
 @pytest.mark.parametrize("space", ["nonsense", None])
 def test_application_without_a_valid_space_is_a_parse_error(handle: FakeHandle, space: Any) -> None:
     handle.space = space
@@ -365,3 +375,6 @@ def test_dataset_arguments_are_checked_before_it_runs(handle: FakeHandle) -> Non
         embed_dataset(rows, "words", app_name="another")
     with pytest.raises(SpaceMismatchError):
         embed_dataset(rows, "words", expected_space="beef-bf16")
+    handle.spaces = {"m": "beef-bf16"}
+    with pytest.raises(SpaceMismatchError):
+        embed_dataset(rows, "words", model="m", expected_space="f00d-bf16")

@@ -75,10 +75,10 @@ class SpaceChangingClient:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def embed_query(self, text: str) -> Vectors:
+    def embed_query(self, text: str, model: str | None = None) -> Vectors:
         return self._client.embed_query(text)
 
-    def embed_documents(self, texts: list[str]) -> Vectors:
+    def embed_documents(self, texts: list[str], model: str | None = None) -> Vectors:
         vectors = self._client.embed_documents(texts)
         return Vectors(np.asarray(vectors), VectorInfo(None, "another", "service"))
 
@@ -94,10 +94,10 @@ class FixedClient:
     def __init__(self, query: list[float], documents: list[list[float]]) -> None:
         self._query, self._documents = query, documents
 
-    def embed_query(self, text: str) -> Vectors:
+    def embed_query(self, text: str, model: str | None = None) -> Vectors:
         return Vectors(self._query, VectorInfo(Space("f00d", "fp32")))
 
-    def embed_documents(self, texts: list[str]) -> Vectors:
+    def embed_documents(self, texts: list[str], model: str | None = None) -> Vectors:
         return Vectors(self._documents, VectorInfo(Space("f00d", "fp32")))
 
 

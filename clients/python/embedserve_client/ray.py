@@ -79,7 +79,7 @@ class Embedder:
             output_column: the column for the vectors.
             app_name: the name of the Serve application.
             input_type: `query`, `document`, or the name of another prompt of the model.
-            model: a name or alias of the model; None: the model that the service serves.
+            model: a name or alias of the model; None: the service's default.
             use_cache: False: bypasses the cache, for reading and for writing.
             timeout_s: the timeout of each batch, retries included.
             expected_space: the space that the vectors must be comparable with; None: any.
@@ -103,7 +103,7 @@ class Embedder:
         }
         handle = _app_handle(app_name)
         #: The space of the vectors.
-        self.space = _fetch_space(handle, min(timeout_s, _CONNECT_TIMEOUT_S))
+        self.space = _fetch_space(handle, model, min(timeout_s, _CONNECT_TIMEOUT_S))
         if isinstance(expected_space, str):
             expected_space = Space.parse(expected_space)
         if expected_space is not None and not self.space.is_comparable_to(expected_space):
@@ -170,6 +170,7 @@ def embed_dataset(
     output_column: str = "embedding",
     app_name: str = "embedserve",
     input_type: str | None = None,
+    model: str | None = None,
     batch_size: int = 256,
     concurrency: int = 4,
     timeout_s: float = 300.0,
@@ -185,6 +186,7 @@ def embed_dataset(
         output_column: the column for the vectors, float32 of shape (dim,) in each row.
         app_name: the name of the Serve application.
         input_type: `query`, `document`, or the name of another prompt of the model.
+        model: a name or alias of the model; None: the service's default.
         batch_size: texts per call.
         concurrency: concurrent calls.
         timeout_s: the timeout of each call, retries included.
@@ -202,6 +204,7 @@ def embed_dataset(
         "output_column": output_column,
         "app_name": app_name,
         "input_type": input_type,
+        "model": model,
         "timeout_s": timeout_s,
     }
     embedder = Embedder(**options, expected_space=expected_space)  # type: ignore[arg-type]
@@ -253,8 +256,8 @@ def _method(handle: Any, name: str) -> Any:
     return handle.options(method_name=name, _by_reference=True)
 
 
-def _fetch_space(handle: Any, timeout_s: float) -> Space:
-    space = _result(_method(handle, "space").remote(), timeout_s)
+def _fetch_space(handle: Any, model: str | None, timeout_s: float) -> Space:
+    space = _result(_method(handle, "space").remote(model), timeout_s)
     try:
         return Space.parse(space)
     except (AttributeError, ValueError) as error:
