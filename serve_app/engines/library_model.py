@@ -1,12 +1,10 @@
 """Models as sentence-transformers loads and runs them: what every engine is compared with."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image as PillowImage
 from sentence_transformers import (
     CrossEncoder,
     MultiVectorEncoder,
@@ -19,11 +17,9 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.util.tensor import select_max_active_dims
 
 from serve_app.config import ModelConfig
-from serve_app.engines.base import Pixels
 from serve_app.engines.multi_vector_tokenizer import MultiVectorRules, MultiVectorTokenizer
 from serve_app.engines.rows import sparse_row
 from serve_app.engines.tokenizer import INPUT_TYPES, TextTokenizer
-from serve_app.errors import InvalidRequest
 from serve_app.inputs import Image, Input, QueryText, TextPair
 from serve_app.models import ModelSpec, model_dir
 from serve_app.tasks import Task
@@ -91,7 +87,7 @@ def loaded_limits(model: LibraryModel, spec: ModelSpec) -> tuple[int, int]:
     elif isinstance(model, SparseEncoder):
         dim = spec.dim  # some models know it only once they have run
     else:
-        dim = int(model.get_embedding_dimension() or 0)
+        dim = int(cast(SentenceTransformer, model).get_embedding_dimension() or 0)
     if spec.is_static:
         return dim, spec.max_tokens  # it has no limit but that of its tokenizer
     limit = getattr(model[0], "document_length", None) or model.max_seq_length
@@ -150,49 +146,6 @@ def _multi_vector_rules(model: LibraryModel) -> MultiVectorRules:
     )
 
 
-class ImageTokenizer(TextTokenizer):
-    """The tokenizer of a model that embeds texts and images: decodes images too."""
-
-    def __init__(self, texts: TextTokenizer, transformer: Any) -> None:
-        """Wraps the tokenizer of texts, and the model's image processor."""
-        super().__init__(texts.backend, texts.padding)
-        self._transformer = transformer
-        vision = transformer.config.vision_config
-        self._patch_pixels = int(vision.patch_size) ** 2
-
-    def encode(self, inputs: Sequence[Input]) -> list[Any]:
-        """Returns texts as token ids, and images as pixels of the size that the model takes.
-
-        Raises:
-            InvalidRequest: see `Tokenizer.encode`.
-        """
-        pixels = iter([self._pixels(value) for value in inputs if isinstance(value, Image)])
-        texts = iter(super().encode([v for v in inputs if not isinstance(v, Image)]))
-        return [next(pixels if isinstance(value, Image) else texts) for value in inputs]
-
-    def _pixels(self, image: Image) -> Pixels:
-        try:
-            picture = decode_image(image)
-        except (OSError, ValueError, SyntaxError, PillowImage.DecompressionBombError) as error:
-            raise InvalidRequest(
-                "An image can't be decoded: it is damaged, or in an unknown format.", "images"
-            ) from error
-        values = self._transformer.preprocess([picture])["pixel_values"][0].numpy()
-        area = values.shape[1] * values.shape[2]
-        return Pixels(values, area // self._patch_pixels)
-
-
-def decode_image(image: Image) -> PillowImage.Image:
-    """Returns an image in memory.
-
-    Raises:
-        OSError: it can't be decoded.
-    """
-    picture = PillowImage.open(BytesIO(image.data))
-    picture.load()
-    return picture
-
-
 def reference_outputs(model: LibraryModel, task: Task, inputs: Sequence[Input]) -> list[Row]:
     """Returns the outputs of the library itself, a row for each input: of scores the logits."""
     options: dict[str, Any] = {"prompt": "", "show_progress_bar": False}
@@ -220,5 +173,10 @@ def reference_outputs(model: LibraryModel, task: Task, inputs: Sequence[Input]) 
         texts: Any = list(inputs)
         vectors: Any = model.encode(texts, convert_to_sparse_tensor=False, **options)
         return [sparse_row(vector) for vector in vectors.cpu().numpy()]
-    values = [decode_image(value) if isinstance(value, Image) else value for value in inputs]
-    return [*np.asarray(model.encode(values, **options), dtype=np.float32)]
+    values: list[Any] = list(inputs)
+    if any(isinstance(value, Image) for value in inputs):
+        from serve_app.engines.image_tokenizer import decode_image
+
+        values = [decode_image(v) if isinstance(v, Image) else v for v in inputs]
+    vectors = cast(SentenceTransformer, model).encode(values, **options)
+    return [*np.asarray(vectors, dtype=np.float32)]

@@ -22,7 +22,6 @@ from serve_app.engines.base import (
 from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.engines.library_model import (
     FEATURES,
-    ImageTokenizer,
     load_model,
     load_tokenizer,
     loaded_limits,
@@ -82,6 +81,8 @@ class TorchEngine:
         self.tasks = engine_tasks(spec)
         self.tokenizer = load_tokenizer(self._model, spec)
         if "embed_images" in self.tasks:
+            from serve_app.engines.image_tokenizer import ImageTokenizer
+
             self.tokenizer = ImageTokenizer(self.tokenizer, self._model[0])
         self._bf16 = False
         loaded = loaded_limits(self._model, spec)
@@ -147,8 +148,8 @@ class TorchEngine:
     ) -> Float32:
         autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)
         with torch.inference_mode(), self._stream(), autocast:
-            arrays: dict[str, Any] = {name: self._to_device(a) for name, a in inputs.items()}
-            features = self._model.forward({**arrays, "modality": modality})
+            features: Any = {name: self._to_device(array) for name, array in inputs.items()}
+            features = self._model.forward(features | {"modality": modality})
             # The copy to the CPU waits for this stream.
             vectors: Float32 = features[feature].float().cpu().numpy()
         return vectors

@@ -154,15 +154,16 @@ def _prepare(
         return None, hashing_quantization_ranges(spec.dim)
     if spec.is_static and (engine, precision) != ("torch", "fp32"):
         raise ConfigurationError("A static model runs with `engine: torch` at `precision: fp32`.")
+    # Texts don't show the range of images' vectors, and outputs of other kinds aren't quantized.
+    embeds_images = "embed_images" in spec.tasks
+    has_ranges = spec.kind == "dense" and not embeds_images
     if engine == "torch":
-        is_dense = spec.kind == "dense"
-        return None, get_or_build_quantization_ranges(model, spec) if is_dense else None
-    if "embed_images" in spec.tasks:
+        return None, get_or_build_quantization_ranges(model, spec) if has_ranges else None
+    if embeds_images:
         # Its images are decoded by transformers, so a replica would import torch all the same.
         raise ConfigurationError("A model that embeds images runs with `engine: torch`.")
     prepared = get_prepared_model(model, spec, precision)
-    is_dense = spec.kind == "dense"
-    return prepared.parity, read_quantization_ranges(prepared.folder) if is_dense else None
+    return prepared.parity, read_quantization_ranges(prepared.folder) if has_ranges else None
 
 
 def check_space(selection: EngineSelection) -> None:
