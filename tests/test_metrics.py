@@ -22,7 +22,7 @@ def test_drain_returns_the_counts_since_the_previous_drain() -> None:
     meter = Meter()
     meter.add(TEXTS, 3)
     meter.add(TEXTS, 2)
-    meter.add(REQUESTS, 1, "200", "a")
+    meter.add(REQUESTS, 1, "200")
     meter.add(REQUESTS, 1, "429")
     drained = {(m.name, tags): amount for (m, tags), amount in meter.drain().items()}
     assert drained == {

@@ -42,7 +42,8 @@ def prepare_models(application: AppConfig) -> tuple[EngineSelection, ...]:
 
 def _print_selection(selection: EngineSelection, label: str) -> None:
     spec, parity = selection.spec, selection.parity
-    print_step(label, f"{spec.name}, {spec.dim} dimensions, {spec.max_tokens} tokens")
+    width = f"{len(spec.labels)} labels" if spec.labels else f"{spec.dim} dimensions"
+    print_step(label, f"{spec.name}, {width}, {spec.max_tokens} tokens")
     print_step("tasks", ", ".join(spec.tasks))
     if spec.weights_sha256 is not None:
         print_step("weights", f"SHA-256 {spec.weights_sha256[:16]}…")
