@@ -87,10 +87,12 @@ KEY_REQUESTS = Metric(
     "embedserve_key_requests",
     "Requests with an API key, by the key's name and outcome: `admitted`, `model_not_allowed`, or "
     "`rate_limit_exceeded`.",
-    ("key", "outcome"),
+    ("key", "outcome", "model"),
 )
 KEY_TOKENS = Metric(
-    "embedserve_key_tokens", "Tokens of requests with an API key, by the key's name.", ("key",)
+    "embedserve_key_tokens",
+    "Tokens of requests with an API key, by the key's name.",
+    ("key", "model"),
 )
 QUOTA_FALLBACKS = Metric(
     "embedserve_quota_fallbacks",

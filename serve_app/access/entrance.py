@@ -110,13 +110,13 @@ class Entrance:
                     f"The API key {key.name!r} may not use the model {model!r}.", "model"
                 )
             if key.is_limited:
-                reservation = await self._quotas.reserve(key, estimated_tokens)
+                reservation = await self._quotas.reserve(key, estimated_tokens, model)
             else:
-                reservation = Reservation(key, estimated_tokens)
+                reservation = Reservation(key, estimated_tokens, model)
         except (Forbidden, QuotaExceeded) as error:
-            self._meter.add(KEY_REQUESTS, 1, key.name, error.code)
+            self._meter.add(KEY_REQUESTS, 1, key.name, error.code, model)
             raise
-        self._meter.add(KEY_REQUESTS, 1, key.name, "admitted")
+        self._meter.add(KEY_REQUESTS, 1, key.name, "admitted", model)
         return reservation
 
     async def release(self, reservation: Reservation, tokens: int | None) -> None:
@@ -126,7 +126,7 @@ class Entrance:
             reservation: returned by `admit`.
             tokens: number of tokens used; None: the request failed and is charged no tokens.
         """
-        self._meter.add(KEY_TOKENS, tokens or 0, reservation.key.name)
+        self._meter.add(KEY_TOKENS, tokens or 0, reservation.key.name, reservation.model)
         if reservation.key.is_limited:
             await self._quotas.commit(reservation, tokens)
 

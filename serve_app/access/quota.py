@@ -61,6 +61,7 @@ class Reservation:
 
     key: ApiKey
     tokens: int  #: the estimate that was charged
+    model: str = ""  #: a key has a quota for each model
     status: QuotaStatus = _NO_LIMITS  #: after the charge
     entry: str | None = None  #: identifies it on a shared server; None: counted in this process
 
@@ -70,7 +71,7 @@ class Reservation:
 
 
 class QuotaStore(Protocol):
-    """Counts what each key uses."""
+    """Counts what each key uses of each model."""
 
     def open(self) -> None:
         """Prepares for keys with limits. Idempotent; call it in the event loop.
@@ -80,8 +81,13 @@ class QuotaStore(Protocol):
         """
         ...
 
-    async def reserve(self, key: ApiKey, tokens: int) -> Reservation:
+    async def reserve(self, key: ApiKey, tokens: int, model: str = "") -> Reservation:
         """Charges a key for one request of an estimated number of tokens, all or nothing.
+
+        Args:
+            key: its limits hold for each model.
+            tokens: the estimate.
+            model: name of the model.
 
         Raises:
             QuotaExceeded: the request exceeds one of the key's limits now.
@@ -175,7 +181,7 @@ def _delay_s(level: BucketLevel | None, amount: int) -> float:
 
 
 class _KeyUsage:
-    """What one key has used."""
+    """What one key has used of one model."""
 
     def __init__(self) -> None:
         self.requests = Bucket()
@@ -196,14 +202,14 @@ class MemoryQuotaStore:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._usage = defaultdict[str, _KeyUsage](_KeyUsage)
+        self._usage = defaultdict[tuple[str, str], _KeyUsage](_KeyUsage)
 
     def open(self) -> None:
         """See `QuotaStore`."""
 
-    async def reserve(self, key: ApiKey, tokens: int) -> Reservation:
+    async def reserve(self, key: ApiKey, tokens: int, model: str = "") -> Reservation:
         """See `QuotaStore`."""
-        usage, now_s = self._usage[key.name], self._clock()
+        usage, now_s = self._usage[key.name, model], self._clock()
         before = usage.status(key, now_s)
         delays = RetryDelays.of(key, tokens, before, usage.in_flight_tokens)
         if delays.longest_s > 0:
@@ -211,11 +217,11 @@ class MemoryQuotaStore:
         usage.requests.charge(1)
         usage.tokens.charge(tokens)
         usage.in_flight_tokens += tokens
-        return Reservation(key, tokens, usage.status(key, now_s))
+        return Reservation(key, tokens, model, usage.status(key, now_s))
 
     async def commit(self, reservation: Reservation, tokens: int | None) -> None:
         """See `QuotaStore`."""
-        usage = self._usage[reservation.key.name]
+        usage = self._usage[reservation.key.name, reservation.model]
         usage.status(reservation.key, self._clock())  # refill, up to the limit, first
         usage.tokens.charge((tokens or 0) - reservation.tokens)
         usage.in_flight_tokens -= reservation.tokens

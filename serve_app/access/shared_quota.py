@@ -13,6 +13,7 @@ import contextvars
 import logging
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
@@ -212,27 +213,28 @@ class SharedQuotaStore:
             await guarded.close()
         self._server.release()
 
-    async def reserve(self, key: ApiKey, tokens: int) -> Reservation:
+    async def reserve(self, key: ApiKey, tokens: int, model: str = "") -> Reservation:
         """See `QuotaStore`."""
         if not self._opened:
             self._open_or_log()
         if self._connection is None or self.state == "down":
-            return await self._reserve_locally(key, tokens, "down")
+            return await self._reserve_locally(key, tokens, model, "down")
         entry = f"{self._process_id}.{next(self._sequence)}:{tokens}"
-        reply = self._connection.reserves.send(self._script(_RESERVE, key, tokens, entry))
+        reserved = Reservation(key, tokens, model, entry=entry)
+        reply = self._connection.reserves.send(self._script(_RESERVE, reserved, tokens))
         try:
             async with deadline(self._timeout_s):
                 admitted, status, in_flight_tokens = _parse_reply(key, await asyncio.shield(reply))
         except asyncio.CancelledError:
-            self._refund_late(reply, Reservation(key, tokens, entry=entry))
+            self._refund_late(reply, reserved)
             raise
         except Exception as error:
             if failure_kind(error) == "timeout":
-                self._refund_late(reply, Reservation(key, tokens, entry=entry))
-            return await self._reserve_locally(key, tokens, failure_kind(error))
+                self._refund_late(reply, reserved)
+            return await self._reserve_locally(key, tokens, model, failure_kind(error))
         if not admitted:
             raise RetryDelays.of(key, tokens, status, in_flight_tokens).error(key, tokens, status)
-        return Reservation(key, tokens, status, entry)
+        return replace(reserved, status=status)
 
     async def commit(self, reservation: Reservation, tokens: int | None) -> None:
         """See `QuotaStore`."""
@@ -244,7 +246,7 @@ class SharedQuotaStore:
     def _send_commit(self, reservation: Reservation, tokens: int | None) -> None:
         if self._connection is not None and self.state == "up":
             correction = (tokens or 0) - reservation.tokens
-            script = self._script(_COMMIT, reservation.key, correction, reservation.entry or "")
+            script = self._script(_COMMIT, reservation, correction)
             self._connection.commits.send(script)
 
     def _refund_late(self, reply: asyncio.Future[Any], reservation: Reservation) -> None:
@@ -258,19 +260,22 @@ class SharedQuotaStore:
 
         reply.add_done_callback(refund)
 
-    async def _reserve_locally(self, key: ApiKey, tokens: int, reason: str) -> Reservation:
+    async def _reserve_locally(
+        self, key: ApiKey, tokens: int, model: str, reason: str
+    ) -> Reservation:
         self._meter.add(QUOTA_FALLBACKS, 1, reason)
-        return await self._local.reserve(key, tokens)
+        return await self._local.reserve(key, tokens, model)
 
-    def _script(self, source: str, key: ApiKey, amount: int, entry: str) -> Script:
+    def _script(self, source: str, reservation: Reservation, amount: int) -> Script:
+        key = reservation.key
         limits = (key.requests_per_minute, key.tokens_per_minute, key.concurrent_tokens)
         args: tuple[str | int, ...] = (
             *(limit or 0 for limit in limits),
             amount,
-            entry,
+            reservation.entry or "",
             self._reservation_ttl_s,
         )
-        return Script(source, self._server_keys(key.name), args)
+        return Script(source, self._server_keys(f"{key.name}:{reservation.model}"), args)
 
     def _server_keys(self, name: str) -> tuple[str, str]:
         key_prefix = f"{self._prefix}:quota:{{{name}}}"

@@ -51,16 +51,20 @@ class Endpoint:
     headers: Callable[[ComputedResult, float], Mapping[str, str]] = _no_headers
     task: Task | None = "embed"  #: selects the model of a request that names none; None: any model
 
+    _model_field: ModelField | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Finds the field that names the model, once."""
+        names = (item for item in self.fields if isinstance(item, ModelField))
+        object.__setattr__(self, "_model_field", next(names, None))
+
     def model_name(self, body: Body) -> str | None:
         """Returns the name of the model that a body selects; None: it names none.
 
         Raises:
             InvalidRequest: the name isn't a string.
         """
-        for body_field in self.fields:
-            if isinstance(body_field, ModelField):
-                return body_field(body)
-        return None
+        return None if self._model_field is None else self._model_field(body)
 
 
 class ViewResponse(NamedTuple):

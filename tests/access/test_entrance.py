@@ -28,9 +28,9 @@ class RecordingQuotaStore(MemoryQuotaStore):
     def open(self) -> None:
         self.calls.append("open")
 
-    async def reserve(self, key: ApiKey, tokens: int) -> Reservation:
+    async def reserve(self, key: ApiKey, tokens: int, model: str = "") -> Reservation:
         self.calls.append("reserve")
-        return await super().reserve(key, tokens)
+        return await super().reserve(key, tokens, model)
 
     async def commit(self, reservation: Reservation, tokens: int | None) -> None:
         self.calls.append(f"commit {tokens}")
@@ -147,7 +147,7 @@ async def test_a_key_may_use_only_its_models(
         await entrance.admit(alice(entrance), "large", 3)
     assert (caught.value.status, caught.value.code) == (403, "model_not_allowed")
     assert quotas.calls == ["open", "reserve"]
-    assert counts(meter)["key_requests", "alice", "model_not_allowed"] == 1
+    assert counts(meter)["key_requests", "alice", "model_not_allowed", "large"] == 1
     entrance.apply(settings())
     await entrance.admit(alice(entrance), "large", 3)
     entrance.apply(settings(models=[]))
@@ -163,7 +163,7 @@ async def test_a_key_without_limits_bypasses_the_quota_store(
     assert reservation.headers() == {}
     await entrance.release(reservation, 7)
     assert quotas.calls == []
-    assert counts(meter) == {("key_requests", "alice", "admitted"): 1, ("key_tokens", "alice"): 7}
+    assert counts(meter) == {("key_requests", "alice", "admitted", "m"): 1, ("key_tokens", "alice", "m"): 7}
 
 
 async def test_a_quota_is_reserved_by_admit_and_committed_by_release(
@@ -181,9 +181,9 @@ async def test_a_quota_is_reserved_by_admit_and_committed_by_release(
     await entrance.release(await entrance.admit(alice(entrance), "m", 30), 30)
     assert quotas.calls[1:] == ["reserve", "reserve", "commit None", "reserve", "commit 30"]
     assert counts(meter) == {
-        ("key_requests", "alice", "admitted"): 2,
-        ("key_requests", "alice", "rate_limit_exceeded"): 1,
-        ("key_tokens", "alice"): 30,
+        ("key_requests", "alice", "admitted", "m"): 2,
+        ("key_requests", "alice", "rate_limit_exceeded", "m"): 1,
+        ("key_tokens", "alice", "m"): 30,
     }
 
 
@@ -263,5 +263,5 @@ def test_without_keys_no_external_host_is_served(host: str) -> None:
 
 
 def test_key_metrics_have_no_other_tags() -> None:
-    assert KEY_REQUESTS.tags == ("key", "outcome")
-    assert KEY_TOKENS.tags == ("key",)
+    assert KEY_REQUESTS.tags == ("key", "outcome", "model")
+    assert KEY_TOKENS.tags == ("key", "model")

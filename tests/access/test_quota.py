@@ -106,7 +106,7 @@ async def test_keys_have_separate_quotas() -> None:
 def test_headers_include_only_the_limits_of_the_key() -> None:
     assert Reservation(key(), 5).headers() == {}
     status = QuotaStatus(None, BucketLevel(600, 149.7))
-    assert Reservation(key(), 5, status).headers() == {
+    assert Reservation(key(), 5, status=status).headers() == {
         "x-ratelimit-limit-tokens": "600",
         "x-ratelimit-remaining-tokens": "149",
         "x-ratelimit-reset-tokens": "46s",
@@ -173,3 +173,15 @@ async def test_a_refused_request_is_not_charged() -> None:
         await refusal(store, limited, 20)
     status = (await store.reserve(limited, 10)).status
     assert status == QuotaStatus(BucketLevel(10, 8), BucketLevel(60, 0))
+
+
+async def test_a_key_has_a_quota_for_each_model() -> None:
+    store = MemoryQuotaStore(Clock())
+    limited = key(requests_per_minute=1, concurrent_tokens=10)
+    first = await store.reserve(limited, 10, "a")
+    second = await store.reserve(limited, 10, "b")
+    for model in "ab":
+        with pytest.raises(QuotaExceeded):
+            await store.reserve(limited, 1, model)
+    await store.commit(first, 10)
+    await store.commit(second, 10)

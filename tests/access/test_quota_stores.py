@@ -133,6 +133,7 @@ async def test_requests_are_counted(store: QuotaStore) -> None:
     assert 1 <= error.retry_after_s <= 20
     assert "3 requests a minute" in str(error)
     await store.reserve(key("bob", requests_per_minute=3), 1)
+    await store.reserve(limited, 1, "another model")
 
 
 async def test_a_commit_corrects_the_estimate(store: QuotaStore) -> None:
@@ -269,7 +270,7 @@ async def test_all_entries_on_the_server_expire(valkey: ValkeyProcess) -> None:
         for name in names:
             assert 0 < valkey.call("TTL", name) <= 6001, name
         # An overdrawn bucket is stored until it has refilled.
-        assert valkey.call("TTL", "embedserve:quota:{alice}:levels") > 5900
+        assert valkey.call("TTL", "embedserve:quota:{alice:}:levels") > 5900
 
 
 @pytest.mark.parametrize("evicted", ["levels", "running"])
@@ -277,7 +278,7 @@ async def test_eviction_of_an_entry_blocks_no_request(valkey: ValkeyProcess, evi
     limited = key(concurrent_tokens=100)
     async with opened(valkey.url) as store:
         reservation = await store.reserve(limited, 60)
-        valkey.call("DEL", f"embedserve:quota:{{alice}}:{evicted}")
+        valkey.call("DEL", f"embedserve:quota:{{alice:}}:{evicted}")
         if evicted == "levels":
             await refusal(store, limited, 50)
             await commit(store, reservation, 60)

@@ -199,8 +199,8 @@ def test_failed_requests_are_charged_no_tokens(client: TestClient, service: Embe
     reply = client.post("/v1/embeddings", json={"input": "a"}, headers=bearer("small"))
     assert reply.headers["x-ratelimit-remaining-tokens"] == "19"
     counts = service.meter.process.drain()
-    assert counts[KEY_TOKENS, ("small",)] == 1
-    assert counts[KEY_REQUESTS, ("small", "admitted")] == 4
+    assert counts[KEY_TOKENS, ("small", SPEC.name)] == 1
+    assert counts[KEY_REQUESTS, ("small", "admitted", SPEC.name)] == 4
 
 
 def test_all_routes_but_public_ones_need_a_key(client: TestClient) -> None:
