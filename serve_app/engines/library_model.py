@@ -67,7 +67,7 @@ def load_model(config: ModelConfig, spec: ModelSpec, device: str) -> LibraryMode
     if config.max_tokens is not None:
         _limit_tokens(model, config.max_tokens)
     if isinstance(model, SparseEncoder) and model.max_active_dims is not None:
-        model.add_module("max_active_dims", _MaxActiveDims(model.max_active_dims))
+        model.append(_MaxActiveDims(model.max_active_dims))
     return model.float().eval()
 
 

@@ -74,8 +74,9 @@ def describe_shortfall(parity: Parity) -> str:
             f"the scores are up to {parity.score_error_max:.6f} away from those of "
             f"sentence-transformers; {MAX_SCORE_ERROR[parity.precision]} is allowed"
         )
+    cosine_min = float("nan") if parity.cosine_min is None else parity.cosine_min
     return (
-        f"the vectors are only within cosine {parity.cosine_min:.6f} of sentence-transformers; "
+        f"the vectors are only within cosine {cosine_min:.6f} of sentence-transformers; "
         f"{MIN_COSINE[parity.precision]} is required"
     )
 
@@ -104,6 +105,7 @@ def parity_inputs(spec: ModelSpec) -> ParityInputs:
     return {"embed": texts}
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def measure_parity(
     engine: Engine, inputs: ParityInputs, expected: Mapping[Task, Sequence[Row]], precision: str
 ) -> Parity:

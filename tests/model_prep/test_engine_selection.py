@@ -15,6 +15,7 @@ from serve_app.model_prep.engine_selection import EngineSelection, load_engine, 
 from serve_app.model_prep.prepared_model import PreparedModel
 from serve_app.models import ModelSpec
 from serve_app.types import Float32, Parity
+from tests import tiny_models
 
 HASHING = {"name": "words", "source": "hashing:64"}
 #: A CPU that computes every precision natively, and one that computes fp32 only.
@@ -230,3 +231,27 @@ def test_two_models_with_the_same_vectors_are_an_error() -> None:
 def test_a_default_model_supports_the_task() -> None:
     with pytest.raises(ConfigurationError, match=r"words can't be the default for `rerank`: it"):
         select(model={**HASHING, "default_for": ["rerank"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "precision", "has_ranges"),
+    [
+        ("dense", "openvino", "bf16", True),
+        ("reranker", "openvino", "bf16", False),
+        ("sparse", "openvino", "bf16", False),
+        ("multi-vector", "openvino", "bf16", False),
+        ("image", "torch", "fp32", False),
+    ],
+)
+def test_the_engine_of_each_kind(
+    tmp_path: Path, name: str, engine: str, precision: str, has_ranges: bool
+) -> None:
+    """Only dense vectors of texts are quantized. Images are decoded by transformers."""
+    config = tiny_models.BUILDERS[name](tmp_path).model_dump()
+    selection = select(model=config)
+    assert (selection.engine, selection.precision) == (engine, precision)
+    assert (selection.spec.quantization_ranges is not None) == has_ranges
+    assert select(model={**config, "engine": "torch"}).engine == "torch"
+    if engine == "torch":
+        with pytest.raises(ConfigurationError, match="embeds images runs with `engine: torch`"):
+            select(model={**config, "engine": "openvino", "precision": "fp32"})

@@ -22,14 +22,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Builder:
     """Stands in for the conversion: writes a parity only, and counts."""
 
-    def __init__(self, cosine_min: float) -> None:
-        self.cosine_min = cosine_min
+    def __init__(self, cosine_min: float | None, score_error_max: float | None = None) -> None:
+        self.parity = Parity("fp32", 50, cosine_min, score_error_max)
         self.builds = 0
 
     def __call__(self, step: BuildStep, folder: Path) -> None:
         assert step.arguments == (CONFIG.model_dump_json(), "fp32")
         self.builds += 1
-        write_parity(folder, Parity("fp32", 50, self.cosine_min))
+        write_parity(folder, self.parity)
         write_manifest(folder)
 
 
@@ -49,6 +49,17 @@ def test_a_model_without_parity_is_rejected_every_time(cosine: float) -> None:
         with pytest.raises(ParityFailed, match=f"cosine {cosine:.6f} .* `engine: torch`"):
             get_prepared_model(CONFIG, SPEC, "fp32", build=build)
     assert build.builds == 1
+
+
+def test_the_scores_of_a_model_have_a_gate_of_their_own() -> None:
+    build = Builder(None, 1e-5)
+    assert get_prepared_model(CONFIG, SPEC, "fp32", build=build).parity == build.parity
+
+
+@pytest.mark.parametrize("error", [0.01, float("nan")])
+def test_a_model_whose_scores_have_no_parity_is_rejected(error: float) -> None:
+    with pytest.raises(ParityFailed, match=f"scores are up to {error:.6f} away .* `engine: torch`"):
+        get_prepared_model(CONFIG, SPEC, "fp32", build=Builder(None, error))
 
 
 def test_a_model_that_cannot_be_converted_says_why(cache: Path) -> None:
