@@ -49,10 +49,10 @@ SPEC = ModelSpec(
 )
 
 
-#: A model that supports every task, which no real one does: for tests of all routes.
-ALL_TASKS = replace(
+#: A model that supports every task of texts, which no real one does: for tests of all routes.
+TEXT_TASKS = replace(
     SPEC,
-    tasks=("embed", "embed_images", "embed_tokens", "embed_sparse", "rerank", "classify"),
+    tasks=("embed", "embed_tokens", "embed_sparse", "rerank", "classify"),
     labels=("relevant",),
 )
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -38,7 +38,7 @@ from serve_app.web.app import create_app
 from serve_app.web.dialect import all_views, endpoints_by_path
 from serve_app.web.dialects import load_dialects
 from serve_app.web.schema.json_schema import Schema, any_of
-from tests.fakes import SPEC, FakeBackend
+from tests.fakes import TEXT_TASKS, FakeBackend
 from tests.malformed_requests import Request, malformed_request
 
 _MIB = 1 << 20
@@ -315,8 +315,15 @@ def _print_report(report: Report, seed: int, console: Console) -> None:
 
 
 def application() -> ASGIApp:
-    """Returns the application over a fake backend that records nothing."""
-    return create_app(Catalog([EmbedService(SPEC, _StatelessBackend(), IngressSettings())]))
+    """Returns the application over a fake backend that records nothing.
+
+    Its model supports every task but `embed_sparse`, so that one route fails whatever it is sent.
+    """
+    spec = replace(
+        TEXT_TASKS, tasks=("embed", "embed_images", "embed_tokens", "rerank", "classify")
+    )
+    service = EmbedService(spec, _StatelessBackend(), IngressSettings())
+    return create_app(Catalog([service]))
 
 
 class _StatelessBackend(FakeBackend):

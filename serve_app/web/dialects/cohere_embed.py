@@ -30,11 +30,21 @@ from serve_app.web.schema.fields import (
 )
 from serve_app.web.schema.images import DATA_URI, parse_image, takes_images
 from serve_app.web.schema.input_type import InputTypeField
-from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Schema, array, enum, object_
+from serve_app.web.schema.json_schema import (
+    INTEGER,
+    STRING,
+    VECTOR,
+    Schema,
+    any_of,
+    array,
+    enum,
+    object_,
+)
 from serve_app.web.schema.vector_encoding import OUTPUT_TYPES, OutputTypesField, VectorEncoder
 
 _INPUT_TYPES = ("search_document", "search_query", "classification", "clustering")
 _IMAGE_INPUT_TYPE = "image"
+_IMAGE_TYPE = "image_url"
 _TRUNCATIONS: dict[str | None, Truncation] = {"NONE": "error", "START": "start"}
 
 
@@ -90,27 +100,17 @@ class _ImagesField(Field):
         return array(DATA_URI, minItems=1, maxItems=context.settings.max_texts_per_request)
 
 
-class _ImageUrlField(Field):
-    """An image of a part, as `{"url": data URI}`."""
-
-    __slots__ = ()
-
-    def parse(self, part: Body) -> Image:
-        """Returns the image."""
-        value = part.get(self.name)
-        return parse_image(value.get("url") if isinstance(value, dict) else None, "inputs")
-
-    def _value_schema(self, context: SchemaContext) -> Schema:
-        return object_({"url": DATA_URI}) if takes_images(context.spec) else {}
-
-
-class _PartTypeField(EnumField):
-    """The type of a part: a text, or an image where the model takes some."""
+class _PartsField(ObjectField):
+    """The parts of an input: texts, or an image where the model takes some."""
 
     __slots__ = ()
 
     def _value_schema(self, context: SchemaContext) -> Schema:
-        return enum(self.choices if takes_images(context.spec) else ("text",))
+        texts = ObjectField._value_schema(self, context)
+        if not takes_images(context.spec):
+            return texts
+        image = object_({"type": enum((_IMAGE_TYPE,)), "image_url": object_({"url": DATA_URI})})
+        return any_of(texts, array(image, minItems=1, maxItems=1))
 
 
 _MODEL = ModelField("model", "Name or alias of the served model.")
@@ -124,14 +124,12 @@ _TEXTS = _TextsField(
     "texts", "The texts, unless `inputs` has them.", allow_single=False, exclusive_with="inputs"
 )
 _TEXT_TYPE = EnumField("type", "`text`.", choices=("text",))
-_TYPE = _PartTypeField(
-    "type", "`text`, or `image_url` for an image.", choices=("text", "image_url")
-)
+_TYPE = EnumField("type", "`text` or `image_url`.", choices=("text", _IMAGE_TYPE))
 _PART_TEXT = TextField("text", "The text of the part.", required=True)
-_PARTS = ObjectField(
+_PARTS = _PartsField(
     "content", "The parts of the text.", required=True, fields=(_TEXT_TYPE, _PART_TEXT), many=True
 )
-_IMAGE_URL = _ImageUrlField("image_url", 'An image: `{"url": data URI}`.')
+_IMAGE_URL = ObjectField("image_url", "An image: the data URI is in its member `url`.")
 _INPUTS = ObjectField(
     "inputs",
     "Texts as lists of parts, instead of `texts`. Parts are joined by line breaks.",
@@ -222,7 +220,7 @@ def _input(item: Body, spec: ModelSpec) -> str | Image:
         raise InvalidRequest("Each of `inputs` must be an object with a list `content`.", "inputs")
     if not takes_images(spec):
         return "\n".join(_text_of_part(part) for part in parts)
-    images = [_IMAGE_URL.parse(part) for part in parts if _TYPE(part) == "image_url"]
+    images = [_image_of_part(part) for part in parts if _TYPE(part) == _IMAGE_TYPE]
     if not images:
         return "\n".join(_text_of_part(part) for part in parts)
     if len(parts) > 1:
@@ -232,6 +230,10 @@ def _input(item: Body, spec: ModelSpec) -> str | Image:
             "inputs",
         )
     return images[0]
+
+
+def _image_of_part(part: Body) -> Image:
+    return parse_image((_IMAGE_URL(part) or {}).get("url"), "inputs")
 
 
 def _text_of_part(part: Body) -> str:

@@ -20,13 +20,9 @@ from serve_app.web.app import create_app
 from serve_app.web.dialect import all_views, endpoints_by_path
 from serve_app.web.dialects import load_dialects
 from serve_app.web.schema.fields import Field, ObjectField
-from tests.fakes import ALL_TASKS, FakeBackend
+from tests.fakes import TEXT_TASKS, FakeBackend
 
 PAGE = Path(__file__).parents[3] / "docs" / "api.md"
-#: A model of every task but `embed_images`.
-TEXT_TASKS = replace(
-    ALL_TASKS, tasks=tuple(task for task in ALL_TASKS.tasks if task != "embed_images")
-)
 #: Four tokens over the limit of the fake model, so that each way to truncate it is visible.
 TEXT = "abcdefghijklmnopqrst"
 #: The request of each table before a field is added, by its first path.

@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
@@ -208,6 +209,21 @@ def test_a_model_of_texts_takes_no_images(format_: Format) -> None:
     app = create_app(Catalog([EmbedService(SPEC, FakeBackend(), LIMITS)]))
     reply = send(TestClient(app), format_, data_uri(PNG))
     assert reply.status_code == 400
+
+
+def test_the_documentation_has_the_fields_of_images(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for format_ in FORMATS.values():
+        content = paths[format_.path]["post"]["requestBody"]["content"]["application/json"]
+        schema = Draft202012Validator(content["schema"])
+        assert schema.is_valid(format_.body(data_uri(PNG)))
+    cohere = Draft202012Validator(
+        paths["/v2/embed"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    )
+    images = {**_COHERE, "images": [data_uri(PNG)]}
+    assert cohere.is_valid(images)
+    assert not cohere.is_valid({**images, "texts": ["a"]})
+    assert not cohere.is_valid({**_COHERE, "images": ["https://example.com/a.png"]})
 
 
 def test_both_together_in_one_input_are_an_error(client: TestClient) -> None:

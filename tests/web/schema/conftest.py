@@ -10,11 +10,11 @@ from serve_app.config import IngressSettings
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
-from tests.fakes import ALL_TASKS, DIM, FakeBackend
+from tests.fakes import DIM, TEXT_TASKS, FakeBackend
 
-#: With quantization ranges, every output type is available; every task is supported.
+#: With quantization ranges, every output type is available; every task of texts is supported.
 CALIBRATED = replace(
-    ALL_TASKS,
+    TEXT_TASKS,
     quantization_ranges=np.stack([np.full(DIM, -1, np.float32), np.full(DIM, 1, np.float32)]),
 )
 
