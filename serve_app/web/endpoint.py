@@ -46,7 +46,7 @@ class Endpoint:
     #: Reads the body, for the model that it names or the default model of `task`. Raises
     #: InvalidRequest if a field is missing or has a wrong type.
     parse: Callable[[Body, ModelSpec], ParsedRequest]
-    reply_schema: Schema | None  #: None: the endpoint only ever returns errors
+    reply_schema: Schema
     #: Response headers of the dialect, from the result and the total time in seconds.
     headers: Callable[[ComputedResult, float], Mapping[str, str]] = _no_headers
     task: Task | None = "embed"  #: selects the model of a request that names none; None: any model

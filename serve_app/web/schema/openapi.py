@@ -233,9 +233,7 @@ def _parse_example(endpoint: Endpoint, context: SchemaContext) -> ParsedRequest 
 def _success_responses(
     candidates: Sequence[DialectEndpoint], embedding: Sequence[Endpoint], has_vectors: bool
 ) -> dict[str, Any]:
-    replies = [endpoint.reply_schema for _, endpoint in candidates if endpoint.reply_schema]
-    if not replies:
-        return {}
+    replies = [endpoint.reply_schema for _, endpoint in candidates]
     response = _response("application/json", _any_distinct(replies))
     names = [*_COMMON_HEADERS]
     if has_vectors:
