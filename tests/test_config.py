@@ -22,7 +22,8 @@ EMBEDS = {"default_for": ["embed"]}
 
 
 def test_every_setting_is_described_and_every_number_bounded() -> None:
-    for section in [*SECTIONS.values(), ModelConfig]:
+    sections: list[type[Section]] = [*SECTIONS.values(), ModelConfig]
+    for section in sections:
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name} has no description"
             if field.annotation in (int, float):

@@ -139,7 +139,7 @@ def test_a_service_with_keys(guarded_url: str, capsys: pytest.CaptureFixture[str
 
 
 def test_a_service_with_several_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = {"name": "first", "source": "hashing:16"}
+    first: dict[str, object] = {"name": "first", "source": "hashing:16"}
     models = [first, HASHING | {"default_for": ["embed"]}]
     with running_service(tmp_path, models) as url:
         status, outcomes = check(capsys, url)

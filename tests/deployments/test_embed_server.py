@@ -12,7 +12,7 @@ from ray.serve.schema import ReplicaRank
 from serve_app.config import AppConfig
 from serve_app.deployments import http_replica
 from serve_app.deployments.embed_server import EmbedServer
-from serve_app.engines.base import Engine, ModelInput
+from serve_app.engines.base import Engine, ModelInput, Rows
 from serve_app.errors import (
     InferenceError,
     InvalidRequest,
@@ -22,7 +22,7 @@ from serve_app.errors import (
 )
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.tasks import Task
-from serve_app.types import Float32, Row
+from serve_app.types import Float32
 from tests.deployments.conftest import RANK
 from tests.fakes import FakeEngine, fake_vector
 
@@ -38,7 +38,7 @@ class PinnedEngine(FakeEngine):
         super().__init__()
         self.cpus: list[set[int]] = []
 
-    def run(self, task: Task, batch: Sequence[ModelInput]) -> Sequence[Row]:
+    def run(self, task: Task, batch: Sequence[ModelInput]) -> Rows:
         self.cpus.append(os.sched_getaffinity(0))
         return super().run(task, batch)
 
@@ -73,8 +73,9 @@ async def replica(
     monkeypatch.setattr(http_replica, "export", no_export)
 
     def load(selection: EngineSelection, threads: int) -> Engine:
-        is_first = selection.spec.name == "words"
-        return engine if is_first else load_engine(selection, threads=threads)
+        if selection.spec.name == "words":
+            return engine
+        return load_engine(selection, threads=threads)
 
     replica = ClosedByTest(config, selections, load=load)
     await replica.reconfigure(None, RANK)

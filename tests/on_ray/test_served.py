@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM, AppConfig, IngressSettings
 from serve_app.engines.parity import MIN_COSINE
-from serve_app.model_prep.engine_selection import select_engine
+from serve_app.model_prep.engine_selection import select_engines
 from serve_app.models import model_dir
 from tests.engines.texts import mixed_texts
 from tests.on_ray.conftest import EVERYWHERE, ON_RAY, Service
@@ -29,6 +29,12 @@ TEXTS = mixed_texts(300)
 @pytest.fixture(scope="module")
 def reference() -> SentenceTransformer:
     return SentenceTransformer(str(model_dir(MINILM)), device="cpu", local_files_only=True)
+
+
+def precision() -> str:
+    """Returns the precision of the default model on this machine."""
+    (selection,) = select_engines(AppConfig())
+    return selection.precision
 
 
 @EVERYWHERE
@@ -49,7 +55,7 @@ def test_vectors_of_300_texts_equal_those_of_sentence_transformers(
     )
     actual = np.array([d["embedding"] for d in as_float.json()["data"]], dtype=np.float32)
     cosine = (actual * expected).sum(axis=1) / np.linalg.norm(actual, axis=1)
-    assert cosine.min() >= MIN_COSINE[select_engine(AppConfig()).config.precision]
+    assert cosine.min() >= MIN_COSINE[precision()]
     assert as_float.json()["usage"]["prompt_tokens"] == sum(counts)
     raw = b"".join(base64.b64decode(d["embedding"]) for d in as_base64.json()["data"])
     assert raw == actual.tobytes()
@@ -60,7 +66,7 @@ def test_vectors_of_300_texts_equal_those_of_sentence_transformers(
 def test_a_vector_depends_on_its_batch_only_within_the_tolerance(
     service: Service, reference: SentenceTransformer
 ) -> None:
-    tolerance = {"fp32": 1e-5, "bf16": 2e-3}[select_engine(AppConfig()).config.precision]
+    tolerance = {"fp32": 1e-5, "bf16": 2e-3}[precision()]
     texts = [f"{text} {i}" for i, text in enumerate(TEXTS[:60])]  # not cached
     batched = service.client().embeddings.create(model=MINILM.name, input=texts)
     for text, data in zip(texts, batched.data, strict=True):
@@ -110,12 +116,12 @@ def test_the_openai_client_raises_its_own_errors(service: Service) -> None:
 @EVERYWHERE
 def test_info_describes_the_selected_engine(service: Service) -> None:
     info = httpx2.get(f"{service.url}/info").json()
-    selection = select_engine(AppConfig())
-    expected = (selection.config.engine, "cpu", selection.config.precision)
+    (selection,) = select_engines(AppConfig())
+    expected = (selection.engine, "cpu", selection.precision)
     assert info["space"] == selection.spec.space_id
     assert (info["engine"], info["device"], info["precision"]) == expected
-    assert info["versions"][selection.config.engine]
-    assert info["parity"]["cosine_min"] >= MIN_COSINE[selection.config.precision]
+    assert info["versions"][selection.engine]
+    assert info["parity"]["cosine_min"] >= MIN_COSINE[selection.precision]
     assert info["refused"] == list(selection.rejected)
     health = httpx2.get(f"{service.url}/health")
     assert (health.status_code, health.json()["status"]) == (200, "ok")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -22,7 +23,7 @@ class Loaders(dict[str, Callable[[], Engine]]):
     """Loaders of the models a, b and c; records each load."""
 
     def __init__(self) -> None:
-        super().__init__({name: lambda name=name: self._load(name) for name in "abc"})
+        super().__init__({name: partial(self._load, name) for name in "abc"})
         self.loads: list[str] = []
         self.failing = ""
 
