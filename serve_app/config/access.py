@@ -33,23 +33,23 @@ class ApiKey(Section):
         default=None,
         ge=1,
         le=GIB,
-        description="Request rate limit for each model; more is a 429. The full minute's quota may be used in "
-        "one burst. null: no limit.",
+        description="Request rate limit for each model; more is a 429. The full minute's quota may "
+        "be used in one burst. null: no limit.",
     )
     tokens_per_minute: int | None = Field(
         default=None,
         ge=1,
         le=1024 * GIB,
-        description="Token rate limit for each model, cached texts included; more is a 429. The full minute's "
-        "quota may be used in one burst. A single request may exceed it when the quota is full. "
-        "null: no limit.",
+        description="Token rate limit for each model, cached texts included; more is a 429. The "
+        "full minute's quota may be used in one burst. A single request may exceed it when the "
+        "quota is full. null: no limit.",
     )
     concurrent_tokens: int | None = Field(
         default=None,
         ge=1,
         le=1024 * GIB,
-        description="Tokens in all requests that are in progress for one model; more is a 429. A single request "
-        "may exceed it when no other is in progress. null: no limit.",
+        description="Tokens in all requests that are in progress for one model; more is a 429. A "
+        "single request may exceed it when no other is in progress. null: no limit.",
     )
 
     @property

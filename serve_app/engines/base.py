@@ -3,6 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from serve_app.errors import UnsupportedOperation
 from serve_app.inputs import Input
 from serve_app.models import ModelSpec
@@ -39,6 +41,14 @@ class Pixels(NamedTuple):
 ModelInput = TokenIds | Pixels
 #: The outputs of a batch, one row for each input: an array if all rows have one length.
 Rows = Float32 | list[Row]
+
+
+def finite_mask(rows: Rows) -> list[bool]:
+    """Returns for each row whether it holds neither NaN nor infinity."""
+    if isinstance(rows, np.ndarray):
+        finite: list[bool] = np.isfinite(np.sum(rows, axis=1)).tolist()
+        return finite
+    return [bool(np.isfinite((row["weight"] if row.dtype.names else row).sum())) for row in rows]
 
 
 class Tokenizer(Protocol):

@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from itertools import chain, islice
 
-import numpy as np
-
 from serve_app.config import EmbedderSettings
-from serve_app.engines.base import ModelInput, Rows
+from serve_app.engines.base import ModelInput, Rows, finite_mask
 from serve_app.engines.tokenizer_service import tokenizer_runs
 from serve_app.errors import (
     EmbedServeError,
@@ -341,7 +339,7 @@ class Scheduler:
     ) -> None:
         for group in {id(text.group): text.group for text in batch}.values():
             group.add_inference_time(seconds)
-        for text, result, is_finite in zip(batch, output, _finite_mask(output), strict=True):
+        for text, result, is_finite in zip(batch, output, finite_mask(output), strict=True):
             if is_finite:
                 text.group.set_result(text.index, result, start_s + seconds)
             else:
@@ -377,14 +375,6 @@ class Scheduler:
                 for model in self._budgets.models
             },
         }
-
-
-def _finite_mask(output: Rows) -> list[bool]:
-    """Returns for each row whether it holds neither NaN nor infinity."""
-    if isinstance(output, np.ndarray):
-        finite: list[bool] = np.isfinite(np.sum(output, axis=1)).tolist()
-        return finite
-    return [bool(np.isfinite((row["weight"] if row.dtype.names else row).sum())) for row in output]
 
 
 def _too_many_tokens(tokens: int, limit: int) -> InvalidRequest:
