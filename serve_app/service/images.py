@@ -1,6 +1,7 @@
 """Checks that images can be embedded, without decoding them."""
 
 import io
+import math
 import warnings
 
 from serve_app.config import RequestSettings
@@ -20,17 +21,8 @@ def image_fault(image: Image, settings: RequestSettings) -> str | None:
             f"is an image of {len(image)} bytes; at most {settings.max_image_bytes} are taken. "
             "Scale it down."
         )
-    # Imported for the first image: services without image models may lack Pillow.
-    import PIL.Image
-
     try:
-        with warnings.catch_warnings():
-            # The limit of the settings applies, not Pillow's own.
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(io.BytesIO(image.data), formats=FORMATS) as header:
-                pixels = header.width * header.height
-    except PIL.Image.DecompressionBombError:
-        pixels = settings.max_image_pixels + 1
+        pixels = pixel_count(image)
     except Exception:  # decoders raise errors of many kinds for malformed files
         return f"is not an image in one of the formats {', '.join(FORMATS)}."
     if pixels > settings.max_image_pixels:
@@ -39,3 +31,22 @@ def image_fault(image: Image, settings: RequestSettings) -> str | None:
             "taken. Scale it down."
         )
     return None
+
+
+def pixel_count(image: Image) -> float:
+    """Returns the number of pixels, from the header; infinity where Pillow decodes no such image.
+
+    Raises:
+        Exception: the file is not an image in one of the formats.
+    """
+    # Imported for the first image: services without image models may lack Pillow.
+    import PIL.Image
+
+    try:
+        with warnings.catch_warnings():
+            # The limit of the settings applies, not Pillow's own.
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+            with PIL.Image.open(io.BytesIO(image.data), formats=FORMATS) as header:
+                return header.width * header.height
+    except PIL.Image.DecompressionBombError:
+        return math.inf

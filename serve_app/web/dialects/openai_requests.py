@@ -294,14 +294,19 @@ class EmbeddingsReply(TypedDict):
     usage: Usage
 
 
+def embedding_items(result: EmbedResult, encoder: VectorEncoder) -> list[EmbeddingItem]:
+    """Returns the vectors of a result, in the order of its texts."""
+    return [
+        {"object": "embedding", "index": i, "embedding": vector}
+        for i, vector in enumerate(encoder(result))
+    ]
+
+
 def embeddings_reply(result: EmbedResult, encoder: VectorEncoder) -> EmbeddingsReply:
     """Returns the reply of a result."""
     return {
         "object": "list",
-        "data": [
-            {"object": "embedding", "index": i, "embedding": vector}
-            for i, vector in enumerate(encoder(result))
-        ],
+        "data": embedding_items(result, encoder),
         "model": result.model,
         "usage": usage(result),
     }

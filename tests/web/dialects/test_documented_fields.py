@@ -44,6 +44,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/rerank with texts": {"query": "ab", "texts": ["b", TEXT]},
     "/rerank with documents": {"query": "ab", "documents": ["b", TEXT]},
     "/classify": {"input": ["a"]},
+    "/v1/multimodalembeddings": {"inputs": [{"content": [{"type": "text", "text": TEXT}]}]},
     "/v2/rerank": {"model": "fake", "query": "ab", "documents": ["b", TEXT]},
     "/v1/rerank": {"query": "ab", "documents": ["b", TEXT]},
     "/score": {"text_1": "ab", "text_2": ["b", TEXT]},

@@ -90,6 +90,16 @@ FORMATS = {
         },
         lambda r: r["embeddings"]["float"][0],
     ),
+    "voyage": Format(
+        "/v1/multimodalembeddings",
+        lambda uri: {"inputs": [{"content": [{"type": "image_base64", "image_base64": uri}]}]},
+        lambda r: r["data"][0]["embedding"],
+    ),
+    "voyage, image_url": Format(
+        "/v1/multimodalembeddings",
+        lambda uri: {"inputs": [{"content": [{"type": "image_url", "image_url": uri}]}]},
+        lambda r: r["data"][0]["embedding"],
+    ),
 }
 each_format = pytest.mark.parametrize("format_", FORMATS.values(), ids=FORMATS)
 

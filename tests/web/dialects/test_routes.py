@@ -129,6 +129,11 @@ FORMATS = {
         lambda t: {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [t]}]},
         lambda r: r["outputs"][0]["data"],
     ),
+    "voyage, multimodal": Format(
+        "/v1/multimodalembeddings",
+        lambda t: {"inputs": [{"content": [{"type": "text", "text": t}]}]},
+        lambda r: r["data"][0]["embedding"],
+    ),
     "weaviate": Format("/vectors", lambda t: {"text": t}, lambda r: r["vector"]),
 }
 VERTEX = Format(
