@@ -18,7 +18,7 @@ from sentence_transformers import (
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.sparse_encoder.modules import SpladePooling
+from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, SpladePooling
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
@@ -93,6 +93,15 @@ def sparse(folder: Path, pooling: Literal["max", "sum"] = "max", **options: Any)
         Transformer(backbone, transformer_task="fill-mask", max_seq_length=64),
         SpladePooling(pooling),
     ]
+    return _save(SparseEncoder(modules=modules, device="cpu", **options), folder, "sparse")
+
+
+def sparse_auto_encoder(folder: Path, **options: Any) -> ModelConfig:
+    """Saves a model whose dense vectors an autoencoder makes sparse."""
+    backbone = _random(BertModel, _bert_config(), folder / "parts", _tokenizer())
+    autoencoder = SparseAutoEncoder(32, hidden_dim=128, k=8, k_aux=16)
+    _randomize(autoencoder)
+    modules = [Transformer(backbone, max_seq_length=64), Pooling(32), autoencoder]
     return _save(SparseEncoder(modules=modules, device="cpu", **options), folder, "sparse")
 
 

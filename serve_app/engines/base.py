@@ -1,6 +1,6 @@
 """The interface between the scheduler and an engine: inputs -> model inputs -> output rows."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +10,10 @@ from serve_app.inputs import Input
 from serve_app.models import ModelSpec
 from serve_app.tasks import Task
 from serve_app.types import EngineInfo, Float32, Row, Tokenization
+
+#: Limit of what a sparse model computes at once for a text's tokens: a value for each token of the
+#: vocabulary, of which the pooling keeps the largest.
+_MAX_LOGITS_BYTES = 256 << 20
 
 
 class TokenIds(NamedTuple):
@@ -136,6 +140,18 @@ def engine_tasks(spec: ModelSpec) -> frozenset[Task]:
     The service computes MaxSim, by which it reranks with a multi-vector model.
     """
     return frozenset(spec.tasks) - ({"rerank"} if spec.kind == "multi-vector" else set())
+
+
+def sub_batches(batch: Sequence[TokenIds], vocab_size: int) -> Iterator[Sequence[TokenIds]]:
+    """Splits a batch of a sparse model, in order, so that each part's logits fit into memory."""
+    max_padded_tokens = _MAX_LOGITS_BYTES // (4 * vocab_size)
+    start = longest = 0
+    for end, tokens in enumerate(batch):
+        longest = max(longest, tokens.length)
+        if end > start and longest * (end + 1 - start) > max_padded_tokens:
+            yield batch[start:end]
+            start, longest = end, tokens.length
+    yield batch[start:]
 
 
 def unsupported_task(task: Task, tasks: Collection[Task]) -> UnsupportedOperation:

@@ -14,6 +14,7 @@ from sentence_transformers import (
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
 from sentence_transformers.util.tensor import select_max_active_dims
 
 from serve_app.config import ModelConfig
@@ -67,6 +68,9 @@ def load_model(config: ModelConfig, spec: ModelSpec, device: str) -> LibraryMode
     if config.max_tokens is not None:
         _limit_tokens(model, config.max_tokens)
     if isinstance(model, SparseEncoder) and model.max_active_dims is not None:
+        for module in model:
+            if isinstance(module, SparseAutoEncoder):
+                module.k = model.max_active_dims
         model.append(_MaxActiveDims(model.max_active_dims))
     return model.float().eval()
 

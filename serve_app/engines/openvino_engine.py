@@ -12,7 +12,14 @@ from typing import Any, cast
 
 import openvino
 
-from serve_app.engines.base import ModelInput, Rows, TokenIds, engine_tasks, unsupported_task
+from serve_app.engines.base import (
+    ModelInput,
+    Rows,
+    TokenIds,
+    engine_tasks,
+    sub_batches,
+    unsupported_task,
+)
 from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.engines.multi_vector_tokenizer import MultiVectorTokenizer
 from serve_app.engines.rows import output_rows
@@ -68,7 +75,7 @@ class OpenVinoEngine:
         self.tasks = engine_tasks(spec)
         load = MultiVectorTokenizer.load if spec.kind == "multi-vector" else TextTokenizer.load
         self.tokenizer = load(folder, INPUT_TYPES[spec.kind])
-        self._graph_file = folder / GRAPH
+        self._graph_file, self._dim = folder / GRAPH, spec.dim
         self._precision, self.streams = precision, threads
         self._core = openvino.Core()
         graph = self._read_graph(_MAIN_OUTPUT)
@@ -116,6 +123,9 @@ class OpenVinoEngine:
         tokens = cast("Sequence[TokenIds]", batch)
         if task == _SECOND_OUTPUT and len(self.tasks) > 1:
             return self._run_second(task, tokens)
+        if task == "embed_sparse":
+            parts = sub_batches(tokens, self._dim)
+            return [row for part in parts for row in self._run(task, part)]
         return self._run(task, tokens)
 
     def _run(self, task: Task, batch: Sequence[TokenIds]) -> Rows:

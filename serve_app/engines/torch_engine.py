@@ -17,6 +17,7 @@ from serve_app.engines.base import (
     Rows,
     TokenIds,
     engine_tasks,
+    sub_batches,
     unsupported_task,
 )
 from serve_app.engines.cpu_features import CpuFeatures
@@ -77,7 +78,7 @@ class TorchEngine:
         self._thread_local = threading.local()  # holds each thread's CUDA stream
         self.streams = _STREAMS[device]
         self._model = load_model(config, spec, device)
-        self._is_static = spec.is_static
+        self._is_static, self._dim = spec.is_static, spec.dim
         self.tasks = engine_tasks(spec)
         self.tokenizer = load_tokenizer(self._model, spec)
         if "embed_images" in self.tasks:
@@ -133,6 +134,12 @@ class TorchEngine:
             raise MemoryError(f"A batch of {len(batch)} texts doesn't fit on the GPU.") from error
 
     def _run_texts(self, task: Task, batch: Sequence[TokenIds]) -> Rows:
+        if task == "embed_sparse":
+            parts = sub_batches(batch, self._dim)
+            return [row for part in parts for row in self._run_padded(task, part)]
+        return self._run_padded(task, batch)
+
+    def _run_padded(self, task: Task, batch: Sequence[TokenIds]) -> Rows:
         inputs = (self.tokenizer.concatenate if self._is_static else self.tokenizer.pad)(batch)
         return output_rows(task, self._forward(inputs, FEATURES[task]), batch, self.tokenizer)
 

@@ -15,7 +15,10 @@ _POOLING_NAMES = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last_
 #: The modules of each kind besides dense that can be served. Others change the inputs.
 _KNOWN_MODULES = {
     "cross-encoder": {"Transformer", "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout"},
-    "sparse": {"Transformer", "MLMTransformer", "SpladePooling"},
+    "sparse": {
+        *("Transformer", "MLMTransformer", "SpladePooling"),
+        *("Pooling", "Dense", "Normalize", "SparseAutoEncoder"),
+    },
     "multi-vector": {"Transformer", "Dense", "MultiVectorMask", "Normalize"},
 }
 #: Classes of activations → their names in `ModelSpec.activation`.
@@ -161,7 +164,8 @@ def _dim(files: ModelFiles, weights_file: Path, labels: tuple[str, ...]) -> int:
     if files.kind == "cross-encoder":
         return len(labels)
     if files.kind == "sparse":
-        return int(files.config["vocab_size"])
+        autoencoder = dict(files.modules).get("SparseAutoEncoder")
+        return int(autoencoder["hidden_dim"] if autoencoder else files.config["vocab_size"])
     if "image" in files.modalities:
         return _joint_dim(files.config)
     return _dense_dim(files)

@@ -20,7 +20,7 @@ from sentence_transformers import (
 )
 
 from serve_app.config import ModelConfig
-from serve_app.engines.base import Engine
+from serve_app.engines.base import Engine, sub_batches
 from serve_app.engines.openvino_engine import OpenVinoEngine
 from serve_app.engines.torch_engine import TorchEngine
 from serve_app.errors import InvalidRequest, UnsupportedOperation
@@ -157,8 +157,21 @@ def sparse_with_few_weights(folder: Path) -> ModelConfig:
     return tiny_models.sparse(folder, max_active_dims=16)
 
 
+def autoencoder_with_more_weights(folder: Path) -> ModelConfig:
+    return tiny_models.sparse_auto_encoder(folder, max_active_dims=16)
+
+
 @pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("build", [tiny_models.sparse, sparse_with_sums, sparse_with_few_weights])
+@pytest.mark.parametrize(
+    "build",
+    [
+        tiny_models.sparse,
+        sparse_with_sums,
+        sparse_with_few_weights,
+        tiny_models.sparse_auto_encoder,
+        autoencoder_with_more_weights,
+    ],
+)
 def test_sparse(model: Callable[[Build], Model], build: Build, name: str) -> None:
     tiny = model(build)
     expected = SparseEncoder(tiny.path, device="cpu").encode(TEXTS).to_dense().numpy()
@@ -172,6 +185,23 @@ def test_sparse(model: Callable[[Build], Model], build: Build, name: str) -> Non
             np.testing.assert_allclose(dense, vector, atol=1e-4)
         if build is sparse_with_few_weights:
             assert max(map(len, rows)) == 16
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_large_sparse_batch_is_computed_in_parts(
+    model: Callable[[Build], Model], name: str
+) -> None:
+    """Each token of a text has a value for each token of the vocabulary until they are pooled."""
+    engine = model(tiny_models.sparse).engine(name)
+    encoded = engine.tokenizer.encode(["a short text", *["search " * 99] * 36])
+    parts = [*sub_batches(encoded, 30522)]  # type: ignore[arg-type]
+    assert [row for part in parts for row in part] == encoded
+    assert [len(part) for part in parts] == [34, 3]
+    rows = engine.run("embed_sparse", encoded)
+    (single,) = engine.run("embed_sparse", encoded[-1:])
+    for row in rows[1:]:
+        np.testing.assert_allclose(row["weight"].sum(), single["weight"].sum(), rtol=1e-5)
+    assert len(rows) == len(encoded)
 
 
 def without_expansion(folder: Path) -> ModelConfig:

@@ -244,10 +244,20 @@ def _kind(path: Path, modules: Modules, settings: Mapping[str, Any]) -> Kind:
 
 
 def _modalities(first_dir: Path, modules: Modules, config: Mapping[str, Any]) -> frozenset[str]:
-    """Returns the input types of a model; empty if the first module is for others."""
+    """Returns the input types of a model; empty if the first module is for others.
+
+    Raises:
+        ValueError: texts aren't tokenized as they are.
+    """
     if modules[0][0] == "CLIPModel":
         return frozenset(("text", "image") if "vision_config" in config else ())
-    known = read_json(first_dir / _TRANSFORMER_SETTINGS, default={}).get("modality_config") or {}
+    settings = read_json(first_dir / _TRANSFORMER_SETTINGS, default={})
+    known = settings.get("modality_config") or {}
+    if "message" in known or settings.get("processing_kwargs"):
+        raise ValueError(
+            "Its inputs are rendered by a chat template, or processed with `processing_kwargs` in "
+            f"{_TRANSFORMER_SETTINGS}, which isn't supported."
+        )
     image = str(known.get("image", {}).get("method", ""))
     return frozenset(("text", "image") if image == "get_image_features" else ("text",))
 
