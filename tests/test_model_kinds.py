@@ -174,6 +174,23 @@ def test_a_module_that_cannot_be_served_is_refused_by_name(
         resolve(config)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"modality_config": {"message": {"method": "forward", "format": "flat"}}},
+        {"processing_kwargs": {"text": {"padding": "max_length"}}},
+    ],
+)
+def test_a_model_that_changes_its_texts_is_refused(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Its vectors would not be those of sentence-transformers."""
+    config = tiny_models.dense(tmp_path)
+    update_json(files(config) / "sentence_bert_config.json", **settings)
+    with pytest.raises(ModelSourceError, match="chat template, or processed with"):
+        resolve(config)
+
+
 def test_an_unknown_kind_is_refused_by_name(tmp_path: Path) -> None:
     config = tiny_models.sparse(tmp_path)
     update_json(files(config) / "config_sentence_transformers.json", model_type="AudioEncoder")

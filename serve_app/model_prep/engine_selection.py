@@ -109,6 +109,8 @@ def _select_engine(config: AppConfig, model: ModelConfig, cpu: CpuFeatures) -> E
         try:
             if settings.device == "cpu":
                 cpu.require(precision, engine)
+            elif len(candidates) > 1:
+                _check_untried(spec, precision)
             parity, ranges = _prepare(model, spec, engine, precision)
         except ConfigurationError as error:
             if len(candidates) == 1:
@@ -141,6 +143,19 @@ def _candidates(model: ModelConfig, settings: EngineSettings) -> list[tuple[str,
         if settings.engine in ("auto", engine) and settings.precision in ("auto", precision)
     ]
     return allowed or [("torch", settings.precision)]
+
+
+def _check_untried(spec: ModelSpec, precision: str) -> None:
+    """Checks that a model is likely to have parity on a GPU, where it can't be tried.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if spec.kind == "cross-encoder" and precision != "fp32":
+        raise ConfigurationError(
+            f"Scores at {precision} often differ from those at fp32, and a replica finds out only "
+            f"when it loads the model. Set `precision: {precision}` to try it."
+        )
 
 
 def _prepare(

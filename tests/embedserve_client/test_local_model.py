@@ -16,6 +16,7 @@ from embedserve_client.settings import DEFAULT_LOCAL_MODEL
 from embedserve_client.wire import EmbedParams
 from serve_app.config import MINILM
 from serve_app.models import model_dir, resolve
+from tests import tiny_models
 from tests.engines.static_model import save_static_model
 
 TEXTS = ["a query", "Zürich liegt am See; 北京 does not.", "word " * 400, "a query"]
@@ -48,6 +49,12 @@ def test_token_ids_are_cut_as_those_of_the_transformer(
     assert rows[2][-1] == rows[0][-1]  # the end of a text
     static = LocalModel(str(save_static_model(tmp_path)))
     assert static.token_ids(["a query", "query"]) == [rows[0][1:-1], rows[0][2:-1]]
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    tiny_models.sparse(tmp_path)
+    with pytest.raises(LocalModelError, match="of the kind sparse. A local model embeds texts"):
+        LocalModel(str(tmp_path / "model")).embed(["a"])
 
 
 def test_space_equals_the_services_for_the_same_files(model: LocalModel) -> None:

@@ -231,6 +231,16 @@ def test_multi_vector(model: Callable[[Build], Model], build: Build, name: str) 
     assert_rows_equal(tiny.engine(name), "embed_tokens", inputs, expected)
 
 
+@pytest.mark.parametrize("name", ["dense", "reranker", "sparse", "multi-vector", "image"])
+def test_the_token_limit_can_be_lowered(tmp_path: Path, name: str) -> None:
+    """The engine checks its own limit against the spec's."""
+    with warnings.catch_warnings(action="ignore"):
+        config = tiny_models.BUILDERS[name](tmp_path).model_copy(update={"max_tokens": 12})
+    engine = TorchEngine(config, resolve(config), device="cpu", threads=1)
+    long, short = engine.tokenizer.encode(["some words " * 20, "a b"])
+    assert (long.length, long.truncated, short.truncated) == (12, True, False)
+
+
 def image(mode: str, size: tuple[int, int], file_format: str = "PNG") -> Image:
     rng = np.random.default_rng(size[0])
     pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)

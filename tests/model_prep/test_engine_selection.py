@@ -255,3 +255,13 @@ def test_the_engine_of_each_kind(
     if engine == "torch":
         with pytest.raises(ConfigurationError, match="embeds images runs with `engine: torch`"):
             select(model={**config, "engine": "openvino", "precision": "fp32"})
+
+
+def test_a_cross_encoder_on_a_gpu_runs_at_fp32_unless_the_precision_is_set(tmp_path: Path) -> None:
+    config = tiny_models.cross_encoder(tmp_path).model_dump()
+    selection = select(model=config, device="cuda")
+    assert (selection.engine, selection.precision) == ("torch", "fp32")
+    assert "Set `precision: fp16` to try it" in selection.rejected[0]
+    assert select(model=config, device="cuda", precision="fp16").precision == "fp16"
+    sparse = tiny_models.sparse(tmp_path / "sparse").model_dump()
+    assert select(model=sparse, device="cuda").precision == "fp16"
