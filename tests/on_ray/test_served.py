@@ -268,16 +268,17 @@ from ray import serve
 from serve_app.types import TextGroup
 ray.init(log_to_driver=False)
 embedder = serve.get_deployment_handle("Embedder", app_name="embedserve")
-(tokenization,) = embedder.tokenize.remote(("hello world",), True).result()
-texts = embedder.decode.remote((tuple(tokenization.ids),), True).result()
-space = serve.get_app_handle("embedserve").space.remote().result()
-(vectors,) = embedder.embed_tokens.remote(space, TextGroup(("hello world",))).result()
+service = serve.get_app_handle("embedserve")
+space = service.space.remote().result()
+(tokenization,) = embedder.tokenize.remote(space, ("hello world",), True).result()
+texts = embedder.decode.remote(space, (tuple(tokenization.ids),), True).result()
+(vectors,) = service.embed_tokens.remote(["hello world"]).result()
 groups = [TextGroup((ids,)) for ids in ((15339, 1917), tuple(tokenization.ids), "hello world")]
 invalid, *same = embedder.embed.remote(space, tuple(groups)).result()
-unknown = embedder.decode.remote(((-1,),), True).result()
+unknown = embedder.decode.remote(space, ((-1,),), True).result()
 errors = [invalid.code, invalid.param, unknown.code, unknown.param]
 equal = same[0].values == same[1].values
-print(json.dumps([tokenization.tokens, texts, vectors.values.shape, errors, equal]))
+print(json.dumps([tokenization.tokens, texts, vectors.shape, errors, equal]))
 """
     )
     tokens, texts, shape, errors, equal = json.loads(output.splitlines()[-1])
