@@ -26,6 +26,10 @@ class ParsedRequest(NamedTuple):
     has_floats: bool = True  #: whether the reply holds the vectors as JSON numbers
 
 
+def _no_images(body: Body) -> bool:
+    return False
+
+
 def _no_headers(result: ComputedResult, total_s: float) -> Mapping[str, str]:
     return {}
 
@@ -50,6 +54,12 @@ class Endpoint:
     #: Response headers of the dialect, from the result and the total time in seconds.
     headers: Callable[[ComputedResult, float], Mapping[str, str]] = _no_headers
     task: Task | None = "embed"  #: selects the model of a request that names none; None: any model
+    #: Whether a body holds images; `embed_images` then selects the model instead of `task`.
+    has_images: Callable[[Body], bool] = _no_images
+
+    def default_task(self, body: Body) -> Task | None:
+        """Returns the task that selects the model of a body that names none."""
+        return "embed_images" if self.has_images(body) else self.task
 
     _model_field: ModelField | None = field(init=False, repr=False)
 

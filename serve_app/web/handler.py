@@ -177,7 +177,9 @@ class RequestHandler:
             raise
         fields = await self._read_fields(exchange, headers)
         exchange.dialect, endpoint = _select_endpoint(candidates, fields)
-        service = self._catalog.resolve(endpoint.model_name(fields), endpoint.task)
+        name = endpoint.model_name(fields)
+        task = endpoint.default_task(fields) if name is None else None
+        service = self._catalog.resolve(name, task)
         exchange.service = service
         parsed = endpoint.parse(fields, service.spec)
         job = exchange.job = apply_request_headers(parsed.job, headers)

@@ -155,6 +155,7 @@ DIALECT = Dialect(
             fields=cohere_embed.FIELDS,
             parse=cohere_embed.parse,
             reply_schema=schema_of(cohere_embed.EmbedReply),
+            has_images=cohere_embed.has_images,
         ),
         Endpoint(
             path="/v2/rerank",

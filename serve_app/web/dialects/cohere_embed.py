@@ -199,6 +199,11 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     return ParsedRequest(job, render, has_floats=has_floats)
 
 
+def has_images(body: Body) -> bool:
+    """Returns whether a body holds images, or says that it does."""
+    return bool(body.get(_IMAGES.name)) or body.get(_INPUT_TYPE.name) == _IMAGE_INPUT_TYPE
+
+
 def _read_inputs(body: Body, spec: ModelSpec) -> tuple[Input, ...]:
     images, inputs = _IMAGES.parse(body, spec), _INPUTS(body)
     if inputs is None and not images:

@@ -279,6 +279,7 @@ DIALECT = Dialect(
             ),
             parse=parse,
             reply_schema=schema_of(EmbeddingsReply),
+            has_images=lambda body: body.get(_MODALITY.name) == "image",
         ),
         Endpoint(
             path="/rerank",

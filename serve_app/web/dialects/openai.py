@@ -13,6 +13,7 @@ from serve_app.models import ModelSpec
 from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import openai_requests
+from serve_app.web.dialects.openai_inputs import has_images
 from serve_app.web.endpoint import Endpoint, ViewResponse, ViewRoute
 from serve_app.web.schema.typed_dict import schema_of
 
@@ -117,6 +118,7 @@ DIALECT = Dialect(
             deciding_key="input",
             fields=openai_requests.FIELDS,
             parse=openai_requests.parse,
+            has_images=has_images,
             reply_schema=schema_of(openai_requests.EmbeddingsReply),
         ),
     ),

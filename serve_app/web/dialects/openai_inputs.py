@@ -78,6 +78,15 @@ def _input_of_item(item: Any, index: int, spec: ModelSpec) -> Any:
     return item["text"]
 
 
+def has_images(body: Body) -> bool:
+    """Returns whether a body of Jina's or NIM's formats holds images."""
+    value, modality = body.get("input"), body.get("modality")
+    if modality == "image" or (isinstance(modality, list) and "image" in modality):
+        return True
+    items = value if isinstance(value, list) else []
+    return any(isinstance(item, dict) and _IMAGE_MEMBER in item for item in items)
+
+
 class ModalityField(Field):
     """The modality of all inputs, or a list with the modality of each."""
 

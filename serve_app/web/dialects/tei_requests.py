@@ -312,7 +312,11 @@ def _render_embed_all(result: TokenVectorsResult) -> bytes:
 
 def _render_sparse(result: SparseResult) -> bytes:
     vectors: list[list[TokenWeight]] = [
-        [{"index": int(index), "value": weight} for index, weight in row] for row in result.vectors
+        [
+            {"index": index, "value": weight}
+            for index, weight in zip(row["index"].tolist(), row["weight"], strict=True)
+        ]
+        for row in result.vectors
     ]
     return _dumps(vectors)
 

@@ -236,6 +236,26 @@ def test_the_documentation_has_the_fields_of_images(client: TestClient) -> None:
     assert not cohere.is_valid({**_COHERE, "images": ["https://example.com/a.png"]})
 
 
+@each_format
+def test_images_without_a_model_go_to_the_image_model(lookup: FakeBackend, format_: Format) -> None:
+    text_model = EmbedService(SPEC, FakeBackend(), LIMITS)
+    spec = replace(CLIP, name="org/clip", aliases=(), space_id="beef-fp32")
+    app = create_app(Catalog([text_model, EmbedService(spec, lookup, LIMITS)]))
+    body = {**format_.body(data_uri(PNG)), "model": None}
+    reply = TestClient(app).post(format_.path, json=body)
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["x-embedding-space"] == "beef-fp32"
+    assert lookup.groups[0].texts == (Image(PNG),)
+
+
+def test_texts_without_a_model_go_to_the_text_model(lookup: FakeBackend) -> None:
+    text_model = EmbedService(SPEC, FakeBackend(), LIMITS)
+    spec = replace(CLIP, name="org/clip", aliases=(), space_id="beef-fp32")
+    app = create_app(Catalog([text_model, EmbedService(spec, lookup, LIMITS)]))
+    reply = TestClient(app).post("/v1/embeddings", json={"input": [{"text": "a"}]})
+    assert reply.headers["x-embedding-space"] == SPEC.space_id
+
+
 def test_both_together_in_one_input_are_an_error(client: TestClient) -> None:
     parts = [
         {"type": "text", "text": "a"},
