@@ -91,6 +91,8 @@ def create_catalog(
             settings,
             meter.for_model(spec.name),
             uncached_tasks=frozenset() if config.cache.scores else _SCORE_TASKS,
+            # Models that share too little memory are loaded by their users, not by health checks.
+            probes=config.max_loaded_models is None or spec is specs[0],
         )
         for spec in specs
     ]

@@ -41,6 +41,7 @@ class EmbedService:
         meter: ModelMeter | None = None,
         *,
         uncached_tasks: frozenset[Task] = frozenset(),
+        probes: bool = True,
     ) -> None:
         """Creates a service.
 
@@ -50,6 +51,7 @@ class EmbedService:
             settings: limits and timeouts; `apply` replaces them.
             meter: counts the requests of the model.
             uncached_tasks: see `TaskContext`.
+            probes: whether health checks may run the model; see `HealthProbe`.
 
         Raises:
             ConfigurationError: see `apply`.
@@ -58,6 +60,7 @@ class EmbedService:
         self._backend = backend
         self.meter = meter or Meter().for_model(spec.name)
         self._tasks = frozenset(spec.tasks)
+        self._probes = probes
         self._device: str | None = None
         self._context = TaskContext(spec, backend, settings, uncached_tasks=uncached_tasks)
         self.apply(settings)
@@ -71,7 +74,7 @@ class EmbedService:
         self._context.apply(settings)
         self.settings = settings
         self._health = HealthProbe(
-            self._probe,
+            self._probe if self._probes else None,
             max_age_s=settings.health_max_age_s,
             timeout_s=settings.health_timeout_s,
         )

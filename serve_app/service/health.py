@@ -28,7 +28,7 @@ class HealthProbe:
 
     def __init__(
         self,
-        compute: Callable[[], Awaitable[object]],
+        compute: Callable[[], Awaitable[object]] | None,
         *,
         max_age_s: float,
         timeout_s: float,
@@ -37,7 +37,8 @@ class HealthProbe:
         """Creates a probe.
 
         Args:
-            compute: computes one vector, or raises.
+            compute: computes one vector, or raises. None: never probe, since that would load a
+                model that nobody uses.
             max_age_s: maximum age of a computed vector as proof.
             timeout_s: time limit of the probe.
             clock: returns the current time in seconds; monotonic.
@@ -56,13 +57,13 @@ class HealthProbe:
     async def check(self) -> HealthReport:
         """Returns the current state, after at most `timeout_s`; at once if there is recent work."""
         age_s = self._age_s()
-        if age_s is not None and age_s <= self._max_age_s:
+        if self._compute is None or (age_s is not None and age_s <= self._max_age_s):
             return HealthReport(True, age_s, None)
         if self._probe is None or self._probe.done():
             # The probe serves all concurrent checks. It runs in a context of its own because Ray
             # cancels calls by the context they were made in, when one of the requests ends.
             self._probe = asyncio.get_running_loop().create_task(
-                self._run_probe(), context=contextvars.Context()
+                self._run_probe(self._compute), context=contextvars.Context()
             )
         reason = await asyncio.shield(self._probe)
         return HealthReport(reason is None, self._age_s(), reason)
@@ -70,11 +71,11 @@ class HealthProbe:
     def _age_s(self) -> float | None:
         return None if self._computed_at is None else self._clock() - self._computed_at
 
-    async def _run_probe(self) -> str | None:
+    async def _run_probe(self, compute: Callable[[], Awaitable[object]]) -> str | None:
         """Returns why the probe failed; None: it succeeded."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._compute()
+                await compute()
         except TimeoutError:
             return f"The engine returned no vector within {self._timeout_s:g} s."
         except EmbedServeError as error:

@@ -163,7 +163,10 @@ async def test_a_key_without_limits_bypasses_the_quota_store(
     assert reservation.headers() == {}
     await entrance.release(reservation, 7)
     assert quotas.calls == []
-    assert counts(meter) == {("key_requests", "alice", "admitted", "m"): 1, ("key_tokens", "alice", "m"): 7}
+    assert counts(meter) == {
+        ("key_requests", "alice", "admitted", "m"): 1,
+        ("key_tokens", "alice", "m"): 7,
+    }
 
 
 async def test_a_quota_is_reserved_by_admit_and_committed_by_release(

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.cache.codec import CacheDtype, VectorCodec
-from serve_app.types import Tier, Timings, VectorRow, Vectors
+from serve_app.cache.codec import CacheDtype, RaggedCodec, VectorCodec, task_codecs
+from serve_app.types import SPARSE_DTYPE, RaggedVectors, Tier, Timings, VectorRow, Vectors
+from serve_app.types import Row as OutputRow
+from tests.fakes import TEXT_TASKS
 
 floats = st.floats(width=32, allow_nan=False)
 rows = st.integers(1, 16).flatmap(
@@ -93,3 +95,58 @@ def test_a_corrupt_value_is_invalid(value: bytes) -> None:
 @pytest.mark.parametrize(("dim", "dtype"), [(3, "float32"), (8, "float16")])
 def test_a_value_of_another_space_is_invalid(dim: int, dtype: CacheDtype) -> None:
     assert not VectorCodec(dim, dtype).is_valid(VALUE)
+
+
+def ragged(rows: list[OutputRow]) -> RaggedVectors:
+    n = len(rows)
+    return RaggedVectors(
+        rows,
+        np.arange(1, n + 1, dtype=np.int32),
+        np.array([i % 2 == 1 for i in range(n)]),
+        np.full(n, Tier.COMPUTED, dtype=np.uint8),
+    )
+
+
+TOKEN_VECTORS = [np.ones((3, 4), np.float32), np.zeros((1, 4), np.float32)]
+SPARSE_VECTORS = [
+    np.array([(2, 0.5), (7, 1.5)], SPARSE_DTYPE),
+    np.array([], SPARSE_DTYPE),  # a text none of whose tokens has a weight
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sparse"), [(TOKEN_VECTORS, False), (SPARSE_VECTORS, True)], ids=["tokens", "sparse"]
+)
+def test_rows_of_different_lengths_are_decoded_as_they_were(
+    rows: list[OutputRow], sparse: bool
+) -> None:
+    codec = RaggedCodec(sparse=sparse)
+    encoded = codec.encode(ragged(rows))
+    assert all(map(codec.is_valid, encoded.values))
+    decoded = codec.decode(encoded)
+    for row, expected in zip(decoded.values, rows, strict=True):
+        assert (row.dtype, row.shape) == (expected.dtype, expected.shape)
+        assert row.tobytes() == expected.tobytes()
+    assert decoded.token_counts.tolist() == [1, 2]
+    assert decoded.truncated.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_any_changed_or_missing_byte_of_a_ragged_value_is_noticed(sparse: bool) -> None:
+    codec = RaggedCodec(sparse=sparse)
+    value = codec.encode(ragged(SPARSE_VECTORS if sparse else TOKEN_VECTORS)).values[0]
+    for i in range(len(value)):
+        changed = bytearray(value)
+        changed[i] ^= 1
+        assert not codec.is_valid(bytes(changed))
+        assert not codec.is_valid(value[:i])
+    assert not codec.is_valid(value + b"\0")
+    assert not VectorCodec(4).is_valid(value)
+
+
+def test_a_model_has_a_codec_for_each_of_its_tasks() -> None:
+    codecs = task_codecs(TEXT_TASKS)
+    assert codecs.keys() == set(TEXT_TASKS.tasks)
+    scores = codecs["rerank"].encode(to_vectors([([0.5], 3, False, Tier.COMPUTED)]))
+    assert codecs["classify"].is_valid(scores.values[0])
+    assert not codecs["embed"].is_valid(scores.values[0])

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from serve_app.errors import Unavailable
-from serve_app.service.health import HealthProbe
+from serve_app.service.health import HealthProbe, HealthReport
 
 
 class Clock:
@@ -103,3 +103,8 @@ async def test_concurrent_checks_share_a_probe_that_survives_a_cancellation(
     reports = await asyncio.gather(*checks[1:])
     assert all(report.healthy for report in reports)
     assert engine.calls == 1
+
+
+async def test_a_model_that_is_loaded_on_demand_is_not_probed() -> None:
+    probe = HealthProbe(None, max_age_s=10, timeout_s=1)
+    assert await probe.check() == HealthReport(True, None, None)

@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.config import IngressSettings
 from serve_app.errors import EmptyInput, InvalidRequest, TextTooLong, UnsupportedOperation
-from serve_app.inputs import Image, QueryText, TextPair
+from serve_app.inputs import Image, Input, QueryText, TextPair
 from serve_app.jobs import EmbedJob, ScoreJob, SparseJob, TokenVectorsJob
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
@@ -122,7 +122,7 @@ def png(size: int) -> Image:
     return Image(file.getvalue())
 
 
-IMAGES = {png(1): "i", png(2): "j"}
+IMAGES: dict[Input, str] = {png(1): "i", png(2): "j"}
 
 
 class ImageBackend(FakeBackend):
