@@ -13,6 +13,7 @@ import pytest
 
 from serve_app.errors import Overloaded
 from tests.clients.app_server import AppServer, run_app_server
+from tests.clients.kinds_server import KindsServer, run_kinds_server
 
 
 def bundled_encodings() -> str:
@@ -48,6 +49,10 @@ def blocked_hosts() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", loopback_only)
         yield names
+    with warnings.catch_warnings():
+        # Most client libraries have no `close`: collect their sockets before other tests run.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +66,33 @@ def _reaches_no_other_host(blocked_hosts: list[str]) -> Iterator[None]:
 def shared_server(blocked_hosts: list[str]) -> Iterator[AppServer]:
     with run_app_server() as server:
         yield server
-    with warnings.catch_warnings():
-        # Most client libraries have no `close`: collect their sockets before other tests run.
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+
+
+@pytest.fixture(scope="package")
+def kinds(
+    blocked_hosts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[KindsServer]:
+    """A service with a tiny model of each kind."""
+    with run_kinds_server(tmp_path_factory.mktemp("kinds")) as server:
+        yield server
+
+
+@pytest.fixture(scope="package")
+def reranker(
+    blocked_hosts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[KindsServer]:
+    """A service with a reranker only."""
+    with run_kinds_server(tmp_path_factory.mktemp("reranker"), ["reranker"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="package")
+def classifier(
+    blocked_hosts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[KindsServer]:
+    """A service with a classifier only."""
+    with run_kinds_server(tmp_path_factory.mktemp("classifier"), ["classifier"]) as server:
+        yield server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,8 +3,7 @@
 import { encodeBase64 } from "./base64.js";
 
 /**
- * The content of an image file, such as a `Buffer`, or its data URI. Other URLs are sent as they are;
- * the service fetches them only from hosts that its configuration names.
+ * The content of an image file, such as a `Buffer`, or its data URI.
  */
 export type ImageInput = Uint8Array | string;
 
