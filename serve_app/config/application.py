@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from serve_app.config.cors_origin import CorsOrigin
 from serve_app.config.section import GIB, MIB, Section
-from serve_app.sources import Source, parse_source
+from serve_app.sources import SOURCES, Source, parse_source
 from serve_app.tasks import Task
 
 Device = Literal["cpu", "cuda", "mps"]
@@ -40,9 +40,9 @@ class ModelConfig(Section):
         default=(), description="Other names that clients may send for the same model."
     )
     source: str = Field(
-        description="Source of the model's files: `package:<module>` (the directory `model/` in a "
-        "Python package), `path:<directory>`, or `hub:<owner>/<name>` with a pinned `revision`. "
-        "`hashing:<dimensions>` (8 to 65536) needs no files: it hashes words into a vector.",
+        description="Source of the model: "
+        + ", ".join(source.description for source in SOURCES.values())
+        + ".",
     )
     revision: str | None = Field(
         default=None,
@@ -351,12 +351,13 @@ def _first_duplicate(values: Iterable[str]) -> str | None:
 def _check_engine(model: ModelConfig, settings: EngineSettings) -> None:
     """Checks that the settings of the model's engine can be combined."""
     device, engine, precision = settings
-    if model.parsed_source.engine == "hashing":
-        if engine not in ("auto", "hashing"):
-            raise ValueError(
-                f"`engine: {engine}` runs models; for `source: {model.source}` leave "
-                "`engine` out, or set `engine: hashing` in the model's entry."
-            )
+    own = model.parsed_source.engine
+    if own is not None and engine not in ("auto", own):
+        raise ValueError(
+            f"`engine: {engine}` runs models; for `source: {model.source}` leave `engine` out, or "
+            f"set `engine: {own}` in the model's entry."
+        )
+    if own == "hashing":
         if device != "cpu" or precision not in ("auto", "fp32"):
             raise ValueError(
                 "`hashing` runs on CPUs, at fp32. Set `device: cpu` and `precision: fp32` in the "

@@ -23,7 +23,7 @@ from serve_app.engines.library_model import (
     reference_outputs,
 )
 from serve_app.engines.openvino_engine import GRAPH, OpenVinoEngine
-from serve_app.engines.parity import measure_parity, parity_inputs
+from serve_app.engines.parity import has_parity, measure_parity, parity_inputs
 from serve_app.engines.tokenizer import TextTokenizer
 from serve_app.inputs import Input, QueryText, TextPair
 from serve_app.model_prep.artifact import write_manifest
@@ -68,9 +68,13 @@ def export(config: ModelConfig, precision: str, folder: Path) -> None:
     expected = {task: reference_outputs(model, task, values) for task, values in inputs.items()}
     _convert(model, spec, tokenizer, precision, folder)
     engine = OpenVinoEngine(folder, spec, precision=precision, threads=1)
-    write_parity(folder, measure_parity(engine, inputs, expected, precision))
-    if spec.kind == "dense":
+    parity = measure_parity(engine, inputs, expected, precision)
+    if not has_parity(parity):  # only the reason why it is never loaded is kept
+        for file in folder.iterdir():
+            file.unlink()
+    elif spec.kind == "dense":
         calibrate(model, spec.prompts, folder)
+    write_parity(folder, parity)
     write_manifest(folder)
 
 

@@ -6,16 +6,12 @@ builder and every replica call it and compare the results.
 
 from pathlib import Path
 
-from embedserve_client.model_files import DEFAULT_PROMPTS, is_model_dir, json_digest
+from embedserve_client.model_files import is_model_dir
 from serve_app.config import ModelConfig
 from serve_app.errors import ModelSourceError
+from serve_app.model_spec import ModelSpec
 from serve_app.models.files import read_spec
-from serve_app.models.spec import ModelSpec
-from serve_app.sources import HashingParameters
-
-#: Part of the space id. Bump it whenever the vectors of the hashing engine change.
-_HASHING_VERSION = 1
-_HASHING_MAX_TOKENS = 512
+from serve_app.sources import ModelParameters
 
 __all__ = ["ModelSpec", "model_dir", "resolve"]
 
@@ -42,8 +38,8 @@ def resolve(config: ModelConfig, precision: str = "fp32") -> ModelSpec:
             `model.sha256`.
     """
     source = config.parsed_source.resolve()
-    if isinstance(source, HashingParameters):
-        return _hashing_spec(config, source)
+    if not isinstance(source, Path):
+        return source.spec(config.name, config.aliases, config.max_tokens)
     path = _checked_dir(config, source)
     try:
         return read_spec(path, config, precision)
@@ -51,8 +47,8 @@ def resolve(config: ModelConfig, precision: str = "fp32") -> ModelSpec:
         raise ModelSourceError(f"Could not read the model {config.source}: {error!r}") from error
 
 
-def _checked_dir(config: ModelConfig, source: Path | HashingParameters) -> Path:
-    if isinstance(source, HashingParameters):
+def _checked_dir(config: ModelConfig, source: Path | ModelParameters) -> Path:
+    if not isinstance(source, Path):
         raise ModelSourceError(f"`{config.source}` has no files: a hashing model isn't trained.")
     if not is_model_dir(source):
         raise ModelSourceError(
@@ -60,22 +56,3 @@ def _checked_dir(config: ModelConfig, source: Path | HashingParameters) -> Path:
             "isn't a transformers model for sequence classification."
         )
     return source
-
-
-def _hashing_spec(config: ModelConfig, parameters: HashingParameters) -> ModelSpec:
-    max_tokens = config.max_tokens or _HASHING_MAX_TOKENS
-    parts = {"hashing": _HASHING_VERSION, "dim": parameters.dim, "max_tokens": max_tokens}
-    return ModelSpec(
-        name=config.name,
-        aliases=config.aliases,
-        dim=parameters.dim,
-        max_tokens=max_tokens,
-        prompts=DEFAULT_PROMPTS,
-        default_prompt=None,
-        weights_sha256=None,
-        space_id=f"{json_digest(parts)}-fp32",
-        created_s=0,
-        unit_length=True,
-        pooling="mean",
-        tasks=("embed",),
-    )

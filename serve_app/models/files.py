@@ -7,7 +7,7 @@ from typing import Any
 from embedserve_client.model_files import ModelFiles, Modules, read_json
 from serve_app.config import ModelConfig
 from serve_app.errors import ModelSourceError
-from serve_app.models.spec import ModelSpec
+from serve_app.model_spec import ModelSpec
 from serve_app.tasks import Task
 
 #: sentence-transformers' names of pooling modes → text-embeddings-inference's names.

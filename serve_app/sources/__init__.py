@@ -1,8 +1,8 @@
 """Sources of models. A new kind of source is one module of this package, and one line here."""
 
-from serve_app.sources.base import HashingParameters, Source
+from serve_app.sources.base import ModelParameters, Source
 from serve_app.sources.folder_source import FolderSource
-from serve_app.sources.hashing_source import HashingSource
+from serve_app.sources.hashing_source import HashingParameters, HashingSource
 from serve_app.sources.hub_source import HubSource
 from serve_app.sources.package_source import PackageSource
 
@@ -34,6 +34,7 @@ __all__ = [
     "HashingParameters",
     "HashingSource",
     "HubSource",
+    "ModelParameters",
     "PackageSource",
     "Source",
     "parse_source",

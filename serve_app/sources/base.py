@@ -2,20 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
+
+from serve_app.model_spec import ModelSpec
 
 
-@dataclass(frozen=True, slots=True)
-class HashingParameters:
-    """What defines a hashing model."""
+class ModelParameters(Protocol):
+    """What defines a model without files."""
 
-    dim: int
+    def spec(self, name: str, aliases: tuple[str, ...], max_tokens: int | None) -> ModelSpec:
+        """Returns the model's spec.
+
+        Args:
+            name: name of the model in requests.
+            aliases: its other names.
+            max_tokens: the token limit; None: the model's own.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where a model comes from. Sources with equal fields are the same."""
 
+    #: How the setting is written and what it means, for the documentation.
+    description: ClassVar[str]
     #: The engine that such models run on; None: any that runs model files.
     engine: ClassVar[str | None] = None
     #: Whether the model consists of files, which `revision` and `sha256` identify.
@@ -24,7 +35,7 @@ class Source:
     location: str  #: the setting, without the prefix
     revision: str | None = None  #: of a repository: 40 hex digits
 
-    def resolve(self) -> Path | HashingParameters:
+    def resolve(self) -> Path | ModelParameters:
         """Returns the local directory of the model's files, or what defines a model without files.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from serve_app.errors import ModelSourceError
 from serve_app.sources.base import Source
@@ -13,7 +14,9 @@ _BIN = "pytorch_model*.bin"  #: read where there are no safetensors
 
 @dataclass(frozen=True, slots=True)
 class HubSource(Source):
-    """`hub:<owner>/<name>` at a pinned commit."""
+    """A repository at a pinned commit."""
+
+    description: ClassVar[str] = "`hub:<owner>/<name>` with a pinned `revision`"
 
     def resolve(self) -> Path:
         """Downloads the files that are read, unless they are in the hub's cache directory.

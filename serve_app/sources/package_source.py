@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from embedserve_client.model_files import package_model_dir
 from serve_app.errors import ModelSourceError
@@ -10,7 +11,9 @@ from serve_app.sources.base import Source
 
 @dataclass(frozen=True, slots=True)
 class PackageSource(Source):
-    """`package:<module>`: the directory `model` in a Python package."""
+    """A package with a directory `model`."""
+
+    description: ClassVar[str] = "`package:<module>` (the directory `model/` in a Python package)"
 
     def resolve(self) -> Path:
         """Returns the directory.

@@ -53,7 +53,7 @@ def test_token_ids_are_cut_as_those_of_the_transformer(
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     tiny_models.sparse(tmp_path)
-    with pytest.raises(LocalModelError, match="of the kind sparse. A local model embeds texts"):
+    with pytest.raises(LocalModelError, match=r"of the kind sparse\. A local model embeds texts"):
         LocalModel(str(tmp_path / "model")).embed(["a"])
 
 

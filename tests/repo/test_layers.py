@@ -21,6 +21,7 @@ from tests.repo.source import (
 #: From the lowest to the highest. A module imports its own layer and lower ones.
 SERVICE_LAYERS = [
     ["tasks", "inputs", "types", "jobs", "results", "errors", "metrics", "proxy"],
+    ["model_spec"],
     ["sources"],
     ["config"],
     ["models", "valkey"],
