@@ -44,8 +44,20 @@ class Job(Generic[ResultT]):
         raise NotImplementedError
 
 
+class _QueuedJob(Job[ResultT]):
+    """A job with a lane, whose outputs may be cached."""
+
+    __slots__ = ()
+
+    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
+        """Returns the job with these options; None keeps the job's value."""
+        options = {"lane": lane, "use_cache": use_cache}
+        changes = {name: value for name, value in options.items() if value is not None}
+        return replace(self, **changes)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True, slots=True)
-class EmbedJob(Job[EmbedResult]):
+class EmbedJob(_QueuedJob[EmbedResult]):
     """A request for one vector per text or image."""
 
     texts: tuple[Input, ...]
@@ -67,14 +79,6 @@ class EmbedJob(Job[EmbedResult]):
         """`embed` for texts, `embed_images` for images."""
         return frozenset(
             "embed_images" if isinstance(text, Image) else "embed" for text in self.texts
-        )
-
-    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
-        """Returns the job with these options; None keeps the job's value."""
-        return replace(
-            self,
-            lane=self.lane if lane is None else lane,
-            use_cache=self.use_cache if use_cache is None else use_cache,
         )
 
 
@@ -115,7 +119,7 @@ class SparseJob(_TextsJob[SparseResult]):
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreJob(Job[ScoreResult]):
+class ScoreJob(_QueuedJob[ScoreResult]):
     """A request for the scores of pairs of texts, or of single texts."""
 
     pairs: tuple[Input, ...]
@@ -133,14 +137,6 @@ class ScoreJob(Job[ScoreResult]):
     def tasks(self) -> frozenset[Task]:
         """The task of the job."""
         return frozenset((self.task,))
-
-    def with_options(self, *, lane: Lane | None = None, use_cache: bool | None = None) -> Self:
-        """Returns the job with these options; None keeps the job's value."""
-        return replace(
-            self,
-            lane=self.lane if lane is None else lane,
-            use_cache=self.use_cache if use_cache is None else use_cache,
-        )
 
 
 class _TokenizerJob(Job[TokenizerResult[T]]):

@@ -77,11 +77,11 @@ class EmbedResult(ComputedResult):
 
 
 @dataclass(frozen=True, slots=True)
-class TokenVectorsResult(ComputedResult):
-    """The result of a `TokenVectorsJob`: the model's last hidden layer, before pooling."""
+class _RaggedResult(ComputedResult):
+    """A result whose outputs differ in length."""
 
     model: str
-    vectors: list[Float32]  #: of shape (tokens, width), special tokens included
+    vectors: list[Row]
     token_counts: Int32
     truncated: Bool
     tiers: UInt8
@@ -89,17 +89,22 @@ class TokenVectorsResult(ComputedResult):
     characters: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class SparseResult(ComputedResult):
-    """The result of a `SparseJob`."""
+class TokenVectorsResult(_RaggedResult):
+    """The result of a `TokenVectorsJob`: the model's last hidden layer, before pooling.
 
-    model: str
-    vectors: list[Row]  #: of `SPARSE_DTYPE`, by ascending index, without zeros
-    token_counts: Int32
-    truncated: Bool
-    tiers: UInt8
-    timings: Timings = NO_TIMINGS
-    characters: int = 0
+    Each of `vectors` has shape (tokens, width), float32, special tokens included.
+    """
+
+    __slots__ = ()
+
+
+class SparseResult(_RaggedResult):
+    """The result of a `SparseJob`.
+
+    Each of `vectors` is of `SPARSE_DTYPE`, by ascending index, without zeros.
+    """
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
