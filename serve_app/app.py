@@ -42,7 +42,7 @@ _model_deployment = serve.deployment(
     health_check_timeout_s=10,
 )
 
-#: Default CPUs of a replica with a model: with one CPU a single text is slow, and additional cores
+#: Default CPUs of a replica with models: with one CPU a single text is slow, and additional cores
 #: scale poorly.
 _MODEL_CPUS = 2
 
@@ -63,7 +63,7 @@ def build(args: AppConfig) -> Application:
     selections = select_engines(args)
     for selection in selections:
         _log_selection(selection)
-    resources = {"num_cpus": _model_cpus()}
+    resources = {"num_cpus": _model_cpus(len(args.engine_deployments))}
     if args.topology == "colocated":
         server = _model_deployment(EmbedServer).options(ray_actor_options=resources)
         return server.bind(args, selections)
@@ -88,9 +88,10 @@ def _log_selection(selection: EngineSelection) -> None:
     )
 
 
-def _model_cpus() -> int:
-    """Returns the default CPUs of a replica, bounded so that it fits onto a one-core machine."""
+def _model_cpus(deployments: int) -> float:
+    """Returns the default CPUs of a replica, bounded so that one of each deployment fits."""
     if not ray.is_initialized():
         return _MODEL_CPUS
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return max(1, min(_MODEL_CPUS, int(resources.get("CPU", _MODEL_CPUS))))
+    share = resources.get("CPU", _MODEL_CPUS) / deployments
+    return min(_MODEL_CPUS, int(share)) if share >= 1 else share

@@ -3,6 +3,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import ray
 from ray.serve import Application
 
 from serve_app import app
@@ -50,6 +51,20 @@ def test_each_deployment_that_models_name_has_its_models() -> None:
     }
     assert models == {"Embedder": ["words", "others"], "Alone": ["alone"]}
     assert embedders.keys() == models.keys()
+
+
+@pytest.mark.parametrize(
+    ("machine_cpus", "replica_cpus"), [(1, 0.5), (2, 1), (3, 1), (4, 2), (64, 2)]
+)
+def test_a_replica_of_each_deployment_fits_onto_the_machine(
+    machine_cpus: float, replica_cpus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": machine_cpus})
+    config = AppConfig(models=(HASHING, OTHERS[1]))
+    _, _, _, embedders = bound(app.build(config)).init_args
+    for embedder in embedders.values():
+        assert bound(embedder).ray_actor_options["num_cpus"] == replica_cpus
 
 
 def test_with_colocated_topology_there_is_one_deployment() -> None:

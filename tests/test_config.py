@@ -128,6 +128,7 @@ def test_settings_are_immutable() -> None:
         ({"model": HASHING, "device": "cuda"}, "runs on CPUs, at fp32"),
         ({"model": HASHING, "precision": "bf16"}, "runs on CPUs, at fp32"),
         ({"model": HASHING, "models": [HASHING]}, "leave out `model`"),
+        ({"models": []}, "models"),
         ({"models": [HASHING, OTHER | {"name": "words"}]}, "Two models are called 'words'"),
         ({"models": [HASHING, OTHER | {"aliases": ["words"]}]}, "Two models are called 'words'"),
         (

@@ -219,6 +219,7 @@ class AppConfig(Section):
     )
     models: tuple[ModelConfig, ...] = Field(
         default=(),
+        min_length=1,
         description="The models that are served. Their names and aliases must differ.",
     )
     max_loaded_models: int | None = Field(
@@ -231,8 +232,9 @@ class AppConfig(Section):
     )
     device: Device = Field(
         default="cpu",
-        description="Device that runs the models. `cuda` needs `num_gpus` in the Embedder's "
-        "`ray_actor_options`. `mps` is the GPU of a Mac, with `torch`; untested.",
+        description="Device that runs the models. `cuda` needs `num_gpus` in the "
+        "`ray_actor_options` of their deployment. `mps` is the GPU of a Mac, with `torch`; "
+        "untested.",
     )
     engine: EngineName = Field(
         default="auto",

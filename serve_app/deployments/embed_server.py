@@ -41,7 +41,7 @@ class EmbedServer(HttpReplica):
         log_to_serve()
         settings, meter = EmbedServerSettings(), Meter()
         specs = [selection.cached_spec for selection in selections]
-        self._cpus = ReplicaCpus()
+        self._cpus = ReplicaCpus(config, selections[0].model.deployment)
         self._pool = load_replica_engines(config, selections, self._cpus, meter, load=load)
         cache = CacheStack(
             specs,

@@ -43,7 +43,7 @@ class Embedder:
         """Loads the engines; see `load_replica_engines`."""
         log_to_serve()
         self._meter = Meter()
-        self._cpus = ReplicaCpus()
+        self._cpus = ReplicaCpus(config, selections[0].model.deployment)
         self._pool = load_replica_engines(config, selections, self._cpus, self._meter, load=load)
         self._queue = self._pool.submit
         self._pool.submit = self._submit

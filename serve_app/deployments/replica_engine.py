@@ -16,16 +16,29 @@ from serve_app.service.composition import create_engine_pool
 
 
 class ReplicaCpus:
-    """The CPUs of a replica: a block for each replica of a node, by its rank there."""
+    """The CPUs of a replica: a block for each replica of a node, by its rank there.
 
-    def __init__(self) -> None:
+    Ray ranks the replicas of each deployment by themselves, so the first replicas of all of them
+    get the first blocks, then the second ones.
+    """
+
+    def __init__(self, config: AppConfig, deployment: str) -> None:
+        """Reads what Ray assigned to this replica.
+
+        Args:
+            config: the application's configuration.
+            deployment: the name that the models of this replica give.
+        """
+        self._deployments = [*config.engine_deployments]
+        self._index = self._deployments.index(deployment)
         resources = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
         self.count = max(1, int(resources.get("CPU", 1)))
         self._all = available_cpus()  # before any thread is pinned
 
     def of_rank(self, local_rank: int) -> frozenset[int]:
         """Returns the CPUs of the replica with this rank on its node."""
-        return choose_cpus(self._all, self.count, local_rank)
+        block = local_rank * len(self._deployments) + self._index
+        return choose_cpus(self._all, self.count, block)
 
 
 def load_replica_engines(

@@ -10,8 +10,9 @@ import pytest
 from ray.serve.schema import ReplicaRank
 
 from serve_app.config import AppConfig
-from serve_app.deployments import http_replica
+from serve_app.deployments import http_replica, replica_engine
 from serve_app.deployments.embed_server import EmbedServer
+from serve_app.deployments.replica_engine import ReplicaCpus
 from serve_app.engines.base import Engine, ModelInput, Rows
 from serve_app.errors import (
     InferenceError,
@@ -197,6 +198,20 @@ async def test_another_rank_moves_the_engine_to_other_cpus(
         cpus += engine.cpus
     first, second = ({cpu} for cpu in sorted(os.sched_getaffinity(0))[:2])
     assert cpus == [first, second, first]
+
+
+@pytest.mark.usefixtures("assign_gpus")
+def test_replicas_of_all_deployments_have_cpus_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica_engine, "available_cpus", lambda: frozenset(range(4)))
+    models = [
+        {"name": f"m{i}", "source": f"hashing:{8 + i}", "deployment": name}
+        for i, name in enumerate(("First", "Second", "First"))
+    ]
+    config = AppConfig.parse({"models": models})
+    cpus = [ReplicaCpus(config, name).of_rank(i) for i in range(2) for name in ("First", "Second")]
+    assert cpus == [{0}, {1}, {2}, {3}]
 
 
 async def until(condition: Any) -> None:
