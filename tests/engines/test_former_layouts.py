@@ -1,4 +1,4 @@
-"""Models as they lie on the hub: saved by earlier versions of sentence-transformers, and by PyLate."""
+"""Models as the hub has them: saved by earlier versions of sentence-transformers, or by PyLate."""
 
 import json
 import shutil
