@@ -51,7 +51,7 @@ class KindsServer:
     @property
     def ranking(self) -> list[int]:
         """The positions of `DOCUMENTS`, best first."""
-        return np.argsort(-self.scores, kind="stable").tolist()
+        return [int(i) for i in np.argsort(-self.scores, kind="stable")]
 
     def class_scores(self, texts: Sequence[Any]) -> Float32:
         """Returns the library's probabilities of both labels, `bad` and `good`; shape (n, 2).

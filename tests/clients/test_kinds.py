@@ -164,7 +164,7 @@ def test_an_index_needs_the_texts_of_its_candidates(client: Client) -> None:
     with pytest.raises(ValueError, match="rerank=1"):
         index.search(QUERY, k=2, rerank=1)
     with pytest.raises(ValueError, match="a query that is a string"):
-        index.search(client.embed_query(QUERY), k=2, rerank=3)
+        index.search(client.embed_query(QUERY), k=2, rerank=3)  # type: ignore[call-overload]
     assert VectorIndex(client=client).search(QUERY, k=2, rerank=3) == []
 
 

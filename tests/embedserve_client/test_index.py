@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 
 from embedserve_client.client import Client
 from embedserve_client.errors import HTTPError, IndexMismatchError, SpaceMismatchError
-from embedserve_client.index import Hit, VectorIndex
+from embedserve_client.hit import Hit
+from embedserve_client.index import VectorIndex
 from embedserve_client.space import Space
 from embedserve_client.vectors import Float32, VectorInfo, Vectors
 from serve_app.errors import Overloaded

@@ -16,7 +16,8 @@ import pytest
 from embedserve_client import InvalidURLError
 from embedserve_client.compat import ipc
 from embedserve_client.errors import IndexMismatchError, LocalModelError
-from embedserve_client.index import Hit, VectorIndex
+from embedserve_client.hit import Hit
+from embedserve_client.index import VectorIndex
 from tests.clients.app_server import (
     DIM,
     TEXTS,

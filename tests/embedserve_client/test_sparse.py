@@ -32,7 +32,8 @@ def sparse(space: str = SPACE) -> Action:
 
 
 def as_lists(vector: SparseVector) -> tuple[list[int], list[float]]:
-    assert (vector.indices.dtype, vector.values.dtype) == (np.uint32, np.float32)
+    assert vector.indices.dtype == np.uint32
+    assert vector.values.dtype == np.float32
     return vector.indices.tolist(), vector.values.tolist()
 
 

@@ -14,25 +14,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from embedserve_client.errors import IndexMismatchError, SpaceMismatchError
+from embedserve_client.hit import Hit, rerank_hits
 from embedserve_client.index_files import IndexData, import_faiss, load, save
 from embedserve_client.read_write_lock import ReadWriteLock
 from embedserve_client.space import Space
 from embedserve_client.vectors import Float32, Vectors
 
 if TYPE_CHECKING:
-    from embedserve_client.base import EmbedOptions, RerankOptions
+    from embedserve_client.base import EmbedOptions
     from embedserve_client.client import Client
 
 #: Options that queries must share with the texts, because they change the length of vectors.
 _QUERY_OPTIONS = ("dimensions", "model")
-
-
-class Hit(NamedTuple):
-    """A search result."""
-
-    score: float  #: cosine similarity, -1 to 1; of a reranker: relevance, 0 to 1
-    position: int  #: in the order in which vectors were added, from 0
-    metadata: Any  #: the value that was added with the vector
 
 
 class _VectorBatch(NamedTuple):
@@ -186,7 +179,7 @@ class VectorIndex:
                 )
             candidates = self.search(query, rerank, client=client)
             assert client is not None, "A string was embedded without a client. This is a bug."
-            return _rerank(query, candidates, k, client, rerank_model, document)
+            return rerank_hits(query, candidates, k, client, rerank_model, document)
         if isinstance(query, str):
             query = self._embed_query(query, client)
         batch = _validate(query, space)
@@ -376,27 +369,4 @@ def _search(data: IndexData, queries: Float32, k: int) -> list[list[Hit]]:
             )
         ]
         for query_scores, query_positions in zip(scores.tolist(), positions.tolist(), strict=True)
-    ]
-
-
-def _rerank(
-    query: str,
-    candidates: Sequence[Hit],
-    k: int,
-    client: "Client",
-    model: str | None,
-    document: Callable[[Any], str] | None,
-) -> list[Hit]:
-    """Returns the k candidates that a reranker scores highest, with its scores."""
-    texts = [document(hit.metadata) if document else hit.metadata for hit in candidates]
-    for text, hit in zip(texts, candidates, strict=True):
-        if not isinstance(text, str):
-            raise IndexMismatchError(
-                f"The metadata of vector {hit.position} isn't a text to rerank. Pass `document=`, "
-                'a function that returns it: `document=lambda metadata: metadata["text"]`.'
-            )
-    options: RerankOptions = {"model": model}
-    return [
-        candidates[result.index]._replace(score=result.score)
-        for result in client.rerank(query, texts, k, **options)
     ]

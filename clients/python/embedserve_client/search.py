@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedserve_client.client import Client
-from embedserve_client.index import Hit
+from embedserve_client.hit import Hit
 from embedserve_client.space import SpaceGuard
 from embedserve_client.vectors import Float32, Vectors
 

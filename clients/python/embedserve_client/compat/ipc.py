@@ -16,7 +16,8 @@ from embedserve_client.client import Client
 from embedserve_client.errors import IndexMismatchError
 from embedserve_client.fallback import LocalOnly
 from embedserve_client.fork_safe_lock import ForkSafeLock
-from embedserve_client.index import Hit, VectorIndex
+from embedserve_client.hit import Hit
+from embedserve_client.index import VectorIndex
 from embedserve_client.local_model import LocalModel
 from embedserve_client.search import PageHit, rank_pages
 from embedserve_client.settings import IPCSettings
