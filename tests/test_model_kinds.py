@@ -104,6 +104,16 @@ def test_the_activation_of_a_cross_encoder(
     assert resolve(config).activation == expected
 
 
+@pytest.mark.parametrize(
+    ("function", "trusted"), [("own_package.Activation", True), ("torch.nn.Tanh", False)]
+)
+def test_an_unknown_activation_is_refused(tmp_path: Path, function: str, trusted: bool) -> None:
+    config = tiny_models.cross_encoder(tmp_path)
+    update_json(files(config) / "config_sentence_transformers.json", activation_fn=function)
+    with pytest.raises(ModelSourceError, match=f"activation is {function}. Known ones: Sigmoid, "):
+        resolve(config.model_copy(update={"trust_remote_code": trusted}))
+
+
 def set_expansion(path: Path) -> None:
     def edit(settings: Any) -> None:
         settings["query_expansion"]["length"] = 17

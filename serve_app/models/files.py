@@ -66,7 +66,7 @@ def read_spec(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
         kind=files.kind,
         tasks=_tasks(files, labels),
         labels=labels,
-        activation=_activation(files, labels),
+        activation=_activation(files, labels, trusted=config.trust_remote_code),
         dimensions=_dimensions(files, config),
         prompt_sources=files.prompt_sources,
     )
@@ -129,8 +129,10 @@ def _labels(files: ModelFiles) -> tuple[str, ...]:
     return tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(count))
 
 
-def _activation(files: ModelFiles, labels: tuple[str, ...]) -> str:
+def _activation(files: ModelFiles, labels: tuple[str, ...], *, trusted: bool) -> str:
     """Returns the activation that sentence-transformers applies to the logits of a cross-encoder.
+
+    It ignores one that isn't PyTorch's own, unless the model's code is trusted.
 
     Raises:
         ValueError: it is an unknown one.
@@ -143,7 +145,7 @@ def _activation(files: ModelFiles, labels: tuple[str, ...]) -> str:
         or own.get("activation_fn")
         or files.config.get("sbert_ce_default_activation_function")
     )
-    if name is None or not str(name).startswith("torch."):
+    if name is None or not (trusted or str(name).startswith("torch.")):
         return "sigmoid" if len(labels) == 1 else "identity"
     activation = _ACTIVATIONS.get(str(name).rpartition(".")[2])
     if activation is None:
