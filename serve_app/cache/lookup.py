@@ -71,15 +71,15 @@ class Lookup:
         self._flights: dict[bytes, Flight] = {}
         self._meter = meter or Meter().for_model("")
 
-    async def embed(self, group: TextGroup) -> Outputs:
+    async def run(self, group: TextGroup) -> Outputs:
         """Returns the outputs of a group's texts, in their order.
 
         Raises:
-            EmbedServeError: see `embed_encoded`.
+            EmbedServeError: see `run_encoded`.
         """
-        return self._codecs[group.task].decode(await self.embed_encoded(group))
+        return self._codecs[group.task].decode(await self.run_encoded(group))
 
-    async def embed_encoded(self, group: TextGroup) -> EncodedVectors:
+    async def run_encoded(self, group: TextGroup) -> EncodedVectors:
         """Returns the values of a group's texts, in their order.
 
         Raises:

@@ -43,7 +43,7 @@ class CacheLookup:
         log_to_serve()
         settings = CacheLookupSettings()
         self._meter = Meter()
-        calls = {name: group_call(RetryingCall(h, "embed")) for name, h in embedders.items()}
+        calls = {name: group_call(RetryingCall(h, "run")) for name, h in embedders.items()}
         deployments = {s.cached_spec.space_id: s.model.deployment for s in selections}
         self._cache = CacheStack(
             [selection.cached_spec for selection in selections],
@@ -74,10 +74,10 @@ class CacheLookup:
             self._export_task = asyncio.create_task(export(self._meter, self._cache.gauges))
             self._cache.start()
 
-    async def embed(self, space: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
+    async def run(self, space: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
         """Returns for each group its outputs, or an error as a value; None for an unknown space."""
         lookup = self._cache.lookups.get(space)
-        return None if lookup is None else await collect(partial(_embed, lookup), groups)
+        return None if lookup is None else await collect(partial(_run, lookup), groups)
 
     async def cache_state(self) -> CacheState:
         """Returns the state of the L2 cache."""
@@ -97,11 +97,11 @@ class CacheLookup:
         await self._cache.close()
 
 
-async def _embed(lookup: Lookup, groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
-    async def embed_group(index: int, group: TextGroup) -> None:
+async def _run(lookup: Lookup, groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
+    async def run_group(index: int, group: TextGroup) -> None:
         try:
-            deliver(index, await lookup.embed_encoded(group))
+            deliver(index, await lookup.run_encoded(group))
         except EmbedServeError as error:
             deliver(index, error)
 
-    await asyncio.gather(*(embed_group(i, group) for i, group in enumerate(groups)))
+    await asyncio.gather(*(run_group(i, group) for i, group in enumerate(groups)))

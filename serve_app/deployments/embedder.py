@@ -66,14 +66,14 @@ class Embedder:
             self._export_task = asyncio.create_task(export(self._meter, self._pool.gauges))
 
     @returns_errors
-    async def embed(self, space: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
+    async def run(self, space: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
         """Returns for each group its outputs, or an error as a value; None for an unknown space.
 
         One error as a value if the model can't be loaded.
         """
         if space not in self._pool.spaces:
             return None
-        return await collect(partial(self._pool.embed, space), groups)
+        return await collect(partial(self._pool.run, space), groups)
 
     async def _submit(self, groups: Sequence[PendingGroup]) -> None:
         characters = sum(len(text) for group in groups for text in group.inputs)

@@ -130,7 +130,7 @@ class EnginePool:
         """Stops the workers and fails queued and later groups with `Unavailable`."""
         await self._scheduler.stop()
 
-    async def embed(
+    async def run(
         self,
         space: str,
         groups: Sequence[TextGroup],
@@ -237,7 +237,7 @@ class PooledEngine:
     """The calls of one model of a pool."""
 
     def __init__(self, pool: EnginePool, space: str) -> None:
-        self.embed = partial(pool.embed, space)
+        self.run = partial(pool.run, space)
         self.tokenize = partial(pool.tokenize, space)
         self.decode = partial(pool.decode, space)
         self._describe = partial(pool.describe, space)

@@ -87,7 +87,7 @@ def create_catalog(
     services = [
         EmbedService(
             spec,
-            CachedBackend(cache.lookups[spec.space_id].embed, engine(spec.space_id), cache_state),
+            CachedBackend(cache.lookups[spec.space_id].run, engine(spec.space_id), cache_state),
             settings,
             meter.for_model(spec.name),
             uncached_tasks=frozenset() if config.cache.scores else _SCORE_TASKS,

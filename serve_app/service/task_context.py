@@ -44,7 +44,7 @@ class TaskContext:
         self.backend = backend
         self._uncached_tasks = uncached_tasks
         self.truncator = Truncator(
-            lambda texts: backend.tokenize(texts, True), self.embed, spec.max_tokens
+            lambda texts: backend.tokenize(texts, True), self.run, spec.max_tokens
         )
         self.apply(settings)
 
@@ -58,7 +58,7 @@ class TaskContext:
         self._token_id_decoder = None if encoding == "model" else TiktokenDecoder(encoding)
         self.settings = settings
 
-    async def embed(self, group: TextGroup) -> Vectors:
+    async def run(self, group: TextGroup) -> Vectors:
         """Returns the outputs of a group whose task has rows of equal length.
 
         Raises:

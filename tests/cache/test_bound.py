@@ -50,11 +50,11 @@ async def _look_up_a_million_texts() -> None:
     before = process.memory_info().rss
     for start in range(0, TEXTS, BATCH):
         texts = tuple(f"text {i}" for i in range(start, start + BATCH))
-        vectors = await lookup.embed(TextGroup(texts))
+        vectors = await lookup.run(TextGroup(texts))
         assert vectors.computed_count == BATCH
     assert memory.stats().bytes <= MAX_BYTES
     assert memory.stats().evictions > TEXTS // 2
     assert process.memory_info().rss - before <= MAX_BYTES + SLACK_BYTES
-    again = await lookup.embed(TextGroup(texts))
+    again = await lookup.run(TextGroup(texts))
     assert again.computed_count < BATCH
     assert np.array_equal(again.values, engine.run("embed", engine.tokenizer.encode(texts)))

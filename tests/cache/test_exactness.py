@@ -82,11 +82,11 @@ class CachedBackend(UncachedBackend):
             spec.space_id,
             {"embed": codec},
             MemoryCache(L1_MAX_BYTES),
-            coalesce(cache_lookup.embed_encoded, codec),
+            coalesce(cache_lookup.run_encoded, codec),
         )
 
     async def run(self, group: TextGroup) -> Vectors:
-        return as_vectors(await self._ingress.embed(group))
+        return as_vectors(await self._ingress.run(group))
 
 
 requests = st.builds(

@@ -51,7 +51,7 @@ class Load:
             texts = (f"new {self._requests}", *(f"known {i}" for i in range(8)))
             started = time.monotonic()
             try:
-                vectors = as_vectors(await lookup.embed(TextGroup(texts)))
+                vectors = as_vectors(await lookup.run(TextGroup(texts)))
             except Exception as error:
                 self.failures.append(repr(error))
                 continue

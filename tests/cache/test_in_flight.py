@@ -48,7 +48,7 @@ def lookup(compute: FakeCompute) -> Lookup:
 
 async def run(lookup: Lookup, texts: str, lane: Lane = "interactive") -> None:
     """Embeds a text for each letter and checks the vectors."""
-    vectors = await lookup.embed(TextGroup(tuple(texts), lane=lane))
+    vectors = await lookup.run(TextGroup(tuple(texts), lane=lane))
     assert np.array_equal(vectors.values, [fake_vector(text) for text in texts])
 
 

@@ -57,7 +57,7 @@ async def opened(
 
 async def embed(cache: CacheStack, group: TextGroup) -> Vectors:
     (lookup,) = cache.lookups.values()
-    return as_vectors(await lookup.embed(group))
+    return as_vectors(await lookup.run(group))
 
 
 async def wait_for_state(cache: CacheStack, state: str) -> None:

@@ -95,9 +95,9 @@ def new_process(store: FakeStore, next_tier: Embed) -> Lookup:
 
 async def test_only_missing_texts_are_computed(lookup: Lookup, next_tier: FakeNextTier) -> None:
     known = tuple(f"text {i}" for i in range(30))
-    await lookup.embed(TextGroup(known))
+    await lookup.run(TextGroup(known))
     mixed = (*known[:15], "new 1", *known[15:], "new 2")
-    vectors = await lookup.embed(TextGroup(mixed))
+    vectors = await lookup.run(TextGroup(mixed))
     assert next_tier.computed[1:] == [("new 1", "new 2")]
     assert vectors.computed_count == 2
     assert np.array_equal(vectors.values, np.stack([fake_vector(text) for text in mixed]))
@@ -105,7 +105,7 @@ async def test_only_missing_texts_are_computed(lookup: Lookup, next_tier: FakeNe
 
 async def test_a_hit_equals_a_miss(lookup: Lookup) -> None:
     group = TextGroup(("short", "x" * 99))
-    miss, hit = await lookup.embed(group), await lookup.embed(group)
+    miss, hit = await lookup.run(group), await lookup.run(group)
     assert (miss.computed_count, hit.computed_count) == (2, 0)
     assert as_vectors(hit).values.tobytes() == as_vectors(miss).values.tobytes()
     assert hit.token_counts.tolist() == miss.token_counts.tolist()
@@ -113,30 +113,30 @@ async def test_a_hit_equals_a_miss(lookup: Lookup) -> None:
 
 
 async def test_prompts_have_separate_entries(lookup: Lookup, next_tier: FakeNextTier) -> None:
-    await lookup.embed(TextGroup(("a",), prompt="query: "))
-    await lookup.embed(TextGroup(("a",)))
+    await lookup.run(TextGroup(("a",), prompt="query: "))
+    await lookup.run(TextGroup(("a",)))
     assert next_tier.computed == [("query: a",), ("a",)]
 
 
 async def test_without_use_cache_nothing_is_read_or_written(
     lookup: Lookup, next_tier: FakeNextTier, memory: MemoryCache
 ) -> None:
-    await lookup.embed(TextGroup(("a",)))
-    await lookup.embed(TextGroup(("a", "b"), use_cache=False))
+    await lookup.run(TextGroup(("a",)))
+    await lookup.run(TextGroup(("a", "b"), use_cache=False))
     assert next_tier.computed == [("a",), ("a", "b")]
     assert memory.stats().entries == 1
 
 
 async def test_a_failure_is_not_cached(lookup: Lookup, memory: MemoryCache) -> None:
     with pytest.raises(InferenceError):
-        await lookup.embed(TextGroup(("a", "fail")))
+        await lookup.run(TextGroup(("a", "fail")))
     assert memory.stats().entries == 0
 
 
 async def test_another_process_reads_from_l2(store: FakeStore, next_tier: FakeNextTier) -> None:
     first, second = new_process(store, next_tier), new_process(store, next_tier)
-    miss = await first.embed(TextGroup(("a", "x" * 99)))
-    hit = await second.embed(TextGroup(("x" * 99, "a", "b")))
+    miss = await first.run(TextGroup(("a", "x" * 99)))
+    hit = await second.run(TextGroup(("x" * 99, "a", "b")))
     assert next_tier.computed == [("a", "x" * 99), ("b",)]
     assert hit.tiers.tolist() == [Tier.L2, Tier.L2, Tier.COMPUTED]
     assert as_vectors(hit).values[:2].tobytes() == as_vectors(miss).values[::-1].tobytes()
@@ -145,9 +145,9 @@ async def test_another_process_reads_from_l2(store: FakeStore, next_tier: FakeNe
 
 
 async def test_a_value_of_l2_is_copied_into_l1(store: FakeStore, next_tier: FakeNextTier) -> None:
-    await new_process(store, next_tier).embed(TextGroup(("a",)))
+    await new_process(store, next_tier).run(TextGroup(("a",)))
     second = new_process(store, next_tier)
-    tiers = [(await second.embed(TextGroup(("a",)))).tiers.tolist() for _ in range(2)]
+    tiers = [(await second.run(TextGroup(("a",)))).tiers.tolist() for _ in range(2)]
     assert tiers == [[Tier.L2], [Tier.L1]]
     assert store.reads == [1, 1]
 
@@ -155,11 +155,11 @@ async def test_a_value_of_l2_is_copied_into_l1(store: FakeStore, next_tier: Fake
 async def test_a_corrupt_value_of_l2_is_overwritten(
     store: FakeStore, next_tier: FakeNextTier
 ) -> None:
-    await new_process(store, next_tier).embed(TextGroup(("a",)))
+    await new_process(store, next_tier).run(TextGroup(("a",)))
     (key,) = store.values
     value = store.values[key]
     store.values[key] = value[:-1]
-    assert (await new_process(store, next_tier).embed(TextGroup(("a",)))).computed_count == 1
+    assert (await new_process(store, next_tier).run(TextGroup(("a",)))).computed_count == 1
     assert store.values[key] == value
 
 
@@ -167,9 +167,9 @@ async def test_only_computed_values_are_written_to_l2(
     store: FakeStore, next_tier: FakeNextTier
 ) -> None:
     next_lookup = new_process(store, next_tier)
-    await next_lookup.embed(TextGroup(("a",)))
+    await next_lookup.run(TextGroup(("a",)))
     front = FakeStore()
-    vectors = await new_process(front, next_lookup.embed_encoded).embed(TextGroup(("a", "b")))
+    vectors = await new_process(front, next_lookup.run_encoded).run(TextGroup(("a", "b")))
     assert vectors.tiers.tolist() == [Tier.L1, Tier.COMPUTED]
     assert len(front.values) == 1
 
@@ -178,7 +178,7 @@ async def test_concurrent_requests_compute_a_text_once(
     lookup: Lookup, next_tier: FakeNextTier
 ) -> None:
     groups = [TextGroup(("a", f"{i}")) for i in range(50)]
-    results = await asyncio.gather(*map(lookup.embed, groups))
+    results = await asyncio.gather(*map(lookup.run, groups))
     assert sum(texts.count("a") for texts in next_tier.computed) == 1
     for i, vectors in enumerate(results):
         assert np.array_equal(vectors.values, np.stack([fake_vector("a"), fake_vector(f"{i}")]))
@@ -187,14 +187,14 @@ async def test_concurrent_requests_compute_a_text_once(
 async def test_texts_that_are_joined_during_a_read_of_l2_are_read_and_computed_once(
     store: FakeStore, next_tier: FakeNextTier
 ) -> None:
-    await new_process(store, next_tier).embed(TextGroup(("stored",)))
+    await new_process(store, next_tier).run(TextGroup(("stored",)))
     store.reads.clear()
     lookup = new_process(store, next_tier)
     store.hold()
-    tasks = [asyncio.create_task(lookup.embed(TextGroup(("stored", "new"))))]
+    tasks = [asyncio.create_task(lookup.run(TextGroup(("stored", "new"))))]
     await asyncio.sleep(0)
-    tasks += [asyncio.create_task(lookup.embed(TextGroup((text,)))) for text in ("new", "stored")]
-    tasks += [asyncio.create_task(lookup.embed(TextGroup(("other", "new", "stored"))))]
+    tasks += [asyncio.create_task(lookup.run(TextGroup((text,)))) for text in ("new", "stored")]
+    tasks += [asyncio.create_task(lookup.run(TextGroup(("other", "new", "stored"))))]
     await asyncio.sleep(0)
     assert store.reads == [2, 1]
     store.release()
@@ -210,25 +210,25 @@ async def test_a_request_that_leaves_during_a_read_of_l2_computes_nothing(
 ) -> None:
     lookup = new_process(store, next_tier)
     store.hold()
-    task = asyncio.create_task(lookup.embed(TextGroup(("a",))))
+    task = asyncio.create_task(lookup.run(TextGroup(("a",))))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
     store.release()
     await asyncio.sleep(0.01)
     assert next_tier.computed == []
-    assert (await lookup.embed(TextGroup(("a",)))).computed_count == 1
+    assert (await lookup.run(TextGroup(("a",)))).computed_count == 1
 
 
 async def test_hits_and_misses_are_counted(store: FakeStore, next_tier: FakeNextTier) -> None:
-    await new_process(store, next_tier).embed(TextGroup(("a",)))
+    await new_process(store, next_tier).run(TextGroup(("a",)))
     meter = Meter()
     memory = MemoryCache(1 << 20)
     second = Lookup(
         "space-fp32", CODECS, memory, coalesce(next_tier), store=store, meter=meter.for_model("m")
     )
-    await second.embed(TextGroup(("a",)))
-    await asyncio.gather(*(second.embed(TextGroup(("a", "new"))) for _ in range(3)))
+    await second.run(TextGroup(("a",)))
+    await asyncio.gather(*(second.run(TextGroup(("a", "new"))) for _ in range(3)))
     counts = {(metric.name, *tags): n for (metric, tags), n in meter.drain().items()}
     assert counts == {
         ("embedserve_cache_hits", "l1", "m"): 3,
@@ -243,7 +243,7 @@ async def test_texts_that_bypass_the_cache_are_not_counted(next_tier: FakeNextTi
     lookup = Lookup(
         "space", CODECS, MemoryCache(1 << 20), coalesce(next_tier), meter=meter.for_model("m")
     )
-    await lookup.embed(TextGroup(("a",), use_cache=False))
+    await lookup.run(TextGroup(("a",), use_cache=False))
     assert not meter.drain()
 
 
@@ -257,10 +257,10 @@ async def test_half_precision_has_the_same_bits_from_every_tier(
 
     first = new()
     results = [
-        await first.embed(TextGroup(("a",))),
-        await first.embed(TextGroup(("a",))),
-        await new().embed(TextGroup(("a",))),
-        await new().embed(TextGroup(("a",), use_cache=False)),
+        await first.run(TextGroup(("a",))),
+        await first.run(TextGroup(("a",))),
+        await new().run(TextGroup(("a",))),
+        await new().run(TextGroup(("a",), use_cache=False)),
     ]
     values = [as_vectors(result).values.tobytes() for result in results]
     assert len(set(values)) == 1

@@ -50,9 +50,9 @@ async def test_a_call_cancelled_during_tokenization_is_not_computed(
     engine.batches.clear()  # the warm-up
     await embedder.reconfigure(None, RANK)
     tokenizer.hold()
-    cancelled = asyncio.create_task(embedder.embed(space, (TextGroup((CANCELLED,)),)))
+    cancelled = asyncio.create_task(embedder.run(space, (TextGroup((CANCELLED,)),)))
     await asyncio.to_thread(tokenizer.called.wait, 10)
-    remaining = asyncio.create_task(embedder.embed(space, (TextGroup((REMAINING,)),)))
+    remaining = asyncio.create_task(embedder.run(space, (TextGroup((REMAINING,)),)))
     await asyncio.sleep(0)
     cancelled.cancel()
     await asyncio.sleep(0)
@@ -70,7 +70,7 @@ async def test_a_caller_of_another_space_gets_nothing(
     embedder = Embedder(config, selections[:1], load=lambda selection, threads: engine)
     engine.batches.clear()  # the warm-up
     await embedder.reconfigure(None, RANK)
-    assert await embedder.embed("another-fp32", (TextGroup(("a",)),)) is None
+    assert await embedder.run("another-fp32", (TextGroup(("a",)),)) is None
     assert await embedder.tokenize("another-fp32", ("a",), True) is None
     assert await embedder.decode("another-fp32", ((1,),), True) is None
     assert await embedder.describe("another-fp32") is None

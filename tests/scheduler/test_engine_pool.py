@@ -84,7 +84,7 @@ def new_pool(engine: GatedEngine, cpus: frozenset[int] = ALL_CPUS) -> EnginePool
 
 def start(engine: EnginePool, *groups: TextGroup) -> "tuple[Delivered, asyncio.Task[None]]":
     delivered = Delivered()
-    return delivered, asyncio.create_task(engine.embed(SPACE, groups, delivered))
+    return delivered, asyncio.create_task(engine.run(SPACE, groups, delivered))
 
 
 async def until_delivered(delivered: Delivered, count: int) -> None:

@@ -25,7 +25,7 @@ async def test_vectors_come_through_the_cache_and_the_rest_from_the_engine(
     cache: CacheStack, engine: FakeBackend
 ) -> None:
     lookup = cache.lookups[SPEC.space_id]
-    backend = CachedBackend(lookup.embed, engine, cache.cache_state)
+    backend = CachedBackend(lookup.run, engine, cache.cache_state)
     group = TextGroup(("a", "b"))
     results = [await backend.run(group) for _ in range(2)]
     assert [set(result.tiers.tolist()) for result in results] == [{Tier.COMPUTED}, {Tier.L1}]

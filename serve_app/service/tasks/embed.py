@@ -80,9 +80,9 @@ async def _vectors(
     )
     others = [i for i, text in enumerate(texts) if not isinstance(text, Image)]
     if not others:
-        return await context.embed(group)
+        return await context.run(group)
     parts = await asyncio.gather(
-        context.embed(group),
+        context.run(group),
         _text_vectors(context, job, tuple(texts[i] for i in others), timeout_s),
     )
     return _merge(parts, [*images, *others])
@@ -100,7 +100,7 @@ async def _text_vectors(
         use_cache=job.use_cache,
     )
     if job.truncation in ("end", "error") and job.max_tokens is None:
-        return await context.embed(group)
+        return await context.run(group)
     return await context.truncator.embed(group, job.truncation, job.max_tokens)
 
 

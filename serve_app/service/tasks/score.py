@@ -27,7 +27,7 @@ async def score(context: TaskContext, job: ScoreJob, timeout_s: float) -> ScoreR
         return await _max_sim(context, job, inputs, timeout_s)
     pairs, order = distinct(inputs)
     group = context.group(job.task, pairs, timeout_s, lane=job.lane, use_cache=job.use_cache)
-    outputs = await context.embed(group)
+    outputs = await context.run(group)
     if job.truncation == "error":
         context.reject_truncated(outputs.truncated[order])
     return ScoreResult(
