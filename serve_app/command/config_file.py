@@ -97,7 +97,7 @@ def _check_deployment(args: AppConfig, deployment: Mapping[str, Any]) -> None:
             f"{', '.join(deployment_names(args))}. Correct the name, or set `deployment: {name}` "
             "in the entry of a model"
         )
-    settings.parse(deployment.get("user_config"))
+    settings.parse(deployment.get("user_config"), f"{name}: user_config")
 
 
 def check_access(config: Mapping[str, Any]) -> None:

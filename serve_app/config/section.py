@@ -26,8 +26,12 @@ class Section(BaseModel):
     removed: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any] | None) -> Self:
+    def parse(cls, values: Mapping[str, Any] | None, location: str | None = None) -> Self:
         """Returns the section with these values; None: all defaults.
+
+        Args:
+            values: the content of the section.
+            location: names the section in errors; None: the class's own location.
 
         Raises:
             ConfigurationError: a value is not valid. The message is one line.
@@ -35,7 +39,9 @@ class Section(BaseModel):
         try:
             return cls.model_validate(values or {})
         except ValidationError as error:
-            raise ConfigurationError(f"{cls.location}: {describe_errors(error)}") from None
+            raise ConfigurationError(
+                f"{location or cls.location}: {describe_errors(error)}"
+            ) from None
 
     @model_validator(mode="before")
     @classmethod

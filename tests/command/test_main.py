@@ -43,6 +43,22 @@ def test_prepare_prints_rejected_engines_with_the_reason(
     assert "rejected  x at bf16: no" in output
 
 
+def test_prepare_prints_each_of_several_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "applications: [{name: e, import_path: 'serve_app.app:build', args: {models: ["
+        "{name: words, source: 'hashing:64'}, {name: others, source: 'hashing:32'}]}}]",
+        encoding="utf-8",
+    )
+    assert main(["prepare", str(file)]) == 0
+    output = capsys.readouterr().out
+    assert "2 models" in output
+    assert "1/2  words, 64 dimensions" in output
+    assert "2/2  others, 32 dimensions" in output
+
+
 def test_prepare_with_another_checksum_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +91,17 @@ def test_prepare_with_another_checksum_is_an_error(
             "Embedder: user_config: `budget_tokens` is now called `max_batch_tokens`",
         ),
         (
+            "applications: [{name: e, import_path: 'a:b', deployments: [{name: Reranker}]}]",
+            "'Reranker' is no deployment of the application, which has Ingress, CacheLookup, "
+            "Embedder. Correct the name, or set `deployment: Reranker`",
+        ),
+        (
+            "applications: [{name: e, import_path: 'a:b', args: {models: [{name: w, "
+            "source: 'hashing:8', deployment: Words}]}, deployments: [{name: Words, user_config: "
+            "{budget: 1}}]}]",
+            "Words: user_config: budget: there is no such setting",
+        ),
+        (
             "applications: [{name: e, import_path: 'a:b', args: {cache: {lease_s: 1}}}]",
             "args: cache: `lease_s` was removed",
         ),
@@ -86,6 +113,8 @@ def test_prepare_with_another_checksum_is_an_error(
         "no application",
         "args",
         "user_config",
+        "deployment",
+        "user_config of a named deployment",
         "renamed",
         "removed",
     ],
