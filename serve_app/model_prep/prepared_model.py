@@ -22,8 +22,8 @@ from serve_app.models import ModelSpec
 from serve_app.types import Parity
 
 _PARITY = "parity.json"
-#: Format of the folder. Bump it when the files or the bounds of the gate change: every model is then
-#: prepared again. A model without parity has no files but the measure.
+#: Format of the folder. Bump it when the files or the bounds of the gate change: every model is
+#: then prepared again. A model without parity has no files but the measure.
 _FORMAT = 3
 
 

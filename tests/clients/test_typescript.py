@@ -1,5 +1,6 @@
 """The TypeScript client: type check, unit tests, package size and the NestJS example."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -9,10 +10,21 @@ from pathlib import Path
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from tests.clients.app_server import AppServer
+from tests.clients.kinds_server import (
+    DENSE,
+    DOCUMENTS,
+    IMAGE,
+    QUERY,
+    RERANKER,
+    TOLERANCE,
+    KindsServer,
+)
 from tests.clients.node import PACKAGE, environment, npm
 
 EXAMPLE = PACKAGE / "examples" / "nestjs"
@@ -30,6 +42,65 @@ def test_types_tests_and_size() -> None:
     assert "a killed standalone service is restarted\n" in report  # not skipped
     assert "a sidecar by its script: start, vectors, crash, restart, stop\n" in report
     npm(PACKAGE, "run", "size")
+
+
+def test_models_of_every_kind(kinds: KindsServer, tmp_path: Path) -> None:
+    image, buffer = Image.new("RGB", (40, 30), "red"), io.BytesIO()
+    image.save(buffer, "PNG")
+    (tmp_path / "image.png").write_bytes(buffer.getvalue())
+    arguments: dict[str, object] = {
+        "query": QUERY,
+        "documents": DOCUMENTS,
+        "image": IMAGE,
+        "reranker": RERANKER,
+    }
+    arguments["dense"] = DENSE
+    (tmp_path / "calls.mjs").write_text(
+        f"""
+        import {{ readFileSync }} from "node:fs";
+        import {{ Client }} from "{PACKAGE.as_posix()}/dist/index.js";
+        const {{ query, documents, image, reranker, dense }} = {json.dumps(arguments)};
+        const client = new Client({{ baseUrl: "{kinds.url}" }});
+        const [vector] = await client.embedSparse(documents);
+        const file = readFileSync("image.png");
+        const named = await client.embedImages(file, {{ model: image }});
+        console.log(JSON.stringify({{
+          ranking: await client.rerank(query, documents),
+          best: await client.rerank(query, documents, {{ topN: 2, model: reranker }}),
+          indices: [...vector.indices],
+          values: [...vector.values],
+          images: [[...(await client.embedImages([file]))[0]], [...named]],
+          dense: [...await client.embed(documents[0], {{ model: dense }})],
+          info: (await client.info({{ model: reranker }})).model_id,
+          isHealthy: await client.isHealthy({{ model: reranker }}),
+        }}));"""
+    )
+    output = subprocess.run(
+        ["node", "calls.mjs"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert output.returncode == 0, output.stderr
+    reply = json.loads(output.stdout)
+    assert [result["index"] for result in reply["ranking"]] == kinds.ranking
+    assert [result["document"] for result in reply["best"]] == [
+        DOCUMENTS[i] for i in kinds.ranking[:2]
+    ]
+    scores = [result["score"] for result in reply["ranking"]]
+    np.testing.assert_allclose(scores, kinds.scores[kinds.ranking], atol=TOLERANCE)
+    (sparse,) = kinds.sparse_vectors(DOCUMENTS[:1])
+    assert reply["indices"] == np.flatnonzero(sparse).tolist()
+    np.testing.assert_allclose(reply["values"], sparse[reply["indices"]], atol=1e-4)
+    (expected,) = kinds.vectors(IMAGE, [image])
+    np.testing.assert_allclose(reply["images"], [expected, expected], atol=TOLERANCE)
+    np.testing.assert_allclose(
+        [reply["dense"]], kinds.vectors(DENSE, DOCUMENTS[:1]), atol=TOLERANCE
+    )
+    assert (reply["info"], reply["isHealthy"]) == (RERANKER, True)
 
 
 def test_the_nestjs_example_searches(shared_server: AppServer, tmp_path: Path) -> None:

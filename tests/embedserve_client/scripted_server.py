@@ -34,10 +34,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Responds to `/health`, and to `/info` if there is one; other paths are unknown."""
         self.server.paths.append(self.path)
-        if self.path == "/health":
+        path = self.path.partition("?")[0]
+        if path == "/health":
             healthy = self.server.healthy
             self.respond(200 if healthy else 503, {"status": "ok" if healthy else "unavailable"})
-        elif self.path == "/info" and self.server.info is not None:
+        elif path == "/info" and self.server.info is not None:
             self.respond(200, self.server.info)
         else:
             self.respond(404, {"error": {"message": "Not found.", "code": "unknown_url"}})

@@ -263,6 +263,41 @@ def test_incomparable_spaces_are_rejected(make_client: Any, server: ScriptedServ
             client.embed(["a"])
 
 
+def test_each_model_that_a_call_names_has_a_space_of_its_own(
+    make_client: Any, server: ScriptedServer
+) -> None:
+    other = "f" * 16 + "-fp32"
+    server.script = [vectors(), vectors(other), vectors(other), vectors()]
+    client = make_client(server.url)
+    assert str(client.embed(["a"]).space) == SPACE
+    assert str(client.embed(["a"], model="other").space) == other
+    with pytest.raises(SpaceMismatchError):
+        client.embed(["a"])
+    with pytest.raises(SpaceMismatchError):
+        client.embed(["a"], model="other")
+    assert str(client.client.space) == SPACE
+    server.script = [vectors(other)]
+    with pytest.raises(SpaceMismatchError):
+        make_client(server.url, expected_space=SPACE).embed(["a"], model="other")
+
+
+def test_health_and_info_of_a_model(make_client: Any, server: ScriptedServer) -> None:
+    server.info = {"model_id": "m"}
+    client = make_client(server.url, model="m")
+    client.call("health")
+    client.call("is_healthy", model="n")
+    client.call("info")
+    client.call("info", model="org/n")
+    make_client(server.url).call("health")
+    assert server.paths == [
+        "/health?model=m",
+        "/health?model=n",
+        "/info?model=m",
+        "/info?model=org%2Fn",
+        "/health",
+    ]
+
+
 def test_allow_mixed_spaces(make_client: Any, server: ScriptedServer) -> None:
     server.script = [vectors(), vectors("f" * 16 + "-fp32")]
     client = make_client(server.url, allow_mixed_spaces=True)

@@ -70,6 +70,19 @@ def test_embed_writes_vectors_and_prints_a_summary(
     assert {headers["x-priority"] for headers in server.headers} == {"bulk"}
 
 
+def test_model_option(
+    server: ScriptedServer, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["embed", str(texts), "--url", server.url, "--model", "m", "--quiet"]) == 0
+    assert {body["model"] for body in server.bodies} == {"m"}
+    for name in ("health", "info"):
+        main([name, "--url", server.url, "--model", "a b"])
+    assert server.paths[-2:] == ["/health?model=a+b", "/info?model=a+b"]
+    output = str(texts.with_name("local.npy"))
+    assert main(["embed", str(texts), "-o", output, "--local", "x", "--model", "m"]) == 1
+    assert "`--local MODEL` names a local one" in capsys.readouterr().err
+
+
 def test_embed_prints_the_summary_as_json(
     server: ScriptedServer, texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

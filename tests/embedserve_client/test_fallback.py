@@ -11,6 +11,7 @@ from embedserve_client import (
     LocalModel,
     NetworkError,
     RateLimitError,
+    ServerError,
     SpaceMismatchError,
     Vectors,
 )
@@ -126,6 +127,32 @@ def test_only_a_model_of_the_same_family_replaces_the_service(
     with pytest.raises(SpaceMismatchError, match="can't replace it") as raised:
         client.embed(["a"])
     assert isinstance(raised.value.__context__, NetworkError)  # the reason for the fallback
+
+
+def test_only_the_clients_model_is_replaced(make_client: Any, server: ScriptedServer) -> None:
+    server.script = [error(503)] * 8
+    client = make_client(server.url, model="m", fallback="local", local_model=StubModel())
+    with pytest.raises(ServerError):
+        client.embed(["a"], model="other")
+    assert client.embed(["a"]).source == client.embed(["a"], model="m").source == "local"
+    # A model that had comparable vectors before may be an alias.
+    server.script = []
+    client = make_client(server.url, fallback="local", local_model=StubModel())
+    assert client.embed(["a"], model="alias").source == "service"
+    server.script = [disconnect] * 4
+    assert client.embed(["a"], model="alias").source == "local"
+
+
+def test_the_health_of_the_clients_model_is_probed(
+    make_client: Any, server: ScriptedServer
+) -> None:
+    clock = Clock()
+    client = make_client(server.url, model="m", fallback=Fallback(StubModel(), clock))
+    server.script = [disconnect] * 4
+    assert client.embed(["a"]).source == "local"
+    clock.now = 5.0
+    assert client.embed(["a"]).source == "service"
+    assert server.paths[-2:] == ["/health?model=m", "/v1/embeddings"]
 
 
 def test_service_of_another_family_is_rejected_when_it_returns(

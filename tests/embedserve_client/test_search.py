@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedserve_client.client import Client
-from embedserve_client.errors import SpaceMismatchError
+from embedserve_client.errors import HTTPError, SpaceMismatchError
 from embedserve_client.search import rank, rank_pages
 from embedserve_client.space import Space
 from embedserve_client.vectors import VectorInfo, Vectors
@@ -134,6 +134,15 @@ def test_pages_are_ranked_by_passages_of_bounded_length(client: Client) -> None:
         expected = expected_vectors(hit.text, prompt="document")[0]
         query = expected_vectors(QUERY, prompt="query")[0]
         assert hit.score == pytest.approx(float(expected @ query), abs=1e-6)
+
+
+def test_a_model_may_be_named(client: Client) -> None:
+    assert rank("a", ["a", "b"], client, model="hashing")[0].metadata == "a"
+    assert rank_pages("a", [("url", "a")], client, model="hashing")[0].text == "a"
+    with pytest.raises(HTTPError, match="isn't served here"):
+        rank("a", ["a", "b"], client, model="other")
+    with pytest.raises(HTTPError, match="isn't served here"):
+        rank_pages("a", [("url", "a")], client, model="other")
 
 
 def test_passages_that_say_the_same_are_returned_once(client: Client) -> None:

@@ -35,11 +35,13 @@ class GatedEmbedder:
     def __init__(self, *failures: EmbedError) -> None:
         self.failures = list(failures)
         self.calls: list[tuple[list[str], str | None]] = []
+        self.models: list[str | None] = []
         self.gates: dict[str, asyncio.Event] = {}
         self.in_flight = self.max_in_flight = 0
 
     async def embed(self, texts: Sequence[str], **options: Unpack[EmbedOptions]) -> Vectors:
         self.calls.append((list(texts), options.get("input_type")))
+        self.models.append(options.get("model"))
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         await asyncio.sleep(0)
@@ -80,6 +82,20 @@ async def test_embed_returns_vectors_with_their_space_and_model() -> None:
     assert "`input_type` must be a string" in by_id["c"]["error"]
     assert "`embed` needs `params.texts`" in by_id["d"]["error"]
     assert embedder.calls[1:] == [(["de", "f"], None), (["de"], "query")]
+
+
+async def test_a_request_may_name_a_model() -> None:
+    embedder = GatedEmbedder()
+    lines = (
+        line("a", "embed", texts=["b"], model="m1")
+        + line("b", "encode-query", text="c", model="m2")
+        + line("c", "encode-batch", texts=["d"], model="m3")
+        + line("d", "encode-query", text="e")
+        + line("e", "encode-query", text="f", model=["m"])
+    )
+    replies = {reply.get("id"): reply for reply in await run(embedder, lines, concurrency=1)}
+    assert embedder.models == [None, "m1", "m2", "m3", None]  # the first text tests readiness
+    assert replies["e"]["error"] == "`model` must be a string."
 
 
 async def test_server_reports_ready_and_replies_to_each_line() -> None:

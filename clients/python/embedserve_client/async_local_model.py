@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 from embedserve_client.base import EmbedOptions
+from embedserve_client.errors import LocalModelError
 from embedserve_client.local_model import LocalModel
 from embedserve_client.vectors import Vectors
 from embedserve_client.wire import EmbedParams
@@ -20,7 +21,14 @@ class AsyncLocalModel:
         self._model = model
 
     async def embed(self, texts: str | Sequence[str], **options: Unpack[EmbedOptions]) -> Vectors:
-        """Embeds texts; see `Client.embed`."""
+        """Embeds texts; see `Client.embed`.
+
+        Raises:
+            LocalModelError: `model` names another model, or see `LocalModel.embed`.
+        """
+        model = options.get("model")
+        if model not in (None, self._model.source):
+            raise LocalModelError(f"There is no model {model!r} here, only {self._model}.")
         params: dict[str, Any] = {
             name: value for name, value in options.items() if name not in _SERVICE_OPTIONS
         }
