@@ -24,7 +24,7 @@ EXAMPLES = {
     'fallback="local"': r"local \w{16}-fp32\n",
     "compat.ipc": r"torch.Size\(\[2, 384\]\)\n/(cats|dogs) 3\n",
     "Supervisor": r"\(384,\)\n",
-    "VectorIndex.load": r"\d\.\d+ (A dog|Cats).*\n\d\.\d+ (A dog|Cats).*\nThe stock market fell\.\n",
+    "VectorIndex.load": r"(\d\.\d+ (A dog|Cats).*\n){2}The stock market fell\.\n",
     "from openai": r"384\n",
     "langchain_openai": r"384\n",
     "llama_index": r"384\n",
