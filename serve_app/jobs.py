@@ -22,6 +22,8 @@ from serve_app.types import Lane, Tokenization, Truncation
 
 ResultT = TypeVar("ResultT", covariant=True)
 T = TypeVar("T")
+_EMBED = frozenset[Task](("embed",))
+_EMBED_IMAGES = frozenset[Task](("embed_images",))
 
 
 class Job(Generic[ResultT]):
@@ -77,9 +79,10 @@ class EmbedJob(_QueuedJob[EmbedResult]):
     @property
     def tasks(self) -> frozenset[Task]:
         """`embed` for texts, `embed_images` for images."""
-        return frozenset(
-            "embed_images" if isinstance(text, Image) else "embed" for text in self.texts
-        )
+        types = set(map(type, self.texts))
+        if Image not in types:
+            return _EMBED
+        return _EMBED_IMAGES if len(types) == 1 else _EMBED | _EMBED_IMAGES
 
 
 @dataclass(frozen=True, slots=True)

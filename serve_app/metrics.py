@@ -154,7 +154,8 @@ class Meter:
     """Counters of one process, since the last drain and in total. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._counts = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
+        #: The counts since the last `drain`, by metric and the values of its tags.
+        self.pending = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
         self._drained = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
         self._baseline = Totals()
 
@@ -166,7 +167,7 @@ class Meter:
             amount: at least 0.
             tags: values in the order of `metric.tags`.
         """
-        self._counts[metric, tags] += amount
+        self.pending[metric, tags] += amount
 
     def for_model(self, model: str) -> "ModelMeter":
         """Returns a meter that counts for one model."""
@@ -174,7 +175,7 @@ class Meter:
 
     def drain(self) -> Counts:
         """Returns the counts since the previous call."""
-        counts, self._counts = self._counts, defaultdict(float)
+        counts, self.pending = self.pending, defaultdict(float)
         for key, amount in counts.items():
             self._drained[key] += amount
         return counts
@@ -186,7 +187,7 @@ class Meter:
 
     def value(self, metric: Metric, *tags: str) -> float:
         """Returns a counter's value since the start. Doesn't affect `drain`."""
-        return sum(counts.get((metric, tags), 0.0) for counts in (self._drained, self._counts))
+        return sum(counts.get((metric, tags), 0.0) for counts in (self._drained, self.pending))
 
     def totals(self) -> Totals:
         """Returns the totals since the last `reset`."""
@@ -199,7 +200,7 @@ class Meter:
     def _lifetime_totals(self) -> Totals:
         sums = defaultdict[Metric, float](float)
         succeeded = 0.0
-        for counts in (self._drained, self._counts):
+        for counts in (self._drained, self.pending):
             for (metric, tags), amount in counts.items():
                 if metric is not STAGE_SECONDS or tags[0] == "total":
                     sums[metric] += amount
@@ -230,7 +231,7 @@ class ModelMeter:
             amount: at least 0.
             tags: values in the order of `metric.tags`, without the model.
         """
-        self.process.add(metric, amount, *tags, self.model)
+        self.process.pending[metric, (*tags, self.model)] += amount
 
 
 def process_gauges() -> Gauges:

@@ -2,6 +2,8 @@
 
 import hashlib
 from array import array
+from collections.abc import Sequence
+from functools import lru_cache
 
 from serve_app.inputs import Input
 from serve_app.tasks import Task
@@ -15,14 +17,23 @@ def cache_key(space_id: str, prompt: str, value: Input, task: Task = "embed") ->
     limit. Inputs of other types and other tasks than `embed` have more parts.
     """
     if isinstance(value, str):
-        parts = [space_id.encode(), prompt.encode(), value.encode()]
+        prefix, parts = _prefix(space_id, prompt), [value.encode()]
     elif isinstance(value, tuple):
-        parts = [space_id.encode(), array("Q", value).tobytes()]
+        prefix, parts = _prefix(space_id), [array("Q", value).tobytes()]
     else:
-        parts = [space_id.encode(), prompt.encode(), *value.key_parts()]
+        prefix, parts = _prefix(space_id, prompt), value.key_parts()
     if task != "embed":
         parts += [b"task", task.encode()]
-    return hashlib.sha256(b"".join(len(p).to_bytes(8, "little") + p for p in parts)).digest()
+    return hashlib.sha256(prefix + _joined(parts)).digest()
+
+
+@lru_cache(maxsize=1024)
+def _prefix(*parts: str) -> bytes:
+    return _joined([part.encode() for part in parts])
+
+
+def _joined(parts: Sequence[bytes]) -> bytes:
+    return b"".join([len(part).to_bytes(8, "little") + part for part in parts])
 
 
 def space_prefix(space_id: str) -> bytes:

@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any
 
 from serve_app import __version__
 from serve_app.config import RequestSettings
@@ -101,12 +101,12 @@ class EmbedService:
         timeout_s = min(timeout_s, self.settings.request_timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                result = await RUNNERS[type(job)](self._context, job, timeout_s)
+                result: Any = await RUNNERS[type(job)](self._context, job, timeout_s)
         except TimeoutError:
             raise _deadline_exceeded(timeout_s) from None
         if result.has_computed:
             self._health.record_success()
-        return cast(ResultT, result)
+        return result  # type: ignore[no-any-return]
 
     async def health(self) -> HealthReport:
         """Returns whether a replica can embed, and probes one if no recent work proves it."""

@@ -1,7 +1,7 @@
 """What the tasks of one model share: its properties, limits, checks, and the tiers below."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -58,21 +58,21 @@ class TaskContext:
         self._token_id_decoder = None if encoding == "model" else TiktokenDecoder(encoding)
         self.settings = settings
 
-    async def run(self, group: TextGroup) -> Vectors:
+    def run(self, group: TextGroup) -> Awaitable[Vectors]:
         """Returns the outputs of a group whose task has rows of equal length.
 
         Raises:
             EmbedServeError: see `Backend.run`.
         """
-        return cast(Vectors, await self.backend.run(group))
+        return cast(Awaitable[Vectors], self.backend.run(group))
 
-    async def run_ragged(self, group: TextGroup) -> RaggedVectors:
+    def run_ragged(self, group: TextGroup) -> Awaitable[RaggedVectors]:
         """Returns the outputs of a group whose task has rows of different lengths.
 
         Raises:
             EmbedServeError: see `Backend.run`.
         """
-        return cast(RaggedVectors, await self.backend.run(group))
+        return cast(Awaitable[RaggedVectors], self.backend.run(group))
 
     def prepare(self, texts: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns texts in place of token ids of an OpenAI encoding, and checks all inputs.

@@ -81,12 +81,10 @@ def cache_summary(tiers: UInt8) -> str:
 
 def server_timing(timings: Timings, total_s: float) -> str:
     """Returns the value of `Server-Timing` (W3C), with durations in milliseconds."""
-    durations = zip(STAGES, (*timings, total_s), strict=True)
-    return ", ".join(
-        f"{stage};dur={1e3 * seconds:.2f}"
-        for stage, seconds in durations
-        if seconds or stage != "load"
-    )
+    durations = [*zip(STAGES, (*timings, total_s), strict=True)]
+    if not timings.load_s:
+        del durations[-2]
+    return ", ".join([f"{stage};dur={1e3 * seconds:.2f}" for stage, seconds in durations])
 
 
 def index_ranges(flags: Sequence[bool]) -> str:

@@ -1,7 +1,7 @@
 """Embeds texts and images: one vector for each, in one space."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +28,8 @@ async def embed(context: TaskContext, job: EmbedJob, timeout_s: float) -> EmbedR
     spec, inputs = context.spec, context.prepare(job.texts)
     _check_limits(job, spec)
     texts, order = distinct(inputs)
-    result = await _vectors(context, job, texts, timeout_s)
+    compute = _image_vectors if Image in map(type, texts) else _text_vectors
+    result = await compute(context, job, texts, timeout_s)
     if job.truncation == "error":
         context.reject_truncated(result.truncated[order], job.max_tokens)
     vectors = truncate_dimensions(result.values, job.dimensions)
@@ -64,13 +65,11 @@ async def embed_batch(context: TaskContext, batch: BatchJob, timeout_s: float) -
     return BatchResult(await asyncio.gather(*(embed(context, job, timeout_s) for job in jobs)))
 
 
-async def _vectors(
+async def _image_vectors(
     context: TaskContext, job: EmbedJob, texts: tuple[Input, ...], timeout_s: float
 ) -> Vectors:
     """Returns the vectors of distinct texts and images, with all dimensions."""
     images = [i for i, text in enumerate(texts) if isinstance(text, Image)]
-    if not images:
-        return await _text_vectors(context, job, texts, timeout_s)
     group = context.group(
         "embed_images",
         tuple(texts[i] for i in images),
@@ -88,9 +87,9 @@ async def _vectors(
     return _merge(parts, [*images, *others])
 
 
-async def _text_vectors(
+def _text_vectors(
     context: TaskContext, job: EmbedJob, texts: tuple[Input, ...], timeout_s: float
-) -> Vectors:
+) -> Awaitable[Vectors]:
     group = context.group(
         "embed",
         texts,
@@ -100,8 +99,8 @@ async def _text_vectors(
         use_cache=job.use_cache,
     )
     if job.truncation in ("end", "error") and job.max_tokens is None:
-        return await context.run(group)
-    return await context.truncator.embed(group, job.truncation, job.max_tokens)
+        return context.run(group)
+    return context.truncator.embed(group, job.truncation, job.max_tokens)
 
 
 def _merge(parts: Sequence[Vectors], positions: Sequence[int]) -> Vectors:
