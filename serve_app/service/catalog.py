@@ -31,7 +31,6 @@ class Catalog:
                 that supports it.
         """
         self.services = services
-        self.settings = services[0].settings  #: of the process
         self.meter = services[0].meter.process
         self.replica_stats = replica_stats or SingleReplica(self.meter)
         self._by_name = {
@@ -56,6 +55,11 @@ class Catalog:
         specs = [service.spec for service in self.services]
         return [(spec, name) for spec in specs for name in (spec.name, *spec.aliases)]
 
+    @property
+    def settings(self) -> RequestSettings:
+        """The settings of the process."""
+        return self.services[0].settings
+
     def apply(self, settings: RequestSettings) -> None:
         """Applies new settings to all models.
 
@@ -64,7 +68,6 @@ class Catalog:
         """
         for service in self.services:
             service.apply(settings)
-        self.settings = settings
 
     async def health(self) -> HealthReport:
         """Returns the health of the service: that of the first healthy model, if there is one."""

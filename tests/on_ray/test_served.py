@@ -274,7 +274,7 @@ space = service.space.remote().result()
 texts = embedder.decode.remote(space, (tuple(tokenization.ids),), True).result()
 (vectors,) = service.embed_tokens.remote(["hello world"]).result()
 groups = [TextGroup((ids,)) for ids in ((15339, 1917), tuple(tokenization.ids), "hello world")]
-invalid, *same = embedder.embed.remote(space, tuple(groups)).result()
+invalid, *same = embedder.run.remote(space, tuple(groups)).result()
 unknown = embedder.decode.remote(space, ((-1,),), True).result()
 errors = [invalid.code, invalid.param, unknown.code, unknown.param]
 equal = same[0].values == same[1].values
