@@ -72,6 +72,9 @@ def load_model(config: ModelConfig, spec: ModelSpec, device: str) -> LibraryMode
             if isinstance(module, SparseAutoEncoder):
                 module.k = model.max_active_dims
         model.append(_MaxActiveDims(model.max_active_dims))
+    # The card refers to the model. Without that cycle, the memory of an unloaded model is free at
+    # once, not with the next full garbage collection.
+    model.model_card_data.model = None
     return model.float().eval()
 
 

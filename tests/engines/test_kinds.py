@@ -1,5 +1,6 @@
 """Each kind of model on each engine, compared with the class of sentence-transformers for it."""
 
+import gc
 import io
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from sentence_transformers import (
     CrossEncoder,
     MultiVectorEncoder,
@@ -319,3 +321,25 @@ print(*sys.modules)
     rows, modules = done.stdout.splitlines()[-2:]
     assert rows == "2"
     assert {"torch", "transformers", "sentence_transformers"}.isdisjoint(modules.split())
+
+
+def live_modules() -> int:
+    return sum(issubclass(type(item), torch.nn.Module) for item in gc.get_objects())
+
+
+@pytest.mark.parametrize("name", sorted(tiny_models.BUILDERS))
+def test_the_memory_of_an_unloaded_model_is_free_at_once(tmp_path: Path, name: str) -> None:
+    config = tiny_models.BUILDERS[name](tmp_path)
+    spec = resolve(config)
+    gc.collect()
+    gc.disable()
+    try:
+        before = live_modules()
+        engine = TorchEngine(config, spec, device="cpu", threads=1)
+        (task, *_) = sorted(engine.tasks & {"embed", "embed_tokens", "embed_sparse", "classify"})
+        engine.run(task, engine.tokenizer.encode(["a text"]))
+        assert live_modules() > before
+        del engine
+        assert live_modules() == before
+    finally:
+        gc.enable()
