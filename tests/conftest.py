@@ -40,9 +40,13 @@ _SLOW_PATHS = (
     "tests/embedserve_client/test_stdio.py",
     "tests/embedserve_client/test_supervised_standalone.py",
     "tests/embedserve_client/test_supervisor.py",
+    "tests/engines/test_former_layouts.py",
+    "tests/engines/test_kinds.py",
     "tests/engines/test_openvino_engine.py",
+    "tests/engines/test_parity.py",
     "tests/engines/test_static_model.py",
     "tests/engines/test_torch_engine.py",
+    "tests/model_prep/test_engine_selection.py",
     "tests/model_prep/test_openvino_export.py",
     "tests/model_prep/test_prepared_model.py",
     "tests/model_prep/test_quantization_ranges.py",
@@ -52,7 +56,9 @@ _SLOW_PATHS = (
     "tests/service/test_quantization.py",
     "tests/standalone/test_command.py",
     "tests/standalone/test_hang.py",
+    "tests/test_model_kinds.py",
     "tests/valkey/test_embedded.py",
+    "tests/web/test_fuzz.py",
     "tests/web/test_schemathesis.py",
 )
 #: Other load on the cores changes the results of these tests.
@@ -115,7 +121,7 @@ class _FolderScheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith((_ON_RAY, _BENCHMARKS)):
             return "services"
-        return nodeid.split("/")[1]  # tests of a folder share what they have loaded
+        return nodeid.partition("::")[0].rpartition("/")[0]  # a folder shares what it has loaded
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
