@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from ray.serve.schema import ReplicaRank
 from starlette.types import ASGIApp
@@ -20,7 +20,7 @@ from serve_app.inputs import TextPair
 from serve_app.jobs import EmbedJob, Job, ResultT, ScoreJob, SparseJob, TokenVectorsJob
 from serve_app.metrics import Gauges, Meter, Totals, export
 from serve_app.models import ModelSpec
-from serve_app.results import ComputedResult, ScoreResult, SparseResult, TokenVectorsResult
+from serve_app.results import ComputedResult
 from serve_app.service.backend import EngineCalls
 from serve_app.service.composition import create_catalog
 from serve_app.tasks import Task
@@ -137,7 +137,7 @@ class HttpReplica:
             EmbedServeError: see `EmbedService.run`; the caller gets the same type.
         """
         job = EmbedJob(_as_tuple(texts), input_type, lane=lane, use_cache=use_cache)
-        return (await self._catalog.resolve(model, "embed").run(job)).vectors
+        return (await self._run(job, model)).vectors
 
     async def embed_sparse(
         self,
@@ -156,7 +156,7 @@ class HttpReplica:
             EmbedServeError: see `EmbedService.run`; the caller gets the same type.
         """
         job = SparseJob(EmbedJob(_as_tuple(texts), input_type, lane=lane, use_cache=use_cache))
-        return cast(SparseResult, await self._run(job, model)).vectors
+        return (await self._run(job, model)).vectors
 
     async def embed_tokens(
         self,
@@ -175,7 +175,7 @@ class HttpReplica:
             EmbedServeError: see `EmbedService.run`; the caller gets the same type.
         """
         job = EmbedJob(_as_tuple(texts), input_type, lane=lane, use_cache=use_cache)
-        return cast(TokenVectorsResult, await self._run(TokenVectorsJob(job), model)).vectors
+        return (await self._run(TokenVectorsJob(job), model)).vectors
 
     async def rerank(
         self,
@@ -203,7 +203,7 @@ class HttpReplica:
         """
         pairs = tuple(TextPair(query, document) for document in _as_tuple(documents))
         job = ScoreJob(pairs, lane=lane, use_cache=use_cache)
-        return cast(ScoreResult, await self._run(job, model)).scores[:, 0]
+        return (await self._run(job, model)).scores[:, 0]
 
     async def classify(
         self,
@@ -221,7 +221,7 @@ class HttpReplica:
             EmbedServeError: see `EmbedService.run`; the caller gets the same type.
         """
         job = ScoreJob(_as_tuple(texts), "classify", lane=lane, use_cache=use_cache)
-        return cast(ScoreResult, await self._run(job, model)).scores
+        return (await self._run(job, model)).scores
 
     async def _run(self, job: Job[ResultT], model: str | None) -> ResultT:
         (task,) = job.tasks
@@ -235,8 +235,7 @@ class HttpReplica:
         Args:
             model: name or alias of the model; None selects the one of `embed`.
         """
-        service = self._catalog.default if model is None else self._catalog.resolve(model)
-        return service.spec.space_id
+        return self._catalog.resolve(model, "embed").spec.space_id
 
     @returns_errors
     async def warm(
@@ -247,7 +246,7 @@ class HttpReplica:
         Raises:
             UnsupportedOperation: the model scores pairs of texts.
         """
-        service = self._catalog.resolve(model)
+        service = self._catalog.resolve(model, "embed")
         task = service.spec.tasks[0]
         if task not in _WARM_JOBS:
             raise UnsupportedOperation(
@@ -256,7 +255,7 @@ class HttpReplica:
                 "model",
             )
         job = _WARM_JOBS[task](EmbedJob(tuple(texts), input_type=input_type, lane="bulk"))
-        result = cast(ComputedResult, await service.run(job))
+        result = await service.run(job)
         return WarmResult(len(texts), result.tiers.tolist().count(Tier.COMPUTED))
 
     async def cache_report(self) -> CacheReport:

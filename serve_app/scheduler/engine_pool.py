@@ -83,7 +83,9 @@ class EnginePool:
         self._loaded = LoadedModels(
             {space: partial(_load_and_warm_up, model.load) for space, model in models.items()},
             # Models that are loaded later must not wait for batches.
-            engine_threads if max_loaded is None else ThreadPoolExecutor(1, "loader"),
+            engine_threads
+            if max_loaded is None
+            else ThreadPoolExecutor(1, "loader", self._pin_thread),
             max_loaded=max_loaded,
         )
         self._scheduler = Scheduler(

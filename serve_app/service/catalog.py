@@ -7,7 +7,7 @@ from serve_app.config import RequestSettings
 from serve_app.errors import ModelNotFound, UnsupportedOperation, short_repr
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
-from serve_app.service.health import HealthReport
+from serve_app.service.health import HealthReport, service_report
 from serve_app.service.replica_stats import ReplicaStats, SingleReplica
 from serve_app.tasks import Task
 
@@ -70,9 +70,8 @@ class Catalog:
             service.apply(settings)
 
     async def health(self) -> HealthReport:
-        """Returns the health of the service: that of the first healthy model, if there is one."""
-        reports = [*(await self.health_by_model()).values()]
-        return next((report for report in reports if report.healthy), reports[0])
+        """Returns the health of the service; see `service_report`."""
+        return service_report([*(await self.health_by_model()).values()])
 
     async def health_by_model(self) -> Mapping[str, HealthReport]:
         """Returns the health of each model, by its name."""

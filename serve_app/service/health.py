@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from serve_app.errors import EmbedServeError
@@ -16,6 +16,16 @@ class HealthReport:
     healthy: bool
     age_s: float | None  #: time since the engine last computed a vector; None: never
     reason: str | None  #: why the service isn't healthy
+    is_proven: bool = True  #: False: nobody has used the model recently, and it isn't probed
+
+
+def service_report(reports: Sequence[HealthReport]) -> HealthReport:
+    """Returns the report of a service: of its models, the first that is proven to be healthy.
+
+    A model that isn't probed proves nothing, unless there are no others.
+    """
+    proven = [report for report in reports if report.is_proven] or reports
+    return next((report for report in proven if report.healthy), proven[0])
 
 
 class HealthProbe:
@@ -57,8 +67,9 @@ class HealthProbe:
     async def check(self) -> HealthReport:
         """Returns the current state, after at most `timeout_s`; at once if there is recent work."""
         age_s = self._age_s()
-        if self._compute is None or (age_s is not None and age_s <= self._max_age_s):
-            return HealthReport(True, age_s, None)
+        is_recent = age_s is not None and age_s <= self._max_age_s
+        if self._compute is None or is_recent:
+            return HealthReport(True, age_s, None, is_recent)
         if self._probe is None or self._probe.done():
             # The probe serves all concurrent checks. It runs in a context of its own because Ray
             # cancels calls by the context they were made in, when one of the requests ends.

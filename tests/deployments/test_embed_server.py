@@ -218,3 +218,13 @@ async def until(condition: Any) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+async def test_the_space_without_a_model_is_that_of_the_vectors_without_a_model(
+    config: AppConfig, selections: tuple[EngineSelection, ...], assign_gpus: object
+) -> None:
+    first, second = config.served_models
+    second = second.model_copy(update={"default_for": ("embed",)})
+    replica = ClosedByTest(config.model_copy(update={"models": (first, second)}), selections)
+    assert await replica.space() == selections[1].spec.space_id
+    await REPLICA.__del__(replica)

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from serve_app.errors import Unavailable
-from serve_app.service.health import HealthProbe, HealthReport
+from serve_app.service.health import HealthProbe, HealthReport, service_report
 
 
 class Clock:
@@ -107,4 +107,15 @@ async def test_concurrent_checks_share_a_probe_that_survives_a_cancellation(
 
 async def test_a_model_that_is_loaded_on_demand_is_not_probed() -> None:
     probe = HealthProbe(None, max_age_s=10, timeout_s=1)
-    assert await probe.check() == HealthReport(True, None, None)
+    assert await probe.check() == HealthReport(True, None, None, is_proven=False)
+    probe.record_success()
+    assert (await probe.check()).is_proven
+
+
+def test_a_model_that_proves_nothing_does_not_make_a_service_healthy() -> None:
+    ill = HealthReport(False, None, "gone")
+    idle = HealthReport(True, None, None, is_proven=False)
+    used = HealthReport(True, 1.0, None)
+    assert service_report([ill, idle]) is ill
+    assert service_report([ill, idle, used]) is used
+    assert service_report([idle]) is idle

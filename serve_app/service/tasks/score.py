@@ -1,6 +1,7 @@
 """Scores pairs of texts, by a cross-encoder or by MaxSim of token vectors; classifies texts."""
 
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from serve_app.jobs import ScoreJob
 from serve_app.results import ScoreResult
 from serve_app.service.task_context import TaskContext, distinct
 from serve_app.service.tasks.token_vectors import token_group
-from serve_app.types import Float32, Timings
+from serve_app.types import Float32, Row, Timings
 
 
 async def score(context: TaskContext, job: ScoreJob, timeout_s: float) -> ScoreResult:
@@ -56,13 +57,11 @@ async def _max_sim(
         context.run_ragged(token_group(context, queries, timeout_s, input_type="query")),
         context.run_ragged(token_group(context, documents, timeout_s, input_type="document")),
     )
-    rows = [*zip(query_rows, document_rows, strict=True)]
-    scores: Float32 = np.array(
-        [
-            [(query_outputs.values[q] @ document_outputs.values[d].T).max(axis=1).sum()]
-            for q, d in rows
-        ],
-        dtype=np.float32,
+    # In a thread: a thousand documents would stop the event loop for a fifth of a second.
+    scores = await asyncio.to_thread(
+        _best_matches,
+        [query_outputs.values[q] for q in query_rows],
+        [document_outputs.values[d] for d in document_rows],
     )
     truncated = query_outputs.truncated[query_rows] | document_outputs.truncated[document_rows]
     if job.truncation == "error":
@@ -79,3 +78,12 @@ async def _max_sim(
         sum(map(len, pairs)),
         np.array([len(query_outputs.values[q]) for q in query_rows], dtype=np.int32),
     )
+
+
+def _best_matches(queries: Sequence[Row], documents: Sequence[Row]) -> Float32:
+    """Returns the MaxSim of n pairs of token vectors, shape (n, 1), float32."""
+    sums = [
+        [(query @ document.T).max(axis=1).sum()]
+        for query, document in zip(queries, documents, strict=True)
+    ]
+    return np.array(sums, dtype=np.float32)

@@ -12,7 +12,7 @@ import orjson
 
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
-from serve_app.service.health import HealthReport
+from serve_app.service.health import HealthReport, service_report
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import openai
 from serve_app.web.endpoint import ViewResponse, ViewRoute
@@ -69,7 +69,7 @@ async def _health(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewRespons
     report = reports[service.spec.name]
     ill = [name for name, report in reports.items() if not report.healthy]
     cache_is_down = catalog.settings.health_reports_cache and cache.state in ("degraded", "unknown")
-    available = len(ill) < len(reports)
+    available = service_report([*reports.values()]).healthy
     degraded = cache_is_down or ill
     reply: HealthReply = {
         "status": ("degraded" if degraded else "ok") if available else "unavailable",
