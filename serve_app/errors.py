@@ -25,6 +25,7 @@ The tree:
       - QuotaExceeded         429   the API key has reached a limit
   x ServerError
     + InferenceError          500   the model returned no usable vector
+    + UpstreamError           502   the provider of the model failed or refused the service
     + Unavailable             503   no replica is available
     + DeadlineExceeded        504   the request exceeded its time limit
     + ConfigurationError      500   the service can't start with this configuration
@@ -214,6 +215,13 @@ class InferenceError(ServerError):
     """The model failed to compute a usable vector."""
 
     code = "engine_failed"
+
+
+class UpstreamError(ServerError):
+    """The provider of the model refused the service, or its reply is invalid."""
+
+    status = HTTPStatus.BAD_GATEWAY
+    code = "upstream_failed"
 
 
 class Unavailable(ServerError):

@@ -40,6 +40,7 @@ class Tier(IntEnum):
     COMPUTED = 0  #: the engine
     L1 = 1  #: the in-memory cache of a process
     L2 = 2  #: the shared Redis or Valkey server
+    JOINED = 3  #: the engine, for another request that was in flight
 
 
 def count_computed(tiers: UInt8) -> int:

@@ -12,14 +12,7 @@ from typing import get_args, get_origin
 from pydantic import BaseModel, SecretStr
 
 from serve_app.config.access import AccessSettings, ApiKey
-from serve_app.config.application import (
-    EMBEDDER,
-    MINILM,
-    AppConfig,
-    CacheConfig,
-    EngineSettings,
-    ModelConfig,
-)
+from serve_app.config.application import AppConfig, CacheConfig
 from serve_app.config.deployments import (
     CacheLookupSettings,
     EmbedderSettings,
@@ -27,6 +20,8 @@ from serve_app.config.deployments import (
     IngressSettings,
     RequestSettings,
 )
+from serve_app.config.model import EMBEDDER, MINILM, EngineSettings, ModelConfig
+from serve_app.config.provider import ProviderSettings
 from serve_app.config.section import Section
 
 __all__ = [
@@ -45,6 +40,7 @@ __all__ = [
     "EngineSettings",
     "IngressSettings",
     "ModelConfig",
+    "ProviderSettings",
     "RequestSettings",
     "deployment_names",
     "settings_markdown",

@@ -20,13 +20,13 @@ from tests.repo.source import (
 
 #: From the lowest to the highest. A module imports its own layer and lower ones.
 SERVICE_LAYERS = [
-    ["tasks", "inputs", "types", "jobs", "results", "errors", "metrics", "proxy"],
+    ["tasks", "inputs", "types", "jobs", "results", "errors", "cost", "metrics", "proxy"],
     ["model_spec"],
     ["sources"],
     ["config"],
     ["models", "valkey"],
     ["engines"],
-    ["access", "autoscale", "cache", "model_prep", "scheduler"],
+    ["access", "autoscale", "cache", "model_prep", "providers", "scheduler"],
     ["service"],
     ["web"],
     ["deployments"],
@@ -34,7 +34,7 @@ SERVICE_LAYERS = [
     ["command"],
 ]
 #: Packages of one layer that don't import each other.
-INDEPENDENT = {"access", "autoscale", "cache", "model_prep", "scheduler"}
+INDEPENDENT = {"access", "autoscale", "cache", "model_prep", "providers", "scheduler"}
 #: The modules and packages of `serve_app` that import a library.
 SERVICE_LIBRARIES = {
     "ray": (

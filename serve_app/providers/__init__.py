@@ -1,0 +1,1 @@
+"""Models that providers run: texts → calls of their APIs → vectors."""
