@@ -25,10 +25,10 @@ from serve_app.access.quota import (
     Reservation,
     RetryDelays,
 )
+from serve_app.breaker import Breaker
 from serve_app.config import ApiKey, CacheConfig
 from serve_app.errors import ConfigurationError
 from serve_app.metrics import QUOTA_FALLBACKS, Meter
-from serve_app.valkey.breaker import Breaker
 from serve_app.valkey.client import (
     Client,
     Script,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from serve_app.breaker import Breaker
 from serve_app.cache.report import StoreStats
 from serve_app.errors import Unavailable
 from serve_app.metrics import (
@@ -23,7 +24,6 @@ from serve_app.metrics import (
     L2_WRITTEN,
     Meter,
 )
-from serve_app.valkey.breaker import Breaker
 from serve_app.valkey.client import (
     Client,
     deadline,

@@ -5,26 +5,36 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from serve_app.errors import Overloaded
 from serve_app.scheduler.load import SpeedMeter
-from serve_app.scheduler.pending import PendingGroup, QueuedText
+from serve_app.scheduler.pending import QueuedGroup
 
 #: A group of more than this share of the limit is large.
 _PART_SHARE = 1 / 8
 _MAX_RETRY_AFTER_S = 60
 
 
+class SizedText(Protocol):
+    """A text of known size."""
+
+    length: int  #: number of tokens
+
+
+TextT = TypeVar("TextT", bound=SizedText)
+
+
 @dataclass(slots=True, eq=False)
-class _LargeGroup:
+class _LargeGroup(Generic[TextT]):
     """The texts of a large group that aren't in the queue yet."""
 
-    group: PendingGroup
-    texts: deque[QueuedText]
+    group: QueuedGroup
+    texts: deque[TextT]
     tokens: int
 
 
-class QueueAdmission:
+class QueueAdmission(Generic[TextT]):
     """Decides which groups enter a queue, and when. The queues don't share their limits.
 
     A large group is queued in parts, one large group after another, so it takes at most an eighth
@@ -37,7 +47,7 @@ class QueueAdmission:
         self._name = name
         self._clock = clock
         self._speed = SpeedMeter(clock)
-        self._backlog: deque[_LargeGroup] = deque()
+        self._backlog: deque[_LargeGroup[TextT]] = deque()
         self.tokens = 0  #: admitted, and neither computed nor cancelled
 
     @property
@@ -77,9 +87,7 @@ class QueueAdmission:
             max(1, min(wait_s, _MAX_RETRY_AFTER_S)),
         )
 
-    def admit(
-        self, group: PendingGroup, texts: Sequence[QueuedText], limit: int
-    ) -> Sequence[QueuedText]:
+    def admit(self, group: QueuedGroup, texts: Sequence[TextT], limit: int) -> Sequence[TextT]:
         """Adds a group and returns those of its texts that may be queued now."""
         if not self.tokens:
             self._speed.start()
@@ -90,9 +98,9 @@ class QueueAdmission:
         self._backlog.append(_LargeGroup(group, deque(texts), tokens))
         return self.next_part(limit)
 
-    def next_part(self, limit: int) -> list[QueuedText]:
+    def next_part(self, limit: int) -> list[TextT]:
         """Removes and returns the texts of large groups that may be queued now."""
-        part = list[QueuedText]()
+        part = list[TextT]()
         while self._backlog:
             large = self._backlog[0]
             # Texts of the group that were queued earlier and still wait.
@@ -112,12 +120,12 @@ class QueueAdmission:
         self._speed.record(tokens)
         self.tokens -= tokens
 
-    def release(self, group: PendingGroup) -> None:
+    def release(self, group: QueuedGroup) -> None:
         """Removes the texts of a finished or cancelled group that still wait for a batch."""
         self.tokens -= group.tokens_in_queue
         self._backlog = deque(large for large in self._backlog if large.group is not group)
 
-    def drain(self) -> list[QueuedText]:
+    def drain(self) -> list[TextT]:
         """Removes and returns the texts that aren't queued yet."""
         texts = [text for large in self._backlog for text in large.texts]
         self._backlog.clear()

@@ -3,29 +3,26 @@
 groups of texts → tokenizer → scheduler → engine → outputs as cache values
 """
 
-import asyncio
 import dataclasses
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from serve_app.config import EmbedderSettings
 from serve_app.engines.affinity import move_threads, pin_thread
 from serve_app.engines.base import Engine
 from serve_app.engines.tokenizer_service import TokenizerService
-from serve_app.errors import EmbedServeError, InferenceError, Unavailable
+from serve_app.errors import EmbedServeError, Unavailable
 from serve_app.inputs import Input, TextPair
 from serve_app.metrics import MODEL_LOADED, Gauges, Meter
+from serve_app.scheduler.delivery import Encode, deliver_outputs
 from serve_app.scheduler.load import LoadSample
 from serve_app.scheduler.loaded_models import LoadedModel, LoadedModels
 from serve_app.scheduler.pending import PendingGroup
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.tasks import Task
-from serve_app.types import EncodedVectors, EngineInfo, Outputs, TextGroup, Tokenization
-
-logger = logging.getLogger(__name__)
+from serve_app.types import EncodedVectors, EngineInfo, TextGroup, Tokenization
 
 #: Concurrent batches on a GPU. On CPUs there is one for each thread.
 _GPU_STREAMS = 2
@@ -41,7 +38,6 @@ _WARM_UP_INPUTS: Mapping[Task, Input] = {
 
 #: Queues groups for their engines; see `Scheduler.submit`.
 Submit = Callable[[Sequence[PendingGroup]], Awaitable[None]]
-Encode = Callable[[Any], EncodedVectors]
 
 
 class PooledModel(NamedTuple):
@@ -68,7 +64,7 @@ class EnginePool:
         """Loads the engines and warms them up.
 
         Args:
-            models: the models by their spaces.
+            models: the models by their spaces; may be empty.
             threads: CPU threads for the models.
             cpus: the CPUs that these threads may use.
             meter: counts batches.
@@ -90,7 +86,7 @@ class EnginePool:
         )
         self._scheduler = Scheduler(
             EmbedderSettings(),
-            streams=max(engine.streams for engine in self._loaded.engines),
+            streams=max((engine.streams for engine in self._loaded.engines), default=1),
             engine_threads=engine_threads,
             tokenizer_thread=self._tokenizer_thread,
             meter=meter,
@@ -167,27 +163,9 @@ class EnginePool:
     ) -> None:
         model = self._models[space]
         pending = [PendingGroup(group, engine, model.name) for group in groups]
-        all_delivered = asyncio.get_running_loop().create_future()
-        undelivered = len(pending)
-
-        def on_done(index: int, future: asyncio.Future[Outputs | EmbedServeError]) -> None:
-            nonlocal undelivered
-            if future.cancelled():
-                return
-            encode = model.encoders[groups[index].task]
-            deliver(index, _encoded(encode, future.result(), load_s))
-            undelivered -= 1
-            if not undelivered and not all_delivered.done():
-                all_delivered.set_result(None)
-
-        for i, group in enumerate(pending):
-            group.future.add_done_callback(partial(on_done, i))
-        try:
-            await self.submit(pending)
-            await all_delivered
-        finally:
-            for group in pending:
-                group.future.cancel()  # no effect unless the caller was cancelled
+        await deliver_outputs(
+            pending, model.encoders, lambda: self.submit(pending), deliver, load_s=load_s
+        )
 
     async def tokenize(
         self, space: str, texts: tuple[str, ...], add_special_tokens: bool
@@ -254,17 +232,3 @@ def _load_and_warm_up(load: Callable[[], Engine]) -> Engine:
     task = next(task for task in _WARM_UP_INPUTS if task in engine.tasks)
     engine.run(task, engine.tokenizer.encode([_WARM_UP_INPUTS[task]]))
     return engine
-
-
-def _encoded(
-    encode: Encode, result: Outputs | EmbedServeError, load_s: float
-) -> EncodedVectors | EmbedServeError:
-    if isinstance(result, EmbedServeError):
-        return result
-    if load_s:
-        result = dataclasses.replace(result, timings=result.timings._replace(load_s=load_s))
-    try:
-        return encode(result)
-    except Exception:
-        logger.exception("The outputs of %d texts can't be encoded", len(result.values))
-        return InferenceError("The outputs of the model can't be encoded.")

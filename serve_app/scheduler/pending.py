@@ -30,6 +30,7 @@ from serve_app.types import (
 #: Limit of token vectors per group: 48 MiB at 384 dimensions, and ten times that as JSON.
 _MAX_TOKEN_VECTORS = 32768
 _MAX_QUOTED_CHARS = 60
+_NO_ROW = np.empty(0)
 
 
 class QueueKey(NamedTuple):
@@ -40,26 +41,15 @@ class QueueKey(NamedTuple):
     lane: Lane
 
 
-class PendingGroup:
-    """A group of texts that succeeds or fails as a whole.
+class QueuedGroup:
+    """A group of texts that waits in a queue, and succeeds or fails as a whole.
 
-    `future` resolves to the outputs, or to an error as a value: `InvalidRequest`, `Overloaded`,
-    `DeadlineExceeded`, `InferenceError` or `Unavailable`. Cancelling it removes the group's texts
-    from the queue.
+    `future` resolves to the outputs, or to an error as a value. Cancelling it removes the group's
+    texts from the queue.
     """
 
-    def __init__(self, group: TextGroup, engine: Engine, model: str = "") -> None:
-        """Creates a group.
-
-        Args:
-            group: the texts.
-            engine: computes them.
-            model: name of the engine's model.
-        """
+    def __init__(self, group: TextGroup) -> None:
         self.text_group = group
-        self.engine = engine
-        self.inputs = group.prompted_inputs
-        self.queue = QueueKey(model, group.task, group.lane)
         self.future: asyncio.Future[Outputs | EmbedServeError] = (
             asyncio.get_running_loop().create_future()
         )
@@ -68,36 +58,17 @@ class PendingGroup:
         self.arrival_s = 0.0
         self._tokenize_s = self._infer_s = 0.0
 
-    def split(
-        self, rows: Sequence[ModelInput], *, arrival_s: float, tokenize_s: float
-    ) -> list["QueuedText"]:
-        """Returns one `QueuedText` for each text; fails the group if its result is too large.
-
-        Args:
-            rows: one item for each text.
-            arrival_s: time of arrival by the scheduler's clock.
-            tokenize_s: duration of tokenization.
-        """
-        n = len(rows)
-        self._results: list[Row] = [_NO_ROW] * n
-        self._tokens: Int32 = np.array([row.length for row in rows], dtype=np.int32)
-        self._truncated: Bool = np.array([row.truncated for row in rows], dtype=np.bool_)
-        self._remaining = n
+    def _expect(
+        self, tokens: Sequence[int], truncated: Sequence[bool], arrival_s: float, tokenize_s: float
+    ) -> None:
+        """Sets what is known of the texts before they have results."""
+        self._results: list[Row] = [_NO_ROW] * len(tokens)
+        self._tokens: Int32 = np.array(tokens, dtype=np.int32)
+        self._truncated: Bool = np.array(truncated, dtype=np.bool_)
+        self._remaining = len(tokens)
         self._tokenize_s = tokenize_s
         self.tokens_in_queue = int(self._tokens.sum())
         self.arrival_s = arrival_s
-        if self.queue.task == "embed_tokens" and self.tokens_in_queue > _MAX_TOKEN_VECTORS:
-            self.fail(
-                InvalidRequest(
-                    f"The texts have {self.tokens_in_queue} tokens; one request returns the "
-                    f"vectors of at most {_MAX_TOKEN_VECTORS} tokens. Send fewer texts in one "
-                    "request.",
-                    "texts",
-                )
-            )
-            self.tokens_in_queue = 0
-            return []
-        return [QueuedText(self, i, row, row.length) for i, row in enumerate(rows)]
 
     def enforce_deadline(self, now_s: float) -> None:
         """Fails the group with `DeadlineExceeded` if its deadline has passed."""
@@ -132,12 +103,56 @@ class PendingGroup:
 
     def _outputs(self, timings: Timings) -> Outputs:
         tiers = np.full(len(self._tokens), Tier.COMPUTED, dtype=np.uint8)
-        if self.queue.task in RAGGED_TASKS:
+        if self.text_group.task in RAGGED_TASKS:
             return RaggedVectors(self._results, self._tokens, self._truncated, tiers, timings)
         return Vectors(np.array(self._results), self._tokens, self._truncated, tiers, timings)
 
 
-_NO_ROW = np.empty(0)
+class PendingGroup(QueuedGroup):
+    """A group of texts for an engine.
+
+    The errors of its `future` are `InvalidRequest`, `Overloaded`, `DeadlineExceeded`,
+    `InferenceError` and `Unavailable`.
+    """
+
+    def __init__(self, group: TextGroup, engine: Engine, model: str = "") -> None:
+        """Creates a group.
+
+        Args:
+            group: the texts.
+            engine: computes them.
+            model: name of the engine's model.
+        """
+        super().__init__(group)
+        self.engine = engine
+        self.inputs = group.prompted_inputs
+        self.queue = QueueKey(model, group.task, group.lane)
+
+    def split(
+        self, rows: Sequence[ModelInput], *, arrival_s: float, tokenize_s: float
+    ) -> list["QueuedText"]:
+        """Returns one `QueuedText` for each text; fails the group if its result is too large.
+
+        Args:
+            rows: one item for each text.
+            arrival_s: time of arrival by the scheduler's clock.
+            tokenize_s: duration of tokenization.
+        """
+        self._expect(
+            [row.length for row in rows], [row.truncated for row in rows], arrival_s, tokenize_s
+        )
+        if self.queue.task == "embed_tokens" and self.tokens_in_queue > _MAX_TOKEN_VECTORS:
+            self.fail(
+                InvalidRequest(
+                    f"The texts have {self.tokens_in_queue} tokens; one request returns the "
+                    f"vectors of at most {_MAX_TOKEN_VECTORS} tokens. Send fewer texts in one "
+                    "request.",
+                    "texts",
+                )
+            )
+            self.tokens_in_queue = 0
+            return []
+        return [QueuedText(self, i, row, row.length) for i, row in enumerate(rows)]
 
 
 @dataclass(slots=True, eq=False)

@@ -78,7 +78,7 @@ class Scheduler:
         self._tokenizer_thread = tokenizer_thread
         self._clock = clock
         self._queues = TextQueues()
-        self._admission: dict[QueueKey, QueueAdmission] = {}
+        self._admission: dict[QueueKey, QueueAdmission[QueuedText]] = {}
         self._budgets = BatchBudgets(streams, clock)
         self._work_available = asyncio.Event()
         self._batch_start_s: dict[int, float] = {}  # of the batch of each stream
@@ -214,7 +214,7 @@ class Scheduler:
         group.fail(refusal)
         self.meter.add(REFUSED, 1, refusal.code, group.queue.lane, group.queue.model)
 
-    def _queue_admission(self, key: QueueKey) -> QueueAdmission:
+    def _queue_admission(self, key: QueueKey) -> QueueAdmission[QueuedText]:
         if key not in self._admission:
             self._admission[key] = QueueAdmission(key.lane, self._clock)
         return self._admission[key]

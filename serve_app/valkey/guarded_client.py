@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Literal
 
-from serve_app.valkey.breaker import Breaker
+from serve_app.breaker import Breaker
 from serve_app.valkey.client import (
     Client,
     close_client,
@@ -27,7 +27,8 @@ class GuardedClient:
 
     The owner makes the calls on `client`, with one of the two timeouts, while `state` is `up`, and
     reports how each one ended. A background task probes the server: at the start, after failures,
-    when idle, and for as long as it is down.
+    when idle, and for as long as it is down, so no request waits for a probe. A probe has more time
+    than a request, so its failure is conclusive.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from serve_app.metrics import (
     Meter,
     Metric,
 )
-from serve_app.valkey.breaker import Breaker
+from serve_app.breaker import Breaker
 from serve_app.valkey.client import Client, connect
 from tests.valkey_server import ValkeyProcess
 

@@ -20,13 +20,25 @@ from tests.repo.source import (
 
 #: From the lowest to the highest. A module imports its own layer and lower ones.
 SERVICE_LAYERS = [
-    ["tasks", "inputs", "types", "jobs", "results", "errors", "cost", "metrics", "proxy"],
+    [
+        "tasks",
+        "inputs",
+        "types",
+        "jobs",
+        "results",
+        "errors",
+        "cost",
+        "metrics",
+        "breaker",
+        "proxy",
+    ],
     ["model_spec"],
     ["sources"],
     ["config"],
     ["models", "valkey"],
     ["engines"],
-    ["access", "autoscale", "cache", "model_prep", "providers", "scheduler"],
+    ["access", "autoscale", "cache", "model_prep", "scheduler"],
+    ["providers"],
     ["service"],
     ["web"],
     ["deployments"],
@@ -34,7 +46,7 @@ SERVICE_LAYERS = [
     ["command"],
 ]
 #: Packages of one layer that don't import each other.
-INDEPENDENT = {"access", "autoscale", "cache", "model_prep", "providers", "scheduler"}
+INDEPENDENT = {"access", "autoscale", "cache", "model_prep", "scheduler"}
 #: The modules and packages of `serve_app` that import a library.
 SERVICE_LIBRARIES = {
     "ray": (

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 from redis.asyncio import Redis
 
-from serve_app.valkey.breaker import Breaker
+from serve_app.breaker import Breaker
 from serve_app.valkey.client import Client
 from serve_app.valkey.guarded_client import GuardedClient
 

@@ -8,9 +8,7 @@ class Breaker:
     """Opens after consecutive failures and closes when a probe succeeds.
 
     The breaker holds state only: its owner reports the result of each call and each probe, and
-    makes no calls while it is open. Probes run in the background, so no request waits for one.
-    A single probe decides: it closes or opens the breaker. A probe has more time than a request,
-    so its failure is conclusive.
+    makes no other calls while it is open. A single probe decides: it closes or opens the breaker.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 import pytest
 
-from serve_app.valkey.breaker import Breaker
+from serve_app.breaker import Breaker
 
 
 class Clock:
