@@ -230,6 +230,11 @@ class Unavailable(ServerError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "unavailable"
 
+    def __init__(self, message: str, retry_after_s: int | None = None) -> None:
+        EmbedServeError.__init__(self, message)
+        self.args = (message, retry_after_s)
+        self.retry_after_s = retry_after_s  #: None: nobody knows when
+
 
 class DeadlineExceeded(ServerError):
     """The request exceeded its time limit."""

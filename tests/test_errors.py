@@ -24,6 +24,7 @@ def test_survives_pickling(cls: type[errors.EmbedServeError]) -> None:
 def test_param_and_retry_after_survive_pickling() -> None:
     assert pickle.loads(pickle.dumps(errors.InvalidRequest("no", "texts"))).param == "texts"
     assert pickle.loads(pickle.dumps(errors.Overloaded("full", 7))).retry_after_s == 7
+    assert pickle.loads(pickle.dumps(errors.Unavailable("down", 7))).retry_after_s == 7
 
 
 def test_the_module_docstring_lists_every_class() -> None:

@@ -26,6 +26,7 @@ from serve_app.errors import (
     QuotaExceeded,
     RouteNotFound,
     Unauthorized,
+    Unavailable,
     UnsupportedContentEncoding,
 )
 from serve_app.metrics import CACHED_TEXTS, REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
@@ -281,7 +282,7 @@ class RequestHandler:
     async def _error_response(self, exchange: Exchange, error: EmbedServeError) -> Response:
         status, body, dialect_headers = exchange.dialect.render_error(error)
         headers = dict(dialect_headers)
-        if isinstance(error, Overloaded):
+        if isinstance(error, Overloaded | Unavailable) and error.retry_after_s is not None:
             headers["retry-after"] = str(error.retry_after_s)
         if isinstance(error, QuotaExceeded):
             headers.update(error.headers)

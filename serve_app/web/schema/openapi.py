@@ -23,6 +23,7 @@ from serve_app.errors import (
     Unavailable,
     UnsupportedMediaType,
     UnsupportedOperation,
+    UpstreamError,
 )
 from serve_app.jobs import BatchJob, EmbedJob
 from serve_app.results import EmbedResult
@@ -81,6 +82,7 @@ _WITH_BODY: Final = (
     UnsupportedOperation,
     Overloaded,
     InferenceError,
+    UpstreamError,
     *_ALWAYS,
     DeadlineExceeded,
 )
@@ -300,6 +302,8 @@ def _error_responses(
             response["description"] = f"{response['description']} {meaning}".strip()
         retry_after = ["retry-after"] if error_class is Overloaded else []
         response["headers"] |= _header_objects([*error_response.headers, *retry_after])
+        if error_class is Unavailable:  # nobody knows when a replica is back
+            response["headers"]["retry-after"] = {"schema": STRING, "required": False}
         if error_response.body:
             reference = {"$ref": f"#/components/schemas/{_error_schema_name(dialect)}"}
             schemas.setdefault(status, []).append(reference)

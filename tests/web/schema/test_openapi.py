@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
-from serve_app.errors import InferenceError, Overloaded, Unavailable
+from serve_app.errors import InferenceError, Overloaded, Unavailable, UpstreamError
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
@@ -166,7 +166,14 @@ def test_a_model_without_the_task_fails_as_documented(dialect: Dialect, endpoint
     Draft202012Validator(dialect.error_schema).validate(reply.json())
 
 
-ERRORS = [Overloaded("full", 7), InferenceError("broken"), Unavailable("gone"), ZeroDivisionError()]
+ERRORS = [
+    Overloaded("full", 7),
+    InferenceError("broken"),
+    UpstreamError("refused"),
+    Unavailable("gone"),
+    Unavailable("gone", 7),
+    ZeroDivisionError(),
+]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
