@@ -1,15 +1,19 @@
 """Texts that are being read or computed, and the requests that wait for them."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from serve_app.types import NO_TIMINGS, EncodedVectors, TextGroup, Timings
+from serve_app.types import NO_TIMINGS, EncodedVectors, TextGroup, Tier, Timings
+
+_COMPUTED, _JOINED = bytes([Tier.COMPUTED]), bytes([Tier.JOINED])
 
 
 class Flight:
     """The texts that one request was the first to miss. Any number of requests wait for them.
 
-    Cancelling a request doesn't affect the others; the flight is cancelled with the last one.
+    Cancelling a request doesn't affect the others; the flight is cancelled with the last one. The
+    first request that takes a computed value gets it as `Tier.COMPUTED`, later ones as
+    `Tier.JOINED`, so that what was computed once is charged once.
     """
 
     def __init__(self, group: TextGroup, on_done: Callable[["Flight"], None]) -> None:
@@ -27,6 +31,7 @@ class Flight:
         self.done = False
         self.on_cancel: Callable[[], None] | None = None  #: stops the work of the flight
         self._on_done = on_done
+        self._positions: dict[bytes, int] | None = None
         self._waiting = 0
         self._wakeups: list[asyncio.Future[None]] = []
 
@@ -34,7 +39,7 @@ class Flight:
         """Stores the value of one text."""
         self._values[index], self._tiers[index] = value, tier
 
-    def result(self) -> EncodedVectors:
+    def take_all(self) -> EncodedVectors:
         """Returns the values in the order of the texts.
 
         Raises:
@@ -42,11 +47,19 @@ class Flight:
         """
         if self.error is not None:
             raise self.error
-        return EncodedVectors(self._values, bytes(self._tiers), self.timings)
+        tiers = bytes(self._tiers)
+        self._tiers = self._tiers.replace(_COMPUTED, _JOINED)
+        return EncodedVectors(self._values, tiers, self.timings)
 
-    def rows(self) -> Iterable[tuple[bytes, tuple[bytes, int]]]:
-        """Returns the key, and the value and tier, of each text."""
-        return zip(self.group.keys, zip(self._values, self._tiers, strict=True), strict=True)
+    def take(self, key: bytes) -> tuple[bytes, int]:
+        """Returns the value and the tier of one text of a flight without an error."""
+        if self._positions is None:
+            self._positions = {key: i for i, key in enumerate(self.group.keys)}
+        i = self._positions[key]
+        tier = self._tiers[i]
+        if tier == Tier.COMPUTED:
+            self._tiers[i] = Tier.JOINED
+        return self._values[i], tier
 
     def finish(self, error: Exception | None = None) -> None:
         """Ends the flight, with all values or with an error, and wakes those who wait."""

@@ -115,27 +115,27 @@ class Lookup:
         flights = list(dict.fromkeys(flight for flight in joined if flight is not None))
         own = self._start(group.subset(unjoined)) if unjoined else None
         await wait_for(flights if own is None else [*flights, own])
-        rows: dict[bytes, tuple[bytes, int]] = {}
-        for flight in flights:
-            if flight.error is None:
-                rows.update(flight.rows())
-                timings = flight.timings
-        if own is not None:
-            timings = own.result().timings
-            rows.update(own.rows())
-        failed = [i for i, key in enumerate(group.keys) if key not in rows]
+        sources: list[Flight | None] = [
+            own if flight is None else None if flight.error else flight for flight in joined
+        ]
+        if own is not None and own.error is not None:
+            raise own.error
+        failed = [i for i, flight in enumerate(sources) if flight is None]
         if failed:
-            retried = self._start(group.subset(failed))
-            await wait_for([retried])
-            timings = retried.result().timings
-            rows.update(retried.rows())
-        values, tiers = zip(*(rows[key] for key in group.keys), strict=True)
-        return EncodedVectors(values, bytes(tiers), timings)
+            own = self._start(group.subset(failed))
+            await wait_for([own])
+            if own.error is not None:
+                raise own.error
+        # Without waiting, so that a request that is cancelled or fails takes nothing.
+        last = own or flights[-1]
+        rows = [(flight or last).take(key) for flight, key in zip(sources, group.keys, strict=True)]
+        values, tiers = zip(*rows, strict=True)
+        return EncodedVectors(values, bytes(tiers), last.timings)
 
     async def _compute(self, group: TextGroup) -> EncodedVectors:
         flight = self._start(group)
         await wait_for([flight])
-        return flight.result()
+        return flight.take_all()
 
     def _joinable(self, key: bytes, lane: Lane) -> Flight | None:
         flight = self._flights.get(key)

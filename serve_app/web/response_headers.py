@@ -11,6 +11,8 @@ from serve_app.types import Bool, Tier, Timings, UInt8
 #: the total.
 STAGES = ("cache", "queue", "tokenize", "infer", "load", "total")
 
+_HIT_TIERS = (Tier.L1, Tier.L2, Tier.JOINED)
+
 #: `traceparent` of W3C Trace Context: version 00, or a later one with more fields.
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?![^-])"
@@ -69,13 +71,15 @@ def raw_vector_headers(result: EmbedResult) -> dict[str, str]:
 def cache_summary(tiers: UInt8) -> str:
     """Returns the value of `x-cache`, such as `hits=2; misses=1; tier=l1,l2`.
 
+    A text that the engine computed for another request is a hit of the tier `joined`.
+
     Args:
         tiers: shape (n,); the `Tier` of each text.
     """
     values = tiers.tolist()
     misses = values.count(Tier.COMPUTED)
     summary = f"hits={len(values) - misses}; misses={misses}"
-    hit_tiers = ",".join(tier.name.lower() for tier in (Tier.L1, Tier.L2) if tier in values)
+    hit_tiers = ",".join(tier.name.lower() for tier in _HIT_TIERS if tier in values)
     return f"{summary}; tier={hit_tiers}" if hit_tiers else summary
 
 

@@ -1,14 +1,19 @@
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serve_app.cache.codec import task_codecs
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.errors import InferenceError
 from serve_app.inputs import Input
-from serve_app.types import Lane, TextGroup, Vectors
+from serve_app.types import Lane, TextGroup, Tier, Vectors
 from tests.fakes import SPEC, FakeBackend, as_vectors, coalesce, fake_vector
 
 
@@ -46,13 +51,14 @@ def lookup(compute: FakeCompute) -> Lookup:
     return Lookup("space", task_codecs(SPEC), MemoryCache(0), coalesce(compute))
 
 
-async def run(lookup: Lookup, texts: str, lane: Lane = "interactive") -> None:
-    """Embeds a text for each letter and checks the vectors."""
+async def run(lookup: Lookup, texts: str, lane: Lane = "interactive") -> list[Tier]:
+    """Embeds a text for each letter, checks the vectors and returns their tiers."""
     vectors = await lookup.run(TextGroup(tuple(texts), lane=lane))
     assert np.array_equal(vectors.values, [fake_vector(text) for text in texts])
+    return [Tier(tier) for tier in vectors.tiers.tolist()]
 
 
-async def start(lookup: Lookup, texts: str, lane: Lane = "interactive") -> asyncio.Task[None]:
+async def start(lookup: Lookup, texts: str, lane: Lane = "interactive") -> asyncio.Task[list[Tier]]:
     task = asyncio.create_task(run(lookup, texts, lane))
     for _ in range(5):
         await asyncio.sleep(0)
@@ -143,3 +149,96 @@ async def test_interactive_texts_do_not_join_bulk_flights(
     compute.released.set()
     await asyncio.gather(bulk, query, more_bulk)
     assert compute.groups == [("a", "b"), ("a",)]
+
+
+async def test_of_the_requests_for_a_text_in_flight_one_gets_it_as_computed(
+    lookup: Lookup, compute: FakeCompute
+) -> None:
+    tasks = [await start(lookup, texts) for texts in ("ab", "bc", "ca")]
+    compute.released.set()
+    assert await asyncio.gather(*tasks) == [
+        [Tier.COMPUTED, Tier.COMPUTED],
+        [Tier.JOINED, Tier.COMPUTED],
+        [Tier.JOINED, Tier.JOINED],
+    ]
+
+
+async def test_a_text_is_computed_for_a_request_that_joined_if_the_first_one_left(
+    lookup: Lookup, compute: FakeCompute
+) -> None:
+    first, *others = [await start(lookup, "a") for _ in range(3)]
+    first.cancel()
+    compute.released.set()
+    assert await asyncio.gather(*others) == [[Tier.COMPUTED], [Tier.JOINED]]
+
+
+async def test_a_request_that_fails_takes_nothing_of_the_flights_that_it_joined(
+    lookup: Lookup, compute: FakeCompute
+) -> None:
+    compute.fail_once = "x"
+    first, failing = await start(lookup, "a"), await start(lookup, "ax")
+    other = await start(lookup, "a")
+    first.cancel()
+    compute.released.set()
+    with pytest.raises(InferenceError):
+        await failing
+    assert await other == [Tier.COMPUTED]
+
+
+class CountingCompute:
+    """Computes groups in an order that the test chooses, and counts the texts of those done."""
+
+    def __init__(self) -> None:
+        self.waiting: list[asyncio.Future[bool]] = []
+        self.computed = Counter[Input]()
+        self._backend = FakeBackend()
+
+    async def __call__(self, group: TextGroup) -> Vectors:
+        self.waiting.append(asyncio.get_running_loop().create_future())
+        if not await self.waiting[-1]:
+            raise InferenceError("no")
+        self.computed.update(group.texts)
+        return as_vectors(await self._backend.run(group))
+
+
+#: A request for texts in a lane; the end of a call, as a success or not; a request that leaves.
+STEPS = st.one_of(
+    st.tuples(st.text("abc", min_size=1, max_size=3), st.sampled_from(["interactive", "bulk"])),
+    st.tuples(st.integers(0, 5), st.booleans()),
+    st.integers(0, 5),
+)
+
+
+@given(steps=st.lists(STEPS, max_size=12), tiers=st.integers(1, 2))
+@settings(max_examples=100, deadline=None)
+async def test_each_computed_text_is_in_one_reply_as_computed(
+    steps: Sequence[Any], tiers: int
+) -> None:
+    compute = CountingCompute()
+    codecs = task_codecs(SPEC)
+    lookup = Lookup("space", codecs, MemoryCache(0), coalesce(compute))
+    if tiers == 2:  # an Ingress in front of CacheLookup
+        lookup = Lookup("space", codecs, MemoryCache(0), coalesce(lookup.run_encoded))
+    tasks: list[asyncio.Task[list[Tier]]] = []
+    texts: list[str] = []
+    for step in [*steps, *((0, True) for _ in range(40))]:
+        for _ in range(12):
+            await asyncio.sleep(0)
+        if isinstance(step, int):
+            if step < len(tasks):
+                tasks[step].cancel()
+        elif isinstance(step[0], str):
+            texts.append("".join(dict.fromkeys(step[0])))
+            tasks.append(asyncio.create_task(run(lookup, texts[-1], step[1])))
+        elif pending := [future for future in compute.waiting if not future.done()]:
+            pending[step[0] % len(pending)].set_result(step[1])
+    replies = await asyncio.gather(*tasks, return_exceptions=True)
+    charged, delivered = Counter[str](), set[str]()
+    for text, reply in zip(texts, replies, strict=True):
+        if isinstance(reply, list):
+            charged.update(t for t, tier in zip(text, reply, strict=True) if tier == Tier.COMPUTED)
+            delivered.update(text)
+    assert all(charged[text] >= 1 for text in delivered)
+    assert all(count <= compute.computed[text] for text, count in charged.items())
+    if not any(isinstance(reply, BaseException) for reply in replies):
+        assert charged == compute.computed

@@ -201,7 +201,7 @@ async def test_texts_that_are_joined_during_a_read_of_l2_are_read_and_computed_o
     first, new, stored, mixed = await asyncio.gather(*tasks)
     assert sorted(next_tier.computed[1:]) == [("new",), ("other",)]
     assert first.tiers.tolist() == [Tier.L2, Tier.COMPUTED]
-    assert (new.tiers.tolist(), stored.tiers.tolist()) == ([Tier.COMPUTED], [Tier.L2])
+    assert (new.tiers.tolist(), stored.tiers.tolist()) == ([Tier.JOINED], [Tier.L2])
     assert np.array_equal(mixed.values, [fake_vector(text) for text in ("other", "new", "stored")])
 
 

@@ -98,6 +98,7 @@ def test_the_log_of_an_unexpected_error_has_the_request_id(
         ([1, 0, 1, 1], "hits=3; misses=1; tier=l1"),
         ([2], "hits=1; misses=0; tier=l2"),
         ([2, 1], "hits=2; misses=0; tier=l1,l2"),
+        ([0, 3, 1], "hits=2; misses=1; tier=l1,joined"),
     ],
 )
 def test_the_cache_summary(tiers: list[int], value: str) -> None:
