@@ -23,6 +23,7 @@ The tree:
       - UnsupportedContentEncoding 415
     + Overloaded              429   the queue is full; `retry_after_s` says when to retry
       - QuotaExceeded         429   the API key has reached a limit
+        = BudgetExceeded      429   the API key has used up its budget
   x ServerError
     + InferenceError          500   the model returned no usable vector
     + UpstreamError           502   the provider of the model failed or refused the service
@@ -209,6 +210,12 @@ class QuotaExceeded(Overloaded):
         self.args = (message, retry_after_s, headers)
         #: Response headers with the key's rate limits.
         self.headers = headers
+
+
+class BudgetExceeded(QuotaExceeded):
+    """The API key has used up its budget for this month. Models without a price still answer."""
+
+    code = "insufficient_quota"
 
 
 class InferenceError(ServerError):

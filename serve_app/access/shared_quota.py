@@ -9,7 +9,6 @@ full buckets.
 """
 
 import asyncio
-import contextvars
 import logging
 import secrets
 from collections.abc import Sequence
@@ -37,9 +36,9 @@ from serve_app.valkey.client import (
     reply_errors,
     run_scripts,
 )
-from serve_app.valkey.embedded import EmbeddedUnavailable
 from serve_app.valkey.guarded_client import GuardedClient
 from serve_app.valkey.pipeline import ScriptPipeline
+from serve_app.valkey.shared_connection import SharedConnection
 from serve_app.valkey.shared_server import ServiceIdentity, SharedServer
 
 logger = logging.getLogger(__name__)
@@ -134,10 +133,9 @@ return reply(1)
 )
 
 
-class _Connection(NamedTuple):
-    """The server's client and the pipelines of the two operations."""
+class _Pipelines(NamedTuple):
+    """The pipelines of the two operations."""
 
-    guarded: GuardedClient
     reserves: ScriptPipeline
     commits: ScriptPipeline
 
@@ -166,62 +164,59 @@ class SharedQuotaStore:
                 that takes longer no longer counts as in flight.
             breaker: see `GuardedClient`.
         """
-        self._server = server
+        self._connection = SharedConnection(
+            server,
+            timeout_s=timeout_s,
+            probe=self._probe,
+            on_down=lambda reason: logger.warning(
+                "Each process counts quotas by itself: %s.", reason.removesuffix(".")
+            ),
+            on_up=lambda: logger.info("Quotas are shared again."),
+            on_connect=self._create_pipelines,
+            breaker=breaker,
+        )
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._meter = meter
         self._reservation_ttl_s = reservation_ttl_s
-        self._breaker = breaker
         self._local = MemoryQuotaStore()
-        self._connection: _Connection | None = None
+        self._pipelines: _Pipelines | None = None
         self._opened = False
-        self._background_task: asyncio.Task[None] | None = None
         self._process_id = secrets.token_hex(8)
         self._sequence = count()
 
     @property
     def state(self) -> Literal["up", "down"]:
         """Whether the server counts; `down` also before `open`."""
-        return "down" if self._connection is None else self._connection.guarded.state
+        return self._connection.state
 
     def open(self) -> None:
         """See `QuotaStore`."""
-        if self._opened:
-            return
-        if not self._server.is_embedded:
-            self._connect(self._server.connect())
+        self._connection.open()
         self._opened = True
-        self._background_task = asyncio.get_running_loop().create_task(
-            self._keep_connected(), context=contextvars.Context()
-        )
 
     async def flush(self, timeout_s: float) -> None:
         """Waits until all queued operations are sent, for at most `timeout_s` each."""
-        if self._connection is not None:
-            await self._connection.reserves.flush(timeout_s)
-            await self._connection.commits.flush(timeout_s)
+        if self._pipelines is not None:
+            for pipeline in self._pipelines:
+                await pipeline.flush(timeout_s)
 
     async def close(self) -> None:
         """See `QuotaStore`."""
-        if self._background_task is not None:
-            self._background_task.cancel()
-            await asyncio.gather(self._background_task, return_exceptions=True)
-        if self._connection is not None:
-            guarded = self._connection.guarded
-            await self.flush(guarded.background_timeout_s)
-            self._connection = None
-            await guarded.close()
-        self._server.release()
+        if self._connection.guarded is not None:
+            await self.flush(self._connection.guarded.background_timeout_s)
+        self._pipelines = None
+        await self._connection.close()
 
     async def reserve(self, key: ApiKey, tokens: int, model: str = "") -> Reservation:
         """See `QuotaStore`."""
         if not self._opened:
             self._open_or_log()
-        if self._connection is None or self.state == "down":
+        if self._pipelines is None or self.state == "down":
             return await self._reserve_locally(key, tokens, model, "down")
         entry = f"{self._process_id}.{next(self._sequence)}:{tokens}"
         reserved = Reservation(key, tokens, model, entry=entry)
-        reply = self._connection.reserves.send(self._script(_RESERVE, reserved, tokens))
+        reply = self._pipelines.reserves.send(self._script(_RESERVE, reserved, tokens))
         try:
             async with deadline(self._timeout_s):
                 admitted, status, in_flight_tokens = _parse_reply(key, await asyncio.shield(reply))
@@ -244,10 +239,10 @@ class SharedQuotaStore:
             self._send_commit(reservation, tokens)
 
     def _send_commit(self, reservation: Reservation, tokens: int | None) -> None:
-        if self._connection is not None and self.state == "up":
+        if self._pipelines is not None and self.state == "up":
             correction = (tokens or 0) - reservation.tokens
             script = self._script(_COMMIT, reservation, correction)
-            self._connection.commits.send(script)
+            self._pipelines.commits.send(script)
 
     def _refund_late(self, reply: asyncio.Future[Any], reservation: Reservation) -> None:
         """Refunds a reservation that the server makes after the request has stopped waiting."""
@@ -281,23 +276,10 @@ class SharedQuotaStore:
         key_prefix = f"{self._prefix}:quota:{{{name}}}"
         return f"{key_prefix}:levels", f"{key_prefix}:running"
 
-    def _connect(self, client: Client | None) -> None:
-        if client is None:
-            return
-        guarded = GuardedClient(
-            client,
-            timeout_s=self._timeout_s,
-            probe=self._probe,
-            on_down=lambda reason: logger.warning(
-                "Each process counts quotas by itself: %s.", reason
-            ),
-            on_up=lambda: logger.info("Quotas are shared again."),
-            breaker=self._breaker,
+    def _create_pipelines(self, guarded: GuardedClient) -> None:
+        self._pipelines = _Pipelines(
+            ScriptPipeline(guarded), ScriptPipeline(guarded, background=True)
         )
-        self._connection = _Connection(
-            guarded, ScriptPipeline(guarded), ScriptPipeline(guarded, background=True)
-        )
-        guarded.start()
 
     def _open_or_log(self) -> None:
         """Opens the store for a limit that a reloaded file of keys has added."""
@@ -306,15 +288,6 @@ class SharedQuotaStore:
         except ConfigurationError as error:
             logger.error("Each process counts quotas by itself: %s", error)
             self._opened = True  # don't try again for each request
-
-    async def _keep_connected(self) -> None:
-        if self._server.is_embedded:
-            try:
-                self._connect(await asyncio.to_thread(self._server.connect))
-            except (EmbeddedUnavailable, ConfigurationError) as error:
-                logger.warning("Each process counts quotas by itself: %s", error)
-                return
-        await self._server.keep_alive(lambda: self.state == "up")
 
     async def _probe(self, client: Client) -> None:
         """Runs a script that writes: a server may answer reads and refuse writes."""

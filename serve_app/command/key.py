@@ -43,6 +43,9 @@ def add_commands(commands: Any) -> None:
     for limit in ("requests per minute", "tokens per minute", "concurrent tokens"):
         option = f"--{limit.replace(' ', '-')}"
         new.add_argument(option, type=int, metavar="N", help=f"limit of {limit} (default: none)")
+    new.add_argument(
+        "--max-usd-per-month", metavar="USD", help="budget for each month (default: none)"
+    )
     new.set_defaults(run=_new)
 
     hash_ = subcommands.add_parser(

@@ -1,11 +1,13 @@
 """Settings of access: API keys, what each of them may use, and how much of it."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from serve_app.config.section import GIB, Section
+from serve_app.cost import NANO_USD
 
 
 class ApiKey(Section):
@@ -51,6 +53,22 @@ class ApiKey(Section):
         description="Tokens in all requests that are in progress for one model; more is a 429. A "
         "single request may exceed it when no other is in progress. null: no limit.",
     )
+
+    max_usd_per_month: Decimal | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000_000,
+        max_digits=19,
+        decimal_places=9,
+        description="Budget in US dollars for each calendar month (UTC), over all models. Once "
+        "it is used up, requests to models with a price are a 429 until the month ends; models "
+        "without a price still answer. null: no budget.",
+    )
+
+    @property
+    def budget_nano_usd(self) -> int | None:
+        """The budget for each month in nano-dollars; None: no budget."""
+        return None if self.max_usd_per_month is None else int(self.max_usd_per_month * NANO_USD)
 
     @property
     def is_limited(self) -> bool:

@@ -1,5 +1,6 @@
 import io
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def test_a_new_key_matches_its_configuration_entry(
 ) -> None:
     options = ["--models", "small", "large", "--lane", "bulk", "--requests-per-minute", "60"]
     limits = ["--tokens-per-minute", "1000", "--concurrent-tokens", "500"]
-    assert main(["key", "new", "alice", *options, *limits]) == 0
+    budget = ["--max-usd-per-month", "12.50"]
+    assert main(["key", "new", "alice", *options, *limits, *budget]) == 0
     output = capsys.readouterr()
     (key,) = re.findall(r"es-[\w-]{43}", output.err)
     assert key not in output.out
@@ -43,6 +45,7 @@ def test_a_new_key_matches_its_configuration_entry(
         "requests_per_minute": 60,
         "tokens_per_minute": 1000,
         "concurrent_tokens": 500,
+        "max_usd_per_month": Decimal("12.50"),
     }
 
 
