@@ -8,6 +8,7 @@ The tree:
       - EmptyInput            400
       - TextTooLong           400
       - UnsupportedOperation  400
+      - ImageFetchError       400
       - InvalidJSON           400
     + Unauthorized            401
       - UnknownKey            401
@@ -101,6 +102,12 @@ class UnsupportedOperation(InvalidRequest):
     """The model doesn't support the operation."""
 
     code = "not_able_to"
+
+
+class ImageFetchError(InvalidRequest):
+    """An image can't be fetched from its URL."""
+
+    code = "image_not_fetched"
 
 
 class InvalidJSON(InvalidRequest):

@@ -64,9 +64,20 @@ class Image:
         return [b"image", self.data]
 
 
+@dataclass(frozen=True, slots=True)
+class ImageUrl:
+    """The URL of an image, which the service fetches before it computes anything."""
+
+    url: str
+    field: str  #: the field of the request that holds it, for errors
+
+
 #: An input of a model: a text, token ids of the model's vocabulary (special tokens included), or
 #: one of the classes above.
 Input = str | tuple[int, ...] | QueryText | TextPair | Image
+
+#: An input of a request.
+RequestInput = Input | ImageUrl
 
 
 def with_prompt(value: Input, prompt: str) -> Input:

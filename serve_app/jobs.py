@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, Self, TypeVar
 
-from serve_app.inputs import Image, Input
+from serve_app.inputs import Image, ImageUrl, Input, RequestInput
 from serve_app.results import (
     BatchResult,
     EmbedResult,
@@ -24,6 +24,7 @@ ResultT = TypeVar("ResultT", covariant=True)
 T = TypeVar("T")
 _EMBED = frozenset[Task](("embed",))
 _EMBED_IMAGES = frozenset[Task](("embed_images",))
+_IMAGES = frozenset[type]((Image, ImageUrl))
 
 
 class Job(Generic[ResultT]):
@@ -32,7 +33,7 @@ class Job(Generic[ResultT]):
     __slots__ = ()
 
     @property
-    def inputs(self) -> Sequence[Input]:
+    def inputs(self) -> Sequence[RequestInput]:
         """The inputs that count toward a token quota."""
         raise NotImplementedError
 
@@ -62,7 +63,7 @@ class _QueuedJob(Job[ResultT]):
 class EmbedJob(_QueuedJob[EmbedResult]):
     """A request for one vector per text or image."""
 
-    texts: tuple[Input, ...]
+    texts: tuple[RequestInput, ...]
     input_type: str | None = None  #: name of a prompt of the model; None: the default prompt
     dimensions: int | None = None  #: None: all dimensions of the model
     lane: Lane | None = None  #: None: chosen by the number of texts
@@ -72,7 +73,7 @@ class EmbedJob(_QueuedJob[EmbedResult]):
     max_tokens: int | None = None  #: token limit, special tokens included; None: the model's
 
     @property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[RequestInput, ...]:
         """The inputs that count toward a token quota."""
         return self.texts
 
@@ -80,9 +81,9 @@ class EmbedJob(_QueuedJob[EmbedResult]):
     def tasks(self) -> frozenset[Task]:
         """`embed` for texts, `embed_images` for images."""
         types = set(map(type, self.texts))
-        if Image not in types:
+        if types.isdisjoint(_IMAGES):
             return _EMBED
-        return _EMBED_IMAGES if len(types) == 1 else _EMBED | _EMBED_IMAGES
+        return _EMBED_IMAGES if types <= _IMAGES else _EMBED | _EMBED_IMAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class _TextsJob(Job[ResultT]):
     job: EmbedJob
 
     @property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[RequestInput, ...]:
         """The inputs that count toward a token quota."""
         return self.job.texts
 
@@ -132,7 +133,7 @@ class ScoreJob(_QueuedJob[ScoreResult]):
     truncation: Truncation = "end"
 
     @property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[RequestInput, ...]:
         """The inputs that count toward a token quota."""
         return self.pairs
 
@@ -166,7 +167,7 @@ class TokenizeJob(_TokenizerJob[Tokenization]):
     input_type: str | None = None  #: None: no prompt, not even the model's default
 
     @property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[RequestInput, ...]:
         """The inputs that count toward a token quota."""
         return self.texts
 
@@ -179,7 +180,7 @@ class DecodeJob(_TokenizerJob[str]):
     skip_special_tokens: bool = True
 
     @property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[RequestInput, ...]:
         """Empty: decoding counts toward no token quota."""
         return ()
 
@@ -191,7 +192,7 @@ class BatchJob(Job[BatchResult]):
     jobs: tuple[EmbedJob, ...]
 
     @property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[RequestInput, ...]:
         """The inputs that count toward a token quota."""
         return tuple(text for job in self.jobs for text in job.texts)
 

@@ -83,6 +83,12 @@ L2_WRITE_DROPS = Metric(
     ("reason",),
 )
 L2_UP = Metric("embedserve_l2_up", "1 while the L2 cache is up and accepts writes, else 0.")
+IMAGE_FETCHES = Metric(
+    "embedserve_image_fetches",
+    "Images fetched from URLs, by outcome: `ok`, `refused` by the settings, `timeout`, "
+    "`connection`, `status`, `media_type`, or `too_large`.",
+    ("outcome", "model"),
+)
 KEY_REQUESTS = Metric(
     "embedserve_key_requests",
     "Requests with an API key, by the key's name and outcome: `admitted`, `model_not_allowed`, or "

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from serve_app.inputs import Input
 from serve_app.types import (
     NO_TIMINGS,
     Bool,
@@ -73,6 +74,7 @@ class EmbedResult(ComputedResult):
     timings: Timings = NO_TIMINGS
     raw: Float32 | None = None  #: shape (n, dim); the model's unmodified vectors; None: `vectors`
     characters: int = 0
+    inputs: Sequence[Input] = ()  #: as they were embedded: with images in place of their URLs
     json_rows: Sequence[Any] | None = None  #: the vectors as JSON, serialized ahead; None: not yet
 
 

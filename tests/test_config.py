@@ -227,6 +227,37 @@ def test_origins_that_no_browser_sends_are_errors(origin: str) -> None:
         AppConfig.parse({"cors_origins": [origin]})
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("images.example.com", "*.images.example.com", "minio", "minio:9000", "my_bucket.test"),
+        *("10.0.0.7", "10.0.0.7:8080", "[fd00::7]", "[fd00::7]:8080"),
+    ],
+)
+def test_hosts_of_images_are_accepted(host: str) -> None:
+    assert IngressSettings.parse({"allow_image_urls": [host]}).allow_image_urls == (host,)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", "*", "*.", "a.*", "https://a.test", "a.test/", "a.test/b", "A.test", "u@a.test"),
+        *("a.test:", "a.test:0", "a.test:65536", "a..test", "fd00::7", " a.test"),
+    ],
+)
+def test_what_no_url_names_is_no_host_of_images(host: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"allow_image_urls\.0: .*`images\.example\.com`"):
+        IngressSettings.parse({"allow_image_urls": [host]})
+
+
+def test_networks_of_images_are_networks() -> None:
+    networks = ["10.0.0.0/8", "fd00::/8", "127.0.0.1"]
+    parsed = IngressSettings.parse({"image_url_networks": networks}).image_url_networks
+    assert [*map(str, parsed)] == ["10.0.0.0/8", "fd00::/8", "127.0.0.1/32"]
+    with pytest.raises(ConfigurationError, match="image_url_networks"):
+        IngressSettings.parse({"image_url_networks": ["10.0.0.7/8"]})
+
+
 def test_the_former_topology_names_its_successor() -> None:
     with pytest.raises(ConfigurationError, match="`inline` was replaced by `colocated`"):
         AppConfig.parse({"topology": "inline"})

@@ -1,11 +1,13 @@
 """Settings of each deployment, its `user_config` in the YAML file: replicas apply a change live."""
 
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from serve_app.config.access import AccessSettings
+from serve_app.config.image_host import ImageHost
 from serve_app.config.section import GIB, MIB, Section
 
 #: Former field names that Ingress and CacheLookup have in common.
@@ -41,6 +43,32 @@ class RequestSettings(Section):
         le=1024 * MIB,
         description="Maximum number of pixels of an image, read from its header before it is "
         "decoded; more is a 400.",
+    )
+    allow_image_urls: tuple[ImageHost, ...] = Field(
+        default=(),
+        description="Hosts from which images are fetched when a request gives a URL in place of a "
+        "data URI: `images.example.com`, or `*.example.com` for all names below. The ports are 80 "
+        "and 443, or the one that the host names: `minio:9000`. Their addresses must be public, or "
+        "in `image_url_networks`; an address named here, such as `10.0.0.7`, may be private. "
+        "Redirects lead to these hosts only. `max_body_bytes` limits the images of a request "
+        "together. Empty: URLs are a 400.",
+    )
+    image_url_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(),
+        description="Private networks in which the hosts of `allow_image_urls` may have their "
+        "addresses, such as `10.96.0.0/12`.",
+    )
+    image_url_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="Time limit to fetch one image, redirects included; more is a 400.",
+    )
+    max_image_fetches: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        description="Images fetched at the same time for one model in one replica. Others wait.",
     )
     max_reply_tokens: int = Field(
         default=65_536,

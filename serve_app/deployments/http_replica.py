@@ -16,7 +16,7 @@ from serve_app.deployments.ingress_stats import IngressStats
 from serve_app.deployments.retrying_call import returns_errors
 from serve_app.deployments.service_identity import current_service, http_host
 from serve_app.errors import UnsupportedOperation
-from serve_app.inputs import TextPair
+from serve_app.inputs import Image, TextPair
 from serve_app.jobs import EmbedJob, Job, ResultT, ScoreJob, SparseJob, TokenVectorsJob
 from serve_app.metrics import Gauges, Meter, Totals, export
 from serve_app.models import ModelSpec
@@ -26,6 +26,7 @@ from serve_app.service.composition import create_catalog
 from serve_app.tasks import Task
 from serve_app.types import CacheState, Float32, Lane, Row, Tier
 from serve_app.web.app import create_app
+from serve_app.web.schema.images import parse_image
 
 #: The job that computes what the cache keeps of a text, by the main task of its model.
 _WARM_JOBS: Mapping[Task, Callable[[EmbedJob], Job[ComputedResult]]] = {
@@ -137,6 +138,35 @@ class HttpReplica:
             EmbedServeError: see `EmbedService.run`; the caller gets the same type.
         """
         job = EmbedJob(_as_tuple(texts), input_type, lane=lane, use_cache=use_cache)
+        return (await self._run(job, model)).vectors
+
+    async def embed_images(
+        self,
+        images: bytes | Sequence[bytes | str],
+        model: str | None = None,
+        lane: Lane | None = None,
+        use_cache: bool = True,
+    ) -> Float32:
+        """Embeds images, in one vector space with texts.
+
+        Args:
+            images: PNG, JPEG, WebP or GIF: the bytes of a file or several, or data URIs; also URLs
+                whose hosts `allow_image_urls` names.
+            model: name or alias of the model; None selects the default model of images.
+            lane: priority; None selects it by the number of images.
+            use_cache: False computes the vectors and doesn't store them.
+
+        Returns:
+            Vectors of shape (n, dim), float32, in the order of the images.
+
+        Raises:
+            EmbedServeError: see `EmbedService.run`; the caller gets the same type.
+        """
+        inputs = tuple(
+            Image(image) if isinstance(image, bytes) else parse_image(image, "images")
+            for image in ([images] if isinstance(images, bytes | str) else images)
+        )
+        job = EmbedJob(inputs, lane=lane, use_cache=use_cache)
         return (await self._run(job, model)).vectors
 
     async def embed_sparse(

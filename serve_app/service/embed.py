@@ -62,7 +62,9 @@ class EmbedService:
         self._tasks = frozenset(spec.tasks)
         self._probes = probes
         self._device: str | None = None
-        self._context = TaskContext(spec, backend, settings, uncached_tasks=uncached_tasks)
+        self._context = TaskContext(
+            spec, backend, settings, self.meter, uncached_tasks=uncached_tasks
+        )
         self.apply(settings)
 
     def apply(self, settings: RequestSettings) -> None:

@@ -7,13 +7,18 @@ from typing import Any, cast
 import numpy as np
 
 from serve_app.config import RequestSettings
-from serve_app.errors import TextTooLong
-from serve_app.inputs import Input
+from serve_app.errors import InvalidRequest, TextTooLong
+from serve_app.inputs import ImageUrl, Input, RequestInput
+from serve_app.metrics import ModelMeter
 from serve_app.models import ModelSpec
 from serve_app.service.backend import Backend
 from serve_app.service.openai_token_ids import TiktokenDecoder
 from serve_app.service.truncation import Truncator
-from serve_app.service.validation import replace_invalid_characters, validate_inputs
+from serve_app.service.validation import (
+    replace_invalid_characters,
+    validate_count,
+    validate_inputs,
+)
 from serve_app.tasks import Task
 from serve_app.types import Bool, Lane, RaggedVectors, TextGroup, Vectors
 
@@ -26,6 +31,7 @@ class TaskContext:
         spec: ModelSpec,
         backend: Backend,
         settings: RequestSettings,
+        meter: ModelMeter,
         *,
         uncached_tasks: frozenset[Task] = frozenset(),
     ) -> None:
@@ -35,6 +41,7 @@ class TaskContext:
             spec: the model.
             backend: the tiers below.
             settings: limits; `apply` replaces them.
+            meter: counts the requests of the model.
             uncached_tasks: tasks whose outputs are neither read from the cache nor written to it.
 
         Raises:
@@ -42,6 +49,7 @@ class TaskContext:
         """
         self.spec = spec
         self.backend = backend
+        self._meter = meter
         self._uncached_tasks = uncached_tasks
         self.truncator = Truncator(
             lambda texts: backend.tokenize(texts, True), self.run, spec.max_tokens
@@ -56,6 +64,12 @@ class TaskContext:
         """
         encoding = settings.token_ids
         self._token_id_decoder = None if encoding == "model" else TiktokenDecoder(encoding)
+        self._image_fetcher = None
+        if settings.allow_image_urls and "embed_images" in self.spec.tasks:
+            # Services that fetch no images don't need the memory of an HTTP client.
+            from serve_app.service.image_fetcher import ImageFetcher
+
+            self._image_fetcher = ImageFetcher(settings, self._meter)
         self.settings = settings
 
     def run(self, group: TextGroup) -> Awaitable[Vectors]:
@@ -73,6 +87,23 @@ class TaskContext:
             EmbedServeError: see `Backend.run`.
         """
         return cast(Awaitable[RaggedVectors], self.backend.run(group))
+
+    async def fetch_images(self, inputs: Sequence[RequestInput]) -> tuple[Input, ...]:
+        """Returns inputs with images in place of their URLs.
+
+        Raises:
+            InvalidRequest: there are too many inputs, or no URLs are fetched.
+            ImageFetchError: see `ImageFetcher.fetch`.
+        """
+        if self._image_fetcher is None:
+            field = next(value.field for value in inputs if isinstance(value, ImageUrl))
+            raise InvalidRequest(
+                f"`{field}` holds the URL of an image. URLs are not fetched. Send it as a data "
+                "URI, `data:image/png;base64,…`.",
+                field,
+            )
+        validate_count(inputs, self.settings)
+        return await self._image_fetcher.fetch(inputs)
 
     def prepare(self, texts: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns texts in place of token ids of an OpenAI encoding, and checks all inputs.

@@ -22,12 +22,7 @@ def validate_inputs(inputs: Sequence[object], settings: RequestSettings) -> None
     """
     if not inputs:
         raise EmptyInput("The list of texts is empty. Send at least one text.", "texts")
-    if len(inputs) > settings.max_texts_per_request:
-        raise InvalidRequest(
-            f"{len(inputs)} texts in one request; at most {settings.max_texts_per_request} are "
-            "taken. Split the list.",
-            "texts",
-        )
+    validate_count(inputs, settings)
     for i, value in enumerate(inputs):
         if value in ("", ()) or (isinstance(value, TextPair) and "" in value.texts):
             raise EmptyInput(
@@ -39,6 +34,20 @@ def validate_inputs(inputs: Sequence[object], settings: RequestSettings) -> None
             fault, kind = _find_fault(value, settings.max_text_chars), "Text"
         if fault:
             raise InvalidRequest(f"{kind} {i} {fault}", "texts")
+
+
+def validate_count(inputs: Sequence[object], settings: RequestSettings) -> None:
+    """Raises if there are too many inputs.
+
+    Raises:
+        InvalidRequest: there are more than `max_texts_per_request`.
+    """
+    if len(inputs) > settings.max_texts_per_request:
+        raise InvalidRequest(
+            f"{len(inputs)} texts in one request; at most {settings.max_texts_per_request} are "
+            "taken. Split the list.",
+            "texts",
+        )
 
 
 def validate_reply_tokens(n_tokens: int, settings: RequestSettings) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey
-from serve_app.inputs import Input, TextPair
+from serve_app.inputs import RequestInput, TextPair
 from serve_app.jobs import Job
 from serve_app.results import Result
 from serve_app.service.embed import EmbedService
@@ -65,7 +65,7 @@ class Admission:
         return result, reservation.headers()
 
 
-def _estimated_tokens(text: Input) -> int:
+def _estimated_tokens(text: RequestInput) -> int:
     if isinstance(text, str | TextPair):
         return len(text) // _CHARS_PER_TOKEN + 1
     return len(text) if isinstance(text, tuple) else 0  # only the model knows the cost of an image

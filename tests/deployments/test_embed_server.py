@@ -1,11 +1,15 @@
 """A replica that does everything: settings change while it serves, and its methods for Ray jobs."""
 
 import asyncio
+import base64
+import io
 import os
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from ray.serve.schema import ReplicaRank
 
@@ -21,11 +25,12 @@ from serve_app.errors import (
     Overloaded,
     UnsupportedOperation,
 )
+from serve_app.inputs import Image
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.tasks import Task
 from serve_app.types import Float32
 from tests.deployments.conftest import RANK
-from tests.fakes import FakeEngine, fake_vector
+from tests.fakes import FakeEngine, as_text, fake_vector
 
 SECOND_RANK = ReplicaRank(rank=1, node_rank=0, local_rank=1)
 #: The class without Ray's wrapper, which needs a running Ray.
@@ -228,3 +233,48 @@ async def test_the_space_without_a_model_is_that_of_the_vectors_without_a_model(
     replica = ClosedByTest(config.model_copy(update={"models": (first, second)}), selections)
     assert await replica.space() == selections[1].spec.space_id
     await REPLICA.__del__(replica)
+
+
+def image_file(color: str) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (len(color), 1), color).save(file, "PNG")
+    return file.getvalue()
+
+
+def data_uri(file: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
+
+
+class ImageEngine(FakeEngine):
+    """Embeds images as the fake tokenizer reads them."""
+
+    tasks = frozenset[Task](("embed", "embed_images"))
+
+
+async def test_it_embeds_images_for_ray_jobs(
+    replica: Any, config: AppConfig, selections: tuple[EngineSelection, ...]
+) -> None:
+    first, second = selections
+    spec = replace(second.spec, tasks=("embed", "embed_images"))
+    images = ClosedByTest(
+        config,
+        (first, replace(second, spec=spec)),
+        load=lambda selection, threads: (
+            ImageEngine() if selection.spec is spec else load_engine(selection, threads=threads)
+        ),
+    )
+    await images.reconfigure(None, RANK)
+    files = [image_file(color) for color in ("red", "green")]
+    vectors = await images.embed_images([*files, data_uri(files[0])])
+    expected = [fake_vector(as_text(Image(file))[:16]) for file in files]
+    assert np.array_equal(vectors, [*expected, expected[0]])
+    assert np.array_equal(await images.embed_images(files[1]), expected[1:])
+    with pytest.raises(InvalidRequest, match="URLs are not fetched"):
+        await images.embed_images(["https://images.test/a.png"])
+    with pytest.raises(InvalidRequest, match="not a data URI"):
+        await images.embed_images(["a.png"])
+    with pytest.raises(UnsupportedOperation):
+        await images.embed_images(files, model="words")
+    with pytest.raises(UnsupportedOperation):
+        await replica.embed_images(files)
+    await REPLICA.__del__(images)

@@ -9,7 +9,7 @@ from typing import Any
 from embedserve_client.errors import FileError
 
 #: The content of an image file, or its path. A string that begins with `data:`, `http:` or `https:`
-#: is sent as it is; the service takes data URIs.
+#: is sent as it is; the service takes data URIs, and URLs of hosts that `allow_image_urls` names.
 ImageInput = bytes | str | os.PathLike[str]
 
 #: The first bytes of each format → its media type.

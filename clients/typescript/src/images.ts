@@ -3,7 +3,8 @@
 import { encodeBase64 } from "./base64.js";
 
 /**
- * The content of an image file, such as a `Buffer`, or its data URI.
+ * The content of an image file, such as a `Buffer`, its data URI, or its URL if the service's setting
+ * `allow_image_urls` names the host.
  */
 export type ImageInput = Uint8Array | string;
 

@@ -1,13 +1,14 @@
 """Embeds texts and images: one vector for each, in one space."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from serve_app.errors import InvalidRequest
-from serve_app.inputs import Image, Input
+from serve_app.inputs import Image, ImageUrl, Input
 from serve_app.jobs import BatchJob, EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import BatchResult, EmbedResult
@@ -23,9 +24,15 @@ async def embed(context: TaskContext, job: EmbedJob, timeout_s: float) -> EmbedR
     Raises:
         InvalidRequest: a text, the number of texts, `dimensions`, `max_tokens` or `input_type` is
             not valid.
+        ImageFetchError: an image can't be fetched from its URL.
         EmbedServeError: see `EmbedService.run`.
     """
-    spec, inputs = context.spec, context.prepare(job.texts)
+    spec, values = context.spec, job.texts
+    if ImageUrl in map(type, values):
+        started_s = time.monotonic()
+        values = await context.fetch_images(values)
+        timeout_s -= time.monotonic() - started_s
+    inputs = context.prepare(values)
     _check_limits(job, spec)
     texts, order = distinct(inputs)
     compute = _image_vectors if Image in map(type, texts) else _text_vectors
@@ -53,6 +60,7 @@ async def embed(context: TaskContext, job: EmbedJob, timeout_s: float) -> EmbedR
         result.timings,
         raw,
         character_count(inputs),
+        inputs=inputs,
     )
 
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 import orjson
 
 from serve_app.errors import EmptyInput, InvalidRequest
-from serve_app.inputs import Image, Input
+from serve_app.inputs import Image, ImageUrl, RequestInput
 from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
@@ -28,7 +28,7 @@ from serve_app.web.schema.fields import (
     TextField,
     TextsField,
 )
-from serve_app.web.schema.images import DATA_URI, parse_image, takes_images
+from serve_app.web.schema.images import image_schema, parse_image, takes_images
 from serve_app.web.schema.input_type import InputTypeField
 from serve_app.web.schema.json_schema import (
     INTEGER,
@@ -79,7 +79,7 @@ class _ImagesField(Field):
 
     __slots__ = ()
 
-    def parse(self, body: Body, spec: ModelSpec) -> tuple[Image, ...]:
+    def parse(self, body: Body, spec: ModelSpec) -> tuple[Image | ImageUrl, ...]:
         """Returns the images; empty where the field is absent."""
         value = body.get(self.name)
         if value is None or (value == [] and not takes_images(spec)):
@@ -97,7 +97,9 @@ class _ImagesField(Field):
     def _value_schema(self, context: SchemaContext) -> Schema:
         if not takes_images(context.spec):
             return {"type": "array", "maxItems": 0}
-        return array(DATA_URI, minItems=1, maxItems=context.settings.max_texts_per_request)
+        return array(
+            image_schema(context), minItems=1, maxItems=context.settings.max_texts_per_request
+        )
 
 
 class _PartsField(ObjectField):
@@ -109,7 +111,8 @@ class _PartsField(ObjectField):
         texts = ObjectField._value_schema(self, context)
         if not takes_images(context.spec):
             return texts
-        image = object_({"type": enum((_IMAGE_TYPE,)), "image_url": object_({"url": DATA_URI})})
+        url = object_({"url": image_schema(context)})
+        image = object_({"type": enum((_IMAGE_TYPE,)), "image_url": url})
         return any_of(texts, array(image, minItems=1, maxItems=1))
 
 
@@ -204,7 +207,7 @@ def has_images(body: Body) -> bool:
     return bool(body.get(_IMAGES.name)) or body.get(_INPUT_TYPE.name) == _IMAGE_INPUT_TYPE
 
 
-def _read_inputs(body: Body, spec: ModelSpec) -> tuple[Input, ...]:
+def _read_inputs(body: Body, spec: ModelSpec) -> tuple[RequestInput, ...]:
     images, inputs = _IMAGES.parse(body, spec), _INPUTS(body)
     if inputs is None and not images:
         return _TEXTS(body)
@@ -218,7 +221,7 @@ def _read_inputs(body: Body, spec: ModelSpec) -> tuple[Input, ...]:
     return tuple(_input(item, spec) for item in inputs)
 
 
-def _input(item: Body, spec: ModelSpec) -> str | Image:
+def _input(item: Body, spec: ModelSpec) -> RequestInput:
     """Returns the text, or the image, of `{"content": [{"type": "text", "text": …}, …]}`."""
     parts = _PARTS(item)
     if parts is None:
@@ -237,7 +240,7 @@ def _input(item: Body, spec: ModelSpec) -> str | Image:
     return images[0]
 
 
-def _image_of_part(part: Body) -> Image:
+def _image_of_part(part: Body) -> Image | ImageUrl:
     return parse_image((_IMAGE_URL(part) or {}).get("url"), "inputs")
 
 
@@ -286,7 +289,7 @@ class EmbedReply(TypedDict):
 
 
 def _render(
-    result: EmbedResult, *, encoders: Mapping[str, VectorEncoder], inputs: Sequence[Input]
+    result: EmbedResult, *, encoders: Mapping[str, VectorEncoder], inputs: Sequence[RequestInput]
 ) -> bytes:
     texts = [value for value in inputs if isinstance(value, str)]
     billed_units: BilledUnits = {"input_tokens": result.total_tokens}

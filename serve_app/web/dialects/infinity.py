@@ -18,7 +18,7 @@ from serve_app.errors import (
     Unauthorized,
     UnsupportedOperation,
 )
-from serve_app.inputs import Input
+from serve_app.inputs import RequestInput
 from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
@@ -104,7 +104,7 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     return ParsedRequest(job, partial(_render, encoder=encoder), has_floats=encoder.is_float)
 
 
-def _inputs(body: Body, spec: ModelSpec) -> tuple[Input, ...]:
+def _inputs(body: Body, spec: ModelSpec) -> tuple[RequestInput, ...]:
     """Returns texts without white space around them, or images."""
     modality, inputs = _MODALITY(body, spec), _INPUT(body)
     if modality == "image":

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serve_app.errors import InvalidRequest, UnsupportedOperation, short_repr
-from serve_app.inputs import Input
+from serve_app.inputs import RequestInput
 from serve_app.models import ModelSpec
 from serve_app.web.schema.fields import (
     Body,
@@ -14,7 +14,7 @@ from serve_app.web.schema.fields import (
     TextsField,
     object_schema,
 )
-from serve_app.web.schema.images import IMAGE, parse_image, takes_images
+from serve_app.web.schema.images import image_schema, parse_image, takes_images
 from serve_app.web.schema.json_schema import Schema, any_of, array, enum, object_
 
 _OBJECT_TEXT = TextField("text", "A text.", required=True)
@@ -26,7 +26,7 @@ class InputField(TextsField):
 
     __slots__ = ()
 
-    def parse(self, body: Body, spec: ModelSpec) -> tuple[Input, ...]:
+    def parse(self, body: Body, spec: ModelSpec) -> tuple[RequestInput, ...]:
         """Returns the inputs. The service validates each of them.
 
         Raises:
@@ -50,7 +50,7 @@ class InputField(TextsField):
         item = schema["anyOf"][0]["items"]
         objects = [object_schema((_OBJECT_TEXT,), context)]
         if takes_images(context.spec):
-            objects.append(object_({_IMAGE_MEMBER: IMAGE}))
+            objects.append(object_({_IMAGE_MEMBER: image_schema(context, allow_base64=True)}))
         item["anyOf"] += [object_ | {"additionalProperties": False} for object_ in objects]
         return schema
 
@@ -92,7 +92,9 @@ class ModalityField(Field):
 
     __slots__ = ()
 
-    def parse(self, body: Body, spec: ModelSpec, inputs: Sequence[Input]) -> tuple[Input, ...]:
+    def parse(
+        self, body: Body, spec: ModelSpec, inputs: Sequence[RequestInput]
+    ) -> tuple[RequestInput, ...]:
         """Returns the inputs, with images in place of data URIs of the modality `image`.
 
         Raises:

@@ -4,14 +4,13 @@ Voyage's fields of `/v1/embeddings` are read by the OpenAI dialect, those of `/v
 `rerank`.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Literal, TypedDict
 
 import orjson
 
 from serve_app.errors import EmbedServeError, EmptyInput, InvalidRequest, UnsupportedOperation
-from serve_app.inputs import Image
+from serve_app.inputs import Image, RequestInput
 from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
@@ -30,7 +29,7 @@ from serve_app.web.schema.fields import (
     SchemaContext,
     TextField,
 )
-from serve_app.web.schema.images import DATA_URI, parse_image, takes_images
+from serve_app.web.schema.images import image_schema, parse_image, takes_images
 from serve_app.web.schema.input_type import InputTypeField
 from serve_app.web.schema.json_schema import Schema, any_of, array, enum, object_
 from serve_app.web.schema.typed_dict import schema_of
@@ -49,7 +48,8 @@ class _PartsField(ObjectField):
         parts = ObjectField._value_schema(self, context)
         if not takes_images(context.spec):
             return parts
-        images = [object_({"type": enum((name,)), name: DATA_URI}) for name in _IMAGE_TYPES]
+        image = image_schema(context)
+        images = [object_({"type": enum((name,)), name: image}) for name in _IMAGE_TYPES]
         return any_of(parts, array(any_of(*images), minItems=1, maxItems=1))
 
 
@@ -112,11 +112,10 @@ def parse(body: Body, spec: ModelSpec) -> ParsedRequest:
     )
     encoding = openai_requests.ENCODING_FORMAT(body)
     encoder = VectorEncoder(spec, _OUTPUT_TYPE(body), as_base64=encoding == "base64")
-    render = partial(_render, encoder=encoder, inputs=inputs)
-    return ParsedRequest(job, render, has_floats=encoder.is_float)
+    return ParsedRequest(job, partial(_render, encoder=encoder), has_floats=encoder.is_float)
 
 
-def _input(item: Body, spec: ModelSpec) -> str | Image:
+def _input(item: Body, spec: ModelSpec) -> RequestInput:
     parts = _PARTS(item)
     if not parts:
         raise InvalidRequest("Each of `inputs` must be an object with a list `content`.", "inputs")
@@ -161,7 +160,8 @@ class EmbeddingsReply(TypedDict):
     usage: Usage
 
 
-def _render(result: EmbedResult, *, encoder: VectorEncoder, inputs: Sequence[str | Image]) -> bytes:
+def _render(result: EmbedResult, *, encoder: VectorEncoder) -> bytes:
+    inputs = result.inputs
     counts = zip(inputs, result.token_counts.tolist(), strict=True)
     reply: EmbeddingsReply = {
         "object": "list",

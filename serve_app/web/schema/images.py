@@ -1,23 +1,36 @@
-"""Images in JSON: data URIs or base64 → `Image`."""
+"""Images in JSON: data URIs or base64 → `Image`, URLs → `ImageUrl`."""
 
 import base64
 import binascii
 
 from serve_app.errors import InvalidRequest
-from serve_app.inputs import Image
+from serve_app.inputs import Image, ImageUrl
 from serve_app.models import ModelSpec
-from serve_app.web.schema.json_schema import Schema
+from serve_app.web.schema.fields import SchemaContext
+from serve_app.web.schema.json_schema import Schema, any_of
 
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 _HINT = "Send it as a data URI, `data:image/png;base64,…`."
 
-#: JSON Schema of an image.
-IMAGE: Schema = {
-    "type": "string",
-    "pattern": "^(data:image/(png|jpeg|webp|gif);base64,)?[A-Za-z0-9+/]+={0,2}$",
-    "description": "An image as a data URI. URLs are not fetched.",
-}
-DATA_URI: Schema = IMAGE | {"pattern": IMAGE["pattern"].replace("?", "", 1)}
+_HEADER = "(data:image/(png|jpeg|webp|gif);base64,)"
+
+
+def image_schema(context: SchemaContext, *, allow_base64: bool = False) -> Schema:
+    """Returns the JSON Schema of an image; see `parse_image`."""
+    hosts = context.settings.allow_image_urls
+    schema: Schema = {
+        "type": "string",
+        "pattern": f"^{_HEADER}{'?' if allow_base64 else ''}[A-Za-z0-9+/]+={{0,2}}$",
+        "description": "An image as a data URI." + ("" if hosts else " URLs are not fetched."),
+    }
+    if not hosts:
+        return schema
+    url: Schema = {
+        "type": "string",
+        "pattern": "^https?://",
+        "description": f"The URL of an image at one of the hosts {', '.join(hosts)}.",
+    }
+    return any_of(schema, url)
 
 
 def takes_images(spec: ModelSpec) -> bool:
@@ -25,8 +38,10 @@ def takes_images(spec: ModelSpec) -> bool:
     return "embed_images" in spec.tasks
 
 
-def parse_image(value: object, name: str, *, allow_base64: bool = False) -> Image:
-    """Returns the image of a data URI. The service checks its format and its size.
+def parse_image(value: object, name: str, *, allow_base64: bool = False) -> Image | ImageUrl:
+    """Returns the image of a data URI, or a URL. The service fetches it.
+
+    The service checks the format and the size.
 
     Args:
         value: the JSON value.
@@ -34,7 +49,8 @@ def parse_image(value: object, name: str, *, allow_base64: bool = False) -> Imag
         allow_base64: whether the value may be base64 without the header of a data URI.
 
     Raises:
-        InvalidRequest: the value is not a data URI of a supported media type in base64.
+        InvalidRequest: the value is neither a data URI of a supported media type in base64, nor a
+            URL.
     """
     if not isinstance(value, str):
         raise InvalidRequest(f"`{name}` must hold images as strings. {_HINT}", name)
@@ -48,9 +64,7 @@ def parse_image(value: object, name: str, *, allow_base64: bool = False) -> Imag
                 name,
             )
     elif value.partition(":")[0].lower() in ("http", "https"):
-        raise InvalidRequest(
-            f"`{name}` holds the URL of an image. URLs are not fetched. {_HINT}", name
-        )
+        return ImageUrl(value, name)
     elif allow_base64:
         encoded = value
     else:

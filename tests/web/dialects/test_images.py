@@ -18,10 +18,12 @@ from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
 from serve_app.inputs import Image
+from serve_app.metrics import IMAGE_FETCHES, Meter
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from tests.fakes import SPEC, FakeBackend
+from tests.image_server import ImageServer, image_server
 
 CLIP = replace(SPEC, tasks=("embed", "embed_images"))
 LIMITS = IngressSettings(max_image_bytes=2000, max_image_pixels=64)
@@ -265,3 +267,113 @@ def test_both_together_in_one_input_are_an_error(client: TestClient) -> None:
     reply = client.post("/v2/embed", json=body)
     assert reply.status_code == 400
     assert "not both together" in reply.json()["message"]
+
+
+@pytest.fixture
+def server() -> Iterator[ImageServer]:
+    with image_server() as server:
+        server.actions["/a.png"] = lambda handler: handler.reply(PNG)
+        server.actions["/gone"] = lambda handler: handler.reply(b"secret", status=410)
+        yield server
+
+
+@pytest.fixture
+def meter() -> Meter:
+    return Meter()
+
+
+@pytest.fixture
+def url_client(lookup: FakeBackend, server: ImageServer, meter: Meter) -> Iterator[TestClient]:
+    settings = LIMITS.model_copy(update={"allow_image_urls": (f"127.0.0.1:{server.port}",)})
+    service = EmbedService(CLIP, lookup, settings, meter.for_model("fake"))
+    with TestClient(create_app(Catalog([service])), raise_server_exceptions=False) as client:
+        yield client
+
+
+@each_format
+def test_every_format_takes_urls_of_named_hosts(
+    url_client: TestClient, lookup: FakeBackend, server: ImageServer, format_: Format
+) -> None:
+    by_url = send(url_client, format_, server.url("/a.png"))
+    assert by_url.status_code == 200, by_url.text
+    assert lookup.groups[-1].texts == (Image(PNG),)
+    by_content = send(url_client, format_, data_uri(PNG))
+    assert format_.vector(by_url.json()) == format_.vector(by_content.json())
+    usage = [reply.json().get("usage") for reply in (by_url, by_content)]
+    assert usage[0] == usage[1]
+
+
+@each_format
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/gone", "http://other.test/a.png"])
+def test_a_url_that_cannot_be_fetched_is_an_error_of_each_format(
+    url_client: TestClient, lookup: FakeBackend, server: ImageServer, format_: Format, url: str
+) -> None:
+    url = url.format(port=server.port)
+    reply = send(url_client, format_, url)
+    assert reply.status_code == (422 if format_ is FORMATS["infinity"] else 400), reply.text
+    assert url in reply.text
+    assert "secret" not in reply.text
+    assert lookup.groups == []
+
+
+@each_format
+def test_a_fetched_file_is_checked_like_one_in_the_body(
+    url_client: TestClient, server: ImageServer, format_: Format
+) -> None:
+    server.actions["/bmp"] = lambda handler: handler.reply(image_file("BMP"))
+    server.actions["/wide"] = lambda handler: handler.reply(png_header(65, 1))
+    for path, reason in (("/bmp", "PNG, JPEG, WEBP, GIF"), ("/wide", "more than 64 pixels")):
+        reply = send(url_client, format_, server.url(path))
+        assert reply.status_code in (400, 422)
+        assert reason in reply.text
+
+
+def test_urls_texts_and_images_keep_their_order(
+    url_client: TestClient, server: ImageServer
+) -> None:
+    server.actions["/b.gif"] = lambda handler: handler.reply(image_file("GIF"), "image/gif")
+    items = ["a", {"image": server.url("/b.gif")}, {"image": data_uri(PNG)}, {"text": "b"}]
+    mixed = url_client.post("/v1/embeddings", json={"input": items}).json()["data"]
+    alone = [url_client.post("/v1/embeddings", json={"input": [item]}) for item in items]
+    vectors = [reply.json()["data"][0]["embedding"] for reply in alone]
+    assert [item["embedding"] for item in mixed] == vectors
+
+
+def test_too_many_urls_are_rejected_before_one_is_fetched(
+    url_client: TestClient, server: ImageServer
+) -> None:
+    items = [{"image": server.url(f"/a.png?{i}")} for i in range(LIMITS.max_texts_per_request + 1)]
+    assert url_client.post("/v1/embeddings", json={"input": items}).status_code == 400
+    assert server.requests == []
+
+
+def test_the_time_limit_of_the_request_includes_the_fetch(
+    url_client: TestClient, server: ImageServer
+) -> None:
+    server.actions["/slow"] = lambda handler: handler.server.stopped.wait()
+    reply = url_client.post(
+        "/v1/embeddings",
+        json={"input": [{"image": server.url("/slow")}]},
+        headers={"x-request-timeout-s": "0.2"},
+    )
+    assert reply.status_code == 504
+
+
+def test_fetches_are_counted(url_client: TestClient, server: ImageServer, meter: Meter) -> None:
+    for path in ("/a.png", "/gone"):
+        send(url_client, FORMATS["jina"], server.url(path))
+    assert meter.value(IMAGE_FETCHES, "ok", "fake") == 1
+    assert meter.value(IMAGE_FETCHES, "status", "fake") == 1
+
+
+def test_the_documentation_has_urls_where_they_are_fetched(
+    client: TestClient, url_client: TestClient
+) -> None:
+    for format_ in FORMATS.values():
+        for documented, valid in ((client, False), (url_client, True)):
+            path = documented.get("/openapi.json").json()["paths"][format_.path]
+            content = path["post"]["requestBody"]["content"]["application/json"]
+            schema = Draft202012Validator(content["schema"])
+            # A text field may be one of both.
+            is_text = format_ in (FORMATS["nim"], FORMATS["infinity"])
+            assert schema.is_valid(format_.body("https://a.test/b.png")) == (valid or is_text)
