@@ -11,6 +11,7 @@ from typing import ClassVar, Generic, Self, TypeVar
 from serve_app.inputs import Image, ImageUrl, Input, RequestInput
 from serve_app.results import (
     BatchResult,
+    ComputedResult,
     EmbedResult,
     ScoreResult,
     SparseResult,
@@ -47,8 +48,19 @@ class Job(Generic[ResultT]):
         raise NotImplementedError
 
 
-class _QueuedJob(Job[ResultT]):
-    """A job with a lane, whose outputs may be cached."""
+class QueuedJob(Job[ResultT]):
+    """A job with a lane."""
+
+    __slots__ = ()
+
+    @property
+    def lane(self) -> Lane | None:
+        """The priority; None: chosen by the number of inputs."""
+        raise NotImplementedError
+
+
+class _CachedJob(QueuedJob[ResultT]):
+    """A job whose outputs may be cached."""
 
     __slots__ = ()
 
@@ -60,7 +72,7 @@ class _QueuedJob(Job[ResultT]):
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedJob(_QueuedJob[EmbedResult]):
+class EmbedJob(_CachedJob[EmbedResult]):
     """A request for one vector per text or image."""
 
     texts: tuple[RequestInput, ...]
@@ -87,11 +99,16 @@ class EmbedJob(_QueuedJob[EmbedResult]):
 
 
 @dataclass(frozen=True, slots=True)
-class _TextsJob(Job[ResultT]):
+class _TextsJob(QueuedJob[ResultT]):
     """A job for the texts of an `EmbedJob`, with another output."""
 
     task: ClassVar[Task]
     job: EmbedJob
+
+    @property
+    def lane(self) -> Lane | None:
+        """The lane of the `EmbedJob`."""
+        return self.job.lane
 
     @property
     def inputs(self) -> tuple[RequestInput, ...]:
@@ -123,7 +140,7 @@ class SparseJob(_TextsJob[SparseResult]):
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreJob(_QueuedJob[ScoreResult]):
+class ScoreJob(_CachedJob[ScoreResult]):
     """A request for the scores of pairs of texts, or of single texts."""
 
     pairs: tuple[Input, ...]
@@ -189,12 +206,12 @@ class DecodeJob(_TokenizerJob[str]):
 class BatchJob(Job[BatchResult]):
     """Several jobs in one request; if one of them fails, all do."""
 
-    jobs: tuple[EmbedJob, ...]
+    jobs: tuple[QueuedJob[ComputedResult], ...]
 
     @property
     def inputs(self) -> tuple[RequestInput, ...]:
         """The inputs that count toward a token quota."""
-        return tuple(text for job in self.jobs for text in job.texts)
+        return tuple(value for job in self.jobs for value in job.inputs)
 
     @property
     def tasks(self) -> frozenset[Task]:

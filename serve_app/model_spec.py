@@ -36,6 +36,11 @@ class ModelSpec:
     #: not calibrated. Engine selection fills them in; they aren't part of the model's files.
     quantization_ranges: Float32 | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def main_task(self) -> Task:
+        """The task that the model was made for."""
+        return self.tasks[0]
+
     def prompt(self, input_type: str | None) -> str:
         """Returns the prompt that precedes each input of this type.
 

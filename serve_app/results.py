@@ -152,7 +152,7 @@ def activate(logits: Float32, activation: str) -> Float32:
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-class BatchResult(list[EmbedResult]):
+class BatchResult(list[ComputedResult]):
     """The results of a `BatchJob`, in the order of its jobs."""
 
     @property

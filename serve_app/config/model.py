@@ -92,7 +92,8 @@ class ModelConfig(Section):
         default=(),
         description="Tasks for which requests that name no model get this one: `embed`, "
         "`embed_images`, `embed_tokens`, `embed_sparse`, `rerank`, `classify`. Otherwise they get "
-        "the first model in the list that supports the task.",
+        "the first model in the list whose main task it is, or else the first one that supports "
+        "it: a reranker classifies only if no classifier is served.",
     )
     device: Device | None = Field(
         default=None, description="Device that runs this model. null: the application's `device`."

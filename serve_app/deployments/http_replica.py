@@ -277,7 +277,7 @@ class HttpReplica:
             UnsupportedOperation: the model scores pairs of texts.
         """
         service = self._catalog.resolve(model, "embed")
-        task = service.spec.tasks[0]
+        task = service.spec.main_task
         if task not in _WARM_JOBS:
             raise UnsupportedOperation(
                 f"The model {service.spec.name!r} scores pairs of texts, which a list of texts "

@@ -28,7 +28,7 @@ class Catalog:
             services: one for each model, whose names and aliases are distinct.
             replica_stats: statistics over all replicas of the service; None: this process only.
             defaults: for each task the model of requests that name none; otherwise the first model
-                that supports it.
+                whose main task it is, or else the first one that supports it.
         """
         self.services = services
         self.meter = services[0].meter.process
@@ -38,9 +38,11 @@ class Catalog:
             for service in services
             for name in (service.spec.name, *service.spec.aliases)
         }
-        first = {task: service for service in reversed(services) for task in service.spec.tasks}
-        self._defaults: dict[Task, EmbedService] = {
-            **first,
+        last_to_first = services[::-1]
+        #: For each task that is supported the service of requests that name no model.
+        self.defaults: Mapping[Task, EmbedService] = {
+            **{task: service for service in last_to_first for task in service.spec.tasks},
+            **{service.spec.main_task: service for service in last_to_first},
             **{task: self._by_name[name] for task, name in (defaults or {}).items()},
         }
 
@@ -101,7 +103,7 @@ class Catalog:
         return service
 
     def _default(self, task: Task) -> EmbedService:
-        service = self._defaults.get(task)
+        service = self.defaults.get(task)
         if service is None and len(self.services) == 1:
             return self.default  # which says in its own words that it doesn't
         if service is None:

@@ -165,7 +165,7 @@ class EmbedService:
             return None
 
     async def _probe(self) -> None:
-        task = self.spec.tasks[0]
+        task = self.spec.main_task
         value = _PROBE_INPUTS.get(task, _PROBE)
         await self._backend.run(TextGroup((value,), use_cache=False, task=task))
 

@@ -151,7 +151,9 @@ class _Documentation:
 
     def _document(self) -> dict[str, Any]:
         context = SchemaContext(
-            tuple(service.spec for service in self._catalog.services), self._catalog.settings
+            tuple(service.spec for service in self._catalog.services),
+            self._catalog.settings,
+            {task: service.spec for task, service in self._catalog.defaults.items()},
         )
         return openapi(context, self._dialects, keys=self._access.required)
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from serve_app.errors import InvalidRequest, UnsupportedOperation
 from serve_app.jobs import Job
 from serve_app.models import ModelSpec
 from serve_app.results import ComputedResult, Result
@@ -56,12 +57,45 @@ class Endpoint:
     task: Task | None = "embed"  #: selects the model of a request that names none; None: any model
     #: Whether a body holds images; `embed_images` then selects the model instead of `task`.
     has_images: Callable[[Body], bool] = _no_images
+    #: By main task, the endpoints that answer for models with another main task than `task`. Empty:
+    #: this one answers for all models.
+    variants: Mapping[Task | None, "Endpoint"] = field(default_factory=dict)
+    _model_field: ModelField | None = field(init=False, repr=False)
 
     def default_task(self, body: Body) -> Task | None:
         """Returns the task that selects the model of a body that names none."""
         return "embed_images" if self.has_images(body) else self.task
 
-    _model_field: ModelField | None = field(init=False, repr=False)
+    def by_main_task(self) -> Mapping[Task | None, "Endpoint"]:
+        """Returns this endpoint and its variants, by the main task of their models."""
+        return {self.task: self, **self.variants}
+
+    def for_model(self, spec: ModelSpec, body: Body) -> "Endpoint":
+        """Returns the one of several `variants` that answers a body for a model, or this endpoint.
+
+        Raises:
+            UnsupportedOperation: none of them answers for models with its main task.
+            InvalidRequest: the body is that of another one.
+        """
+        endpoints = self.by_main_task()
+        endpoint = endpoints.get(spec.main_task)
+        if endpoint is None:
+            raise UnsupportedOperation(
+                f"`{self.path}` can't tell what to compute with the model {spec.name!r}, which "
+                f"supports {', '.join(spec.tasks)}. Send the request to the route of one of these "
+                "tasks.",
+                "model",
+            )
+        key = endpoint.deciding_key
+        for other in endpoints.values() if key not in body else ():
+            if other.deciding_key in body:
+                raise InvalidRequest(
+                    f"With the model {spec.name!r}, whose task is `{spec.main_task}`, "
+                    f"`{self.path}` takes `{key}`, not `{other.deciding_key}`. Set `model` to "
+                    "another model, or send the request to the route of its task.",
+                    key,
+                )
+        return endpoint
 
     def __post_init__(self) -> None:
         """Finds the field that names the model, once."""

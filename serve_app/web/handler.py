@@ -179,9 +179,11 @@ class RequestHandler:
         fields = await self._read_fields(exchange, headers)
         exchange.dialect, endpoint = _select_endpoint(candidates, fields)
         name = endpoint.model_name(fields)
+        if endpoint.variants:
+            exchange.service = self._catalog.resolve(name)
+            endpoint = endpoint.for_model(exchange.service.spec, fields)
         task = endpoint.default_task(fields) if name is None else None
-        service = self._catalog.resolve(name, task)
-        exchange.service = service
+        service = exchange.service = self._catalog.resolve(name, task)
         parsed = endpoint.parse(fields, service.spec)
         job = exchange.job = apply_request_headers(parsed.job, headers)
         timeout_s = request_timeout_s(headers)

@@ -237,9 +237,12 @@ async def test_tei_client_classifies(kinds: KindsServer, classifier: KindsServer
     check_classes(kinds, pairs, await client.async_classify(pairs))
 
 
-async def test_huggingface_hub_classifies(kinds: KindsServer, classifier: KindsServer) -> None:
+@pytest.mark.parametrize("path", ["", "/predict"])
+async def test_huggingface_hub_classifies(
+    kinds: KindsServer, classifier: KindsServer, path: str
+) -> None:
     # As with text-embeddings-inference, the library returns the best label instead of a list.
-    url = f"{classifier.url}/predict"
+    url = classifier.url + path
     bad, good = kinds.class_scores(DOCUMENTS[:1])[0]
     best: Any = InferenceClient(model=url).text_classification(DOCUMENTS[0])
     assert best.label == ("good" if good > bad else "bad")

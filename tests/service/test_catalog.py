@@ -19,6 +19,13 @@ RERANKER = replace(
     tasks=("rerank", "classify"),
     space_id="cafe-fp32",
 )
+CLASSIFIER = replace(
+    RERANKER,
+    name="org/classifier",
+    tasks=("classify",),
+    labels=("bad", "good"),
+    space_id="feed-fp32",
+)
 
 
 def service(spec: object, backend: FakeBackend | None = None) -> EmbedService:
@@ -50,6 +57,31 @@ def test_a_request_without_a_model_gets_the_first_one_that_supports_the_task() -
     assert CATALOG.resolve(None, "embed").spec.name == "org/fake"
     assert CATALOG.resolve(None, "rerank").spec.name == "org/reranker"
     assert CATALOG.resolve(None).spec.name == "org/fake"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_reranker_classifies_by_default_only_if_there_is_no_classifier(
+    order: tuple[int, int],
+) -> None:
+    models = [service(RERANKER), service(CLASSIFIER)]
+    both = [models[i] for i in order]
+    assert Catalog(both).resolve(None, "classify").spec.name == "org/classifier"
+    assert Catalog(both).resolve(None, "rerank").spec.name == "org/reranker"
+    assert Catalog([models[0]]).resolve(None, "classify").spec.name == "org/reranker"
+    chosen = Catalog(both, defaults={"classify": "org/reranker"})
+    assert chosen.resolve(None, "classify").spec.name == "org/reranker"
+
+
+def test_the_default_is_the_first_model_whose_main_task_it_is() -> None:
+    colbert = replace(SPEC, name="org/colbert", aliases=(), tasks=("embed_tokens", "rerank"))
+    catalog = Catalog([service(spec) for spec in (SPEC, colbert, RERANKER, SECOND)])
+    names = {task: service.spec.name for task, service in catalog.defaults.items()}
+    assert names == {
+        "embed": "org/fake",
+        "embed_tokens": "org/colbert",
+        "rerank": "org/reranker",
+        "classify": "org/reranker",
+    }
 
 
 def test_the_default_of_a_task_can_be_another_model() -> None:

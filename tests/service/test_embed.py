@@ -197,6 +197,8 @@ async def test_run_embeds_a_job(service: EmbedService) -> None:
 async def test_each_job_of_a_batch_has_its_options(service: EmbedService) -> None:
     jobs = (EmbedJob(("a",), input_type="query"), EmbedJob(("b", "c"), dimensions=2))
     first, second = await service.run(BatchJob(jobs))
+    assert isinstance(first, EmbedResult)
+    assert isinstance(second, EmbedResult)
     assert np.array_equal(first.vectors, [fake_vector("query: a")])
     assert second.vectors.shape == (2, 2)
 

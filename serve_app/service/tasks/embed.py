@@ -3,18 +3,16 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from serve_app.errors import InvalidRequest
 from serve_app.inputs import Image, ImageUrl, Input
-from serve_app.jobs import BatchJob, EmbedJob
+from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
-from serve_app.results import BatchResult, EmbedResult
+from serve_app.results import EmbedResult
 from serve_app.service.dimensions import normalize, truncate_dimensions
 from serve_app.service.task_context import TaskContext, character_count, distinct
-from serve_app.service.validation import validate_inputs
 from serve_app.types import Timings, Vectors
 
 
@@ -62,15 +60,6 @@ async def embed(context: TaskContext, job: EmbedJob, timeout_s: float) -> EmbedR
         character_count(inputs),
         inputs=inputs,
     )
-
-
-async def embed_batch(context: TaskContext, batch: BatchJob, timeout_s: float) -> BatchResult:
-    """Returns the vectors of several jobs."""
-    texts = batch.inputs
-    validate_inputs(context.replace_invalid(texts), context.settings)
-    lane = context.default_lane(len(texts))
-    jobs = (replace(job, lane=job.lane or lane) for job in batch.jobs)
-    return BatchResult(await asyncio.gather(*(embed(context, job, timeout_s) for job in jobs)))
 
 
 async def _image_vectors(

@@ -1,10 +1,11 @@
 """The format of text-embeddings-inference (TEI): routes, errors and headers.
 
-`tei_requests` and `tei_scores` hold the bodies of its requests and replies. Of TEI's status routes,
-`/info` is in `sidecar` and `/metrics` in `status`.
+`tei_requests`, `tei_scores` and `tei_vertex` hold the bodies of its requests and replies. Of TEI's
+status routes, `/info` is in `sidecar` and `/metrics` in `status`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, TypedDict
 
 import orjson
@@ -25,7 +26,7 @@ from serve_app.results import ComputedResult
 from serve_app.service.embed import EmbedService
 from serve_app.tasks import Task
 from serve_app.web.dialect import Dialect, ErrorResponse
-from serve_app.web.dialects import tei_requests, tei_scores
+from serve_app.web.dialects import tei_requests, tei_scores, tei_vertex
 from serve_app.web.dialects.classify_requests import LabelScore
 from serve_app.web.dialects.extensions import MODEL
 from serve_app.web.dialects.status import health_route
@@ -189,27 +190,68 @@ def _endpoint(
     )
 
 
+_EMBED = _endpoint(
+    "/embed",
+    "Embed texts.",
+    tei_requests.EMBED_FIELDS,
+    tei_requests.parse_embed,
+    list[Vector],
+)
+_EMBED_SPARSE = _endpoint(
+    "/embed_sparse",
+    "Embed texts sparsely: weights of tokens of the vocabulary.",
+    tei_requests.SPARSE_FIELDS,
+    tei_requests.parse_embed_sparse,
+    list[list[tei_requests.TokenWeight]],
+    task="embed_sparse",
+)
+_PREDICT = _endpoint(
+    "/predict",
+    "Classify texts or pairs of texts.",
+    tei_scores.PREDICT_FIELDS,
+    tei_scores.parse_predict,
+    list[LabelScore] | list[list[LabelScore]],
+    task="classify",
+)
+_RERANK = _endpoint(
+    "/rerank",
+    "Rerank texts by their relevance to a query.",
+    tei_scores.RERANK_FIELDS,
+    tei_scores.parse_rerank,
+    list[tei_scores.Rank],
+    task="rerank",
+)
+_ROOT = _endpoint(
+    "/",
+    "Compute what the model is made for: the request is one of `/embed`, `/similarity`, "
+    "`/embed_sparse`, `/predict` or `/rerank`.",
+    tei_requests.ROOT_FIELDS,
+    tei_requests.parse_root,
+    list[Vector] | list[float],
+)
+_VERTEX = tei_vertex.endpoint_of(_EMBED)
+_VERTEX_VARIANTS = (
+    tei_vertex.endpoint_of(_EMBED_SPARSE),
+    tei_vertex.endpoint_of(_PREDICT),
+    tei_vertex.endpoint_of(_PREDICT, task="rerank", other=_RERANK),
+)
+
+
+def _by_main_task(endpoint: Endpoint, path: str, variants: Iterable[Endpoint]) -> Endpoint:
+    """Returns an endpoint at a path, with others in its place for models with their main tasks."""
+    by_task = {variant.task: replace(variant, path=path) for variant in variants}
+    return replace(endpoint, path=path, variants=by_task)
+
+
 DIALECT = Dialect(
     name="TEI",
     order=20,
     render_error=render_error,
     error_schema=schema_of(ErrorReply),
     endpoints=(
-        _endpoint(
-            "/embed",
-            "Embed texts.",
-            tei_requests.EMBED_FIELDS,
-            tei_requests.parse_embed,
-            list[Vector],
-        ),
+        _EMBED,
         *(
-            _endpoint(
-                path,
-                "Embed texts, or compare texts with a source sentence.",
-                tei_requests.ROOT_FIELDS,
-                tei_requests.parse_root,
-                list[Vector] | list[float],
-            )
+            _by_main_task(_ROOT, path, (_EMBED_SPARSE, _PREDICT, _RERANK))
             for path in ("/", "/invocations")
         ),
         _endpoint(
@@ -243,37 +285,10 @@ DIALECT = Dialect(
             list[str],
             task=None,
         ),
-        _endpoint(
-            "/vertex",
-            "Embed texts in Vertex AI's format: a list of bodies of `/embed`.",
-            tei_requests.VERTEX_FIELDS,
-            tei_requests.parse_vertex,
-            tei_requests.VertexReply,
-        ),
-        _endpoint(
-            "/embed_sparse",
-            "Embed texts sparsely: weights of tokens of the vocabulary.",
-            tei_requests.SPARSE_FIELDS,
-            tei_requests.parse_embed_sparse,
-            list[list[tei_requests.TokenWeight]],
-            task="embed_sparse",
-        ),
-        _endpoint(
-            "/predict",
-            "Classify texts or pairs of texts.",
-            tei_scores.PREDICT_FIELDS,
-            tei_scores.parse_predict,
-            list[LabelScore] | list[list[LabelScore]],
-            task="classify",
-        ),
-        _endpoint(
-            "/rerank",
-            "Rerank texts by their relevance to a query.",
-            tei_scores.RERANK_FIELDS,
-            tei_scores.parse_rerank,
-            list[tei_scores.Rank],
-            task="rerank",
-        ),
+        _by_main_task(_VERTEX, "/vertex", _VERTEX_VARIANTS),
+        _EMBED_SPARSE,
+        _PREDICT,
+        _RERANK,
     ),
     views=(health_route("/"), health_route("/ping")),
 )

@@ -12,7 +12,6 @@ import orjson
 from serve_app.errors import EmptyInput, InvalidRequest
 from serve_app.inputs import Input
 from serve_app.jobs import (
-    BatchJob,
     DecodeJob,
     EmbedJob,
     SparseJob,
@@ -39,7 +38,6 @@ from serve_app.web.schema.fields import (
 )
 from serve_app.web.schema.input_type import InputTypeField
 from serve_app.web.schema.json_schema import Schema, any_of
-from serve_app.web.schema.typed_dict import Vector
 from serve_app.web.schema.vector_encoding import float_rows
 
 _INPUTS = TextsField(
@@ -103,15 +101,6 @@ SPARSE_FIELDS = (_INPUTS, *END_TRUNCATION, _PROMPT_NAME, USE_CACHE)
 SIMILARITY_FIELDS = (_PAIR, _PARAMETERS)
 TOKENIZE_FIELDS = (_TOKENIZE_INPUTS, _ADD_SPECIAL_TOKENS, _PROMPT_NAME)
 DECODE_FIELDS = (_IDS, _SKIP_SPECIAL_TOKENS)
-_INSTANCES = ObjectField(
-    "instances",
-    "Bodies of `/embed`.",
-    required=True,
-    fields=EMBED_FIELDS,
-    many=True,
-    count_as_texts=True,
-)
-VERTEX_FIELDS = (_INSTANCES,)
 
 
 class _TextsOrPairField(TextsField):
@@ -260,21 +249,6 @@ def parse_decode(body: Body, spec: ModelSpec) -> ParsedRequest:
     return ParsedRequest(DecodeJob(_IDS(body), _SKIP_SPECIAL_TOKENS(body) is not False), _dumps)
 
 
-def parse_vertex(body: Body, spec: ModelSpec) -> ParsedRequest:
-    """Parses the body of `POST /vertex`: a list of bodies of `/embed`.
-
-    Raises:
-        InvalidRequest: a field is missing, has a wrong type or an unknown value.
-    """
-    instances = _INSTANCES(body)
-    if instances is None:
-        raise InvalidRequest("`instances` is missing. Send a list of objects.", "instances")
-    if not instances:
-        raise EmptyInput("`instances` is empty. Send at least one.", "instances")
-    jobs = tuple(_embed_job(instance, spec) for instance in instances)
-    return ParsedRequest(BatchJob(jobs), _render_vertex)
-
-
 class Token(TypedDict):
     """A token; special ones have no position in the text."""
 
@@ -290,12 +264,6 @@ class TokenWeight(TypedDict):
 
     index: int
     value: float
-
-
-class VertexReply(TypedDict):
-    """The reply of `POST /vertex`: the vectors of each instance."""
-
-    predictions: list[list[Vector]]
 
 
 def _dumps(reply: Any) -> bytes:
@@ -339,8 +307,3 @@ def _tokens(row: Tokenization) -> list[Token]:
             token["start"], token["stop"] = start, stop
         tokens.append(token)
     return tokens
-
-
-def _render_vertex(results: Sequence[EmbedResult]) -> bytes:
-    reply: VertexReply = {"predictions": [[*float_rows(result)] for result in results]}
-    return _dumps(reply)

@@ -39,6 +39,7 @@ class SchemaContext(NamedTuple):
 
     specs: tuple[ModelSpec, ...]  #: the default model first
     settings: RequestSettings
+    defaults: Mapping[Task, ModelSpec] = {}  #: the default model of tasks; else the first model
 
     @property
     def spec(self) -> ModelSpec:
@@ -46,9 +47,9 @@ class SchemaContext(NamedTuple):
         return self.specs[0]
 
     def for_task(self, task: Task | None) -> Self:
-        """Returns the context with the first model that supports a task as the default one."""
-        specs = sorted(self.specs, key=lambda spec: task is not None and task not in spec.tasks)
-        return self._replace(specs=tuple(specs))
+        """Returns the context with the default model of a task as the default one."""
+        default = self.spec if task is None else self.defaults.get(task, self.spec)
+        return self._replace(specs=tuple(sorted(self.specs, key=lambda spec: spec is not default)))
 
     @property
     def model_names(self) -> tuple[str, ...]:

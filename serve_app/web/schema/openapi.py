@@ -1,9 +1,9 @@
 """The OpenAPI document, generated from the fields that parse requests and the types of replies."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -151,20 +151,50 @@ def openapi(
     }
 
 
+class _Candidate(NamedTuple):
+    """One of the endpoints of a path."""
+
+    dialect: Dialect
+    endpoint: Endpoint
+    context: SchemaContext  #: with the models that it answers for, its default model first
+    needs_model: bool = False  #: whether a body without `model` belongs to another endpoint
+
+
+def _candidates(endpoints: Iterable[DialectEndpoint], context: SchemaContext) -> list[_Candidate]:
+    return [
+        candidate
+        for dialect, endpoint in endpoints
+        for candidate in _variants(dialect, endpoint, context)
+    ]
+
+
+def _variants(dialect: Dialect, endpoint: Endpoint, context: SchemaContext) -> Iterator[_Candidate]:
+    """Yields an endpoint, or those of its variants that answer for the served models."""
+    variants = endpoint.by_main_task() if endpoint.variants else {}
+    tasks = dict.fromkeys(spec.main_task for spec in context.specs if spec.main_task in variants)
+    for task in tasks:
+        specs = tuple(spec for spec in context.specs if spec.main_task == task)
+        own = context._replace(specs=specs).for_task(task)
+        yield _Candidate(dialect, variants[task], own, task != context.spec.main_task)
+    if not tasks:
+        yield _Candidate(dialect, endpoint, context.for_task(endpoint.task))
+
+
 def _endpoint_operation(
-    path: str, candidates: Sequence[DialectEndpoint], context: SchemaContext, keys: bool
+    path: str, endpoints: Sequence[DialectEndpoint], context: SchemaContext, keys: bool
 ) -> dict[str, Any]:
-    parsed = [(endpoint, _parse_example(endpoint, context)) for _, endpoint in candidates]
+    candidates = _candidates(endpoints, context)
+    parsed = [(candidate.endpoint, _parse_example(candidate)) for candidate in candidates]
     embedding = [endpoint for endpoint, request in parsed if request]
     has_vectors = any(
         request and request.has_vectors and isinstance(request.job, EmbedJob)
         for _, request in parsed
     )
     errors = (*(_WITH_KEYS if keys else ()), *_WITH_BODY)
-    summaries = dict.fromkeys(endpoint.summary for _, endpoint in candidates)
+    summaries = dict.fromkeys(endpoint.summary for _, endpoint in endpoints)
     return {
         "operationId": _operation_id("post", path),
-        "tags": [dialect.name for dialect, _ in candidates],
+        "tags": [dialect.name for dialect, _ in endpoints],
         "summary": " ".join(summaries),
         "parameters": [
             *_path_parameters(path, context),
@@ -172,15 +202,11 @@ def _endpoint_operation(
             *([_PRIORITY] if embedding else []),
         ],
         "requestBody": _request_body(
-            _any_distinct(_body_schemas(candidates, context)),
-            {
-                dialect.name: object_example(_body_fields(endpoint))
-                for dialect, endpoint in candidates
-            },
+            _any_distinct(_body_schemas(candidates)), _examples(candidates)
         ),
         "responses": {
             **_success_responses(candidates, embedding, has_vectors),
-            **_error_responses([dialect for dialect, _ in candidates], errors),
+            **_error_responses([dialect for dialect, _ in endpoints], errors),
         },
     }
 
@@ -205,14 +231,30 @@ def _without_converters(path: str) -> str:
     return re.sub(r":path(?=})", "", path)
 
 
-def _body_schemas(candidates: Sequence[DialectEndpoint], context: SchemaContext) -> list[Schema]:
-    """Returns the schema of each candidate; it excludes the deciding keys of earlier candidates."""
+def _body_schemas(candidates: Sequence[_Candidate]) -> list[Schema]:
+    """Returns the schema of each candidate; it excludes the deciding keys of earlier dialects."""
     schemas: list[Schema] = []
-    for i, (_, endpoint) in enumerate(candidates):
-        schema = object_schema(_body_fields(endpoint), context.for_task(endpoint.task))
-        earlier = [{"required": [other.deciding_key]} for _, other in candidates[:i]]
+    for i, (dialect, endpoint, context, needs_model) in enumerate(candidates):
+        schema = object_schema(_body_fields(endpoint), context)
+        if needs_model:
+            schema["required"] = [*schema["required"], "model"]
+        earlier = [
+            {"required": [other.endpoint.deciding_key]}
+            for other in candidates[:i]
+            if other.dialect is not dialect
+        ]
         schemas.append(schema | {"not": _any_distinct(earlier)} if earlier else schema)
     return schemas
+
+
+def _examples(candidates: Sequence[_Candidate]) -> dict[str, Any]:
+    """Returns an example of each candidate, by dialect, or else by dialect and task."""
+    examples: dict[str, Any] = {}
+    for dialect, endpoint, context, needs_model in candidates:
+        name = f"{dialect.name}, {endpoint.task}" if dialect.name in examples else dialect.name
+        model = {"model": context.spec.name} if needs_model else {}
+        examples[name] = object_example(_body_fields(endpoint)) | model
+    return examples
 
 
 def _body_fields(endpoint: Endpoint) -> tuple[Field, ...]:
@@ -221,11 +263,11 @@ def _body_fields(endpoint: Endpoint) -> tuple[Field, ...]:
     return tuple(field for field in endpoint.fields if field.name not in names)
 
 
-def _parse_example(endpoint: Endpoint, context: SchemaContext) -> ParsedRequest | None:
+def _parse_example(candidate: _Candidate) -> ParsedRequest | None:
     """Returns the endpoint's parsed example; None if no model runs it, or a batch of jobs."""
+    endpoint = candidate.endpoint
     try:
-        spec = context.for_task(endpoint.task).spec
-        parsed = endpoint.parse(object_example(endpoint.fields), spec)
+        parsed = endpoint.parse(object_example(endpoint.fields), candidate.context.spec)
     except UnsupportedOperation:
         return None
     job = parsed.job
@@ -233,9 +275,9 @@ def _parse_example(endpoint: Endpoint, context: SchemaContext) -> ParsedRequest 
 
 
 def _success_responses(
-    candidates: Sequence[DialectEndpoint], embedding: Sequence[Endpoint], has_vectors: bool
+    candidates: Sequence[_Candidate], embedding: Sequence[Endpoint], has_vectors: bool
 ) -> dict[str, Any]:
-    replies = [endpoint.reply_schema for _, endpoint in candidates]
+    replies = [candidate.endpoint.reply_schema for candidate in candidates]
     response = _response("application/json", _any_distinct(replies))
     names = [*_COMMON_HEADERS]
     if has_vectors:

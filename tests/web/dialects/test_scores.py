@@ -232,11 +232,11 @@ def test_top_n_returns_the_best_documents(client: TestClient, path: str) -> None
         ("/classify", {"input": "a"}),
     ],
 )
-def test_the_first_model_that_classifies_is_the_default(
+def test_the_classifier_is_the_default_though_a_reranker_is_listed_before_it(
     client: TestClient, path: str, body: dict[str, Any]
 ) -> None:
-    assert "relevant" in post(client, path, **body).text
-    assert "positive" in post(client, path, **body, model="classifier").text
+    assert "positive" in post(client, path, **body).text
+    assert "relevant" in post(client, path, **body, model="reranker").text
 
 
 def test_labels_are_sorted_by_score_and_their_scores_add_up_to_1(client: TestClient) -> None:
