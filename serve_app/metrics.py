@@ -118,6 +118,41 @@ MODEL_LOADED = Metric(
     "1 while the model is in the memory of a replica, else 0.",
     ("model",),
 )
+PROVIDER_CALLS = Metric(
+    "embedserve_provider_calls",
+    "Calls of providers by outcome: `ok`, `refused` (400), `rate_limited` (429), `unavailable` (no "
+    "reply, 5xx), `failed` (key, wrong reply), `too_late` (deadline), `cancelled`.",
+    ("outcome", "model"),
+)
+PROVIDER_RETRIES = Metric(
+    "embedserve_provider_retries", "Calls of providers that were repeated.", ("model",)
+)
+PROVIDER_SECONDS = Metric(
+    "embedserve_provider_seconds", "Seconds of successful calls of providers.", ("model",)
+)
+PROVIDER_TEXTS = Metric(
+    "embedserve_provider_texts", "Texts in successful calls of providers.", ("model",)
+)
+PROVIDER_TOKENS = Metric(
+    "embedserve_provider_tokens",
+    "Tokens that providers bill, as they count them; estimated where they don't say.",
+    ("model",),
+)
+PROVIDER_NANO_USD = Metric(
+    "embedserve_provider_nanodollars",
+    "Price of the tokens that providers bill, in nano-dollars.",
+    ("model",),
+)
+PROVIDER_CALLS_IN_FLIGHT = Metric(
+    "embedserve_provider_calls_in_flight",
+    "Calls of providers in flight, those that wait for a retry included.",
+    ("model",),
+)
+PROVIDER_UP = Metric(
+    "embedserve_provider_up",
+    "1 while the model's provider gets calls, 0 while its circuit breaker is open.",
+    ("model",),
+)
 PROCESS_CPU_SECONDS = Metric(
     "embedserve_process_cpu_seconds", "CPU time of the process since its start, in seconds."
 )
@@ -128,6 +163,7 @@ PROCESS_MEMORY_BYTES = Metric(
 #: All other metrics are counters.
 GAUGES = {
     *(CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS, MODEL_LOADED),
+    *(PROVIDER_CALLS_IN_FLIGHT, PROVIDER_UP),
     *(PROCESS_CPU_SECONDS, PROCESS_MEMORY_BYTES),
 }
 

@@ -237,3 +237,4 @@ class EngineInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     parity: Parity | None = None  #: None: the engine is the reference, or runs no model
     rejected: tuple[str, ...] = ()  #: preferred engines that failed, each with the reason
+    failure: str | None = None  #: why a provider gets no calls at the moment; None: it does

@@ -18,6 +18,8 @@ from serve_app.config.deployments import (
     EmbedderSettings,
     EmbedServerSettings,
     IngressSettings,
+    ProvidersSettings,
+    QueueSettings,
     RequestSettings,
 )
 from serve_app.config.model import EMBEDDER, MINILM, EngineSettings, ModelConfig
@@ -41,6 +43,8 @@ __all__ = [
     "IngressSettings",
     "ModelConfig",
     "ProviderSettings",
+    "ProvidersSettings",
+    "QueueSettings",
     "RequestSettings",
     "deployment_names",
     "settings_markdown",

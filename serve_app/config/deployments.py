@@ -204,7 +204,33 @@ class CacheLookupSettings(Section):
     )
 
 
-class EmbedderSettings(Section):
+class QueueSettings(Section):
+    """Settings of a process with queues of texts."""
+
+    bulk_promotion_after_s: float = Field(
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="A bulk text that has waited this long alternates with interactive ones, so "
+        "that bulk work never starves.",
+    )
+    max_request_tokens: int = Field(
+        default=MIB,
+        ge=64,
+        le=GIB,
+        description="Maximum number of tokens to compute for one request; more is a 400.",
+    )
+    max_queued_tokens: int = Field(
+        default=262_144,
+        ge=64,
+        le=GIB,
+        description="Queue limit of each lane of a replica, in tokens. A request that doesn't fit "
+        "completely is a 429. One with more than an eighth of the limit is queued in parts, after "
+        "earlier ones of that size, while these have less than the limit left.",
+    )
+
+
+class EmbedderSettings(QueueSettings):
     """`user_config` of the deployment `Embedder`."""
 
     location = "Embedder: user_config"
@@ -233,33 +259,12 @@ class EmbedderSettings(Section):
     max_batch_texts: int = Field(
         default=64, ge=1, le=4096, description="Maximum number of texts in one model batch."
     )
-    bulk_promotion_after_s: float = Field(
-        default=1.0,
-        ge=0,
-        le=3600,
-        description="A bulk text that has waited this long alternates with interactive ones, so "
-        "that bulk work never starves.",
-    )
     batch_lookahead_texts: int = Field(
         default=512,
         ge=1,
         le=65536,
         description="Number of queued texts, oldest first, from which a batch selects texts of "
         "similar length. A larger window means less padding.",
-    )
-    max_request_tokens: int = Field(
-        default=MIB,
-        ge=64,
-        le=GIB,
-        description="Maximum number of tokens to compute for one request; more is a 400.",
-    )
-    max_queued_tokens: int = Field(
-        default=262_144,
-        ge=64,
-        le=GIB,
-        description="Queue limit of each lane of a replica, in tokens. A request that doesn't fit "
-        "completely is a 429. One with more than an eighth of the limit is queued in parts, after "
-        "earlier ones of that size, while these have less than the limit left.",
     )
     stall_timeout_s: float = Field(
         default=60.0,
@@ -277,3 +282,19 @@ class EmbedServerSettings(RequestSettings, EmbedderSettings):
     removed: ClassVar[Mapping[str, str]] = {
         "max_in_flight_calls": "an EmbedServer makes no calls to other deployments. Delete it."
     }
+
+
+class ProvidersSettings(QueueSettings):
+    """`user_config` of the deployment `Providers`, which calls the providers of models."""
+
+    location = "Providers: user_config"
+
+    max_queued_tokens: int = Field(
+        default=4 * MIB,
+        ge=64,
+        le=GIB,
+        description="Queue limit of each model and lane, in tokens that wait for a call. A request "
+        "that doesn't fit completely is a 429. One that exceeds both an eighth of the limit and "
+        "one call is queued in parts, after earlier ones of that size, while these have less than "
+        "the limit left.",
+    )

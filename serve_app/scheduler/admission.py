@@ -43,9 +43,23 @@ class QueueAdmission(Generic[TextT]):
     groups that arrive all the time don't keep it out.
     """
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        name: str,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        min_part_tokens: int = 0,
+    ) -> None:
+        """An empty queue.
+
+        Args:
+            name: of the lane, for messages.
+            clock: monotonic time in seconds.
+            min_part_tokens: the least size of a part of a large group; 0: an eighth of the queue.
+        """
         self._name = name
         self._clock = clock
+        self._min_part_tokens = min_part_tokens
         self._speed = SpeedMeter(clock)
         self._backlog: deque[_LargeGroup[TextT]] = deque()
         self.tokens = 0  #: admitted, and neither computed nor cancelled
@@ -70,8 +84,8 @@ class QueueAdmission(Generic[TextT]):
             return None
         speed = self._speed.tokens_per_s or tokens_per_s
         backlog = sum(large.tokens for large in self._backlog)
-        part = _part_tokens(limit)
-        if not is_large(tokens, limit):
+        part = self._part_tokens(limit)
+        if tokens <= part:
             ahead, hint = self.tokens - backlog, ""
             if ahead + tokens <= limit:
                 return None
@@ -93,7 +107,7 @@ class QueueAdmission(Generic[TextT]):
             self._speed.start()
         tokens = group.tokens_in_queue
         self.tokens += tokens
-        if not is_large(tokens, limit):
+        if tokens <= self._part_tokens(limit):
             return texts
         self._backlog.append(_LargeGroup(group, deque(texts), tokens))
         return self.next_part(limit)
@@ -104,7 +118,7 @@ class QueueAdmission(Generic[TextT]):
         while self._backlog:
             large = self._backlog[0]
             # Texts of the group that were queued earlier and still wait.
-            room = _part_tokens(limit) - (large.group.tokens_in_queue - large.tokens)
+            room = self._part_tokens(limit) - (large.group.tokens_in_queue - large.tokens)
             while large.texts and room > 0:
                 text = large.texts.popleft()
                 large.tokens -= text.length
@@ -124,6 +138,9 @@ class QueueAdmission(Generic[TextT]):
         """Removes the texts of a finished or cancelled group that still wait for a batch."""
         self.tokens -= group.tokens_in_queue
         self._backlog = deque(large for large in self._backlog if large.group is not group)
+
+    def _part_tokens(self, limit: int) -> int:
+        return max(_part_tokens(limit), self._min_part_tokens)
 
     def drain(self) -> list[TextT]:
         """Removes and returns the texts that aren't queued yet."""

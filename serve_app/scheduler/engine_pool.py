@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from serve_app.config import EmbedderSettings
 from serve_app.engines.affinity import move_threads, pin_thread
@@ -213,10 +213,39 @@ class EnginePool:
         return self._scheduler.load.sample()
 
 
+class ModelPool(Protocol):
+    """Several models, by their spaces."""
+
+    async def run(
+        self,
+        space: str,
+        groups: Sequence[TextGroup],
+        deliver: Callable[[int, EncodedVectors | Exception], None],
+    ) -> None:
+        """Computes groups, and delivers the index and the outputs or the error of each."""
+        ...
+
+    async def tokenize(
+        self, space: str, texts: tuple[str, ...], add_special_tokens: bool
+    ) -> list[Tokenization]:
+        """Returns the tokens of each text."""
+        ...
+
+    async def decode(
+        self, space: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+    ) -> list[str]:
+        """Returns the text of each row of token ids."""
+        ...
+
+    def describe(self, space: str) -> EngineInfo:
+        """Returns what runs the model."""
+        ...
+
+
 class PooledEngine:
     """The calls of one model of a pool."""
 
-    def __init__(self, pool: EnginePool, space: str) -> None:
+    def __init__(self, pool: ModelPool, space: str) -> None:
         self.run = partial(pool.run, space)
         self.tokenize = partial(pool.tokenize, space)
         self.decode = partial(pool.decode, space)

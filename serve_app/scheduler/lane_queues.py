@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 from serve_app.scheduler.pending import QueuedGroup
@@ -42,6 +43,9 @@ class LaneQueues(Generic[KeyT, TextT]):
         self._queues: dict[KeyT, deque[TextT]] = {}  # bulk queues in order of their turns
         self._last_was_bulk = False
 
+    def __iter__(self) -> Iterator[TextT]:
+        return chain.from_iterable(self._queues.values())
+
     def extend(self, key: KeyT, texts: Sequence[TextT]) -> None:
         """Adds texts to a queue."""
         if key not in self._queues:
@@ -50,7 +54,7 @@ class LaneQueues(Generic[KeyT, TextT]):
 
     def drain(self) -> list[TextT]:
         """Empties all queues and returns their texts."""
-        texts = [text for queue in self._queues.values() for text in queue]
+        texts = [*self]
         self._queues.clear()
         return texts
 

@@ -1,0 +1,163 @@
+"""The models of a process that providers run.
+
+groups of texts → scheduler → calls of the provider → vectors as cache values
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import NamedTuple
+
+from serve_app.config import ProviderSettings, QueueSettings
+from serve_app.errors import UnsupportedOperation
+from serve_app.metrics import (
+    PROVIDER_CALLS_IN_FLIGHT,
+    PROVIDER_UP,
+    QUEUED_TOKENS,
+    Gauges,
+    Meter,
+)
+from serve_app.model_spec import ModelSpec
+from serve_app.providers.base import Provider
+from serve_app.providers.call_scheduler import CallScheduler
+from serve_app.providers.provider_group import ProviderGroup
+from serve_app.scheduler.delivery import Encode, deliver_outputs
+from serve_app.tasks import Task
+from serve_app.types import EncodedVectors, EngineInfo, TextGroup, Tokenization
+
+
+class ProviderModel(NamedTuple):
+    """A model that a provider runs."""
+
+    spec: ModelSpec
+    kind: str  #: name of the provider, such as `openai`
+    provider: Provider
+    settings: ProviderSettings
+    encoders: Mapping[Task, Encode]  #: for each task, returns outputs as cache values
+
+
+class ProviderPool:
+    """Embeds texts by calls of providers. Doesn't cache. Belongs to one event loop.
+
+    It has no threads and computes nothing. Each model has its own queues, breaker and connections.
+    """
+
+    def __init__(self, models: Mapping[str, ProviderModel], *, meter: Meter) -> None:
+        """Creates a pool.
+
+        Args:
+            models: the models by their spaces; may be empty.
+            meter: counts calls.
+        """
+        self._models = models
+        self._schedulers = {
+            space: CallScheduler(
+                model.spec,
+                model.provider,
+                model.settings,
+                meter.for_model(model.spec.name),
+                settings=QueueSettings(),
+            )
+            for space, model in models.items()
+        }
+
+    @property
+    def spaces(self) -> Set[str]:
+        """The spaces of the models."""
+        return self._models.keys()
+
+    def gauges(self) -> Gauges:
+        """Returns the current value of each gauge; none without models."""
+        if not self._models:
+            return {}
+        schedulers = {
+            model.spec.name: self._schedulers[space] for space, model in self._models.items()
+        }
+        return {
+            QUEUED_TOKENS: {
+                (lane, "embed", name): tokens
+                for name, scheduler in schedulers.items()
+                for lane, tokens in scheduler.queued_tokens().items()
+            },
+            PROVIDER_CALLS_IN_FLIGHT: {
+                (name,): float(s.in_flight) for name, s in schedulers.items()
+            },
+            PROVIDER_UP: {(name,): float(s.failure is None) for name, s in schedulers.items()},
+        }
+
+    def apply(self, settings: QueueSettings) -> None:
+        """Applies settings to the next groups."""
+        for scheduler in self._schedulers.values():
+            scheduler.settings = settings
+
+    async def stop(self) -> None:
+        """Cancels the calls, fails queued and later groups with `Unavailable`, disconnects."""
+        await asyncio.gather(*(scheduler.stop() for scheduler in self._schedulers.values()))
+
+    async def run(
+        self,
+        space: str,
+        groups: Sequence[TextGroup],
+        deliver: Callable[[int, EncodedVectors | Exception], None],
+    ) -> None:
+        """Embeds groups, and delivers the index and the vectors or the error of each.
+
+        Cancelling it removes the groups from the queue, and cancels calls that no others need.
+        """
+        model, scheduler = self._models[space], self._schedulers[space]
+        pending, indices = list[ProviderGroup](), list[int]()
+        for i, group in enumerate(groups):
+            texts = [text for text in group.texts if isinstance(text, str)]
+            if len(texts) == len(group.texts):
+                pending.append(ProviderGroup(group, texts))
+                indices.append(i)
+            else:
+                deliver(i, _not_texts(model.spec.name))
+        if pending:
+            await deliver_outputs(
+                pending,
+                model.encoders,
+                lambda: scheduler.submit(pending),
+                lambda i, result: deliver(indices[i], result),
+            )
+
+    async def tokenize(
+        self, space: str, texts: tuple[str, ...], add_special_tokens: bool
+    ) -> list[Tokenization]:
+        """Raises `UnsupportedOperation`."""
+        raise _no_tokenizer(self._models[space].spec.name)
+
+    async def decode(
+        self, space: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+    ) -> list[str]:
+        """Raises `UnsupportedOperation`."""
+        raise _no_tokenizer(self._models[space].spec.name)
+
+    def describe(self, space: str) -> EngineInfo:
+        """Returns the provider, and why it gets no calls while its breaker is open."""
+        model, failure = self._models[space], self._schedulers[space].failure
+        return EngineInfo(
+            engine=model.kind,
+            device="remote",
+            precision="fp32",
+            threads=0,
+            space_id=model.spec.space_id,
+            versions=model.provider.versions,
+            failure=None if failure is None else str(failure),
+        )
+
+
+def _no_tokenizer(model: str) -> UnsupportedOperation:
+    return UnsupportedOperation(
+        f"The provider of {model!r} has no tokenizer to call, so texts can't be tokenized, cut or "
+        "split into chunks here. Send texts within the model's token limit, without options that "
+        "shorten them.",
+        "model",
+    )
+
+
+def _not_texts(model: str) -> UnsupportedOperation:
+    return UnsupportedOperation(
+        f"The provider of {model!r} takes texts only, neither token ids nor images. Where clients "
+        "send token ids of OpenAI's models, set `token_ids: cl100k_base`.",
+        "texts",
+    )
