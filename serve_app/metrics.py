@@ -196,8 +196,8 @@ class Meter:
     """Counters of one process, since the last drain and in total. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        #: The counts since the last `drain`, by metric and the values of its tags.
-        self.pending = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
+        self._pending = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
+        self._models: dict[str, ModelMeter] = {}
         self._drained = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
         self._baseline = Totals()
 
@@ -209,15 +209,20 @@ class Meter:
             amount: at least 0.
             tags: values in the order of `metric.tags`.
         """
-        self.pending[metric, tags] += amount
+        self._pending[metric, tags] += amount
 
     def for_model(self, model: str) -> "ModelMeter":
-        """Returns a meter that counts for one model."""
-        return ModelMeter(self, model)
+        """Returns the meter that counts for one model."""
+        if model not in self._models:
+            self._models[model] = ModelMeter(self, model)
+        return self._models[model]
 
     def drain(self) -> Counts:
         """Returns the counts since the previous call."""
-        counts, self.pending = self.pending, defaultdict(float)
+        counts = self._undrained()
+        self._pending.clear()
+        for meter in self._models.values():
+            meter.clear()
         for key, amount in counts.items():
             self._drained[key] += amount
         return counts
@@ -229,7 +234,7 @@ class Meter:
 
     def value(self, metric: Metric, *tags: str) -> float:
         """Returns a counter's value since the start. Doesn't affect `drain`."""
-        return sum(counts.get((metric, tags), 0.0) for counts in (self._drained, self.pending))
+        return self._drained.get((metric, tags), 0.0) + self._undrained().get((metric, tags), 0.0)
 
     def totals(self) -> Totals:
         """Returns the totals since the last `reset`."""
@@ -239,10 +244,18 @@ class Meter:
         """Resets `totals` to zero. Doesn't affect `drain`, so exported counters keep rising."""
         self._baseline = self._lifetime_totals()
 
+    def _undrained(self) -> Counts:
+        """Returns the counts since the last `drain`, of all models."""
+        counts = self._pending.copy()
+        for meter in self._models.values():
+            for key, amount in meter.counts().items():
+                counts[key] += amount
+        return counts
+
     def _lifetime_totals(self) -> Totals:
         sums = defaultdict[Metric, float](float)
         succeeded = 0.0
-        for counts in (self._drained, self.pending):
+        for counts in (self._drained, self._undrained()):
             for (metric, tags), amount in counts.items():
                 if metric is not STAGE_SECONDS or tags[0] == "total":
                     sums[metric] += amount
@@ -262,8 +275,9 @@ class ModelMeter:
     """Adds to the counters of a process for one model, whose name is the last tag of each."""
 
     def __init__(self, process: Meter, model: str) -> None:
-        self.process = process  #: the meter of the process
+        self.process = process  #: the meter of the process, which drains this one
         self.model = model
+        self._pending = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
 
     def add(self, metric: Metric, amount: float = 1, *tags: str) -> None:
         """Adds to a counter; see `Meter.add`.
@@ -273,7 +287,18 @@ class ModelMeter:
             amount: at least 0.
             tags: values in the order of `metric.tags`, without the model.
         """
-        self.process.pending[metric, (*tags, self.model)] += amount
+        self._pending[metric, tags] += amount
+
+    def counts(self) -> Counts:
+        """Returns the counts since the last `clear`, with the model among the tags."""
+        return {
+            (metric, (*tags, self.model)): amount
+            for (metric, tags), amount in self._pending.items()
+        }
+
+    def clear(self) -> None:
+        """Begins at zero."""
+        self._pending.clear()
 
 
 def process_gauges() -> Gauges:

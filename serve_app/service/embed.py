@@ -23,6 +23,7 @@ from serve_app.service.health import HealthProbe, HealthReport
 from serve_app.service.task_context import TaskContext
 from serve_app.service.tasks import RUNNERS
 from serve_app.tasks import Task
+from serve_app.time_limit import limit_time
 from serve_app.types import CacheState, EngineInfo, TextGroup
 
 _PROBE = "health probe"
@@ -102,8 +103,9 @@ class EmbedService:
             raise unsupported_task(self.spec, min(job.tasks - self._tasks))
         timeout_s = min(timeout_s, self.settings.request_timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                result: Any = await RUNNERS[type(job)](self._context, job, timeout_s)
+            result: Any = await limit_time(
+                RUNNERS[type(job)](self._context, job, timeout_s), timeout_s
+            )
         except TimeoutError:
             raise _deadline_exceeded(timeout_s) from None
         if result.has_computed:

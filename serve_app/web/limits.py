@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.errors import BodyTimeout, BodyTooLarge, Overloaded
+from serve_app.time_limit import limit_time
 
 #: A client that sends as fast as it can looks for a response only when its send buffer is full.
 _PAUSE_S = 0.05
@@ -65,18 +66,22 @@ class RequestBody:
         if declared.isdecimal() and (len(declared) > 20 or int(declared) > max_bytes):
             raise BodyTooLarge(too_large)
         try:
-            async with asyncio.timeout(timeout_s):
-                body = await self._next_chunk()
-                if self._is_complete and len(body) <= max_bytes:
-                    return body
-                chunks, size = [body], len(body)
-                while size <= max_bytes and not self._is_complete:
-                    chunks.append(await self._next_chunk())
-                    size += len(chunks[-1])
+            body = await limit_time(self._read(max_bytes), timeout_s)
         except TimeoutError:
             raise BodyTimeout(f"The body did not arrive within {timeout_s:g} s.") from None
-        if size > max_bytes:
+        if len(body) > max_bytes:
             raise BodyTooLarge(too_large)
+        return body
+
+    async def _read(self, max_bytes: int) -> bytes:
+        """Returns the body, or its beginning once that is over the limit."""
+        body = await self._next_chunk()
+        if self._is_complete:
+            return body
+        chunks, size = [body], len(body)
+        while size <= max_bytes and not self._is_complete:
+            chunks.append(await self._next_chunk())
+            size += len(chunks[-1])
         return b"".join(chunks)
 
     async def discard(self, *, max_bytes: int, timeout_s: float) -> bool:

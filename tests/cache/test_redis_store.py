@@ -12,6 +12,7 @@ import pytest
 import uvloop
 from redis.asyncio import Redis
 
+from serve_app.breaker import Breaker
 from serve_app.cache.redis_store import RedisStore
 from serve_app.errors import Unavailable
 from serve_app.metrics import (
@@ -23,7 +24,6 @@ from serve_app.metrics import (
     Meter,
     Metric,
 )
-from serve_app.breaker import Breaker
 from serve_app.valkey.client import Client, connect
 from tests.valkey_server import ValkeyProcess
 

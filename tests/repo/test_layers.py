@@ -28,6 +28,7 @@ SERVICE_LAYERS = [
         "results",
         "errors",
         "cost",
+        "time_limit",
         "metrics",
         "breaker",
         "proxy",

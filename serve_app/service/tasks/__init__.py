@@ -1,8 +1,8 @@
 """How the service runs each job: one module for each kind of output."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from serve_app.jobs import (
     BatchJob,
@@ -22,14 +22,16 @@ from serve_app.service.tasks.sparse import embed_sparse
 from serve_app.service.tasks.token_vectors import embed_tokens
 from serve_app.service.tasks.tokenize import decode, tokenize
 
-_COMPUTE: Mapping[type, Callable[[TaskContext, Any, float], Awaitable[ComputedResult]]] = {
+_COMPUTE: Mapping[
+    type, Callable[[TaskContext, Any, float], Coroutine[Any, Any, ComputedResult]]
+] = {
     EmbedJob: embed,
     TokenVectorsJob: embed_tokens,
     SparseJob: embed_sparse,
     ScoreJob: score,
 }
 #: For each type of job the function that runs it: context, job, seconds that are left → result.
-RUNNERS: Mapping[type, Callable[[TaskContext, Any, float], Awaitable[Result]]] = {
+RUNNERS: Mapping[type, Runner[Result]] = {
     **_COMPUTE,
     BatchJob: partial(run_batch, runners=_COMPUTE),
     TokenizeJob: tokenize,
