@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 import orjson
 
-from serve_app.errors import EmbedServeError
+from serve_app.errors import BudgetExceeded, EmbedServeError
 from serve_app.models import ModelSpec
 from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect, ErrorResponse
@@ -49,7 +49,9 @@ def error_reply(
         error: the error.
         field_names: names of the dialect for the fields of a job.
     """
-    if error.status == 429:
+    if isinstance(error, BudgetExceeded):
+        kind = error.code  # OpenAI's type and code are equal here
+    elif error.status == 429:
         kind = "rate_limit_error"
     elif error.status < 500:
         kind = "invalid_request_error"
