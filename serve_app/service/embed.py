@@ -13,7 +13,12 @@ from typing import Any
 
 from serve_app import __version__
 from serve_app.config import RequestSettings
-from serve_app.errors import DeadlineExceeded, EmbedServeError, UnsupportedOperation
+from serve_app.errors import (
+    DeadlineExceeded,
+    EmbedServeError,
+    Unavailable,
+    UnsupportedOperation,
+)
 from serve_app.inputs import Input, TextPair
 from serve_app.jobs import Job, ResultT
 from serve_app.metrics import Meter, ModelMeter
@@ -43,6 +48,7 @@ class EmbedService:
         *,
         uncached_tasks: frozenset[Task] = frozenset(),
         probes: bool = True,
+        is_remote: bool = False,
     ) -> None:
         """Creates a service.
 
@@ -53,6 +59,8 @@ class EmbedService:
             meter: counts the requests of the model.
             uncached_tasks: see `TaskContext`.
             probes: whether health checks may run the model; see `HealthProbe`.
+            is_remote: whether a provider runs the model. Health checks then ask for the state of
+                its circuit breaker instead.
 
         Raises:
             ConfigurationError: see `apply`.
@@ -61,7 +69,8 @@ class EmbedService:
         self._backend = backend
         self.meter = meter or Meter().for_model(spec.name)
         self._tasks = frozenset(spec.tasks)
-        self._probes = probes
+        self._is_remote = is_remote
+        self._probe = self._check_breaker if is_remote else self._run_model if probes else None
         self._device: str | None = None
         self._context = TaskContext(
             spec, backend, settings, self.meter, uncached_tasks=uncached_tasks
@@ -77,9 +86,10 @@ class EmbedService:
         self._context.apply(settings)
         self.settings = settings
         self._health = HealthProbe(
-            self._probe if self._probes else None,
+            self._probe,
             max_age_s=settings.health_max_age_s,
             timeout_s=settings.health_timeout_s,
+            computes=not self._is_remote,
         )
 
     async def run(self, job: Job[ResultT], timeout_s: float = math.inf) -> ResultT:
@@ -166,7 +176,12 @@ class EmbedService:
         except (TimeoutError, EmbedServeError):
             return None
 
-    async def _probe(self) -> None:
+    async def _check_breaker(self) -> None:
+        engine = await self._backend.describe()
+        if engine.failure is not None:
+            raise Unavailable(engine.failure)
+
+    async def _run_model(self) -> None:
         task = self.spec.main_task
         value = _PROBE_INPUTS.get(task, _PROBE)
         await self._backend.run(TextGroup((value,), use_cache=False, task=task))

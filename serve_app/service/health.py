@@ -16,7 +16,7 @@ class HealthReport:
     healthy: bool
     age_s: float | None  #: time since the engine last computed a vector; None: never
     reason: str | None  #: why the service isn't healthy
-    is_proven: bool = True  #: False: nobody has used the model recently, and it isn't probed
+    is_proven: bool = True  #: False: nobody has used the model recently, and no probe ran it
 
 
 def service_report(reports: Sequence[HealthReport]) -> HealthReport:
@@ -42,6 +42,7 @@ class HealthProbe:
         *,
         max_age_s: float,
         timeout_s: float,
+        computes: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Creates a probe.
@@ -51,11 +52,14 @@ class HealthProbe:
                 model that nobody uses.
             max_age_s: maximum age of a computed vector as proof.
             timeout_s: time limit of the probe.
+            computes: False: `compute` raises if the model fails, but computes nothing, since that
+                would cost money. Its success proves nothing.
             clock: returns the current time in seconds; monotonic.
         """
         self._compute = compute
         self._max_age_s = max_age_s
         self._timeout_s = timeout_s
+        self._computes = computes
         self._clock = clock
         self._computed_at: float | None = None
         self._probe: asyncio.Task[str | None] | None = None
@@ -68,7 +72,7 @@ class HealthProbe:
         """Returns the current state, after at most `timeout_s`; at once if there is recent work."""
         age_s = self._age_s()
         is_recent = age_s is not None and age_s <= self._max_age_s
-        if self._compute is None or is_recent:
+        if self._compute is None or (is_recent and self._computes):
             return HealthReport(True, age_s, None, is_recent)
         if self._probe is None or self._probe.done():
             # The probe serves all concurrent checks. It runs in a context of its own because Ray
@@ -77,7 +81,8 @@ class HealthProbe:
                 self._run_probe(self._compute), context=contextvars.Context()
             )
         reason = await asyncio.shield(self._probe)
-        return HealthReport(reason is None, self._age_s(), reason)
+        is_proven = self._computes or is_recent or reason is not None
+        return HealthReport(reason is None, self._age_s(), reason, is_proven)
 
     def _age_s(self) -> float | None:
         return None if self._computed_at is None else self._clock() - self._computed_at
@@ -91,5 +96,6 @@ class HealthProbe:
             return f"The engine returned no vector within {self._timeout_s:g} s."
         except EmbedServeError as error:
             return str(error)
-        self.record_success()
+        if self._computes:
+            self.record_success()
         return None

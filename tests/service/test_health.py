@@ -119,3 +119,14 @@ def test_a_model_that_proves_nothing_does_not_make_a_service_healthy() -> None:
     assert service_report([ill, idle]) is ill
     assert service_report([ill, idle, used]) is used
     assert service_report([idle]) is idle
+
+
+async def test_a_probe_that_computes_nothing_proves_failures_only(
+    engine: Engine, clock: Clock
+) -> None:
+    health = HealthProbe(engine, max_age_s=10, timeout_s=0.05, computes=False, clock=clock)
+    assert await health.check() == HealthReport(True, None, None, is_proven=False)
+    health.record_success()
+    assert await health.check() == HealthReport(True, 0, None, is_proven=True)
+    engine.error = Unavailable("The breaker is open.")
+    assert await health.check() == HealthReport(False, 0, "The breaker is open.")
