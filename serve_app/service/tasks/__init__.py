@@ -22,9 +22,10 @@ from serve_app.service.tasks.sparse import embed_sparse
 from serve_app.service.tasks.token_vectors import embed_tokens
 from serve_app.service.tasks.tokenize import decode, tokenize
 
-_COMPUTE: Mapping[
-    type, Callable[[TaskContext, Any, float], Coroutine[Any, Any, ComputedResult]]
-] = {
+ResultT = TypeVar("ResultT")
+Runner = Callable[[TaskContext, Any, float], Coroutine[Any, Any, ResultT]]
+
+_COMPUTE: Mapping[type, Runner[ComputedResult]] = {
     EmbedJob: embed,
     TokenVectorsJob: embed_tokens,
     SparseJob: embed_sparse,
