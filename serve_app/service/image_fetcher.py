@@ -131,21 +131,23 @@ class ImageFetcher:
         self, session: aiohttp.ClientSession, url: str, budget: "_ByteBudget"
     ) -> bytes:
         """Returns the image at a URL, after redirects."""
+        base = ""
         for _ in range(_MAX_REDIRECTS + 1):
-            checked = self._checked_url(url)
+            checked = self._checked_url(url, base)
             async with session.get(checked, allow_redirects=False) as response:
                 if response.status not in _REDIRECTS:
                     return await self._read(response, budget)
-                url = urljoin(url, response.headers.get("location", ""))
+                base, url = str(checked), response.headers.get("location", "")
         raise _FetchFailure("refused", f"there are more than {_MAX_REDIRECTS} redirects")
 
-    def _checked_url(self, text: str) -> URL:
-        """Returns a URL whose scheme, host and port are allowed."""
+    def _checked_url(self, text: str, base: str) -> URL:
+        """Returns a URL, relative to the one that redirected, if it is allowed."""
         if len(text) > _MAX_URL_CHARS:
             raise _FetchFailure("refused", f"its URL has more than {_MAX_URL_CHARS} characters")
         if _NOT_IN_URLS.search(text):
             raise _FetchFailure("refused", "its URL has a space or a control character")
         try:
+            text = urljoin(base, text)
             # Signatures may depend on how a URL is percent-encoded.
             url = URL(text, encoded=text.isascii())
             scheme, host, port = url.scheme, url.raw_host, url.port

@@ -66,6 +66,8 @@ SERVICE_LIBRARIES = {
     "transformers": (),
     "starlette": ("web", "deployments.http_replica", "standalone"),
     "huggingface_hub": ("sources.hub_source",),
+    "aiohttp": ("service.image_fetcher",),
+    "yarl": ("service.image_fetcher",),
     "benchmarks": (),
     "embedserve_benchmarks": (),
 }

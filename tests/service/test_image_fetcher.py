@@ -206,11 +206,12 @@ async def test_redirects_between_allowed_hosts_are_followed(
 async def test_a_redirect_to_another_host_is_refused(server: ImageServer, meter: Meter) -> None:
     allowed = fetcher(meter, f"127.0.0.1:{server.port}")
     with image_server() as other:
-        for location in (other.url(OK), "http://169.254.169.254/", "file:///etc/passwd", "//x/"):
+        locations = ("http://169.254.169.254/", "file:///etc/passwd", "//x/", "http://[x/")
+        for location in (other.url(OK), *locations):
             server.actions["/"] = redirect(location)
             await refusal(allowed, server.url())
         assert other.requests == []
-    assert meter.value(IMAGE_FETCHES, "refused", "m") == 4
+    assert meter.value(IMAGE_FETCHES, "refused", "m") == 5
 
 
 def endless(handler: Handler) -> None:
@@ -331,6 +332,7 @@ async def test_proxies_and_cookies_are_not_used(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     server.actions["/"] = redirect(OK, 302, **{"set-cookie": "a=b"})
-    allowed = fetcher(meter, f"127.0.0.1:{server.port}")
-    assert await fetch(allowed, server.url()) == (Image(CONTENT),)
+    resolve_to(monkeypatch, ["127.0.0.1"])
+    allowed = fetcher(meter, f"images.test:{server.port}", image_url_networks=["127.0.0.0/8"])
+    assert await fetch(allowed, server.url(host="images.test")) == (Image(CONTENT),)
     assert all("cookie" not in headers for _, headers in server.requests)
