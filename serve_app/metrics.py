@@ -32,7 +32,9 @@ REQUESTS = Metric(
 TEXTS = Metric("embedserve_texts", "Texts of successful requests.", ("model",))
 TOKENS = Metric("embedserve_tokens", "Tokens of successful requests.", ("model",))
 CACHED_TEXTS = Metric(
-    "embedserve_cached_texts", "Texts of successful requests that the cache served.", ("model",)
+    "embedserve_cached_texts",
+    "Texts of successful requests that the cache served, or that joined another request.",
+    ("model",),
 )
 STAGE_SECONDS = Metric(
     "embedserve_stage_seconds",
@@ -98,6 +100,18 @@ KEY_REQUESTS = Metric(
 KEY_TOKENS = Metric(
     "embedserve_key_tokens",
     "Tokens of requests with an API key, by the key's name.",
+    ("key", "model"),
+)
+COST_NANO_USD = Metric(
+    "embedserve_cost_nanodollars",
+    "Cost of successful requests of models that have a price, in billionths of a US dollar, by the "
+    "name of the API key.",
+    ("key", "model"),
+)
+SAVED_NANO_USD = Metric(
+    "embedserve_saved_nanodollars",
+    "What such requests would have cost in addition without the cache, in billionths of a US "
+    "dollar.",
     ("key", "model"),
 )
 QUOTA_FALLBACKS = Metric(
@@ -182,6 +196,8 @@ class Totals(NamedTuple):
     cached_texts: float = 0  #: served from the cache
     tokens: float = 0  #: of successful requests
     seconds: float = 0.0  #: sum of the durations of requests
+    nano_usd: float = 0  #: cost in billionths of a US dollar
+    saved_nano_usd: float = 0  #: cost of what was cached, or computed for another request
 
     def plus(self, other: "Totals") -> "Totals":
         """Returns the fieldwise sum."""
@@ -268,6 +284,8 @@ class Meter:
             sums[CACHED_TEXTS],
             sums[TOKENS],
             sums[STAGE_SECONDS],
+            sums[COST_NANO_USD],
+            sums[SAVED_NANO_USD],
         )
 
 

@@ -4,11 +4,12 @@ A result answers for itself what handler, admission and headers need of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from serve_app.cost import Cost
 from serve_app.inputs import Input
 from serve_app.types import (
     NO_TIMINGS,
@@ -34,6 +35,7 @@ class ComputedResult:
     tiers: UInt8  #: shape (n,); the `Tier` of each input
     timings: Timings
     characters: int  #: total length of the texts; token ids count as zero
+    cost: Cost | None  #: None: the model is free
 
     @property
     def total_tokens(self) -> int:
@@ -61,6 +63,10 @@ class ComputedResult:
         """The results that the metrics count: this one."""
         return (self,)
 
+    def with_cost(self, cost: Cost) -> Self:
+        """Returns the result with the cost of its request."""
+        return replace(self, cost=cost)  # type: ignore[type-var]
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult(ComputedResult):
@@ -76,6 +82,7 @@ class EmbedResult(ComputedResult):
     characters: int = 0
     inputs: Sequence[Input] = ()  #: as they were embedded: with images in place of their URLs
     json_rows: Sequence[Any] | None = None  #: the vectors as JSON, serialized ahead; None: not yet
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ class _RaggedResult(ComputedResult):
     tiers: UInt8
     timings: Timings = NO_TIMINGS
     characters: int = 0
+    cost: Cost | None = None
 
 
 class TokenVectorsResult(_RaggedResult):
@@ -124,6 +132,7 @@ class ScoreResult(ComputedResult):
     characters: int = 0
     #: Shape (n,); number of query vectors if the scores are sums over them (MaxSim), else None.
     query_vectors: Int32 | None = None
+    cost: Cost | None = None
 
     @property
     def scores(self) -> Float32:
@@ -155,6 +164,13 @@ def activate(logits: Float32, activation: str) -> Float32:
 class BatchResult(list[ComputedResult]):
     """The results of a `BatchJob`, in the order of its jobs."""
 
+    cost: Cost | None = None  #: of all jobs; None: the model is free
+
+    @property
+    def model(self) -> str:
+        """The model that computed all results."""
+        return self[0].model
+
     @property
     def billed_tokens(self) -> int:
         """Tokens that the client pays for, summed over the jobs."""
@@ -175,12 +191,18 @@ class BatchResult(list[ComputedResult]):
         """The results that the metrics count."""
         return self
 
+    def with_cost(self, cost: Cost) -> Self:
+        """Returns the results with the cost of their request."""
+        self.cost = cost
+        return self
+
 
 class TokenizerResult(list[T]):
     """The result of a `TokenizeJob` or a `DecodeJob`, in the order of its rows."""
 
     billed_tokens = 0
     has_computed = False
+    cost = None
 
     @property
     def truncated(self) -> Bool:
@@ -191,6 +213,10 @@ class TokenizerResult(list[T]):
     def parts(self) -> Sequence[ComputedResult]:
         """Empty: the model doesn't run."""
         return ()
+
+    def with_cost(self, cost: Cost) -> Self:
+        """Returns the result itself: tokenization is free."""
+        return self
 
 
 Result = ComputedResult | BatchResult | TokenizerResult[Any]

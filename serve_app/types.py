@@ -49,6 +49,11 @@ def count_computed(tiers: UInt8) -> int:
     return values.count(Tier.COMPUTED)
 
 
+def sum_computed(token_counts: Int32, tiers: UInt8) -> int:
+    """Returns the tokens of the outputs that the engine computed; both have shape (n,)."""
+    return int(token_counts[tiers == Tier.COMPUTED].sum())
+
+
 class Timings(NamedTuple):
     """The time that a group of texts spent in each stage, in seconds."""
 
@@ -157,6 +162,11 @@ class Vectors:
         """Number of texts that the engine computed."""
         return count_computed(self.tiers)
 
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens of the texts that the engine computed."""
+        return sum_computed(self.token_counts, self.tiers)
+
 
 @dataclass(frozen=True, slots=True)
 class RaggedVectors:
@@ -175,6 +185,11 @@ class RaggedVectors:
     def computed_count(self) -> int:
         """Number of texts that the engine computed."""
         return count_computed(self.tiers)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens of the texts that the engine computed."""
+        return sum_computed(self.token_counts, self.tiers)
 
 
 #: What a backend returns for a group; its task determines which.

@@ -9,10 +9,12 @@ import contextvars
 import ipaddress
 
 from serve_app.access.keys import KeyRing
+from serve_app.access.ledger import Ledger, MemoryLedger, Usage
 from serve_app.access.quota import QuotaStore, Reservation
 from serve_app.config import AccessSettings, ApiKey
 from serve_app.errors import ConfigurationError, Forbidden, QuotaExceeded, Unauthorized, UnknownKey
-from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS, Meter
+from serve_app.metrics import COST_NANO_USD, KEY_REQUESTS, KEY_TOKENS, SAVED_NANO_USD, Meter
+from serve_app.results import Result, TokenizerResult
 
 
 class Entrance:
@@ -22,7 +24,11 @@ class Entrance:
     """
 
     def __init__(
-        self, quotas: QuotaStore, meter: Meter | None = None, keys: KeyRing | None = None
+        self,
+        quotas: QuotaStore,
+        meter: Meter | None = None,
+        keys: KeyRing | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """An entrance that requires no keys until `apply`.
 
@@ -30,10 +36,12 @@ class Entrance:
             quotas: counts what each key uses; closed with the entrance.
             meter: counts requests and tokens by key.
             keys: the known keys; None: a key ring without any.
+            ledger: adds up what requests cost; closed with the entrance. None: one in memory.
         """
         self._quotas = quotas
         self._meter = meter or Meter()
         self._keys = keys or KeyRing()
+        self.ledger = ledger or MemoryLedger()
         self._watch_task: asyncio.Task[None] | None = None
 
     def apply(self, settings: AccessSettings) -> None:
@@ -43,6 +51,7 @@ class Entrance:
             ConfigurationError: the keys are invalid, or their quotas can't be counted.
         """
         self._keys.apply(settings)
+        self.ledger.open()
         if self._keys.is_limited:
             self._quotas.open()
         if self._watch_task is None and settings.keys_file is not None:
@@ -51,12 +60,13 @@ class Entrance:
             )
 
     async def close(self) -> None:
-        """Stops background tasks and closes the quota store. Never raises."""
+        """Stops background tasks, closes the quota store and the ledger. Never raises."""
         if self._watch_task is not None:
             self._watch_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch_task
         await self._quotas.close()
+        await self.ledger.close()
 
     @property
     def required(self) -> bool:
@@ -129,6 +139,20 @@ class Entrance:
         self._meter.add(KEY_TOKENS, tokens or 0, reservation.key.name, reservation.model)
         if reservation.key.is_limited:
             await self._quotas.commit(reservation, tokens)
+
+    def charge(self, key: ApiKey | None, result: Result) -> None:
+        """Charges a key for a request that succeeded. Never raises, and never waits for a server.
+
+        Args:
+            key: returned by `identify`.
+            result: of the request's job; free models cost nothing and aren't charged.
+        """
+        if isinstance(result, TokenizerResult) or result.cost is None:
+            return
+        name = "" if key is None else key.name
+        self._meter.add(COST_NANO_USD, result.cost.nano_usd, name, result.model)
+        self._meter.add(SAVED_NANO_USD, result.cost.saved_nano_usd, name, result.model)
+        self.ledger.add(result.model, name, Usage.of_request(result, result.cost))
 
 
 def require_keys_beyond_loopback(host: str | None, settings: AccessSettings) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from ray.serve.schema import ReplicaRank
 from starlette.types import ASGIApp
@@ -20,7 +20,7 @@ from serve_app.inputs import Image, TextPair
 from serve_app.jobs import EmbedJob, Job, ResultT, ScoreJob, SparseJob, TokenVectorsJob
 from serve_app.metrics import Gauges, Meter, Totals, export
 from serve_app.models import ModelSpec
-from serve_app.results import ComputedResult
+from serve_app.results import ComputedResult, Result
 from serve_app.service.backend import EngineCalls
 from serve_app.service.composition import create_catalog
 from serve_app.tasks import Task
@@ -255,7 +255,9 @@ class HttpReplica:
 
     async def _run(self, job: Job[ResultT], model: str | None) -> ResultT:
         (task,) = job.tasks
-        return await self._catalog.resolve(model, task).run(job)
+        result = await self._catalog.resolve(model, task).run(job)
+        self._entrance.charge(None, cast(Result, result))
+        return result
 
     async def space(self, model: str | None = None) -> str:
         """Returns the embedding space of a model's vectors, `<family>-<precision>`.
@@ -286,6 +288,7 @@ class HttpReplica:
             )
         job = _WARM_JOBS[task](EmbedJob(tuple(texts), input_type=input_type, lane="bulk"))
         result = await service.run(job)
+        self._entrance.charge(None, result)
         return WarmResult(len(texts), result.tiers.tolist().count(Tier.COMPUTED))
 
     async def cache_report(self) -> CacheReport:

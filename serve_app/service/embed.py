@@ -13,6 +13,7 @@ from typing import Any
 
 from serve_app import __version__
 from serve_app.config import RequestSettings
+from serve_app.cost import request_cost
 from serve_app.errors import (
     DeadlineExceeded,
     EmbedServeError,
@@ -100,7 +101,7 @@ class EmbedService:
             timeout_s: time limit of the caller, if it is lower than `request_timeout_s`.
 
         Returns:
-            The result of the job's type; see `results`.
+            The result of the job's type, with its cost if the model has a price; see `results`.
 
         Raises:
             InvalidRequest: an input or an option is not valid.
@@ -112,14 +113,18 @@ class EmbedService:
         if not job.tasks <= self._tasks:
             raise unsupported_task(self.spec, min(job.tasks - self._tasks))
         timeout_s = min(timeout_s, self.settings.request_timeout_s)
+        context, price = self._context, self.spec.nano_usd_per_1k_tokens
+        if price:
+            context, computed = context.counted()
         try:
-            result: Any = await limit_time(
-                RUNNERS[type(job)](self._context, job, timeout_s), timeout_s
-            )
+            result: Any = await limit_time(RUNNERS[type(job)](context, job, timeout_s), timeout_s)
         except TimeoutError:
             raise _deadline_exceeded(timeout_s) from None
         if result.has_computed:
             self._health.record_success()
+        if price:
+            tokens = result.billed_tokens
+            result = result.with_cost(request_cost(tokens, computed.count, computed.tokens, price))
         return result  # type: ignore[no-any-return]
 
     async def health(self) -> HealthReport:

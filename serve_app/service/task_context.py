@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Awaitable, Sequence
-from typing import Any, cast
+from copy import copy
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from serve_app.inputs import ImageUrl, Input, RequestInput
 from serve_app.metrics import ModelMeter
 from serve_app.models import ModelSpec
 from serve_app.service.backend import Backend
+from serve_app.service.computed_inputs import ComputedInputs
 from serve_app.service.openai_token_ids import TiktokenDecoder
 from serve_app.service.truncation import Truncator
 from serve_app.service.validation import (
@@ -50,10 +52,8 @@ class TaskContext:
         self.spec = spec
         self.backend = backend
         self._meter = meter
+        self._computed: ComputedInputs | None = None
         self._uncached_tasks = uncached_tasks
-        self.truncator = Truncator(
-            lambda texts: backend.tokenize(texts, True), self.run, spec.max_tokens
-        )
         self.apply(settings)
 
     def apply(self, settings: RequestSettings) -> None:
@@ -72,13 +72,26 @@ class TaskContext:
             self._image_fetcher = ImageFetcher(settings, self._meter)
         self.settings = settings
 
+    def counted(self) -> tuple[Self, ComputedInputs]:
+        """Returns this context for one job, and the counts of what it computes."""
+        context = copy(self)
+        context._computed = computed = ComputedInputs(self.backend)
+        return context, computed
+
+    @property
+    def truncator(self) -> Truncator:
+        """Splits texts over the token limit, and combines the vectors of the parts."""
+        return Truncator(
+            lambda texts: self.backend.tokenize(texts, True), self.run, self.spec.max_tokens
+        )
+
     def run(self, group: TextGroup) -> Awaitable[Vectors]:
         """Returns the outputs of a group whose task has rows of equal length.
 
         Raises:
             EmbedServeError: see `Backend.run`.
         """
-        return cast(Awaitable[Vectors], self.backend.run(group))
+        return cast(Awaitable[Vectors], (self._computed or self.backend).run(group))
 
     def run_ragged(self, group: TextGroup) -> Awaitable[RaggedVectors]:
         """Returns the outputs of a group whose task has rows of different lengths.
@@ -86,7 +99,7 @@ class TaskContext:
         Raises:
             EmbedServeError: see `Backend.run`.
         """
-        return cast(Awaitable[RaggedVectors], self.backend.run(group))
+        return cast(Awaitable[RaggedVectors], (self._computed or self.backend).run(group))
 
     async def fetch_images(self, inputs: Sequence[RequestInput]) -> tuple[Input, ...]:
         """Returns inputs with images in place of their URLs.

@@ -50,6 +50,7 @@ class Admission:
         result: Result
         if key is None:
             result = await service.run(job, timeout_s)
+            self._charge(None, result)
             return result, {}
         spec = service.spec
         estimate = sum(min(_estimated_tokens(text), spec.max_tokens) for text in job.inputs)
@@ -60,9 +61,14 @@ class Admission:
                 job = job.with_options(lane=key.lane)
             result = await service.run(job, timeout_s)
             billed_tokens = result.billed_tokens
+            self._charge(key, result)
         finally:
             await self._access.release(reservation, billed_tokens)
         return result, reservation.headers()
+
+    def _charge(self, key: ApiKey | None, result: Result) -> None:
+        if result.cost is not None:
+            self._access.charge(key, result)
 
 
 def _estimated_tokens(text: RequestInput) -> int:

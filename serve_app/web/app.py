@@ -36,6 +36,7 @@ _EXPOSED_HEADERS = (
     *_RATE_LIMIT_HEADERS,
     "server-timing",
     "x-cache",
+    "x-cost-usd",
     "x-embedding-dtype",
     "x-embedding-model",
     "x-embedding-shape",

@@ -61,6 +61,7 @@ from serve_app.web.request_headers import (
 from serve_app.web.request_log import log_request
 from serve_app.web.response_headers import (
     STAGES,
+    cost_headers,
     raw_vector_headers,
     replacement_headers,
     result_headers,
@@ -189,6 +190,8 @@ class RequestHandler:
         timeout_s = request_timeout_s(headers)
         result, extra_headers = await self._admission.run(key, service, job, timeout_s)
         exchange.result = result
+        if result.cost is not None:
+            extra_headers = {**extra_headers, **cost_headers(result.cost)}
         if self._catalog.settings.invalid_text == "replace":
             extra_headers = {**extra_headers, **replacement_headers(job.inputs)}
         if not isinstance(result, ComputedResult):

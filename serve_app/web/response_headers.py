@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from serve_app.cost import Cost, format_usd
 from serve_app.results import ComputedResult, EmbedResult
 from serve_app.service.validation import replace_invalid_characters
 from serve_app.types import Bool, Tier, Timings, UInt8
@@ -45,6 +46,11 @@ def truncation_headers(truncated: Bool) -> dict[str, str]:
     """
     flags: list[bool] = truncated.tolist()
     return {"x-truncated-inputs": index_ranges(flags)} if True in flags else {}
+
+
+def cost_headers(cost: Cost) -> dict[str, str]:
+    """Returns `x-cost-usd`, such as `0.000000020`."""
+    return {"x-cost-usd": format_usd(cost.nano_usd)}
 
 
 def replacement_headers(inputs: Sequence[object]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from serve_app import __version__
+from serve_app.cost import Cost
 from serve_app.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -35,7 +36,7 @@ from serve_app.web.dialect import (
     endpoints_by_path,
 )
 from serve_app.web.endpoint import Endpoint, ParsedRequest
-from serve_app.web.response_headers import raw_vector_headers, result_headers
+from serve_app.web.response_headers import cost_headers, raw_vector_headers, result_headers
 from serve_app.web.schema.fields import Field, SchemaContext, object_example, object_schema
 from serve_app.web.schema.json_schema import STRING, Schema, any_of, enum
 
@@ -287,6 +288,7 @@ def _success_responses(
     if embedding:
         names += result_headers(_EXAMPLE_RESULT, 0.0)
         names += [name for endpoint in embedding for name in endpoint.headers(_EXAMPLE_RESULT, 0.0)]
+        names += cost_headers(Cost())
     return {"200": response | {"headers": _header_objects(names)}}
 
 
