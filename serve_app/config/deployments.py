@@ -68,7 +68,8 @@ class RequestSettings(Section):
         default=16,
         ge=1,
         le=1024,
-        description="Images fetched at the same time for one model in one replica. Others wait.",
+        description="Images fetched at the same time for one model in one replica. Others wait. "
+        "One request has up to half of them.",
     )
     max_reply_tokens: int = Field(
         default=65_536,

@@ -75,11 +75,13 @@ class ImageFetcher:
             ImageFetchError: an image can't be fetched, or is too large. The others are cancelled.
         """
         budget = _ByteBudget(self._settings.max_body_bytes)
+        # A request of many slow images leaves the other half to others.
+        slots = asyncio.Semaphore(max(1, self._settings.max_image_fetches // 2))
         async with self._session() as session:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = {
-                        value: group.create_task(self._fetch(session, value, budget))
+                        value: group.create_task(self._fetch(session, value, budget, slots))
                         for value in dict.fromkeys(inputs)
                         if isinstance(value, ImageUrl)
                     }
@@ -101,11 +103,15 @@ class ImageFetcher:
         )
 
     async def _fetch(
-        self, session: aiohttp.ClientSession, image: ImageUrl, budget: "_ByteBudget"
+        self,
+        session: aiohttp.ClientSession,
+        image: ImageUrl,
+        budget: "_ByteBudget",
+        slots: asyncio.Semaphore,
     ) -> Image:
         timeout_s = self._settings.image_url_timeout_s
         try:
-            async with self._slots, asyncio.timeout(timeout_s):
+            async with slots, self._slots, asyncio.timeout(timeout_s):
                 data = await self._follow(session, image.url, budget)
         except _FetchFailure as error:
             failure = error

@@ -315,6 +315,22 @@ async def test_only_so_many_images_are_fetched_at_a_time(server: ImageServer, me
     assert most == 2
 
 
+async def test_a_request_of_slow_images_leaves_room_for_others(
+    server: ImageServer, meter: Meter
+) -> None:
+    server.actions["/slow"] = slow_body
+    host = f"127.0.0.1:{server.port}"
+    allowed = fetcher(meter, host, max_image_fetches=4, image_url_timeout_s=600)
+    slow = asyncio.create_task(fetch(allowed, *(server.url(f"/slow?{i}") for i in range(9))))
+    async with asyncio.timeout(10):
+        while len(server.requests) < 2:
+            await asyncio.sleep(0.01)
+        assert await fetch(allowed, server.url(OK)) == (Image(CONTENT),)
+    slow.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await slow
+
+
 async def test_one_failure_ends_the_other_fetches(server: ImageServer, meter: Meter) -> None:
     server.actions["/slow"] = slow_body
     server.actions["/gone"] = lambda handler: handler.reply(b"", status=410)
