@@ -77,12 +77,12 @@ L2_FAILURES = Metric(
     "Failed calls to the L2 cache (reads, writes, probes), by reason.",
     ("reason",),
 )
-L2_WRITTEN = Metric("embedserve_l2_written", "Values written to the L2 cache.")
+L2_WRITTEN = Metric("embedserve_l2_written", "Values written to the L2 cache.", ("model",))
 L2_WRITE_DROPS = Metric(
     "embedserve_l2_write_drops",
     "Values that were not written to the L2 cache, by reason: `full` queue, cache `down`, or the "
     "failure.",
-    ("reason",),
+    ("reason", "model"),
 )
 L2_UP = Metric("embedserve_l2_up", "1 while the L2 cache is up and accepts writes, else 0.")
 IMAGE_FETCHES = Metric(

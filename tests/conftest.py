@@ -15,6 +15,7 @@ import signal
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -66,6 +67,15 @@ _EXCLUSIVE = (_ON_RAY + "test_faults.py", _ON_RAY + "test_served.py")
 
 # huggingface_hub reads these when it is imported. Without them it sends telemetry once a day.
 os.environ |= {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+# Other load on the cores makes examples slow.
+hypothesis.settings.register_profile(
+    "embedserve",
+    hypothesis.settings.default,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("embedserve")
+
 # Threads of torch that wait sleep, instead of using the cores that the other process needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

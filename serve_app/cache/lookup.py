@@ -26,8 +26,8 @@ class Store(Protocol):
         """Returns a value for each key; None if it is missing or the server doesn't answer."""
         ...
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Queues a value to be written."""
+    def put(self, key: bytes, value: bytes, model: str) -> None:
+        """Queues a value of a model to be written."""
         ...
 
 
@@ -199,7 +199,7 @@ class Lookup:
             if flight.group.use_cache:
                 self._memory.put(keys[i], value)
                 if self._store is not None and tier == Tier.COMPUTED:
-                    self._store.put(self._store_prefix + keys[i], value)
+                    self._store.put(self._store_prefix + keys[i], value, self._meter.model)
         cache_s = flight.timings.cache_s + result.timings.cache_s
         flight.timings = result.timings._replace(cache_s=cache_s)
         flight.finish()

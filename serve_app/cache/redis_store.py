@@ -63,6 +63,11 @@ class _Read(NamedTuple):
             self.values.set_result([value if own is None else own for value, own in found])
 
 
+class _Write(NamedTuple):
+    value: bytes
+    model: str
+
+
 class RedisStore:
     """Stores opaque values under opaque keys. For one event loop."""
 
@@ -106,8 +111,8 @@ class RedisStore:
         self._reads: list[_Read] = []
         self._read_slots = asyncio.Semaphore(_MAX_READS)
         self._read_tasks = set[asyncio.Task[None]]()
-        self._queue: dict[bytes, bytes] = {}
-        self._writing: dict[bytes, bytes] = {}  # the batch that is being written
+        self._queue: dict[bytes, _Write] = {}
+        self._writing: dict[bytes, _Write] = {}  # the batch that is being written
         self._queue_bytes = 0  # including the batch that is being written
         self._queue_filled = asyncio.Event()
         self._queue_flushed = asyncio.Event()
@@ -152,7 +157,8 @@ class RedisStore:
         A value that is still to be written is read from the queue.
         """
         loop = asyncio.get_running_loop()
-        unwritten = [self._queue.get(key) or self._writing.get(key) for key in keys]
+        writes = [self._queue.get(key) or self._writing.get(key) for key in keys]
+        unwritten = [None if write is None else write.value for write in writes]
         read = _Read(keys, unwritten, loop.create_future())
         if None not in unwritten or not self._available:
             read.resolve(unwritten)
@@ -162,17 +168,23 @@ class RedisStore:
             loop.call_soon(self._send_reads)  # after the other reads of this turn of the loop
         return read.values
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Queues a write; drops it if the queue is full or the server is down."""
+    def put(self, key: bytes, value: bytes, model: str) -> None:
+        """Queues a write; drops it if the queue is full or the server is down.
+
+        Args:
+            key: of the value.
+            value: replaces the one that the server has.
+            model: whose output the value is; the metrics of writes name it.
+        """
         if not self._available:
-            self._meter.add(L2_WRITE_DROPS, 1, "down")
+            self._meter.add(L2_WRITE_DROPS, 1, "down", model)
             return
         queued = self._queue.get(key)
-        added = len(key) + len(value) if queued is None else len(value) - len(queued)
+        added = len(key) + len(value) if queued is None else len(value) - len(queued.value)
         if self._queue_bytes + added > self._queue_max_bytes:
-            self._meter.add(L2_WRITE_DROPS, 1, "full")
+            self._meter.add(L2_WRITE_DROPS, 1, "full", model)
             return
-        self._queue[key] = value
+        self._queue[key] = _Write(value, model)
         self._queue_bytes += added
         self._queue_filled.set()
         self._queue_flushed.clear()
@@ -291,21 +303,23 @@ class RedisStore:
             self._queue_filled.clear()
             self._queue_flushed.set()
 
-    def _next_batch(self) -> dict[bytes, bytes]:
-        batch: dict[bytes, bytes] = {}
+    def _next_batch(self) -> dict[bytes, _Write]:
+        batch: dict[bytes, _Write] = {}
         size = 0
-        for key, value in self._queue.items():
-            size += len(key) + len(value)
+        for key, write in self._queue.items():
+            size += len(key) + len(write.value)
             if batch and (len(batch) == _MAX_WRITES or size > _MAX_WRITE_BYTES):
                 break
-            batch[key] = value
+            batch[key] = write
         for key in batch:
             del self._queue[key]
         return batch
 
-    async def _write(self, batch: Mapping[bytes, bytes]) -> bool:
+    async def _write(self, batch: Mapping[bytes, _Write]) -> bool:
         """Writes a batch and returns whether any value was written."""
-        commands = [("SET", self._prefix + key, value, *self._ttl) for key, value in batch.items()]
+        commands = [
+            ("SET", self._prefix + key, write.value, *self._ttl) for key, write in batch.items()
+        ]
         replies: Sequence[Any]
         try:
             async with deadline(self._guarded.background_timeout_s):
@@ -315,11 +329,13 @@ class RedisStore:
             replies = [error] * len(batch)
             if self._available:
                 await self._guarded.probe()  # reads may work although writes fail
-        self._queue_bytes -= sum(len(key) + len(value) for key, value in batch.items())
+        for (key, write), reply in zip(batch.items(), replies, strict=True):
+            self._queue_bytes -= len(key) + len(write.value)
+            if isinstance(reply, Exception):
+                self._meter.add(L2_WRITE_DROPS, 1, failure_kind(reply), write.model)
+            else:
+                self._meter.add(L2_WRITTEN, 1, write.model)
         errors = reply_errors(replies)
-        for refusal in errors:
-            self._meter.add(L2_WRITE_DROPS, 1, failure_kind(refusal))
-        self._meter.add(L2_WRITTEN, len(batch) - len(errors))
         self._update_writable(errors)
         return len(errors) < len(batch)
 
@@ -357,9 +373,9 @@ class RedisStore:
 
     def _on_down(self, reason: str) -> None:
         logger.warning("The shared cache is down: %s.", reason)
-        for key, value in self._queue.items():
-            self._queue_bytes -= len(key) + len(value)
-            self._meter.add(L2_WRITE_DROPS, 1, "down")
+        for key, write in self._queue.items():
+            self._queue_bytes -= len(key) + len(write.value)
+            self._meter.add(L2_WRITE_DROPS, 1, "down", write.model)
         self._queue.clear()
 
 

@@ -271,12 +271,12 @@ async def test_a_file_that_hangs_delays_no_request(tmp_path: Path) -> None:
     file.unlink()
     os.mkfifo(file)
     async with watched(ring):
-        await asyncio.sleep(0.1)
+        late = await asyncio.to_thread(file.open, "w", encoding="utf-8")  # waits for a poll
         ring.poll_every_s = 3600  # no later poll may correct the result of this one
         assert key_name(ring, "s3cret-a") == "a"
         write(tmp_path / "other", entry("b", "s3cret-b"))
         ring.apply(settings(keys_file=str(tmp_path / "other")))
-        with file.open("w", encoding="utf-8") as late:  # the previous file no longer matters
+        with late:  # the previous file no longer matters
             late.write(yaml.safe_dump({"keys": [entry("c", "s3cret-c")]}))
         await asyncio.sleep(0.1)
         assert [key_name(ring, f"s3cret-{name}") for name in "abc"] == [None, "b", None]

@@ -243,8 +243,8 @@ async def test_processes_with_another_prefix_do_not_share(valkey: ValkeyProcess)
 
 async def test_the_reservations_of_a_dead_process_expire(valkey: ValkeyProcess) -> None:
     limited = key(concurrent_tokens=100)
-    async with opened(valkey.url, reservation_ttl_s=1) as store:
-        await store.reserve(limited, 100)  # and never commit it
+    async with opened(valkey.url, reservation_ttl_s=3) as dead, opened(valkey.url) as store:
+        await dead.reserve(limited, 100)  # and never commit it
         await refusal(store, limited, 1)
         async with asyncio.timeout(LIMIT_S):
             while True:
@@ -313,6 +313,7 @@ async def test_a_server_that_hangs_delays_requests_only_briefly(valkey: ValkeyPr
     meter = Meter()
     async with opened(valkey.url, meter=meter, timeout_s=0.05) as store:
         await store.reserve(limited, 1)
+        meter.drain()  # on a busy machine, this one may have timed out
         valkey.freeze()
         async with asyncio.timeout(LIMIT_S):
             for _ in range(300):
@@ -321,8 +322,9 @@ async def test_a_server_that_hangs_delays_requests_only_briefly(valkey: ValkeyPr
         assert 1 <= counts["timeout"] <= 20
         assert counts["timeout"] + counts["down"] == 300
         valkey.thaw()
-        await wait_until(lambda: store.state == "up")
-        assert (await store.reserve(limited, 1)).entry is not None
+        async with asyncio.timeout(LIMIT_S):
+            while (await store.reserve(limited, 1)).entry is None:
+                await asyncio.sleep(0.01)
 
 
 async def test_a_request_does_not_wait_for_a_pipeline_that_hangs(
@@ -368,7 +370,7 @@ async def test_a_reservation_that_was_made_too_late_is_refunded(
     valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited = key(tokens_per_minute=1000, concurrent_tokens=1000)
-    async with opened(valkey.url, timeout_s=0.2) as store:
+    async with opened(valkey.url) as store:
         await store.reserve(limited, 0)
 
         async def lose_replies(pipeline: Pipeline, **options: Any) -> Any:

@@ -38,6 +38,7 @@ class FakeStore:
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
         self.reads: list[int] = []
+        self.models: list[str] = []  #: of each write
         self._held: list[Callable[[], None]] | None = None
 
     def hold(self) -> None:
@@ -63,8 +64,9 @@ class FakeStore:
             self._held.append(end)
         return read
 
-    def put(self, key: bytes, value: bytes) -> None:
+    def put(self, key: bytes, value: bytes, model: str) -> None:
         self.values[key] = value
+        self.models.append(model)
 
 
 @pytest.fixture
@@ -236,6 +238,7 @@ async def test_hits_and_misses_are_counted(store: FakeStore, next_tier: FakeNext
         ("embedserve_cache_misses", "m"): 3,
         ("embedserve_coalesced", "m"): 2,
     }
+    assert store.models == ["", "m"]
 
 
 async def test_texts_that_bypass_the_cache_are_not_counted(next_tier: FakeNextTier) -> None:

@@ -29,6 +29,7 @@ from tests.valkey_server import ValkeyProcess
 
 #: Far more than any operation in these tests needs.
 LIMIT_S = 10
+MODEL = "org/model"
 REQUEST = contextvars.ContextVar("request", default="none")
 
 
@@ -92,7 +93,7 @@ async def fill(store: RedisStore, n: int, size: int = 8) -> list[bytes]:
     """Writes n values, each derived from its key, and returns the keys."""
     keys = [f"key {i}".encode() for i in range(n)]
     for key in keys:
-        store.put(key, value(key, size))
+        store.put(key, value(key, size), MODEL)
     await store.flush(LIMIT_S)
     return keys
 
@@ -118,7 +119,7 @@ async def assert_recovers(store: RedisStore) -> None:
         await wait_until(lambda: store.state == "up")
         assert store.reason is None
         while await store.get_many([b"again"]) != [b"again"]:
-            store.put(b"again", b"again")
+            store.put(b"again", b"again", MODEL)
             await store.flush(LIMIT_S)
 
 
@@ -149,7 +150,7 @@ async def test_a_round_trip(kind: str, tmp_path: Path) -> None:
             assert await store.purge(b"") == 600
             assert await store.get_many(keys[:2]) == [None, None]
             assert (store.state, store.writable, store.reason) == ("up", True, None)
-        assert counts(L2_WRITTEN) == 600
+        assert counts(L2_WRITTEN, MODEL) == 600
         assert counts(L2_READS) == 2
         assert counts(L2_SECONDS) > 0
 
@@ -274,12 +275,13 @@ async def hammer(server: ValkeyProcess, url: str, keys: list[bytes]) -> None:
 
         stuttering = asyncio.create_task(stutter())
         try:
-            hits = await asyncio.gather(*(client() for _ in range(8)))
+            hits = 0
+            async with asyncio.timeout(LIMIT_S):
+                while not hits or counts(L2_FAILURES, "timeout") <= 10:
+                    hits += sum(await asyncio.gather(*(client() for _ in range(8))))
         finally:
             stuttering.cancel()
             server.thaw()
-    assert sum(hits) > 0
-    assert counts(L2_FAILURES, "timeout") > 10
 
 
 @pytest.mark.parametrize(
@@ -292,11 +294,15 @@ def test_a_busy_event_loop_does_not_make_the_store_slow(
         async with opened(server.url, timeout_s=0.3) as store:
             keys = await fill(store, 30, 1500)
             await store.get_many(keys)
+            reads = calls(server, "mget")
             server.freeze()
             read = asyncio.ensure_future(store.get_many(keys))
-            await asyncio.sleep(0.01)
+            for _ in range(100):  # until it is sent
+                await asyncio.sleep(0)
             server.thaw()
             time.sleep(0.6)  # noqa: ASYNC251
+            while calls(server, "mget") == reads:  # until the reply is on its way
+                time.sleep(0.01)  # noqa: ASYNC251
             assert await read == [value(key, 1500) for key in keys]
 
     with asyncio.Runner(loop_factory=loop) as runner:
@@ -318,8 +324,8 @@ async def test_a_lost_server_costs_little_and_recovers(
             elif fault == "frozen":
                 server.freeze()
             else:
-                server.call("CLIENT", "PAUSE", 1500, "ALL")
-            store.put(b"lost", b"lost")
+                server.call("CLIENT", "PAUSE", 3000, "ALL")
+            store.put(b"lost", b"lost", MODEL)
             await assert_misses(store, 500)
             assert store.state == "down"
             # While the breaker is open, only probes fail.
@@ -337,17 +343,18 @@ async def test_a_lost_server_costs_little_and_recovers(
 
 
 async def test_concurrent_reads_time_out_together(server: ValkeyProcess) -> None:
-    async with opened(server.url, timeout_s=0.1) as store:
+    breaker = Breaker(max_failures=1000)
+    async with opened(server.url, timeout_s=1, breaker=breaker) as store:
         await fill(store, 1)
         server.freeze()
-        started = time.monotonic()
         reads = []
         for _ in range(100):
             reads.append(asyncio.ensure_future(store.get_many([b"key 0"])))
             await asyncio.sleep(0)
-        assert await asyncio.gather(*reads) == [[None]] * 100
-        # They wait concurrently for connections and replies, not one after the other.
-        assert time.monotonic() - started < 1.5
+        # They wait concurrently for connections and replies. One after the other, on a few
+        # connections, they would take longer than the limit.
+        async with asyncio.timeout(LIMIT_S):
+            assert await asyncio.gather(*reads) == [[None]] * 100
         server.thaw()
         await assert_recovers(store)
 
@@ -397,9 +404,9 @@ async def test_a_full_server_still_answers(server: ValkeyProcess) -> None:
     async with opened(server.url, counts=counts) as store:
         keys = await fill(store, 3)
         server.call("CONFIG", "SET", "maxmemory", "1mb")
-        store.put(b"new", b"new" * 1000)
+        store.put(b"new", b"new" * 1000, MODEL)
         await store.flush(LIMIT_S)
-        assert counts(L2_WRITE_DROPS, "refused") == 1
+        assert counts(L2_WRITE_DROPS, "refused", MODEL) == 1
         assert await store.get_many([*keys, b"new"]) == [*map(value, keys), None]
         assert store.state == "up"
         assert not store.writable
@@ -407,7 +414,7 @@ async def test_a_full_server_still_answers(server: ValkeyProcess) -> None:
 
         server.call("CONFIG", "SET", "maxmemory", 0)
         await wait_until(lambda: store.writable)  # without any write
-        store.put(b"new", b"new")
+        store.put(b"new", b"new", MODEL)
         await store.flush(LIMIT_S)
         assert await store.get_many([b"new"]) == [b"new"]
         assert store.reason is None
@@ -417,7 +424,7 @@ async def test_a_read_only_server_still_answers(server: ValkeyProcess) -> None:
     async with opened(server.url) as store:
         keys = await fill(store, 1)
         server.call("REPLICAOF", "127.0.0.1", 1)
-        store.put(b"new", b"new")
+        store.put(b"new", b"new", MODEL)
         await wait_until(lambda: not store.writable)
         assert await store.get_many(keys) == [value(keys[0])]
         assert store.reason == "writes fail: it answers READONLY"
@@ -428,11 +435,11 @@ async def test_a_refused_write_does_not_affect_others(server: ValkeyProcess) -> 
     counts = Counts()
     async with opened(server.url, counts=counts) as store:
         for key in (b"yes 1", b"no", b"yes 2"):
-            store.put(key, key)
+            store.put(key, key, MODEL)
         await store.flush(LIMIT_S)
         assert await store.get_many([b"yes 1", b"no", b"yes 2"]) == [b"yes 1", None, b"yes 2"]
-    assert counts(L2_WRITTEN) == 2
-    assert counts(L2_WRITE_DROPS, "refused") == 1
+    assert counts(L2_WRITTEN, MODEL) == 2
+    assert counts(L2_WRITE_DROPS, "refused", MODEL) == 1
 
 
 async def test_the_write_queue_is_bounded_and_holds_a_key_once(server: ValkeyProcess) -> None:
@@ -440,19 +447,30 @@ async def test_the_write_queue_is_bounded_and_holds_a_key_once(server: ValkeyPro
     async with opened(
         server.url, counts=counts, write_queue_max_bytes=1000, started=False
     ) as store:
-        store.put(b"twice", b"old")
-        store.put(b"twice", b"new")
+        store.put(b"twice", b"old", MODEL)
+        store.put(b"twice", b"new", MODEL)
         for i in range(20):
-            store.put(b"%02d" % i, b"." * 98)
-        store.put(b"huge", b"." * 1000)
+            store.put(b"%02d" % i, b"." * 98, MODEL)
+        store.put(b"huge", b"." * 1000, MODEL)
         store.start()
         await store.flush(LIMIT_S)
-        assert counts(L2_WRITTEN) == 1 + 9
-        assert counts(L2_WRITE_DROPS, "full") == 11 + 1
+        assert counts(L2_WRITTEN, MODEL) == 1 + 9
+        assert counts(L2_WRITE_DROPS, "full", MODEL) == 11 + 1
         assert await store.get_many([b"twice", b"08", b"09"]) == [b"new", b"." * 98, None]
-        store.put(b"huge", b"." * 900)
+        store.put(b"huge", b"." * 900, MODEL)
         await store.flush(LIMIT_S)
-        assert counts(L2_WRITTEN) == 11
+        assert counts(L2_WRITTEN, MODEL) == 11
+
+
+async def test_writes_are_counted_by_model(server: ValkeyProcess) -> None:
+    server.call("ACL", "SETUSER", "default", "resetkeys", "~test:yes*", "%R~*")
+    counts = Counts()
+    async with opened(server.url, counts=counts) as store:
+        for key, model in ((b"yes 1", "a"), (b"yes 2", "b"), (b"yes 3", "b"), (b"no", "b")):
+            store.put(key, key, model)
+        await store.flush(LIMIT_S)
+    assert [counts(L2_WRITTEN, model) for model in ("a", "b")] == [1, 2]
+    assert [counts(L2_WRITE_DROPS, "refused", model) for model in ("a", "b")] == [0, 1]
 
 
 async def test_queued_writes_for_a_dead_server_are_dropped(tmp_path: Path) -> None:
@@ -460,11 +478,11 @@ async def test_queued_writes_for_a_dead_server_are_dropped(tmp_path: Path) -> No
     server = ValkeyProcess(tmp_path / "valkey")
     async with opened(server.url, counts=counts, started=False) as store:
         for i in range(10):
-            store.put(b"%d" % i, b"")
+            store.put(b"%d" % i, b"", MODEL)
         await assert_misses(store, 10)
         assert store.state == "down"
-        store.put(b"later", b"")
-        assert counts(L2_WRITE_DROPS, "down") == 11
+        store.put(b"later", b"", MODEL)
+        assert counts(L2_WRITE_DROPS, "down", MODEL) == 11
         with server:
             store.start()
             await store.flush(LIMIT_S)
@@ -477,9 +495,9 @@ async def test_writes_alone_detect_a_lost_server(server: ValkeyProcess) -> None:
     async with opened(server.url, timeout_s=0.05, counts=counts) as store:
         await assert_recovers(store)
         server.freeze()
-        store.put(b"lost", b"lost")
+        store.put(b"lost", b"lost", MODEL)
         await wait_until(lambda: store.state == "down")
-        assert counts(L2_WRITE_DROPS, "timeout") == 1
+        assert counts(L2_WRITE_DROPS, "timeout", MODEL) == 1
         assert store.writable
         server.thaw()
         await assert_recovers(store)
@@ -489,7 +507,7 @@ async def test_reads_work_while_writes_hang(server: ValkeyProcess) -> None:
     async with opened(server.url, timeout_s=0.1) as store:
         await assert_recovers(store)
         server.call("CLIENT", "PAUSE", 60_000, "WRITE")
-        store.put(b"lost", b"lost")
+        store.put(b"lost", b"lost", MODEL)
         await wait_until(lambda: not store.writable)
         assert store.state == "up"
         assert store.reason == "writes fail: no answer in time"
@@ -506,12 +524,12 @@ async def test_values_are_read_while_they_are_queued_and_being_written(
         [stored] = await fill(store, 1)
         server.call("CONFIG", "RESETSTAT")
         server.freeze()
-        store.put(b"written", b"1")
+        store.put(b"written", b"1", MODEL)
         await asyncio.sleep(0.05)  # until it is on its way to the server
-        store.put(b"queued", b"2")
+        store.put(b"queued", b"2", MODEL)
         async with asyncio.timeout(LIMIT_S):
             assert await store.get_many([b"written", b"queued"]) == [b"1", b"2"]
-        store.put(b"written", b"3")
+        store.put(b"written", b"3", MODEL)
         assert await store.get_many([b"written"]) == [b"3"]  # the newest value
         server.thaw()
         assert calls(server, "mget") == 0
@@ -525,7 +543,7 @@ async def test_values_that_could_not_be_written_are_no_longer_read(server: Valke
     async with opened(server.url) as store:
         await fill(store, 1)
         server.kill()
-        store.put(b"lost", b"lost")
+        store.put(b"lost", b"lost", MODEL)
         await wait_until(lambda: store.state == "down")
         server.start()
         await assert_recovers(store)
@@ -536,7 +554,7 @@ async def test_flush_is_bounded(server: ValkeyProcess) -> None:
     async with opened(server.url) as store:
         await fill(store, 1)
         server.freeze()
-        store.put(b"a", b"a")
+        store.put(b"a", b"a", MODEL)
         async with asyncio.timeout(LIMIT_S):
             await store.flush(0.05)
         server.thaw()
@@ -551,10 +569,10 @@ async def test_purge_deletes_only_keys_with_the_prefix(server: ValkeyProcess) ->
         server.call("SET", key, "other")
     async with opened(server.url, prefix=prefix) as store:
         keys = await fill(store, 3000)
-        store.put(b"queued", b"")
+        store.put(b"queued", b"", MODEL)
         assert await store.purge(b"qu*") == 0
         assert await store.purge(b"que") == 1
-        store.put(b"queued", b"")
+        store.put(b"queued", b"", MODEL)
         assert await store.purge(b"") == 3001
         await store.flush(LIMIT_S)
         assert await store.get_many(keys[:2]) == [None, None]
@@ -578,7 +596,7 @@ async def test_close_ends_all_tasks_and_connections(server: ValkeyProcess) -> No
         await store.close()
         assert asyncio.all_tasks() == tasks
         assert await store.get_many(keys) == [None]
-        store.put(b"late", b"")
+        store.put(b"late", b"", MODEL)
     async with asyncio.timeout(LIMIT_S):
         while server.call("CLIENT", "LIST").count(b"addr=") > 2:  # each line has two
             await asyncio.sleep(0.01)
@@ -589,7 +607,7 @@ async def test_close_returns_although_the_server_is_lost(server: ValkeyProcess, 
     async with opened(server.url) as store:
         keys = await fill(store, 1)
         server.kill() if cause == "killed" else server.freeze()
-        store.put(b"a", b"a")
+        store.put(b"a", b"a", MODEL)
         read = asyncio.ensure_future(store.get_many(keys))
         await asyncio.sleep(0)
         async with asyncio.timeout(LIMIT_S):
