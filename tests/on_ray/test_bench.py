@@ -27,8 +27,10 @@ def test_through_the_handle_of_another_ray_job(service: Service) -> None:
 
 
 def test_cpu_time_is_reported_by_deployment(service: Service) -> None:
+    service.wait_for_one_replica()
     driver_pid = service.process.processes()[0].pid
     record = run_bench(service, service.url, "--pid", str(driver_pid))
     assert isinstance(record["cpu_by_process"], dict)
     assert "Embedder" in record["cpu_by_process"]
-    assert record["replicas"] == service.running_replicas("Embedder")
+    # Ray may start another one for the load of the run.
+    assert record["replicas"] in (1, len(service.replica_pids("Embedder")))

@@ -1,4 +1,7 @@
-"""A service with a model of each kind on Ray: outputs over HTTP, and deployments of their own."""
+"""A service with a model of each kind on Ray: outputs over HTTP, and deployments of their own.
+
+A test runs on `separate` deployments unless a mark names others.
+"""
 
 import asyncio
 import base64
@@ -28,12 +31,19 @@ from serve_app.command.served_models import served_models
 from serve_app.config import MINILM
 from serve_app.model_prep.artifact_cache import list_artifacts
 from serve_app.models import model_dir
-from tests.on_ray.conftest import SEPARATE, Service, running_service, service_config
+from tests.on_ray.conftest import (
+    COLOCATED,
+    SEPARATE,
+    Service,
+    running_service,
+    service_config,
+)
 from tests.tiny_models import BUILDERS
 
 TEXTS = ["a short text", "another one, which is longer than the first", "unrelated words"]
 QUERY = TEXTS[0]
-#: The deployment of each kind; all others share one.
+ON_RAY = pytest.mark.parametrize("kinds", [SEPARATE, COLOCATED], indirect=True)
+#: The deployment of each kind in `separate`; all others share one.
 DEPLOYMENTS = {"minilm": "Embedder", "reranker": "Reranker"}
 SHARED = "Others"
 ATOL = 1e-4
@@ -57,30 +67,32 @@ class Kinds:
         return np.array([item["embedding"] for item in reply["data"]], np.float32)
 
 
-@pytest.fixture(scope="module")
-def kinds() -> Iterator[Kinds]:
+@pytest.fixture(scope="module", params=[SEPARATE])
+def kinds(request: pytest.FixtureRequest) -> Iterator[Kinds]:
+    topology = request.param
     with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
         folders = {"minilm": model_dir(MINILM)}
         models = [{**MINILM.model_dump(exclude_defaults=True), "aliases": ["minilm"]}]
         for kind, build in BUILDERS.items():
             model = build(Path(scratch) / kind)
             folders[kind] = Path(model.source.removeprefix("path:"))
-            deployment = DEPLOYMENTS.get(kind, SHARED)
-            entry = {"name": kind, "source": model.source, "deployment": deployment}
-            models.append({**entry, "engine": "torch"})
-        config = service_config(SEPARATE, scratch)
+            entry = {"name": kind, "source": model.source, "engine": "torch"}
+            if topology == SEPARATE:
+                entry["deployment"] = DEPLOYMENTS.get(kind, SHARED)
+            models.append(entry)
+        config = service_config(topology, scratch)
         (application,) = config["applications"]
         application["args"] |= {"models": models, "precision": "fp32"}
-        del application["args"]["model"]
-        embedder = application["deployments"][-1]
-        application["deployments"] += [
-            {**embedder, "name": name, "ray_actor_options": {"num_cpus": 0.5}}
-            for name in ("Reranker", SHARED)
-        ]
-        embedder["ray_actor_options"] = {"num_cpus": 0.5}
+        application["args"].pop("model", None)
+        if topology == SEPARATE:
+            embedder = application["deployments"][-1]
+            embedder["ray_actor_options"] = {"num_cpus": 0.5}
+            application["deployments"] += [
+                {**embedder, "name": name} for name in ("Reranker", SHARED)
+            ]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", _with_prepared_models(Path(scratch)))
-            with running_service(SEPARATE, config, scratch) as service:
+            with running_service(topology, config, scratch) as service:
                 kinds = Kinds(service, folders)
                 with kinds.client:
                     yield kinds
@@ -95,12 +107,14 @@ def _with_prepared_models(scratch: Path) -> str:
     return str(cache.parent)
 
 
+@ON_RAY
 def test_dense_models_equal_sentence_transformers(kinds: Kinds) -> None:
     for kind in ("minilm", "dense"):
         expected = SentenceTransformer(str(kinds.folders[kind]), device="cpu").encode(TEXTS)
         np.testing.assert_allclose(kinds.vectors(TEXTS, kind), expected, atol=ATOL)
 
 
+@ON_RAY
 def test_texts_and_images_share_a_space(kinds: Kinds) -> None:
     model = SentenceTransformer(str(kinds.folders["image"]), device="cpu")
     pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
@@ -113,6 +127,7 @@ def test_texts_and_images_share_a_space(kinds: Kinds) -> None:
     np.testing.assert_allclose(kinds.vectors(TEXTS, "image"), model.encode(TEXTS), atol=ATOL)
 
 
+@ON_RAY
 def test_rerankers_equal_the_library(kinds: Kinds) -> None:
     reply = kinds.post("/rerank", query=QUERY, texts=TEXTS)
     expected = CrossEncoder(str(kinds.folders["reranker"]), device="cpu").rank(QUERY, TEXTS)
@@ -130,6 +145,7 @@ def test_rerankers_equal_the_library(kinds: Kinds) -> None:
     )
 
 
+@ON_RAY
 def test_sparse_and_token_vectors_equal_the_library(kinds: Kinds) -> None:
     (reply,) = kinds.post("/embed_sparse", inputs=[QUERY])
     model = SparseEncoder(str(kinds.folders["sparse"]), device="cpu")
@@ -144,8 +160,13 @@ def test_sparse_and_token_vectors_equal_the_library(kinds: Kinds) -> None:
     scores = [float((query @ document.T).amax(1).sum()) for document in documents]
     order = sorted(range(len(TEXTS)), key=lambda i: -scores[i])
     assert [item["index"] for item in reranked["results"]] == order
+    body = {"input": TEXTS, "model": "multi-vector", "return_multivector": True}
+    vectors = [item["embeddings"] for item in kinds.post("/v1/embeddings", **body)["data"]]
+    for vector, document in zip(vectors, documents, strict=True):
+        np.testing.assert_allclose(vector, document, atol=ATOL)
 
 
+@ON_RAY
 def test_other_ray_jobs_name_a_model(kinds: Kinds) -> None:
     driver = (
         "import ray; from ray import serve; ray.init(log_to_driver=False);"
@@ -158,8 +179,9 @@ def test_other_ray_jobs_name_a_model(kinds: Kinds) -> None:
 
 
 async def test_an_ill_reranker_leaves_the_others_healthy(kinds: Kinds) -> None:
-    (pid,) = kinds.service.replica_pids("Reranker")
-    os.kill(pid, signal.SIGSTOP)
+    pids = kinds.service.replica_pids("Reranker")
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         await asyncio.sleep(1.5)  # longer than `health_max_age_s`
         ill = kinds.client.get("/health", params={"model": "reranker"})
@@ -171,13 +193,15 @@ async def test_an_ill_reranker_leaves_the_others_healthy(kinds: Kinds) -> None:
         kinds.vectors([f"new {time.time_ns()}"], "minilm")
         kinds.post("/embed_sparse", inputs=[f"new {time.time_ns()}"])
     finally:
-        os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
     await kinds.service.wait_until(
         lambda: kinds.client.get("/health", params={"model": "reranker"}).status_code == 200
     )
     assert len(kinds.post("/rerank", query=QUERY, texts=TEXTS)) == len(TEXTS)
 
 
+@ON_RAY
 async def test_the_status_of_each_model_is_known(kinds: Kinds) -> None:
     with closing(CheckedService(kinds.service.url, None, 30)) as service:
 
@@ -190,12 +214,17 @@ async def test_the_status_of_each_model_is_known(kinds: Kinds) -> None:
         await kinds.service.wait_until(lambda: rows() == expected)
         sizes = {model.name: model.memory_bytes for model in served_models(service)}
     assert all(50e6 < size < 5e9 for size in sizes.values())
-    assert sizes["sparse"] == sizes["dense"] != sizes["reranker"]
+    assert sizes["sparse"] == sizes["dense"]
+    assert (sizes["reranker"] == sizes["dense"]) == (kinds.service.kind == COLOCATED)
 
 
 async def test_a_deployment_scales_alone(kinds: Kinds) -> None:
     documents = [f"document {i} of many words" + " word" * 50 for i in range(400)]
 
+    def others() -> list[int]:
+        return [kinds.service.running_replicas(name) for name in ("Embedder", SHARED)]
+
+    await kinds.service.wait_until(lambda: others() == [1, 1])
     async with httpx2.AsyncClient(base_url=kinds.service.url, timeout=60) as client:
 
         async def rerank_for_ever(number: int) -> None:
@@ -204,8 +233,8 @@ async def test_a_deployment_scales_alone(kinds: Kinds) -> None:
                 await client.post("/rerank", json=body, headers={"x-priority": "bulk"})
 
         tasks = [asyncio.create_task(rerank_for_ever(i)) for i in range(6)]
-        await kinds.service.wait_until(lambda: kinds.service.running_replicas("Reranker") == 2)
+        await kinds.service.wait_until(lambda: kinds.service.running_replicas("Reranker") >= 2)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    assert [kinds.service.running_replicas(name) for name in ("Embedder", SHARED)] == [1, 1]
+    assert others() == [1, 1]

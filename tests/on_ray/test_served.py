@@ -185,6 +185,8 @@ def test_packed_requests_and_replies_pass_the_proxy(service: Service) -> None:
 
 @EVERYWHERE
 def test_overload_is_rejected_with_429_and_other_requests_succeed(service: Service) -> None:
+    service.wait_for_one_replica()  # each has a queue
+
     def embed(number: int) -> tuple[int, float, httpx2.Headers]:
         texts = [f"request {number} text {i} " + "with some more words " * 5 for i in range(400)]
         start_s = time.monotonic()
