@@ -14,6 +14,7 @@ from embedserve_client import Client, HTTPError, SparseVector, VectorIndex
 from embedserve_client.errors import IndexMismatchError
 from embedserve_client.vectors import Float32
 from tests.clients.kinds_server import (
+    CLASSIFIER,
     DENSE,
     DOCUMENTS,
     IMAGE,
@@ -64,6 +65,19 @@ def test_a_model_that_cant_rerank_is_an_error_that_names_it(client: Client) -> N
     with pytest.raises(HTTPError, match=r"isn't served here\. Served:") as raised:
         client.rerank(QUERY, DOCUMENTS, model="other")
     assert raised.value.status == 404
+
+
+def test_classifies(client: Client, kinds: KindsServer) -> None:
+    # A reranker is listed before the classifier.
+    rows = client.classify(DOCUMENTS)
+    for row, scores in zip(rows, kinds.class_scores(DOCUMENTS), strict=True):
+        by_label = {item.label: item.score for item in row}
+        np.testing.assert_allclose([by_label["bad"], by_label["good"]], scores, atol=TOLERANCE)
+        assert [item.score for item in row] == sorted(by_label.values(), reverse=True)
+    named = client.classify(DOCUMENTS[0], model=CLASSIFIER, lane="interactive", use_cache=False)
+    assert [item.label for item in named] == [item.label for item in rows[0]]
+    with pytest.raises(HTTPError, match="not a classifier"):
+        client.classify(DOCUMENTS, model=DENSE)
 
 
 def as_dense(vectors: list[SparseVector], size: int) -> Float32:
@@ -176,4 +190,5 @@ def test_the_example_of_the_readme(kinds: KindsServer, capsys: pytest.CaptureFix
     lines = capsys.readouterr().out.splitlines()
     assert all(re.fullmatch(r"[012] [01]\.\d+ [A-Z].*\.", line) for line in lines[:2])
     assert lines[0].endswith(lines[2])  # both rank all documents
-    assert lines[3:] == ["uint32 float32"]
+    assert all(re.fullmatch(r"(bad|good) [01]\.\d+", line) for line in lines[3:5])
+    assert lines[5:] == ["uint32 float32"]

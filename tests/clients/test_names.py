@@ -21,6 +21,7 @@ OPTIONS = {
     "embed_images": ("options.ts", "ImageOptions", None),
     "embed_sparse": ("options.ts", "SparseOptions", None),
     "rerank": ("options.ts", "RerankOptions", None),
+    "classify": ("options.ts", "ClassifyOptions", None),
     "Supervisor": ("node/supervisor-options.ts", "SupervisorOptions", "SUPERVISOR_DEFAULTS"),
     "StdioWorker": ("node/stdio-worker-options.ts", "StdioWorkerOptions", "WORKER_DEFAULTS"),
 }
@@ -31,6 +32,7 @@ BASES = {
     "ImageOptions": COMPUTE_BASES,
     "SparseOptions": COMPUTE_BASES,
     "RerankOptions": COMPUTE_BASES,
+    "ClassifyOptions": COMPUTE_BASES,
     "SupervisorOptions": [("node/managed-process.ts", "ProcessOptions")],
     "StdioWorkerOptions": [("node/managed-process.ts", "ProcessOptions")],
 }
@@ -65,7 +67,7 @@ def _source(file: str) -> str:
 
 def _interface(file: str, name: str) -> dict[str, str]:
     """Returns the properties of a TypeScript interface, each with its comment."""
-    match = re.search(rf"interface {name} [^{{]*{{\n(.*?)^}}", _source(file), re.M | re.S)
+    match = re.search(rf"interface {name} [^{{]*{{(}}|\n.*?^}})", _source(file), re.M | re.S)
     assert match, name
     properties = re.findall(r"/\*\*(.*?)\*/\s+readonly (\w+)\?:", match[1], re.S)
     return {option: " ".join(re.sub(r"\n\s+\*", " ", doc).split()) for doc, option in properties}
@@ -150,6 +152,7 @@ def test_the_table_lists_all_options(part: str) -> None:
         "embed_images": set(base.ImageOptions.__annotations__),
         "embed_sparse": set(base.SparseOptions.__annotations__),
         "rerank": {"top_n", *base.RerankOptions.__annotations__},
+        "classify": set(base.ClassifyOptions.__annotations__),
         "Supervisor": set(inspect.signature(Supervisor).parameters),
         "StdioWorker": set(),
     }

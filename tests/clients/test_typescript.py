@@ -66,6 +66,7 @@ def test_models_of_every_kind(kinds: KindsServer, tmp_path: Path) -> None:
         const named = await client.embedImages(file, {{ model: image }});
         console.log(JSON.stringify({{
           ranking: await client.rerank(query, documents),
+          labels: await client.classify(documents),
           best: await client.rerank(query, documents, {{ topN: 2, model: reranker }}),
           indices: [...vector.indices],
           values: [...vector.values],
@@ -92,6 +93,9 @@ def test_models_of_every_kind(kinds: KindsServer, tmp_path: Path) -> None:
     ]
     scores = [result["score"] for result in reply["ranking"]]
     np.testing.assert_allclose(scores, kinds.scores[kinds.ranking], atol=TOLERANCE)
+    for row, expected in zip(reply["labels"], kinds.class_scores(DOCUMENTS), strict=True):
+        by_label = {item["label"]: item["score"] for item in row}
+        np.testing.assert_allclose([by_label["bad"], by_label["good"]], expected, atol=TOLERANCE)
     (sparse,) = kinds.sparse_vectors(DOCUMENTS[:1])
     assert reply["indices"] == np.flatnonzero(sparse).tolist()
     np.testing.assert_allclose(reply["values"], sparse[reply["indices"]], atol=1e-4)

@@ -75,7 +75,7 @@ CLIENT_LAYERS = [
     ["errors", "settings", "fork_safe_lock", "read_write_lock", "prefetch", "model_files"],
     ["space", "vectors"],
     ["wire"],
-    ["retry", "local_model", "rerank", "sparse", "images"],
+    ["retry", "local_model", "rerank", "classify", "sparse", "images"],
     ["fallback"],
     ["flow", "transport"],
     ["base", "async_local_model", "sentence_transformer"],

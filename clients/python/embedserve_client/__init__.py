@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from embedserve_client.async_client import AsyncClient
+    from embedserve_client.classify import LabelScore
     from embedserve_client.client import Client
     from embedserve_client.errors import (
         EmbedError,
@@ -41,6 +42,7 @@ _MODULES = {
     "HTTPError": "errors",
     "IndexMismatchError": "errors",
     "InvalidURLError": "errors",
+    "LabelScore": "classify",
     "LocalModel": "local_model",
     "LocalModelError": "errors",
     "NetworkError": "errors",
@@ -67,6 +69,7 @@ __all__ = [
     "HTTPError",
     "IndexMismatchError",
     "InvalidURLError",
+    "LabelScore",
     "LocalModel",
     "LocalModelError",
     "NetworkError",

@@ -10,12 +10,14 @@ from embedserve_client import base
 from embedserve_client.base import (
     BaseClient,
     Call,
+    ClassifyOptions,
     ClientOptions,
     EmbedOptions,
     ImageOptions,
     RerankOptions,
     SparseOptions,
 )
+from embedserve_client.classify import LabelScore
 from embedserve_client.errors import EmbedError
 from embedserve_client.flow import EmbedLocally
 from embedserve_client.images import ImageInput
@@ -95,6 +97,20 @@ class AsyncClient(BaseClient):
     ) -> list[RerankResult]:
         """Ranks documents by their relevance to a query; see `Client.rerank`."""
         return await self._run(self._rerank_call(query, documents, top_n, options))
+
+    @overload
+    async def classify(  # type: ignore[overload-overlap]  # a string is a sequence of strings
+        self, texts: str, **options: Unpack[ClassifyOptions]
+    ) -> list[LabelScore]: ...
+    @overload
+    async def classify(
+        self, texts: Sequence[str], **options: Unpack[ClassifyOptions]
+    ) -> list[list[LabelScore]]: ...
+    async def classify(self, texts: Any, **options: Unpack[ClassifyOptions]) -> Any:
+        """Classifies texts; see `Client.classify`."""
+        if isinstance(texts, str):
+            return (await self.classify([texts], **options))[0]
+        return await self._run(self._classify_call(texts, options))
 
     async def health(self, timeout_s: float = 5.0, *, model: str | None = None) -> dict[str, Any]:
         """Returns the health of the service; see `Client.health`."""

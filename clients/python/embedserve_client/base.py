@@ -7,6 +7,12 @@ from itertools import chain
 from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
+from embedserve_client.classify import (
+    ClassifyParams,
+    LabelScore,
+    classify_request,
+    parse_labels,
+)
 from embedserve_client.errors import EmbedError, HTTPError, InvalidURLError
 from embedserve_client.fallback import Fallback
 from embedserve_client.flow import CallContext, Flow, embed, request
@@ -91,6 +97,10 @@ class RerankOptions(TypedDict, total=False):
     use_cache: bool
     model: str | None
     timeout_s: float
+
+
+class ClassifyOptions(RerankOptions, total=False):
+    """Options of a call for labels; all are optional. They are those of `RerankOptions`."""
 
 
 class SparseOptions(RerankOptions, total=False):
@@ -285,6 +295,20 @@ class BaseClient:
             return merge_rankings(rankings, list(map(len, batches)), top_n)
 
         return Call(batches, flow, join, "documents")
+
+    def _classify_call(
+        self, texts: Sequence[str], options: ClassifyOptions
+    ) -> Call[Sequence[str], list[list[LabelScore]], list[list[LabelScore]]]:
+        batches = self._split(texts)
+        values, timeout_s = self._params(options, ClassifyOptions, len(batches))
+        params, context = ClassifyParams(**values), self._context
+
+        def flow(batch: Sequence[str]) -> Flow[list[list[LabelScore]]]:
+            message = classify_request(batch, params)
+            parse = partial(parse_labels, n=len(batch))
+            return request(message, parse, context, timeout_s, "classify")
+
+        return Call(batches, flow, lambda parts: list(chain.from_iterable(parts)))
 
     def _split(self, items: Sequence[str], batch_size: int | None = None) -> list[Sequence[str]]:
         size = batch_size or self._batch_size

@@ -10,12 +10,14 @@ from embedserve_client import base
 from embedserve_client.base import (
     BaseClient,
     Call,
+    ClassifyOptions,
     ClientOptions,
     EmbedOptions,
     ImageOptions,
     RerankOptions,
     SparseOptions,
 )
+from embedserve_client.classify import LabelScore
 from embedserve_client.errors import EmbedError
 from embedserve_client.fallback import is_unavailable
 from embedserve_client.flow import EmbedLocally
@@ -133,6 +135,26 @@ class Client(BaseClient, SentenceTransformerInterface):
             EmbedError: the call failed.
         """
         return self._run(self._rerank_call(query, documents, top_n, options))
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]  # a string is a sequence of strings
+        self, texts: str, **options: Unpack[ClassifyOptions]
+    ) -> list[LabelScore]: ...
+    @overload
+    def classify(
+        self, texts: Sequence[str], **options: Unpack[ClassifyOptions]
+    ) -> list[list[LabelScore]]: ...
+    def classify(self, texts: Any, **options: Unpack[ClassifyOptions]) -> Any:
+        """Classifies texts, in order: all labels of each, with their scores; the best first.
+
+        A single string returns the labels of one text.
+
+        Raises:
+            EmbedError: the call failed.
+        """
+        if isinstance(texts, str):
+            return self.classify([texts], **options)[0]
+        return self._run(self._classify_call(texts, options))
 
     def health(self, timeout_s: float = 5.0, *, model: str | None = None) -> dict[str, Any]:
         """Returns the health of the service: `status` is `ok`, `degraded` or `unavailable`.

@@ -1,5 +1,6 @@
 /** The client of a running service. */
 
+import { classifyRequest, type LabelScore, parseLabels } from "./classify.js";
 import { Deadline } from "./deadline.js";
 import { EmbedError } from "./errors.js";
 import { CircuitBreaker, type FallbackModel, isUnavailable } from "./fallback.js";
@@ -12,6 +13,8 @@ import {
   checkIntegers,
   checkNames,
   checkNumbers,
+  CLASSIFY_OPTIONS,
+  type ClassifyOptions,
   type ClientOptions,
   type ClientSettings,
   EMBED_OPTIONS,
@@ -218,6 +221,28 @@ export class Client {
       return parseRanking(await this.#sendOnly(request, params, call), batch, topN);
     });
     return mergeRankings(rankings, this.#settings.batchSize, topN);
+  }
+
+  /**
+   * Classifies texts, in order: all labels of each, with their scores; the best first.
+   * @throws {TypeError} `texts` is neither a string nor a list of strings.
+   */
+  classify(text: string, options?: ClassifyOptions): Promise<LabelScore[]>;
+  classify(texts: readonly string[], options?: ClassifyOptions): Promise<LabelScore[][]>;
+  async classify(
+    texts: string | readonly string[],
+    options: ClassifyOptions = {},
+  ): Promise<LabelScore[] | LabelScore[][]> {
+    if (typeof texts === "string") {
+      return (await this.classify([texts], options))[0] as LabelScore[];
+    }
+    checkNames(options, CLASSIFY_OPTIONS);
+    const batches = this.#split("texts", texts);
+    const params = this.#params(options, batches.length);
+    const parts = await this.#run(batches, params, async (batch, call) =>
+      parseLabels(await this.#sendOnly(classifyRequest(batch, params), params, call), batch.length),
+    );
+    return parts.flat();
   }
 
   /**

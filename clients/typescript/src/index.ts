@@ -1,5 +1,6 @@
 /** The client, for Node and for browsers. `embedserve-client/node` adds processes. */
 
+export type { LabelScore } from "./classify.js";
 export { Client } from "./client.js";
 export {
   EmbedError,
@@ -21,6 +22,7 @@ export type { ImageInput } from "./images.js";
 export type { Logger } from "./log.js";
 export type {
   CallOptions,
+  ClassifyOptions,
   ClientOptions,
   EmbedOptions,
   ImageOptions,

@@ -91,6 +91,9 @@ export interface RerankOptions extends ComputeOptions {
   readonly topN?: number | undefined;
 }
 
+/** Options of a call for labels; all are optional. */
+export interface ClassifyOptions extends ComputeOptions {}
+
 /** Options of a call for sparse vectors; all are optional. */
 export interface SparseOptions extends ComputeOptions {
   /** `query`, `document`, or the name of another prompt of the model. */
@@ -154,6 +157,8 @@ const COMPUTE_OPTIONS: OptionNames<ComputeOptions> = {
 };
 /** @internal */
 export const RERANK_OPTIONS: OptionNames<RerankOptions> = { ...COMPUTE_OPTIONS, topN: true };
+/** @internal */
+export const CLASSIFY_OPTIONS: OptionNames<ClassifyOptions> = COMPUTE_OPTIONS;
 /** @internal */
 export const IMAGE_OPTIONS: OptionNames<ImageOptions> = { ...COMPUTE_OPTIONS, dimensions: true };
 /** @internal */

@@ -1,4 +1,4 @@
-/** Reranking, sparse vectors and images, and calls to several models. */
+/** Reranking, classification, sparse vectors and images, and calls to several models. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -74,6 +74,52 @@ test("long lists of documents are split and merged", async (t) => {
   assert.ok(requests.every(({ headers }) => headers["x-priority"] === "bulk"));
 });
 
+/** Scores the labels of texts by their length, in the wrong order. */
+const classify: Handler = ({ path, body }, response) => {
+  if (path !== "/predict") return false;
+  const rows = (body["inputs"] as string[][]).map(([text = ""]) => [
+    { label: "long", score: text.length / 10 },
+    { label: "short", score: 1 - text.length / 10 },
+  ]);
+  return send(response, 200, rows);
+};
+
+test("labels of each text are sorted by score", async (t) => {
+  const { url, requests } = await startService(t, classify);
+  const client = new Client({ baseUrl: url, batchSize: 2, model: "m" });
+  const rows = await client.classify(DOCUMENTS);
+  const expected = DOCUMENTS.map(({ length }) => [
+    { label: "short", score: 1 - length / 10 },
+    { label: "long", score: length / 10 },
+  ]);
+  assert.deepEqual(rows, expected);
+  assert.ok(requests.every(({ headers }) => headers["x-priority"] === "bulk"));
+  assert.deepEqual(await client.classify([]), []);
+  assert.equal(requests.length, 3);
+  const options = { lane: "interactive", useCache: false, model: "n" } as const;
+  const labels = await client.classify("eight888", options);
+  assert.deepEqual(labels.map(({ label }) => label), ["long", "short"]);
+  const { body, headers } = requests[3] as (typeof requests)[number];
+  const sent: unknown = body;
+  assert.deepEqual(sent, { inputs: [["eight888"]], model: "n", use_cache: false });
+  assert.equal(headers["x-priority"], "interactive");
+});
+
+test("a failing classifier is retried, and has no fallback", async (t) => {
+  let failures = 2;
+  const { url } = await startService(t, (request, response, n) =>
+    failures-- > 0 ? send(response, 503, { error: "no" }) : classify(request, response, n),
+  );
+  const client = new Client({ baseUrl: url, retryDelayMs: 0 });
+  assert.equal((await client.classify(DOCUMENTS)).length, 5);
+  const withFallback = new Client({ baseUrl: url, retryDelayMs: 0, fallback: noFallback });
+  failures = 2;
+  await assert.rejects(
+    withFallback.classify(DOCUMENTS),
+    (error) => error instanceof ServerError && /fallback only embeds texts/.test(error.message),
+  );
+});
+
 test("invalid arguments are a TypeError", async () => {
   const client = new Client({ baseUrl: "http://127.0.0.1:9" });
   const invalid = [
@@ -81,6 +127,8 @@ test("invalid arguments are a TypeError", async () => {
     () => client.rerank("q", [1] as never),
     () => client.rerank("q", ["a"], { topN: 0 }),
     () => client.rerank("q", ["a"], { dimensions: 3 } as never),
+    () => client.classify([1] as never),
+    () => client.classify(["a"], { topN: 1 } as never),
     () => client.embedSparse([1] as never),
     () => client.embedSparse(["a"], { normalize: true } as never),
     () => client.embedImages([new Uint8Array(20)]),
@@ -107,6 +155,18 @@ test("a malformed response is a ParseError", async (t) => {
     results([0, 1], [1, null]),
   ];
   for (reply of rankings) await assert.rejects(client.rerank("q", ["a", "b"]), ParseError);
+  const label = { label: "a", score: 0.5 };
+  const labels = [
+    {},
+    [],
+    [[]],
+    [label],
+    [[label], [label]],
+    [[{ label: "a" }]],
+    [[{ label: "a", score: null }]],
+    [[{ label: 1, score: 0.5 }]],
+  ];
+  for (reply of labels) await assert.rejects(client.classify(["a"]), ParseError);
   const vectors = [{}, [], [[], []], [1], [[{ index: 1 }]], [[{ index: -1, value: 1 }]]];
   for (reply of vectors) await assert.rejects(client.embedSparse(["a"]), ParseError);
 });

@@ -4,6 +4,7 @@ import {
   Client,
   type ErrorCode,
   HTTPError,
+  type LabelScore,
   RateLimitError,
   type RerankResult,
   SpaceMismatchError,
@@ -35,6 +36,12 @@ const single: Float32Array = await client.embed("text", { truncation: "chunk", l
 await client.embed(["a"], { normalize: "yes" });
 const [best]: RerankResult[] = await client.rerank("q", ["a"] as const, { topN: 1, model: "m" });
 assertType<IsSame<typeof best, RerankResult | undefined>>();
+const [label]: LabelScore[] = await client.classify("text", { model: "m" });
+assertType<IsSame<typeof label, LabelScore | undefined>>();
+const labels = await client.classify(["a"] as const);
+assertType<IsSame<typeof labels, LabelScore[][]>>();
+// @ts-expect-error: labels have no number
+await client.classify(["a"], { topN: 1 });
 const { indices }: SparseVector = await client.embedSparse("text");
 assertType<IsSame<typeof indices, Uint32Array>>();
 const image = await client.embedImages(Buffer.from("GIF8"));
