@@ -67,3 +67,13 @@ def test_each_view_is_as_documented(
 def test_the_document_names_every_model(document: dict[str, object]) -> None:
     names = {name for spec in MODELS for name in (spec.name, *spec.aliases)}
     assert all(f'"{name}"' in str(document).replace("'", '"') for name in names)
+
+
+@pytest.mark.parametrize(("default", "dim"), [("org/fake", SPEC.dim), ("org/wide", 99)])
+def test_limits_are_those_of_the_default_model_of_the_task(default: str, dim: int) -> None:
+    wide = replace(SPEC, name="org/wide", aliases=(), dim=99, space_id="dead-fp32")
+    services = [EmbedService(spec, FakeBackend(), IngressSettings()) for spec in (SPEC, wide)]
+    client = TestClient(create_app(Catalog(services, defaults={"embed": default})))
+    operation = client.get("/openapi.json").json()["paths"]["/v2/embed"]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert f"'maximum': {dim}" in str(schema["properties"]["output_dimension"])
