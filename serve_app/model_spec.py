@@ -41,6 +41,11 @@ class ModelSpec:
         """The task that the model was made for."""
         return self.tasks[0]
 
+    @property
+    def engine_id(self) -> str:
+        """Identifies the engine of this model among those of the same space."""
+        return f"{self.space_id}/{self.name}"
+
     def prompt(self, input_type: str | None) -> str:
         """Returns the prompt that precedes each input of this type.
 

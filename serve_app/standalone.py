@@ -73,7 +73,7 @@ class StandaloneService:
         specs = [selection.cached_spec for selection in selections]
         self._cache = CacheStack(
             specs,
-            lambda space: self._pool.model(space).run,
+            lambda engine_id: self._pool.model(engine_id).run,
             l1_max_bytes=settings.l1_max_bytes,
             dtype=config.cache.dtype,
             meter=meter,

@@ -146,6 +146,23 @@ def test_settings_are_immutable() -> None:
             {"models": [HASHING, {"name": "m", "source": "path:m", "device": "cuda"}]},
             "have cpu and cuda. Give those of one device another `deployment`",
         ),
+        ({"model": HASHING | {"fallback": ["words"]}}, "lists the model itself"),
+        (
+            {"models": [HASHING | {"fallback": ["other"]}, OTHER]},
+            "lists 'other', which is no model: served are words, others",
+        ),
+        (
+            {"models": [HASHING | {"fallback": ["o"]}, OTHER | {"aliases": ["o"]}]},
+            "lists 'o', which is no model: its name is 'others'",
+        ),
+        (
+            {"models": [HASHING | {"fallback": ["others", "others"]}, OTHER]},
+            "lists a model twice",
+        ),
+        (
+            {"models": [HASHING | {"fallback": ["others"]}, OTHER | {"fallback": ["words"]}]},
+            "form a circle: words → others → words",
+        ),
         ({"model": HASHING, "max_loaded_models": 0}, "max_loaded_models"),
         ({"model": HASHING | {"sha256": "ab" * 32}}, "leave out `revision` and `sha256`"),
         ({"model": HASHING | {"prompts": {"query": "q: "}}}, "leave out `prompts`"),

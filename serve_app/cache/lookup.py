@@ -48,6 +48,7 @@ class Lookup:
         memory: MemoryCache,
         next_tier: Coalescer,
         *,
+        flights: dict[bytes, Flight] | None = None,
         store: Store | None = None,
         meter: ModelMeter | None = None,
     ) -> None:
@@ -59,6 +60,7 @@ class Lookup:
                 and is overwritten.
             memory: the L1 cache, which models share.
             next_tier: computes what is in no tier: in another process, or with the engine.
+            flights: the texts in flight, which lookups of one space share; None: its own.
             store: the L2 cache, which models share.
             meter: counts hits and misses.
         """
@@ -68,7 +70,7 @@ class Lookup:
         self._memory = memory
         self._next_tier = next_tier
         self._store = store
-        self._flights: dict[bytes, Flight] = {}
+        self._flights = {} if flights is None else flights
         self._meter = meter or Meter().for_model("")
 
     async def run(self, group: TextGroup) -> Outputs:

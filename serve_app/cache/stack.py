@@ -1,10 +1,12 @@
 """The cache tiers of one process: L1, L2 if it has one, and a lookup for each model."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from serve_app.cache.coalescer import Coalescer, Send
 from serve_app.cache.codec import CacheDtype, task_codecs
+from serve_app.cache.in_flight import Flight
 from serve_app.cache.l2 import L2Cache
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
@@ -26,7 +28,8 @@ from serve_app.types import CacheState
 class CacheStack:
     """The tiers of one process, which its models share; reports on and purges them together.
 
-    Each model has its own lookup: texts of two models never share a key, a flight or a call.
+    Each model has its own lookup: texts of two models never share a call, and they share keys and
+    flights only if the models are of one space.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class CacheStack:
 
         Args:
             specs: the models whose outputs are cached.
-            send: returns for a space the function that computes what is in neither tier.
+            send: returns for an engine's id the function that computes what is in neither tier.
             l1_max_bytes: memory limit of L1.
             max_in_flight_calls: of each model; see `Coalescer`.
             dtype: stored component type of the vectors.
@@ -58,18 +61,20 @@ class CacheStack:
         self._evictions = 0
         self._coalescers = list[Coalescer]()
         lookups = dict[str, Lookup]()
+        flights = defaultdict[str, dict[bytes, Flight]](dict)
         for spec in self._specs:
-            coalescer = Coalescer(send(spec.space_id), max_in_flight_calls)
+            coalescer = Coalescer(send(spec.engine_id), max_in_flight_calls)
             self._coalescers.append(coalescer)
-            lookups[spec.space_id] = Lookup(
+            lookups[spec.engine_id] = Lookup(
                 spec.space_id,
                 task_codecs(spec, dtype),
                 self._memory,
                 coalescer,
+                flights=flights[spec.space_id],
                 store=None if l2 is None else l2.store,
                 meter=meter.for_model(spec.name),
             )
-        self.lookups: Mapping[str, Lookup] = lookups  #: by space
+        self.lookups: Mapping[str, Lookup] = lookups  #: by `engine_id`
 
     def start(self) -> None:
         """Starts background tasks; call it once, in the event loop."""

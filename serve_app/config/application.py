@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from serve_app.config.cors_origin import CorsOrigin
+from serve_app.config.fallback import check_fallbacks
 from serve_app.config.model import (
     EMBEDDER,
     MINILM,
@@ -196,6 +197,7 @@ class AppConfig(Section):
                 "leave out `model`."
             )
         _check_unique(self.served_models)
+        check_fallbacks(self.served_models)
         for name, models in self.engine_deployments.items():
             self._check_deployment(name, models)
         for model in self.served_models:

@@ -121,7 +121,16 @@ class ModelConfig(Section):
     fallback: tuple[str, ...] = Field(
         default=(),
         description="Names of models that answer, in this order, while this one fails. Their "
-        "vectors must be of the same space, unless `allow_space_change` is set.",
+        "vectors must be of the same space, unless `allow_space_change` is set; models of the same "
+        "space come first. Their own `fallback` doesn't apply.",
+    )
+    fallback_after_s: float = Field(
+        default=2.0,
+        gt=0,
+        le=600,
+        description="How long the service waits for an answer before it checks that the model's "
+        "deployment has a live replica, and how long it waits for that. Then the next model of "
+        "`fallback` answers, and this one is left out until a replica responds again.",
     )
     allow_space_change: bool = Field(
         default=False,

@@ -44,10 +44,10 @@ class CacheLookup:
         settings = CacheLookupSettings()
         self._meter = Meter()
         calls = {name: group_call(RetryingCall(h, "run")) for name, h in embedders.items()}
-        deployments = {s.cached_spec.space_id: s.model.deployment for s in selections}
+        deployments = {s.cached_spec.engine_id: s.model.deployment for s in selections}
         self._cache = CacheStack(
             [selection.cached_spec for selection in selections],
-            lambda space: calls[deployments[space]](space),
+            lambda engine_id: calls[deployments[engine_id]](engine_id),
             l1_max_bytes=settings.l1_max_bytes,
             max_in_flight_calls=settings.max_in_flight_calls,
             dtype=config.cache.dtype,
@@ -74,9 +74,9 @@ class CacheLookup:
             self._export_task = asyncio.create_task(export(self._meter, self._cache.gauges))
             self._cache.start()
 
-    async def run(self, space: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
-        """Returns for each group its outputs, or an error as a value; None for an unknown space."""
-        lookup = self._cache.lookups.get(space)
+    async def run(self, engine_id: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
+        """Returns each group's outputs, or an error as a value; None for an unknown engine."""
+        lookup = self._cache.lookups.get(engine_id)
         return None if lookup is None else await collect(partial(_run, lookup), groups)
 
     async def cache_state(self) -> CacheState:

@@ -45,7 +45,7 @@ class EmbedServer(HttpReplica):
         self._pool = load_replica_engines(config, selections, self._cpus, meter, load=load)
         cache = CacheStack(
             specs,
-            lambda space: self._pool.model(space).run,
+            lambda engine_id: self._pool.model(engine_id).run,
             l1_max_bytes=settings.l1_max_bytes,
             dtype=config.cache.dtype,
             meter=meter,

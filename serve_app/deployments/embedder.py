@@ -66,14 +66,14 @@ class Embedder:
             self._export_task = asyncio.create_task(export(self._meter, self._pool.gauges))
 
     @returns_errors
-    async def run(self, space: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
-        """Returns for each group its outputs, or an error as a value; None for an unknown space.
+    async def run(self, engine_id: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
+        """Returns each group's outputs, or an error as a value; None for an unknown engine.
 
         One error as a value if the model can't be loaded.
         """
-        if space not in self._pool.spaces:
+        if engine_id not in self._pool.engine_ids:
             return None
-        return await collect(partial(self._pool.run, space), groups)
+        return await collect(partial(self._pool.run, engine_id), groups)
 
     async def _submit(self, groups: Sequence[PendingGroup]) -> None:
         characters = sum(len(text) for group in groups for text in group.inputs)
@@ -93,32 +93,32 @@ class Embedder:
 
     @returns_errors
     async def tokenize(
-        self, space: str, texts: tuple[str, ...], add_special_tokens: bool
+        self, engine_id: str, texts: tuple[str, ...], add_special_tokens: bool
     ) -> list[Tokenization] | None:
         """Returns the tokens of each text, not truncated, or an error as a value.
 
-        Returns None for an unknown space.
+        Returns None for an unknown engine.
         """
-        if space not in self._pool.spaces:
+        if engine_id not in self._pool.engine_ids:
             return None
-        return await self._pool.tokenize(space, texts, add_special_tokens)
+        return await self._pool.tokenize(engine_id, texts, add_special_tokens)
 
     @returns_errors
     async def decode(
-        self, space: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+        self, engine_id: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
     ) -> list[str] | None:
         """Returns the text of each row of token ids, or an error as a value.
 
-        Returns None for an unknown space.
+        Returns None for an unknown engine.
         """
-        if space not in self._pool.spaces:
+        if engine_id not in self._pool.engine_ids:
             return None
-        return await self._pool.decode(space, rows, skip_special_tokens)
+        return await self._pool.decode(engine_id, rows, skip_special_tokens)
 
     @returns_errors
-    async def describe(self, space: str) -> EngineInfo | None:
-        """Returns a model's engine, its device and its precision; None for an unknown space."""
-        return self._pool.describe(space) if space in self._pool.spaces else None
+    async def describe(self, engine_id: str) -> EngineInfo | None:
+        """Returns a model's engine, its device and its precision; None for an unknown engine."""
+        return self._pool.describe(engine_id) if engine_id in self._pool.engine_ids else None
 
     async def check_health(self) -> None:
         """Raises if an engine stalls; Ray then replaces the replica."""

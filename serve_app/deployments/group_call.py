@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from serve_app.cache.coalescer import Deliver, Send
+from serve_app.deployments.engine_call import EngineCall
 from serve_app.deployments.retrying_call import RetryingCall
-from serve_app.deployments.space_call import SpaceCall
 from serve_app.errors import EmbedServeError, Unavailable
 from serve_app.types import EncodedVectors, TextGroup
 
@@ -14,10 +14,10 @@ GroupResult = EncodedVectors | EmbedServeError
 
 
 def group_call(method: RetryingCall) -> Callable[[str], Send]:
-    """Returns a function from a space to the one that sends its groups and delivers the results."""
+    """Returns a function from an engine's id to the one that sends groups to it."""
 
-    def send_in(space: str) -> Send:
-        call = SpaceCall(method, space)
+    def send_to(engine_id: str) -> Send:
+        call = EngineCall(method, engine_id)
 
         async def send(groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
             for i, result in enumerate(await call(groups)):
@@ -25,7 +25,7 @@ def group_call(method: RetryingCall) -> Callable[[str], Send]:
 
         return send
 
-    return send_in
+    return send_to
 
 
 async def collect(send: Send, groups: tuple[TextGroup, ...]) -> list[GroupResult]:

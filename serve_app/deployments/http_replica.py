@@ -60,7 +60,7 @@ class HttpReplica:
             config: the application's configuration.
             specs: the models.
             cache: the cache of this process.
-            engine: returns for a space the calls that bypass the cache.
+            engine: returns for an engine's id the calls that bypass the cache.
             meter: counts what the process does.
             cache_state: returns the state of L2.
         """

@@ -9,11 +9,11 @@ from ray.serve.schema import ReplicaRank
 
 from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, IngressSettings
+from serve_app.deployments.engine_call import EngineCall
 from serve_app.deployments.group_call import group_call
 from serve_app.deployments.http_replica import HttpReplica
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import RetryingCall
-from serve_app.deployments.space_call import SpaceCall
 from serve_app.metrics import Meter
 from serve_app.model_prep.engine_selection import EngineSelection
 
@@ -25,15 +25,17 @@ class _RemoteEngines:
         methods = ("describe", "tokenize", "decode")
         self._calls = {method: RetryingCall(embedder, method) for method in methods}
 
-    def engine(self, space: str) -> "_RemoteEngine":
+    def engine(self, engine_id: str) -> "_RemoteEngine":
         """Returns the calls of one model."""
-        return _RemoteEngine({name: SpaceCall(call, space) for name, call in self._calls.items()})
+        return _RemoteEngine(
+            {name: EngineCall(call, engine_id) for name, call in self._calls.items()}
+        )
 
 
 class _RemoteEngine:
     """The calls of one model that bypass the cache."""
 
-    def __init__(self, calls: Mapping[str, SpaceCall]) -> None:
+    def __init__(self, calls: Mapping[str, EngineCall]) -> None:
         self.describe = calls["describe"]
         self.tokenize = calls["tokenize"]
         self.decode = calls["decode"]
@@ -73,12 +75,12 @@ class Ingress(HttpReplica):
             meter=meter,
         )
         engines = {name: _RemoteEngines(embedder) for name, embedder in embedders.items()}
-        deployments = {s.cached_spec.space_id: s.model.deployment for s in selections}
+        deployments = {s.cached_spec.engine_id: s.model.deployment for s in selections}
         self._serve(
             config,
             specs,
             cache,
-            lambda space: engines[deployments[space]].engine(space),
+            lambda engine_id: engines[deployments[engine_id]].engine(engine_id),
             meter,
             cache_state=RetryingCall(lookup, "cache_state"),
         )

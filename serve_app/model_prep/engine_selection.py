@@ -18,6 +18,7 @@ from serve_app.model_prep.quantization_ranges import (
     hashing_quantization_ranges,
     read_quantization_ranges,
 )
+from serve_app.model_prep.space_check import check_spaces
 from serve_app.models import ModelSpec, resolve
 from serve_app.types import Float32, Parity
 
@@ -76,20 +77,16 @@ def iter_engines(config: AppConfig, *, cpu: CpuFeatures | None = None) -> Iterat
     Raises:
         ModelSourceError: a model's files are missing, or have another digest than configured.
         ParityFailed: the configured engine's vectors are too far from sentence-transformers.
-        ConfigurationError: no engine can be used, two models are the same, or a model doesn't
-            support a task of `default_for`; the message says which.
+        ConfigurationError: no engine can be used, a model doesn't support a task of `default_for`,
+            two models are the same, or a `fallback` is of another space; the message says which.
     """
     cpu = cpu or CpuFeatures.detect()
-    names: dict[str, str] = {}  # space → the model that has it
+    specs = dict[str, ModelSpec]()
     for model in config.served_models:
         selection = _select_engine(config, model, cpu)
         spec = selection.spec
-        if other := names.get(spec.space_id):
-            raise ConfigurationError(
-                f"The models {other!r} and {spec.name!r} are the same, with the same settings. "
-                f"Keep one of them, and list the other name in its `aliases`."
-            )
-        names[spec.space_id] = spec.name
+        specs[spec.name] = spec
+        check_spaces(config.served_models, specs)
         for task in model.default_for:
             if task not in spec.tasks:
                 raise ConfigurationError(

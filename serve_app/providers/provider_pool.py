@@ -45,24 +45,24 @@ class ProviderPool:
         """Creates a pool.
 
         Args:
-            models: the models by their spaces; may be empty.
+            models: the models by their `engine_id`; may be empty.
             meter: counts calls.
         """
         self._models = models
         self._schedulers = {
-            space: CallScheduler(
+            engine_id: CallScheduler(
                 model.spec,
                 model.provider,
                 model.settings,
                 meter.for_model(model.spec.name),
                 settings=QueueSettings(),
             )
-            for space, model in models.items()
+            for engine_id, model in models.items()
         }
 
     @property
-    def spaces(self) -> Set[str]:
-        """The spaces of the models."""
+    def engine_ids(self) -> Set[str]:
+        """The ids of the models' engines."""
         return self._models.keys()
 
     def gauges(self) -> Gauges:
@@ -70,7 +70,8 @@ class ProviderPool:
         if not self._models:
             return {}
         schedulers = {
-            model.spec.name: self._schedulers[space] for space, model in self._models.items()
+            model.spec.name: self._schedulers[engine_id]
+            for engine_id, model in self._models.items()
         }
         return {
             QUEUED_TOKENS: {
@@ -95,7 +96,7 @@ class ProviderPool:
 
     async def run(
         self,
-        space: str,
+        engine_id: str,
         groups: Sequence[TextGroup],
         deliver: Callable[[int, EncodedVectors | Exception], None],
     ) -> None:
@@ -103,7 +104,7 @@ class ProviderPool:
 
         Cancelling it removes the groups from the queue, and cancels calls that no others need.
         """
-        model, scheduler = self._models[space], self._schedulers[space]
+        model, scheduler = self._models[engine_id], self._schedulers[engine_id]
         pending, indices = list[ProviderGroup](), list[int]()
         for i, group in enumerate(groups):
             texts = [text for text in group.texts if isinstance(text, str)]
@@ -121,20 +122,20 @@ class ProviderPool:
             )
 
     async def tokenize(
-        self, space: str, texts: tuple[str, ...], add_special_tokens: bool
+        self, engine_id: str, texts: tuple[str, ...], add_special_tokens: bool
     ) -> list[Tokenization]:
         """Raises `UnsupportedOperation`."""
-        raise _no_tokenizer(self._models[space].spec.name)
+        raise _no_tokenizer(self._models[engine_id].spec.name)
 
     async def decode(
-        self, space: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+        self, engine_id: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
     ) -> list[str]:
         """Raises `UnsupportedOperation`."""
-        raise _no_tokenizer(self._models[space].spec.name)
+        raise _no_tokenizer(self._models[engine_id].spec.name)
 
-    def describe(self, space: str) -> EngineInfo:
+    def describe(self, engine_id: str) -> EngineInfo:
         """Returns the provider, and why it gets no calls while its breaker is open."""
-        model, failure = self._models[space], self._schedulers[space].failure
+        model, failure = self._models[engine_id], self._schedulers[engine_id].failure
         return EngineInfo(
             engine=model.kind,
             device="remote",

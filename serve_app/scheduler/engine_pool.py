@@ -64,7 +64,7 @@ class EnginePool:
         """Loads the engines and warms them up.
 
         Args:
-            models: the models by their spaces; may be empty.
+            models: the models by their `engine_id`; may be empty.
             threads: CPU threads for the models.
             cpus: the CPUs that these threads may use.
             meter: counts batches.
@@ -77,7 +77,7 @@ class EnginePool:
         self._tokenizer_thread = ThreadPoolExecutor(1, "tokenizer", self._pin_thread)
         self._models = models
         self._loaded = LoadedModels(
-            {space: partial(_load_and_warm_up, model.load) for space, model in models.items()},
+            {id_: partial(_load_and_warm_up, model.load) for id_, model in models.items()},
             # Models that are loaded later must not wait for batches.
             engine_threads
             if max_loaded is None
@@ -94,19 +94,19 @@ class EnginePool:
         self.submit: Submit = self._scheduler.submit
 
     @property
-    def spaces(self) -> Set[str]:
-        """The spaces of the models."""
+    def engine_ids(self) -> Set[str]:
+        """The ids of the models' engines."""
         return self._models.keys()
 
-    def model(self, space: str) -> "PooledEngine":
+    def model(self, engine_id: str) -> "PooledEngine":
         """Returns the calls of one model."""
-        return PooledEngine(self, space)
+        return PooledEngine(self, engine_id)
 
     def gauges(self) -> Gauges:
         """Returns the current value of each gauge."""
         loaded = {
-            (model.name,): float(self._loaded.find(space) is not None)
-            for space, model in self._models.items()
+            (model.name,): float(self._loaded.find(engine_id) is not None)
+            for engine_id, model in self._models.items()
         }
         return {**self._scheduler.gauges(), MODEL_LOADED: loaded}
 
@@ -130,7 +130,7 @@ class EnginePool:
 
     async def run(
         self,
-        space: str,
+        engine_id: str,
         groups: Sequence[TextGroup],
         deliver: Callable[[int, EncodedVectors | Exception], None],
     ) -> None:
@@ -139,39 +139,39 @@ class EnginePool:
         Cancelling it removes the groups from the queue.
         """
         try:
-            loaded, load_s = await self._hold(space)
+            loaded, load_s = await self._hold(engine_id)
         except EmbedServeError as error:
             for i in range(len(groups)):
                 deliver(i, error)
             return
         try:
-            await self._compute(space, loaded.engine, groups, deliver, load_s)
+            await self._compute(engine_id, loaded.engine, groups, deliver, load_s)
         finally:
             self._loaded.release(loaded)
 
-    async def _hold(self, space: str) -> tuple[LoadedModel, float]:
-        loaded = self._loaded.hold(space)
-        return (loaded, 0.0) if loaded is not None else await self._loaded.load(space)
+    async def _hold(self, engine_id: str) -> tuple[LoadedModel, float]:
+        loaded = self._loaded.hold(engine_id)
+        return (loaded, 0.0) if loaded is not None else await self._loaded.load(engine_id)
 
     async def _compute(
         self,
-        space: str,
+        engine_id: str,
         engine: Engine,
         groups: Sequence[TextGroup],
         deliver: Callable[[int, EncodedVectors | Exception], None],
         load_s: float,
     ) -> None:
-        model = self._models[space]
+        model = self._models[engine_id]
         pending = [PendingGroup(group, engine, model.name) for group in groups]
         await deliver_outputs(
             pending, model.encoders, lambda: self.submit(pending), deliver, load_s=load_s
         )
 
     async def tokenize(
-        self, space: str, texts: tuple[str, ...], add_special_tokens: bool
+        self, engine_id: str, texts: tuple[str, ...], add_special_tokens: bool
     ) -> list[Tokenization]:
         """Returns the tokens of each text; see `TokenizerService.tokenize`."""
-        loaded, _ = await self._hold(space)
+        loaded, _ = await self._hold(engine_id)
         try:
             service = TokenizerService(loaded.engine.tokenizer, self._tokenizer_thread)
             return await service.tokenize(texts, add_special_tokens=add_special_tokens)
@@ -179,26 +179,26 @@ class EnginePool:
             self._loaded.release(loaded)
 
     async def decode(
-        self, space: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+        self, engine_id: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
     ) -> list[str]:
         """Returns the text of each row of token ids; see `TokenizerService.decode`."""
-        loaded, _ = await self._hold(space)
+        loaded, _ = await self._hold(engine_id)
         try:
             service = TokenizerService(loaded.engine.tokenizer, self._tokenizer_thread)
             return await service.decode(rows, skip_special_tokens=skip_special_tokens)
         finally:
             self._loaded.release(loaded)
 
-    def describe(self, space: str) -> EngineInfo:
+    def describe(self, engine_id: str) -> EngineInfo:
         """Returns the engine, its device and its precision.
 
         Raises:
             Unavailable: the model isn't in memory.
         """
-        engine = self._loaded.find(space)
+        engine = self._loaded.find(engine_id)
         if engine is None:
             raise Unavailable("The model isn't loaded at the moment.")
-        return dataclasses.replace(engine.info, rejected=self._models[space].rejected)
+        return dataclasses.replace(engine.info, rejected=self._models[engine_id].rejected)
 
     def check_health(self) -> None:
         """Checks that the engines make progress.
@@ -214,11 +214,11 @@ class EnginePool:
 
 
 class ModelPool(Protocol):
-    """Several models, by their spaces."""
+    """Several models, by their `engine_id`."""
 
     async def run(
         self,
-        space: str,
+        engine_id: str,
         groups: Sequence[TextGroup],
         deliver: Callable[[int, EncodedVectors | Exception], None],
     ) -> None:
@@ -226,18 +226,18 @@ class ModelPool(Protocol):
         ...
 
     async def tokenize(
-        self, space: str, texts: tuple[str, ...], add_special_tokens: bool
+        self, engine_id: str, texts: tuple[str, ...], add_special_tokens: bool
     ) -> list[Tokenization]:
         """Returns the tokens of each text."""
         ...
 
     async def decode(
-        self, space: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+        self, engine_id: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
     ) -> list[str]:
         """Returns the text of each row of token ids."""
         ...
 
-    def describe(self, space: str) -> EngineInfo:
+    def describe(self, engine_id: str) -> EngineInfo:
         """Returns what runs the model."""
         ...
 
@@ -245,11 +245,11 @@ class ModelPool(Protocol):
 class PooledEngine:
     """The calls of one model of a pool."""
 
-    def __init__(self, pool: ModelPool, space: str) -> None:
-        self.run = partial(pool.run, space)
-        self.tokenize = partial(pool.tokenize, space)
-        self.decode = partial(pool.decode, space)
-        self._describe = partial(pool.describe, space)
+    def __init__(self, pool: ModelPool, engine_id: str) -> None:
+        self.run = partial(pool.run, engine_id)
+        self.tokenize = partial(pool.tokenize, engine_id)
+        self.decode = partial(pool.decode, engine_id)
+        self._describe = partial(pool.describe, engine_id)
 
     async def describe(self) -> EngineInfo:
         """Returns the engine; see `EnginePool.describe`."""

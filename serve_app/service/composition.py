@@ -47,7 +47,7 @@ def create_engine_pool(
     models = {}
     for selection in selections:
         codecs = task_codecs(selection.spec, config.cache.dtype)
-        models[selection.cached_spec.space_id] = PooledModel(
+        models[selection.cached_spec.engine_id] = PooledModel(
             selection.spec.name,
             partial(load, selection, threads=threads),
             {task: codec.encode for task, codec in codecs.items()},
@@ -75,7 +75,7 @@ def create_catalog(
         config: the application's configuration.
         specs: the models.
         cache: the tiers of this process, with a lookup for each model.
-        engine: returns for a space the calls that bypass the cache.
+        engine: returns for an engine's id the calls that bypass the cache.
         settings: limits and timeouts.
         meter: counts the requests.
         replica_stats: statistics over all replicas of the service.
@@ -87,7 +87,7 @@ def create_catalog(
     services = [
         EmbedService(
             spec,
-            CachedBackend(cache.lookups[spec.space_id].run, engine(spec.space_id), cache_state),
+            CachedBackend(cache.lookups[spec.engine_id].run, engine(spec.engine_id), cache_state),
             settings,
             meter.for_model(spec.name),
             uncached_tasks=frozenset() if config.cache.scores else _SCORE_TASKS,

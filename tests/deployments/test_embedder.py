@@ -46,34 +46,34 @@ async def test_a_call_cancelled_during_tokenization_is_not_computed(
     engine, tokenizer = FakeEngine(), SlowTokenizer()
     engine.tokenizer = tokenizer
     embedder = Embedder(config, selections[:1], load=lambda selection, threads: engine)
-    space = selections[0].cached_spec.space_id
+    engine_id = selections[0].cached_spec.engine_id
     engine.batches.clear()  # the warm-up
     await embedder.reconfigure(None, RANK)
     tokenizer.hold()
-    cancelled = asyncio.create_task(embedder.run(space, (TextGroup((CANCELLED,)),)))
+    cancelled = asyncio.create_task(embedder.run(engine_id, (TextGroup((CANCELLED,)),)))
     await asyncio.to_thread(tokenizer.called.wait, 10)
-    remaining = asyncio.create_task(embedder.run(space, (TextGroup((REMAINING,)),)))
+    remaining = asyncio.create_task(embedder.run(engine_id, (TextGroup((REMAINING,)),)))
     await asyncio.sleep(0)
     cancelled.cancel()
     await asyncio.sleep(0)
     tokenizer.release()
-    (vectors,) = await remaining  # type: ignore[misc]  # the space is its own
+    (vectors,) = await remaining  # type: ignore[misc]  # the engine is its own
     assert isinstance(vectors, EncodedVectors)
     assert engine.batches == [[REMAINING[: SPEC.max_tokens]]]
 
 
 @pytest.mark.usefixtures("assign_gpus")
-async def test_a_caller_of_another_space_gets_nothing(
+async def test_a_caller_of_another_engine_gets_nothing(
     config: AppConfig, selections: tuple[EngineSelection, ...]
 ) -> None:
     engine = FakeEngine()
     embedder = Embedder(config, selections[:1], load=lambda selection, threads: engine)
     engine.batches.clear()  # the warm-up
     await embedder.reconfigure(None, RANK)
-    assert await embedder.run("another-fp32", (TextGroup(("a",)),)) is None
-    assert await embedder.tokenize("another-fp32", ("a",), True) is None
-    assert await embedder.decode("another-fp32", ((1,),), True) is None
-    assert await embedder.describe("another-fp32") is None
+    assert await embedder.run("f00d-fp32/another", (TextGroup(("a",)),)) is None
+    assert await embedder.tokenize("f00d-fp32/another", ("a",), True) is None
+    assert await embedder.decode("f00d-fp32/another", ((1,),), True) is None
+    assert await embedder.describe("f00d-fp32/another") is None
     assert engine.batches == []
 
 

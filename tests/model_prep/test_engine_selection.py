@@ -228,6 +228,43 @@ def test_two_models_with_the_same_vectors_are_an_error() -> None:
         select_engines(AppConfig.model_validate({"models": models}))
 
 
+def test_two_engines_of_one_space_are_a_chain() -> None:
+    models = [
+        {**HASHING, "fallback": ["again", "third"]},
+        {**HASHING, "name": "again"},
+        {**HASHING, "name": "third"},
+    ]
+    specs = [s.spec for s in select_engines(AppConfig.model_validate({"models": models}))]
+    assert len({spec.space_id for spec in specs}) == 1
+    assert len({spec.engine_id for spec in specs}) == 3
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_fallback_of_another_space_has_to_be_allowed(first: int) -> None:
+    """Whichever of the two entries comes first in the list."""
+    fallback: dict[str, Any] = {"fallback": ["other"]}
+    other = {"name": "other", "source": "hashing:32"}
+    models = [{**HASHING, **fallback}, other]
+    both = AppConfig.model_validate({"models": [HASHING, other]})
+    spaces = [selection.spec.space_id for selection in select_engines(both)]
+    ordered = [models[first], models[1 - first]]
+    with pytest.raises(ConfigurationError, match=f"{spaces[1]}, not {spaces[0]}.*allow_space"):
+        select_engines(AppConfig.model_validate({"models": ordered}))
+    models[0]["allow_space_change"] = True
+    select_engines(AppConfig.model_validate({"models": models}))
+    third = {**HASHING, "name": "third"}
+    models[0]["fallback"] = ["other", "third"]
+    with pytest.raises(ConfigurationError, match=r"before third.*same space first"):
+        select_engines(AppConfig.model_validate({"models": [*models, third]}))
+
+
+def test_a_fallback_has_a_task_in_common(tmp_path: Path) -> None:
+    reranker = tiny_models.cross_encoder(tmp_path).model_dump()
+    first = {**HASHING, "fallback": [reranker["name"]], "allow_space_change": True}
+    with pytest.raises(ConfigurationError, match="supports none of its tasks: embed"):
+        select_engines(AppConfig.model_validate({"models": [first, reranker]}))
+
+
 def test_a_default_model_supports_the_task() -> None:
     with pytest.raises(ConfigurationError, match=r"words can't be the default for `rerank`: it"):
         select(model={**HASHING, "default_for": ["rerank"]})

@@ -18,7 +18,7 @@ from serve_app.tasks import Task
 from serve_app.types import EncodedVectors, Float32, TextGroup, Vectors
 from tests.fakes import DIM, SPEC, FakeEngine, fake_vector
 
-SPACE = SPEC.space_id
+ENGINE = SPEC.engine_id
 CODECS = task_codecs(SPEC)
 CODEC = VectorCodec(DIM)
 ALL_CPUS = frozenset(os.sched_getaffinity(0))
@@ -76,7 +76,7 @@ async def pool(engine: GatedEngine) -> AsyncIterator[EnginePool]:
 
 def new_pool(engine: GatedEngine, cpus: frozenset[int] = ALL_CPUS) -> EnginePool:
     model = pooled(engine)
-    pool = EnginePool({SPACE: model}, threads=1, cpus=cpus, meter=Meter())
+    pool = EnginePool({ENGINE: model}, threads=1, cpus=cpus, meter=Meter())
     engine.batches.clear()  # the warm-up
     engine.cpus.clear()
     return pool
@@ -84,7 +84,7 @@ def new_pool(engine: GatedEngine, cpus: frozenset[int] = ALL_CPUS) -> EnginePool
 
 def start(engine: EnginePool, *groups: TextGroup) -> "tuple[Delivered, asyncio.Task[None]]":
     delivered = Delivered()
-    return delivered, asyncio.create_task(engine.run(SPACE, groups, delivered))
+    return delivered, asyncio.create_task(engine.run(ENGINE, groups, delivered))
 
 
 async def until_delivered(delivered: Delivered, count: int) -> None:
@@ -127,7 +127,7 @@ async def test_vectors_that_cannot_be_encoded_are_an_error_of_their_group(
         return CODEC.encode(vectors)
 
     model = pooled(engine)._replace(encoders={"embed": encode})
-    pool = EnginePool({SPACE: model}, threads=1, cpus=ALL_CPUS, meter=Meter())
+    pool = EnginePool({ENGINE: model}, threads=1, cpus=ALL_CPUS, meter=Meter())
     pool.start()
     engine.allow(100)
     delivered, task = start(pool, TextGroup(("a", "b")), TextGroup(("c",)))
@@ -213,7 +213,7 @@ async def test_token_vectors(engine: GatedEngine, pool: EnginePool) -> None:
 
 
 async def test_it_describes_its_engine_and_load(engine: GatedEngine, pool: EnginePool) -> None:
-    info = pool.describe(SPACE)
+    info = pool.describe(ENGINE)
     assert (info.engine, info.rejected) == ("fake", ("another at bf16: no",))
     _, task = start(pool, TextGroup(("12345",)), TextGroup(("678",)))
     await asyncio.sleep(0.01)

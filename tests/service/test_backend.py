@@ -1,3 +1,6 @@
+import asyncio
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,14 +20,14 @@ def engine() -> FakeBackend:
 def cache(engine: FakeBackend) -> CacheStack:
     send = fake_send(engine.run)
     return CacheStack(
-        [SPEC], lambda space: send, l1_max_bytes=1 << 20, dtype="float32", meter=Meter()
+        [SPEC], lambda engine_id: send, l1_max_bytes=1 << 20, dtype="float32", meter=Meter()
     )
 
 
 async def test_vectors_come_through_the_cache_and_the_rest_from_the_engine(
     cache: CacheStack, engine: FakeBackend
 ) -> None:
-    lookup = cache.lookups[SPEC.space_id]
+    lookup = cache.lookups[SPEC.engine_id]
     backend = CachedBackend(lookup.run, engine, cache.cache_state)
     group = TextGroup(("a", "b"))
     results = [await backend.run(group) for _ in range(2)]
@@ -37,3 +40,26 @@ async def test_vectors_come_through_the_cache_and_the_rest_from_the_engine(
     tokens = await backend.run(TextGroup(("ab",), use_cache=False, task="embed_tokens"))
     assert len(tokens.values[0]) == 2
     assert await backend.cache_state() == CacheState("off")
+
+
+async def test_models_of_one_space_share_cached_and_computing_texts_and_no_engine() -> None:
+    specs = [SPEC, replace(SPEC, name="org/second", aliases=())]
+    engines = {spec.engine_id: FakeBackend() for spec in specs}
+    for engine in engines.values():
+        engine.delay_s = 0.01
+    cache = CacheStack(
+        specs,
+        lambda engine_id: fake_send(engines[engine_id].run),
+        l1_max_bytes=1 << 20,
+        dtype="float32",
+        meter=Meter(),
+    )
+    first, second = (cache.lookups[spec.engine_id] for spec in specs)
+    results = await asyncio.gather(first.run(TextGroup(("a",))), second.run(TextGroup(("a", "b"))))
+    assert [result.tiers.tolist() for result in results] == [
+        [Tier.COMPUTED],
+        [Tier.JOINED, Tier.COMPUTED],
+    ]
+    texts = [[group.texts for group in engine.groups] for engine in engines.values()]
+    assert texts == [[("a",)], [("b",)]]
+    assert (await first.run(TextGroup(("b",)))).tiers.tolist() == [Tier.L1]

@@ -2,27 +2,27 @@ from typing import Any
 
 import pytest
 
+from serve_app.deployments.engine_call import EngineCall
 from serve_app.deployments.retrying_call import RetryingCall
-from serve_app.deployments.space_call import SpaceCall
 from serve_app.errors import Unavailable
 
 
 class FakeHandle:
-    """A Serve handle whose replicas answer callers of their own space only."""
+    """A Serve handle whose replicas answer callers of their own engine only."""
 
-    def __init__(self, *spaces: str) -> None:
-        self._spaces = list(spaces)
+    def __init__(self, *engines: str) -> None:
+        self._engines = list(engines)
 
     def options(self, **options: Any) -> "FakeHandle":
         return self
 
-    async def remote(self, space: str, argument: str) -> str | None:
-        own = self._spaces.pop(0) if len(self._spaces) > 1 else self._spaces[0]
-        return f"{argument} in {own}" if space == own else None
+    async def remote(self, engine_id: str, argument: str) -> str | None:
+        own = self._engines.pop(0) if len(self._engines) > 1 else self._engines[0]
+        return f"{argument} in {own}" if engine_id == own else None
 
 
-def call(handle: FakeHandle, timeout_s: float = 30) -> SpaceCall:
-    return SpaceCall(
+def call(handle: FakeHandle, timeout_s: float = 30) -> EngineCall:
+    return EngineCall(
         RetryingCall(handle, "embed"),  # type: ignore[arg-type]
         "new",
         retry_delay_s=0,
@@ -30,7 +30,7 @@ def call(handle: FakeHandle, timeout_s: float = 30) -> SpaceCall:
     )
 
 
-async def test_a_call_waits_for_a_replica_of_its_space() -> None:
+async def test_a_call_waits_for_a_replica_with_its_engine() -> None:
     assert await call(FakeHandle("new"))("text") == "text in new"
     assert await call(FakeHandle("old", "old", "new"))("text") == "text in new"
 

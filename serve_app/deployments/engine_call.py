@@ -1,4 +1,4 @@
-"""Calls of a deployment that runs models, in one vector space."""
+"""Calls of a deployment that runs models, to one engine."""
 
 import asyncio
 import time
@@ -8,18 +8,18 @@ from serve_app.deployments.retrying_call import RetryingCall
 from serve_app.errors import Unavailable
 
 
-class SpaceCall:
+class EngineCall:
     """One method of another deployment as a coroutine function, for one model.
 
-    The space selects the model. While Ray replaces the replicas of a model by those of another one,
-    replicas of both run. The method gets the caller's space first, and returns None if no model of
-    its replica has it: else a vector of one model could be cached and returned as one of another.
+    The engine's id selects the model. While Ray replaces the replicas of a model by those of
+    another one, replicas of both run. The method gets the id first, and returns None if its replica
+    has no such engine: else a vector of one model could be cached and returned as one of another.
     """
 
     def __init__(
         self,
         call: RetryingCall,
-        space: str,
+        engine_id: str,
         *,
         retry_delay_s: float = 0.2,
         timeout_s: float = 5.0,
@@ -28,12 +28,12 @@ class SpaceCall:
 
         Args:
             call: the method.
-            space: the vector space of the model.
+            engine_id: `ModelSpec.engine_id`.
             retry_delay_s: pause before another replica is tried.
             timeout_s: how long to try. Ray stops the replicas of the old model sooner.
         """
         self._call = call
-        self._space = space
+        self._engine_id = engine_id
         self._retry_delay_s = retry_delay_s
         self._timeout_s = timeout_s
 
@@ -45,7 +45,7 @@ class SpaceCall:
             EmbedServeError: see `RetryingCall`.
         """
         deadline = time.monotonic() + self._timeout_s
-        while (reply := await self._call(self._space, *args)) is None:
+        while (reply := await self._call(self._engine_id, *args)) is None:
             if time.monotonic() > deadline:
                 raise Unavailable("The service changes its model at the moment; try again.")
             await asyncio.sleep(self._retry_delay_s)
