@@ -242,6 +242,8 @@ def _check_engine(model: ModelConfig, settings: EngineSettings) -> None:
     """Checks that the settings of the model's engine can be combined."""
     device, engine, precision = settings
     own = model.parsed_source.engine
+    if own == "provider":
+        return
     if own is not None and engine not in ("auto", own):
         raise ValueError(
             f"`engine: {engine}` runs models; for `source: {model.source}` leave `engine` out, or "

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from serve_app.config.provider import ProviderSettings
 from serve_app.config.section import Section
 from serve_app.cost import NANO_USD
-from serve_app.sources import SOURCES, Source, parse_source
+from serve_app.sources import SOURCES, ProviderSource, Source, parse_source
 from serve_app.tasks import Task
 
 Device = Literal["cpu", "cuda", "mps"]
@@ -58,8 +58,9 @@ class ModelConfig(Section):
         default=None,
         ge=4,
         le=131072,
-        description="Longest input in tokens, special tokens included; the rest is truncated. "
-        "null: the model's limit, or 512 words with `hashing`.",
+        description="Longest input in tokens, special tokens included; the rest is truncated. A "
+        "provider refuses longer inputs. null: the model's limit, 512 words with `hashing`, or "
+        "8192 for a provider's model that the service has no data of.",
     )
     prompts: dict[str, str] | None = Field(
         default=None,
@@ -155,14 +156,46 @@ class ModelConfig(Section):
         return source
 
     @model_validator(mode="after")
-    def _check_hashing(self) -> Self:
-        if self.parsed_source.has_files:
+    def _check_files(self) -> Self:
+        source = self.parsed_source
+        if source.has_files:
             return self
+        kind = self.source.partition(":")[0]
         if self.revision is not None or self.sha256 is not None:
-            raise ValueError("`hashing` has no files: leave out `revision` and `sha256`.")
-        if self.prompts is not None:
+            raise ValueError(f"`{kind}` has no files: leave out `revision` and `sha256`.")
+        if kind == "hashing" and self.prompts is not None:
             raise ValueError("`hashing` embeds queries and documents alike: leave out `prompts`.")
         return self
+
+    @model_validator(mode="after")
+    def _check_provider(self) -> Self:
+        source = self.parsed_source
+        if isinstance(source, ProviderSource):
+            _check_provider_settings(self, source)
+        elif self.provider != ProviderSettings():
+            raise ValueError(f"No provider runs `{self.source}`: leave out `provider`.")
+        return self
+
+
+def _check_provider_settings(model: ModelConfig, source: ProviderSource) -> None:
+    """Checks the settings of a model that a provider runs."""
+    settings, kind = model.provider, source.kind
+    if model.device or model.engine or model.precision or model.trust_remote_code:
+        raise ValueError(
+            f"`{kind}` runs the model: leave out `device`, `engine`, `precision` and "
+            "`trust_remote_code`."
+        )
+    if source.needs_base_url and settings.base_url is None:
+        raise ValueError(f"Set `provider.base_url` to the address of the `{kind}:` API.")
+    if settings.api_version is not None and kind != "azure":
+        raise ValueError("Only Azure has an `api_version`: leave it out.")
+    if settings.model is not None and not source.is_alias:
+        raise ValueError("`source` names the model: leave out `provider.model`.")
+    if source.input_types and not {*(model.prompts or {}).values()} <= {*source.input_types}:
+        raise ValueError(
+            f"`{kind}` gets the input type in place of a prompt, so `prompts` takes "
+            f"{', '.join(source.input_types)}."
+        )
 
 
 MINILM = ModelConfig(

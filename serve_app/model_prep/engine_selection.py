@@ -119,7 +119,7 @@ def _select_engine(config: AppConfig, model: ModelConfig, cpu: CpuFeatures) -> E
             replace(spec, quantization_ranges=ranges),
             engine,
             precision,
-            settings.device,
+            "remote" if engine == "provider" else settings.device,
             parity,
             tuple(rejected),
             config.cache.dtype,
@@ -162,6 +162,8 @@ def _prepare(
 
     The parity of torch is None: the replica measures it when it loads the model.
     """
+    if engine == "provider":
+        return None, None
     if engine == "hashing":
         return None, hashing_quantization_ranges(spec.dim)
     if spec.is_static and (engine, precision) != ("torch", "fp32"):

@@ -11,7 +11,7 @@ from serve_app.config import ModelConfig
 from serve_app.errors import ModelSourceError
 from serve_app.model_spec import ModelSpec
 from serve_app.models.files import read_spec
-from serve_app.sources import ModelParameters
+from serve_app.sources import ModelParameters, SpecSettings
 
 __all__ = ["ModelSpec", "model_dir", "resolve"]
 
@@ -39,7 +39,10 @@ def resolve(config: ModelConfig, precision: str = "fp32") -> ModelSpec:
     """
     source = config.parsed_source.resolve()
     if not isinstance(source, Path):
-        return source.spec(config.name, config.aliases, config.max_tokens)
+        settings = SpecSettings(
+            config.max_tokens, config.prompts, config.provider.dimensions, config.provider.model
+        )
+        return source.spec(config.name, config.aliases, settings)
     path = _checked_dir(config, source)
     try:
         return read_spec(path, config, precision)
@@ -49,7 +52,7 @@ def resolve(config: ModelConfig, precision: str = "fp32") -> ModelSpec:
 
 def _checked_dir(config: ModelConfig, source: Path | ModelParameters) -> Path:
     if not isinstance(source, Path):
-        raise ModelSourceError(f"`{config.source}` has no files: a hashing model isn't trained.")
+        raise ModelSourceError(f"`{config.source}` has no files of a model.")
     if not is_model_dir(source):
         raise ModelSourceError(
             f"{config.source} isn't a sentence-transformers model: it has no `modules.json`, and "

@@ -1,10 +1,18 @@
 """Sources of models. A new kind of source is one module of this package, and one line here."""
 
-from serve_app.sources.base import ModelParameters, Source
+from serve_app.sources.base import ModelParameters, Source, SpecSettings
 from serve_app.sources.folder_source import FolderSource
 from serve_app.sources.hashing_source import HashingParameters, HashingSource
 from serve_app.sources.hub_source import HubSource
 from serve_app.sources.package_source import PackageSource
+from serve_app.sources.provider_source import (
+    AzureSource,
+    CohereSource,
+    CompatibleSource,
+    OpenAISource,
+    ProviderSource,
+    VoyageSource,
+)
 
 #: The kinds of sources, by the prefix of the setting.
 SOURCES: dict[str, type[Source]] = {
@@ -12,6 +20,11 @@ SOURCES: dict[str, type[Source]] = {
     "path": FolderSource,
     "hub": HubSource,
     "hashing": HashingSource,
+    "openai": OpenAISource,
+    "azure": AzureSource,
+    "cohere": CohereSource,
+    "voyage": VoyageSource,
+    "compatible": CompatibleSource,
 }
 
 
@@ -30,12 +43,19 @@ def parse_source(text: str, revision: str | None = None) -> Source:
 
 __all__ = [
     "SOURCES",
+    "AzureSource",
+    "CohereSource",
+    "CompatibleSource",
     "FolderSource",
     "HashingParameters",
     "HashingSource",
     "HubSource",
     "ModelParameters",
+    "OpenAISource",
     "PackageSource",
+    "ProviderSource",
     "Source",
+    "SpecSettings",
+    "VoyageSource",
     "parse_source",
 ]

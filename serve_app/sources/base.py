@@ -1,22 +1,35 @@
 """What all sources have in common."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from serve_app.model_spec import ModelSpec
+
+
+class SpecSettings(NamedTuple):
+    """The settings of a model without files that define its vectors; None: the model's own."""
+
+    max_tokens: int | None = None
+    prompts: Mapping[str, str] | None = None
+    dimensions: int | None = None  #: that a provider is asked for
+    model: str | None = None  #: behind a name that a provider's customer has chosen
 
 
 class ModelParameters(Protocol):
     """What defines a model without files."""
 
-    def spec(self, name: str, aliases: tuple[str, ...], max_tokens: int | None) -> ModelSpec:
+    def spec(self, name: str, aliases: tuple[str, ...], settings: SpecSettings) -> ModelSpec:
         """Returns the model's spec.
 
         Args:
             name: name of the model in requests.
             aliases: its other names.
-            max_tokens: the token limit; None: the model's own.
+            settings: those of the model's entry.
+
+        Raises:
+            ModelSourceError: the settings don't define a model.
         """
         ...
 

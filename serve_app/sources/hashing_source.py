@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from embedserve_client.model_files import DEFAULT_PROMPTS, json_digest
 from serve_app.model_spec import ModelSpec
-from serve_app.sources.base import Source
+from serve_app.sources.base import Source, SpecSettings
 
 #: Part of the space id. Bump it whenever the vectors of the hashing engine change.
 _VERSION = 1
@@ -19,9 +19,9 @@ class HashingParameters:
 
     dim: int
 
-    def spec(self, name: str, aliases: tuple[str, ...], max_tokens: int | None) -> ModelSpec:
+    def spec(self, name: str, aliases: tuple[str, ...], settings: SpecSettings) -> ModelSpec:
         """Returns the model's spec; its tokens are words."""
-        limit = max_tokens or _MAX_TOKENS
+        limit = settings.max_tokens or _MAX_TOKENS
         parts = {"hashing": _VERSION, "dim": self.dim, "max_tokens": limit}
         return ModelSpec(
             name=name,

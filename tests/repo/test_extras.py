@@ -19,6 +19,18 @@ PROGRAMS = {
 from serve_app.service.openai_token_ids import TiktokenDecoder
 print(TiktokenDecoder("cl100k_base").decode((15339, 1917)))
 """,
+    "openai": """
+from serve_app.providers.openai_provider import OpenAIProvider
+print(OpenAIProvider.library)
+""",
+    "cohere": """
+from serve_app.providers.cohere_provider import CohereProvider
+print(CohereProvider.library)
+""",
+    "voyage": """
+from serve_app.providers.voyage_provider import VoyageProvider
+print(VoyageProvider.library)
+""",
     "bench": """
 from embedserve_client.command.main import main
 from embedserve_benchmarks.report import plots, publish
@@ -28,7 +40,13 @@ except SystemExit as end:
     print(end.code)
 """,
 }
-OUTPUT = {"tiktoken": "hello world\n", "bench": "0\n"}
+OUTPUT = {
+    "tiktoken": "hello world\n",
+    "openai": "openai\n",
+    "cohere": "cohere\n",
+    "voyage": "voyageai\n",
+    "bench": "0\n",
+}
 
 
 def environment_variables(tmp_path: Path) -> dict[str, str]:
