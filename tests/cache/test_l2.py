@@ -25,7 +25,11 @@ LIMIT_S = 20.0
 
 def config(data_dir: Path | None = None, **settings: object) -> CacheConfig:
     return CacheConfig.model_validate(
-        {"data_dir": None if data_dir is None else str(data_dir), **settings}
+        {
+            "data_dir": None if data_dir is None else str(data_dir),
+            "timeout_s": 5,  # no read misses on a busy machine
+            **settings,
+        }
     )
 
 
