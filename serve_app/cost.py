@@ -39,6 +39,11 @@ def token_cost(tokens: int, nano_usd_per_1k_tokens: int) -> int:
     return -(-tokens * nano_usd_per_1k_tokens // 1000)
 
 
+def as_usd(nano_usd: float) -> float:
+    """Returns an amount in US dollars, for JSON."""
+    return nano_usd / NANO_USD
+
+
 def format_usd(nano_usd: int) -> str:
     """Returns an amount in US dollars with nine decimals, exactly."""
     return f"{nano_usd // NANO_USD}.{nano_usd % NANO_USD:09d}"

@@ -83,6 +83,10 @@ class EmbedJob(_CachedJob[EmbedResult]):
     normalize: bool = False  #: True: unit length, even if the model's pipeline doesn't normalize
     truncation: Truncation = "end"
     max_tokens: int | None = None  #: token limit, special tokens included; None: the model's
+    #: Whether texts are computed in parts, one after the other, so that there may be more of them
+    #: than in other requests. Only for texts, not for images.
+    is_split: bool = False
+    batch_size: int | None = None  #: texts in one part; None: as many as other requests may have
 
     @property
     def inputs(self) -> tuple[RequestInput, ...]:

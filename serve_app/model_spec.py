@@ -29,6 +29,7 @@ class ModelSpec:
     labels: tuple[str, ...] = ()  #: of a cross-encoder's scores, in the order of its logits
     activation: str = "identity"  #: of a cross-encoder: `sigmoid`, `softmax` or `identity`
     dimensions: tuple[int, ...] = ()  #: to which vectors may be truncated (Matryoshka); (): any
+    provider: str = "local"  #: `openai`, …: the provider that computes the vectors; else `local`
     nano_usd_per_1k_tokens: int = 0  #: price of tokens that are computed; 0: free
     #: Prompts that are empty in the model's files → the equivalent name whose prompt is used.
     prompt_sources: Mapping[str, str] = field(default_factory=dict)

@@ -25,6 +25,7 @@ EXAMPLES = """\
   embedserve prepare                       prepare the models, for example in an image build
   embedserve models list                   print the prepared models of this machine
   embedserve models status                 print the models of the running service
+  embedserve models predefined             print the models that need no source, with their prices
   embedserve cache warm texts.jsonl        embed the texts of a file to fill the cache
   embedserve cache stats                   print the size and the hit rate of each cache
   embedserve key new alice                 generate an API key and its configuration entry

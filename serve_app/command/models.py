@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.command import prepare, served_models
+from serve_app.command import predefined_models, prepare, served_models
 from serve_app.errors import ConfigurationError
 from serve_app.model_prep.artifact import Artifact
 from serve_app.model_prep.artifact_cache import list_artifacts
@@ -30,6 +30,7 @@ def add_commands(commands: Any) -> None:
 
     prepare.add_commands(commands)
     served_models.add_commands(commands)
+    predefined_models.add_commands(commands)
 
     remove = commands.add_parser(
         "remove",

@@ -12,6 +12,7 @@ from serve_app.config.section import GIB, MIB, Section
 
 #: Former field names that Ingress and CacheLookup have in common.
 _RENAMED_CACHE = {"memory_max_bytes": "l1_max_bytes", "max_calls": "max_in_flight_calls"}
+_SPLIT_MAX_TEXTS = 8192
 
 
 class RequestSettings(Section):
@@ -22,6 +23,14 @@ class RequestSettings(Section):
         ge=1,
         le=65536,
         description="Maximum number of texts in a request; more is a 400.",
+    )
+    split_max_texts: int | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="Maximum number of texts in `POST /embed/batch`, which the service computes in "
+        "parts of `batch_size` or `max_texts_per_request` texts; more is a 422. null: 8192, or "
+        "`max_texts_per_request` if that is set.",
     )
     max_text_chars: int = Field(
         default=262_144,
@@ -165,6 +174,20 @@ class RequestSettings(Section):
     access: AccessSettings = Field(
         default=AccessSettings(), description="API keys and their permissions."
     )
+
+    def max_texts(self, *, is_split: bool) -> int:
+        """Returns the maximum number of texts in a request.
+
+        Args:
+            is_split: whether the service computes the request's texts in parts.
+        """
+        if not is_split:
+            return self.max_texts_per_request
+        if self.split_max_texts is not None:
+            return self.split_max_texts
+        # A limit that an operator has set holds for every request.
+        is_set = "max_texts_per_request" in self.model_fields_set
+        return self.max_texts_per_request if is_set else _SPLIT_MAX_TEXTS
 
 
 class IngressSettings(RequestSettings):

@@ -1,14 +1,22 @@
 """Settings of one model: its source, its engine, its place in the service, its price."""
 
+from collections.abc import Mapping
 from decimal import Decimal
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from serve_app.config.provider import ProviderSettings
 from serve_app.config.section import Section
 from serve_app.cost import NANO_USD
-from serve_app.sources import SOURCES, ProviderSource, Source, parse_source
+from serve_app.sources import (
+    SOURCES,
+    ProviderSource,
+    Source,
+    parse_source,
+    predefined_model,
+    predefined_models,
+)
 from serve_app.tasks import Task
 
 Device = Literal["cpu", "cuda", "mps"]
@@ -40,7 +48,8 @@ class ModelConfig(Section):
     source: str = Field(
         description="Source of the model: "
         + ", ".join(source.description for source in SOURCES.values())
-        + ".",
+        + ". May be left out if `name` is that of a predefined model, which `embedserve models "
+        "predefined` prints.",
     )
     revision: str | None = Field(
         default=None,
@@ -117,7 +126,7 @@ class ModelConfig(Section):
         max_digits=13,
         decimal_places=9,
         description="Price of 1,000 tokens that are computed, in US dollars; cached texts cost "
-        "nothing. null: the price of a predefined model, or free.",
+        "nothing. null: the list price of a predefined model with this `source`, else free.",
     )
     fallback: tuple[str, ...] = Field(
         default=(),
@@ -142,12 +151,29 @@ class ModelConfig(Section):
     @property
     def nano_usd_per_1k_tokens(self) -> int:
         """The price of 1,000 computed tokens in nano-dollars; 0: free."""
-        return int((self.usd_per_1k_tokens or 0) * NANO_USD)
+        usd = self.usd_per_1k_tokens
+        if usd is None:
+            model = predefined_model(self.source)
+            usd = model.price.usd_per_1k_tokens if model and model.price else Decimal()
+        return int(usd * NANO_USD)
 
     @property
     def parsed_source(self) -> Source:
         """The source of the model's files."""
         return parse_source(self.source, self.revision)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_source(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "source" in values or "name" not in values:
+            return values
+        model = predefined_models().get(str(values["name"]))
+        if model is None:
+            raise ValueError(
+                "`source` is missing. Only predefined models need none, which `embedserve models "
+                "predefined` prints."
+            )
+        return {**model.settings, **values}
 
     @field_validator("source")
     @classmethod

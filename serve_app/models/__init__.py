@@ -4,6 +4,7 @@
 builder and every replica call it and compare the results.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from embedserve_client.model_files import is_model_dir
@@ -37,6 +38,16 @@ def resolve(config: ModelConfig, precision: str = "fp32") -> ModelSpec:
         ModelSourceError: files are missing or unreadable, or the weights don't match
             `model.sha256`.
     """
+    spec = _read_spec(config, precision)
+    provider = config.source.partition(":")[0]
+    return replace(
+        spec,
+        provider=provider if config.parsed_source.engine == "provider" else spec.provider,
+        nano_usd_per_1k_tokens=config.nano_usd_per_1k_tokens,
+    )
+
+
+def _read_spec(config: ModelConfig, precision: str) -> ModelSpec:
     source = config.parsed_source.resolve()
     if not isinstance(source, Path):
         settings = SpecSettings(

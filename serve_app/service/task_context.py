@@ -118,10 +118,14 @@ class TaskContext:
         validate_count(inputs, self.settings)
         return await self._image_fetcher.fetch(inputs)
 
-    def prepare(self, texts: tuple[Any, ...]) -> tuple[Any, ...]:
+    def prepare(self, texts: tuple[Any, ...], *, is_split: bool = False) -> tuple[Any, ...]:
         """Returns texts in place of token ids of an OpenAI encoding, and checks all inputs.
 
         With `invalid_text: replace`, U+FFFD replaces invalid characters.
+
+        Args:
+            texts: the inputs of a job.
+            is_split: whether they are computed in parts.
 
         Raises:
             InvalidRequest: see `validate_inputs`.
@@ -129,7 +133,7 @@ class TaskContext:
         if self._token_id_decoder is not None:
             texts = tuple(map(self._token_id_decoder.decode, texts))
         texts = self.replace_invalid(texts)
-        validate_inputs(texts, self.settings)
+        validate_inputs(texts, self.settings, is_split=is_split)
         return texts
 
     def replace_invalid(self, texts: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -12,8 +12,15 @@ from serve_app.service.images import image_fault
 _INVALID_CHARACTER = re.compile("[\0\ud800-\udfff]")
 
 
-def validate_inputs(inputs: Sequence[object], settings: RequestSettings) -> None:
+def validate_inputs(
+    inputs: Sequence[object], settings: RequestSettings, *, is_split: bool = False
+) -> None:
     """Raises unless every input can be embedded.
+
+    Args:
+        inputs: of one request.
+        settings: the limits.
+        is_split: whether the inputs are computed in parts.
 
     Raises:
         InvalidRequest: the list is empty or too long; or an input is neither a string nor token
@@ -22,7 +29,7 @@ def validate_inputs(inputs: Sequence[object], settings: RequestSettings) -> None
     """
     if not inputs:
         raise EmptyInput("The list of texts is empty. Send at least one text.", "texts")
-    validate_count(inputs, settings)
+    validate_count(inputs, settings, is_split=is_split)
     for i, value in enumerate(inputs):
         if value in ("", ()) or (isinstance(value, TextPair) and "" in value.texts):
             raise EmptyInput(
@@ -36,16 +43,18 @@ def validate_inputs(inputs: Sequence[object], settings: RequestSettings) -> None
             raise InvalidRequest(f"{kind} {i} {fault}", "texts")
 
 
-def validate_count(inputs: Sequence[object], settings: RequestSettings) -> None:
+def validate_count(
+    inputs: Sequence[object], settings: RequestSettings, *, is_split: bool = False
+) -> None:
     """Raises if there are too many inputs.
 
     Raises:
-        InvalidRequest: there are more than `max_texts_per_request`.
+        InvalidRequest: there are more than `RequestSettings.max_texts` allows.
     """
-    if len(inputs) > settings.max_texts_per_request:
+    limit = settings.max_texts(is_split=is_split)
+    if len(inputs) > limit:
         raise InvalidRequest(
-            f"{len(inputs)} texts in one request; at most {settings.max_texts_per_request} are "
-            "taken. Split the list.",
+            f"{len(inputs)} texts in one request; at most {limit} are taken. Split the list.",
             "texts",
         )
 

@@ -5,6 +5,11 @@ from serve_app.sources.folder_source import FolderSource
 from serve_app.sources.hashing_source import HashingParameters, HashingSource
 from serve_app.sources.hub_source import HubSource
 from serve_app.sources.package_source import PackageSource
+from serve_app.sources.predefined_models import (
+    PredefinedModel,
+    predefined_model,
+    predefined_models,
+)
 from serve_app.sources.provider_source import (
     AzureSource,
     CohereSource,
@@ -53,9 +58,12 @@ __all__ = [
     "ModelParameters",
     "OpenAISource",
     "PackageSource",
+    "PredefinedModel",
     "ProviderSource",
     "Source",
     "SpecSettings",
     "VoyageSource",
     "parse_source",
+    "predefined_model",
+    "predefined_models",
 ]

@@ -124,11 +124,13 @@ class ViewRoute:
 
     path: str
     summary: str
-    #: Returns the response, from the catalog, and the parameters of the path and of the body.
+    #: Returns the response, from the catalog, and the parameters of the path, the query and the
+    #: body.
     respond: Callable[[Catalog, Mapping[str, Any]], Awaitable[ViewResponse]]
     reply_schema: Schema
     method: str = "GET"
     fields: tuple[Field, ...] = ()  #: of the body; empty: the route reads no body
+    query: tuple[Field, ...] = ()  #: optional parameters of the query; their values are strings
     media_type: str = "application/json"
     public: bool = False  #: whether clients need no API key
     #: Statuses in addition to 200 with the same reply, and their meanings.

@@ -32,7 +32,8 @@ from serve_app import errors
 from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import EmbedServeError, Forbidden, QuotaExceeded, Unauthorized
-from serve_app.metrics import Meter
+from serve_app.metrics import COST_NANO_USD, SAVED_NANO_USD, Meter
+from serve_app.results import Result
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.service.replica_stats import SingleReplica
@@ -88,8 +89,9 @@ class FakeEntrance:
 
     required = True
 
-    def __init__(self, error: Exception | None) -> None:
+    def __init__(self, error: Exception | None, meter: Meter) -> None:
         self._error = error
+        self._meter = meter
 
     def identify(self, authorization: str | None, x_api_key: str | None) -> ApiKey | None:
         if isinstance(self._error, Unauthorized):
@@ -102,6 +104,11 @@ class FakeEntrance:
         return self
 
     async def release(self, reservation: "FakeEntrance", tokens: int | None) -> None: ...
+
+    def charge(self, key: ApiKey | None, result: Result) -> None:
+        if result.cost is not None:
+            self._meter.add(COST_NANO_USD, result.cost.nano_usd)
+            self._meter.add(SAVED_NANO_USD, result.cost.saved_nano_usd)
 
     def headers(self) -> dict[str, str]:
         return {}
@@ -167,7 +174,7 @@ def client_of(given: Pair, rendered: list[str]) -> httpx2.AsyncClient:
     )
     catalog = Catalog([service], FixedMetrics(meter, given.get("exposition", "")))
     dialects = [recording(dialect, rendered) for dialect in load_dialects()]
-    app = create_app(catalog, cast(Entrance, FakeEntrance(error)), dialects=dialects)
+    app = create_app(catalog, cast(Entrance, FakeEntrance(error, meter)), dialects=dialects)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     return httpx2.AsyncClient(transport=transport, base_url="http://test")
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,10 +31,14 @@ async def embed(context: TaskContext, job: EmbedJob, timeout_s: float) -> EmbedR
         started_s = time.monotonic()
         values = await context.fetch_images(values)
         timeout_s -= time.monotonic() - started_s
-    inputs = context.prepare(values)
+    inputs = context.prepare(values, is_split=job.is_split)
     _check_limits(job, spec)
     texts, order = distinct(inputs)
-    compute = _image_vectors if Image in map(type, texts) else _text_vectors
+    compute = _text_vectors
+    if job.is_split:
+        compute = _vectors_in_parts
+    elif Image in map(type, texts):
+        compute = _image_vectors
     result = await compute(context, job, texts, timeout_s)
     if job.truncation == "error":
         context.reject_truncated(result.truncated[order], job.max_tokens)
@@ -62,6 +67,28 @@ async def embed(context: TaskContext, job: EmbedJob, timeout_s: float) -> EmbedR
     )
 
 
+async def _vectors_in_parts(
+    context: TaskContext, job: EmbedJob, texts: tuple[Input, ...], timeout_s: float
+) -> Vectors:
+    """Returns the vectors of distinct texts, of which `job.batch_size` are computed at a time."""
+    limit = context.settings.max_texts_per_request
+    size = job.batch_size or limit
+    if size > limit:
+        raise InvalidRequest(
+            f"`batch_size` must be between 1 and {limit}, the model's `max_batch_size`; it was "
+            f"{size}.",
+            "batch_size",
+        )
+    job = replace(job, lane=job.lane or context.default_lane(len(texts)))
+    deadline_s = time.monotonic() + timeout_s
+    parts = [
+        await _text_vectors(context, job, texts[i : i + size], deadline_s - time.monotonic())
+        for i in range(0, len(texts), size)
+    ]
+    seconds = zip(*(part.timings for part in parts), strict=True)
+    return _merge(parts, range(len(texts)), Timings(*map(sum, seconds)))
+
+
 async def _image_vectors(
     context: TaskContext, job: EmbedJob, texts: tuple[Input, ...], timeout_s: float
 ) -> Vectors:
@@ -81,7 +108,8 @@ async def _image_vectors(
         context.run(group),
         _text_vectors(context, job, tuple(texts[i] for i in others), timeout_s),
     )
-    return _merge(parts, [*images, *others])
+    timings = Timings(*map(max, *(part.timings for part in parts)))
+    return _merge(parts, [*images, *others], timings)
 
 
 def _text_vectors(
@@ -100,7 +128,7 @@ def _text_vectors(
     return context.truncator.embed(group, job.truncation, job.max_tokens)
 
 
-def _merge(parts: Sequence[Vectors], positions: Sequence[int]) -> Vectors:
+def _merge(parts: Sequence[Vectors], positions: Sequence[int], timings: Timings) -> Vectors:
     """Returns the rows of the parts at their positions."""
     order = np.argsort(positions)
     return Vectors(
@@ -108,7 +136,7 @@ def _merge(parts: Sequence[Vectors], positions: Sequence[int]) -> Vectors:
         np.concatenate([part.token_counts for part in parts])[order],
         np.concatenate([part.truncated for part in parts])[order],
         np.concatenate([part.tiers for part in parts])[order],
-        Timings(*map(max, *(part.timings for part in parts))),
+        timings,
     )
 
 

@@ -1,15 +1,15 @@
-"""The format of a document backend's embedder: `/embed/text`, `/embed/query`, `/embed/batch`.
-
-The service charges nothing, so costs are always 0.
-"""
+"""The format of a document backend's embedder: `/embed/text`, `/embed/query`, `/embed/batch`."""
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import orjson
 
+from serve_app.config import RequestSettings
+from serve_app.cost import as_usd
 from serve_app.errors import EmbedServeError, EmptyInput, InvalidRequest
 from serve_app.inputs import Input
 from serve_app.jobs import EmbedJob
@@ -22,13 +22,16 @@ from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
 from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewResponse, ViewRoute
 from serve_app.web.schema.fields import (
     Body,
+    EnumField,
     Field,
     IntField,
     ModelField,
+    SchemaContext,
     TextField,
     TextsField,
 )
 from serve_app.web.schema.input_type import resolve_input_type
+from serve_app.web.schema.json_schema import INTEGER, Schema
 from serve_app.web.schema.typed_dict import Vector, schema_of
 from serve_app.web.schema.vector_encoding import float_rows
 
@@ -40,10 +43,28 @@ _TEXTS = TextsField(
     required=True,
     allow_single=False,
     allow_empty_items=True,
+    is_split=True,
 )
 _MODEL = ModelField("model", "Name or alias of the served model.")
-_BATCH_SIZE = IntField(
-    "batch_size", "Without an effect: the service forms its own batches.", minimum=1
+_DETAILS = EnumField(
+    "details",
+    "`true`: models as objects; metrics with `total_saved_usd` and `models_loaded`.",
+    choices=("true", "false"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSizeField(IntField):
+    """The number of texts that are computed at a time. The service checks the upper bound."""
+
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return INTEGER | {"minimum": 1, "maximum": context.settings.max_texts_per_request}
+
+
+_BATCH_SIZE = BatchSizeField(
+    "batch_size",
+    "Number of texts that are computed at a time, at most `max_batch_size`, which is the default.",
+    minimum=1,
 )
 
 
@@ -67,11 +88,12 @@ def parse_batch(body: Body, spec: ModelSpec) -> ParsedRequest:
     Raises:
         InvalidRequest: a field is missing or has a wrong type, or every text is empty.
     """
-    _BATCH_SIZE(body)
     texts = tuple(text for text in _TEXTS(body) if text != "")
     if not texts:
         raise EmptyInput("`texts` holds no text. Send at least one.", "texts")
-    return ParsedRequest(_job(body, texts, resolve_input_type("document", spec)), _render_batch)
+    job = _job(body, texts, resolve_input_type("document", spec))
+    job = replace(job, is_split=True, batch_size=_BATCH_SIZE(body))
+    return ParsedRequest(job, _render_batch)
 
 
 def _job(body: Body, texts: tuple[Input, ...], input_type: str | None) -> EmbedJob:
@@ -111,7 +133,7 @@ def _render_one(result: EmbedResult) -> bytes:
         "dimension": result.vectors.shape[1],
         "model": result.model,
         "cached": bool(result.tiers[0] != Tier.COMPUTED),
-        "cost": 0.0,
+        "cost": _cost_usd(result),
     }
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
 
@@ -124,9 +146,13 @@ def _render_batch(result: EmbedResult) -> bytes:
         "model": result.model,
         "total_embeddings": n,
         "cached_count": n - result.tiers.tolist().count(Tier.COMPUTED),
-        "total_cost": 0.0,
+        "total_cost": _cost_usd(result),
     }
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _cost_usd(result: EmbedResult) -> float:
+    return 0.0 if result.cost is None else as_usd(result.cost.nano_usd)
 
 
 class ErrorReply(TypedDict):
@@ -142,10 +168,21 @@ def render_error(error: EmbedServeError) -> ErrorResponse:
     return ErrorResponse(422 if malformed else error.status, orjson.dumps(body))
 
 
-class ModelsReply(TypedDict):
-    """The reply of `/embed/models`."""
+class ModelEntry(TypedDict):
+    """A model, its limits and its price."""
 
-    models: list[str]
+    name: str
+    provider: str
+    dimension: int
+    max_batch_size: int
+    max_input_length: int
+    cost_per_1k_tokens: float
+
+
+class ModelsReply(TypedDict):
+    """The reply of `/embed/models`: names and aliases, or objects."""
+
+    models: list[str] | list[ModelEntry]
     default: str
 
 
@@ -170,6 +207,8 @@ class Metrics(TypedDict):
     total_tokens: int
     total_cost_usd: float
     errors: int
+    total_saved_usd: NotRequired[float]
+    models_loaded: NotRequired[list[str]]
 
 
 class MetricsReply(TypedDict):
@@ -185,12 +224,32 @@ class ResetReply(TypedDict):
     message: str
 
 
-async def _models(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+async def _models(catalog: Catalog, params: Mapping[str, str]) -> ViewResponse:
+    default = catalog.resolve(None, "embed").spec.name
     reply: ModelsReply = {
         "models": [name for spec, name in catalog.names if "embed" in spec.tasks],
-        "default": catalog.resolve(None, "embed").spec.name,
+        "default": default,
     }
+    if _DETAILS(params) == "true":
+        models = [_model_entry(spec, catalog.settings) for spec in _embedding_models(catalog)]
+        reply = {"models": models, "default": default}
     return ViewResponse(orjson.dumps(reply))
+
+
+def _model_entry(spec: ModelSpec, settings: RequestSettings) -> ModelEntry:
+    return {
+        "name": spec.name,
+        "provider": spec.provider,
+        "dimension": spec.dim,
+        "max_batch_size": settings.max_texts_per_request,
+        "max_input_length": spec.max_tokens,
+        "cost_per_1k_tokens": as_usd(spec.nano_usd_per_1k_tokens),
+    }
+
+
+def _embedding_models(catalog: Catalog) -> list[ModelSpec]:
+    specs = (service.spec for service in catalog.services)
+    return [spec for spec in specs if "embed" in spec.tasks]
 
 
 async def _health(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
@@ -201,28 +260,29 @@ async def _health(catalog: Catalog, path_params: Mapping[str, str]) -> ViewRespo
         "service": "embedserve",
         "default_model": default.spec.name,
         "caching_enabled": cache.state != "off",
-        "models_loaded": [
-            service.spec.name for service in catalog.services if "embed" in service.spec.tasks
-        ],
+        "models_loaded": [spec.name for spec in _embedding_models(catalog)],
     }
     return ViewResponse(orjson.dumps(reply), 200 if report.healthy else 503)
 
 
-async def _metrics(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+async def _metrics(catalog: Catalog, params: Mapping[str, str]) -> ViewResponse:
+    details = _DETAILS(params) == "true"
     totals = await catalog.replica_stats.totals()
     computed = int(totals.texts - totals.cached_texts)
-    reply: MetricsReply = {
-        "metrics": {
-            "total_requests": int(totals.requests),
-            "total_embeddings_generated": computed,
-            "cache_hits": int(totals.cached_texts),
-            "cache_misses": computed,
-            "cache_hit_rate": totals.cached_texts / totals.texts if totals.texts else 0.0,
-            "total_tokens": int(totals.tokens),
-            "total_cost_usd": 0.0,
-            "errors": int(totals.failed),
-        }
+    metrics: Metrics = {
+        "total_requests": int(totals.requests),
+        "total_embeddings_generated": computed,
+        "cache_hits": int(totals.cached_texts),
+        "cache_misses": computed,
+        "cache_hit_rate": totals.cached_texts / totals.texts if totals.texts else 0.0,
+        "total_tokens": int(totals.tokens),
+        "total_cost_usd": as_usd(totals.nano_usd),
+        "errors": int(totals.failed),
     }
+    if details:
+        metrics["total_saved_usd"] = as_usd(totals.saved_nano_usd)
+        metrics["models_loaded"] = [spec.name for spec in _embedding_models(catalog)]
+    reply: MetricsReply = {"metrics": metrics}
     return ViewResponse(orjson.dumps(reply))
 
 
@@ -280,14 +340,16 @@ DIALECT = Dialect(
     views=(
         ViewRoute(
             path="/embed/models",
-            summary="List the model's name and aliases.",
+            summary="List the names and aliases of the models, or describe them.",
             respond=_models,
+            query=(_DETAILS,),
             reply_schema=schema_of(ModelsReply),
         ),
         ViewRoute(
             path="/embed/metrics",
             summary="Totals of all replicas since their start or the last reset.",
             respond=_metrics,
+            query=(_DETAILS,),
             reply_schema=schema_of(MetricsReply),
         ),
         ViewRoute(

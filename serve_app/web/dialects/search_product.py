@@ -1,10 +1,11 @@
 """The health and statistics routes of a search product's embedding service."""
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import orjson
 
+from serve_app.cost import as_usd
 from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import sidecar
@@ -34,6 +35,8 @@ class StatsReply(TypedDict):
     seconds: float
     cache_hit_rate: float
     seconds_per_request: float
+    cost_usd: NotRequired[float]  # where a model has a price
+    saved_usd: NotRequired[float]
 
 
 async def _health(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
@@ -60,6 +63,9 @@ async def _stats(catalog: Catalog, path_params: Mapping[str, str]) -> ViewRespon
         "cache_hit_rate": totals.cached_texts / totals.texts if totals.texts else 0.0,
         "seconds_per_request": totals.seconds / totals.requests if totals.requests else 0.0,
     }
+    if any(service.spec.nano_usd_per_1k_tokens for service in catalog.services):
+        reply["cost_usd"] = as_usd(totals.nano_usd)
+        reply["saved_usd"] = as_usd(totals.saved_nano_usd)
     return ViewResponse(orjson.dumps(reply))
 
 

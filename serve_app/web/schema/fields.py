@@ -72,6 +72,15 @@ class Field:
         schema = schema if self.required else nullable(schema)
         return schema | {"description": self.description}
 
+    def query_parameter(self, context: SchemaContext) -> dict[str, Any]:
+        """Returns the OpenAPI parameter of a field that is in the query instead of the body."""
+        return {
+            "name": self.name,
+            "in": "query",
+            "description": self.description,
+            "schema": self._value_schema(context),
+        }
+
     def _value_schema(self, context: SchemaContext) -> Schema:
         """Returns the schema of a value that is not null."""
         return {}
@@ -212,6 +221,7 @@ class TextsField(Field):
     allow_blank: bool = True  #: whether a text may be only whitespace
     allow_empty_items: bool = False  #: whether a list may hold empty texts among others
     reserved: int = 0  #: texts that the request has in other fields, within the same limit
+    is_split: bool = False  #: whether the service computes the texts in parts
 
     def __call__(self, body: Body) -> tuple[Input, ...]:
         """Returns the inputs. The service validates each of them."""
@@ -234,7 +244,7 @@ class TextsField(Field):
         text = _text_schema(context, allow_blank=self.allow_blank)
         token_ids = _token_ids_schema(context)
         item = any_of(text, token_ids) if self.allow_token_ids else text
-        limit = context.settings.max_texts_per_request - self.reserved
+        limit = context.settings.max_texts(is_split=self.is_split) - self.reserved
         texts = array(item, minItems=1, maxItems=limit)
         if self.allow_empty_items:
             texts |= {"items": {**text, "minLength": 0}, "contains": {"minLength": 1}}

@@ -296,11 +296,11 @@ def _view_operation(
     path: str, route: DialectView, context: SchemaContext, keys: bool
 ) -> dict[str, Any]:
     dialect, view = route
-    parameters = _path_parameters(path, context)
+    path_parameters = _path_parameters(path, context)
     errors = (
         *((Unauthorized,) if keys and not view.public else ()),
-        *((ModelNotFound,) if parameters else ()),
-        *(_WITH_FIELDS if view.fields else ()),
+        *((ModelNotFound,) if path_parameters else ()),
+        *(_WITH_FIELDS if view.fields else (InvalidRequest,) if view.query else ()),
         *_ALWAYS,
     )
     request_body = _request_body(
@@ -312,7 +312,10 @@ def _view_operation(
         "tags": [dialect.name],
         "summary": view.summary,
         **({"security": [{}]} if view.public else {}),
-        "parameters": parameters,
+        "parameters": [
+            *path_parameters,
+            *(field.query_parameter(context) for field in view.query),
+        ],
         **({"requestBody": request_body} if view.fields else {}),
         "responses": {
             "200": _response(media_type, view.reply_schema),

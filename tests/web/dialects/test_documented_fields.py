@@ -50,7 +50,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/score": {"text_1": "ab", "text_2": ["b", TEXT]},
     "/embed/text": {"text": TEXT},
     "/embed/query": {"query": TEXT},
-    "/embed/batch": {"texts": [TEXT]},
+    "/embed/batch": {"texts": [TEXT, "b"]},
     "/v2/models/{model}/infer": {
         "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]
     },
