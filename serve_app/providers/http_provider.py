@@ -41,7 +41,7 @@ class HttpProvider(ABC):
         self._name = source.kind
         self._dim = spec.dim
         #: The dimensions to ask for; None: the model's own.
-        self.dimensions = None if data and data.dim == spec.dim else spec.dim
+        self.dimensions = None if data and data.dimension == spec.dim else spec.dim
         self._limits = BatchLimits(
             settings.max_batch_texts or source.max_texts,
             settings.max_batch_tokens or max_tokens or source.max_batch_tokens,

@@ -9,12 +9,7 @@ from embedserve_client.model_files import DEFAULT_PROMPTS, json_digest
 from serve_app.errors import ModelSourceError
 from serve_app.model_spec import ModelSpec
 from serve_app.sources.base import Source, SpecSettings
-from serve_app.sources.provider_models import (
-    COHERE_MODELS,
-    OPENAI_MODELS,
-    VOYAGE_MODELS,
-    ProviderModel,
-)
+from serve_app.sources.predefined_models import PredefinedModel, predefined_model
 
 #: The token limit of models that the service has no data of.
 _MAX_TOKENS = 8192
@@ -28,7 +23,7 @@ class ProviderSource(Source):
     has_files: ClassVar[bool] = False
 
     kind: ClassVar[str]  #: name of the provider
-    models: ClassVar[Mapping[str, ProviderModel]] = {}
+    data_kind: ClassVar[str]  #: prefix of the predefined models that it has
     max_texts: ClassVar[int]  #: of one call
     max_batch_tokens: ClassVar[int]  #: of one call, for models whose data has no other limit
     unit_length: ClassVar[bool]  #: whether the provider documents vectors of length 1
@@ -54,9 +49,9 @@ class ProviderSource(Source):
         """
         return self.location
 
-    def data(self, name: str, model: str | None) -> ProviderModel | None:
+    def data(self, name: str, model: str | None) -> PredefinedModel | None:
         """Returns what the provider documents about the model; None: the service doesn't know."""
-        return self.models.get(self.model(name, model))
+        return predefined_model(f"{self.data_kind}:{self.model(name, model)}")
 
     def spec(self, name: str, aliases: tuple[str, ...], settings: SpecSettings) -> ModelSpec:
         """Returns the model's spec. Two addresses of one model have the same space.
@@ -65,7 +60,7 @@ class ProviderSource(Source):
             ModelSourceError: nobody says how many dimensions the vectors have.
         """
         data = self.data(name, settings.model)
-        dim = settings.dimensions or (data.dim if data else None)
+        dim = settings.dimensions or (data.dimension if data else None)
         if dim is None:
             raise ModelSourceError(
                 f"The service has no data of the model {self.location!r}. Set "
@@ -101,7 +96,7 @@ class OpenAISource(ProviderSource):
 
     description: ClassVar[str] = "`openai:<model>`"
     kind: ClassVar[str] = "openai"
-    models: ClassVar[Mapping[str, ProviderModel]] = OPENAI_MODELS
+    data_kind: ClassVar[str] = "openai"
     max_texts: ClassVar[int] = 2048
     max_batch_tokens: ClassVar[int] = 300_000
     unit_length: ClassVar[bool] = True
@@ -119,7 +114,8 @@ class AzureSource(OpenAISource):
     def model(self, name: str, model: str | None) -> str:
         """Returns the model that the deployment runs, else the deployment's name."""
         names = (name, self.location)
-        return model or next((known for known in names if known in self.models), self.location)
+        known = (name for name in names if predefined_model(f"{self.data_kind}:{name}"))
+        return model or next(known, self.location)
 
     def __post_init__(self) -> None:
         """Checks the name of the deployment, which is part of a URL.
@@ -139,6 +135,7 @@ class CompatibleSource(ProviderSource):
 
     description: ClassVar[str] = "`compatible:<model>` (a server with OpenAI's API)"
     kind: ClassVar[str] = "compatible"
+    data_kind: ClassVar[str] = "compatible"
     max_texts: ClassVar[int] = 2048
     max_batch_tokens: ClassVar[int] = 300_000
     unit_length: ClassVar[bool] = False
@@ -156,7 +153,7 @@ class CohereSource(ProviderSource):
 
     description: ClassVar[str] = "`cohere:<model>`"
     kind: ClassVar[str] = "cohere"
-    models: ClassVar[Mapping[str, ProviderModel]] = COHERE_MODELS
+    data_kind: ClassVar[str] = "cohere"
     max_texts: ClassVar[int] = 96
     max_batch_tokens: ClassVar[int] = 128_000
     unit_length: ClassVar[bool] = False
@@ -176,7 +173,7 @@ class VoyageSource(ProviderSource):
 
     description: ClassVar[str] = "`voyage:<model>`"
     kind: ClassVar[str] = "voyage"
-    models: ClassVar[Mapping[str, ProviderModel]] = VOYAGE_MODELS
+    data_kind: ClassVar[str] = "voyage"
     max_texts: ClassVar[int] = 1000
     max_batch_tokens: ClassVar[int] = 120_000
     unit_length: ClassVar[bool] = True
