@@ -16,6 +16,9 @@ from serve_app.providers.failed_call import FailedCall
 from serve_app.providers.reply import MalformedReply, Reply, check_reply
 from serve_app.sources import ProviderSource
 
+#: Vectors of so many texts take milliseconds to decode, which would hold up other requests.
+_LARGE_BATCH = 64
+
 
 class HttpProvider(ABC):
     """One model of a provider, called with the provider's own client library."""
@@ -93,7 +96,9 @@ class HttpProvider(ABC):
                     if self.key.value == key and not self.key.reload():
                         raise
                     reply = await self.request(texts, prompt, timeout_s)
-            return check_reply(reply, len(texts), self._dim)
+            if len(texts) < _LARGE_BATCH:
+                return check_reply(reply, len(texts), self._dim)
+            return await asyncio.to_thread(check_reply, reply, len(texts), self._dim)
         except FailedCall as failure:
             error: EmbedServeError = failure.error(self._name, self.key.redact)
         except MalformedReply as reason:

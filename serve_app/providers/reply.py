@@ -1,7 +1,6 @@
 """Checks what a provider returns: as many vectors as texts, in their order, of finite numbers."""
 
 import binascii
-from base64 import b64decode
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -81,8 +80,8 @@ def check_reply(reply: Reply, count: int, dim: int) -> EmbeddedTexts:
 def _vector(embedding: object) -> Float32:
     if isinstance(embedding, str):
         try:
-            return np.frombuffer(b64decode(embedding, validate=True), dtype="<f4")
-        except (binascii.Error, ValueError):
+            return np.frombuffer(binascii.a2b_base64(embedding, strict_mode=True), dtype="<f4")
+        except ValueError:  # also of characters beyond ASCII, and of other lengths than 4 bytes
             raise MalformedReply("an embedding that isn't base64 of float32") from None
     if isinstance(embedding, list):
         numbers = np.array(embedding, dtype=object if _is_nested(embedding) else None)

@@ -132,6 +132,17 @@ async def test_calls_share_connections(provider: Provider, server: FakeServer) -
     assert server.connections == 1
 
 
+async def test_large_batches_are_checked_too(
+    case: Case, provider: Provider, server: FakeServer
+) -> None:
+    texts = [f"text {i}" for i in range(96)]
+    server.script.append(fake_servers.NAN)
+    with pytest.raises(UpstreamError, match="aren't finite"):
+        await provider.embed(texts, "", LIMIT_S)
+    reply = await provider.embed(texts, "", LIMIT_S)
+    assert np.array_equal(reply.vectors, fake_vectors(*texts, input_type=case.query[2]))
+
+
 async def test_vectors_as_numbers_are_accepted(
     case: Case, provider: Provider, server: FakeServer
 ) -> None:
