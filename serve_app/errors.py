@@ -61,6 +61,7 @@ class EmbedServeError(Exception):
 
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     code: str = "internal_error"
+    allows_fallback: bool = False  #: whether another engine or model may succeed
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param)
@@ -200,6 +201,7 @@ class Overloaded(ClientError):
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     code = "rate_limit_exceeded"
+    allows_fallback = True
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         EmbedServeError.__init__(self, message)
@@ -209,6 +211,8 @@ class Overloaded(ClientError):
 
 class QuotaExceeded(Overloaded):
     """The API key has reached a limit; no part of the request was processed. Retry later."""
+
+    allows_fallback = False
 
     def __init__(
         self, message: str, retry_after_s: int = 1, headers: Mapping[str, str] = _NO_HEADERS
@@ -229,6 +233,7 @@ class InferenceError(ServerError):
     """The model failed to compute a usable vector."""
 
     code = "engine_failed"
+    allows_fallback = True
 
 
 class UpstreamError(ServerError):
@@ -236,6 +241,7 @@ class UpstreamError(ServerError):
 
     status = HTTPStatus.BAD_GATEWAY
     code = "upstream_failed"
+    allows_fallback = True
 
 
 class Unavailable(ServerError):
@@ -243,6 +249,7 @@ class Unavailable(ServerError):
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "unavailable"
+    allows_fallback = True
 
     def __init__(self, message: str, retry_after_s: int | None = None) -> None:
         EmbedServeError.__init__(self, message)

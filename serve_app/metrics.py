@@ -58,6 +58,11 @@ REFUSED = Metric(
     "Groups of texts that an Embedder rejected, by error code and lane.",
     ("code", "lane", "model"),
 )
+FALLBACK_TEXTS = Metric(
+    "embedserve_fallback_texts",
+    "Texts that another model of a chain computed, by that model and the model that was asked for.",
+    ("answered_by", "model"),
+)
 CACHE_HITS = Metric(
     "embedserve_cache_hits", "Texts found in the cache, by tier (`l1`, `l2`).", ("tier", "model")
 )

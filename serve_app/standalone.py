@@ -27,6 +27,7 @@ from serve_app.errors import InferenceError
 from serve_app.metrics import Gauges, Meter, process_gauges
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.service.composition import create_catalog, create_engine_pool
+from serve_app.service.engine_chains import EngineChains
 from serve_app.service.replica_stats import SingleReplica
 from serve_app.valkey.shared_server import ServiceIdentity
 from serve_app.web.app import create_app
@@ -71,9 +72,10 @@ class StandaloneService:
         self._cpus = cpus
         identity = ServiceIdentity(service=name, owner_pid=os.getpid())
         specs = [selection.cached_spec for selection in selections]
+        chains = EngineChains(config.served_models, specs)
         self._cache = CacheStack(
             specs,
-            lambda engine_id: self._pool.model(engine_id).run,
+            chains.sends(lambda engine_id: self._pool.model(engine_id).run, meter),
             l1_max_bytes=settings.l1_max_bytes,
             dtype=config.cache.dtype,
             meter=meter,
@@ -84,11 +86,12 @@ class StandaloneService:
             config,
             specs,
             self._cache,
-            self._pool.model,
+            chains.calls(self._pool.model),
             settings,
             meter,
             SingleReplica(meter, self._gauges),
             cache_state=self._cache.cache_state,
+            engine_failures=chains.engine_failures,
         )
         self.app: ASGIApp = RequestLifecycle(
             create_app(catalog, self._entrance, config.cors_origins)

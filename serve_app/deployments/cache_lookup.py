@@ -21,6 +21,7 @@ from serve_app.deployments.service_identity import current_service
 from serve_app.errors import EmbedServeError
 from serve_app.metrics import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection
+from serve_app.service.engine_chains import EngineChains
 from serve_app.types import CacheState, TextGroup
 
 
@@ -45,9 +46,17 @@ class CacheLookup:
         self._meter = Meter()
         calls = {name: group_call(RetryingCall(h, "run")) for name, h in embedders.items()}
         deployments = {s.cached_spec.engine_id: s.model.deployment for s in selections}
+        specs = [selection.cached_spec for selection in selections]
+        self._chains = EngineChains(
+            config.served_models,
+            specs,
+            lambda engine_id: RetryingCall(embedders[deployments[engine_id]], "check_health"),
+        )
         self._cache = CacheStack(
-            [selection.cached_spec for selection in selections],
-            lambda engine_id: calls[deployments[engine_id]](engine_id),
+            specs,
+            self._chains.sends(
+                lambda engine_id: calls[deployments[engine_id]](engine_id), self._meter
+            ),
             l1_max_bytes=settings.l1_max_bytes,
             max_in_flight_calls=settings.max_in_flight_calls,
             dtype=config.cache.dtype,
@@ -82,6 +91,10 @@ class CacheLookup:
     async def cache_state(self) -> CacheState:
         """Returns the state of the L2 cache."""
         return self._cache.state
+
+    async def engine_failures(self) -> Mapping[str, str]:
+        """Returns the models whose fallback answers at the moment, with the reasons."""
+        return await self._chains.engine_failures()
 
     async def cache_report(self) -> CacheReport:
         """Returns statistics of this replica's cache tiers."""

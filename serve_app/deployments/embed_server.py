@@ -16,6 +16,7 @@ from serve_app.deployments.service_identity import current_service
 from serve_app.engines.base import Engine
 from serve_app.metrics import Gauges, Meter
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
+from serve_app.service.engine_chains import EngineChains
 
 
 @serve.ingress()
@@ -43,15 +44,24 @@ class EmbedServer(HttpReplica):
         specs = [selection.cached_spec for selection in selections]
         self._cpus = ReplicaCpus(config, selections[0].model.deployment)
         self._pool = load_replica_engines(config, selections, self._cpus, meter, load=load)
+        chains = EngineChains(config.served_models, specs)
         cache = CacheStack(
             specs,
-            lambda engine_id: self._pool.model(engine_id).run,
+            chains.sends(lambda engine_id: self._pool.model(engine_id).run, meter),
             l1_max_bytes=settings.l1_max_bytes,
             dtype=config.cache.dtype,
             meter=meter,
             l2=open_l2_cache(config.cache, current_service(), meter),
         )
-        self._serve(config, specs, cache, self._pool.model, meter, cache_state=cache.cache_state)
+        self._serve(
+            config,
+            specs,
+            cache,
+            chains.calls(self._pool.model),
+            meter,
+            cache_state=cache.cache_state,
+            engine_failures=chains.engine_failures,
+        )
 
     def _apply(self, settings: EmbedServerSettings, rank: ReplicaRank) -> None:
         self._pool.start()

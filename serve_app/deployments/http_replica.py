@@ -22,6 +22,7 @@ from serve_app.metrics import Gauges, Meter, Totals, export
 from serve_app.models import ModelSpec
 from serve_app.results import ComputedResult, Result
 from serve_app.service.backend import EngineCalls
+from serve_app.service.catalog import EngineFailures
 from serve_app.service.composition import create_catalog
 from serve_app.tasks import Task
 from serve_app.types import CacheState, Float32, Lane, Row, Tier
@@ -53,6 +54,7 @@ class HttpReplica:
         meter: Meter,
         *,
         cache_state: Callable[[], Coroutine[Any, Any, CacheState]],
+        engine_failures: EngineFailures,
     ) -> None:
         """Creates the services.
 
@@ -63,6 +65,7 @@ class HttpReplica:
             engine: returns for an engine's id the calls that bypass the cache.
             meter: counts what the process does.
             cache_state: returns the state of L2.
+            engine_failures: see `Catalog`.
         """
         self._meter = meter
         self._cache = cache
@@ -77,6 +80,7 @@ class HttpReplica:
             meter,
             stats,
             cache_state=cache_state,
+            engine_failures=engine_failures,
         )
         quotas = open_quota_store(config.cache, current_service(), meter)
         self._entrance = Entrance(quotas, meter)

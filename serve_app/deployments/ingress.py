@@ -16,6 +16,7 @@ from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import RetryingCall
 from serve_app.metrics import Meter
 from serve_app.model_prep.engine_selection import EngineSelection
+from serve_app.service.engine_chains import EngineChains
 
 
 class _RemoteEngines:
@@ -76,13 +77,19 @@ class Ingress(HttpReplica):
         )
         engines = {name: _RemoteEngines(embedder) for name, embedder in embedders.items()}
         deployments = {s.cached_spec.engine_id: s.model.deployment for s in selections}
+        chains = EngineChains(
+            config.served_models,
+            specs,
+            lambda engine_id: RetryingCall(embedders[deployments[engine_id]], "check_health"),
+        )
         self._serve(
             config,
             specs,
             cache,
-            lambda engine_id: engines[deployments[engine_id]].engine(engine_id),
+            chains.calls(lambda engine_id: engines[deployments[engine_id]].engine(engine_id)),
             meter,
             cache_state=RetryingCall(lookup, "cache_state"),
+            engine_failures=RetryingCall(lookup, "engine_failures"),
         )
 
     def _apply(self, settings: IngressSettings, rank: ReplicaRank) -> None:

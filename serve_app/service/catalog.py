@@ -1,15 +1,20 @@
 """The models that a process serves: name → `EmbedService`."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from serve_app.config import RequestSettings
-from serve_app.errors import ModelNotFound, UnsupportedOperation, short_repr
+from serve_app.errors import EmbedServeError, ModelNotFound, UnsupportedOperation, short_repr
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.service.health import HealthReport, service_report
 from serve_app.service.replica_stats import ReplicaStats, SingleReplica
 from serve_app.tasks import Task
+
+#: Returns the models of a chain whose own engine fails at the moment, with the reasons.
+EngineFailures = Callable[[], Awaitable[Mapping[str, str]]]
+
+_STATUS_TIMEOUT_S = 2.0
 
 
 class Catalog:
@@ -21,6 +26,8 @@ class Catalog:
         replica_stats: ReplicaStats | None = None,
         *,
         defaults: Mapping[Task, str] | None = None,
+        fallbacks: Mapping[str, Sequence[str]] | None = None,
+        engine_failures: EngineFailures | None = None,
     ) -> None:
         """Creates a catalog.
 
@@ -29,6 +36,9 @@ class Catalog:
             replica_stats: statistics over all replicas of the service; None: this process only.
             defaults: for each task the model of requests that name none; otherwise the first model
                 whose main task it is, or else the first one that supports it.
+            fallbacks: for the name of a model those of the models that answer while it fails.
+            engine_failures: returns the models whose own engine fails, with the reasons; called
+                only if there are fallbacks.
         """
         self.services = services
         self.meter = services[0].meter.process
@@ -45,6 +55,9 @@ class Catalog:
             **{service.spec.main_task: service for service in last_to_first},
             **{task: self._by_name[name] for task, name in (defaults or {}).items()},
         }
+
+        self.fallbacks = fallbacks or {}
+        self._engine_failures = engine_failures
 
     @property
     def default(self) -> EmbedService:
@@ -80,6 +93,25 @@ class Catalog:
         reports = await asyncio.gather(*(service.health() for service in self.services))
         names = (service.spec.name for service in self.services)
         return dict(zip(names, reports, strict=True))
+
+    async def engine_failures(self) -> Mapping[str, str]:
+        """Returns the models whose fallback answers at the moment, with the reasons."""
+        if not self.fallbacks or self._engine_failures is None:
+            return {}
+        try:
+            async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                return await self._engine_failures()
+        except (TimeoutError, EmbedServeError):
+            return {}
+
+    def alternatives(self, service: EmbedService) -> list[EmbedService]:
+        """Returns the services of other spaces that run a model's jobs while it fails.
+
+        Models of its own space compute below the cache.
+        """
+        names = self.fallbacks.get(service.spec.name, ())
+        services = map(self._by_name.__getitem__, names)
+        return [s for s in services if s.spec.space_id != service.spec.space_id]
 
     def resolve(self, name: str | None, task: Task | None = None) -> EmbedService:
         """Returns the service of a model.

@@ -13,7 +13,7 @@ from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.models import ModelSpec
 from serve_app.scheduler.engine_pool import EnginePool, PooledModel
 from serve_app.service.backend import CachedBackend, EngineCalls
-from serve_app.service.catalog import Catalog
+from serve_app.service.catalog import Catalog, EngineFailures
 from serve_app.service.embed import EmbedService
 from serve_app.service.replica_stats import ReplicaStats
 from serve_app.tasks import Task
@@ -68,6 +68,7 @@ def create_catalog(
     replica_stats: ReplicaStats,
     *,
     cache_state: Callable[[], Coroutine[Any, Any, CacheState]],
+    engine_failures: EngineFailures,
 ) -> Catalog:
     """Returns the services of all models.
 
@@ -80,6 +81,7 @@ def create_catalog(
         meter: counts the requests.
         replica_stats: statistics over all replicas of the service.
         cache_state: returns the state of L2.
+        engine_failures: see `Catalog`.
 
     Raises:
         ConfigurationError: see `EmbedService.apply`.
@@ -97,4 +99,11 @@ def create_catalog(
         for spec in specs
     ]
     defaults = {task: model.name for model in config.served_models for task in model.default_for}
-    return Catalog(services, replica_stats, defaults=defaults)
+    fallbacks = {model.name: model.fallback for model in config.served_models if model.fallback}
+    return Catalog(
+        services,
+        replica_stats,
+        defaults=defaults,
+        fallbacks=fallbacks,
+        engine_failures=engine_failures,
+    )

@@ -110,6 +110,10 @@ class Endpoint:
         """
         return None if self._model_field is None else self._model_field(body)
 
+    def name_model(self, body: Body, name: str) -> Body:
+        """Returns a body that names another model, if bodies of this endpoint name one."""
+        return body if self._model_field is None else {**body, self._model_field.name: name}
+
 
 class ViewResponse(NamedTuple):
     """The response of a view."""

@@ -36,6 +36,7 @@ from serve_app.service.embed import EmbedService
 from serve_app.types import Tier
 from serve_app.web.accept import JSON, RAW, prefers_raw
 from serve_app.web.admission import Admission
+from serve_app.web.alternative import run_alternative
 from serve_app.web.body import DEFAULT_TYPES, parse_object, require_json
 from serve_app.web.content_encoding import (
     ACCEPTED_CODINGS,
@@ -188,7 +189,13 @@ class RequestHandler:
         parsed = endpoint.parse(fields, service.spec)
         job = exchange.job = apply_request_headers(parsed.job, headers)
         timeout_s = request_timeout_s(headers)
-        result, extra_headers = await self._admission.run(key, service, job, timeout_s)
+        try:
+            result, extra_headers = await self._admission.run(key, service, job, timeout_s)
+        except EmbedServeError as error:
+            service, parsed, job, result, extra_headers = await run_alternative(
+                self._catalog, self._admission, exchange, endpoint, fields, headers, error
+            )
+            exchange.service, exchange.job = service, job
         exchange.result = result
         if result.cost is not None:
             extra_headers = {**extra_headers, **cost_headers(result.cost)}

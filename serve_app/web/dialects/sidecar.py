@@ -115,6 +115,7 @@ class InfoReply(tei.InfoReply):
     #: Input types whose prompt is empty in the model's files → the one whose prompt they use.
     prompt_sources: NotRequired[_StringMapping]
     versions: _StringMapping
+    fallback: NotRequired[list[str]]  #: the models that answer while this one fails, in this order
     models: NotRequired[list[ModelSummary]]  #: if several are served; `?model=` describes another
 
 
@@ -124,6 +125,8 @@ async def _info(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
     reply = cast(InfoReply, {**tei.info(service, info["precision"]), **info})
     if service.spec.prompt_sources:
         reply["prompt_sources"] = service.spec.prompt_sources
+    if service.spec.name in catalog.fallbacks:
+        reply["fallback"] = [*catalog.fallbacks[service.spec.name]]
     if len(catalog.services) > 1:
         reply["models"] = [
             {

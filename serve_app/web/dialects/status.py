@@ -5,7 +5,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import orjson
@@ -38,6 +38,15 @@ class ModelHealth(TypedDict):
     last_vector_age_s: float | None
 
 
+class FallbackHealth(TypedDict):
+    """A model with a `fallback`, and whether that answers at the moment."""
+
+    status: Literal["ok", "failing"]
+    reason: str | None  # why the model itself doesn't answer
+    models: list[str]  # the models that answer while it fails, in this order
+
+
+_FALLBACKS: Schema = {"type": "object", "additionalProperties": schema_of(FallbackHealth)}
 _MODELS: Schema = {"type": "object", "additionalProperties": schema_of(ModelHealth)}
 
 
@@ -53,6 +62,7 @@ class HealthReply(TypedDict):
     cache: CacheHealth
     unix: float
     models: NotRequired[Annotated[Mapping[str, ModelHealth], _MODELS]]  #: if several are served
+    fallbacks: NotRequired[Annotated[Mapping[str, FallbackHealth], _FALLBACKS]]  #: if there are any
     error: NotRequired[str]
     error_type: NotRequired[str]
 
@@ -65,15 +75,20 @@ async def _health(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewRespons
     name = arguments.get("model")
     service = catalog.resolve(name)
     by_model = catalog.health_by_model() if name is None else _health_of(service)
-    reports, cache, device = await asyncio.gather(by_model, service.cache_state(), service.device())
+    reports, cache, device, failures = await asyncio.gather(
+        by_model, service.cache_state(), service.device(), catalog.engine_failures()
+    )
+    fallbacks = _fallbacks(catalog, reports, failures)
+    failing = next((f["reason"] for f in fallbacks.values() if f["status"] == "failing"), None)
     report = reports[service.spec.name]
     ill = [name for name, report in reports.items() if not report.healthy]
     cache_is_down = catalog.settings.health_reports_cache and cache.state in ("degraded", "unknown")
     available = service_report([*reports.values()]).healthy
-    degraded = cache_is_down or ill
+    degraded = cache_is_down or ill or failing
     reply: HealthReply = {
         "status": ("degraded" if degraded else "ok") if available else "unavailable",
-        "reason": report.reason or next((reports[name].reason for name in ill), cache.reason),
+        "reason": report.reason
+        or next((reports[name].reason for name in ill), failing or cache.reason),
         "last_vector_age_s": _rounded(report.age_s),
         "model": service.spec.name,
         "dim": service.spec.dim,
@@ -90,9 +105,26 @@ async def _health(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewRespons
             }
             for name, report in reports.items()
         }
+    if fallbacks:
+        reply["fallbacks"] = fallbacks
     if not available:
         reply["error"], reply["error_type"] = "unhealthy", "Unhealthy"
     return ViewResponse(orjson.dumps(reply), 200 if available else 503)
+
+
+def _fallbacks(
+    catalog: Catalog, names: Iterable[str], failures: Mapping[str, str]
+) -> Mapping[str, FallbackHealth]:
+    """Returns the state of those of the named models that have a fallback."""
+    return {
+        name: {
+            "status": "failing" if name in failures else "ok",
+            "reason": failures.get(name),
+            "models": [*catalog.fallbacks[name]],
+        }
+        for name in names
+        if name in catalog.fallbacks
+    }
 
 
 async def _health_of(service: EmbedService) -> Mapping[str, HealthReport]:

@@ -1,0 +1,109 @@
+"""An engine in a chain: whether it answers, and calls that don't wait for one that doesn't."""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from serve_app.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+#: Returns once a replica with the engine responds; raises if it isn't well.
+Ping = Callable[[], Awaitable[object]]
+
+#: One text that no engine can compute isn't the engine's fault.
+_MAX_FAILURES = 3
+_PING_RETRY_S = 1.0
+
+
+class EngineLink:
+    """One engine of a chain. Belongs to one event loop.
+
+    A call to a deployment without a replica waits for one. While the engine doesn't respond, calls
+    fail at once, and a single ping waits.
+    """
+
+    def __init__(self, name: str, ping: Ping | None = None, *, after_s: float = 2.0) -> None:
+        """An engine that is expected to answer.
+
+        Args:
+            name: the engine's model.
+            ping: None: calls wait for an answer as long as it takes.
+            after_s: how long a call waits before the engine is pinged, and then for the ping.
+        """
+        self.name = name
+        self.failure: str | None = None  #: why calls fail; None: they don't, or only some do
+        self._ping = ping
+        self._after_s = after_s
+        self._pinging: asyncio.Task[None] | None = None
+        self._is_absent = False
+        self._failures = 0
+
+    async def run(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Returns the result of a call of the engine.
+
+        Raises:
+            Unavailable: no replica responds.
+            Exception: as raised by the call.
+        """
+        if self._ping is None:
+            return await call()
+        if self._is_absent:
+            raise self._unavailable()
+        task = asyncio.ensure_future(call())
+        try:
+            while not (await asyncio.wait((task,), timeout=self._after_s))[0]:
+                if not await self._responds(self._ping) and not task.done():
+                    raise self._unavailable()
+            return task.result()
+        finally:
+            task.cancel()
+
+    def record(self, failure: Exception | None) -> None:
+        """Records the outcome of a call; a change of the engine's state is logged."""
+        if failure is None:
+            self._recover()
+            return
+        self._failures += 1
+        if self._failures >= _MAX_FAILURES or self._is_absent:
+            self._fail(str(failure))
+
+    async def _responds(self, ping: Ping) -> bool:
+        if self._pinging is None or self._pinging.done():
+            # Ray cancels calls by the context they were made in; the ping serves all calls.
+            self._pinging = asyncio.get_running_loop().create_task(
+                self._ping_until_answer(ping), context=contextvars.Context()
+            )
+        pinging = self._pinging
+        await asyncio.wait((pinging,), timeout=self._after_s)
+        self._is_absent = not pinging.done()
+        return not self._is_absent
+
+    async def _ping_until_answer(self, ping: Ping) -> None:
+        while True:
+            try:
+                await ping()
+                break
+            except Exception as error:
+                logger.debug("%s doesn't respond: %r", self.name, error)
+                await asyncio.sleep(_PING_RETRY_S)
+        if self._is_absent:
+            self._is_absent = False
+            self._recover()
+
+    def _fail(self, reason: str) -> None:
+        if self.failure is None:
+            logger.warning("%s fails, and its fallback answers: %s", self.name, reason)
+        self.failure = reason
+
+    def _recover(self) -> None:
+        self._failures = 0
+        if self.failure is not None:
+            logger.info("%s answers again.", self.name)
+            self.failure = None
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(f"No replica with {self.name} responds; try again.")

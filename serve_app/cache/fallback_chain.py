@@ -1,0 +1,122 @@
+"""A chain of engines of one space: the next one computes what the one before it can't."""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Generic, TypeVar
+
+from serve_app.cache.coalescer import Deliver, Result, Send
+from serve_app.cache.engine_link import EngineLink
+from serve_app.errors import EmbedServeError
+from serve_app.metrics import FALLBACK_TEXTS, ModelMeter
+from serve_app.types import TextGroup
+
+T = TypeVar("T")
+EngineT = TypeVar("EngineT")
+
+
+class FallbackChain(Generic[EngineT]):
+    """Makes a call of the first engine that answers it."""
+
+    def __init__(self, links: Sequence[EngineLink], engines: Sequence[EngineT]) -> None:
+        """A chain.
+
+        Args:
+            links: the states of the engines.
+            engines: the engines, the preferred one first.
+        """
+        self._engines = [*zip(links, engines, strict=True)]
+
+    async def call(self, method: Callable[[EngineT], Awaitable[T]]) -> T:
+        """Returns the result of `method` of the first engine that has one.
+
+        Raises:
+            EmbedServeError: the first engine's error, if no engine has a result, or one raises an
+                error that doesn't allow a fallback.
+        """
+        errors = list[EmbedServeError]()
+        for link, engine in self._engines:
+            try:
+                result = await link.run(partial(method, engine))
+            except EmbedServeError as error:
+                if not error.allows_fallback:
+                    raise errors[0] if errors else error from None
+                link.record(error)
+                errors.append(error)
+            else:
+                link.record(None)
+                return result
+        raise errors[0]
+
+
+class SendChain:
+    """A `Send` that computes each group with the first engine that can."""
+
+    def __init__(
+        self, links: Sequence[EngineLink], sends: Sequence[Send], meter: ModelMeter
+    ) -> None:
+        """A chain.
+
+        Args:
+            links: the states of the engines.
+            sends: send groups to the engines, the preferred one first.
+            meter: counts what other engines than the first one compute.
+        """
+        self._engines = [*zip(links, sends, strict=True)]
+        self._meter = meter
+
+    async def __call__(self, groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
+        """Computes groups, and delivers the outputs of each, or the first engine's error.
+
+        An error that doesn't allow a fallback is delivered at once. A group whose deadline has
+        passed gets no further engine.
+        """
+        await self._send(0, groups, deliver)
+
+    async def _send(self, position: int, groups: Sequence[TextGroup], deliver: Deliver) -> None:
+        link, send = self._engines[position]
+        failures = dict[int, EmbedServeError]()
+        settled = set[int]()
+
+        def settle(index: int, result: Result) -> None:
+            if index in settled:  # the link has given the call up
+                return
+            settled.add(index)
+            if isinstance(result, EmbedServeError) and result.allows_fallback:
+                failures[index] = result
+                return
+            if position and not isinstance(result, Exception):
+                self._meter.add(FALLBACK_TEXTS, len(groups[index].texts), link.name)
+            deliver(index, result)
+
+        try:
+            await link.run(lambda: send(tuple(groups), settle))
+        except EmbedServeError as error:
+            for index in range(len(groups)):
+                settle(index, error)
+        failed = next(iter(failures.values()), None)
+        link.record(failed if len(failures) == len(groups) else None)
+        if failures:
+            await self._send_next(position + 1, groups, failures, deliver)
+
+    async def _send_next(
+        self,
+        position: int,
+        groups: Sequence[TextGroup],
+        failures: Mapping[int, EmbedServeError],
+        deliver: Deliver,
+    ) -> None:
+        """Computes the groups that failed with the engine at a position, if there is one."""
+        now_s = time.monotonic()
+        left = list[int]()
+        for index, error in failures.items():
+            if position < len(self._engines) and groups[index].deadline_s > now_s:
+                left.append(index)
+            else:
+                deliver(index, error)
+
+        def deliver_or_fail(i: int, result: Result) -> None:
+            deliver(left[i], failures[left[i]] if isinstance(result, Exception) else result)
+
+        if left:
+            await self._send(position, [groups[index] for index in left], deliver_or_fail)

@@ -1,0 +1,114 @@
+"""The chains of a process: models with a fallback of the same space → what computes for them."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from serve_app.cache.coalescer import Send
+from serve_app.cache.engine_link import EngineLink, Ping
+from serve_app.cache.fallback_chain import FallbackChain, SendChain
+from serve_app.config import ModelConfig
+from serve_app.metrics import Meter
+from serve_app.models import ModelSpec
+from serve_app.service.backend import EngineCalls
+from serve_app.types import EngineInfo, Tokenization
+
+
+class EngineChains:
+    """Puts the engines of each model that has a `fallback` into a chain."""
+
+    def __init__(
+        self,
+        models: Sequence[ModelConfig],
+        specs: Sequence[ModelSpec],
+        ping: Callable[[str], Ping] | None = None,
+    ) -> None:
+        """Creates the chains.
+
+        Args:
+            models: the settings of all models.
+            specs: the models.
+            ping: returns for an engine's id what waits until a replica with it responds. None: the
+                engines are in this process.
+        """
+        by_name = {spec.name: spec for spec in specs}
+        self._ping = ping
+        #: Models with a fallback, each with the specs of the engines of its space.
+        self._chains = [
+            (
+                model,
+                [
+                    by_name[name]
+                    for name in (model.name, *model.fallback)
+                    if by_name[name].space_id == by_name[model.name].space_id
+                ],
+            )
+            for model in models
+            if model.fallback
+        ]
+        self._first_links = list[EngineLink]()
+
+    async def engine_failures(self) -> Mapping[str, str]:
+        """Returns the models whose own engine fails at the moment, with the reasons."""
+        return {link.name: link.failure for link in self._first_links if link.failure is not None}
+
+    def sends(self, send: Callable[[str], Send], meter: Meter) -> Callable[[str], Send]:
+        """Returns `send` with the chains in place of their first engines.
+
+        Args:
+            send: returns for an engine's id the function that sends groups to it.
+            meter: counts what fallbacks compute.
+        """
+        chains = dict[str, Send]()
+        for model, specs in self._chains:
+            links = self._links(model, specs)
+            self._first_links.append(links[0])
+            sends = [send(spec.engine_id) for spec in specs]
+            chains[specs[0].engine_id] = SendChain(links, sends, meter.for_model(model.name))
+        return lambda engine_id: chains.get(engine_id) or send(engine_id)
+
+    def calls(self, engine: Callable[[str], EngineCalls]) -> Callable[[str], EngineCalls]:
+        """Returns `engine` with the chains in place of their first engines.
+
+        Args:
+            engine: returns for an engine's id the calls that bypass the cache.
+        """
+        chains = dict[str, EngineCalls]()
+        for model, specs in self._chains:
+            engines = [engine(spec.engine_id) for spec in specs]
+            chains[specs[0].engine_id] = _ChainCalls(self._links(model, specs), engines)
+        return lambda engine_id: chains.get(engine_id) or engine(engine_id)
+
+    def _links(self, model: ModelConfig, specs: Sequence[ModelSpec]) -> list[EngineLink]:
+        """Returns the links of a chain. Calls wait for the last engine of all: nothing follows."""
+        last = model.fallback[-1]
+        return [
+            EngineLink(
+                spec.name,
+                None if self._ping is None or spec.name == last else self._ping(spec.engine_id),
+                after_s=model.fallback_after_s,
+            )
+            for spec in specs
+        ]
+
+
+class _ChainCalls:
+    """The calls of a chain of engines that bypass the cache."""
+
+    def __init__(self, links: Sequence[EngineLink], engines: Sequence[EngineCalls]) -> None:
+        self._first = engines[0]
+        self._chain = FallbackChain(links, engines)
+
+    async def describe(self) -> EngineInfo:
+        """Returns the first engine."""
+        return await self._first.describe()
+
+    async def tokenize(
+        self, texts: tuple[str, ...], add_special_tokens: bool
+    ) -> Sequence[Tokenization]:
+        """Returns the tokens of each text, without truncation."""
+        return await self._chain.call(lambda engine: engine.tokenize(texts, add_special_tokens))
+
+    async def decode(
+        self, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+    ) -> Sequence[str]:
+        """Returns the text of each row of token ids."""
+        return await self._chain.call(lambda engine: engine.decode(rows, skip_special_tokens))
