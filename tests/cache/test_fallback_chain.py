@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 import pytest
 
-from serve_app.cache.coalescer import Coalescer, Deliver, Result
+from serve_app.cache.coalescer import Coalescer, Deliver, Result, Send
 from serve_app.cache.codec import task_codecs
 from serve_app.cache.engine_link import EngineLink
 from serve_app.cache.fallback_chain import FallbackChain, SendChain
@@ -59,7 +59,8 @@ class FakeEngine(FakeBackend):
             if "poison" in group.texts:
                 deliver(i, InferenceError("poison"))
             else:
-                await fake_send(self.run)((group,), lambda _, result, i=i: deliver(i, result))
+                (result,) = await compute(fake_send(self.run), group)
+                deliver(i, result)
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def chain(engines: Sequence[FakeEngine], meter: Meter | None = None) -> SendChai
     return SendChain(links(engines), sends, (meter or Meter()).for_model("m0"))
 
 
-async def compute(chain: SendChain, *groups: TextGroup) -> list[Result]:
+async def compute(send: Send, *groups: TextGroup) -> list[Result]:
     results = dict[int, Result]()
 
     def deliver(index: int, result: Result) -> None:
@@ -88,7 +89,7 @@ async def compute(chain: SendChain, *groups: TextGroup) -> list[Result]:
         results[index] = result
 
     async with asyncio.timeout(10):
-        await chain(groups, deliver)
+        await send(groups, deliver)
     return [results[i] for i in range(len(groups))]
 
 
@@ -228,7 +229,7 @@ async def test_what_a_fallback_computes_is_cached_and_joined_like_all_else(
     lookup = Lookup("space", CODECS, MemoryCache(1 << 20), coalescer)
     await asyncio.gather(*(lookup.run(TextGroup(("a", f"{i}"))) for i in range(4)))
     await lookup.run(TextGroup(("a",)))
-    computed = [text for group in engines[1].groups for text in group.texts]
+    computed = [str(text) for group in engines[1].groups for text in group.texts]
     assert sorted(computed) == ["0", "1", "2", "3", "a"]
 
 

@@ -40,7 +40,7 @@ OTHER = replace(
 )
 #: May use both models, or only the first one; few requests.
 SECRETS = {name: f"es-{name}-0123456789" for name in ("both", "first", "few")}
-KEYS = [
+KEYS: list[dict[str, Any]] = [
     {"name": "both"},
     {"name": "first", "models": [SPEC.name]},
     {"name": "few", "requests_per_minute": 1},
@@ -64,7 +64,7 @@ class Models:
         if keys:
             hashed = [
                 ApiKey.model_validate(
-                    key | {"sha256": hashlib.sha256(SECRETS[str(key["name"])].encode()).hexdigest()}
+                    key | {"sha256": hashlib.sha256(SECRETS[key["name"]].encode()).hexdigest()}
                 )
                 for key in KEYS
             ]
