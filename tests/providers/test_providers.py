@@ -69,6 +69,10 @@ CASES = {
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated")
 
 
+#: For tests of what OpenAI, Azure and compatible servers share.
+each_library = pytest.mark.parametrize("case", ["openai", "cohere", "voyage"], indirect=True)
+
+
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
@@ -161,6 +165,7 @@ async def test_vectors_in_another_order_are_sorted_by_their_index(
     assert np.array_equal(reply.vectors, fake_vectors(*TEXTS))
 
 
+@each_library
 @pytest.mark.parametrize(
     "name",
     [
@@ -176,6 +181,7 @@ async def test_a_wrong_reply_is_an_error(name: str, provider: Provider, server: 
     await provider.embed(TEXTS, "", LIMIT_S)
 
 
+@each_library
 @pytest.mark.parametrize(
     "content",
     [
@@ -281,6 +287,7 @@ def http_date(seconds: float) -> str:
     return formatdate(time.time() + seconds, usegmt=True)
 
 
+@each_library
 @pytest.mark.parametrize(
     ("behavior", "expected"),
     [
@@ -407,6 +414,7 @@ async def test_a_missing_key_stops_the_start(case: Case, server: FakeServer) -> 
         load(case, server, api_key_env=None, api_key_file="/no/such/file")
 
 
+@each_library
 @pytest.mark.parametrize("value", ["", " ", "sk-1\nsk-2", "sk-ü", "sk 1"])
 async def test_a_key_that_no_header_can_hold_stops_the_start(
     value: str, case: Case, server: FakeServer, monkeypatch: pytest.MonkeyPatch
