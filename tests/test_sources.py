@@ -33,7 +33,9 @@ def test_each_kind_of_source_is_parsed() -> None:
     assert parse_source("compatible:org/model:tag") == CompatibleSource("org/model:tag")
 
 
-@pytest.mark.parametrize("text", ["", "hub:", "org/name", "openai:", "azure:a/b", "hashing:7", "hashing:x"])
+@pytest.mark.parametrize(
+    "text", ["", "hub:", "org/name", "openai:", "azure:a/b", "hashing:7", "hashing:x"]
+)
 def test_a_malformed_source_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="`source"):
         parse_source(text)

@@ -76,7 +76,8 @@ class ModelConfig(Section):
         min_length=1,
         description="Texts that precede inputs, by input type, in place of the model's own: "
         "`{query: 'search_query: ', document: 'search_document: '}`. They define a vector space of "
-        "their own. null: the model's own.",
+        "their own. `cohere:` and `voyage:` models get them as their input type. null: the model's "
+        "own.",
     )
     dimensions: tuple[int, ...] | None = Field(
         default=None,

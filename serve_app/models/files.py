@@ -67,7 +67,7 @@ def read_spec(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
         tasks=_tasks(files, labels),
         labels=labels,
         activation=_activation(files, labels, trusted=config.trust_remote_code),
-        dimensions=_dimensions(files, config),
+        dimensions=tuple(map(int, files.config.get("matryoshka_dimensions") or ())),
         prompt_sources=files.prompt_sources,
     )
 
@@ -151,12 +151,6 @@ def _activation(files: ModelFiles, labels: tuple[str, ...], *, trusted: bool) ->
     if activation is None:
         raise ValueError(f"Its activation is {name}. Known ones: {', '.join(_ACTIVATIONS)}.")
     return activation
-
-
-def _dimensions(files: ModelFiles, config: ModelConfig) -> tuple[int, ...]:
-    """Returns the dimensions that the model was trained for, in ascending order."""
-    own = config.dimensions or files.config.get("matryoshka_dimensions") or ()
-    return tuple(sorted(map(int, own)))
 
 
 def _dim(files: ModelFiles, weights_file: Path, labels: tuple[str, ...]) -> int:

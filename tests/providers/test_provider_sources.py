@@ -54,6 +54,12 @@ def test_known_models_need_no_settings(
     assert actual.space_id.endswith("-fp32")
 
 
+@pytest.mark.parametrize("source", ["openai:text-embedding-3-small", "hashing:1536"])
+def test_models_without_files_have_the_dimensions_of_their_entry(source: str) -> None:
+    assert spec(source).dimensions == ()
+    assert spec(source, dimensions=[512, 256]).dimensions == (256, 512)
+
+
 @pytest.mark.parametrize(
     ("source", "prompts"),
     [
