@@ -13,6 +13,7 @@ from serve_app.deployments.cache_lookup import CacheLookup
 from serve_app.deployments.embed_server import EmbedServer
 from serve_app.deployments.embedder import Embedder
 from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.providers import Providers
 from serve_app.model_prep.engine_selection import EngineSelection, select_engines
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ _MODEL_CPUS = 2
 def build(args: AppConfig) -> Application:
     """Binds Ingress → CacheLookup → Embedders, or with `topology: colocated` an EmbedServer.
 
-    There is one Embedder for each deployment that models name. The Ingress also has handles of them
-    for calls that aren't cached.
+    There is one Embedder for each deployment that models name, or Providers if providers run its
+    models. The Ingress also has handles of them for calls that aren't cached.
 
     The engines and the embedding spaces are selected here, once. A replica that can't provide them
     doesn't start.
@@ -63,15 +64,22 @@ def build(args: AppConfig) -> Application:
     selections = select_engines(args)
     for selection in selections:
         _log_selection(selection)
-    resources = {"num_cpus": _model_cpus(len(args.engine_deployments))}
+    resources = {"num_cpus": _model_cpus(len(args.engine_deployments) or 1)}
     if args.topology == "colocated":
         server = _model_deployment(EmbedServer).options(ray_actor_options=resources)
         return server.bind(args, selections)
+    deployments = {
+        **dict.fromkeys(
+            args.engine_deployments,
+            _model_deployment(Embedder).options(ray_actor_options=resources),
+        ),
+        **dict.fromkeys(args.provider_deployments, _cpu_free_deployment(Providers)),
+    }
     embedders = {
-        name: _model_deployment(Embedder)
-        .options(name=name, ray_actor_options=resources)
-        .bind(args, tuple(s for s in selections if s.model.deployment == name))
-        for name in args.engine_deployments
+        name: deployment.options(name=name).bind(
+            args, tuple(s for s in selections if s.model.deployment == name)
+        )
+        for name, deployment in deployments.items()
     }
     lookup = _cpu_free_deployment(CacheLookup).bind(args, selections, embedders)
     return _cpu_free_deployment(Ingress).bind(args, selections, lookup, embedders)

@@ -26,8 +26,10 @@ from serve_app.engines.affinity import available_cpus
 from serve_app.errors import InferenceError
 from serve_app.metrics import Gauges, Meter, process_gauges
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
-from serve_app.service.composition import create_catalog, create_engine_pool
+from serve_app.providers import load_provider
+from serve_app.service.composition import create_catalog, create_engine_pool, create_provider_pool
 from serve_app.service.engine_chains import EngineChains
+from serve_app.service.model_pools import ModelPools
 from serve_app.service.replica_stats import SingleReplica
 from serve_app.valkey.shared_server import ServiceIdentity
 from serve_app.web.app import create_app
@@ -66,8 +68,11 @@ class StandaloneService:
         self._settings = settings
         cpus = available_cpus()
         threads = min(_MAX_THREADS, len(cpus))
-        self._pool = create_engine_pool(
-            config, selections, threads=threads, cpus=cpus, meter=meter, load=load_engine
+        self._pool = ModelPools(
+            create_engine_pool(
+                config, selections, threads=threads, cpus=cpus, meter=meter, load=load_engine
+            ),
+            create_provider_pool(config, selections, meter=meter, load=load_provider),
         )
         self._cpus = cpus
         identity = ServiceIdentity(service=name, owner_pid=os.getpid())

@@ -10,6 +10,7 @@ from serve_app.config import (
     EmbedderSettings,
     IngressSettings,
     ModelConfig,
+    ProvidersSettings,
     deployment_names,
     user_config_type,
 )
@@ -200,11 +201,44 @@ def test_a_model_overrides_the_engine_of_the_application() -> None:
 def test_models_of_one_deployment_share_its_replicas() -> None:
     third = {"name": "third", "source": "hashing:16", "deployment": "Words"}
     config = AppConfig.model_validate({"models": [HASHING | {"deployment": "Words"}, OTHER, third]})
-    names = {name: [m.name for m in models] for name, models in config.engine_deployments.items()}
+    names = {name: [m.name for m in models] for name, models in config.model_deployments.items()}
     assert names == {"Words": ["words", "third"], "Embedder": ["others"]}
     assert deployment_names(config) == ("Ingress", "CacheLookup", "Words", "Embedder")
     assert user_config_type(config, "Words") is EmbedderSettings
     assert user_config_type(config, "Reranker") is None
+
+
+REMOTE = {"name": "text-embedding-3-small"}
+LOCAL = {"name": "words", "source": "hashing:64"}
+
+
+def test_models_of_providers_have_a_deployment_of_their_own() -> None:
+    other = {"name": "text-embedding-3-large", "deployment": "OpenAI"}
+    config = AppConfig.parse({"models": [REMOTE, LOCAL, other]})
+    assert deployment_names(config) == (
+        *("Ingress", "CacheLookup", "Embedder"),
+        *("Providers", "OpenAI"),
+    )
+    assert user_config_type(config, "OpenAI") is ProvidersSettings
+    assert user_config_type(config, "Embedder") is EmbedderSettings
+    config = AppConfig.parse({"models": [REMOTE, LOCAL], "topology": "colocated"})
+    assert deployment_names(config) == ("EmbedServer",)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([REMOTE, LOCAL | {"deployment": "Providers"}], "has models that providers run"),
+        ([LOCAL | {"deployment": "Providers"}], "is that of models that providers run"),
+        ([REMOTE | {"deployment": "Embedder"}], "is that of models that run on engines"),
+        ([REMOTE | {"deployment": "A"}, LOCAL | {"deployment": "A"}], "A has models that"),
+    ],
+)
+def test_a_deployment_runs_models_of_providers_or_others(
+    models: list[dict[str, str]], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        AppConfig.parse({"models": models})
 
 
 @pytest.mark.parametrize(

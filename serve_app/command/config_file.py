@@ -133,7 +133,8 @@ def standalone_settings(config: Mapping[str, Any]) -> EmbedServerSettings:
     by_name = _user_configs(config)
     if "EmbedServer" in by_name:
         return EmbedServerSettings.parse(by_name["EmbedServer"])
-    merged = {**(by_name.get("Ingress") or {}), **(by_name.get("Embedder") or {})}
+    queues = by_name.get("Embedder") or by_name.get("Providers") or {}
+    merged = {**(by_name.get("Ingress") or {}), **queues}
     merged.pop("max_in_flight_calls", None)
     return EmbedServerSettings.parse(merged)
 

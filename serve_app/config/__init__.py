@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
 
 from serve_app.config.access import AccessSettings, ApiKey
 from serve_app.config.application import AppConfig, CacheConfig
@@ -22,13 +23,14 @@ from serve_app.config.deployments import (
     QueueSettings,
     RequestSettings,
 )
-from serve_app.config.model import EMBEDDER, MINILM, EngineSettings, ModelConfig
+from serve_app.config.model import EMBEDDER, MINILM, PROVIDERS, EngineSettings, ModelConfig
 from serve_app.config.provider import ProviderSettings
 from serve_app.config.section import Section
 
 __all__ = [
     "EMBEDDER",
     "MINILM",
+    "PROVIDERS",
     "SECTIONS",
     "TOPOLOGIES",
     "USER_CONFIGS",
@@ -52,11 +54,12 @@ __all__ = [
 ]
 
 #: Deployment name → the class of its `user_config`. Deployments that models name have that of the
-#: Embedder; see `user_config_type`.
+#: Embedder or of Providers; see `user_config_type`.
 USER_CONFIGS: dict[str, type[Section]] = {
     "Ingress": IngressSettings,
     "CacheLookup": CacheLookupSettings,
     "Embedder": EmbedderSettings,
+    "Providers": ProvidersSettings,
     "EmbedServer": EmbedServerSettings,
 }
 #: Topology → its deployments, if no model names one. The first one takes the HTTP requests.
@@ -76,13 +79,15 @@ def deployment_names(config: AppConfig) -> tuple[str, ...]:
     if config.topology == "colocated":
         return TOPOLOGIES["colocated"]
     *before, _ = TOPOLOGIES["separate"]
-    return (*before, *config.engine_deployments)
+    return (*before, *config.engine_deployments, *config.provider_deployments)
 
 
 def user_config_type(config: AppConfig, deployment: str) -> type[Section] | None:
     """Returns the class of a deployment's `user_config`; None: it isn't one of the service."""
     if deployment in USER_CONFIGS:
         return USER_CONFIGS[deployment]
+    if deployment in config.provider_deployments:
+        return ProvidersSettings
     return EmbedderSettings if deployment in config.engine_deployments else None
 
 
@@ -98,11 +103,15 @@ def _rows(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _rows(inner, f"{prefix}{name}.")
             continue
-        default = "required" if field.is_required() else _yaml_value(field.get_default())
+        default = "required" if field.is_required() else _default(field)
         yield prefix + name, default, field.description or ""
         for item in get_args(inner) if get_origin(inner) is tuple else ():
             if isinstance(item, type) and issubclass(item, BaseModel):
                 yield from _rows(item, f"{prefix}{name}[].")
+
+
+def _default(field: FieldInfo) -> str:
+    return _yaml_value(field.get_default()) if field.default_factory is None else "by source"
 
 
 def _yaml_value(value: object) -> str:

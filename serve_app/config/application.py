@@ -11,6 +11,7 @@ from serve_app.config.fallback import check_fallbacks
 from serve_app.config.model import (
     EMBEDDER,
     MINILM,
+    PROVIDERS,
     Device,
     EngineName,
     EngineSettings,
@@ -174,12 +175,22 @@ class AppConfig(Section):
         return self.models or (self.model or MINILM,)
 
     @property
-    def engine_deployments(self) -> dict[str, tuple[ModelConfig, ...]]:
-        """The models of each deployment that runs some, in the order of the file."""
+    def model_deployments(self) -> dict[str, tuple[ModelConfig, ...]]:
+        """The models of each deployment that has some, in the order of the file."""
         deployments: dict[str, tuple[ModelConfig, ...]] = {}
         for model in self.served_models:
             deployments[model.deployment] = (*deployments.get(model.deployment, ()), model)
         return deployments
+
+    @property
+    def engine_deployments(self) -> tuple[str, ...]:
+        """The deployments whose models run on engines."""
+        return tuple(name for name, (m, *_) in self.model_deployments.items() if not m.is_remote)
+
+    @property
+    def provider_deployments(self) -> tuple[str, ...]:
+        """The deployments whose models providers run."""
+        return tuple(name for name, (m, *_) in self.model_deployments.items() if m.is_remote)
 
     def engine_settings(self, model: ModelConfig) -> EngineSettings:
         """Returns the model's engine settings, with those of the application where it has none."""
@@ -198,7 +209,7 @@ class AppConfig(Section):
             )
         _check_unique(self.served_models)
         check_fallbacks(self.served_models)
-        for name, models in self.engine_deployments.items():
+        for name, models in self.model_deployments.items():
             self._check_deployment(name, models)
         for model in self.served_models:
             _check_engine(model, self.engine_settings(model))
@@ -210,7 +221,8 @@ class AppConfig(Section):
                 f"`deployment: {name}` names another deployment of the service. Choose a name of "
                 f"its own, such as `deployment: Reranker`, or leave it out for `{EMBEDDER}`."
             )
-        if self.topology == "colocated" and name != EMBEDDER:
+        _check_kind(name, models)
+        if self.topology == "colocated" and name not in (EMBEDDER, PROVIDERS):
             raise ValueError(
                 f"With `topology: colocated` each EmbedServer runs all models: leave out "
                 f"`deployment: {name}`, or set `topology: separate`."
@@ -222,6 +234,23 @@ class AppConfig(Section):
                 f"they have {' and '.join(sorted(devices))}. Give those of one device another "
                 "`deployment`."
             )
+
+
+def _check_kind(deployment: str, models: Sequence[ModelConfig]) -> None:
+    """Checks that the models of a deployment run on engines, or that providers run all of them."""
+    remote = {model.is_remote for model in models}
+    if len(remote) > 1:
+        raise ValueError(
+            f"The deployment {deployment} has models that providers run, and others. Give those of "
+            "one kind another `deployment`, or leave it out."
+        )
+    own = {EMBEDDER: False, PROVIDERS: True}.get(deployment)
+    if own is not None and remote != {own}:
+        kind = "providers run" if own else "run on engines"
+        raise ValueError(
+            f"`deployment: {deployment}` is that of models that {kind}. Leave it out, or name "
+            "another one."
+        )
 
 
 def _check_unique(models: Sequence[ModelConfig]) -> None:

@@ -23,8 +23,12 @@ Device = Literal["cpu", "cuda", "mps"]
 EngineName = Literal["auto", "openvino", "torch", "hashing"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-#: The deployment of models that name no other.
-EMBEDDER = "Embedder"
+#: The deployments of models that name no other: of those that engines run, and providers.
+EMBEDDER, PROVIDERS = "Embedder", "Providers"
+
+
+def _default_deployment(model: Mapping[str, Any]) -> str:
+    return PROVIDERS if isinstance(parse_source(model["source"]), ProviderSource) else EMBEDDER
 
 
 class EngineSettings(NamedTuple):
@@ -93,11 +97,12 @@ class ModelConfig(Section):
         "`revision` doesn't pin it.",
     )
     deployment: str = Field(
-        default=EMBEDDER,
+        default_factory=_default_deployment,
         pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$",
-        description="Name of the Ray Serve deployment whose replicas run the model. Models of one "
-        "deployment share its replicas; each deployment has its own entry in `deployments`, with "
-        "resources and autoscaling. With `topology: colocated`, EmbedServer runs all models.",
+        description="Name of the Ray Serve deployment whose replicas run the model: `Embedder`, or "
+        "`Providers` if a provider runs it, unless you name another. Models of one deployment "
+        "share its replicas; each deployment has its own entry in `deployments`, with resources "
+        "and autoscaling. With `topology: colocated`, EmbedServer runs all models.",
     )
     default_for: tuple[Task, ...] = Field(
         default=(),
@@ -157,6 +162,11 @@ class ModelConfig(Section):
             model = predefined_model(self.source)
             usd = model.price.usd_per_1k_tokens if model and model.price else Decimal()
         return int(usd * NANO_USD)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a provider runs the model."""
+        return isinstance(self.parsed_source, ProviderSource)
 
     @property
     def parsed_source(self) -> Source:

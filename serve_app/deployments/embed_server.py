@@ -8,7 +8,7 @@ from ray.serve.schema import ReplicaRank
 
 from serve_app.cache.l2 import open_l2_cache
 from serve_app.cache.stack import CacheStack
-from serve_app.config import AppConfig, EmbedServerSettings
+from serve_app.config import EMBEDDER, AppConfig, EmbedServerSettings
 from serve_app.deployments.http_replica import HttpReplica
 from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engines
 from serve_app.deployments.replica_log import log_to_serve
@@ -16,7 +16,9 @@ from serve_app.deployments.service_identity import current_service
 from serve_app.engines.base import Engine
 from serve_app.metrics import Gauges, Meter
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
+from serve_app.service.composition import create_provider_pool
 from serve_app.service.engine_chains import EngineChains
+from serve_app.service.model_pools import ModelPools
 
 
 @serve.ingress()
@@ -42,8 +44,11 @@ class EmbedServer(HttpReplica):
         log_to_serve()
         settings, meter = EmbedServerSettings(), Meter()
         specs = [selection.cached_spec for selection in selections]
-        self._cpus = ReplicaCpus(config, selections[0].model.deployment)
-        self._pool = load_replica_engines(config, selections, self._cpus, meter, load=load)
+        self._cpus = ReplicaCpus(config, EMBEDDER)
+        self._pool = ModelPools(
+            load_replica_engines(config, selections, self._cpus, meter, load=load),
+            create_provider_pool(config, selections, meter=meter),
+        )
         chains = EngineChains(config.served_models, specs)
         cache = CacheStack(
             specs,
@@ -74,6 +79,11 @@ class EmbedServer(HttpReplica):
     async def check_health(self) -> None:
         """Raises if an engine stalls; Ray then replaces the replica."""
         self._pool.check_health()
+
+    async def __del__(self) -> None:
+        """Closes the connections as well; Ray awaits it when the replica stops."""
+        await self._pool.stop()
+        await super().__del__()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns the metrics that `autoscale.TokenPolicy` scales by."""

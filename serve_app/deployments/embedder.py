@@ -6,7 +6,6 @@ Each replica runs the engines of the deployment's models, on CPUs or a GPU of it
 import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,15 +13,13 @@ from ray import serve
 from ray.serve.schema import ReplicaRank
 
 from serve_app.config import AppConfig, EmbedderSettings
-from serve_app.deployments.group_call import GroupResult, collect
+from serve_app.deployments.pool_replica import PoolReplica
 from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engines
 from serve_app.deployments.replica_log import log_to_serve
-from serve_app.deployments.retrying_call import returns_errors
 from serve_app.engines.base import Engine
 from serve_app.metrics import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.scheduler.pending import PendingGroup
-from serve_app.types import EngineInfo, TextGroup, Tokenization
 
 #: Upper bound of calls that share one run of the tokenizer.
 _MAX_COLLECTED_CALLS = 256
@@ -30,7 +27,7 @@ _MAX_COLLECTED_CALLS = 256
 _MAX_COLLECTED_CHARS = 16384
 
 
-class Embedder:
+class Embedder(PoolReplica):
     """Computes the outputs of the models that name this deployment. Doesn't cache."""
 
     def __init__(
@@ -45,6 +42,7 @@ class Embedder:
         self._meter = Meter()
         self._cpus = ReplicaCpus(config, selections[0].model.deployment)
         self._pool = load_replica_engines(config, selections, self._cpus, self._meter, load=load)
+        super().__init__(self._pool)
         self._queue = self._pool.submit
         self._pool.submit = self._submit
         self._export_task: asyncio.Task[None] | None = None
@@ -65,16 +63,6 @@ class Embedder:
             self._pool.start()
             self._export_task = asyncio.create_task(export(self._meter, self._pool.gauges))
 
-    @returns_errors
-    async def run(self, engine_id: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
-        """Returns each group's outputs, or an error as a value; None for an unknown engine.
-
-        One error as a value if the model can't be loaded.
-        """
-        if engine_id not in self._pool.engine_ids:
-            return None
-        return await collect(partial(self._pool.run, engine_id), groups)
-
     async def _submit(self, groups: Sequence[PendingGroup]) -> None:
         characters = sum(len(text) for group in groups for text in group.inputs)
         if characters > _MAX_COLLECTED_CHARS:
@@ -90,35 +78,6 @@ class Embedder:
         # queued, so that a short request never waits for the outputs of a long one.
         await self._queue(list(chain.from_iterable(calls)))
         return [None] * len(calls)
-
-    @returns_errors
-    async def tokenize(
-        self, engine_id: str, texts: tuple[str, ...], add_special_tokens: bool
-    ) -> list[Tokenization] | None:
-        """Returns the tokens of each text, not truncated, or an error as a value.
-
-        Returns None for an unknown engine.
-        """
-        if engine_id not in self._pool.engine_ids:
-            return None
-        return await self._pool.tokenize(engine_id, texts, add_special_tokens)
-
-    @returns_errors
-    async def decode(
-        self, engine_id: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
-    ) -> list[str] | None:
-        """Returns the text of each row of token ids, or an error as a value.
-
-        Returns None for an unknown engine.
-        """
-        if engine_id not in self._pool.engine_ids:
-            return None
-        return await self._pool.decode(engine_id, rows, skip_special_tokens)
-
-    @returns_errors
-    async def describe(self, engine_id: str) -> EngineInfo | None:
-        """Returns a model's engine, its device and its precision; None for an unknown engine."""
-        return self._pool.describe(engine_id) if engine_id in self._pool.engine_ids else None
 
     async def check_health(self) -> None:
         """Raises if an engine stalls; Ray then replaces the replica."""

@@ -30,7 +30,8 @@ class ReplicaCpus:
             deployment: the name that the models of this replica give.
         """
         self._deployments = [*config.engine_deployments]
-        self._index = self._deployments.index(deployment)
+        # With `colocated` there is one deployment, or none if providers run all models.
+        self._index = self._deployments.index(deployment) if self._deployments else 0
         resources = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
         self.count = max(1, int(resources.get("CPU", 1)))
         self._all = available_cpus()  # before any thread is pinned
@@ -53,7 +54,8 @@ def load_replica_engines(
 
     Args:
         config: the application's configuration.
-        selections: the models of the replica and their engines, for one device.
+        selections: the models of the replica and their engines, for one device; those that
+            providers run are left out.
         cpus: the CPUs of this replica.
         meter: counts batches.
         load: returns the engine for a selection and `threads`.
@@ -62,9 +64,11 @@ def load_replica_engines(
         ConfigurationError: an engine can't run on the device that Ray assigned.
         SpaceMismatch: the model files of this node differ from those of the application.
     """
-    _check_device(selections[0].device, has_gpu=bool(ray.get_gpu_ids()))
-    for selection in selections:
+    local = [selection for selection in selections if not selection.model.is_remote]
+    for selection in local:
         check_space(selection)
+    if local:
+        _check_device(local[0].device, has_gpu=bool(ray.get_gpu_ids()))
     return create_engine_pool(
         config,
         selections,

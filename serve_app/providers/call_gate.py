@@ -16,6 +16,8 @@ _PROBE_EVERY_S = 5.0
 #: The first backoff before a retry; each further one is twice as long.
 _MIN_BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 16.0
+#: After this time one call is made even if the provider has asked for a longer pause.
+_MAX_PAUSE_S = 600.0
 
 
 class CallGate:
@@ -51,7 +53,8 @@ class CallGate:
         self._probing = False
         self._reason = ""
         self.paused_until_s = -math.inf  #: the provider wants no calls before
-        self.pause_error = Overloaded("")  #: of requests that can't wait so long
+        #: The error of requests that can't wait so long.
+        self.pause_error: Overloaded | Unavailable = Overloaded("")
 
     @property
     def failure(self) -> Unavailable | None:
@@ -71,7 +74,7 @@ class CallGate:
         left_s = self.paused_until_s - self._clock()
         if left_s <= 0 or deadline_s > self.paused_until_s:
             return None
-        return Overloaded(str(self.pause_error), math.ceil(left_s))
+        return type(self.pause_error)(str(self.pause_error), math.ceil(left_s))
 
     @property
     def may_start(self) -> bool:
@@ -123,8 +126,9 @@ class CallGate:
         backoff_s = min(_MIN_BACKOFF_S * 2.0**attempt, _MAX_BACKOFF_S)
         return backoff_s * (0.5 + self._jitter() / 2)
 
-    def pause(self, error: Overloaded, until_s: float) -> None:
+    def pause(self, error: Overloaded | Unavailable, until_s: float) -> None:
         """Lets no call start before a time; requests that can't wait get the error."""
+        until_s = min(until_s, self._clock() + _MAX_PAUSE_S)
         if until_s > self.paused_until_s:
             self.paused_until_s, self.pause_error = until_s, error
             self._on_pause()

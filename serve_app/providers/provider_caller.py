@@ -31,9 +31,9 @@ from serve_app.providers.base import EmbeddedTexts, Provider
 from serve_app.providers.call_gate import CallGate
 from serve_app.providers.provider_group import (
     ProviderText,
+    bisect,
     fail_groups,
     groups_of,
-    split_by_group,
     waiting,
 )
 from serve_app.providers.token_counts import distribute_tokens
@@ -102,8 +102,12 @@ class ProviderCaller:
                 continue
             error = await self._call(texts, is_probe=is_probe)
             is_probe = False
-            if isinstance(error, InvalidRequest) and (halves := split_by_group(texts)):
+            if isinstance(error, InvalidRequest):
+                halves = bisect(texts)
                 parts += [(half, 0) for half in reversed(halves)]
+                if not halves:
+                    refused = InvalidRequest(f"{error} The text is {texts[0].quote()}.", "texts")
+                    fail_groups(texts, refused)
             elif error is not None and await self._back_off(texts, error, attempt):
                 parts.append((texts, attempt + 1))
 
@@ -183,6 +187,7 @@ class ProviderCaller:
         until_s = self._clock() + delay_s
         if isinstance(error, Overloaded):
             error = Overloaded(str(error), math.ceil(delay_s))
+        if isinstance(error, Overloaded | Unavailable) and error.retry_after_s:
             self._gate.pause(error, until_s)
         retryable = isinstance(error, Overloaded | Unavailable)
         if not retryable or attempt >= self._settings.max_retries or self._gate.failure:

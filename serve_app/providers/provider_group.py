@@ -8,6 +8,8 @@ from serve_app.errors import EmbedServeError
 from serve_app.scheduler.pending import QueuedGroup
 from serve_app.types import Lane, Row, TextGroup
 
+_MAX_QUOTED_CHARS = 60
+
 
 class PromptQueue(NamedTuple):
     """A queue. A call holds texts of one queue, since a prompt is a parameter of the call."""
@@ -65,6 +67,11 @@ class ProviderText:
     text: str
     length: int  #: number of tokens, or an estimate
 
+    def quote(self) -> str:
+        """Returns the beginning of the text for an error message."""
+        ellipsis = "…" if len(self.text) > _MAX_QUOTED_CHARS else ""
+        return f"{self.text[:_MAX_QUOTED_CHARS]!r}{ellipsis}"
+
 
 def groups_of(texts: Sequence[ProviderText]) -> list[ProviderGroup]:
     """Returns the groups of texts, each once."""
@@ -76,15 +83,13 @@ def waiting(texts: Sequence[ProviderText]) -> list[ProviderText]:
     return [text for text in texts if not text.group.future.done()]
 
 
-def split_by_group(texts: Sequence[ProviderText]) -> list[list[ProviderText]]:
-    """Returns the texts as two halves with different groups; none if they have one group.
-
-    A group fails as a whole, so a smaller part of it needs no call of its own.
-    """
+def bisect(texts: Sequence[ProviderText]) -> list[Sequence[ProviderText]]:
+    """Returns texts as two halves, with different groups if there are several; [] for one text."""
     groups = groups_of(texts)
+    if len(groups) == 1:
+        half = len(texts) // 2
+        return [texts[:half], texts[half:]] if half else []
     first = set(map(id, groups[: len(groups) // 2]))
-    if not first:
-        return []
     return [[text for text in texts if (id(text.group) in first) == side] for side in (True, False)]
 
 

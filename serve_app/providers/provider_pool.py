@@ -21,6 +21,7 @@ from serve_app.providers.base import Provider
 from serve_app.providers.call_scheduler import CallScheduler
 from serve_app.providers.provider_group import ProviderGroup
 from serve_app.scheduler.delivery import Encode, deliver_outputs
+from serve_app.scheduler.engine_pool import PooledEngine
 from serve_app.tasks import Task
 from serve_app.types import EncodedVectors, EngineInfo, TextGroup, Tokenization
 
@@ -64,6 +65,10 @@ class ProviderPool:
     def engine_ids(self) -> Set[str]:
         """The ids of the models' engines."""
         return self._models.keys()
+
+    def model(self, engine_id: str) -> PooledEngine:
+        """Returns the calls of one model."""
+        return PooledEngine(self, engine_id)
 
     def gauges(self) -> Gauges:
         """Returns the current value of each gauge; none without models."""

@@ -216,6 +216,11 @@ class EnginePool:
 class ModelPool(Protocol):
     """Several models, by their `engine_id`."""
 
+    @property
+    def engine_ids(self) -> Set[str]:
+        """The ids of the models' engines."""
+        ...
+
     async def run(
         self,
         engine_id: str,

@@ -1,16 +1,20 @@
-"""Puts the parts of a process together: selections → engine pool; cache and engines → catalog."""
+"""Puts the parts of a process together: selections → pools; cache and pools → catalog."""
 
-from collections.abc import Callable, Coroutine, Sequence, Set
+from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
 from serve_app.cache.codec import task_codecs
 from serve_app.cache.stack import CacheStack
-from serve_app.config import AppConfig, RequestSettings
+from serve_app.config import AppConfig, ModelConfig, RequestSettings
 from serve_app.engines.base import Engine
 from serve_app.metrics import Meter
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.models import ModelSpec
+from serve_app.providers import load_provider
+from serve_app.providers.base import Provider
+from serve_app.providers.provider_pool import ProviderModel, ProviderPool
+from serve_app.scheduler.delivery import Encode
 from serve_app.scheduler.engine_pool import EnginePool, PooledModel
 from serve_app.service.backend import CachedBackend, EngineCalls
 from serve_app.service.catalog import Catalog, EngineFailures
@@ -35,7 +39,7 @@ def create_engine_pool(
 
     Args:
         config: the application's configuration.
-        selections: the models and their engines.
+        selections: the models and their engines; those that providers run are left out.
         threads: CPU threads for the models.
         cpus: the CPUs that these threads may use.
         meter: counts batches.
@@ -44,18 +48,56 @@ def create_engine_pool(
     Raises:
         ConfigurationError: see `load_engine`.
     """
-    models = {}
-    for selection in selections:
-        codecs = task_codecs(selection.spec, config.cache.dtype)
-        models[selection.cached_spec.engine_id] = PooledModel(
+    models = {
+        selection.cached_spec.engine_id: PooledModel(
             selection.spec.name,
             partial(load, selection, threads=threads),
-            {task: codec.encode for task, codec in codecs.items()},
+            _encoders(config, selection.spec),
             selection.rejected,
         )
+        for selection in selections
+        if not selection.model.is_remote
+    }
     return EnginePool(
         models, threads=threads, cpus=cpus, meter=meter, max_loaded=config.max_loaded_models
     )
+
+
+def create_provider_pool(
+    config: AppConfig,
+    selections: Sequence[EngineSelection],
+    *,
+    meter: Meter,
+    load: Callable[[ModelConfig, ModelSpec], Provider] = load_provider,
+) -> ProviderPool:
+    """Returns the models that providers run.
+
+    Args:
+        config: the application's configuration.
+        selections: the models; those that run on engines are left out.
+        meter: counts calls.
+        load: returns the provider of a model.
+
+    Raises:
+        ConfigurationError: see `load_provider`.
+    """
+    models = {
+        selection.cached_spec.engine_id: ProviderModel(
+            selection.spec,
+            selection.model.source.partition(":")[0],
+            load(selection.model, selection.spec),
+            selection.model.provider,
+            _encoders(config, selection.spec),
+        )
+        for selection in selections
+        if selection.model.is_remote
+    }
+    return ProviderPool(models, meter=meter)
+
+
+def _encoders(config: AppConfig, spec: ModelSpec) -> Mapping[Task, Encode]:
+    codecs = task_codecs(spec, config.cache.dtype)
+    return {task: codec.encode for task, codec in codecs.items()}
 
 
 def create_catalog(
@@ -86,6 +128,7 @@ def create_catalog(
     Raises:
         ConfigurationError: see `EmbedService.apply`.
     """
+    remote = {model.name for model in config.served_models if model.is_remote}
     services = [
         EmbedService(
             spec,
@@ -95,6 +138,7 @@ def create_catalog(
             uncached_tasks=frozenset() if config.cache.scores else _SCORE_TASKS,
             # Models that share too little memory are loaded by their users, not by health checks.
             probes=config.max_loaded_models is None or spec is specs[0],
+            is_remote=spec.name in remote,
         )
         for spec in specs
     ]

@@ -318,6 +318,16 @@ async def test_a_rate_limit_beyond_the_deadline_is_a_429_at_once(one_call: Fixtu
     check_vectors(await result(patient), "first")
 
 
+async def test_an_unavailable_provider_is_left_alone_as_long_as_it_asks(one_call: Fixture) -> None:
+    one_call.provider.errors = errors(Unavailable("maintenance", 20))
+    patient = await one_call.group("patient", timeout_s=60)
+    hasty = await one_call.group("hasty", timeout_s=10)
+    refused = await result(hasty)
+    assert isinstance(refused, Unavailable)
+    assert refused.retry_after_s == 20
+    check_vectors(await result(patient), "patient")
+
+
 async def test_no_call_starts_while_the_provider_wants_none() -> None:
     fixture = Fixture(ScriptedProvider(), max_retries=0)
     fixture.provider.errors = errors(Overloaded("too fast", 20))
@@ -361,15 +371,14 @@ async def test_a_refused_text_fails_its_request_only(one_call: Fixture) -> None:
         actual = await result(group)
         if "boom" in text:
             assert isinstance(actual, InvalidRequest)
+            assert text in str(actual)
         else:
             check_vectors(actual, text)
     assert one_call.scheduler.failure is None
     assert one_call.meter.value(PROVIDER_TEXTS, NAME) == 1 + 14  # each was billed once
 
 
-async def test_a_request_fails_as_a_whole_and_its_other_texts_cost_nothing(
-    one_call: Fixture,
-) -> None:
+async def test_a_request_fails_as_a_whole_once_its_bad_text_is_alone(one_call: Fixture) -> None:
     await hold_a_call(one_call)
     bad = await one_call.group("a", "boom", "c")
     good = await one_call.group("d", "e")
@@ -379,8 +388,27 @@ async def test_a_request_fails_as_a_whole_and_its_other_texts_cost_nothing(
     assert one_call.provider.calls[1:] == [
         ["a", "boom", "c", "d", "e"],
         ["a", "boom", "c"],
+        ["a"],
+        ["boom", "c"],
+        ["boom"],  # "c" isn't needed any more
         ["d", "e"],
     ]
+
+
+async def test_a_call_that_is_too_large_after_all_is_halved(
+    one_call: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Estimates may be wrong."""
+    embed = one_call.provider.embed
+
+    async def refuse_many(texts: Any, prompt: str, timeout_s: float) -> Any:
+        if len(texts) > 3:
+            raise InvalidRequest("too many tokens")
+        return await embed(texts, prompt, timeout_s)
+
+    monkeypatch.setattr(one_call.provider, "embed", refuse_many)
+    texts = [f"{i}" for i in range(10)]
+    check_vectors(await one_call.result(*texts), *texts)
 
 
 @pytest.mark.parametrize("error", [UpstreamError("The key was refused."), ValueError("sk-secret")])

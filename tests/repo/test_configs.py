@@ -10,6 +10,8 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.config import AppConfig, deployment_names, user_config_type
 
 ROOT = Path(__file__).parents[2]
+#: Their number of replicas is fixed.
+FIXED = ("Ingress", "CacheLookup", "Providers")
 FILES = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
 
 
@@ -38,7 +40,7 @@ def test_it_is_reachable_from_this_machine_only(config: dict[str, Any]) -> None:
 
 def test_models_scale_by_tokens_and_never_to_zero(config: dict[str, Any]) -> None:
     for deployment in config["applications"][0]["deployments"]:
-        if deployment["name"] in ("Ingress", "CacheLookup"):
+        if deployment["name"] in FIXED:
             continue
         scaling = deployment["autoscaling_config"]
         assert scaling["min_replicas"] == 1
@@ -49,7 +51,7 @@ def test_models_scale_by_tokens_and_never_to_zero(config: dict[str, Any]) -> Non
 
 def test_only_models_scale(config: dict[str, Any]) -> None:
     for deployment in config["applications"][0]["deployments"]:
-        if deployment["name"] in ("Ingress", "CacheLookup"):
+        if deployment["name"] in FIXED:
             assert "autoscaling_config" not in deployment
 
 

@@ -1,0 +1,54 @@
+"""A replica that computes the outputs of models for other deployments."""
+
+from functools import partial
+
+from serve_app.deployments.group_call import GroupResult, collect
+from serve_app.deployments.retrying_call import returns_errors
+from serve_app.scheduler.engine_pool import ModelPool
+from serve_app.types import EngineInfo, TextGroup, Tokenization
+
+
+class PoolReplica:
+    """Computes the outputs of the models of a pool. Doesn't cache."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self._models = pool
+
+    @returns_errors
+    async def run(self, engine_id: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
+        """Returns each group's outputs, or an error as a value; None for an unknown engine.
+
+        One error as a value if the model can't be loaded.
+        """
+        if engine_id not in self._models.engine_ids:
+            return None
+        return await collect(partial(self._models.run, engine_id), groups)
+
+    @returns_errors
+    async def tokenize(
+        self, engine_id: str, texts: tuple[str, ...], add_special_tokens: bool
+    ) -> list[Tokenization] | None:
+        """Returns the tokens of each text, not truncated, or an error as a value.
+
+        Returns None for an unknown engine.
+        """
+        if engine_id not in self._models.engine_ids:
+            return None
+        return await self._models.tokenize(engine_id, texts, add_special_tokens)
+
+    @returns_errors
+    async def decode(
+        self, engine_id: str, rows: tuple[tuple[int, ...], ...], skip_special_tokens: bool
+    ) -> list[str] | None:
+        """Returns the text of each row of token ids, or an error as a value.
+
+        Returns None for an unknown engine.
+        """
+        if engine_id not in self._models.engine_ids:
+            return None
+        return await self._models.decode(engine_id, rows, skip_special_tokens)
+
+    @returns_errors
+    async def describe(self, engine_id: str) -> EngineInfo | None:
+        """Returns what runs a model, where, and at which precision; None for an unknown engine."""
+        return self._models.describe(engine_id) if engine_id in self._models.engine_ids else None
