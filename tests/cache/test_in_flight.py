@@ -209,36 +209,45 @@ STEPS = st.one_of(
 )
 
 
+async def run_steps(
+    lookup: Lookup, compute: CountingCompute, steps: Sequence[Any]
+) -> list[tuple[str, list[Tier] | BaseException]]:
+    """Returns the texts of each request, and their tiers or the request's error."""
+    tasks: list[tuple[str, asyncio.Task[list[Tier]]]] = []
+    for step in [*steps, *((0, True) for _ in range(40))]:
+        for _ in range(12):
+            await asyncio.sleep(0)
+        pending = [future for future in compute.waiting if not future.done()]
+        match step:
+            case (str(letters), lane):
+                texts = "".join(dict.fromkeys(letters))
+                tasks.append((texts, asyncio.create_task(run(lookup, texts, lane))))
+            case (index, succeeds) if pending:
+                pending[index % len(pending)].set_result(succeeds)
+            case int(index) if index < len(tasks):
+                tasks[index][1].cancel()
+    replies = await asyncio.gather(*(task for _, task in tasks), return_exceptions=True)
+    return [(texts, reply) for (texts, _), reply in zip(tasks, replies, strict=True)]
+
+
 @given(steps=st.lists(STEPS, max_size=12), tiers=st.integers(1, 2))
 @settings(max_examples=100, deadline=None)
 async def test_each_computed_text_is_in_one_reply_as_computed(
     steps: Sequence[Any], tiers: int
 ) -> None:
-    compute = CountingCompute()
-    codecs = task_codecs(SPEC)
+    compute, codecs = CountingCompute(), task_codecs(SPEC)
     lookup = Lookup("space", codecs, MemoryCache(0), coalesce(compute))
     if tiers == 2:  # an Ingress in front of CacheLookup
         lookup = Lookup("space", codecs, MemoryCache(0), coalesce(lookup.run_encoded))
-    tasks: list[asyncio.Task[list[Tier]]] = []
-    texts: list[str] = []
-    for step in [*steps, *((0, True) for _ in range(40))]:
-        for _ in range(12):
-            await asyncio.sleep(0)
-        if isinstance(step, int):
-            if step < len(tasks):
-                tasks[step].cancel()
-        elif isinstance(step[0], str):
-            texts.append("".join(dict.fromkeys(step[0])))
-            tasks.append(asyncio.create_task(run(lookup, texts[-1], step[1])))
-        elif pending := [future for future in compute.waiting if not future.done()]:
-            pending[step[0] % len(pending)].set_result(step[1])
-    replies = await asyncio.gather(*tasks, return_exceptions=True)
-    charged, delivered = Counter[str](), set[str]()
-    for text, reply in zip(texts, replies, strict=True):
-        if isinstance(reply, list):
-            charged.update(t for t, tier in zip(text, reply, strict=True) if tier == Tier.COMPUTED)
-            delivered.update(text)
-    assert all(charged[text] >= 1 for text in delivered)
-    assert all(count <= compute.computed[text] for text, count in charged.items())
-    if not any(isinstance(reply, BaseException) for reply in replies):
+    replies = await run_steps(lookup, compute, steps)
+    delivered = [
+        (text, tier)
+        for texts, reply in replies
+        if isinstance(reply, list)
+        for text, tier in zip(texts, reply, strict=True)
+    ]
+    charged = Counter(text for text, tier in delivered if tier == Tier.COMPUTED)
+    assert {text for text, _ in delivered} == {*charged}
+    assert charged <= compute.computed
+    if all(isinstance(reply, list) for _, reply in replies):
         assert charged == compute.computed

@@ -139,3 +139,16 @@ def test_without_the_service_the_error_names_the_package(
     monkeypatch.setattr("embedserve_client.command.main.entry_points", lambda group: [])
     assert main(["models", "list"]) == 1
     assert "pip install embedserve" in capsys.readouterr().err
+
+
+def test_predefined_prints_prices_with_their_date_and_source(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["models", "predefined"]) == 0
+    assert "text-embedding-3-small" in capsys.readouterr().out
+    assert main(["models", "predefined", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    small = rows["text-embedding-3-small"]
+    assert (small["dimension"], small["usd_per_1k_tokens"]) == (1536, "0.00002")
+    assert small["from"].startswith("https://")
+    assert rows["all-MiniLM-L6-v2"]["usd_per_1k_tokens"] is None

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from serve_app.errors import (
     UnsupportedOperation,
 )
 from serve_app.inputs import Image
-from serve_app.model_prep.engine_selection import EngineSelection, load_engine
+from serve_app.model_prep.engine_selection import EngineSelection, load_engine, select_engines
 from serve_app.tasks import Task
 from serve_app.types import Float32
 from tests.deployments.conftest import RANK
@@ -278,3 +279,26 @@ async def test_it_embeds_images_for_ray_jobs(
     with pytest.raises(UnsupportedOperation):
         await replica.embed_images(files)
     await REPLICA.__del__(images)
+
+
+async def test_calls_of_ray_jobs_are_charged(
+    config: AppConfig, assign_gpus: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def http_host() -> str:
+        return "127.0.0.1"
+
+    async def no_export(*arguments: object) -> None:
+        """Ray's metrics need a running Ray."""
+
+    monkeypatch.setattr(http_replica, "http_host", http_host)
+    monkeypatch.setattr(http_replica, "export", no_export)
+    priced = config.served_models[0].model_copy(update={"usd_per_1k_tokens": Decimal("0.001")})
+    config = config.model_copy(update={"models": (priced,)})
+    replica = ClosedByTest(config, select_engines(config))
+    await replica.reconfigure(None, RANK)
+    await replica.embed(["one", "two words"])
+    await replica.embed(["one"])
+    await replica.warm(["three more words"])
+    totals = await replica.replica_totals()
+    assert (totals.nano_usd, totals.saved_nano_usd) == (6000, 1000)
+    await REPLICA.__del__(replica)
