@@ -82,6 +82,7 @@ class StandaloneService:
             specs,
             chains.sends(lambda engine_id: self._pool.model(engine_id).run, meter),
             l1_max_bytes=settings.l1_max_bytes,
+            l1_eviction=settings.l1_eviction,
             dtype=config.cache.dtype,
             meter=meter,
             l2=open_l2_cache(config.cache, identity, meter),

@@ -11,6 +11,7 @@ from serve_app.cache.l2 import L2Cache
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.cache.report import CacheReport, ModelCacheStats
+from serve_app.config.deployments import EvictionName
 from serve_app.metrics import (
     CACHE_BYTES,
     CACHE_ENTRIES,
@@ -38,6 +39,7 @@ class CacheStack:
         send: Callable[[str], Send],
         *,
         l1_max_bytes: int,
+        l1_eviction: EvictionName = "s3-fifo",
         max_in_flight_calls: float = math.inf,
         dtype: CacheDtype,
         meter: Meter,
@@ -49,13 +51,14 @@ class CacheStack:
             specs: the models whose outputs are cached.
             send: returns for an engine's id the function that computes what is in neither tier.
             l1_max_bytes: memory limit of L1.
+            l1_eviction: its eviction policy.
             max_in_flight_calls: of each model; see `Coalescer`.
             dtype: stored component type of the vectors.
             meter: counts hits and misses.
             l2: the tier that processes share; None: the next tier may have one.
         """
         self._specs = [*specs]
-        self._memory = MemoryCache(l1_max_bytes)
+        self._memory = MemoryCache(l1_max_bytes, l1_eviction)
         self._l2 = l2
         self._meter = meter
         self._evictions = 0
@@ -81,9 +84,15 @@ class CacheStack:
         if self._l2 is not None:
             self._l2.start()
 
-    def apply(self, *, l1_max_bytes: int, max_in_flight_calls: float = math.inf) -> None:
-        """Applies new limits. Cached values remain as far as they fit into L1's."""
-        self._memory.resize(l1_max_bytes)
+    def apply(
+        self,
+        *,
+        l1_max_bytes: int,
+        l1_eviction: EvictionName = "s3-fifo",
+        max_in_flight_calls: float = math.inf,
+    ) -> None:
+        """Applies new limits and L1's policy. Cached values remain as far as they fit into L1."""
+        self._memory.apply(l1_max_bytes, l1_eviction)
         for coalescer in self._coalescers:
             coalescer.max_in_flight_calls = max_in_flight_calls
 

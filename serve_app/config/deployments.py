@@ -14,6 +14,9 @@ from serve_app.config.section import GIB, MIB, Section
 _RENAMED_CACHE = {"memory_max_bytes": "l1_max_bytes", "max_calls": "max_in_flight_calls"}
 _SPLIT_MAX_TEXTS = 8192
 
+#: Eviction policies of L1; see `cache.eviction`.
+EvictionName = Literal["s3-fifo", "lru", "lfu"]
+
 
 class RequestSettings(Section):
     """Settings of a process that takes requests."""
@@ -146,6 +149,13 @@ class RequestSettings(Section):
         description="Size of the in-memory cache of each replica, which saves the call to another "
         "process. 0 disables it.",
     )
+    l1_eviction: EvictionName = Field(
+        default="s3-fifo",
+        description="Which values leave the in-memory cache when it is full. `s3-fifo`: those that "
+        "are not read again soon after they were written, so that texts that occur once, such as a "
+        "corpus, displace no others. `lru`: the least recently used ones. `lfu`: the least often "
+        "read ones; what was popular once remains.",
+    )
     health_max_age_s: float = Field(
         default=10.0,
         gt=0,
@@ -219,6 +229,11 @@ class CacheLookupSettings(Section):
         description="Size of the in-memory cache of each replica, overhead included. One MiniLM "
         "vector takes about 2 KiB. 0 disables it: with a server right behind, it rarely hits what "
         "an Ingress misses.",
+    )
+    l1_eviction: EvictionName = Field(
+        default="s3-fifo",
+        description="Which values leave the in-memory cache when it is full, like the Ingress' "
+        "setting.",
     )
     max_in_flight_calls: int = Field(
         default=4,

@@ -74,7 +74,9 @@ class CacheLookup:
         settings = CacheLookupSettings.parse(user_config)
         self._start()
         self._cache.apply(
-            l1_max_bytes=settings.l1_max_bytes, max_in_flight_calls=settings.max_in_flight_calls
+            l1_max_bytes=settings.l1_max_bytes,
+            l1_eviction=settings.l1_eviction,
+            max_in_flight_calls=settings.max_in_flight_calls,
         )
 
     def _start(self) -> None:

@@ -71,7 +71,7 @@ class EmbedServer(HttpReplica):
     def _apply(self, settings: EmbedServerSettings, rank: ReplicaRank) -> None:
         self._pool.start()
         self._pool.apply(settings, self._cpus.of_rank(rank.local_rank))
-        self._cache.apply(l1_max_bytes=settings.l1_max_bytes)
+        self._cache.apply(l1_max_bytes=settings.l1_max_bytes, l1_eviction=settings.l1_eviction)
 
     def _gauges(self) -> Gauges:
         return {**self._cache.gauges(), **self._pool.gauges()}

@@ -94,5 +94,7 @@ class Ingress(HttpReplica):
 
     def _apply(self, settings: IngressSettings, rank: ReplicaRank) -> None:
         self._cache.apply(
-            l1_max_bytes=settings.l1_max_bytes, max_in_flight_calls=settings.max_in_flight_calls
+            l1_max_bytes=settings.l1_max_bytes,
+            l1_eviction=settings.l1_eviction,
+            max_in_flight_calls=settings.max_in_flight_calls,
         )
