@@ -7,6 +7,7 @@ import pytest
 
 from serve_app.config import ModelConfig
 from serve_app.errors import (
+    EmbedServeError,
     InferenceError,
     InvalidRequest,
     Overloaded,
@@ -75,7 +76,7 @@ async def test_vectors_and_tokens_are_those_of_the_service(
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 async def test_errors_of_the_service_keep_their_meaning(
-    error: Exception, expected: type[Exception], upstream: AppServer, provider: Provider
+    error: EmbedServeError, expected: type[Exception], upstream: AppServer, provider: Provider
 ) -> None:
     upstream.backend.error = error
     with pytest.raises(expected) as caught:

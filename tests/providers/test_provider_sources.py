@@ -89,7 +89,10 @@ def test_unknown_models_need_dimensions() -> None:
 
 def test_a_space_is_provider_model_dimensions_and_prompts() -> None:
     first = spec("openai:text-embedding-3-small").space_id
-    gateway = {"provider_base_url": "https://gateway.example/v1", "provider_timeout_s": 3}
+    gateway: dict[str, Any] = {
+        "provider_base_url": "https://gateway.example/v1",
+        "provider_timeout_s": 3,
+    }
     same = {
         spec("openai:text-embedding-3-small", "another name").space_id,
         spec("openai:text-embedding-3-small", provider_dimensions=1536).space_id,
