@@ -98,8 +98,8 @@ IMAGE_FETCHES = Metric(
 )
 KEY_REQUESTS = Metric(
     "embedserve_key_requests",
-    "Requests with an API key, by the key's name and outcome: `admitted`, `model_not_allowed`, or "
-    "`rate_limit_exceeded`.",
+    "Requests with an API key, by the key's name and outcome: `admitted`, `model_not_allowed`, "
+    "`rate_limit_exceeded`, or `insufficient_quota` once its budget is used up.",
     ("key", "outcome", "model"),
 )
 KEY_TOKENS = Metric(
@@ -122,6 +122,11 @@ SAVED_NANO_USD = Metric(
 QUOTA_FALLBACKS = Metric(
     "embedserve_quota_fallbacks",
     "Requests whose quota was counted in memory because the shared server failed, by reason.",
+    ("reason",),
+)
+LEDGER_FAILURES = Metric(
+    "embedserve_ledger_failures",
+    "Failed calls to the shared server that holds the costs, by reason; writes are repeated.",
     ("reason",),
 )
 QUEUED_TOKENS = Metric(

@@ -18,6 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from serve_app.access.entrance import Entrance
+from serve_app.access.shared_ledger import open_ledger
 from serve_app.access.shared_quota import open_quota_store
 from serve_app.cache.l2 import open_l2_cache
 from serve_app.cache.stack import CacheStack
@@ -87,7 +88,11 @@ class StandaloneService:
             meter=meter,
             l2=open_l2_cache(config.cache, identity, meter),
         )
-        self._entrance = Entrance(open_quota_store(config.cache, identity, meter), meter)
+        self._entrance = Entrance(
+            open_quota_store(config.cache, identity, meter),
+            meter,
+            ledger=open_ledger(config.cache, identity, meter, specs),
+        )
         catalog = create_catalog(
             config,
             specs,

@@ -7,7 +7,10 @@ import asyncio
 import contextlib
 import contextvars
 import ipaddress
+from collections.abc import Mapping
+from datetime import UTC, datetime
 
+from serve_app.access.budget import BudgetStatus
 from serve_app.access.keys import KeyRing
 from serve_app.access.ledger import Ledger, MemoryLedger, Usage
 from serve_app.access.quota import QuotaStore, Reservation
@@ -52,6 +55,8 @@ class Entrance:
         """
         self._keys.apply(settings)
         self.ledger.open()
+        for name in self._keys.with_budget:
+            self.ledger.month_nano_usd(name)  # so that its total is known at the first request
         if self._keys.is_limited:
             self._quotas.open()
         if self._watch_task is None and settings.keys_file is not None:
@@ -101,6 +106,31 @@ class Entrance:
                 "operator of the service for one."
             )
         return key
+
+    def check_budget(self, key: ApiKey, model: str) -> None:
+        """Checks that a key may use a model with a price.
+
+        Args:
+            key: returned by `identify`.
+            model: the served model's name, not an alias.
+
+        Raises:
+            BudgetExceeded: the key has used up its budget for this month.
+        """
+        status = self._budget_status(key)
+        if status is not None and status.is_used_up:
+            error = status.error(key.name, datetime.now(UTC))
+            self._meter.add(KEY_REQUESTS, 1, key.name, error.code, model)
+            raise error
+
+    def budget_headers(self, key: ApiKey) -> Mapping[str, str]:
+        """Returns the response headers of a key with a budget; none for other keys."""
+        status = self._budget_status(key)
+        return {} if status is None else status.headers()
+
+    def _budget_status(self, key: ApiKey) -> BudgetStatus | None:
+        limit = key.budget_nano_usd
+        return None if limit is None else BudgetStatus(limit, self.ledger.month_nano_usd(key.name))
 
     async def admit(self, key: ApiKey, model: str, estimated_tokens: int) -> Reservation:
         """Admits a request and charges its key.

@@ -73,6 +73,7 @@ class KeyRing:
         """
         self.poll_every_s = poll_every_s
         self.is_limited = False  #: whether any key has a limit
+        self.with_budget: Sequence[str] = ()  #: names of the keys that have a budget
         self._settings = AccessSettings()
         self._file = _NO_FILE
         self._index: KeyIndex = {}
@@ -148,7 +149,9 @@ class KeyRing:
 
     def _set_index(self, index: KeyIndex) -> None:
         self._index = index
-        self.is_limited = any(key.is_limited for keys in index.values() for key in keys)
+        keys = [key for keys in index.values() for key in keys]
+        self.is_limited = any(key.is_limited for key in keys)
+        self.with_budget = [key.name for key in keys if key.budget_nano_usd is not None]
 
 
 class _KeyList(Section):

@@ -37,6 +37,10 @@ class Usage(NamedTuple):
         """Returns the fieldwise sum."""
         return Usage(*(a + b for a, b in zip(self, other, strict=True)))
 
+    def minus(self, other: "Usage") -> "Usage":
+        """Returns the fieldwise difference."""
+        return Usage(*(a - b for a, b in zip(self, other, strict=True)))
+
 
 class LedgerRow(NamedTuple):
     """The usage of one model by one key on one day."""
@@ -51,7 +55,11 @@ class Ledger(Protocol):
     """Adds up usage. Belongs to one event loop."""
 
     def open(self) -> None:
-        """Prepares for requests. Idempotent; call it in the event loop."""
+        """Prepares for requests. Idempotent; call it in the event loop.
+
+        Raises:
+            ConfigurationError: the ledger is misconfigured.
+        """
         ...
 
     def add(self, model: str, key: str, usage: Usage) -> None:
@@ -63,7 +71,11 @@ class Ledger(Protocol):
         ...
 
     async def rows(self, since: date | None = None) -> list[LedgerRow]:
-        """Returns the usage of all processes, by day, model and key; all that is known if None."""
+        """Returns the usage of all processes, by day, model and key; all that is known if None.
+
+        Raises:
+            Unavailable: the server that holds it doesn't answer.
+        """
         ...
 
     async def close(self) -> None:

@@ -44,6 +44,8 @@ _MAX_READS = 4  # in flight, each on a connection of its own
 _MAX_WRITES = 256  # in one pipeline
 _MAX_WRITE_BYTES = 4 << 20
 _TICK_S = 0.1
+#: Ten years: a server that evicts only what has a time to live must be able to evict each value.
+_UNLIMITED_TTL_S = 10 * 366 * 24 * 3600
 #: Pause after a batch in which every write failed, so that a full server isn't flooded.
 _WRITE_BACKOFF_S = 1.0
 #: Time without a refused write after which the server counts as writable. At its memory limit, a
@@ -94,7 +96,7 @@ class RedisStore:
             breaker: see `GuardedClient`.
         """
         self._prefix = prefix
-        self._ttl: tuple[str | int, ...] = () if ttl_s is None else ("EX", ttl_s)
+        self._ttl_s = _UNLIMITED_TTL_S if ttl_s is None else ttl_s
         self._queue_max_bytes = write_queue_max_bytes
         self._meter = meter
         self._guarded = GuardedClient(
@@ -318,7 +320,8 @@ class RedisStore:
     async def _write(self, batch: Mapping[bytes, _Write]) -> bool:
         """Writes a batch and returns whether any value was written."""
         commands = [
-            ("SET", self._prefix + key, write.value, *self._ttl) for key, write in batch.items()
+            ("SET", self._prefix + key, write.value, "EX", self._ttl_s)
+            for key, write in batch.items()
         ]
         replies: Sequence[Any]
         try:

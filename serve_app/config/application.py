@@ -53,21 +53,23 @@ class CacheConfig(Section):
     prefix: str = Field(
         default="embedserve",
         pattern=r"^[\w.-]{1,64}$",
-        description="Prefix of all keys on the server.",
+        description="Prefix of all keys on the server. Services with the same prefix share "
+        "vectors, quotas, and the totals of costs.",
     )
     max_bytes: int = Field(
         default=256 * MIB,
         ge=MIB,
         le=1024 * GIB,
         description="Memory limit of the embedded server; at the limit it evicts the least "
-        "recently used vectors.",
+        "frequently used vectors.",
     )
     ttl_s: int | None = Field(
         default=30 * 24 * 3600,
         ge=1,
         le=10 * 366 * 24 * 3600,
-        description="Time to live of a cached vector on the server. null: until eviction. Cached "
-        "vectors never become stale: the key includes everything that determines the vector.",
+        description="Time to live of a cached vector on the server. null: ten years; a full "
+        "server evicts earlier. Cached vectors never become stale: the key includes everything "
+        "that determines the vector.",
     )
     timeout_s: float = Field(
         default=0.05,

@@ -8,6 +8,7 @@ from ray.serve.schema import ReplicaRank
 from starlette.types import ASGIApp
 
 from serve_app.access.entrance import Entrance, require_keys_beyond_loopback
+from serve_app.access.shared_ledger import open_ledger
 from serve_app.access.shared_quota import open_quota_store
 from serve_app.cache.report import CacheReport, WarmResult
 from serve_app.cache.stack import CacheStack
@@ -82,8 +83,12 @@ class HttpReplica:
             cache_state=cache_state,
             engine_failures=engine_failures,
         )
-        quotas = open_quota_store(config.cache, current_service(), meter)
-        self._entrance = Entrance(quotas, meter)
+        service = current_service()
+        self._entrance = Entrance(
+            open_quota_store(config.cache, service, meter),
+            meter,
+            ledger=open_ledger(config.cache, service, meter, specs),
+        )
         self._export_task: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

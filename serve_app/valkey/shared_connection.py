@@ -66,7 +66,11 @@ class SharedConnection:
         if self._background_task is not None:
             return
         if not self._server.is_embedded:
-            self._start(self._server.connect())
+            try:
+                self._start(self._server.connect())
+            except ConfigurationError:
+                self.is_unavailable = True
+                raise
         # In an empty context: Ray cancels calls by the context they were made in.
         self._background_task = asyncio.get_running_loop().create_task(
             self._keep_connected(), context=contextvars.Context()

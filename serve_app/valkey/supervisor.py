@@ -27,6 +27,8 @@ from serve_app.valkey.server_dir import (
 SHUTDOWN_TIMEOUT_S = 10.0
 #: How often a supervisor checks its server and whether it is used.
 CHECK_EVERY_S = 0.5
+#: Cached vectors have a time to live. The totals of the ledger have none, and are never evicted.
+EVICTION_POLICY = "volatile-lfu"
 _MODULE = "serve_app.valkey.supervisor"
 _LOCK_TIMEOUT_S = 2.0
 _MAX_FAILURES = 5
@@ -36,9 +38,9 @@ _INITIAL_BACKOFF_S = 0.1
 _CONFIG = {
     "port": "0",
     "unixsocketperm": "700",
-    "maxmemory-policy": "allkeys-lfu",
+    "maxmemory-policy": EVICTION_POLICY,
     "databases": "1",
-    "save": "300 100",
+    "save": "300 100 3600 1",
     # The floats of a vector don't compress.
     "rdbcompression": "no",
     # A full disk must block neither writes nor the shutdown.

@@ -9,6 +9,7 @@ from serve_app.inputs import RequestInput, TextPair
 from serve_app.jobs import Job
 from serve_app.results import Result
 from serve_app.service.embed import EmbedService
+from serve_app.web.endpoint import Account
 from serve_app.web.request_headers import unfold
 
 #: Average characters per token, for the estimate that the tokenizer's count replaces.
@@ -45,6 +46,7 @@ class Admission:
         Raises:
             Forbidden: the key doesn't allow this model.
             QuotaExceeded: a limit of the key is reached.
+            BudgetExceeded: the model has a price, and the key's budget is used up.
             EmbedServeError: see `EmbedService.run`.
         """
         result: Result
@@ -53,6 +55,8 @@ class Admission:
             self._charge(None, result)
             return result, {}
         spec = service.spec
+        if spec.nano_usd_per_1k_tokens:
+            self._access.check_budget(key, spec.name)
         estimate = sum(min(_estimated_tokens(text), spec.max_tokens) for text in job.inputs)
         reservation = await self._access.admit(key, spec.name, estimate)
         billed_tokens: int | None = None
@@ -65,6 +69,16 @@ class Admission:
         finally:
             await self._access.release(reservation, billed_tokens)
         return result, reservation.headers()
+
+    def account(self, key: ApiKey | None) -> Account:
+        """Returns what a request with a key may know of the costs."""
+        return Account(self._access.ledger, None if key is None else key.name)
+
+    def budget_headers(self, key: ApiKey | None) -> Mapping[str, str]:
+        """Returns the headers of a response to a request with a key that has a budget."""
+        if key is None or key.max_usd_per_month is None:
+            return {}
+        return self._access.budget_headers(key)
 
     def _charge(self, key: ApiKey | None, result: Result) -> None:
         if result.cost is not None:

@@ -35,6 +35,8 @@ _EXPOSED_HEADERS = (
     "retry-after",
     *_RATE_LIMIT_HEADERS,
     "server-timing",
+    "x-budget-limit-usd",
+    "x-budget-remaining-usd",
     "x-cache",
     "x-cost-usd",
     "x-embedding-dtype",

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from serve_app.access.ledger import Ledger
 from serve_app.errors import InvalidRequest, UnsupportedOperation
 from serve_app.jobs import Job
 from serve_app.models import ModelSpec
@@ -122,6 +123,13 @@ class ViewResponse(NamedTuple):
     status: int = 200
 
 
+class Account(NamedTuple):
+    """What a request may know of the costs of API keys."""
+
+    ledger: Ledger
+    key: str | None  #: name of the request's key, the only one it may see; None: it may see all
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewRoute:
     """A route that runs no job."""
@@ -130,7 +138,9 @@ class ViewRoute:
     summary: str
     #: Returns the response, from the catalog, and the parameters of the path, the query and the
     #: body.
-    respond: Callable[[Catalog, Mapping[str, Any]], Awaitable[ViewResponse]]
+    respond: Callable[[Catalog, Mapping[str, Any]], Awaitable[ViewResponse]] | None = None
+    #: In place of `respond`: returns the response, from costs and the same parameters.
+    report_costs: Callable[[Account, Mapping[str, Any]], Awaitable[ViewResponse]] | None = None
     reply_schema: Schema
     method: str = "GET"
     fields: tuple[Field, ...] = ()  #: of the body; empty: the route reads no body

@@ -158,12 +158,17 @@ class RequestHandler:
     async def _run_view(self, exchange: Exchange, view: ViewRoute) -> Response:
         headers = decode_headers(exchange.request.headers.raw)
         if not view.public:
-            self._admission.identify(headers)
+            exchange.key = self._admission.identify(headers)
         request = exchange.request
         arguments: Mapping[str, Any] = {**request.query_params, **request.path_params}
         if view.fields:
             arguments = await self._read_fields(exchange, headers)
-        body, status = await view.respond(self._catalog, arguments)
+        if view.report_costs is not None:
+            account = self._admission.account(exchange.key)
+            body, status = await view.report_costs(account, arguments)
+        else:
+            assert view.respond is not None, f"{view.path} has no response. This is a bug."
+            body, status = await view.respond(self._catalog, arguments)
         response = self._response(exchange, headers, _Reply(body, {}, view.media_type, status))
         return await self._compressed(response, headers)
 
@@ -339,6 +344,7 @@ class RequestHandler:
         headers = {
             **exchange.space_header(self._catalog),
             **trace_headers(request_headers),
+            **self._admission.budget_headers(exchange.key),
             **reply.headers,
         }
         return Response(reply.body, reply.status, headers, media_type=reply.media_type)

@@ -157,7 +157,7 @@ def test_data_survives_a_restart_of_the_server(machine: Machine) -> None:
 
 def test_a_crash_of_the_machine_loses_only_minutes(machine: Machine) -> None:
     client = machine.client(machine.lease())
-    assert client.config_get("save") == {"save": "300 100"}
+    assert client.config_get("save") == {"save": "300 100 3600 1"}
 
 
 def test_the_data_is_private_to_the_user(machine: Machine) -> None:
@@ -215,6 +215,20 @@ def test_two_services_never_share(machine: Machine) -> None:
     first.release()
     assert machine.lease("third").socket not in {first.socket, second.socket}
     assert machine.client(machine.lease("first")).get("key") == b"value"
+
+
+def test_restarted_services_find_their_own_data_in_any_order(machine: Machine) -> None:
+    names = ("first", "second")
+    owners = [machine.owner() for _ in names]
+    leases = [machine.lease(name, owner.pid) for name, owner in zip(names, owners, strict=True)]
+    for name, owner, lease in zip(names, owners, leases, strict=True):
+        machine.client(lease).set("name", name)
+        lease.release()
+        owner.kill()
+        owner.wait()
+    machine.wait_until_empty()
+    for name in reversed(names):
+        assert machine.client(machine.lease(name)).get("name") == name.encode()
 
 
 def test_equal_names_with_different_owners_are_two_services(machine: Machine) -> None:
@@ -332,16 +346,21 @@ def test_a_path_too_long_for_a_socket(machine: Machine) -> None:
     assert machine.client(machine.lease()).get("key") == b"value"
 
 
-def test_memory_stays_below_the_limit(machine: Machine) -> None:
+def test_at_the_memory_limit_only_values_with_a_time_to_live_are_evicted(machine: Machine) -> None:
     client = machine.client(machine.lease(max_bytes=20 * MB))
+    client.hset("totals", mapping={f"{i}": i for i in range(1000)})
     for i in range(60):
-        client.mset({f"{i} {k}": os.urandom(1600) for k in range(1000)})
+        with client.pipeline(transaction=False) as pipeline:
+            for k in range(1000):
+                pipeline.set(f"{i} {k}", os.urandom(1600), ex=3600)
+            pipeline.execute()
     memory = client.info("memory")
     assert memory["used_memory"] <= 21 * MB
     assert client.dbsize() > 1000
     assert client.info("stats")["evicted_keys"] > 0
-    client.set("one more", "value")
+    client.set("one more", "value", ex=3600)
     assert client.get("one more") == b"value"
+    assert client.hlen("totals") == 1000
 
 
 def test_the_latest_lease_sets_the_memory_limit(machine: Machine) -> None:

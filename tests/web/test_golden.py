@@ -5,9 +5,9 @@ varies. Fields of a pair:
 
 * `ask`, and `body` (JSON) or `raw`, `headers`: the request. `<9 x>` in its body is `x` nine times.
 * `given`: state of the service. `settings` and `spec` override those of `fakes`; `tiers` are the
-  tiers of the vectors; `cache` is the cache's state; `before` lists earlier requests; `endless`
-  sends a body that never ends; `delay_s` delays the backend; `error` has the class and arguments of
-  an error to raise.
+  tiers of the vectors; `cache` is the cache's state; `costs` are rows of the ledger; `before` lists
+  earlier requests; `endless` sends a body that never ends; `delay_s` delays the backend; `error`
+  has the class and arguments of an error to raise.
 * `status`, `reply`, `told` (headers; null means absent), `error` (class of the rendered error): the
   expected response.
 """
@@ -20,6 +20,7 @@ import re
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ import pytest
 
 from serve_app import errors
 from serve_app.access.entrance import Entrance
+from serve_app.access.ledger import LedgerRow, Usage
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import EmbedServeError, Forbidden, QuotaExceeded, Unauthorized
 from serve_app.metrics import COST_NANO_USD, SAVED_NANO_USD, Meter
@@ -89,9 +91,10 @@ class FakeEntrance:
 
     required = True
 
-    def __init__(self, error: Exception | None, meter: Meter) -> None:
+    def __init__(self, error: Exception | None, meter: Meter, ledger: "FixedLedger") -> None:
         self._error = error
         self._meter = meter
+        self.ledger = ledger
 
     def identify(self, authorization: str | None, x_api_key: str | None) -> ApiKey | None:
         if isinstance(self._error, Unauthorized):
@@ -112,6 +115,22 @@ class FakeEntrance:
 
     def headers(self) -> dict[str, str]:
         return {}
+
+
+class FixedLedger:
+    """A ledger with fixed rows, or with an error."""
+
+    def __init__(self, rows: list[Any], error: Exception | None) -> None:
+        self._rows = rows
+        self._error = error
+
+    async def rows(self, since: date | None = None) -> list[LedgerRow]:
+        if self._error is not None:
+            raise self._error
+        return [
+            LedgerRow(date.fromisoformat(day), model, key, Usage(*usage))
+            for day, model, key, *usage in self._rows
+        ]
 
 
 class FixedMetrics(SingleReplica):
@@ -174,7 +193,8 @@ def client_of(given: Pair, rendered: list[str]) -> httpx2.AsyncClient:
     )
     catalog = Catalog([service], FixedMetrics(meter, given.get("exposition", "")))
     dialects = [recording(dialect, rendered) for dialect in load_dialects()]
-    app = create_app(catalog, cast(Entrance, FakeEntrance(error, meter)), dialects=dialects)
+    entrance = FakeEntrance(error, meter, FixedLedger(given.get("costs", []), error))
+    app = create_app(catalog, cast(Entrance, entrance), dialects=dialects)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     return httpx2.AsyncClient(transport=transport, base_url="http://test")
 
