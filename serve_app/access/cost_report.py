@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
+from itertools import permutations
 from typing import Any, Literal, NamedTuple, get_args
 
 from serve_app.access.ledger import LedgerRow, Usage
@@ -10,6 +11,12 @@ from serve_app.errors import InvalidRequest, short_repr
 
 Grouping = Literal["day", "model", "key"]
 GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
+#: Each list of groupings, such as `model,day`.
+GROUPING_LISTS: Mapping[str, tuple[Grouping, ...]] = {
+    ",".join(groupings): groupings
+    for length in (1, 2, 3)
+    for groupings in permutations(GROUPINGS, length)
+}
 
 
 class CostLine(NamedTuple):
@@ -69,8 +76,15 @@ class CostQuery(NamedTuple):
         Raises:
             InvalidRequest: one is malformed.
         """
+        by = arguments.get("by", ",".join(GROUPINGS))
+        if by not in GROUPING_LISTS:
+            raise InvalidRequest(
+                f"`by` is a list of {', '.join(GROUPINGS)}, separated by commas, not "
+                f"{short_repr(by)}.",
+                "by",
+            )
         return cls(
-            parse_groupings(arguments.get("by") or ",".join(GROUPINGS)),
+            GROUPING_LISTS[by],
             _parse_day(arguments.get("since"), "since"),
             _parse_day(arguments.get("until"), "until"),
         )
@@ -81,29 +95,15 @@ class CostQuery(NamedTuple):
         return CostReport.of((row for row in rows if first <= row.day <= last), self.by)
 
 
-def parse_groupings(text: str) -> tuple[Grouping, ...]:
-    """Parses a list such as `model,day`.
-
-    Raises:
-        InvalidRequest: a name is unknown, or occurs twice.
-    """
-    names = text.split(",")
-    by = tuple(grouping for name in names for grouping in GROUPINGS if grouping == name.strip())
-    if len(by) != len(names) or len({*by}) != len(by):
-        raise InvalidRequest(
-            f"`by` is a list of {', '.join(GROUPINGS)}, separated by commas, not "
-            f"{short_repr(text)}.",
-            "by",
-        )
-    return by
-
-
 def _parse_day(text: str | None, name: str) -> date | None:
-    if not text:
+    if text is None:
         return None
     try:
-        return date.fromisoformat(text)
+        day = date.fromisoformat(text)
     except ValueError:
+        day = None
+    if day is None or text != str(day):  # `fromisoformat` takes weeks and compact forms too
         raise InvalidRequest(
             f"`{name}` is a day in UTC such as 2026-11-28, not {short_repr(text)}.", name
-        ) from None
+        )
+    return day

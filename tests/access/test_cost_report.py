@@ -29,7 +29,7 @@ def test_rows_are_summed_by_what_the_report_is_grouped_by() -> None:
 
 
 def test_a_query_selects_days_and_groups() -> None:
-    query = CostQuery.parse({"by": "model, day", "since": "2026-11-02", "until": "2026-11-02"})
+    query = CostQuery.parse({"by": "model,day", "since": "2026-11-02", "until": "2026-11-02"})
     assert groups(query.report(ROWS)) == {("a", "2026-11-02"): 50}
     assert CostQuery.parse({}).report(ROWS).by == ("day", "model", "key")
     assert groups(CostQuery.parse({"by": "day", "until": "2026-11-01"}).report(ROWS)) == {
@@ -69,6 +69,10 @@ def test_amounts_are_exact_in_json() -> None:
         ({"by": "modl"}, "`by` is a list of day, model, key, separated by commas, not 'modl'."),
         ({"by": "day,day"}, "`by` is a list"),
         ({"by": ","}, "`by` is a list"),
+        ({"by": ""}, "`by` is a list"),
+        ({"since": ""}, "`since` is a day"),
+        ({"since": "20261128"}, "`since` is a day"),
+        ({"since": "2026-W48-6"}, "`since` is a day"),
         ({"since": "yesterday"}, "`since` is a day in UTC such as 2026-11-28, not 'yesterday'."),
         ({"until": "2026-02-30"}, "`until` is a day"),
     ],

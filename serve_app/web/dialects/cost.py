@@ -5,10 +5,11 @@ from typing import Any, NotRequired, TypedDict
 
 import orjson
 
-from serve_app.access.cost_report import GROUPINGS, CostQuery
+from serve_app.access.cost_report import GROUPING_LISTS, GROUPINGS, CostQuery
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import openai
 from serve_app.web.endpoint import Account, ViewResponse, ViewRoute
+from serve_app.web.schema.json_schema import enum
 from serve_app.web.schema.typed_dict import schema_of
 
 
@@ -74,7 +75,7 @@ DIALECT = Dialect(
                     "in": "query",
                     "description": "What rows are grouped by, separated by commas: "
                     f"{', '.join(GROUPINGS)}. All of them if absent.",
-                    "schema": {"type": "string", "pattern": "^(day|model|key)(,(day|model|key))*$"},
+                    "schema": enum(GROUPING_LISTS),
                 },
                 _day_parameter("since", "First day (UTC)."),
                 _day_parameter("until", "Last day (UTC)."),
