@@ -101,6 +101,8 @@ class FakeEntrance:
             raise self._error
         return ApiKey(name="x", sha256="0" * 64)
 
+    def check_budget(self, key: ApiKey, model: str) -> None: ...
+
     async def admit(self, key: ApiKey, model: str, estimated_tokens: int) -> "FakeEntrance":
         if isinstance(self._error, Forbidden | QuotaExceeded):
             raise self._error

@@ -9,7 +9,8 @@ from serve_app.access.cost_report import GROUPING_LISTS, GROUPINGS, CostQuery
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import openai
 from serve_app.web.endpoint import Account, ViewResponse, ViewRoute
-from serve_app.web.schema.json_schema import enum
+from serve_app.web.schema.fields import EnumField, SchemaContext, StringField
+from serve_app.web.schema.json_schema import STRING, Schema
 from serve_app.web.schema.typed_dict import schema_of
 
 
@@ -40,13 +41,11 @@ class CostReply(TypedDict):
     total: CostAmounts
 
 
-def _day_parameter(name: str, description: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": "query",
-        "description": description,
-        "schema": {"type": "string", "format": "date"},
-    }
+class _DayField(StringField):
+    """A day, such as 2026-11-28."""
+
+    def _value_schema(self, context: SchemaContext) -> Schema:
+        return {**STRING, "format": "date"}
 
 
 async def _cost(account: Account, arguments: Mapping[str, Any]) -> ViewResponse:
@@ -69,16 +68,15 @@ DIALECT = Dialect(
             "key, or all where no key is required.",
             report_costs=_cost,
             reply_schema=schema_of(CostReply),
-            parameters=(
-                {
-                    "name": "by",
-                    "in": "query",
-                    "description": "What rows are grouped by, separated by commas: "
-                    f"{', '.join(GROUPINGS)}. All of them if absent.",
-                    "schema": enum(GROUPING_LISTS),
-                },
-                _day_parameter("since", "First day (UTC)."),
-                _day_parameter("until", "Last day (UTC)."),
+            query=(
+                EnumField(
+                    "by",
+                    f"What rows are grouped by: {', '.join(GROUPINGS)}, separated by commas. All "
+                    "if absent.",
+                    choices=tuple(GROUPING_LISTS),
+                ),
+                _DayField("since", "First day (UTC)."),
+                _DayField("until", "Last day (UTC)."),
             ),
         ),
     ),
