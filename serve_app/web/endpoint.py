@@ -149,3 +149,12 @@ class ViewRoute:
     public: bool = False  #: whether clients need no API key
     #: Statuses in addition to 200 with the same reply, and their meanings.
     statuses: Mapping[int, str] = field(default_factory=dict)
+
+    async def run(
+        self, catalog: Catalog, account: Account, arguments: Mapping[str, Any]
+    ) -> ViewResponse:
+        """Returns the response, from what this route responds with."""
+        if self.report_costs is not None:
+            return await self.report_costs(account, arguments)
+        assert self.respond is not None, f"{self.path} has no response. This is a bug."
+        return await self.respond(catalog, arguments)

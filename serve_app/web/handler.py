@@ -163,12 +163,8 @@ class RequestHandler:
         arguments: Mapping[str, Any] = {**request.query_params, **request.path_params}
         if view.fields:
             arguments = await self._read_fields(exchange, headers)
-        if view.report_costs is not None:
-            account = self._admission.account(exchange.key)
-            body, status = await view.report_costs(account, arguments)
-        else:
-            assert view.respond is not None, f"{view.path} has no response. This is a bug."
-            body, status = await view.respond(self._catalog, arguments)
+        account = self._admission.account(exchange.key)
+        body, status = await view.run(self._catalog, account, arguments)
         response = self._response(exchange, headers, _Reply(body, {}, view.media_type, status))
         return await self._compressed(response, headers)
 
