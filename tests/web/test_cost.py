@@ -82,6 +82,10 @@ async def test_each_dialect_reports_what_it_charges(
         assert usage.nano_usd > 0
         assert usage.requests == 1
         assert reply.headers["x-cost-usd"] == format_usd(usage.nano_usd)
+    documented = client.get("/openapi.json").json()["paths"]
+    operation = documented[re.sub(":path(?=})", "", route.endpoint.path)]["post"]
+    headers = operation["responses"]["200"]["headers"]
+    assert ("x-cost-usd" in headers) == (usage.requests == 1)
 
 
 @pytest.mark.parametrize("route", ROUTES)

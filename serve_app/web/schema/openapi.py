@@ -186,7 +186,11 @@ def _endpoint_operation(
 ) -> dict[str, Any]:
     candidates = _candidates(endpoints, context)
     parsed = [(candidate.endpoint, _parse_example(candidate)) for candidate in candidates]
-    embedding = [endpoint for endpoint, request in parsed if request]
+    embedding = [
+        endpoint
+        for endpoint, request in parsed
+        if request and not isinstance(request.job, BatchJob)
+    ]
     has_vectors = any(
         request and request.has_vectors and isinstance(request.job, EmbedJob)
         for _, request in parsed
@@ -206,7 +210,12 @@ def _endpoint_operation(
             _any_distinct(_body_schemas(candidates)), _examples(candidates)
         ),
         "responses": {
-            **_success_responses(candidates, embedding, has_vectors),
+            **_success_responses(
+                candidates,
+                embedding,
+                has_vectors,
+                runs_model=any(request for _, request in parsed),
+            ),
             **_error_responses([dialect for dialect, _ in endpoints], errors),
         },
     }
@@ -265,18 +274,21 @@ def _body_fields(endpoint: Endpoint) -> tuple[Field, ...]:
 
 
 def _parse_example(candidate: _Candidate) -> ParsedRequest | None:
-    """Returns the endpoint's parsed example; None if no model runs it, or a batch of jobs."""
+    """Returns the endpoint's parsed example; None if no model runs it."""
     endpoint = candidate.endpoint
     try:
         parsed = endpoint.parse(object_example(endpoint.fields), candidate.context.spec)
     except UnsupportedOperation:
         return None
-    job = parsed.job
-    return parsed if job.tasks and not isinstance(job, BatchJob) else None
+    return parsed if parsed.job.tasks else None
 
 
 def _success_responses(
-    candidates: Sequence[_Candidate], embedding: Sequence[Endpoint], has_vectors: bool
+    candidates: Sequence[_Candidate],
+    embedding: Sequence[Endpoint],
+    has_vectors: bool,
+    *,
+    runs_model: bool,
 ) -> dict[str, Any]:
     replies = [candidate.endpoint.reply_schema for candidate in candidates]
     response = _response("application/json", _any_distinct(replies))
@@ -288,6 +300,7 @@ def _success_responses(
     if embedding:
         names += result_headers(_EXAMPLE_RESULT, 0.0)
         names += [name for endpoint in embedding for name in endpoint.headers(_EXAMPLE_RESULT, 0.0)]
+    if runs_model:
         names += cost_headers(Cost())
     return {"200": response | {"headers": _header_objects(names)}}
 
