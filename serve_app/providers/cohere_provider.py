@@ -64,9 +64,6 @@ class CohereProvider(HttpProvider):
             raise TimeoutError from None
         except httpx.HTTPError as error:
             raise ConnectionError(type(error).__name__) from None
-        except (AttributeError, TypeError, ValueError):
-            # The library builds its objects from any JSON without validation.
-            raise MalformedReply("something else than embeddings") from None
         units = getattr(getattr(response, "meta", None), "billed_units", None)
         vectors = getattr(getattr(response, "embeddings", None), "base64", None)
         return Reply(vectors, getattr(units, "input_tokens", None))

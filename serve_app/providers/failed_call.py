@@ -87,13 +87,17 @@ def _wait_s(seconds: float) -> float | None:
     return seconds if 0 <= seconds < math.inf else None
 
 
-def _message(body: object) -> str:
+def _message(body: object, depth: int = 3) -> str:
     """Returns what the body of an error says, in one of the formats of the providers."""
-    if isinstance(body, dict):
-        for name in ("message", "detail", "error"):
-            if text := _message(body.get(name)):
+    if isinstance(body, str):
+        return " ".join(body.split())
+    if isinstance(body, list):
+        body = body[0] if body else None  # the first of several faults
+    if isinstance(body, dict) and depth:
+        for name in ("message", "detail", "error", "msg"):
+            if text := _message(body.get(name), depth - 1):
                 return text
-    return " ".join(body.split()) if isinstance(body, str) else ""
+    return ""
 
 
 def _fix(status: int) -> str:

@@ -107,5 +107,11 @@ class HttpProvider(ABC):
             error = Unavailable(f"The provider {self._name} didn't answer in {timeout_s:g} s.")
         except ConnectionError as cause:
             error = Unavailable(f"The connection to the provider {self._name} failed ({cause}).")
+        except Exception as cause:
+            # The libraries read any JSON without validation, so they fail in many ways.
+            error = UpstreamError(
+                f"The client library can't read what the provider {self._name} returned "
+                f"({type(cause).__name__})."
+            )
         # Not chained: errors of client libraries hold requests, and with them the key.
         raise error

@@ -66,8 +66,6 @@ class VoyageProvider(HttpProvider):
             if status is None or status < 300:
                 raise MalformedReply("no JSON") from None
             raise FailedCall(status, error.headers, error.json_body) from None
-        except UnicodeDecodeError:
-            raise MalformedReply("no JSON") from None
         finally:
             voyageai.aiosession.reset(token)
         return order_openai_reply(reply, len(texts))
@@ -84,7 +82,8 @@ def _session(base_url: str | None) -> aiohttp.ClientSession:
     With `trust_env`, aiohttp would read `~/.netrc` before each call, in a thread.
     """
     address = urlsplit(base_url or "https://api.voyageai.com")
-    proxy = getproxies().get(address.scheme)
+    proxies = getproxies()
+    proxy = proxies.get(address.scheme, proxies.get("all"))
     return aiohttp.ClientSession(
         proxy=None if proxy_bypass(address.hostname or "") else proxy,
         connector=aiohttp.TCPConnector(limit=0),  # the pool limits calls

@@ -63,6 +63,7 @@ GARBAGE = Behavior(body=b"<html>not \xff JSON</html>")
 HALF_JSON = Behavior(body=b'{"data": [')
 OTHER_JSON = Behavior(body=b'["embeddings"]')
 EMPTY_JSON = Behavior(body=b"{}")
+DEEP_JSON = Behavior(body=b"[" * 100_000)
 HALF_LIST = Behavior(change=lambda items: items[: len(items) // 2])
 TWICE = Behavior(change=lambda items: [items[0], *items[:-1]])
 TOO_WIDE = Behavior(

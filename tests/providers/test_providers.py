@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from serve_app.config import ModelConfig
+from serve_app.config import ModelConfig, ProviderSettings
 from serve_app.errors import (
     ConfigurationError,
     EmbedServeError,
@@ -169,7 +170,7 @@ async def test_vectors_in_another_order_are_sorted_by_their_index(
 @pytest.mark.parametrize(
     "name",
     [
-        *("GARBAGE", "HALF_JSON", "OTHER_JSON", "EMPTY_JSON", "HALF_LIST", "TOO_WIDE"),
+        *("GARBAGE", "HALF_JSON", "DEEP_JSON", "OTHER_JSON", "EMPTY_JSON", "HALF_LIST", "TOO_WIDE"),
         *("NAN", "INFINITE", "NO_BASE64", "STRINGS"),
     ],
 )
@@ -335,6 +336,34 @@ async def test_a_refused_text_is_an_invalid_request(provider: Provider, server: 
 
 
 @pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"error": {"message": "too\n long"}}, ": too long"),
+        ({"error": "too long", "error_type": "Validation"}, ": too long"),
+        ({"object": "error", "message": "too long"}, ": too long"),
+        ({"detail": [{"loc": ["body"], "msg": "too long"}]}, ": too long"),
+        ({"detail": "x" * 1000}, ": " + "x" * 300),
+        ({"error": {"error": {"error": {"error": {"error": "too deep"}}}}}, "."),
+        ([], "."),
+        (f"no JSON, but {KEY}", ": no JSON, but ***"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+async def test_a_compatible_server_may_explain_itself_in_any_format(
+    body: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_ENV, KEY)
+    content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    with run_fake_server("openai") as server:
+        server.script.append(Behavior(status=422, error_body=content))
+        provider = load(CASES["compatible"], server)
+        with pytest.raises(InvalidRequest) as caught:
+            await provider.embed(TEXTS, "", LIMIT_S)
+        await provider.close()
+    assert caught.value.message == f"The provider compatible refused the texts{said}"
+
+
+@pytest.mark.parametrize(
     ("status", "message"),
     [(401, "Replace the key"), (403, "may not use the model"), (404, "Check `source`")],
 )
@@ -405,6 +434,30 @@ async def test_limits_can_be_lowered(
     provider = load(case, server, max_batch_texts=5, max_batch_tokens=100)
     assert provider.limits == (5, 100)
     await provider.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [
+        ("azure", "openai", "openai"),
+        ("cohere", "cohere", "cohere"),
+        ("voyage", "voyageai", "voyage"),
+    ],
+)
+async def test_a_missing_library_stops_the_start(
+    name: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.startswith("serve_app.providers.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, library, None)
+    config = ModelConfig(
+        name="m",
+        source=CASES[name].source,
+        provider=ProviderSettings(base_url="http://localhost", dimensions=DIM),
+    )
+    message = rf"needs the package '{library}': `pip install 'embedserve\[{extra}\]'`"
+    with pytest.raises(ConfigurationError, match=message):
+        load_provider(config, resolve(config))
 
 
 async def test_a_missing_key_stops_the_start(case: Case, server: FakeServer) -> None:
