@@ -8,6 +8,7 @@ from ray.serve import Application
 
 from serve_app import app
 from serve_app.config import AppConfig, CacheConfig, ModelConfig
+from serve_app.deployments.providers import Providers
 from serve_app.model_prep.engine_selection import select_engines
 
 HASHING = ModelConfig(name="words", source="hashing:64")
@@ -65,6 +66,20 @@ def test_a_replica_of_each_deployment_fits_onto_the_machine(
     _, _, _, embedders = bound(app.build(config)).init_args
     for embedder in embedders.values():
         assert bound(embedder).ray_actor_options["num_cpus"] == replica_cpus
+
+
+def test_models_of_providers_get_a_deployment_without_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2})
+    remote = ModelConfig(name="remote", source="openai:text-embedding-3-small")
+    _, _, _, embedders = bound(app.build(AppConfig(models=(remote, HASHING)))).init_args
+    cpus = {name: bound(e).ray_actor_options["num_cpus"] for name, e in embedders.items()}
+    assert cpus == {"Embedder": 2, "Providers": 0}
+    providers = bound(embedders["Providers"])
+    assert providers.func_or_class is Providers
+    assert [selection.spec.name for selection in providers.init_args[1]] == ["remote"]
 
 
 def test_with_colocated_topology_there_is_one_deployment() -> None:

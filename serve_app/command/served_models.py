@@ -14,7 +14,7 @@ from rich.table import Table
 from embedserve_client.settings import DEFAULT_URL
 from serve_app.command.checked_service import CheckedService
 from serve_app.errors import Unavailable
-from serve_app.metrics import MODEL_LOADED, PROCESS_MEMORY_BYTES, RAY_PREFIX
+from serve_app.metrics import MODEL_LOADED, PROCESS_MEMORY_BYTES, PROVIDER_UP, RAY_PREFIX
 
 _TIMEOUT_S = 30.0
 
@@ -122,6 +122,8 @@ def _processes(text: str) -> list[tuple[Mapping[str, bool], int]]:
             process = frozenset(labels.items())
             if sample.name == RAY_PREFIX + MODEL_LOADED.name:
                 loaded.setdefault(process, {})[model] = bool(sample.value)
+            elif sample.name == RAY_PREFIX + PROVIDER_UP.name:  # which no process has in memory
+                loaded.setdefault(process, {})[model] = False
             elif sample.name == RAY_PREFIX + PROCESS_MEMORY_BYTES.name:
                 sizes[process] = int(sample.value)
     return [(models, sizes.get(process, 0)) for process, models in loaded.items()]

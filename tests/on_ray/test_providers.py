@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
+from serve_app.command.checked_service import CheckedService
+from serve_app.command.served_models import served_models
 from tests.on_ray.conftest import SEPARATE, Service, running_service, service_config
 from tests.providers import fake_servers
 from tests.providers.fake_servers import DIM, KEY, FakeServer, fake_vectors, run_fake_server
@@ -73,7 +76,7 @@ def test_errors_of_a_provider_keep_their_status(mixed: Service, provider: FakeSe
     assert "provider" in reply.text
 
 
-def test_the_replica_is_replaced_and_needs_no_cpu(mixed: Service) -> None:
+def test_the_replica_is_replaced(mixed: Service) -> None:
     (pid,) = mixed.replica_pids("Providers")
     psutil.Process(pid).kill()
     reply = post(mixed, "/v1/embeddings", input="after the crash", model=REMOTE)
@@ -81,3 +84,11 @@ def test_the_replica_is_replaced_and_needs_no_cpu(mixed: Service) -> None:
     assert pid not in mixed.replica_pids("Providers")
     info = httpx2.get(f"{mixed.url}/info", params={"model": REMOTE}, timeout=30).json()
     assert (info["engine"], info["device"]) == ("openai", "remote")
+
+
+async def test_the_status_lists_models_of_providers(mixed: Service) -> None:
+    def models() -> list[tuple[str, str, int, int]]:
+        with closing(CheckedService(mixed.url, None, 30)) as service:
+            return [(m.name, m.state, m.replicas, m.loaded) for m in served_models(service)]
+
+    await mixed.wait_until(lambda: models() == [("local", "ok", 1, 1), (REMOTE, "ok", 1, 0)])

@@ -444,6 +444,7 @@ async def test_one_call_tries_a_failing_provider(one_call: Fixture) -> None:
     assert isinstance(await one_call.result("probe"), Unavailable)
     assert isinstance(await one_call.result("a"), Unavailable)
     assert len(one_call.provider.calls) == 6  # the probe isn't retried
+    assert one_call.clock.slept_s == []
 
     one_call.clock.now_s += 6
     one_call.provider.hold()
