@@ -1,10 +1,9 @@
 """The ledger of all processes, on the server that they share.
 
-`add` → usage of this process → once a second → `LedgerStore`
+`add` → usage of this process → twice a second → `LedgerStore`
 
-While the server is down, usage is kept in memory and written later. What a process of a service
-has not written when it is killed is lost: the usage of the last second, or since the server went
-down.
+While the server is down, usage is kept in memory and written later. What a process has not
+written when it is killed is lost: the usage of half a second, or since the server went down.
 """
 
 import asyncio
@@ -74,7 +73,7 @@ class SharedLedger:
         timeout_s: float,
         meter: Meter,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        write_every_s: float = 1.0,
+        write_every_s: float = 0.5,
         breaker: Breaker | None = None,
     ) -> None:
         """A ledger that isn't connected until `open` or the first usage.
@@ -145,7 +144,7 @@ class SharedLedger:
         self._month_of(row.day).own[key] += usage.nano_usd
 
     def month_nano_usd(self, key: str) -> int:
-        """See `Ledger`. From the first call on, the key's total is read once a second."""
+        """See `Ledger`. From the first call on, the key's total is read with each write."""
         self._open_or_log()
         self._watched.add(key)
         return self._month_of(self._clock().date()).total(key)
