@@ -11,6 +11,10 @@ from typing import Any
 _ENCODING = "cl100k_base"
 _FILE_URL = f"https://openaipublic.blob.core.windows.net/encodings/{_ENCODING}.tiktoken"
 
+#: So much of a text is read. Longer ones exceed every model's limit, unless they are mostly blank,
+#: and those without blanks take half a second for each megabyte.
+_MAX_CHARS = 131_072
+
 
 class OpenAITokenCounter:
     """Counts with tiktoken, if it is installed and has the encoding in its cache directory."""
@@ -20,10 +24,13 @@ class OpenAITokenCounter:
         self._encoding: Any = _load() if _is_cached() else None
 
     def count(self, texts: Sequence[str]) -> list[int] | None:
-        """Returns the number of tokens of each text; None without tiktoken or its file."""
+        """Returns the number of tokens of each text; None without tiktoken or its file.
+
+        Of a text with more than 131,072 characters, it is the number in those.
+        """
         if self._encoding is None:
             return None
-        return [len(self._encoding.encode_ordinary(text)) for text in texts]
+        return [len(self._encoding.encode_ordinary(text[:_MAX_CHARS])) for text in texts]
 
 
 def _is_cached() -> bool:

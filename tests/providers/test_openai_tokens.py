@@ -11,6 +11,8 @@ def test_tokens_are_counted_as_openai_does(monkeypatch: pytest.MonkeyPatch) -> N
     counter = OpenAITokenCounter()
     assert counter.count(["hello world", "<|endoftext|>", "a"]) == [2, 7, 1]
     assert counter.count([]) == []
+    (count,) = counter.count(["a" * 5_000_000]) or [0]
+    assert count == 131_072 // 8  # beyond the limit of every model
 
 
 @pytest.mark.parametrize("folder", ["", "empty"])

@@ -447,8 +447,8 @@ async def test_limits_can_be_lowered(
 async def test_a_missing_library_stops_the_start(
     name: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in [name for name in sys.modules if name.endswith("_provider")]:
-        monkeypatch.delitem(sys.modules, module)
+    for module in ("openai_provider", "cohere_provider", "voyage_provider"):
+        monkeypatch.delitem(sys.modules, f"serve_app.providers.{module}", raising=False)
     monkeypatch.setitem(sys.modules, library, None)
     config = ModelConfig(
         name="m",
