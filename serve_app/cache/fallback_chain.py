@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, TypeGuard, TypeVar
 
 from serve_app.cache.coalescer import Deliver, Result, Send
 from serve_app.cache.engine_link import EngineLink
@@ -31,8 +31,8 @@ class FallbackChain(Generic[EngineT]):
         """Returns the result of `method` of the first engine that has one.
 
         Raises:
-            EmbedServeError: the first engine's error, if no engine has a result, or one raises an
-                error that doesn't allow a fallback.
+            EmbedServeError: the first engine's error, if no engine has a result. An error that
+                doesn't allow a fallback is raised at once, by whichever engine.
         """
         errors = list[EmbedServeError]()
         for link, engine in self._engines:
@@ -40,7 +40,7 @@ class FallbackChain(Generic[EngineT]):
                 result = await link.run(partial(method, engine))
             except EmbedServeError as error:
                 if not error.allows_fallback:
-                    raise errors[0] if errors else error from None
+                    raise
                 link.record(error)
                 errors.append(error)
             else:
@@ -82,7 +82,7 @@ class SendChain:
             if index in settled:  # the link has given the call up
                 return
             settled.add(index)
-            if isinstance(result, EmbedServeError) and result.allows_fallback:
+            if _allows_fallback(result):
                 failures[index] = result
                 return
             if position and not isinstance(result, Exception):
@@ -116,7 +116,11 @@ class SendChain:
                 deliver(index, error)
 
         def deliver_or_fail(i: int, result: Result) -> None:
-            deliver(left[i], failures[left[i]] if isinstance(result, Exception) else result)
+            deliver(left[i], failures[left[i]] if _allows_fallback(result) else result)
 
         if left:
             await self._send(position, [groups[index] for index in left], deliver_or_fail)
+
+
+def _allows_fallback(result: Result) -> TypeGuard[EmbedServeError]:
+    return isinstance(result, EmbedServeError) and result.allows_fallback

@@ -148,11 +148,12 @@ async def test_only_the_groups_that_failed_fall_back(engines: list[FakeEngine]) 
 async def test_the_error_of_the_first_engine_is_that_of_the_request(
     engines: list[FakeEngine],
 ) -> None:
-    first, *_ = errors = [Overloaded("full", 7), Unavailable("no"), InvalidRequest("no")]
+    first, *_ = errors = [Overloaded("full", 7), Unavailable("no"), InferenceError("no")]
     for engine, error in zip([*engines, third := FakeEngine()], errors, strict=True):
         engine.error = error
     assert await compute(chain([*engines, third]), group("a")) == [first]
-    assert third.calls == 1
+    third.error = rejection = InvalidRequest("too many tokens")
+    assert await compute(chain([*engines, third]), group("a")) == [rejection]
 
 
 async def test_no_engine_gets_a_group_whose_deadline_has_passed(engines: list[FakeEngine]) -> None:
@@ -241,12 +242,13 @@ async def test_calls_without_a_cache_fall_back_too(engines: list[FakeEngine]) ->
 
     engines[0].error = Unavailable("no")
     assert await calls.call(tokenize) == await engines[1].tokenize(("a",), False)
-    engines[1].error = InvalidRequest("no")
+    engines[1].error = InferenceError("no")
     with pytest.raises(Unavailable):
         await calls.call(tokenize)
-    engines[0].error = InvalidRequest("an id")
-    with pytest.raises(InvalidRequest, match="an id"):
-        await calls.call(tokenize)
+    for i in (1, 0):
+        engines[i].error = InvalidRequest(f"an id, {i}")
+        with pytest.raises(InvalidRequest, match=f"an id, {i}"):
+            await calls.call(tokenize)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,104 @@
+"""Models whose own deployment is absent or hangs: that of the next engine of the space answers."""
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.on_ray.conftest import SEPARATE, Service, running_service, service_config
+
+AFTER_S = 0.5
+#: A test fails if the deadline of a request is waited for.
+DEADLINE_S = 60
+SOURCE = "hashing:64"
+MODELS = [
+    {"name": "second", "source": SOURCE},
+    {"name": "absent", "deployment": "Absent"},
+    {"name": "stopped", "deployment": "Stopped"},
+]
+
+
+@pytest.fixture(scope="module")
+def chained() -> Iterator[Service]:
+    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+        config = service_config(SEPARATE, scratch)
+        (application,) = config["applications"]
+        chain = {"source": SOURCE, "fallback": ["second"], "fallback_after_s": AFTER_S}
+        application["args"] |= {"models": [MODELS[0], *(m | chain for m in MODELS[1:])]}
+        application["args"].pop("model", None)
+        embedder = application["deployments"][-1]
+        embedder["ray_actor_options"] = {"num_cpus": 0.5}
+        # No node has these CPUs, so a replica that a request asks for never starts.
+        absent = {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}
+        application["deployments"] += [
+            {**embedder, "name": "Stopped"},
+            {
+                **embedder,
+                "name": "Absent",
+                "ray_actor_options": {"num_cpus": 10_000},
+                "autoscaling_config": embedder["autoscaling_config"] | absent,
+            },
+        ]
+        with running_service(SEPARATE, config, scratch) as service:
+            yield service
+
+
+def embed(service: Service, model: str, *texts: str) -> httpx2.Response:
+    body = {"model": model, "input": texts}
+    reply = httpx2.post(f"{service.url}/v1/embeddings", json=body, timeout=DEADLINE_S)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["model"] == model
+    return reply
+
+
+def vectors(reply: httpx2.Response) -> Any:
+    return np.array([item["embedding"] for item in reply.json()["data"]])
+
+
+def test_an_absent_deployment_is_left_out(chained: Service) -> None:
+    expected = vectors(embed(chained, "second", "a text"))
+    reply = embed(chained, "absent", "a text")
+    assert np.array_equal(vectors(reply), expected)
+    assert reply.headers["x-cache"].startswith("hits=1")
+    started_s = time.monotonic()
+    for i in range(20):
+        reply = embed(chained, "absent", f"text {i}")
+        assert reply.headers["x-cache"] == "hits=0; misses=1"
+        other = embed(chained, "second", f"text {i}")
+        assert other.headers["x-cache"].startswith("hits=1")
+        assert np.array_equal(vectors(other), vectors(reply))
+    assert time.monotonic() - started_s < DEADLINE_S
+    # Neither does a call that bypasses the cache wait for it: the other engine has no tokenizer.
+    tokens = {"model": "absent", "inputs": "two words"}
+    reply = httpx2.post(f"{chained.url}/tokenize", json=tokens, timeout=DEADLINE_S)
+    assert reply.status_code == 422, reply.text
+    health = chained.health()
+    assert health["status"] == "degraded"
+    assert health["fallbacks"]["absent"]["status"] == "failing"
+    assert health["fallbacks"]["stopped"]["status"] == "ok"
+
+
+def test_a_deployment_that_hangs_is_left_out_until_it_answers(chained: Service) -> None:
+    embed(chained, "stopped", "a first text")
+    pids = chained.replica_pids("Stopped")
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        for i in range(5):
+            reply = embed(chained, "stopped", f"another text {i}")
+            assert reply.headers["x-cache"] == "hits=0; misses=1"
+        assert chained.health()["fallbacks"]["stopped"]["status"] == "failing"
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    deadline = time.monotonic() + DEADLINE_S
+    while chained.health()["fallbacks"]["stopped"]["status"] != "ok":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
