@@ -49,8 +49,9 @@ def _check_chain(model: ModelConfig, spec: ModelSpec, fallbacks: Sequence[ModelS
             raise ConfigurationError(
                 f"`fallback` of {spec.name} lists {fallback.name}, whose vectors can't be compared "
                 f"with its own: their space is {fallback.space_id}, not {spec.space_id}. Set the "
-                "same source, precision and limits in both entries, or leave it out. If all clients "
-                "read the header `x-embedding-space`, you may set `allow_space_change: true`."
+                "same source, precision and limits in both entries, or leave it out. If all "
+                "clients read the header `x-embedding-space`, you may set `allow_space_change: "
+                "true`."
             )
         if not {*spec.tasks} & {*fallback.tasks}:
             raise ConfigurationError(

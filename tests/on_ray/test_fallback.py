@@ -43,6 +43,7 @@ def chained() -> Iterator[Service]:
                 "name": "Absent",
                 "ray_actor_options": {"num_cpus": 10_000},
                 "autoscaling_config": embedder["autoscaling_config"] | absent,
+                "graceful_shutdown_timeout_s": 1,  # of the replica that never starts
             },
         ]
         with running_service(SEPARATE, config, scratch) as service:
