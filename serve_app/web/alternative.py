@@ -40,7 +40,7 @@ async def run_alternative(
     Args:
         catalog: the models.
         admission: checks the limits of the API key.
-        exchange: the request, its model and its job.
+        exchange: the request; its model and its job are replaced by those that succeed.
         endpoint: reads the body for another model.
         fields: the body.
         headers: the headers of the request.
@@ -67,6 +67,7 @@ async def run_alternative(
             continue
         texts = sum(len(part.token_counts) for part in result.parts)
         service.meter.add(FALLBACK_TEXTS, texts, other.spec.name)
+        exchange.service, exchange.job = other, job
         return Alternative(
             other,
             parsed,

@@ -196,7 +196,6 @@ class RequestHandler:
             service, parsed, job, result, extra_headers = await run_alternative(
                 self._catalog, self._admission, exchange, endpoint, fields, headers, error
             )
-            exchange.service, exchange.job = service, job
         exchange.result = result
         if result.cost is not None:
             extra_headers = {**extra_headers, **cost_headers(result.cost)}
