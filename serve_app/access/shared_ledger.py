@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import logging
 import secrets
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
@@ -36,8 +37,8 @@ from serve_app.valkey.shared_server import ServiceIdentity, SharedServer
 logger = logging.getLogger(__name__)
 
 #: How often everything is compared with the server, which may have lost some of it in a crash.
-_VERIFY_EVERY = timedelta(minutes=1)
-_DELETE_OLD_EVERY = timedelta(hours=6)
+_VERIFY_EVERY_S = 60.0
+_TIDY_EVERY_S = 6 * 3600.0
 #: The first write may tell that the server has something else than this process believes.
 _PASSES = 2
 _CLOSE_ATTEMPTS = 3
@@ -55,7 +56,7 @@ class _Month:
 
     def set_total(self, key: str, nano_usd: int) -> None:
         """Sets the total of a key on the server."""
-        self._others[key] = nano_usd - self.written[key]
+        self._others[key] = max(0, nano_usd - self.written[key])  # it may have lost data
 
     def total(self, key: str) -> int:
         """Returns the total of a key."""
@@ -182,6 +183,8 @@ class SharedLedger:
             guarded, store = self._connection.guarded, self._store
             if guarded is None or store is None or guarded.state == "down":
                 return not self._dirty
+            if not self._dirty and not self._watched:
+                return True
             try:
                 for _ in range(_PASSES):
                     await self._write_pending(store)
@@ -202,7 +205,7 @@ class SharedLedger:
         self._dirty.update(self._usage)
         guarded = self._connection.guarded
         for _ in range(_CLOSE_ATTEMPTS):
-            if guarded is not None and guarded.state == "down":
+            if self._dirty and guarded is not None and guarded.state == "down":
                 await guarded.probe()
             if await self.write():
                 break
@@ -257,17 +260,18 @@ class SharedLedger:
 
     async def _write_regularly(self) -> None:
         await self._connected.wait()
-        verified_at = self._clock()
-        deleted_at: datetime | None = None
+        verified_at = time.monotonic()
+        tidied_at: float | None = None
         while True:
             await self.write()
-            now = self._clock()
-            if now - verified_at >= _VERIFY_EVERY:
+            now = time.monotonic()
+            if now - verified_at >= _VERIFY_EVERY_S:
                 verified_at = now
                 self._dirty.update(self._usage)
-            if deleted_at is None or now - deleted_at >= _DELETE_OLD_EVERY:
-                deleted_at = now if await self._delete_old(warn=deleted_at is None) else None
-            self._forget_past_days(now.date())
+            if self.state == "up" and (tidied_at is None or now - tidied_at >= _TIDY_EVERY_S):
+                await self._tidy(warn=tidied_at is None)
+                tidied_at = now
+            self._forget_past_days(self._clock().date())
             await asyncio.sleep(self._write_every_s)
 
     def _forget_past_days(self, today: date) -> None:
@@ -280,23 +284,21 @@ class SharedLedger:
         self._written.pop(row, None)
         self._dirty.discard(row)
 
-    async def _delete_old(self, *, warn: bool) -> bool:
-        """Deletes what is too old from the server; returns whether that succeeded."""
-        if self._store is None or self.state == "down":
-            return False
+    async def _tidy(self, *, warn: bool) -> None:
+        """Deletes what is too old from the server; warns of a server that may evict the rest."""
+        assert self._store is not None, "Called while the server is up."
         try:
             await self._store.delete_old()
             policy = await self._store.evicting_policy() if warn else None
-        except Exception as error:
+        except Exception as error:  # the user's ACL may forbid INFO
             self._meter.add(LEDGER_FAILURES, 1, failure_kind(error))
-            return False
+            return
         if policy is not None:
             logger.warning(
                 "The server of `cache.url` may evict the costs, because its maxmemory-policy is "
                 "%s. Set it to volatile-lfu, which evicts cached vectors only.",
                 policy,
             )
-        return True
 
 
 def open_ledger(

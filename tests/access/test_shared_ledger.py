@@ -243,6 +243,14 @@ async def test_usage_waits_in_memory_while_the_server_is_down(
     assert caplog.text.count("Costs are kept in memory until the shared server is back: no") == 1
 
 
+async def test_an_idle_ledger_notices_that_the_server_is_gone(valkey: ValkeyProcess) -> None:
+    breaker = Breaker(idle_after_s=0.1, max_failures=1)
+    async with opened(valkey.url, write_every_s=0.02, breaker=breaker) as ledger:
+        await wait_until(lambda: ledger.state == "up")
+        valkey.kill()
+        await wait_until(lambda: ledger.state == "down")
+
+
 async def test_a_server_that_lost_its_data_gets_what_living_processes_added(
     valkey: ValkeyProcess,
 ) -> None:
