@@ -26,6 +26,10 @@ Row = NDArray[Any]
 #: An item of a sparse vector: a token id of the vocabulary and its weight.
 SPARSE_DTYPE = np.dtype([("index", "<u4"), ("weight", "<f4")])
 
+#: Component type of cached vectors. `float16` and `int8` round, so their vectors are spaces of
+#: their own.
+CacheDtype = Literal["float32", "float16", "int8"]
+
 #: The priority class of a job: `interactive` texts are computed before `bulk` ones.
 Lane = Literal["interactive", "bulk"]
 
@@ -241,6 +245,17 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheLoss:
+    """What vectors lose in a cache that rounds them, measured with the texts of the parity gate."""
+
+    dtype: CacheDtype
+    texts: int
+    cosine_min: float  #: smallest cosine similarity of a vector and what the cache returns for it
+    cosine_mean: float
+    neighbor_agreement: float  #: share of the five nearest texts of each that stay the nearest
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """The engine that runs the model in one replica."""
 
@@ -252,4 +267,5 @@ class EngineInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     parity: Parity | None = None  #: None: the engine is the reference, or runs no model
     rejected: tuple[str, ...] = ()  #: preferred engines that failed, each with the reason
+    cache_loss: CacheLoss | None = None  #: None: the cache doesn't round, or there are no vectors
     failure: str | None = None  #: why a provider gets no calls at the moment; None: it does

@@ -54,7 +54,7 @@ _SLOW_PATHS = (
     "tests/on_ray",
     "tests/proxy/test_launcher.py",
     "tests/repo/test_extras.py",
-    "tests/service/test_quantization.py",
+    "tests/test_quantization.py",
     "tests/standalone/test_command.py",
     "tests/standalone/test_hang.py",
     "tests/test_model_kinds.py",

@@ -1,27 +1,36 @@
 """Encodes cache values: the output of one input, and its token count.
 
     CRC-32 u32 | version u8 | truncated u8 | 0 u16 | tokens u32 | dim u32 | dim x float
+    CRC-32 u32 | version u8 | truncated u8 | 0 u16 | tokens u32 | dim u32 | scale float | dim x u8
     CRC-32 u32 | version u8 | truncated u8 | 0 u16 | tokens u32 | rows u32 | columns u32 | items
 
-The first format is that of vectors and scores, the second that of token vectors and sparse vectors.
+The first format is that of vectors and scores, the second that of vectors at int8, and the third
+that of token vectors and sparse vectors.
 Numbers are little-endian, and the checksum covers all bytes that follow it. Truncated dimensions
 and other encodings are derived from the value when it is read, so one value serves them all.
 """
 
 import struct
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve_app.models import ModelSpec
+from serve_app.quantization import dequantize, quantize
 from serve_app.tasks import Task
-from serve_app.types import SPARSE_DTYPE, EncodedVectors, Outputs, RaggedVectors, Row, Vectors
-
-#: Stored component type. float16 halves the size and rounds, so its vectors are a space of their
-#: own.
-CacheDtype = Literal["float32", "float16"]
+from serve_app.types import (
+    SPARSE_DTYPE,
+    CacheDtype,
+    EncodedVectors,
+    Float32,
+    Outputs,
+    RaggedVectors,
+    Row,
+    Vectors,
+)
 
 _CHECKSUM_BYTES = 4
 _VERSION = 2
@@ -48,13 +57,17 @@ def task_codecs(spec: ModelSpec, dtype: CacheDtype = "float32") -> Mapping[Task,
 
     Args:
         spec: the model.
-        dtype: component type of its vectors. Scores, token vectors and sparse vectors are float32.
+        dtype: component type of its vectors; `int8` needs the model's `quantization_ranges`.
+            Scores, token vectors and sparse vectors are float32.
     """
     return {task: _codec(spec, task, dtype) for task in spec.tasks}
 
 
 def _codec(spec: ModelSpec, task: Task, dtype: CacheDtype) -> Codec:
     if task in ("embed", "embed_images"):
+        if dtype == "int8":
+            assert spec.quantization_ranges is not None
+            return Int8VectorCodec(spec.quantization_ranges)
         return VectorCodec(spec.dim, dtype)
     if task in ("rerank", "classify"):
         return VectorCodec(max(1, len(spec.labels)))
@@ -66,7 +79,11 @@ class VectorCodec:
 
     def __init__(self, dim: int, dtype: CacheDtype = "float32") -> None:
         component = "<f2" if dtype == "float16" else "<f4"
-        self._value = np.dtype(
+        self._dim = dim
+        self._value = self._value_type(("vector", component, (dim,)))
+
+    def _value_type(self, *fields: Any) -> np.dtype[np.void]:
+        return np.dtype(
             [
                 ("checksum", "<u4"),
                 ("version", "u1"),
@@ -74,10 +91,9 @@ class VectorCodec:
                 ("reserved", "<u2"),
                 ("token_count", "<u4"),
                 ("dim", "<u4"),
-                ("vector", component, (dim,)),
+                *fields,
             ]
         )
-        self._dim = dim
 
     def encode(self, vectors: Vectors) -> EncodedVectors:
         """Returns one value for each text."""
@@ -86,7 +102,7 @@ class VectorCodec:
         values["truncated"] = vectors.truncated
         values["token_count"] = vectors.token_counts
         values["dim"] = self._dim
-        values["vector"] = vectors.values
+        self._store(values, vectors.values)
         return EncodedVectors(
             [_with_checksum(value.tobytes()) for value in values],
             vectors.tiers.tobytes(),
@@ -97,12 +113,20 @@ class VectorCodec:
         """Returns the vectors, of shape (n, dim). They may be a read-only view of one value."""
         values = np.frombuffer(b"".join(encoded.values), self._value)
         return Vectors(
-            np.ascontiguousarray(values["vector"], dtype=np.float32),
+            self._load(values),
             values["token_count"].astype(np.int32),
             values["truncated"],
             np.frombuffer(encoded.tiers, dtype=np.uint8),
             encoded.timings,
         )
+
+    def _store(self, values: NDArray[Any], vectors: Float32) -> None:
+        """Writes vectors of shape (n, dim) into n values."""
+        values["vector"] = vectors
+
+    def _load(self, values: NDArray[Any]) -> Float32:
+        """Returns the vectors of n values, shape (n, dim)."""
+        return np.ascontiguousarray(values["vector"], dtype=np.float32)
 
     def is_valid(self, value: bytes) -> bool:
         """Returns False if a value is corrupt or of another space."""
@@ -114,6 +138,36 @@ class VectorCodec:
             and header["dim"][0] == self._dim
             and header["checksum"][0] == crc32(memoryview(value)[_CHECKSUM_BYTES:])
         )
+
+
+class Int8VectorCodec(VectorCodec):
+    """Encodes and decodes vectors as one byte per component, with per-dimension ranges.
+
+    The scale that a value holds restores the length of the vector. It is computed once, where the
+    vector is encoded, so that decoding adds nothing up and has the same bits on every machine.
+    """
+
+    def __init__(self, ranges: Float32) -> None:
+        """Creates a codec.
+
+        Args:
+            ranges: shape (2, dim): the minimum and the maximum of each component.
+        """
+        self._dim = ranges.shape[1]
+        self._ranges = ranges
+        self._value = self._value_type(("scale", "<f4"), ("vector", "u1", (self._dim,)))
+
+    def _store(self, values: NDArray[Any], vectors: Float32) -> None:
+        codes = quantize(vectors, self._ranges, "uint8")
+        lengths = np.linalg.norm(vectors, axis=1)
+        rounded = np.linalg.norm(dequantize(codes, self._ranges), axis=1)
+        values["scale"] = lengths / np.where(rounded == 0, 1, rounded)
+        values["vector"] = codes
+
+    def _load(self, values: NDArray[Any]) -> Float32:
+        vectors: Float32 = dequantize(values["vector"], self._ranges)
+        vectors *= values["scale"][:, np.newaxis]
+        return vectors
 
 
 class RaggedCodec:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from serve_app.cache.coalescer import Coalescer, Send
-from serve_app.cache.codec import CacheDtype, task_codecs
+from serve_app.cache.codec import task_codecs
 from serve_app.cache.in_flight import Flight
 from serve_app.cache.l2 import L2Cache
 from serve_app.cache.lookup import Lookup
@@ -23,7 +23,7 @@ from serve_app.metrics import (
     Metric,
 )
 from serve_app.models import ModelSpec
-from serve_app.types import CacheState
+from serve_app.types import CacheDtype, CacheState
 
 
 class CacheStack:

@@ -19,6 +19,7 @@ from serve_app.config.model import (
     Precision,
 )
 from serve_app.config.section import GIB, MIB, Section
+from serve_app.types import CacheDtype
 
 #: Names of deployments that hold no models of their own.
 _RESERVED_DEPLOYMENTS = ("Ingress", "CacheLookup", "EmbedServer")
@@ -85,10 +86,12 @@ class CacheConfig(Section):
         description="Size limit of the write queue in each process; at the limit, vectors are not "
         "written to the server.",
     )
-    dtype: Literal["float32", "float16"] = Field(
+    dtype: CacheDtype = Field(
         default="float32",
-        description="Data type of cached vectors. `float16` halves their size and rounds every "
-        "vector, computed ones included, so it defines a vector space of its own.",
+        description="Data type of cached vectors. `float16` halves their size and `int8` quarters "
+        "it, with the value range of each component, for models whose ranges are calibrated. Both "
+        "round every vector, computed ones included, so each defines a vector space of its own; "
+        "`/info` reports what it loses.",
     )
     scores: bool = Field(
         default=False,

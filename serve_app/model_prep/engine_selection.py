@@ -5,7 +5,7 @@ The application selects once, when it is built; every replica then loads that se
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from hashlib import sha256
 
 from serve_app.config import AppConfig, EngineSettings, ModelConfig
 from serve_app.engines.base import Engine
@@ -20,7 +20,7 @@ from serve_app.model_prep.quantization_ranges import (
 )
 from serve_app.model_prep.space_check import check_spaces
 from serve_app.models import ModelSpec, resolve
-from serve_app.types import Float32, Parity
+from serve_app.types import CacheDtype, Float32, Parity
 
 #: For each device, engines and precisions in order of preference. On a GPU the first one is
 #: selected untried, because the node that builds the application may have no GPU.
@@ -42,14 +42,18 @@ class EngineSelection:
     device: str = "cpu"
     parity: Parity | None = None  #: None: the replica measures it, or there is no reference
     rejected: tuple[str, ...] = ()  #: preferred engines that were rejected, with reasons
-    cache_dtype: Literal["float32", "float16"] = "float32"
+    cache_dtype: CacheDtype = "float32"
 
     @property
     def cached_spec(self) -> ModelSpec:
         """The spec with the space of the vectors that clients get, which the cache may round."""
         if self.cache_dtype == "float32":
             return self.spec
-        return replace(self.spec, space_id=f"{self.spec.space_id}+{self.cache_dtype}")
+        space_id = f"{self.spec.space_id}+{self.cache_dtype}"
+        if self.cache_dtype == "int8" and self.spec.quantization_ranges is not None:
+            # With other ranges the same codes are other vectors.
+            space_id += f".{sha256(self.spec.quantization_ranges.tobytes()).hexdigest()[:8]}"
+        return replace(self.spec, space_id=space_id)
 
 
 def select_engines(
@@ -78,7 +82,8 @@ def iter_engines(config: AppConfig, *, cpu: CpuFeatures | None = None) -> Iterat
         ModelSourceError: a model's files are missing, or have another digest than configured.
         ParityFailed: the configured engine's vectors are too far from sentence-transformers.
         ConfigurationError: no engine can be used, a model doesn't support a task of `default_for`,
-            two models are the same, or a `fallback` is of another space; the message says which.
+            two models are the same, a `fallback` is of another space, or vectors can't be cached
+            at int8; the message says which.
     """
     cpu = cpu or CpuFeatures.detect()
     specs = dict[str, ModelSpec]()
@@ -87,6 +92,7 @@ def iter_engines(config: AppConfig, *, cpu: CpuFeatures | None = None) -> Iterat
         spec = selection.spec
         specs[spec.name] = spec
         check_spaces(config.served_models, specs)
+        _check_cache_dtype(selection)
         for task in model.default_for:
             if task not in spec.tasks:
                 raise ConfigurationError(
@@ -126,6 +132,28 @@ def _select_engine(config: AppConfig, model: ModelConfig, cpu: CpuFeatures) -> E
         )
     raise ConfigurationError(
         f"No configured engine can be used for {model.name}. " + " ".join(rejected)
+    )
+
+
+def _check_cache_dtype(selection: EngineSelection) -> None:
+    """Checks that the vectors of a model can be cached as configured.
+
+    Raises:
+        ConfigurationError: they can't.
+    """
+    spec = selection.spec
+    has_vectors = not {"embed", "embed_images"}.isdisjoint(spec.tasks)
+    if selection.cache_dtype != "int8" or not has_vectors or spec.quantization_ranges is not None:
+        return
+    if selection.engine == "provider":
+        reason = "a provider runs it, and calibration would cost money"
+    elif "embed_images" in spec.tasks:
+        reason = "the texts of the calibration don't show the range of its images' vectors"
+    else:
+        reason = "its calibration failed; the log says why"
+    raise ConfigurationError(
+        f"`cache.dtype: int8` needs the value range of each component, and {spec.name} has none: "
+        f"{reason}. Set `cache.dtype` to `float16` or `float32`."
     )
 
 

@@ -22,7 +22,7 @@ from serve_app.scheduler.loaded_models import LoadedModel, LoadedModels
 from serve_app.scheduler.pending import PendingGroup
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.tasks import Task
-from serve_app.types import EncodedVectors, EngineInfo, TextGroup, Tokenization
+from serve_app.types import CacheLoss, EncodedVectors, EngineInfo, TextGroup, Tokenization
 
 #: Concurrent batches on a GPU. On CPUs there is one for each thread.
 _GPU_STREAMS = 2
@@ -47,6 +47,8 @@ class PooledModel(NamedTuple):
     load: Callable[[], Engine]
     encoders: Mapping[Task, Encode]  #: for each task, returns outputs as cache values
     rejected: tuple[str, ...] = ()  #: engines that were rejected in favor of this one, with reasons
+    #: Measures what the encoders lose, once in a process; None: nothing.
+    measure_loss: Callable[[Engine], CacheLoss] | None = None
 
 
 class EnginePool:
@@ -76,8 +78,9 @@ class EnginePool:
         engine_threads = ThreadPoolExecutor(max(_GPU_STREAMS, threads), "engine", self._pin_thread)
         self._tokenizer_thread = ThreadPoolExecutor(1, "tokenizer", self._pin_thread)
         self._models = models
+        self._losses: dict[str, CacheLoss] = {}
         self._loaded = LoadedModels(
-            {id_: partial(_load_and_warm_up, model.load) for id_, model in models.items()},
+            {id_: partial(self._load_and_warm_up, id_) for id_ in models},
             # Models that are loaded later must not wait for batches.
             engine_threads
             if max_loaded is None
@@ -189,6 +192,15 @@ class EnginePool:
         finally:
             self._loaded.release(loaded)
 
+    def _load_and_warm_up(self, engine_id: str) -> Engine:
+        model = self._models[engine_id]
+        engine = model.load()
+        task = next(task for task in _WARM_UP_INPUTS if task in engine.tasks)
+        engine.run(task, engine.tokenizer.encode([_WARM_UP_INPUTS[task]]))
+        if model.measure_loss is not None and engine_id not in self._losses:
+            self._losses[engine_id] = model.measure_loss(engine)
+        return engine
+
     def describe(self, engine_id: str) -> EngineInfo:
         """Returns the engine, its device and its precision.
 
@@ -198,7 +210,11 @@ class EnginePool:
         engine = self._loaded.find(engine_id)
         if engine is None:
             raise Unavailable("The model isn't loaded at the moment.")
-        return dataclasses.replace(engine.info, rejected=self._models[engine_id].rejected)
+        return dataclasses.replace(
+            engine.info,
+            rejected=self._models[engine_id].rejected,
+            cache_loss=self._losses.get(engine_id),
+        )
 
     def check_health(self) -> None:
         """Checks that the engines make progress.
@@ -259,10 +275,3 @@ class PooledEngine:
     async def describe(self) -> EngineInfo:
         """Returns the engine; see `EnginePool.describe`."""
         return self._describe()
-
-
-def _load_and_warm_up(load: Callable[[], Engine]) -> Engine:
-    engine = load()
-    task = next(task for task in _WARM_UP_INPUTS if task in engine.tasks)
-    engine.run(task, engine.tokenizer.encode([_WARM_UP_INPUTS[task]]))
-    return engine

@@ -17,11 +17,12 @@ from serve_app.providers.provider_pool import ProviderModel, ProviderPool
 from serve_app.scheduler.delivery import Encode
 from serve_app.scheduler.engine_pool import EnginePool, PooledModel
 from serve_app.service.backend import CachedBackend, EngineCalls
+from serve_app.service.cache_loss import measure_cache_loss
 from serve_app.service.catalog import Catalog, EngineFailures
 from serve_app.service.embed import EmbedService
 from serve_app.service.replica_stats import ReplicaStats
 from serve_app.tasks import Task
-from serve_app.types import CacheState
+from serve_app.types import CacheLoss, CacheState
 
 _SCORE_TASKS = frozenset[Task](("rerank", "classify"))
 
@@ -54,6 +55,7 @@ def create_engine_pool(
             partial(load, selection, threads=threads),
             _encoders(config, selection.spec),
             selection.rejected,
+            _loss_measurement(config, selection.spec),
         )
         for selection in selections
         if not selection.model.is_remote
@@ -93,6 +95,14 @@ def create_provider_pool(
         if selection.model.is_remote
     }
     return ProviderPool(models, meter=meter)
+
+
+def _loss_measurement(config: AppConfig, spec: ModelSpec) -> Callable[[Engine], CacheLoss] | None:
+    dtype = config.cache.dtype
+    if dtype == "float32" or "embed" not in spec.tasks:
+        return None
+    codec = task_codecs(spec, dtype)["embed"]
+    return partial(measure_cache_loss, spec=spec, dtype=dtype, codec=codec)
 
 
 def _encoders(config: AppConfig, spec: ModelSpec) -> Mapping[Task, Encode]:

@@ -8,6 +8,7 @@ It depends on neither HTTP nor Ray: a `Backend` stands for the tiers below.
 import asyncio
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -160,6 +161,7 @@ class EmbedService:
             "threads": engine and engine.threads,
             "parity": engine.parity.report() if engine and engine.parity else None,
             "refused": engine and list(engine.rejected),
+            **({"cache_loss": asdict(engine.cache_loss)} if engine and engine.cache_loss else {}),
             "versions": {
                 "embedserve": __version__,
                 "ray": version("ray"),

@@ -3,11 +3,19 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from serve_app.cache.codec import CacheDtype, RaggedCodec, VectorCodec, task_codecs
-from serve_app.types import SPARSE_DTYPE, RaggedVectors, Tier, Timings, VectorRow, Vectors
+from serve_app.cache.codec import Int8VectorCodec, RaggedCodec, VectorCodec, task_codecs
+from serve_app.types import (
+    SPARSE_DTYPE,
+    CacheDtype,
+    RaggedVectors,
+    Tier,
+    Timings,
+    VectorRow,
+    Vectors,
+)
 from serve_app.types import Row as OutputRow
 from tests.fakes import TEXT_TASKS
 
@@ -58,6 +66,53 @@ def test_half_precision_is_rounded_once(floats: list[float]) -> None:
     assert decoded.values.dtype == np.float32
     assert codec.encode(decoded).values == encoded.values
     assert len(encoded.values[0]) == 16 + 2 * len(floats)
+
+
+INT8_ROWS = st.lists(
+    st.lists(st.floats(-3, 3, width=32), min_size=5, max_size=5), min_size=2, max_size=4
+)
+RANGES = np.array([[-1, -2, 0, -0.25, 0.5], [1, 2, 1, 0.25, 0.5]], dtype=np.float32)
+
+
+@given(INT8_ROWS)
+def test_int8_vectors_have_the_same_bits_alone_and_among_others(rows: list[list[float]]) -> None:
+    codec = Int8VectorCodec(RANGES)
+    together = codec.encode(to_vectors([(row, 3, True, Tier.COMPUTED) for row in rows]))
+    decoded = codec.decode(together)
+    assert all(map(codec.is_valid, together.values))
+    assert decoded.values.dtype == np.float32
+    assert np.isfinite(decoded.values).all()
+    assert decoded.truncated.all()
+    for i, row in enumerate(rows):
+        alone = codec.encode(to_vectors([(row, 3, True, Tier.COMPUTED)]))
+        assert alone.values[0] == together.values[i]
+        assert codec.decode(alone).values.tobytes() == decoded.values[i].tobytes()
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=64, max_size=64))
+def test_int8_vectors_keep_their_length_and_half_a_step_of_each_component(
+    floats: list[float],
+) -> None:
+    codec = Int8VectorCodec(np.array([[-1] * 64, [1] * 64], dtype=np.float32))
+    encoded = codec.encode(to_vectors([(floats, 3, False, Tier.COMPUTED)]))
+    assert len(encoded.values[0]) == 20 + len(floats)
+    (decoded,) = codec.decode(encoded).values
+    exact = np.array(floats, dtype=np.float32)
+    assume(np.linalg.norm(exact) > 1)  # shorter vectors may be within the steps around zero
+    assert np.linalg.norm(decoded) == pytest.approx(np.linalg.norm(exact), rel=1e-5)
+    rounded = decoded * np.dot(decoded, exact) / np.dot(decoded, decoded)
+    assert np.linalg.norm(rounded - exact) <= np.sqrt(64) / 255 * 1.01
+
+
+def test_any_changed_or_missing_byte_of_an_int8_value_is_noticed() -> None:
+    codec = Int8VectorCodec(RANGES)
+    (value,) = codec.encode(to_vectors([([0.5] * 5, 3, False, Tier.COMPUTED)])).values
+    for i in range(len(value)):
+        changed = bytearray(value)
+        changed[i] ^= 1
+        assert not codec.is_valid(bytes(changed))
+        assert not codec.is_valid(value[:i])
+    assert not VectorCodec(5).is_valid(value)
 
 
 def test_the_largest_dimension() -> None:

@@ -5,7 +5,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from serve_app.cache.codec import VectorCodec, task_codecs
+from serve_app.cache.codec import Int8VectorCodec, VectorCodec, task_codecs
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.errors import InferenceError
@@ -250,11 +250,18 @@ async def test_texts_that_bypass_the_cache_are_not_counted(next_tier: FakeNextTi
     assert not meter.drain()
 
 
-async def test_half_precision_has_the_same_bits_from_every_tier(
-    store: FakeStore, next_tier: FakeNextTier
+@pytest.mark.parametrize(
+    "codec",
+    [
+        VectorCodec(DIM, "float16"),
+        Int8VectorCodec(np.array([[-1] * DIM, [1] * DIM], dtype=np.float32)),
+    ],
+    ids=["float16", "int8"],
+)
+async def test_rounded_vectors_have_the_same_bits_from_every_tier(
+    store: FakeStore, next_tier: FakeNextTier, codec: VectorCodec
 ) -> None:
     def new() -> Lookup:
-        codec = VectorCodec(DIM, "float16")
         memory = MemoryCache(1 << 20)
         return Lookup("space", {"embed": codec}, memory, coalesce(next_tier, codec), store=store)
 

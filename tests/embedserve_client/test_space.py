@@ -10,6 +10,8 @@ from embedserve_client.space import Space, SpaceGuard
         ("f-fp32", "f-fp32", True),
         ("f-fp32", "f-bf16", True),
         ("f-fp16", "f-bf16+float16", True),
+        ("f-bf16+int8.1a2b", "f-bf16+int8.1a2b", True),
+        ("f-bf16+int8.1a2b", "f-bf16", False),
         ("f-int8", "f-int8", True),
         ("f-fp32", "f-int8", False),
         ("f-fp32", "g-fp32", False),

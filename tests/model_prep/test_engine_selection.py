@@ -302,3 +302,34 @@ def test_a_cross_encoder_on_a_gpu_runs_at_fp32_unless_the_precision_is_set(tmp_p
     assert select(model=config, device="cuda", precision="fp16").precision == "fp16"
     sparse = tiny_models.sparse(tmp_path / "sparse").model_dump()
     assert select(model=sparse, device="cuda").precision == "fp16"
+
+
+def test_vectors_cached_at_int8_are_a_space_of_their_model_and_ranges(
+    ranges: dict[str, Float32 | None],
+) -> None:
+    first = select(cache={"dtype": "int8"})
+    assert first.cached_spec.space_id.startswith(f"{first.spec.space_id}+int8.")
+    assert select(cache={"dtype": "int8"}).cached_spec.space_id == first.cached_spec.space_id
+    ranges["prepared"] = np.array([[-2], [3]], dtype=np.float32)
+    second = select(cache={"dtype": "int8"})
+    assert second.spec.space_id == first.spec.space_id
+    assert second.cached_spec.space_id != first.cached_spec.space_id
+
+
+def test_vectors_without_ranges_are_not_cached_at_int8(
+    tmp_path: Path, ranges: dict[str, Float32 | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    int8 = {"dtype": "int8"}
+    image = tiny_models.BUILDERS["image"](tmp_path / "image").model_dump()
+    with pytest.raises(ConfigurationError, match="don't show the range of its images' vectors"):
+        select(model=image, cache=int8)
+    monkeypatch.setenv("KEY", "sk-1")
+    remote = {"name": "remote", "source": "openai:text-embedding-3-small"}
+    with pytest.raises(ConfigurationError, match="a provider runs it"):
+        select(model=remote, cache=int8)
+    ranges["prepared"] = None
+    with pytest.raises(ConfigurationError, match=r"calibration failed.*Set `cache.dtype` to"):
+        select(cache=int8)
+    assert select(cache={"dtype": "float16"}).cached_spec.space_id.endswith("+float16")
+    reranker = tiny_models.BUILDERS["reranker"](tmp_path / "reranker").model_dump()
+    assert select(model=reranker, cache=int8).engine == "openvino"

@@ -43,7 +43,7 @@ class Space:
 
     @property
     def _is_float(self) -> bool:
-        return self.precision.partition("+")[0] in _FLOAT_PRECISIONS
+        return self.precision.removesuffix("+float16") in _FLOAT_PRECISIONS
 
     def __str__(self) -> str:
         return f"{self.family}-{self.precision}"

@@ -17,9 +17,9 @@ function parseSpace(space: string): [family: string, precision: string] {
   return [space.slice(0, dash), space.slice(dash + 1)];
 }
 
-/** Returns whether a precision is floating-point, in any storage format such as `bf16+float16`. */
+/** Returns whether a precision is floating-point, stored as floats too, such as `bf16+float16`. */
 function isFloat(precision: string): boolean {
-  return FLOAT_PRECISIONS.has(precision.split("+", 1)[0] ?? "");
+  return FLOAT_PRECISIONS.has(precision.replace(/\+float16$/, ""));
 }
 
 /**

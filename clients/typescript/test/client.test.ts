@@ -230,7 +230,13 @@ test("vectors of an incomparable space are rejected", async (t) => {
     await embedIn(comparable);
   }
   assert.equal(client.space, "fam-ily-fp32");
-  for (const incomparable of ["fam-other-fp32", "fam-fp32", "fam-ily-int8", "fam-ily-int8+fp32"]) {
+  for (const incomparable of [
+    "fam-other-fp32",
+    "fam-fp32",
+    "fam-ily-int8",
+    "fam-ily-int8+fp32",
+    "fam-ily-fp32+int8.1a2b",
+  ]) {
     await assert.rejects(embedIn(incomparable), (error) => {
       assert.ok(error instanceof SpaceMismatchError);
       assert.deepEqual([error.expected, error.received], ["fam-ily-fp32", incomparable]);

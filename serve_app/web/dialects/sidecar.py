@@ -80,6 +80,16 @@ class ParityReport(TypedDict):
     score_error_max: NotRequired[float | None]  # of scores
 
 
+class CacheLossReport(TypedDict):
+    """What vectors lose in a cache with another data type than float32."""
+
+    dtype: str
+    texts: int
+    cosine_min: float
+    cosine_mean: float
+    neighbor_agreement: float
+
+
 _StringMapping = Annotated[Mapping[str, str], {"type": "object", "additionalProperties": STRING}]
 
 
@@ -112,6 +122,7 @@ class InfoReply(tei.InfoReply):
     threads: int | None
     parity: ParityReport | None
     refused: list[str] | None
+    cache_loss: NotRequired[CacheLossReport]
     #: Input types whose prompt is empty in the model's files → the one whose prompt they use.
     prompt_sources: NotRequired[_StringMapping]
     versions: _StringMapping

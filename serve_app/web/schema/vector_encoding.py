@@ -11,8 +11,8 @@ import orjson
 
 from serve_app.errors import InvalidRequest
 from serve_app.models import ModelSpec
+from serve_app.quantization import quantize
 from serve_app.results import EmbedResult
-from serve_app.service.quantization import quantize
 from serve_app.web.schema.fields import EnumField, EnumListField, SchemaContext
 from serve_app.web.schema.json_schema import INTEGER, STRING, VECTOR, Schema, any_of, array, enum
 

@@ -5,7 +5,7 @@ import pytest
 from sentence_transformers.util import quantize_embeddings
 
 from serve_app.model_prep.quantization_ranges import compute_ranges
-from serve_app.service.quantization import QuantizedType, quantize
+from serve_app.quantization import QuantizedType, dequantize, quantize
 from serve_app.types import Float32
 from tests.engines import reference
 
@@ -57,9 +57,10 @@ def test_dequantized_vectors_are_similar(
     vectors: Float32, ranges: Float32, dtype: QuantizedType
 ) -> None:
     steps = (ranges[1] - ranges[0]) / 255
-    first = 0.0 if dtype == "uint8" else -128.0
-    codes = quantize(vectors, ranges, dtype).astype(np.float32)
-    dequantized = ranges[0] + (codes - first + 0.5) * steps
+    codes = quantize(vectors, ranges, dtype)
+    dequantized = dequantize(codes, ranges)
+    assert dequantized.dtype == np.float32
+    assert np.array_equal(quantize(dequantized, ranges, dtype), codes)
     assert np.abs(dequantized - vectors).max() <= steps.max() * 0.51
     cosine = (dequantized * vectors).sum(axis=1) / np.linalg.norm(dequantized, axis=1)
     assert cosine.min() > 0.999
