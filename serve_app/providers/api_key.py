@@ -23,6 +23,7 @@ class ApiKey:
         self._file = settings.api_key_file
         self._env = settings.api_key_env or default_env
         self._value = self._read()
+        self._former: set[str] = set()  # calls in flight may still use them
 
     @property
     def value(self) -> str:
@@ -36,11 +37,14 @@ class ApiKey:
             self._value = self._read()
         except ConfigurationError:
             return False
+        self._former.add(old)
         return self._value != old
 
     def redact(self, text: str) -> str:
-        """Returns a text in which `***` replaces the key."""
-        return text.replace(self._value, "***") if self._value else text
+        """Returns a text in which `***` replaces the key and those before it."""
+        for key in filter(None, {self._value, *self._former}):
+            text = text.replace(key, "***")
+        return text
 
     def _read(self) -> str:
         if self._file is not None:

@@ -41,6 +41,7 @@ class OpenAIProvider(HttpProvider):
     def _create_client(self, source: ProviderSource) -> openai.AsyncOpenAI:
         base_url, api_version = self.settings.base_url, self.settings.api_version
         if isinstance(source, AzureSource) and base_url is not None:
+            base_url = base_url.rstrip("/").removesuffix("/openai/v1")
             if api_version is not None:
                 return openai.AsyncAzureOpenAI(
                     azure_endpoint=base_url,
@@ -49,7 +50,7 @@ class OpenAIProvider(HttpProvider):
                     api_key=self._api_key,
                     max_retries=0,
                 )
-            base_url = f"{base_url.rstrip('/')}/openai/v1"
+            base_url = f"{base_url}/openai/v1"
         return openai.AsyncOpenAI(base_url=base_url, api_key=self._api_key, max_retries=0)
 
     async def _api_key(self) -> str:

@@ -390,6 +390,11 @@ async def test_a_replaced_key_is_read_from_its_file(
         await provider.embed(TEXTS, "", LIMIT_S)
     file.write_text("sk-new")
     await provider.embed(TEXTS, "", LIMIT_S)
+    server.script.append(Behavior(status=400, error_body=f"{KEY} and sk-new".encode()))
+    with pytest.raises(InvalidRequest) as caught:
+        await provider.embed(TEXTS, "", LIMIT_S)
+    assert KEY not in caught.value.message
+    assert "sk-new" not in caught.value.message
     await provider.close()
 
 
@@ -512,6 +517,17 @@ async def test_each_api_has_its_path_and_header(
     (received,) = server.received
     assert received.path == path
     assert received.headers[header].removeprefix("Bearer ") == KEY
+
+
+async def test_the_address_of_azure_may_have_the_path_of_its_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(KEY_ENV, KEY)
+    with run_fake_server("azure") as server:
+        provider = load(CASES["azure-v1"], server, base_url=f"{server.url}/openai/v1/")
+        await provider.embed(TEXTS, "", LIMIT_S)
+        await provider.close()
+    assert server.received[0].path == "/openai/v1/embeddings"
 
 
 async def test_calls_go_through_the_proxy_of_the_environment(
