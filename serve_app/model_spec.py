@@ -24,6 +24,7 @@ class ModelSpec:
     unit_length: bool = False  #: the pipeline normalizes vectors to length 1
     pooling: str | None = None  #: how token vectors become one vector: `mean`, `cls`, …
     is_static: bool = False  #: a table of token vectors without a transformer
+    is_remote: bool = False  #: a provider runs the model
     kind: ModelKind = "dense"
     tasks: tuple[Task, ...] = ("embed", "embed_tokens")  #: the main task first
     labels: tuple[str, ...] = ()  #: of a cross-encoder's scores, in the order of its logits

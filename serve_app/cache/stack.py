@@ -52,7 +52,9 @@ class CacheStack:
             send: returns for an engine's id the function that computes what is in neither tier.
             l1_max_bytes: memory limit of L1.
             l1_eviction: its eviction policy.
-            max_in_flight_calls: of each model; see `Coalescer`.
+            max_in_flight_calls: of each local model; see `Coalescer`. Texts for providers join
+                calls of the provider instead, and waiting for a slow call would cost more time
+                than it saves.
             dtype: stored component type of the vectors.
             meter: counts hits and misses.
             l2: the tier that processes share; None: the next tier may have one.
@@ -62,12 +64,14 @@ class CacheStack:
         self._l2 = l2
         self._meter = meter
         self._evictions = 0
-        self._coalescers = list[Coalescer]()
+        self._limited = list[Coalescer]()
         lookups = dict[str, Lookup]()
         flights = defaultdict[str, dict[bytes, Flight]](dict)
         for spec in self._specs:
-            coalescer = Coalescer(send(spec.engine_id), max_in_flight_calls)
-            self._coalescers.append(coalescer)
+            limit = math.inf if spec.is_remote else max_in_flight_calls
+            coalescer = Coalescer(send(spec.engine_id), limit)
+            if not spec.is_remote:
+                self._limited.append(coalescer)
             lookups[spec.engine_id] = Lookup(
                 spec.space_id,
                 task_codecs(spec, dtype),
@@ -93,7 +97,7 @@ class CacheStack:
     ) -> None:
         """Applies new limits and L1's policy. Cached values remain as far as they fit into L1."""
         self._memory.apply(l1_max_bytes, l1_eviction)
-        for coalescer in self._coalescers:
+        for coalescer in self._limited:
             coalescer.max_in_flight_calls = max_in_flight_calls
 
     @property

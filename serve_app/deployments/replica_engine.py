@@ -64,7 +64,7 @@ def load_replica_engines(
         ConfigurationError: an engine can't run on the device that Ray assigned.
         SpaceMismatch: the model files of this node differ from those of the application.
     """
-    local = [selection for selection in selections if not selection.model.is_remote]
+    local = [selection for selection in selections if not selection.spec.is_remote]
     for selection in local:
         check_space(selection)
     if local:

@@ -58,7 +58,7 @@ def create_engine_pool(
             _loss_measurement(config, selection.spec),
         )
         for selection in selections
-        if not selection.model.is_remote
+        if not selection.spec.is_remote
     }
     return EnginePool(
         models, threads=threads, cpus=cpus, meter=meter, max_loaded=config.max_loaded_models
@@ -92,7 +92,7 @@ def create_provider_pool(
             _encoders(config, selection.spec),
         )
         for selection in selections
-        if selection.model.is_remote
+        if selection.spec.is_remote
     }
     return ProviderPool(models, meter=meter)
 
@@ -138,7 +138,6 @@ def create_catalog(
     Raises:
         ConfigurationError: see `EmbedService.apply`.
     """
-    remote = {model.name for model in config.served_models if model.is_remote}
     services = [
         EmbedService(
             spec,
@@ -148,7 +147,6 @@ def create_catalog(
             uncached_tasks=frozenset() if config.cache.scores else _SCORE_TASKS,
             # Models that share too little memory are loaded by their users, not by health checks.
             probes=config.max_loaded_models is None or spec is specs[0],
-            is_remote=spec.name in remote,
         )
         for spec in specs
     ]

@@ -50,7 +50,6 @@ class EmbedService:
         *,
         uncached_tasks: frozenset[Task] = frozenset(),
         probes: bool = True,
-        is_remote: bool = False,
     ) -> None:
         """Creates a service.
 
@@ -60,9 +59,8 @@ class EmbedService:
             settings: limits and timeouts; `apply` replaces them.
             meter: counts the requests of the model.
             uncached_tasks: see `TaskContext`.
-            probes: whether health checks may run the model; see `HealthProbe`.
-            is_remote: whether a provider runs the model. Health checks then ask for the state of
-                its circuit breaker instead.
+            probes: whether health checks may run the model; see `HealthProbe`. If a provider runs
+                it, they ask for the state of its circuit breaker instead.
 
         Raises:
             ConfigurationError: see `apply`.
@@ -71,8 +69,8 @@ class EmbedService:
         self._backend = backend
         self.meter = meter or Meter().for_model(spec.name)
         self._tasks = frozenset(spec.tasks)
-        self._is_remote = is_remote
-        self._probe = self._check_breaker if is_remote else self._run_model if probes else None
+        local_probe = self._run_model if probes else None
+        self._probe = self._check_breaker if spec.is_remote else local_probe
         self._device: str | None = None
         self._context = TaskContext(
             spec, backend, settings, self.meter, uncached_tasks=uncached_tasks
@@ -91,7 +89,7 @@ class EmbedService:
             self._probe,
             max_age_s=settings.health_max_age_s,
             timeout_s=settings.health_timeout_s,
-            computes=not self._is_remote,
+            computes=not self.spec.is_remote,
         )
 
     async def run(self, job: Job[ResultT], timeout_s: float = math.inf) -> ResultT:

@@ -4,10 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from serve_app.cache.coalescer import Send
 from serve_app.cache.stack import CacheStack
 from serve_app.metrics import Meter
 from serve_app.service.backend import CachedBackend
-from serve_app.types import CacheState, TextGroup, Tier
+from serve_app.types import CacheState, Outputs, TextGroup, Tier
 from tests.fakes import SPEC, FakeBackend, fake_send, fake_vector
 
 
@@ -63,3 +64,35 @@ async def test_models_of_one_space_share_cached_and_computing_texts_and_no_engin
     texts = [[group.texts for group in engine.groups] for engine in engines.values()]
     assert texts == [[("a",)], [("b",)]]
     assert (await first.run(TextGroup(("b",)))).tiers.tolist() == [Tier.L1]
+
+
+async def test_texts_for_providers_never_wait_for_calls_in_flight() -> None:
+    specs = [SPEC, replace(SPEC, name="remote", aliases=(), space_id="cafe-fp32", is_remote=True)]
+    engine, released, started = FakeBackend(), asyncio.Event(), list[str]()
+
+    def send(engine_id: str) -> Send:
+        async def run(group: TextGroup) -> Outputs:
+            started.append(engine_id)
+            await released.wait()
+            return await engine.run(group)
+
+        return fake_send(run)
+
+    cache = CacheStack(
+        specs,
+        send,
+        l1_max_bytes=1 << 20,
+        max_in_flight_calls=1,
+        dtype="float32",
+        meter=Meter(),
+    )
+    cache.apply(l1_max_bytes=1 << 20, max_in_flight_calls=1)
+    runs = list[asyncio.Task[Outputs]]()
+    for text in "abc":
+        for spec in specs:
+            runs.append(asyncio.create_task(cache.lookups[spec.engine_id].run(TextGroup((text,)))))
+        for _ in range(10):  # turns of the loop, more than a call takes to start
+            await asyncio.sleep(0)
+    assert sorted(started) == sorted([specs[0].engine_id, *[specs[1].engine_id] * 3])
+    released.set()
+    await asyncio.gather(*runs)
