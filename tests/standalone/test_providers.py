@@ -20,6 +20,7 @@ from tests.providers import fake_servers
 from tests.providers.fake_servers import (
     DIM,
     KEY,
+    Behavior,
     FakeServer,
     fake_vectors,
     rate_limited,
@@ -140,11 +141,39 @@ async def test_nothing_wrong_is_cached(client: httpx2.AsyncClient, server: FakeS
     assert reply.headers["x-cache"] == "hits=0; misses=2"
 
 
-async def test_failures_are_retried(client: httpx2.AsyncClient, server: FakeServer) -> None:
-    server.script.extend([fake_servers.SERVER_ERROR, rate_limited(retry_after_ms="20")])
-    assert (await embed(client, "a")).status_code == 200
-    assert len(server.received) == 3
-    assert await metric(client, "embedserve_provider_retries_total") == 2
+@pytest.mark.parametrize(
+    "behavior",
+    [
+        *(fake_servers.SERVER_ERROR, fake_servers.CLOSED, fake_servers.CUT_OFF),
+        *(fake_servers.HANGS, fake_servers.SLOW_BYTES, rate_limited(retry_after_ms="20")),
+    ],
+    ids=["500", "closed", "cut off", "hangs", "slow bytes", "429"],
+)
+async def test_failures_are_retried(
+    behavior: Behavior, server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.script.append(behavior)
+    async with running(remote_model(server, timeout_s=0.3)) as (client, _):
+        reply = await embed(client, "a")
+        vectors = [item["embedding"] for item in reply.json()["data"]]
+        assert np.array_equal(np.array(vectors, np.float32), fake_vectors("a"))
+        assert await metric(client, "embedserve_provider_retries_total") == 1
+    assert len(server.received) == 2
+    assert KEY not in caplog.text
+
+
+async def test_the_second_region_answers_while_the_first_one_fails(server: FakeServer) -> None:
+    with run_fake_server("openai") as second:
+        first = remote_model(server, max_retries=0) | {"fallback": ["second"]}
+        async with running(first, remote_model(second) | {"name": "second"}) as (client, _):
+            server.script.extend([fake_servers.SERVER_ERROR] * 20)
+            for i in range(8):
+                assert (await embed(client, f"text {i}")).status_code == 200
+            # Both have one space, and so one cache.
+            reply = await client.post("/v1/embeddings", json={"input": "text 0", "model": "second"})
+    assert reply.headers["x-cache"].startswith("hits=1")
+    assert len(server.received) == 5  # then its breaker opened
+    assert len(second.received) == 8
 
 
 async def test_a_rate_limit_beyond_the_deadline_is_a_429(
