@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from serve_app.access.entrance import Entrance
+from serve_app.access.ledger import MemoryLedger
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import Unavailable
 from serve_app.jobs import EmbedJob
@@ -32,6 +33,7 @@ class RecordingEntrance:
 
     def __init__(self, key: ApiKey = KEY) -> None:
         self.key = key
+        self.ledger = MemoryLedger()
         self.presented: list[tuple[str | None, str | None]] = []
         self.admitted: list[tuple[str, str, int]] = []
         self.released: list[int | None] = []
