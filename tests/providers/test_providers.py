@@ -303,7 +303,10 @@ def http_date(seconds: float) -> str:
         (rate_limited(retry_after="-3"), {0}),
         (rate_limited(retry_after="inf"), {0}),
     ],
-    ids=lambda value: str(dict(value.headers)) if isinstance(value, Behavior) else "",
+    ids=[
+        *("none", "seconds", "fraction", "milliseconds", "nonsense in milliseconds"),
+        *("date", "past date", "nonsense", "negative", "infinite"),
+    ],
 )
 async def test_a_rate_limit_is_passed_on(
     behavior: Behavior, expected: set[int], provider: Provider, server: FakeServer
