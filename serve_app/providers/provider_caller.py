@@ -40,6 +40,10 @@ from serve_app.providers.token_counts import distribute_tokens
 
 logger = logging.getLogger(__name__)
 
+#: A provider that hasn't answered within this time is failing, and clients with less time than
+#: `timeout_s` would never find out. They give up at their deadline, or just before.
+_ENOUGH_S = 5.0
+_ALL = 0.95
 #: The tag of `PROVIDER_CALLS` for each error.
 _OUTCOMES: tuple[tuple[type[EmbedServeError], str], ...] = (
     (InvalidRequest, "refused"),
@@ -122,9 +126,8 @@ class ProviderCaller:
             embedded = await self._embed(texts, timeout_s)
         except EmbedServeError as error:
             if isinstance(error, Unavailable) and self._clock() >= deadline_s:
-                error = _too_late(timeout_s)  # which says nothing about the provider
-                if is_probe:
-                    self._gate.end_probe()
+                error = _too_late(timeout_s)
+                self._record_unanswered(started_s, deadline_s, is_probe=is_probe)
             else:
                 self._gate.record(error, is_probe=is_probe)
             outcome = next((name for kind, name in _OUTCOMES if isinstance(error, kind)), "failed")
@@ -132,10 +135,19 @@ class ProviderCaller:
             return error
         except asyncio.CancelledError:
             self._meter.add(PROVIDER_CALLS, 1, "cancelled")
+            self._record_unanswered(started_s, deadline_s, is_probe=is_probe)
             raise
         self._gate.record(None, is_probe=is_probe)
         self._set_vectors(texts, embedded, self._clock() - started_s)
         return None
+
+    def _record_unanswered(self, started_s: float, deadline_s: float, *, is_probe: bool) -> None:
+        """Records a call that its callers gave up, as a failure if their time was enough."""
+        waited_s = self._clock() - started_s
+        if waited_s >= max(_ENOUGH_S, _ALL * (deadline_s - started_s)):
+            self._gate.record(_no_answer(self._spec.name, waited_s), is_probe=is_probe)
+        elif is_probe:
+            self._gate.end_probe()
 
     async def _embed(self, texts: Sequence[ProviderText], timeout_s: float) -> EmbeddedTexts:
         try:
@@ -146,7 +158,7 @@ class ProviderCaller:
         except EmbedServeError:
             raise
         except TimeoutError:
-            raise Unavailable(f"It didn't answer within {timeout_s:g} s.") from None
+            raise _no_answer(self._spec.name, timeout_s) from None
         except Exception as error:
             # Without its message, which may quote a header with the key.
             logger.error(
@@ -219,3 +231,7 @@ def _too_late(timeout_s: float) -> DeadlineExceeded:
         f"The provider didn't answer within the {timeout_s:.3g} s that were left of the request's "
         "time limit. Send fewer texts in one request, or allow more time."
     )
+
+
+def _no_answer(model: str, seconds: float) -> Unavailable:
+    return Unavailable(f"The provider of {model} didn't answer within {seconds:.3g} s.")

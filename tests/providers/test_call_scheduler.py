@@ -362,6 +362,23 @@ async def test_a_provider_that_hangs_until_the_deadline_is_a_504(one_call: Fixtu
     assert one_call.scheduler.failure is None
 
 
+@pytest.mark.parametrize(
+    ("timeout_s", "waited_s", "opens"), [(10, 9.9, True), (10, 6, False), (2, 2, False)]
+)
+async def test_a_provider_that_hangs_opens_the_breaker_also_for_hasty_clients(
+    one_call: Fixture, timeout_s: float, waited_s: float, opens: bool
+) -> None:
+    """Clients that leave before their time is up prove nothing."""
+    one_call.provider.hold()
+    for i in range(5):
+        group = await one_call.group(f"{i}", timeout_s=timeout_s)
+        await one_call.until(lambda: one_call.provider.in_flight)
+        one_call.clock.now_s += waited_s
+        group.future.cancel()
+        await one_call.until(lambda: not one_call.scheduler.in_flight)
+    assert (one_call.scheduler.failure is not None) == opens
+
+
 async def test_a_refused_text_fails_its_request_only(one_call: Fixture) -> None:
     await hold_a_call(one_call)
     texts = [f"{i}{'boom' if i in (3, 11) else ''}" for i in range(16)]
