@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
 from serve_app.access.entrance import Entrance
@@ -26,6 +27,9 @@ from serve_app.metrics import FALLBACK_TEXTS, REQUESTS
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
+from serve_app.web.dialects.sidecar import InfoReply
+from serve_app.web.dialects.status import HealthReply
+from serve_app.web.schema.typed_dict import schema_of
 from tests.fakes import SPEC, FakeBackend, fake_vector
 
 FIRST = replace(SPEC, prompts={**SPEC.prompts, "legal": "law: "})
@@ -195,5 +199,8 @@ def test_health_and_info_show_the_chain() -> None:
     assert (health["status"], health["reason"]) == ("degraded", "out of memory")
     assert health["fallbacks"][SPEC.name]["status"] == "failing"
     assert "fallbacks" not in models.client.get("/health", params={"model": OTHER.name}).json()
-    assert models.client.get("/info").json()["fallback"] == [OTHER.name]
+    Draft202012Validator(schema_of(HealthReply)).validate(health)
+    info = models.client.get("/info").json()
+    assert info["fallback"] == [OTHER.name]
+    Draft202012Validator(schema_of(InfoReply)).validate(info)
     assert "fallback" not in models.client.get("/info", params={"model": OTHER.name}).json()

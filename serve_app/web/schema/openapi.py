@@ -43,7 +43,8 @@ from serve_app.web.schema.json_schema import STRING, Schema, any_of, enum
 _DESCRIPTION = """\
 Text embeddings in the request formats of many APIs. Unknown fields are ignored; an optional field \
 that is `null` counts as absent. The response header `x-embedding-space` names the vector space: \
-vectors of different spaces can't be compared. With `Accept: application/octet-stream` the body \
+vectors of different spaces can't be compared. If a model of another space answers in place of the \
+requested one, `x-embedding-model` names it. With `Accept: application/octet-stream` the body \
 holds raw vectors, row by row in little-endian float32, and the header `x-embedding-shape` their \
 number and dimension. `Cache-Control: no-store` bypasses the cache. Every response, errors \
 included, has an `x-request-id`: the client's own, or a generated one.\
