@@ -33,6 +33,7 @@ class CallGate:
         clock: Callable[[], float],
         *,
         on_pause: Callable[[], None],
+        waits: bool = True,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """Creates a gate that is open to calls.
@@ -41,11 +42,13 @@ class CallGate:
             model: names the model in messages.
             clock: monotonic time in seconds.
             on_pause: called when the provider wants no calls for some time.
+            waits: whether requests wait for that time. False: another model answers them.
             jitter: returns a random number of at least 0 and below 1.
         """
         self._model = model
         self._clock = clock
         self._on_pause = on_pause
+        self._waits = waits
         self._jitter = jitter
         self._breaker = Breaker(
             max_failures=_MAX_FAILURES, probe_every_s=_PROBE_EVERY_S, clock=clock
@@ -72,7 +75,7 @@ class CallGate:
         if self._breaker.is_open and not self.may_start:
             return self.failure
         left_s = self.paused_until_s - self._clock()
-        if left_s <= 0 or deadline_s > self.paused_until_s:
+        if left_s <= 0 or (self._waits and deadline_s > self.paused_until_s):
             return None
         return type(self.pause_error)(str(self.pause_error), math.ceil(left_s))
 

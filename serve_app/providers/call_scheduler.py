@@ -57,6 +57,7 @@ class CallScheduler:
         meter: ModelMeter,
         *,
         settings: QueueSettings,
+        waits: bool = True,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -68,6 +69,7 @@ class CallScheduler:
             provider_settings: bounds of its calls.
             meter: counts calls.
             settings: may be replaced at any time; they apply to the next group.
+            waits: see `CallGate`.
             clock: monotonic time in seconds.
             sleep: waits for some seconds.
         """
@@ -78,7 +80,7 @@ class CallScheduler:
         self._meter = meter
         self._clock = clock
         self._sleep = sleep
-        self._gate = CallGate(spec.name, clock, on_pause=self._fail_impatient)
+        self._gate = CallGate(spec.name, clock, on_pause=self._fail_impatient, waits=waits)
         self._caller = ProviderCaller(
             spec, provider, provider_settings, self._gate, meter, clock=clock, sleep=sleep
         )

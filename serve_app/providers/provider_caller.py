@@ -202,7 +202,8 @@ class ProviderCaller:
         if isinstance(error, Overloaded | Unavailable) and error.retry_after_s:
             self._gate.pause(error, until_s)
         retryable = isinstance(error, Overloaded | Unavailable)
-        if not retryable or attempt >= self._settings.max_retries or self._gate.failure:
+        refused = self._gate.failure or self._gate.refusal(math.inf)
+        if not retryable or attempt >= self._settings.max_retries or refused:
             fail_groups(texts, error)
             return False
         if not await self._wait(texts, until_s, error):
@@ -213,6 +214,9 @@ class ProviderCaller:
     async def _wait_for_rate_limit(self, texts: Sequence[ProviderText]) -> Sequence[ProviderText]:
         """Waits while the provider wants no calls; returns the texts that somebody waits for."""
         while texts and self._gate.paused_until_s > self._clock():
+            if (refusal := self._gate.refusal(math.inf)) is not None:
+                fail_groups(texts, refusal)
+                return []
             texts = await self._wait(texts, self._gate.paused_until_s, self._gate.pause_error)
         return texts
 

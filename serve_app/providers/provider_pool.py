@@ -34,6 +34,7 @@ class ProviderModel(NamedTuple):
     provider: Provider
     settings: ProviderSettings
     encoders: Mapping[Task, Encode]  #: for each task, returns outputs as cache values
+    waits: bool = True  #: see `CallGate`
 
 
 class ProviderPool:
@@ -57,6 +58,7 @@ class ProviderPool:
                 model.settings,
                 meter.for_model(model.spec.name),
                 settings=QueueSettings(),
+                waits=model.waits,
             )
             for engine_id, model in models.items()
         }

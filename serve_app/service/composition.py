@@ -90,6 +90,7 @@ def create_provider_pool(
             load(selection.model, selection.spec),
             selection.model.provider,
             _encoders(config, selection.spec),
+            waits=not selection.model.fallback,
         )
         for selection in selections
         if selection.spec.is_remote

@@ -47,7 +47,12 @@ class Fixture:
     """A scheduler, its provider and its clock."""
 
     def __init__(
-        self, provider: ScriptedProvider, queue: QueueSettings | None = None, **values: Any
+        self,
+        provider: ScriptedProvider,
+        queue: QueueSettings | None = None,
+        *,
+        waits: bool = True,
+        **values: Any,
     ) -> None:
         self.provider = provider
         self.clock = MovingClock()
@@ -58,6 +63,7 @@ class Fixture:
             ProviderSettings(**values),
             self.meter.for_model(NAME),
             settings=queue or QueueSettings(),
+            waits=waits,
             clock=self.clock,
             sleep=self.clock.sleep,
         )
@@ -341,6 +347,19 @@ async def test_no_call_starts_while_the_provider_wants_none() -> None:
         check_vectors(await result(group), text)
     assert fixture.clock.now_s >= 1020
     assert fixture.provider.calls == [["a"], ["c", "d"]]
+    await fixture.scheduler.stop()
+
+
+async def test_no_text_waits_for_a_rate_limit_if_another_model_can_answer() -> None:
+    fixture = Fixture(ScriptedProvider(), waits=False, max_concurrent_calls=1)
+    calling, queued = await hold_a_call(fixture), await fixture.group("queued")
+    fixture.provider.errors = errors(Overloaded("too fast", 20))
+    fixture.provider.release()
+    for group in (calling, queued, await fixture.group("later")):
+        assert isinstance(await result(group), Overloaded)
+    assert fixture.clock.now_s < 1020
+    fixture.clock.now_s += 22
+    check_vectors(await fixture.result("after it"), "after it")
     await fixture.scheduler.stop()
 
 

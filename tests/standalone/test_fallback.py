@@ -15,6 +15,17 @@ from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.model_prep.engine_selection import EngineSelection, select_engines
 from serve_app.standalone import StandaloneService
 from serve_app.tasks import Task
+from tests.providers.fake_servers import (
+    DIM,
+    GARBAGE,
+    KEY,
+    SERVER_ERROR,
+    UNAUTHORIZED,
+    Behavior,
+    fake_vectors,
+    rate_limited,
+    run_fake_server,
+)
 
 #: Two engines of one space, and one of another.
 CONFIG = AppConfig.parse(
@@ -133,3 +144,43 @@ async def test_health_says_that_the_fallback_answers(running: Running) -> None:
 async def test_a_model_without_a_fallback_fails(running: Running) -> None:
     running.engines["second"].is_broken = True
     assert (await running.embed("a text", model="second")).status_code == 500
+
+
+@pytest.mark.parametrize(
+    "behavior",
+    [SERVER_ERROR, UNAUTHORIZED, GARBAGE, rate_limited(retry_after="60")],
+    ids=["500", "401", "garbage", "429"],
+)
+async def test_the_second_region_of_a_provider_answers_with_the_vectors_of_the_first(
+    behavior: Behavior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_PROVIDER_KEY", KEY)
+    with run_fake_server("azure") as north, run_fake_server("azure") as south:
+        model, *regions = "text-embedding-3-small", north, south
+        provider = {"api_key_env": "FAKE_PROVIDER_KEY", "dimensions": DIM, "max_retries": 0}
+        entries = [
+            {
+                "name": name,
+                "source": f"azure:{model}",
+                "provider": provider | {"base_url": region.url, "model": model},
+            }
+            for name, region in zip(("north", "south"), regions, strict=True)
+        ]
+        entries[0]["fallback"] = ["south"]
+        config = AppConfig.parse({"models": entries, "cache": {"url": "none"}})
+        north.script.extend([behavior] * 20)
+        service = StandaloneService(
+            config, select_engines(config), EmbedServerSettings(), "regions"
+        )
+        await service.start()
+        transport = httpx2.ASGITransport(service.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            for i in range(10):  # until the breaker opens, and after
+                body = {"model": "north", "input": f"text {i}"}
+                reply = await client.post("/v1/embeddings", json=body)
+                expected = fake_vectors(f"text {i}")
+                assert np.array_equal(vectors(reply).astype(np.float32), expected)
+                assert reply.json()["model"] == "north"
+        await service.stop()
+    assert len(south.received) == 10
+    assert 1 <= len(north.received) < 10
