@@ -279,10 +279,13 @@ class CallScheduler:
         )
         self._calls[task] = tokens
         admission = self._admission[lane]
+        needed = len(groups)
 
-        def cancel_if_unneeded(_: object) -> None:
-            if all(group.future.done() for group in groups):
-                task.cancel()
+        def on_group_done(_: object) -> None:
+            nonlocal needed
+            needed -= 1
+            if not needed:
+                task.cancel()  # no effect if the call has answered
 
         def on_done(task: asyncio.Task[None]) -> None:
             del self._calls[task]
@@ -294,7 +297,7 @@ class CallScheduler:
             self._dispatch_soon()
 
         for group in groups:
-            group.future.add_done_callback(cancel_if_unneeded)
+            group.future.add_done_callback(on_group_done)
         task.add_done_callback(on_done)
         if admission.has_backlog:
             self._queue(admission.next_part(self.settings.max_queued_tokens))
