@@ -1,16 +1,19 @@
 """Both clients, against a scripted server."""
 
+import asyncio
 import copy
 import logging
 import multiprocessing
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
 from embedserve_client import (
+    AsyncClient,
     Client,
     EmbedError,
     HTTPError,
@@ -67,6 +70,37 @@ def test_info_counts_the_cached_texts(make_client: Any, server: ScriptedServer) 
     server.script = [vectors(**{"x-cache": "hits=1; misses=1; tier=l1"}), vectors()]
     assert client.embed(["a", "b", "c"]).info.cached is None  # another service for the rest
     assert client.embed(["a"]).info.cached is None
+
+
+def test_info_has_the_cost_of_all_requests(make_client: Any, server: ScriptedServer) -> None:
+    client = make_client(server.url, batch_size=2, concurrency=1)
+    server.script = [
+        vectors(**{"x-cost-usd": "0.100000000"}),
+        vectors(**{"x-cost-usd": "0.200000020"}),
+    ]
+    assert client.embed(["a", "b", "c"]).info.cost_usd == 0.30000002
+    server.script = [vectors(**{"x-cost-usd": "nan"})]
+    assert client.embed(["a"]).info.cost_usd is None
+    assert client.embed(["a"]).info.cost_usd is None  # a model without a price
+
+
+def test_an_async_client_serves_several_event_loops(server: ScriptedServer) -> None:
+    """Also at the same time, each on a thread of its own."""
+    client = AsyncClient(server.url)
+
+    async def embed() -> bool:
+        return np.array_equal(await client.embed(TEXTS), expected(TEXTS))
+
+    assert asyncio.run(embed())
+    assert asyncio.run(embed())
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(embed())
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda _: asyncio.run(embed()), range(8)))
+    assert loop.run_until_complete(embed())
+    loop.run_until_complete(client.close())
+    loop.close()
+    assert asyncio.run(embed())
 
 
 def test_single_text_has_shape_dim(make_client: Any, server: ScriptedServer) -> None:

@@ -2,16 +2,13 @@
 
 import asyncio
 import os
-import time
-from collections.abc import Generator, Sequence
-from typing import Any, Self, TypeVar, Unpack, overload
+from collections.abc import Sequence
+from typing import Any, Unpack, overload
 
 from embedserve_client import base
+from embedserve_client.async_base import AsyncBaseClient
 from embedserve_client.base import (
-    BaseClient,
-    Call,
     ClassifyOptions,
-    ClientOptions,
     EmbedOptions,
     ImageOptions,
     RerankOptions,
@@ -19,31 +16,20 @@ from embedserve_client.base import (
 )
 from embedserve_client.classify import LabelScore
 from embedserve_client.errors import EmbedError
-from embedserve_client.flow import EmbedLocally
 from embedserve_client.images import ImageInput
 from embedserve_client.rerank import RerankResult
-from embedserve_client.retry import RetryPolicy, Send, Sleep, send_with_retries
+from embedserve_client.retry import Send
 from embedserve_client.sparse import SparseVector
-from embedserve_client.transport import AsyncTransport
 from embedserve_client.vectors import Vectors
-from embedserve_client.wire import Request, Response, get_request, parse_object
-
-B = TypeVar("B", bound=Sequence[Any])
-R = TypeVar("R")
-T = TypeVar("T")
+from embedserve_client.wire import get_request
 
 
-class AsyncClient(BaseClient):
+class AsyncClient(AsyncBaseClient):
     """`Client` for asyncio. Cancelling a call cancels its requests.
 
     async with AsyncClient("http://127.0.0.1:8000") as client:
         vectors = await client.embed(["a text", "another"])
     """
-
-    def __init__(self, base_url: str | None = None, **options: Unpack[ClientOptions]) -> None:
-        """Creates a client; see `BaseClient`."""
-        super().__init__(base_url, **options)
-        self._transport = AsyncTransport(self.base_url, self._headers, self._concurrency)
 
     async def embed(self, texts: str | Sequence[str], **options: Unpack[EmbedOptions]) -> Vectors:
         """Embeds texts; see `Client.embed`."""
@@ -131,68 +117,3 @@ class AsyncClient(BaseClient):
     async def models(self) -> list[str]:
         """Returns the names of the served models."""
         return base.parse_model_names(await self._get(base.MODELS_REQUEST))
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._transport.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
-
-    async def _get(self, request: Request) -> dict[str, Any]:
-        deadline = time.monotonic() + self.timeout_s
-        flow = send_with_retries(request, RetryPolicy(), deadline, time.monotonic)
-        return parse_object(await self._drive(flow))
-
-    async def _run(self, call: Call[B, R, T]) -> T:
-        """Sends the requests of a call; the first failure cancels the others."""
-        if len(call.batches) == 1:
-            return call.join([await self._drive(call.flow(call.batches[0]))])
-        results = dict[int, R]()
-        pending = iter(range(len(call.batches)))
-
-        async def work() -> None:
-            for i in pending:
-                try:
-                    results[i] = await self._drive(call.flow(call.batches[i]))
-                except EmbedError as error:
-                    raise call.add_range(error, i) from error.__cause__
-
-        tasks = [
-            asyncio.create_task(work()) for _ in range(min(self._concurrency, len(call.batches)))
-        ]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return call.join([results[i] for i in range(len(call.batches))])
-
-    async def _drive(self, flow: Generator[Any, Any, T]) -> T:
-        """Runs the steps of a flow and returns its result."""
-        outcome: Any = None
-        try:
-            while True:
-                match flow.send(outcome):
-                    case Sleep(seconds):
-                        await asyncio.sleep(seconds)
-                        outcome = None
-                    case EmbedLocally(texts, params):
-                        assert self.fallback is not None, "EmbedLocally without a fallback. A bug."
-                        model = self.fallback.model
-                        outcome = await asyncio.to_thread(model.embed, texts, params)
-                    case step:
-                        outcome = await self._try_send(step)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-
-    async def _try_send(self, step: Send) -> Response | EmbedError:
-        try:
-            return await self._transport.send(step)
-        except EmbedError as error:
-            return error

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import time
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple
 
 import httpx2
 
@@ -116,24 +118,30 @@ class Transport:
 
 
 class AsyncTransport:
-    """`Transport` for an event loop."""
+    """`Transport` for event loops.
+
+    Connections belong to an event loop, so each loop has its own pool. It is closed by `close`, or
+    when `asyncio.run` ends, so that a program may call `asyncio.run` again and again.
+    """
 
     def __init__(self, base_url: str, headers: dict[str, str], max_keepalive: int) -> None:
-        self._client = httpx2.AsyncClient(
-            base_url=base_url,
-            headers=headers,
-            limits=_limits(max_keepalive),
-            verify=_verify(base_url),
-            timeout=None,
-        )
+        self._options: dict[str, Any] = {
+            "base_url": base_url,
+            "headers": headers,
+            "limits": _limits(max_keepalive),
+            "verify": _verify(base_url),
+            "timeout": None,
+        }
+        self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
 
     async def send(self, step: Send) -> Response:
         """Sends a request and reads the complete response; raises like `Transport.send`."""
+        client = await self._client()
         body = _BodyBuffer(time.monotonic() + step.timeout_s)
         try:
             async with (
                 asyncio.timeout(step.timeout_s),
-                self._client.stream(
+                client.stream(
                     step.request.method,
                     step.request.path,
                     headers=dict(step.request.headers),
@@ -150,8 +158,38 @@ class AsyncTransport:
         return body.response(response)
 
     async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.aclose()
+        """Closes the connections of the running event loop."""
+        if pool := self._pools.get(asyncio.get_running_loop()):
+            await pool.closer.aclose()
+
+    async def _client(self) -> httpx2.AsyncClient:
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            for other in list(self._pools):
+                if other.is_closed():  # without `asyncio.run`, nothing closed its pool
+                    self._pools.pop(other, None)
+            client = httpx2.AsyncClient(**self._options)
+            pool = self._pools[loop] = _Pool(client, self._close_later(loop, client))
+            await anext(pool.closer)
+        return pool.client
+
+    async def _close_later(
+        self, loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient
+    ) -> AsyncGenerator[None]:
+        """Closes a pool when the generator is closed: `asyncio.run` closes all at its end."""
+        try:
+            yield
+        finally:
+            self._pools.pop(loop, None)
+            await client.aclose()
+
+
+class _Pool(NamedTuple):
+    """The connections of an event loop, and the generator that closes them."""
+
+    client: httpx2.AsyncClient
+    closer: AsyncGenerator[None]
 
 
 def _verify(base_url: str) -> bool:

@@ -1,6 +1,8 @@
 """Arrays of embedding vectors that carry their space and origin."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import fsum
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -23,6 +25,7 @@ class VectorInfo:
     tokens: int = 0  #: total of all texts, after truncation
     truncated: tuple[int, ...] = ()  #: positions of texts that exceeded the model's token limit
     cached: int | None = None  #: the number of texts whose vectors were cached; None: unknown
+    cost_usd: float | None = None  #: in US dollars; None: the model has no price, or unknown
 
 
 _UNKNOWN = VectorInfo()
@@ -76,11 +79,18 @@ def concatenate(parts: list[Vectors]) -> Vectors:
         offset += len(part)
     infos = [part.info for part in parts]
     cached = [info.cached for info in infos if info.cached is not None]
+    costs = [info.cost_usd for info in infos if info.cost_usd is not None]
     base = next((info for info in infos if info.source == "local"), infos[0])
     info = replace(
         base,
         tokens=sum(info.tokens for info in infos),
         truncated=tuple(truncated),
         cached=sum(cached) if len(cached) == len(infos) else None,
+        cost_usd=sum_usd(costs) if costs else None,
     )
     return Vectors(np.concatenate([np.asarray(part) for part in parts]), info)
+
+
+def sum_usd(amounts: Iterable[float]) -> float:
+    """Returns the sum of amounts in US dollars, to the nano-dollar."""
+    return round(fsum(amounts), 9)

@@ -171,6 +171,7 @@ def parse_vectors(response: Response, n: int) -> Vectors:
         tokens,
         _parse_positions(response.headers.get("x-truncated-inputs")),
         _parse_cached(response),
+        _parse_cost(response),
     )
     return Vectors(values, info)
 
@@ -179,6 +180,12 @@ def _parse_cached(response: Response) -> int | None:
     """Parses the hits of `x-cache`, such as `hits=2; misses=1; tier=l1`."""
     hits = re.match(r"hits=(\d+);", response.headers.get("x-cache", ""))
     return None if hits is None else int(hits[1])
+
+
+def _parse_cost(response: Response) -> float | None:
+    """Parses `x-cost-usd`, such as `0.000000020`."""
+    cost = re.fullmatch(r"\d+\.\d+", response.headers.get("x-cost-usd", ""))
+    return None if cost is None else float(cost[0])
 
 
 def parse_space(response: Response) -> Space | None:

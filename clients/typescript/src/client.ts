@@ -296,7 +296,15 @@ export class Client {
 
   #noVectors(): Vectors {
     const { space } = this;
-    return withInfo([], { space, model: undefined, source: "service", tokens: 0, truncated: [] });
+    return withInfo([], {
+      space,
+      model: undefined,
+      source: "service",
+      tokens: 0,
+      truncated: [],
+      cached: 0,
+      costUsd: undefined,
+    });
   }
 
   /** Calls `work` for the batches of a call, concurrently. */

@@ -12,6 +12,10 @@ export interface VectorInfo {
   readonly tokens: number;
   /** Positions of texts that exceeded the token limit; undefined: unknown, like `space`. */
   readonly truncated: readonly number[] | undefined;
+  /** The number of texts whose vectors were cached; undefined: unknown, like `space`. */
+  readonly cached: number | undefined;
+  /** In US dollars; undefined: the model has no price, or unknown, like `space`. */
+  readonly costUsd: number | undefined;
 }
 
 /**
@@ -47,12 +51,23 @@ export function concatenate(parts: readonly Vectors[]): Vectors {
     for (const position of info.truncated ?? []) truncated.push(offset + position);
     offset += length;
   }
-  const isKnown = parts.every(({ info }) => info.truncated !== undefined);
+  const infos = parts.map(({ info }) => info);
+  const isKnown = infos.every((info) => info.truncated !== undefined);
+  const costs = infos.map((info) => info.costUsd).filter((cost) => cost !== undefined);
   return withInfo(parts.flat(), {
     space: first?.space,
     model: first?.info.model,
     source: parts.some(({ source }) => source === "local") ? "local" : "service",
-    tokens: parts.reduce((sum, { info }) => sum + info.tokens, 0),
+    tokens: sum(infos.map((info) => info.tokens)),
     truncated: isKnown ? truncated : undefined,
+    cached: infos.every((info) => info.cached !== undefined)
+      ? sum(infos.map((info) => info.cached ?? 0))
+      : undefined,
+    // Costs are whole nano-dollars.
+    costUsd: costs.length > 0 ? Number(sum(costs).toFixed(9)) : undefined,
   });
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0);
 }

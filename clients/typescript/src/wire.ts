@@ -161,7 +161,15 @@ export function parseVectors({ body, headers }: Response, n: number): Vectors {
     tokens: typeof tokens === "number" ? tokens : 0,
     // The service always sends the space, so without it CORS hides the other header as well.
     truncated: truncated === null && space === undefined ? undefined : parsePositions(truncated),
+    cached: parseNumber(/^hits=(\d+);/, headers.get("x-cache")),
+    costUsd: parseNumber(/^(\d+\.\d+)$/, headers.get("x-cost-usd")),
   });
+}
+
+/** Returns the number that a pattern finds in a header; undefined: it finds none. */
+function parseNumber(pattern: RegExp, header: string | null): number | undefined {
+  const digits = pattern.exec(header ?? "")?.[1];
+  return digits === undefined ? undefined : Number(digits);
 }
 
 /**

@@ -137,6 +137,30 @@ test("a long list is split into concurrent batches, with the vectors in order", 
   assert.deepEqual(vectors.info.truncated, [20, 22, 23, 70, 72, 73]);
 });
 
+test("info counts the cached texts and what the call cost", async (t) => {
+  const replies: Record<string, string>[] = [];
+  const { url } = await startService(t, ({ body }, response) => {
+    send(response, 200, embedReply(body.input), {
+      "x-embedding-space": SPACE,
+      ...replies.shift(),
+    });
+  });
+  const client = new Client({ baseUrl: url, batchSize: 2, concurrency: 1 });
+  const embed = async (...headers: Record<string, string>[]) => {
+    replies.push(...headers);
+    const { cached, costUsd } = (await client.embed(["a", "b", "c"])).info;
+    return [cached, costUsd];
+  };
+  const hits = { "x-cache": "hits=2; misses=0; tier=l1,l2", "x-cost-usd": "0.100000000" };
+  const misses = { "x-cache": "hits=0; misses=1", "x-cost-usd": "0.200000020" };
+  assert.deepEqual(await embed(hits, misses), [2, 0.30000002]);
+  // The model has no price, and another service answers the rest.
+  assert.deepEqual(await embed({ "x-cache": "hits=1; misses=1; tier=l1" }, {}), [undefined, undefined]);
+  assert.deepEqual(await embed({ "x-cost-usd": "free" }, { "x-cost-usd": "nan" }), [undefined, undefined]);
+  const { cached, costUsd } = (await client.embed([])).info;
+  assert.deepEqual([cached, costUsd], [0, undefined]);
+});
+
 test("the first error aborts the other requests", async (t) => {
   let closed = 0;
   const { url, requests } = await startService(t, ({ body }, response) => {

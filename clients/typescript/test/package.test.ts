@@ -20,7 +20,7 @@ const COMPAT_EXPORTS = [
   ...["PythonSidecarError", "PythonSidecarService", "REQUEST_TIMEOUT_MS", "RESTART_BACKOFF_MS"],
 ];
 /** The limit of the packed package. */
-const MAX_BYTES = 27_000;
+const MAX_BYTES = 27_500;
 const directory = mkdtempSync(join(tmpdir(), "package-"));
 const run = (program: string, ...args: string[]) =>
   execFileSync(program, args, {

@@ -75,9 +75,9 @@ export class NomicEmbedder {
 /** Adds properties that neither a loop, `JSON.stringify` nor a deep comparison sees. */
 function withOrigin<T extends object>(
   vectors: T,
-  { space, model, source, tokens, truncated }: VectorInfo,
+  { space, model, source, tokens, truncated, cached, costUsd }: VectorInfo,
 ): T & VectorInfo {
-  const info: VectorInfo = { space, model, source, tokens, truncated };
+  const info: VectorInfo = { space, model, source, tokens, truncated, cached, costUsd };
   for (const [name, value] of Object.entries(info)) {
     Object.defineProperty(vectors, name, { value });
   }

@@ -56,6 +56,8 @@ export class LocalModel implements FallbackModel {
       source: "local",
       tokens: 0,
       truncated: undefined,
+      cached: undefined,
+      costUsd: undefined,
     });
   }
 

@@ -21,7 +21,12 @@ const FLAGS = [
 ];
 const PAGE = new URL("page.html", import.meta.url);
 const PACKAGE = new URL("../../", import.meta.url);
-const HEADERS = { "x-embedding-space": "fake-fp32", "x-truncated-inputs": "0" };
+const HEADERS = {
+  "x-embedding-space": "fake-fp32",
+  "x-truncated-inputs": "0",
+  "x-cache": "hits=1; misses=1; tier=l1",
+  "x-cost-usd": "0.000000020",
+};
 const CORS = {
   "access-control-allow-origin": "*",
   "access-control-allow-headers": "authorization, content-type, x-priority",
@@ -140,7 +145,8 @@ function check(result) {
   if (realUrl) return;
   const { fround } = Math;
   assert.deepEqual(result.vectors[1], [15, fround(0.1), fround(-1e-30)]);
-  const { space, model, tokens, truncated } = result.info;
+  const { space, model, tokens, truncated, cached, costUsd } = result.info;
   assert.deepEqual([space, model, tokens], ["fake-fp32", "fake", 15]);
   assert.deepEqual(truncated, [0, 2]);
+  assert.deepEqual([cached, costUsd], [2, 0.00000004]);
 }

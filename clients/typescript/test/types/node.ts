@@ -27,6 +27,8 @@ new Client({ retries: 3 });
 const vectors: Vectors = await client.embed(["a"] as const, { signal: AbortSignal.timeout(1) });
 assertType<IsSame<(typeof vectors)[number], Float32Array>>();
 assertType<IsSame<typeof vectors.info.truncated, readonly number[] | undefined>>();
+assertType<IsSame<typeof vectors.info.cached, number | undefined>>();
+assertType<IsSame<typeof vectors.info.costUsd, number | undefined>>();
 const rows: Float32Array[] = vectors;
 // @ts-expect-error: the metadata is read-only
 vectors.space = "other";
