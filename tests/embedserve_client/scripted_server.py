@@ -103,8 +103,8 @@ class ScriptedServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def running_server() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
+def running_server(port: int = 0) -> Iterator[ScriptedServer]:
+    with ScriptedServer(port) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -83,12 +83,12 @@ CLIENT_LAYERS = [
     ["fallback"],
     ["flow", "transport"],
     ["base", "async_local_model", "sentence_transformer"],
-    ["client", "async_client"],
+    ["client", "async_base", "async_client"],
     [
         *("shared_service_dir", "supervisor_process", "supervisor", "hit", "index"),
         *("index_files", "search", "ray", "files"),
     ],
-    ["stdio", "compat"],
+    ["stdio", "compat", "embedder_service"],
     ["command"],
 ]
 #: The modules and packages of `embedserve_client` that import a library. All but `httpx2` and

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 import numpy as np
+import orjson
 
 from embedserve_client.errors import HTTPError, ParseError, RateLimitError, ServerError
 from embedserve_client.space import Space
@@ -276,7 +277,7 @@ def parse_object(response: Response) -> dict[str, Any]:
         ParseError: the body is anything else.
     """
     try:
-        body = json.loads(response.content)
+        body = orjson.loads(response.content)
     except ValueError:
         body = None
     if not isinstance(body, dict):
