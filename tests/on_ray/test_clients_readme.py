@@ -23,6 +23,7 @@ EXAMPLES = {
     "vectors.space.precision": r"\(2, 384\) float32 \w+\n\d\n",
     'fallback="local"': r"local \w{16}-fp32\n",
     "compat.ipc": r"torch.Size\(\[2, 384\]\)\n/(cats|dogs) 3\n",
+    "embedder_service": r"384 (\S+) 0\.0\n2 0\.0\n\['\1'.*\]\n",
     "Supervisor": r"\(384,\)\n",
     "VectorIndex.load": r"(\d\.\d+ (A dog|Cats).*\n){2}The stock market fell\.\n",
     "from openai": r"384\n",

@@ -95,8 +95,7 @@ class EmbedderService(AsyncBaseClient):
         if openai_api_key is not None:
             warnings.warn(
                 "`openai_api_key` has no effect here: the service calls OpenAI. Set OPENAI_API_KEY "
-                "in the environment of the service, and add a model with the source "
-                "`openai:text-embedding-3-small` to its configuration.",
+                "in the environment of the service, and add OpenAI's models to its configuration.",
                 stacklevel=2,
             )
         if redis_client is not None:
