@@ -1,23 +1,12 @@
-"""`embedserve cache`: warm, inspect and purge the caches of running services, as a Ray job."""
+"""`embedserve cache`: warm, inspect and purge the caches of running services."""
 
 import argparse
 import json
 import sys
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from serve_app.cache.report import (
@@ -25,22 +14,14 @@ from serve_app.cache.report import (
     MemoryStats,
     ModelCacheStats,
     StoreStats,
-    WarmResult,
 )
+from serve_app.command import cache_warm
 from serve_app.command.cluster import add_address_argument, connect
-from serve_app.config import RequestSettings
 from serve_app.errors import (
     ConfigurationError,
     EmbedServeError,
-    InvalidRequest,
-    Overloaded,
-    Unavailable,
 )
-from serve_app.service.validation import validate_inputs
 
-#: Texts per call, and calls in flight: enough to keep every Embedder busy.
-_CALL_TEXTS = 256
-_MAX_CALLS = 4
 _CALL_TIMEOUT_S = 300.0
 #: Deployments with a cache, from the client's side to the engine's.
 _CACHING_DEPLOYMENTS = ("Ingress", "EmbedServer", "CacheLookup")
@@ -52,29 +33,11 @@ def add_commands(commands: Any) -> None:
         "cache",
         help="warm, inspect or purge the cache of a running service",
         description="Warm, inspect or purge the cache of a service that runs on this machine's Ray "
-        "cluster.",
+        "cluster. `warm` fills that of any service, with --url.",
     )
     subcommands = cache.add_subparsers(required=True, metavar="COMMAND")
 
-    warm = subcommands.add_parser(
-        "warm",
-        help="embed the texts of a file to fill the cache",
-        description="Compute the outputs of a model for the texts of a file, in the bulk lane, so "
-        "that later requests for them "
-        "are served from the cache.",
-    )
-    warm.add_argument(
-        "file",
-        type=Path,
-        help="JSON lines: each a string, or an object with the text under --field",
-    )
-    warm.add_argument("--field", default="text", help="name of the text's field (default: text)")
-    warm.add_argument("--input-type", help="name of the model's prompt for the texts")
-    warm.add_argument("--model", help="name or alias of the model (default: the first one)")
-    warm.add_argument(
-        "--app", default="embedserve", help="name of the application (default: embedserve)"
-    )
-    warm.set_defaults(run=_warm)
+    cache_warm.add_command(subcommands)
 
     stats = subcommands.add_parser(
         "stats",
@@ -94,93 +57,8 @@ def add_commands(commands: Any) -> None:
     purge.add_argument("--model", help="delete the vectors of this model only")
     purge.set_defaults(run=_purge)
 
-    for subcommand in (warm, stats, purge):
+    for subcommand in (stats, purge):
         add_address_argument(subcommand)
-
-
-def _warm(arguments: argparse.Namespace) -> int:
-    total = sum(1 for _ in _read_texts(arguments.file, arguments.field))
-    serve = connect(arguments.address)
-    applications = serve.status().applications
-    if arguments.app not in applications:
-        raise ConfigurationError(
-            f"No application {arguments.app!r} is running; running: "
-            f"{', '.join(applications) or 'none'}. Select one with --app."
-        )
-    handle = serve.get_app_handle(arguments.app)
-    computed = 0
-    started_at = time.monotonic()
-    with _progress_bar() as progress:
-        task = progress.add_task("texts", total=total)
-        texts = _read_texts(arguments.file, arguments.field)
-        for result in _warm_in_calls(handle, texts, arguments.input_type, arguments.model):
-            progress.advance(task, result.texts)
-            computed += result.computed
-    seconds = max(time.monotonic() - started_at, 1e-9)
-    print(
-        f"{total} texts in {seconds:.1f} s ({total / seconds:.0f}/s): {computed} computed, "
-        f"{total - computed} already cached."
-    )
-    return 0
-
-
-def _warm_in_calls(handle: Any, texts: Iterator[str], *options: str | None) -> Iterator[WarmResult]:
-    """Yields the result of each call, with up to `_MAX_CALLS` calls in flight."""
-    in_flight = deque[tuple[list[str], Any]]()
-    while call := list(islice(texts, _CALL_TEXTS)):
-        in_flight.append((call, handle.warm.remote(call, *options)))
-        if len(in_flight) == _MAX_CALLS:
-            yield _wait_for_call(handle, *in_flight.popleft(), *options)
-    while in_flight:
-        yield _wait_for_call(handle, *in_flight.popleft(), *options)
-
-
-def _wait_for_call(
-    handle: Any, texts: list[str], response: Any, *options: str | None
-) -> WarmResult:
-    """Returns the result of a call; repeats the call while the service is overloaded."""
-    while True:
-        try:
-            result: WarmResult | EmbedServeError = response.result(timeout_s=_CALL_TIMEOUT_S)
-        except TimeoutError:
-            raise Unavailable(
-                f"No response for {len(texts)} texts within {_CALL_TIMEOUT_S:.0f} s."
-            ) from None
-        if isinstance(result, WarmResult):
-            return result
-        if not isinstance(result, Overloaded):
-            raise result
-        time.sleep(result.retry_after_s)
-        response = handle.warm.remote(texts, *options)
-
-
-def _read_texts(file: Path, field: str) -> Iterator[str]:
-    """Yields the texts of a file, each of them validated.
-
-    Raises:
-        ConfigurationError: the file can't be read, or a line contains no valid text.
-    """
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _parse_text(line, field, f"{file}, line {number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"Can't read {file}: {error}") from None
-
-
-def _parse_text(line: str, field: str, location: str) -> str:
-    try:
-        value = json.loads(line)
-        text = value.get(field) if isinstance(value, dict) else value
-        validate_inputs([text], RequestSettings())
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{location} isn't JSON: {error}.") from None
-    except InvalidRequest as error:
-        fault = str(error).removeprefix("Text 0 ")
-        subject = f"`{field}`" if isinstance(value, dict) else "the text"
-        raise ConfigurationError(f"{location}: {subject} {fault}") from None
-    return str(text)
 
 
 def _stats(arguments: argparse.Namespace) -> int:
@@ -271,14 +149,3 @@ def _broadcast(
             handle = serve.get_deployment_handle(deployment, name)
             responses = handle.broadcast(method, *args).results(timeout_s=_CALL_TIMEOUT_S)
             yield from ((name, deployment, response) for response in responses)
-
-
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

@@ -36,7 +36,7 @@ def connect(address: str) -> Any:
             f"No Ray cluster at {address!r} ({error}). Start the service first, on this machine "
             "or on another one of its Ray cluster. The command can't reach a service that runs "
             "with `--standalone`: restart that to change its settings, read the counters of its "
-            "cache at `/metrics`, and fill the cache with `embedserve embed`."
+            "cache at `/metrics`, and fill the cache with `embedserve cache warm --url`."
         ) from None
     return serve
 

@@ -9,8 +9,10 @@ import pytest
 from embedserve_client.command.main import main
 from serve_app.cache.report import CacheReport, MemoryStats, ModelCacheStats, StoreStats, WarmResult
 from serve_app.command import cache as cache_command
+from serve_app.command import cache_warm
 from serve_app.errors import EmbedServeError, InferenceError, Overloaded
 from serve_app.types import CacheState
+from tests.clients.app_server import run_app_server
 
 REPORT = CacheReport(
     MemoryStats(hits=30, misses=10, evictions=1, entries=5, bytes=1 << 20),
@@ -51,7 +53,8 @@ class FakeServe:
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> FakeServe:
     fake = FakeServe()
-    monkeypatch.setattr(cache_command, "connect", lambda address: fake)
+    for module in (cache_command, cache_warm):
+        monkeypatch.setattr(module, "connect", lambda address: fake)
     return fake
 
 
@@ -115,6 +118,93 @@ def test_an_invalid_line_is_an_error_before_the_first_call(
     assert main(["cache", "warm", write_lines(tmp_path, '"a"', line)]) == 1
     assert message in capsys.readouterr().err
     assert serve.calls == []
+
+
+LOGS = {
+    "log.jsonl": '{"at": "12:00", "query": "b"}\n"a"\n{"query": "b"}\n"c"\n"a"\n"b"\n',
+    "log.csv": 'at,query\r\n12:00,b\r\n,a\r\n,b\r\n,c\r\n,"a"\r\n,b\r\n',
+    "log.tsv": "\ufeffquery\tat\nb\t12:00\na\t\nb\t\nc\t\na\t\nb\t\n",
+    "log.txt": "b\na\n\nb\nc\na\nb",
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+@pytest.mark.parametrize(
+    ("options", "expected", "share"),
+    [
+        ([], ["b", "a", "c"], "100.0 %"),
+        (["--top", "1"], ["b"], "50.0 %"),
+        (["--by-frequency", "--top", "2"], ["b", "a"], "83.3 %"),
+    ],
+)
+def test_each_text_of_a_query_log_is_sent_once(
+    serve: FakeServe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    options: list[str],
+    expected: list[str],
+    share: str,
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(LOGS[name].encode())
+    assert main(["cache", "warm", str(file), *options]) == 0
+    assert serve.calls == [("warm", (expected, None, None))]
+    output = capsys.readouterr().out
+    assert "6 texts, 3 of them distinct" in output
+    assert share in output
+
+
+def test_the_most_frequent_texts_come_first_wherever_they_are(
+    serve: FakeServe, tmp_path: Path
+) -> None:
+    file = tmp_path / "log"
+    file.write_text("rare\ncommon\n3\ncommon\n")
+    assert main(["cache", "warm", str(file), "--format", "text", "--by-frequency"]) == 0
+    assert serve.calls == [("warm", (["common", "rare", "3"], None, None))]
+
+
+def test_a_column_may_hold_line_breaks_and_be_named(serve: FakeServe, tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text('text,asked\nno,"two\nlines"\n')
+    assert main(["cache", "warm", str(file), "--field", "asked"]) == 0
+    assert serve.calls == [("warm", (["two\nlines"], None, None))]
+
+
+def test_lines_without_a_text_may_be_left_out(
+    serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_lines(tmp_path, '"a"', "{", '{"txt": "b"}', '"c"')
+    assert main(["cache", "warm", file]) == 1
+    assert "add `--format text`" in capsys.readouterr().err
+    assert main(["cache", "warm", file, "--skip-invalid"]) == 0
+    assert serve.calls == [("warm", (["a", "c"], None, None))]
+    assert "2 lines without a valid text were left out" in capsys.readouterr().out
+
+
+def test_a_column_that_the_file_does_not_have_is_an_error(
+    serve: FakeServe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text("at,q\n1,b\n")
+    assert main(["cache", "warm", str(file), "--field", "query"]) == 1
+    assert "line 2: `query` is not a string" in capsys.readouterr().err
+    assert main(["cache", "warm", str(file), "--field", "q"]) == 0
+
+
+def test_warm_over_http_needs_no_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_lines(tmp_path, *(json.dumps(f"text {i % 300}") for i in range(600)))
+    with run_app_server() as server:
+        options = ["--input-type", "query", "--model", "hashing", "--url", server.url]
+        assert main(["cache", "warm", file, *options]) == 0
+        assert main(["cache", "warm", file, "--url", server.url, "--input-type", "no"]) == 1
+    groups = server.backend.groups
+    sent = sorted(str(text) for group in groups for text in group.texts)
+    assert sent == sorted(f"text {i}" for i in range(300))
+    assert {(group.prompt, group.lane) for group in groups} == {("query: ", "bulk")}
+    output = capsys.readouterr()
+    assert "300 computed, 0 already cached" in output.out
+    assert "no input type 'no'" in output.err
 
 
 def test_a_missing_file_is_an_error(serve: FakeServe, capsys: pytest.CaptureFixture[str]) -> None:
