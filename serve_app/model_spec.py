@@ -24,13 +24,12 @@ class ModelSpec:
     unit_length: bool = False  #: the pipeline normalizes vectors to length 1
     pooling: str | None = None  #: how token vectors become one vector: `mean`, `cls`, …
     is_static: bool = False  #: a table of token vectors without a transformer
-    is_remote: bool = False  #: a provider runs the model
     kind: ModelKind = "dense"
     tasks: tuple[Task, ...] = ("embed", "embed_tokens")  #: the main task first
     labels: tuple[str, ...] = ()  #: of a cross-encoder's scores, in the order of its logits
     activation: str = "identity"  #: of a cross-encoder: `sigmoid`, `softmax` or `identity`
     dimensions: tuple[int, ...] = ()  #: to which vectors may be truncated (Matryoshka); (): any
-    provider: str = "local"  #: `openai`, …: the provider that computes the vectors; else `local`
+    provider: str | None = None  #: `openai`, …: runs the model; None: this service does
     nano_usd_per_1k_tokens: int = 0  #: price of tokens that are computed; 0: free
     #: Prompts that are empty in the model's files → the equivalent name whose prompt is used.
     prompt_sources: Mapping[str, str] = field(default_factory=dict)
@@ -47,6 +46,11 @@ class ModelSpec:
     def engine_id(self) -> str:
         """Identifies the engine of this model among those of the same space."""
         return f"{self.space_id}/{self.name}"
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a provider runs the model."""
+        return self.provider is not None
 
     def prompt(self, input_type: str | None) -> str:
         """Returns the prompt that precedes each input of this type.

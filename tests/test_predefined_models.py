@@ -82,7 +82,7 @@ def test_a_model_of_the_hub_is_pinned_and_the_local_one_is_the_default() -> None
     model = MODELS["all-MiniLM-L6-v2"]
     assert spec.space_id == resolve(MINILM).space_id
     assert (spec.dim, spec.max_tokens) == (model.dimension, model.max_tokens)
-    assert spec.provider == "local"
+    assert spec.provider is None
 
 
 SMALL = {"name": "text-embedding-3-small"}

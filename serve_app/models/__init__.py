@@ -39,10 +39,8 @@ def resolve(config: ModelConfig, precision: str = "fp32") -> ModelSpec:
             `model.sha256`.
     """
     spec = _read_spec(config, precision)
-    provider = config.source.partition(":")[0]
     return replace(
         spec,
-        provider=provider if config.parsed_source.engine == "provider" else spec.provider,
         dimensions=tuple(sorted(config.dimensions or spec.dimensions)),
         nano_usd_per_1k_tokens=config.nano_usd_per_1k_tokens,
     )

@@ -86,7 +86,7 @@ class ProviderSource(Source):
             space_id=f"{json_digest(parts)}-fp32",
             created_s=0,
             unit_length=self.unit_length,
-            is_remote=True,
+            provider=self.kind,
             tasks=("embed",),
         )
 

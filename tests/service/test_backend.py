@@ -67,7 +67,10 @@ async def test_models_of_one_space_share_cached_and_computing_texts_and_no_engin
 
 
 async def test_texts_for_providers_never_wait_for_calls_in_flight() -> None:
-    specs = [SPEC, replace(SPEC, name="remote", aliases=(), space_id="cafe-fp32", is_remote=True)]
+    specs = [
+        SPEC,
+        replace(SPEC, name="remote", aliases=(), space_id="cafe-fp32", provider="openai"),
+    ]
     engine, released, started = FakeBackend(), asyncio.Event(), list[str]()
 
     def send(engine_id: str) -> Send:

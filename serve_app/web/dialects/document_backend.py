@@ -239,7 +239,7 @@ async def _models(catalog: Catalog, params: Mapping[str, str]) -> ViewResponse:
 def _model_entry(spec: ModelSpec, settings: RequestSettings) -> ModelEntry:
     return {
         "name": spec.name,
-        "provider": spec.provider,
+        "provider": spec.provider or "local",
         "dimension": spec.dim,
         "max_batch_size": settings.max_texts_per_request,
         "max_input_length": spec.max_tokens,
