@@ -61,6 +61,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def server(case: Case, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     monkeypatch.setenv(KEY_ENV, KEY)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # tokens are those of the fake server
     with run_fake_server(case.kind) as server:
         yield server
 
