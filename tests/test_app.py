@@ -80,6 +80,8 @@ def test_models_of_providers_get_a_deployment_without_cpus(
     providers = bound(embedders["Providers"])
     assert providers.func_or_class is Providers
     assert [selection.spec.name for selection in providers.init_args[1]] == ["remote"]
+    _, _, _, embedders = bound(app.build(AppConfig(model=remote))).init_args
+    assert embedders.keys() == {"Providers"}
 
 
 def test_with_colocated_topology_there_is_one_deployment() -> None:
