@@ -39,8 +39,8 @@ class BudgetStatus(NamedTuple):
         return BudgetExceeded(
             f"The API key {key!r} has used {format_usd(self.used)} of its "
             f"{format_usd(self.limit)} USD for {now:%Y-%m}. The next month begins at "
-            f"{month_end:%Y-%m-%dT%H:%M:%SZ}, in {retry_after_s} s. Until then models without a "
-            "price answer, or the operator of the service raises the budget.",
+            f"{month_end:%Y-%m-%dT%H:%M:%SZ}, in {retry_after_s} s. Until then, use a model "
+            "without a price, or ask the operator of the service for a larger budget.",
             retry_after_s,
         )
 

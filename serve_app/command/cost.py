@@ -118,10 +118,9 @@ def _service_rows(url: str | None, key: str | None, query: CostQuery) -> list[Le
     with closing(CheckedService(url, key, _TIMEOUT_S)) as service:
         reply = service.get(path)
         if reply.status != 200:
-            raise Unavailable(
-                f"{service.url}/cost: HTTP {reply.status}: {reply.body}. Pass a key with --key if "
-                "it needs one."
-            )
+            detail = reply.body.get("detail") if isinstance(reply.body, dict) else None
+            reason = detail or "It may not be EmbedServe, or an earlier version."
+            raise Unavailable(f"{service.url}/cost: HTTP {reply.status}. {reason}")
     return [_parse_row(row) for row in reply.body["rows"]]
 
 

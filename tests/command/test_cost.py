@@ -5,21 +5,32 @@ import csv
 import io
 import json
 import os
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 import yaml
 
 from embedserve_client.command.main import main
-from serve_app.access.ledger import Usage
+from serve_app.access.entrance import Entrance
+from serve_app.access.keys import digest
+from serve_app.access.ledger import MemoryLedger, Usage
+from serve_app.access.quota import MemoryQuotaStore
 from serve_app.access.shared_ledger import SharedLedger
-from serve_app.config import CacheConfig
+from serve_app.config import AccessSettings, ApiKey, CacheConfig, IngressSettings
 from serve_app.metrics import Meter
+from serve_app.service.catalog import Catalog
+from serve_app.service.embed import EmbedService
 from serve_app.valkey.shared_server import SharedServer
+from serve_app.web.app import create_app
+from tests.fakes import SPEC, FakeBackend
 from tests.valkey_server import ValkeyProcess
 
 TODAY = datetime.now(UTC)
@@ -98,6 +109,43 @@ def test_the_costs_of_the_embedded_server_while_it_runs(
             owner.kill()
     report = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in report["rows"]] == ["a", "b"]
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """The URL of a service on which the key `bob` has used a model."""
+    spec = replace(SPEC, nano_usd_per_1k_tokens=1)
+    key = ApiKey(name="bob", sha256=digest("es-bob"))
+    ledger = MemoryLedger()
+    for name in ("bob", "eve"):
+        ledger.add("m", name, Usage(1, 2, 1, 3000, 2000, 2**60 + 1, 7))
+    entrance = Entrance(MemoryQuotaStore(), ledger=ledger)
+    entrance.apply(AccessSettings(keys=(key,)))
+    app = create_app(Catalog([EmbedService(spec, FakeBackend(), IngressSettings())]), entrance)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="error"))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+def test_the_costs_that_a_service_reports(
+    service: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["cost", service, "--key", "es-bob", "--json", "--by", "key"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["key"], row["cost_usd"]) == ("bob", "1152921504.606846977")
+    monkeypatch.setenv("EMBEDSERVE_URL", service)
+    monkeypatch.setenv("EMBEDSERVE_API_KEY", "es-bob")
+    assert main(["cost", "--since", "2000-01-01", "--until", "2000-01-02", "--csv"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "model,key,requests,texts,computed_texts,tokens,computed_tokens,cost_usd,saved_usd"
+    ]
+    assert main(["cost", "--key", "wrong"]) == 1
+    assert "/cost: HTTP 401. This service doesn't know the API key." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
