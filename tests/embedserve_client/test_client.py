@@ -103,6 +103,29 @@ def test_an_async_client_serves_several_event_loops(server: ScriptedServer) -> N
     assert asyncio.run(embed())
 
 
+def test_many_calls_of_an_async_client_wait_for_each_other(server: ScriptedServer) -> None:
+    """A program may embed thousands of texts at the same time, each with a call of its own."""
+    released = threading.Event()
+
+    def wait(handler: Handler) -> None:
+        released.wait(30)
+        vectors()(handler)
+
+    async def embed_all() -> list[Vectors]:
+        async with AsyncClient(server.url) as client:
+            calls = asyncio.gather(*(client.embed(f"text {i}") for i in range(250)))
+            while len(server.bodies) < 100:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # for requests beyond the bound
+            assert len(server.bodies) == 100
+            released.set()
+            return await calls
+
+    server.script = [wait] * 250
+    results = asyncio.run(embed_all())
+    assert all(np.array_equal(row, vector(f"text {i}")) for i, row in enumerate(results))
+
+
 def test_single_text_has_shape_dim(make_client: Any, server: ScriptedServer) -> None:
     client = make_client(server.url)
     assert client.embed("abc").shape == (DIM,)

@@ -17,6 +17,9 @@ _CONNECT_TIMEOUT_S = 5.0
 #: The service sends a body in one piece, so a pause inside it means a broken connection.
 _BODY_STALL_S = 5.0
 _MAX_RESPONSE_BYTES = 1 << 30
+#: Concurrent requests on an event loop. Thousands of connections would exceed the limit of open
+#: files, and the pool takes a time that grows with their square.
+_MAX_REQUESTS = 100
 
 
 def map_error(error: httpx2.HTTPError) -> EmbedError:
@@ -136,12 +139,13 @@ class AsyncTransport:
 
     async def send(self, step: Send) -> Response:
         """Sends a request and reads the complete response; raises like `Transport.send`."""
-        client = await self._client()
+        pool = await self._pool()
         body = _BodyBuffer(time.monotonic() + step.timeout_s)
         try:
             async with (
                 asyncio.timeout(step.timeout_s),
-                client.stream(
+                pool.slots,
+                pool.client.stream(
                     step.request.method,
                     step.request.path,
                     headers=dict(step.request.headers),
@@ -162,7 +166,7 @@ class AsyncTransport:
         if pool := self._pools.get(asyncio.get_running_loop()):
             await pool.closer.aclose()
 
-    async def _client(self) -> httpx2.AsyncClient:
+    async def _pool(self) -> "_Pool":
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
@@ -170,9 +174,10 @@ class AsyncTransport:
                 if other.is_closed():  # without `asyncio.run`, nothing closed its pool
                     self._pools.pop(other, None)
             client = httpx2.AsyncClient(**self._options)
-            pool = self._pools[loop] = _Pool(client, self._close_later(loop, client))
-            await anext(pool.closer)
-        return pool.client
+            closer = self._close_later(loop, client)
+            pool = self._pools[loop] = _Pool(client, asyncio.Semaphore(_MAX_REQUESTS), closer)
+            await anext(closer)
+        return pool
 
     async def _close_later(
         self, loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient
@@ -186,10 +191,11 @@ class AsyncTransport:
 
 
 class _Pool(NamedTuple):
-    """The connections of an event loop, and the generator that closes them."""
+    """The connections of an event loop."""
 
     client: httpx2.AsyncClient
-    closer: AsyncGenerator[None]
+    slots: asyncio.Semaphore
+    closer: AsyncGenerator[None]  #: closing it closes them
 
 
 def _verify(base_url: str) -> bool:
