@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -17,26 +18,42 @@ Ping = Callable[[], Awaitable[object]]
 #: One text that no engine can compute isn't the engine's fault.
 _MAX_FAILURES = 3
 _PING_RETRY_S = 1.0
+#: While an engine fails, one call in this time tries it.
+_RETRY_S = 1.0
 
 
 class EngineLink:
     """One engine of a chain. Belongs to one event loop.
 
     A call to a deployment without a replica waits for one. While the engine doesn't respond, calls
-    fail at once, and a single ping waits.
+    fail at once, and a single ping waits. While all calls fail, most aren't made.
     """
 
-    def __init__(self, name: str, ping: Ping | None = None, *, after_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        ping: Ping | None = None,
+        *,
+        after_s: float = 2.0,
+        is_last: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """An engine that is expected to answer.
 
         Args:
             name: the engine's model.
-            ping: None: calls wait for an answer as long as it takes.
+            ping: None: the engine is in this process.
             after_s: how long a call waits before the engine is pinged, and then for the ping.
+            is_last: whether no other engine or model follows. Calls then wait for an answer as long
+                as it takes, and are always made.
+            clock: returns monotonic seconds.
         """
         self.name = name
         self.failure: str | None = None  #: why calls fail; None: they don't, or only some do
-        self._ping = ping
+        self._ping = None if is_last else ping
+        self._is_last = is_last
+        self._clock = clock
+        self._retry_at_s = 0.0
         self._after_s = after_s
         self._pinging: asyncio.Task[None] | None = None
         self._is_absent = False
@@ -46,13 +63,18 @@ class EngineLink:
         """Returns the result of a call of the engine.
 
         Raises:
-            Unavailable: no replica responds.
+            Unavailable: no replica responds, or other calls have just failed.
             Exception: as raised by the call.
         """
-        if self._ping is None:
-            return await call()
         if self._is_absent:
             raise self._unavailable()
+        if self.failure is not None and not self._is_last:
+            now_s = self._clock()
+            if now_s < self._retry_at_s:
+                raise Unavailable(self.failure)
+            self._retry_at_s = now_s + _RETRY_S
+        if self._ping is None:
+            return await call()
         task = asyncio.ensure_future(call())
         try:
             while not (await asyncio.wait((task,), timeout=self._after_s))[0]:
@@ -97,6 +119,7 @@ class EngineLink:
     def _fail(self, reason: str) -> None:
         if self.failure is None:
             logger.warning("%s fails, and its fallback answers: %s", self.name, reason)
+            self._retry_at_s = self._clock() + _RETRY_S
         self.failure = reason
 
     def _recover(self) -> None:

@@ -77,16 +77,20 @@ class SendChain:
         link, send = self._engines[position]
         failures = dict[int, EmbedServeError]()
         settled = set[int]()
+        computed = False
 
         def settle(index: int, result: Result) -> None:
+            nonlocal computed
             if index in settled:  # the link has given the call up
                 return
             settled.add(index)
             if _allows_fallback(result):
                 failures[index] = result
                 return
-            if position and not isinstance(result, Exception):
-                self._meter.add(FALLBACK_TEXTS, len(groups[index].texts), link.name)
+            if not isinstance(result, Exception):
+                computed = True
+                if position:
+                    self._meter.add(FALLBACK_TEXTS, len(groups[index].texts), link.name)
             deliver(index, result)
 
         try:
@@ -94,9 +98,11 @@ class SendChain:
         except EmbedServeError as error:
             for index in range(len(groups)):
                 settle(index, error)
-        failed = next(iter(failures.values()), None)
-        link.record(failed if len(failures) == len(groups) else None)
+        if computed:
+            link.record(None)
         if failures:
+            if not computed:
+                link.record(next(iter(failures.values())))
             await self._send_next(position + 1, groups, failures, deliver)
 
     async def _send_next(

@@ -78,13 +78,13 @@ class EngineChains:
         return lambda engine_id: chains.get(engine_id) or engine(engine_id)
 
     def _links(self, model: ModelConfig, specs: Sequence[ModelSpec]) -> list[EngineLink]:
-        """Returns the links of a chain. Calls wait for the last engine of all: nothing follows."""
-        last = model.fallback[-1]
+        """Returns the links of a chain, which a model of another space may follow."""
         return [
             EngineLink(
                 spec.name,
-                None if self._ping is None or spec.name == last else self._ping(spec.engine_id),
+                None if self._ping is None else self._ping(spec.engine_id),
                 after_s=model.fallback_after_s,
+                is_last=spec.name == model.fallback[-1],
             )
             for spec in specs
         ]

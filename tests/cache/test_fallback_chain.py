@@ -32,6 +32,19 @@ CODECS = task_codecs(SPEC)
 AFTER_S = 0.02
 
 
+class Clock:
+    """A clock that tests move."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def now(self) -> float:
+        return self.now_s
+
+
+CLOCK = Clock()
+
+
 class FakeEngine(FakeBackend):
     """An engine in another process, which may be absent, hang, or fail for texts with "poison"."""
 
@@ -71,7 +84,9 @@ async def engines() -> list[FakeEngine]:
 def links(engines: Sequence[FakeEngine]) -> list[EngineLink]:
     """The links of a chain; the last engine is waited for."""
     return [
-        EngineLink(f"m{i}", engine.ping if engine is not engines[-1] else None, after_s=AFTER_S)
+        EngineLink(
+            f"m{i}", engine.ping, after_s=AFTER_S, is_last=engine is engines[-1], clock=CLOCK.now
+        )
         for i, engine in enumerate(engines)
     ]
 
@@ -212,13 +227,33 @@ async def test_a_change_of_state_is_logged_once(
     await compute(failing, group("a"))
     assert caplog.messages == []
     engines[0].error = InferenceError("out of memory")
+    calls = engines[0].calls
     for _ in range(20):
         await compute(failing, group("a"))
     assert caplog.messages == ["m0 fails, and its fallback answers: out of memory"]
+    assert engines[0].calls == calls + 3  # then it is left alone
+    for _ in range(20):
+        CLOCK.now_s += 0.5
+        await compute(failing, group("a"))
+    assert engines[0].calls == calls + 13
+    assert len(caplog.messages) == 1
     engines[0].error = None
+    CLOCK.now_s += 1
     for _ in range(20):
         await compute(failing, group("a"))
     assert caplog.messages[1:] == ["m0 answers again."]
+    assert engines[0].calls == calls + 33
+
+
+async def test_the_last_engine_is_always_tried(engines: list[FakeEngine]) -> None:
+    for engine in engines:
+        engine.error = InferenceError("no")
+    failing = chain(engines)
+    for _ in range(20):
+        await compute(failing, group("a"))
+    engines[1].error = None
+    (result,) = await compute(failing, group("a"))
+    assert is_vector(result, "a")
 
 
 async def test_what_a_fallback_computes_is_cached_and_joined_like_all_else(
@@ -246,6 +281,7 @@ async def test_calls_without_a_cache_fall_back_too(engines: list[FakeEngine]) ->
     with pytest.raises(Unavailable):
         await calls.call(tokenize)
     for i in (1, 0):
+        CLOCK.now_s += 1
         engines[i].error = InvalidRequest(f"an id, {i}")
         with pytest.raises(InvalidRequest, match=f"an id, {i}"):
             await calls.call(tokenize)
