@@ -98,11 +98,9 @@ class SendChain:
         except EmbedServeError as error:
             for index in range(len(groups)):
                 settle(index, error)
-        if computed:
-            link.record(None)
+        if computed or failures:
+            link.record(None if computed else next(iter(failures.values())))
         if failures:
-            if not computed:
-                link.record(next(iter(failures.values())))
             await self._send_next(position + 1, groups, failures, deliver)
 
     async def _send_next(
