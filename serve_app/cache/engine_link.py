@@ -16,7 +16,7 @@ T = TypeVar("T")
 Ping = Callable[[], Awaitable[object]]
 
 #: One text that no engine can compute isn't the engine's fault.
-_MAX_FAILURES = 3
+_MAX_FAILURES = 5
 _PING_RETRY_S = 1.0
 #: While an engine fails, one call in this time tries it.
 _RETRY_S = 1.0

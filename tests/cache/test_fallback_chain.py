@@ -231,18 +231,18 @@ async def test_a_change_of_state_is_logged_once(
     for _ in range(20):
         await compute(failing, group("a"))
     assert caplog.messages == ["m0 fails, and its fallback answers: out of memory"]
-    assert engines[0].calls == calls + 3  # then it is left alone
+    assert engines[0].calls == calls + 5  # then it is left alone
     for _ in range(20):
         CLOCK.now_s += 0.5
         await compute(failing, group("a"))
-    assert engines[0].calls == calls + 13
+    assert engines[0].calls == calls + 15
     assert len(caplog.messages) == 1
     engines[0].error = None
     CLOCK.now_s += 1
     for _ in range(20):
         await compute(failing, group("a"))
     assert caplog.messages[1:] == ["m0 answers again."]
-    assert engines[0].calls == calls + 33
+    assert engines[0].calls == calls + 35
 
 
 async def test_the_last_engine_is_always_tried(engines: list[FakeEngine]) -> None:
