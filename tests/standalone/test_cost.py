@@ -32,6 +32,7 @@ async def services(
 ) -> AsyncIterator[tuple[httpx2.AsyncClient, FakeServer]]:
     """A client of a service, and the provider of its only model."""
     monkeypatch.setenv(KEY_ENV, KEY)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # tokens are those of the fake server
     with run_fake_server("openai") as server:
         provider = {"base_url": server.url, "api_key_env": KEY_ENV, "dimensions": DIM}
         model = {"name": "text-embedding-3-small", "provider": provider}
