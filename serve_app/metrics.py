@@ -142,6 +142,11 @@ MODEL_LOADED = Metric(
     "1 while the model is in the memory of a replica, else 0.",
     ("model",),
 )
+VECTOR_DRIFT = Metric(
+    "embedserve_vector_drift",
+    "Largest 1 - cosine of the canary's vectors and its first ones on the machine.",
+    ("model",),
+)
 PROVIDER_CALLS = Metric(
     "embedserve_provider_calls",
     "Calls of providers by outcome: `ok`, `refused` (400), `rate_limited` (429), `unavailable` (no "
@@ -187,7 +192,7 @@ PROCESS_MEMORY_BYTES = Metric(
 #: All other metrics are counters.
 GAUGES = {
     *(CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS, MODEL_LOADED),
-    *(PROVIDER_CALLS_IN_FLIGHT, PROVIDER_UP),
+    *(PROVIDER_CALLS_IN_FLIGHT, PROVIDER_UP, VECTOR_DRIFT),
     *(PROCESS_CPU_SECONDS, PROCESS_MEMORY_BYTES),
 }
 

@@ -268,4 +268,5 @@ class EngineInfo:
     parity: Parity | None = None  #: None: the engine is the reference, or runs no model
     rejected: tuple[str, ...] = ()  #: preferred engines that failed, each with the reason
     cache_loss: CacheLoss | None = None  #: None: the cache doesn't round, or there are no vectors
+    drift: float | None = None  #: of the model's canary; None: not measured
     failure: str | None = None  #: why a provider gets no calls at the moment; None: it does

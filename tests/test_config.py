@@ -312,3 +312,19 @@ def test_networks_of_images_are_networks() -> None:
 def test_the_former_topology_names_its_successor() -> None:
     with pytest.raises(ConfigurationError, match="`inline` was replaced by `colocated`"):
         AppConfig.parse({"topology": "inline"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "interval_s"),
+    [
+        ({"source": "hashing:8"}, 3600),
+        ({"source": "hashing:8", "canary_interval_s": 0}, 0),
+        ({"source": "openai:text-embedding-3-small"}, 0),
+        ({"source": "openai:text-embedding-3-small", "canary_interval_s": 86400}, 86400),
+    ],
+)
+def test_canaries_that_cost_money_have_to_be_configured(
+    settings: dict[str, Any], interval_s: float
+) -> None:
+    model = ModelConfig.model_validate({"name": "m", **settings})
+    assert model.effective_canary_interval_s == interval_s

@@ -25,6 +25,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 #: The deployments of models that name no other: of those that engines run, and providers.
 EMBEDDER, PROVIDERS = "Embedder", "Providers"
+_CANARY_INTERVAL_S = 3600.0
 
 
 def _default_deployment(model: Mapping[str, Any]) -> str:
@@ -121,6 +122,15 @@ class ModelConfig(Section):
         default=None, description="Precision of this model. null: the application's `precision`."
     )
 
+    canary_interval_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=366 * 24 * 3600,
+        description="How often a replica embeds twelve fixed texts with this model, without the "
+        "cache, and compares the vectors with its first ones on the machine; see "
+        "`embedserve_vector_drift`. 0: never. null: every 3600 s, but never if a provider runs the "
+        "model, because it costs money.",
+    )
     provider: ProviderSettings = Field(
         default=ProviderSettings(),
         description="How a provider is called; only for sources that name one.",
@@ -162,6 +172,13 @@ class ModelConfig(Section):
             model = predefined_model(self.source)
             usd = model.price.usd_per_1k_tokens if model and model.price else Decimal()
         return int(usd * NANO_USD)
+
+    @property
+    def effective_canary_interval_s(self) -> float:
+        """Time between two measurements of the canary; 0: none."""
+        if self.canary_interval_s is not None:
+            return self.canary_interval_s
+        return 0.0 if self.is_remote else _CANARY_INTERVAL_S
 
     @property
     def is_remote(self) -> bool:

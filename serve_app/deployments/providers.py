@@ -54,6 +54,7 @@ class Providers(PoolReplica):
         """
         self._pool.apply(ProvidersSettings.parse(user_config))
         if self._export_task is None:
+            self._pool.start()
             self._export_task = asyncio.create_task(export(self._meter, self._pool.gauges))
 
     async def check_health(self) -> None:

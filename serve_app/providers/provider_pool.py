@@ -5,10 +5,11 @@ groups of texts → scheduler → calls of the provider → vectors as cache val
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from typing import NamedTuple
 
 from serve_app.config import ProviderSettings, QueueSettings
-from serve_app.errors import UnsupportedOperation
+from serve_app.errors import EmbedServeError, UnsupportedOperation
 from serve_app.metrics import (
     PROVIDER_CALLS_IN_FLIGHT,
     PROVIDER_UP,
@@ -20,10 +21,12 @@ from serve_app.model_spec import ModelSpec
 from serve_app.providers.base import Provider
 from serve_app.providers.call_scheduler import CallScheduler
 from serve_app.providers.provider_group import ProviderGroup
+from serve_app.scheduler.canaries import Canaries, CanarySchedule
+from serve_app.scheduler.canary import Canary
 from serve_app.scheduler.delivery import Encode, deliver_outputs
 from serve_app.scheduler.engine_pool import PooledEngine
 from serve_app.tasks import Task
-from serve_app.types import EncodedVectors, EngineInfo, TextGroup, Tokenization
+from serve_app.types import EncodedVectors, EngineInfo, Outputs, TextGroup, Tokenization
 
 
 class ProviderModel(NamedTuple):
@@ -35,6 +38,7 @@ class ProviderModel(NamedTuple):
     settings: ProviderSettings
     encoders: Mapping[Task, Encode]  #: for each task, returns outputs as cache values
     waits: bool = True  #: see `CallGate`
+    canary: CanarySchedule | None = None  #: None: vectors aren't measured
 
 
 class ProviderPool:
@@ -62,6 +66,18 @@ class ProviderPool:
             )
             for engine_id, model in models.items()
         }
+        self._canaries = Canaries(
+            {
+                id_: Canary(
+                    model.spec.name,
+                    *model.canary,
+                    partial(self._embed_canary, id_),
+                    partial(self._is_busy, id_),
+                )
+                for id_, model in models.items()
+                if model.canary
+            }
+        )
 
     @property
     def engine_ids(self) -> Set[str]:
@@ -90,7 +106,12 @@ class ProviderPool:
                 (name,): float(s.in_flight) for name, s in schedulers.items()
             },
             PROVIDER_UP: {(name,): float(s.failure is None) for name, s in schedulers.items()},
+            **self._canaries.gauges(),
         }
+
+    def start(self) -> None:
+        """Starts the canaries. Idempotent; call it in the event loop."""
+        self._canaries.start()
 
     def apply(self, settings: QueueSettings) -> None:
         """Applies settings to the next groups."""
@@ -99,6 +120,7 @@ class ProviderPool:
 
     async def stop(self) -> None:
         """Cancels the calls, fails queued and later groups with `Unavailable`, disconnects."""
+        self._canaries.stop()
         await asyncio.gather(*(scheduler.stop() for scheduler in self._schedulers.values()))
 
     async def run(
@@ -128,6 +150,14 @@ class ProviderPool:
                 lambda i, result: deliver(indices[i], result),
             )
 
+    async def _embed_canary(self, engine_id: str, group: TextGroup) -> Outputs | EmbedServeError:
+        pending = ProviderGroup(group, [text for text in group.texts if isinstance(text, str)])
+        await self._schedulers[engine_id].submit([pending])
+        return await pending.future
+
+    def _is_busy(self, engine_id: str) -> bool:
+        return any(self._schedulers[engine_id].queued_tokens().values())
+
     async def tokenize(
         self, engine_id: str, texts: tuple[str, ...], add_special_tokens: bool
     ) -> list[Tokenization]:
@@ -150,6 +180,7 @@ class ProviderPool:
             threads=0,
             space_id=model.spec.space_id,
             versions=model.provider.versions,
+            drift=self._canaries.drift(engine_id),
             failure=None if failure is None else str(failure),
         )
 

@@ -15,14 +15,23 @@ from serve_app.engines.base import Engine
 from serve_app.engines.tokenizer_service import TokenizerService
 from serve_app.errors import EmbedServeError, Unavailable
 from serve_app.inputs import Input, TextPair
-from serve_app.metrics import MODEL_LOADED, Gauges, Meter
+from serve_app.metrics import MODEL_LOADED, QUEUED_TOKENS, Gauges, Meter
+from serve_app.scheduler.canaries import Canaries, CanarySchedule
+from serve_app.scheduler.canary import Canary
 from serve_app.scheduler.delivery import Encode, deliver_outputs
 from serve_app.scheduler.load import LoadSample
 from serve_app.scheduler.loaded_models import LoadedModel, LoadedModels
 from serve_app.scheduler.pending import PendingGroup
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.tasks import Task
-from serve_app.types import CacheLoss, EncodedVectors, EngineInfo, TextGroup, Tokenization
+from serve_app.types import (
+    CacheLoss,
+    EncodedVectors,
+    EngineInfo,
+    Outputs,
+    TextGroup,
+    Tokenization,
+)
 
 #: Concurrent batches on a GPU. On CPUs there is one for each thread.
 _GPU_STREAMS = 2
@@ -49,6 +58,7 @@ class PooledModel(NamedTuple):
     rejected: tuple[str, ...] = ()  #: engines that were rejected in favor of this one, with reasons
     #: Measures what the encoders lose, once in a process; None: nothing.
     measure_loss: Callable[[Engine], CacheLoss] | None = None
+    canary: CanarySchedule | None = None  #: None: vectors aren't measured
 
 
 class EnginePool:
@@ -79,6 +89,9 @@ class EnginePool:
         self._tokenizer_thread = ThreadPoolExecutor(1, "tokenizer", self._pin_thread)
         self._models = models
         self._losses: dict[str, CacheLoss] = {}
+        self._canaries = Canaries(
+            {id_: self._canary(id_, model.canary) for id_, model in models.items() if model.canary}
+        )
         self._loaded = LoadedModels(
             {id_: partial(self._load_and_warm_up, id_) for id_ in models},
             # Models that are loaded later must not wait for batches.
@@ -111,7 +124,7 @@ class EnginePool:
             (model.name,): float(self._loaded.find(engine_id) is not None)
             for engine_id, model in self._models.items()
         }
-        return {**self._scheduler.gauges(), MODEL_LOADED: loaded}
+        return {**self._scheduler.gauges(), **self._canaries.gauges(), MODEL_LOADED: loaded}
 
     def apply(self, settings: EmbedderSettings, cpus: Set[int]) -> None:
         """Applies settings from the next batch on, and moves the threads to other CPUs."""
@@ -126,9 +139,11 @@ class EnginePool:
     def start(self) -> None:
         """Starts the workers. Idempotent; call it in the event loop."""
         self._scheduler.start()
+        self._canaries.start()
 
     async def stop(self) -> None:
         """Stops the workers and fails queued and later groups with `Unavailable`."""
+        self._canaries.stop()
         await self._scheduler.stop()
 
     async def run(
@@ -169,6 +184,27 @@ class EnginePool:
         await deliver_outputs(
             pending, model.encoders, lambda: self.submit(pending), deliver, load_s=load_s
         )
+
+    def _canary(self, engine_id: str, schedule: CanarySchedule) -> Canary:
+        embed = partial(self._embed_canary, engine_id)
+        return Canary(self._models[engine_id].name, *schedule, embed, self._is_busy)
+
+    async def _embed_canary(
+        self, engine_id: str, group: TextGroup
+    ) -> Outputs | EmbedServeError | None:
+        loaded = self._loaded.hold(engine_id)
+        if loaded is None:
+            return None
+        try:
+            pending = PendingGroup(group, loaded.engine, self._models[engine_id].name)
+            await self.submit([pending])
+            return await pending.future
+        finally:
+            self._loaded.release(loaded)
+
+    def _is_busy(self) -> bool:
+        queued = self._scheduler.gauges()[QUEUED_TOKENS]
+        return isinstance(queued, Mapping) and any(queued.values())
 
     async def tokenize(
         self, engine_id: str, texts: tuple[str, ...], add_special_tokens: bool
@@ -214,6 +250,7 @@ class EnginePool:
             engine.info,
             rejected=self._models[engine_id].rejected,
             cache_loss=self._losses.get(engine_id),
+            drift=self._canaries.drift(engine_id),
         )
 
     def check_health(self) -> None:

@@ -113,6 +113,12 @@ class Catalog:
         services = map(self._by_name.__getitem__, names)
         return [s for s in services if s.spec.space_id != service.spec.space_id]
 
+    async def drifts(self) -> Mapping[str, float]:
+        """Returns how far vectors have moved, of the models for which it matters, by name."""
+        drifts = await asyncio.gather(*(service.drift() for service in self.services))
+        names = (service.spec.name for service in self.services)
+        return {name: drift for name, drift in zip(names, drifts, strict=True) if drift is not None}
+
     def resolve(self, name: str | None, task: Task | None = None) -> EmbedService:
         """Returns the service of a model.
 

@@ -14,6 +14,7 @@ from serve_app.models import ModelSpec
 from serve_app.providers import load_provider
 from serve_app.providers.base import Provider
 from serve_app.providers.provider_pool import ProviderModel, ProviderPool
+from serve_app.scheduler.canaries import CanarySchedule
 from serve_app.scheduler.delivery import Encode
 from serve_app.scheduler.engine_pool import EnginePool, PooledModel
 from serve_app.service.backend import CachedBackend, EngineCalls
@@ -56,6 +57,7 @@ def create_engine_pool(
             _encoders(config, selection.spec),
             selection.rejected,
             _loss_measurement(config, selection.spec),
+            _canary(selection),
         )
         for selection in selections
         if not selection.spec.is_remote
@@ -91,11 +93,19 @@ def create_provider_pool(
             selection.model.provider,
             _encoders(config, selection.spec),
             waits=not selection.model.fallback,
+            canary=_canary(selection),
         )
         for selection in selections
         if selection.spec.is_remote
     }
     return ProviderPool(models, meter=meter)
+
+
+def _canary(selection: EngineSelection) -> CanarySchedule | None:
+    interval_s = selection.model.effective_canary_interval_s
+    if not interval_s or "embed" not in selection.spec.tasks:
+        return None
+    return CanarySchedule(selection.spec.space_id, interval_s)
 
 
 def _loss_measurement(config: AppConfig, spec: ModelSpec) -> Callable[[Engine], CacheLoss] | None:

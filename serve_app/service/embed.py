@@ -7,6 +7,7 @@ It depends on neither HTTP nor Ray: a `Backend` stands for the tiers below.
 
 import asyncio
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from serve_app.inputs import Input, TextPair
 from serve_app.jobs import Job, ResultT
 from serve_app.metrics import Meter, ModelMeter
 from serve_app.models import ModelSpec
+from serve_app.scheduler.canary import MAX_DRIFT
 from serve_app.service.backend import Backend
 from serve_app.service.health import HealthProbe, HealthReport
 from serve_app.service.task_context import TaskContext
@@ -36,6 +38,7 @@ from serve_app.types import CacheState, EngineInfo, TextGroup
 _PROBE = "health probe"
 _PROBE_INPUTS: Mapping[Task, Input] = {"rerank": TextPair(_PROBE, _PROBE)}
 _STATUS_TIMEOUT_S = 2.0
+_DRIFT_MAX_AGE_S = 60.0
 
 
 class EmbedService:
@@ -72,6 +75,8 @@ class EmbedService:
         local_probe = self._run_model if probes else None
         self._probe = self._check_breaker if spec.is_remote else local_probe
         self._device: str | None = None
+        self._drift: float | None = None
+        self._drift_expires_s = -math.inf
         self._context = TaskContext(
             spec, backend, settings, self.meter, uncached_tasks=uncached_tasks
         )
@@ -173,6 +178,18 @@ class EmbedService:
             engine = await self._describe_engine()
             self._device = None if engine is None else engine.device
         return self._device
+
+    async def drift(self) -> float | None:
+        """Returns how far the model's vectors have moved, as its canary measures it.
+
+        At most a minute old. None: unknown, or too little to matter.
+        """
+        now_s = time.monotonic()
+        if "embed" in self._tasks and now_s >= self._drift_expires_s:
+            self._drift_expires_s = now_s + _DRIFT_MAX_AGE_S
+            engine = await self._describe_engine()
+            self._drift = None if engine is None else engine.drift
+        return self._drift if self._drift is not None and self._drift > MAX_DRIFT else None
 
     async def _describe_engine(self) -> EngineInfo | None:
         try:

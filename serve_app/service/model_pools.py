@@ -35,6 +35,7 @@ class ModelPools:
     def start(self) -> None:
         """Starts the workers. Idempotent; call it in the event loop."""
         self._engines.start()
+        self._providers.start()
 
     def apply(self, settings: EmbedderSettings, cpus: Set[int]) -> None:
         """Applies settings from the next batch on, and moves the threads to other CPUs."""

@@ -48,6 +48,7 @@ class FallbackHealth(TypedDict):
 
 _FALLBACKS: Schema = {"type": "object", "additionalProperties": schema_of(FallbackHealth)}
 _MODELS: Schema = {"type": "object", "additionalProperties": schema_of(ModelHealth)}
+_DRIFTS: Schema = {"type": "object", "additionalProperties": {"type": "number"}}
 
 
 class HealthReply(TypedDict):
@@ -63,6 +64,7 @@ class HealthReply(TypedDict):
     unix: float
     models: NotRequired[Annotated[Mapping[str, ModelHealth], _MODELS]]  #: if several are served
     fallbacks: NotRequired[Annotated[Mapping[str, FallbackHealth], _FALLBACKS]]  #: if there are any
+    drift: NotRequired[Annotated[Mapping[str, float], _DRIFTS]]  #: if vectors have moved
     error: NotRequired[str]
     error_type: NotRequired[str]
 
@@ -75,8 +77,12 @@ async def _health(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewRespons
     name = arguments.get("model")
     service = catalog.resolve(name)
     by_model = catalog.health_by_model() if name is None else _health_of(service)
-    reports, cache, device, failures = await asyncio.gather(
-        by_model, service.cache_state(), service.device(), catalog.engine_failures()
+    reports, cache, device, failures, drifts = await asyncio.gather(
+        by_model,
+        service.cache_state(),
+        service.device(),
+        catalog.engine_failures(),
+        catalog.drifts(),
     )
     fallbacks = _fallbacks(catalog, reports, failures)
     failing = next((f["reason"] for f in fallbacks.values() if f["status"] == "failing"), None)
@@ -107,6 +113,8 @@ async def _health(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewRespons
         }
     if fallbacks:
         reply["fallbacks"] = fallbacks
+    if drifts:
+        reply["drift"] = drifts
     if not available:
         reply["error"], reply["error_type"] = "unhealthy", "Unhealthy"
     return ViewResponse(orjson.dumps(reply), 200 if available else 503)
