@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from embedserve_client import (
+    Client,
     HTTPError,
     NetworkError,
     ParseError,
@@ -196,6 +197,19 @@ def test_a_program_runs_on_the_service(url: str) -> None:
     assert metrics["models_loaded"] == ["org/priced", "org/free"]
     assert report["after reset"]["total_embeddings_generated"] == 0
     assert report["free"] == ["org/free", 32, 0, 0.0]
+
+
+def test_all_clients_report_the_same_cost(url: str) -> None:
+    text = "a text of five words"
+    with Client(url) as client:
+        computed = client.embed([text, "word"], use_cache=False).info
+        assert (computed.cached, computed.cost_usd) == (0, 1.2e-7)
+        client.embed([text])
+        cached = client.embed([text]).info
+        assert (cached.cached, cached.cost_usd) == (1, 0.0)
+        assert client.embed([text], model="org/free").info.cost_usd is None
+    batch = asyncio.run(EmbedderService(base_url=url).embed_batch([text, "word"], use_cache=False))
+    assert (batch.cached_count, batch.total_cost) == (0, 1.2e-7)
 
 
 def test_without_a_service_a_program_gets_errors() -> None:
