@@ -15,7 +15,6 @@ def read_secret(name: str, setting: str) -> str:
     if value is None:
         raise ConfigurationError(
             f"`{setting}` names the environment variable {name}, which isn't set where the replica "
-            "runs. Set it for Ray on each machine, or in the deployment's "
-            "`ray_actor_options.runtime_env`."
+            "runs. Set it for Ray on each machine."
         )
     return value

@@ -51,8 +51,11 @@ class Provider(Protocol):
         """
         ...
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
-        """Returns the number of tokens of each text; None if only the provider can count them."""
+    def count_tokens(self, texts: Sequence[str], prompt: str) -> list[int] | None:
+        """Returns the number of tokens of each text, what the prompt adds to it included.
+
+        None if only the provider can count them.
+        """
         ...
 
     async def close(self) -> None:

@@ -157,7 +157,7 @@ class CallScheduler:
         for run in _runs(group.texts):
             if counts:
                 await asyncio.sleep(0)  # so that others don't wait for all texts
-            counted = self._provider.count_tokens(run)
+            counted = self._provider.count_tokens(run, group.queue.prompt)
             if counted is None:
                 return None
             counts += counted

@@ -71,7 +71,7 @@ class HttpProvider(ABC):
             TimeoutError: there was no answer in time.
         """
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
+    def count_tokens(self, texts: Sequence[str], prompt: str) -> list[int] | None:
         """Returns None: only the provider counts."""
         return None
 

@@ -75,9 +75,11 @@ class OpenAIProvider(HttpProvider):
             raise ConnectionError(type(error.__cause__).__name__) from None
         return parse_openai_reply(response.content, len(texts))
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
+    def count_tokens(self, texts: Sequence[str], prompt: str) -> list[int] | None:
         """Returns the number of tokens of each text, if tiktoken and its file are installed."""
-        return self._counter.count(texts) if self._counter else None
+        if self._counter is None:
+            return None
+        return self._counter.count([prompt + text for text in texts])
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -66,7 +66,7 @@ class ScriptedProvider:
         total = sum(map(len, texts)) if self.tells_tokens else None
         return EmbeddedTexts(np.stack([fake_vector(text) for text in texts]), total)
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
+    def count_tokens(self, texts: Sequence[str], prompt: str) -> list[int] | None:
         return [len(text) for text in texts] if self.counts_tokens else None
 
     async def close(self) -> None:
