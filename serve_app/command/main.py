@@ -28,7 +28,7 @@ EXAMPLES = """\
   embedserve models predefined             print the models that need no source, with their prices
   embedserve cache warm texts.jsonl        embed the texts of a file to fill the cache
   embedserve cache stats                   print the size and the hit rate of each cache
-  embedserve cost --by model,day            print what models and days have cost
+  embedserve cost --by model,day           print what models and days have cost
   embedserve key new alice                 generate an API key and its configuration entry
   embedserve settings                      print every setting with its default
 """

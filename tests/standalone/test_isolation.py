@@ -107,7 +107,8 @@ async def _run(rounds: list[list[tuple[str, list[str]]]]) -> None:
                 np.testing.assert_allclose(vectors, expected(model, texts), atol=1e-6)
                 assert reply.headers["x-embedding-space"] == SELECTIONS[model].spec.space_id
                 if known[model].isdisjoint(texts):
-                    assert reply.headers["x-cache"].startswith("hits=0")
+                    # From no cache: requests of the same round may share a computation.
+                    assert reply.headers["x-cache"].partition("tier=")[2] in ("", "joined")
                 if known[model].issuperset(texts):
                     assert reply.headers["x-cache"].endswith("misses=0; tier=l1")
                 # The quota is refilled meanwhile, so it may be higher.
