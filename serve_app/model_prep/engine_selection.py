@@ -90,7 +90,7 @@ def iter_engines(config: AppConfig, *, cpu: CpuFeatures | None = None) -> Iterat
     for model in config.served_models:
         selection = _select_engine(config, model, cpu)
         spec = selection.spec
-        specs[spec.name] = spec
+        specs[spec.name] = selection.cached_spec
         check_spaces(config.served_models, specs)
         _check_cache_dtype(selection)
         for task in model.default_for:
