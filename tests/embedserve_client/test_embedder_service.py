@@ -22,9 +22,9 @@ from embedserve_client import (
     RequestTimeoutError,
     ServerError,
     SpaceMismatchError,
-    embedder_service,
 )
-from embedserve_client.embedder_service import EmbedderService
+from embedserve_client.compat import embedder_service
+from embedserve_client.compat.embedder_service import EmbedderService
 from serve_app.command.ports import free_port
 from serve_app.config import AppConfig, EmbedServerSettings
 from serve_app.engines.hashing_engine import HashingEngine
@@ -75,7 +75,7 @@ def batch(n: int) -> Action:
 PROGRAM = """
 import asyncio, json, os
 
-from embedserve_client.embedder_service import EmbedderService, get_embedder_service
+from embedserve_client.compat.embedder_service import EmbedderService, get_embedder_service
 
 
 async def build_index(service, documents):

@@ -88,7 +88,7 @@ CLIENT_LAYERS = [
         *("shared_service_dir", "supervisor_process", "supervisor", "hit", "index"),
         *("index_files", "search", "ray", "files"),
     ],
-    ["stdio", "compat", "embedder_service"],
+    ["stdio", "compat"],
     ["command"],
 ]
 #: The modules and packages of `embedserve_client` that import a library. All but `httpx2` and

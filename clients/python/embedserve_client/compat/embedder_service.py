@@ -1,6 +1,6 @@
 """The interface of a document backend's embedder, so that its programs only change an import.
 
-    from embedserve_client.embedder_service import get_embedder_service
+    from embedserve_client.compat.embedder_service import get_embedder_service
 
     service = get_embedder_service()
     result = await service.embed_text("a text")
