@@ -114,13 +114,18 @@ def test_dense_models_equal_sentence_transformers(kinds: Kinds) -> None:
         np.testing.assert_allclose(kinds.vectors(TEXTS, kind), expected, atol=ATOL)
 
 
-@ON_RAY
-def test_texts_and_images_share_a_space(kinds: Kinds) -> None:
-    model = SentenceTransformer(str(kinds.folders["image"]), device="cpu")
+def random_image() -> tuple[Image.Image, str]:
+    """Returns an image, and its data URI."""
     pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
     image, file = Image.fromarray(pixels), io.BytesIO()
     image.save(file, "PNG")
-    uri = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return image, f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+@ON_RAY
+def test_texts_and_images_share_a_space(kinds: Kinds) -> None:
+    model = SentenceTransformer(str(kinds.folders["image"]), device="cpu")
+    image, uri = random_image()
     np.testing.assert_allclose(
         kinds.vectors([{"image": uri}], "image"), model.encode([image]), atol=ATOL
     )
@@ -173,9 +178,11 @@ def test_other_ray_jobs_name_a_model(kinds: Kinds) -> None:
         'handle = serve.get_app_handle("embedserve");'
         f"print(handle.rerank.remote({QUERY!r}, {TEXTS!r}).result().shape,"
         f"len(handle.embed_sparse.remote({TEXTS!r}).result()),"
-        f'handle.embed.remote({TEXTS!r}, model="dense").result().shape)'
+        f'handle.embed.remote({TEXTS!r}, model="dense").result().shape,'
+        f"handle.embed_images.remote([{random_image()[1]!r}]).result().shape)"
     )
-    assert kinds.service.run_driver(driver).strip().splitlines()[-1] == "(3,) 3 (3, 32)"
+    output = kinds.service.run_driver(driver).strip().splitlines()[-1]
+    assert output.startswith("(3,) 3 (3, 32) (1, ")
 
 
 async def test_an_ill_reranker_leaves_the_others_healthy(kinds: Kinds) -> None:

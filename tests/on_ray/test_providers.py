@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,21 @@ def mixed(provider: FakeServer) -> Iterator[Service]:
 
 def post(service: Service, path: str, **body: Any) -> httpx2.Response:
     return httpx2.post(f"{service.url}{path}", json=body, timeout=60)
+
+
+async def test_the_costs_of_replies_add_up(mixed: Service) -> None:
+    def total() -> Decimal:
+        reply = httpx2.get(f"{mixed.url}/cost", timeout=30)
+        return Decimal(reply.json()["total"]["cost_usd"])
+
+    before = total()
+    replies = [
+        post(mixed, "/v1/embeddings", input=[f"text {i}", f"another {i}"], model=REMOTE)
+        for i in range(20)
+    ]
+    costs = [Decimal(reply.headers["x-cost-usd"]) for reply in replies]
+    assert min(costs) > 0
+    await mixed.wait_until(lambda: total() - before == sum(costs))
 
 
 def test_both_kinds_of_models_answer_and_are_cached(mixed: Service, provider: FakeServer) -> None:
