@@ -267,17 +267,18 @@ def test_tokens_and_token_vectors_come_from_the_embedder(
         """
 import json, ray
 from ray import serve
+from serve_app.config import MINILM
 from serve_app.types import TextGroup
 ray.init(log_to_driver=False)
 embedder = serve.get_deployment_handle("Embedder", app_name="embedserve")
 service = serve.get_app_handle("embedserve")
-space = service.space.remote().result()
-(tokenization,) = embedder.tokenize.remote(space, ("hello world",), True).result()
-texts = embedder.decode.remote(space, (tuple(tokenization.ids),), True).result()
+engine = f"{service.space.remote().result()}/{MINILM.name}"
+(tokenization,) = embedder.tokenize.remote(engine, ("hello world",), True).result()
+texts = embedder.decode.remote(engine, (tuple(tokenization.ids),), True).result()
 (vectors,) = service.embed_tokens.remote(["hello world"]).result()
 groups = [TextGroup((ids,)) for ids in ((15339, 1917), tuple(tokenization.ids), "hello world")]
-invalid, *same = embedder.run.remote(space, tuple(groups)).result()
-unknown = embedder.decode.remote(space, ((-1,),), True).result()
+invalid, *same = embedder.run.remote(engine, tuple(groups)).result()
+unknown = embedder.decode.remote(engine, ((-1,),), True).result()
 errors = [invalid.code, invalid.param, unknown.code, unknown.param]
 equal = same[0].values == same[1].values
 print(json.dumps([tokenization.tokens, texts, vectors.shape, errors, equal]))

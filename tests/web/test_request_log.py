@@ -103,7 +103,7 @@ def test_the_texts_of_every_kind_of_job_are_counted(
         ("POST", "/v1/embeddings", {"input": 1}, HEADERS, (400, "search")),
         ("POST", "/embed_all", {"inputs": "a"}, HEADERS, (200, "search")),
         ("POST", "/embed/text", {"text": "a"}, HEADERS, (200, "search")),
-        ("GET", "/v1/models", None, HEADERS, (200, None)),
+        ("GET", "/v1/models", None, HEADERS, (200, "search")),
         ("GET", "/nothing", None, {}, (404, None)),
         ("GET", "/v1/embeddings", None, {}, (405, None)),
     ],
