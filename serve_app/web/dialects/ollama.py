@@ -285,13 +285,14 @@ class ShowReply(TypedDict):
 
 
 async def _show(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
-    """Returns the description of the model.
+    """Returns the description of the model. `model` takes precedence over `name`.
 
     Raises:
-        ModelNotFound: the name is neither the model's nor an alias.
+        ModelNotFound: one of the names is neither a model's nor an alias.
     """
-    model, former_name = _MODEL(arguments), _NAME(arguments)
-    spec = catalog.resolve(former_name if model is None else model).spec
+    names = [name for name in (_MODEL(arguments), _NAME(arguments)) if name is not None]
+    specs = [catalog.resolve(name).spec for name in names]
+    spec = specs[0] if specs else catalog.default.spec
     reply: ShowReply = {
         "modelfile": "",
         "parameters": "",
