@@ -22,6 +22,7 @@ from xdist.scheduler import LoadScopeScheduling
 _ON_RAY = "tests/on_ray/"
 _BENCHMARKS = "tests/benchmarks/"
 _SLOW_PATHS = (
+    "tests/access/test_shared_ledger.py",
     "tests/benchmarks",
     "tests/cache/test_bound.py",
     "tests/cache/test_faults.py",
@@ -33,6 +34,7 @@ _SLOW_PATHS = (
     "tests/command/test_service_process.py",
     "tests/command/test_supervision.py",
     "tests/embedserve_client/test_command.py",
+    "tests/embedserve_client/test_embedder_service.py",
     "tests/embedserve_client/test_extras.py",
     "tests/embedserve_client/test_ipc.py",
     "tests/embedserve_client/test_local_model.py",
@@ -52,9 +54,15 @@ _SLOW_PATHS = (
     "tests/model_prep/test_prepared_model.py",
     "tests/model_prep/test_quantization_ranges.py",
     "tests/on_ray",
+    "tests/providers",
     "tests/proxy/test_launcher.py",
     "tests/repo/test_extras.py",
+    "tests/service/test_image_fetcher.py",
     "tests/test_quantization.py",
+    "tests/standalone/test_cost.py",
+    "tests/standalone/test_fallback.py",
+    "tests/standalone/test_provider_kinds.py",
+    "tests/standalone/test_providers.py",
     "tests/standalone/test_command.py",
     "tests/standalone/test_hang.py",
     "tests/test_model_kinds.py",
