@@ -57,9 +57,6 @@ class Providers(PoolReplica):
             self._pool.start()
             self._export_task = asyncio.create_task(export(self._meter, self._pool.gauges))
 
-    async def check_health(self) -> None:
-        """Returns if the replica responds. No other replica helps while a provider fails."""
-
     async def __del__(self) -> None:
         """Cancels the calls and closes the connections; Ray awaits it when the replica stops."""
         await self._pool.stop()
