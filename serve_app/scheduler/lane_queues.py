@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
+from serve_app.scheduler.packing import bulk_goes_first
 from serve_app.scheduler.pending import QueuedGroup
 from serve_app.types import Lane
 
@@ -87,6 +88,6 @@ class LaneQueues(Generic[KeyT, TextT]):
         bulk = [item for item in filled if item[0].lane == "bulk"]
         interactive.sort(key=lambda item: item[1])
         waited_s = max((now_s - arrival_s for _, arrival_s in bulk), default=0.0)
-        promoted = waited_s > promotion_after_s and not self._last_was_bulk
-        order = [*bulk, *interactive] if promoted else [*interactive, *bulk]
+        bulk_first = bulk_goes_first(waited_s, promotion_after_s, self._last_was_bulk)
+        order = [*bulk, *interactive] if bulk_first else [*interactive, *bulk]
         return iter([key for key, _ in order])

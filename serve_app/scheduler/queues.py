@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from serve_app.config import EmbedderSettings
 from serve_app.scheduler.lane_queues import LaneQueues
+from serve_app.scheduler.packing import select_batch
 from serve_app.scheduler.pending import QueuedText, QueueKey
 
 
@@ -54,13 +55,9 @@ def _pack(
             window.append(text)
     if not window:
         return []
-    oldest = window[0].length
-    by_distance = sorted(range(len(window)), key=lambda i: abs(window[i].length - oldest))
-    longest, batch = 0, set[int]()
-    for i in by_distance[: settings.max_batch_texts]:
-        longest = max(longest, window[i].length)
-        if batch and longest * (len(batch) + 1) > max_batch_tokens:
-            break
-        batch.add(i)
-    queue.extendleft(window[i] for i in range(len(window) - 1, -1, -1) if i not in batch)
-    return [window[i] for i in sorted(batch)]
+    lengths = [text.length for text in window]
+    selected = select_batch(lengths, settings.max_batch_texts, max_batch_tokens)
+    batch = [window[i] for i in selected]
+    taken = set(selected)
+    queue.extendleft(window[i] for i in range(len(window) - 1, -1, -1) if i not in taken)
+    return batch

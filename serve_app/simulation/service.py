@@ -1,0 +1,38 @@
+"""The simulated service: its replicas' speed, settings and router."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from serve_app.autoscale.batch_cost import BatchCost
+from serve_app.autoscale.policy import Bounds
+from serve_app.config import EmbedderSettings
+
+RouterName = Literal["least_tokens", "power_of_two"]
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedService:
+    """Replicas of one model, with one stream each."""
+
+    cost: BatchCost
+    settings: EmbedderSettings = field(default_factory=EmbedderSettings)
+    startup_s: float = 8.0
+    bounds: Bounds = field(default_factory=lambda: Bounds(1, 20))
+    initial_replicas: int = 1
+    router: RouterName = "least_tokens"
+    #: `least_tokens` keeps requests back while all replicas have work of their lane for this long.
+    max_assigned_s: float = 1.0
+    #: `power_of_two`, as Ray, keeps requests back while all replicas have this many.
+    max_ongoing_requests: int = 512
+    fill: float = 0.85  #: tokens of a full batch relative to its padded tokens
+
+    @property
+    def full_batch_tokens(self) -> float:
+        """Padded tokens of a batch that takes `batch_target_s`."""
+        tokens = self.cost.tokens_within(self.settings.batch_target_s)
+        return min(max(tokens, 1.0), self.settings.max_batch_tokens)
+
+    @property
+    def capacity_tokens_per_s(self) -> float:
+        """Speed of a replica in full batches, without padding."""
+        return self.fill * self.cost.capacity(self.full_batch_tokens)

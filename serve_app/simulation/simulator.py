@@ -1,0 +1,298 @@
+"""Discrete events: texts arrive, batches end, replicas start, and a policy decides every second."""
+
+import heapq
+import math
+import random
+from collections import deque
+from dataclasses import replace
+from operator import attrgetter
+
+import numpy as np
+
+from serve_app.autoscale.fleet_load import FleetLoad, sum_reports
+from serve_app.simulation.replica import Replica
+from serve_app.simulation.result import SimulationResult, Timeline, Waiting
+from serve_app.simulation.scalers import Observation, Scaler
+from serve_app.simulation.service import SimulatedService
+from serve_app.simulation.trace import Trace
+
+_TOKENS, _REQUESTS = attrgetter("tokens"), attrgetter("requests")
+
+
+def _tokens_ahead(replica: Replica) -> tuple[int, int]:
+    """Returns the tokens that an interactive text waits for, and those that it precedes."""
+    return replica.queued[0], replica.tokens
+
+
+def simulate(
+    trace: Trace, service: SimulatedService, scaler: Scaler, *, seed: int = 0
+) -> SimulationResult:
+    """Runs the service on a trace until all texts are computed.
+
+    Args:
+        trace: the texts.
+        service: the replicas.
+        scaler: chooses their number.
+        seed: of the router's choices.
+    """
+    return _Simulation(trace, service, scaler, seed).run()
+
+
+class _Simulation:
+    """The state of one run."""
+
+    def __init__(self, trace: Trace, service: SimulatedService, scaler: Scaler, seed: int) -> None:
+        self._trace, self._service, self._scaler = trace, service, scaler
+        self._random = random.Random(seed)
+        self._arrival_s: list[float] = trace.arrival_s.tolist()
+        self._tokens: list[int] = trace.tokens.tolist()
+        self._is_bulk: list[bool] = trace.is_bulk.tolist()
+        starts = trace.request_starts
+        ends = np.append(starts[1:], trace.tokens.size)
+        self._starts: list[int] = starts.tolist()
+        self._ends: list[int] = ends.tolist()
+        #: The last text of a request that is computed ends the request.
+        self._request_of: list[int] = np.repeat(np.arange(starts.size), ends - starts).tolist()
+        self._remaining: list[int] = (ends - starts).tolist()
+        self._wait_s = [math.nan] * trace.tokens.size
+        self._now_s = 0.0
+        self._order = 0  # makes events of the same time comparable
+        self._events: list[tuple[float, int, Replica | None, float]] = []
+        self._running: list[Replica] = []
+        self._starting: list[tuple[float, float]] = []  # time of readiness, of the order
+        self._held = (deque[int](), deque[int]())  # requests of each lane, while none has room
+        self._held_tokens = [0, 0]
+        self._offered_tokens = [0, 0]
+        self._max_tokens = service.max_assigned_s * service.capacity_tokens_per_s
+        self._unfinished = len(self._starts)
+        self._ongoing = 0
+        self._target = service.bounds.clip(service.initial_replicas)
+        self._replica_s = 0.0
+        self._leaving = 0
+        self._refused = 0
+        self._rows: list[tuple[int, int]] = []
+        self._reasons: list[tuple[float, int, str]] = []
+
+    def run(self) -> SimulationResult:
+        """Runs to the end."""
+        for _ in range(self._target):
+            self._running.append(self._new_replica(0.0))
+        events, arrivals, starts = self._events, self._arrival_s, self._starts
+        next_request, requests = 0, len(starts)
+        arrival_s, tick_s = arrivals[0], 1.0
+        while self._unfinished:
+            event_s = events[0][0] if events else math.inf
+            if arrival_s <= event_s and arrival_s <= tick_s:
+                self._now_s = arrival_s
+                self._arrive(next_request)
+                next_request += 1
+                arrival_s = arrivals[starts[next_request]] if next_request < requests else math.inf
+            elif event_s <= tick_s:
+                event_s, _, replica, started_s = heapq.heappop(events)
+                self._now_s = event_s
+                if replica is None:
+                    self._become_ready(started_s)
+                else:
+                    self._end_batch(replica, started_s)
+            else:
+                self._now_s = tick_s
+                self._scale()
+                tick_s += 1.0
+        while len(self._rows) < self._trace.duration_s:
+            self._rows.append(self._rows[-1] if self._rows else (self._target, self._target))
+        return self._result()
+
+    def _new_replica(self, ordered_s: float) -> Replica:
+        return Replica(self._service, self._arrival_s, self._tokens, ordered_s, lambda: self._now_s)
+
+    def _push(self, time_s: float, replica: Replica | None, started_s: float) -> None:
+        self._order += 1
+        heapq.heappush(self._events, (time_s, self._order, replica, started_s))
+
+    def _arrive(self, request: int) -> None:
+        start, end = self._starts[request], self._ends[request]
+        is_bulk = self._is_bulk[start]
+        tokens = self._tokens[start] if end - start == 1 else sum(self._tokens[start:end])
+        self._ongoing += 1
+        self._offered_tokens[is_bulk] += tokens
+        if not self._held[is_bulk] and self._running:
+            replica = self._choose_replica(is_bulk)
+            if self._has_room(replica, is_bulk):
+                self._assign(request, tokens, replica)
+                return
+        limit = self._service.settings.max_queued_tokens * max(len(self._running), 1)
+        if self._held_tokens[is_bulk] + tokens > limit:
+            self._refuse(request)
+            return
+        self._held[is_bulk].append(request)
+        self._held_tokens[is_bulk] += tokens
+
+    def _has_room(self, replica: Replica, is_bulk: bool) -> bool:
+        if self._service.router == "least_tokens":
+            return replica.queued[is_bulk] < self._max_tokens
+        return replica.requests < self._service.max_ongoing_requests
+
+    def _assign(self, request: int, tokens: int, replica: Replica) -> None:
+        start, end = self._starts[request], self._ends[request]
+        is_bulk = self._is_bulk[start]
+        if not replica.accepts(tokens, is_bulk):
+            self._refuse(request)
+            return
+        replica.add(start, end, tokens, is_bulk)
+        if not replica.is_busy:
+            self._start_batch(replica)
+
+    def _refuse(self, request: int) -> None:
+        self._refused += self._ends[request] - self._starts[request]
+        self._unfinished -= 1
+        self._ongoing -= 1
+
+    def _assign_held(self, replica: Replica) -> None:
+        """Assigns requests that were kept back to a replica that has room, interactive first."""
+        for is_bulk, held in zip((False, True), self._held, strict=True):
+            while held and self._has_room(replica, is_bulk):
+                request = held.popleft()
+                tokens = sum(self._tokens[self._starts[request] : self._ends[request]])
+                self._held_tokens[is_bulk] -= tokens
+                self._assign(request, tokens, replica)
+
+    def _choose_replica(self, is_bulk: bool) -> Replica:
+        running = self._running
+        if len(running) == 1:
+            return running[0]
+        if self._service.router == "least_tokens":
+            return min(running, key=_TOKENS if is_bulk else _tokens_ahead)
+        count = len(running)
+        first = int(self._random.random() * count)
+        second = int(self._random.random() * (count - 1))
+        return min(running[first], running[second + (second >= first)], key=_REQUESTS)
+
+    def _start_batch(self, replica: Replica) -> None:
+        now_s = self._now_s
+        batch, seconds = replica.start_batch(now_s)
+        if not batch:
+            return
+        wait_s, arrival_s = self._wait_s, self._arrival_s
+        for text in batch:
+            wait_s[text] = now_s - arrival_s[text]
+        self._push(now_s + seconds, replica, now_s)
+
+    def _end_batch(self, replica: Replica, started_s: float) -> None:
+        remaining, request_of = self._remaining, self._request_of
+        for text in replica.end_batch(self._now_s, started_s):
+            request = request_of[text]
+            remaining[request] -= 1
+            if not remaining[request]:
+                replica.requests -= 1
+                self._unfinished -= 1
+                self._ongoing -= 1
+        if not replica.is_leaving and (self._held[0] or self._held[1]):
+            self._assign_held(replica)
+        if not replica.is_busy:
+            self._start_batch(replica)
+        if replica.is_leaving and not replica.is_busy:
+            self._leave(replica)
+
+    def _leave(self, replica: Replica) -> None:
+        self._replica_s += self._now_s - replica.ordered_s
+        self._leaving -= 1
+
+    def _become_ready(self, ordered_s: float) -> None:
+        ready = (self._now_s, ordered_s)
+        if ready not in self._starting:
+            return  # it was stopped before
+        self._starting.remove(ready)
+        self._running.append(self._new_replica(ordered_s))
+        self._assign_held(self._running[-1])
+
+    def _scale(self) -> None:
+        now_s = self._now_s
+        reports = {str(i): replica.report(now_s) for i, replica in enumerate(self._running)}
+        self._rows.append((len(self._running), self._target))
+        seen = Observation(
+            now_s,
+            len(self._running),
+            self._target,
+            self._service.bounds,
+            self._with_held(sum_reports(reports, len(self._running))),
+            self._ongoing,
+        )
+        decision = self._scaler.decide(seen)
+        target = self._service.bounds.clip(decision.replicas)
+        if target != self._target:
+            self._reasons.append((now_s, target, decision.reason))
+        self._target = target
+        while len(self._running) + len(self._starting) < target:
+            ready_s = now_s + self._service.startup_s
+            self._starting.append((ready_s, now_s))
+            self._push(ready_s, None, now_s)
+        while len(self._running) + len(self._starting) > target:
+            self._stop_one()
+
+    def _with_held(self, load: FleetLoad) -> FleetLoad:
+        """Adds what the router keeps back, and what arrived at the router."""
+        offered, self._offered_tokens = self._offered_tokens, [0, 0]
+        oldest_s = load.oldest_interactive_s
+        if self._held[0]:
+            first = self._starts[self._held[0][0]]
+            oldest_s = max(oldest_s, self._now_s - self._arrival_s[first])
+        return replace(
+            load,
+            queued_interactive_tokens=load.queued_interactive_tokens + self._held_tokens[0],
+            queued_bulk_tokens=load.queued_bulk_tokens + self._held_tokens[1],
+            oldest_interactive_s=oldest_s,
+            offered_interactive_tokens_per_s=float(offered[0]),
+            offered_bulk_tokens_per_s=float(offered[1]),
+        )
+
+    def _stop_one(self) -> None:
+        """Stops a replica: the newest that is starting, or else the newest that runs."""
+        if self._starting:
+            _, ordered_s = self._starting.pop()
+            self._replica_s += self._now_s - ordered_s
+            return
+        replica = self._running.pop()
+        replica.is_leaving = True
+        self._leaving += 1
+        if not replica.is_busy:
+            self._leave(replica)
+
+    def _result(self) -> SimulationResult:
+        end_s = max(self._now_s, self._trace.duration_s)
+        replica_s = self._replica_s
+        replica_s += sum(end_s - replica.ordered_s for replica in self._running)
+        replica_s += sum(end_s - ordered_s for _, ordered_s in self._starting)
+        waits = np.array(self._wait_s)
+        interactive = ~self._trace.is_bulk & ~np.isnan(waits)
+        bulk = self._trace.is_bulk & ~np.isnan(waits)
+        seconds = int(self._trace.duration_s)
+        rows = np.array(self._rows[:seconds], dtype=np.int64)
+        return SimulationResult(
+            waiting={
+                "interactive": Waiting.of(waits[interactive]),
+                "bulk": Waiting.of(waits[bulk]),
+            },
+            replica_hours=replica_s / 3600,
+            refused_texts=self._refused,
+            timeline=Timeline(
+                offered_tokens_per_s=self._trace.tokens_per_second("interactive")
+                + self._trace.tokens_per_second("bulk"),
+                running=rows[:, 0],
+                target=rows[:, 1],
+                p99_s=_p99_by_second(
+                    self._trace.arrival_s[interactive], waits[interactive], seconds
+                ),
+            ),
+            reasons=self._reasons,
+        )
+
+
+def _p99_by_second(arrival_s: np.ndarray, waits_s: np.ndarray, seconds: int) -> np.ndarray:
+    """Returns the p99 of the texts of each second; 0 without texts."""
+    edges = np.searchsorted(arrival_s, np.arange(seconds + 1))
+    result = np.zeros(seconds)
+    for i in range(seconds):
+        part = waits_s[edges[i] : edges[i + 1]]
+        if part.size:
+            result[i] = np.quantile(part, 0.99)
+    return result

@@ -1,0 +1,103 @@
+"""The texts that arrive: times, numbers of tokens and lanes."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.types import Lane
+
+_LANES = get_args(Lane)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """Texts in order of arrival. Texts of one lane that arrive together are one request."""
+
+    name: str
+    arrival_s: npt.NDArray[np.float64]  #: shape (n,); ascending, from 0
+    tokens: npt.NDArray[np.int64]  #: shape (n,); at least 1
+    is_bulk: npt.NDArray[np.bool_]  #: shape (n,)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        name: str,
+        arrival_s: npt.ArrayLike,
+        tokens: npt.ArrayLike,
+        is_bulk: npt.ArrayLike = False,
+    ) -> Self:
+        """Returns the trace with texts in order of arrival.
+
+        Raises:
+            ValueError: there is no text, or a value is out of range.
+        """
+        times = np.asarray(arrival_s, dtype=np.float64)
+        lengths = np.asarray(tokens, dtype=np.int64)
+        bulk = np.broadcast_to(np.asarray(is_bulk, dtype=np.bool_), times.shape)
+        if not times.size or times.shape != lengths.shape:
+            raise ValueError("A trace needs at least one text, and a token count for each.")
+        if not np.isfinite(times).all() or lengths.min() < 1:
+            raise ValueError("Times must be finite and token counts at least 1.")
+        order = np.lexsort((bulk, times))
+        times = times[order] - times[order[0]]
+        return cls(name, times, lengths[order], bulk[order])
+
+    @property
+    def request_starts(self) -> npt.NDArray[np.int64]:
+        """Position of the first text of each request."""
+        new = (np.diff(self.arrival_s) > 0) | (np.diff(self.is_bulk.astype(np.int8)) != 0)
+        return np.concatenate(([0], np.flatnonzero(new) + 1))
+
+    @property
+    def duration_s(self) -> float:
+        """Time of the last arrival, rounded up to seconds."""
+        return float(np.floor(self.arrival_s[-1])) + 1.0
+
+    def tokens_per_second(self, lane: Lane) -> npt.NDArray[np.float64]:
+        """Returns the tokens of a lane that arrive in each second."""
+        selected = self.is_bulk == (lane == "bulk")
+        return np.bincount(
+            self.arrival_s[selected].astype(np.int64),
+            weights=self.tokens[selected],
+            minlength=int(self.duration_s),
+        ).astype(np.float64)
+
+
+def read_trace(path: Path) -> Trace:
+    """Reads a CSV file with lines `timestamp, tokens[, lane]`, and optionally a header.
+
+    The timestamp is in seconds from any point in time; without a lane, a text is interactive.
+
+    Raises:
+        ValueError: a line can't be read; the message has its number.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(_rows(path, csv.reader(file, skipinitialspace=True)))
+    if not rows:
+        raise ValueError(f"{path} has no texts; each line holds: timestamp, tokens[, lane].")
+    times, tokens, bulk = zip(*rows, strict=True)
+    return Trace.from_arrays(path.stem, times, tokens, bulk)
+
+
+def _rows(path: Path, lines: Iterable[list[str]]) -> Iterable[tuple[float, int, bool]]:
+    for number, cells in enumerate(lines, start=1):
+        values = [cell.strip() for cell in cells]
+        if not any(values) or (number == 1 and values[0] == "timestamp"):
+            continue
+        lane = values[2] if len(values) > 2 and values[2] else "interactive"
+        try:
+            if lane not in _LANES:
+                raise ValueError(f"The lane is one of {', '.join(_LANES)}.")
+            row = float(values[0]), int(values[1]), lane == "bulk"
+            if row[1] < 1 or not np.isfinite(row[0]):
+                raise ValueError("Times must be finite and token counts at least 1.")
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"{path}, line {number}: {error}. Each line holds: timestamp, tokens[, lane]."
+            ) from error
+        yield row

@@ -1,0 +1,291 @@
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.autoscale.policy import Bounds, Decision, PolicySettings, PolicyState, decide
+from serve_app.autoscale.replica_load import ReplicaLoad
+
+CAPACITY, STARTUP_S = 1000.0, 8.0
+SETTINGS = PolicySettings()
+
+
+class Controller:
+    """Calls the policy every second; replicas start at once."""
+
+    def __init__(self, replicas: int, settings: PolicySettings = SETTINGS) -> None:
+        self.target = self.running = replicas
+        self.settings = settings
+        self.bounds = Bounds(1, 100)
+        self.state = PolicyState()
+        self.now_s = 1000.0
+        self.targets = list[int]()
+
+    def step(self, reports: dict[str, ReplicaLoad]) -> Decision:
+        self.now_s += 1
+        decision, self.state = decide(
+            reports,
+            running=self.running,
+            target=self.target,
+            bounds=self.bounds,
+            now_s=self.now_s,
+            state=self.state,
+            settings=self.settings,
+        )
+        self.target = decision.replicas
+        self.targets.append(self.target)
+        return decision
+
+    def run(self, seconds: int, **load: float) -> Decision:
+        for _ in range(seconds):
+            decision = self.step(share(self.running, **load))
+            self.running = self.target
+        return decision
+
+
+def share(replicas: int, **load: float) -> dict[str, ReplicaLoad]:
+    """Returns reports of equal replicas, whose sum is the load."""
+    sums = {name: value / replicas for name, value in load.items() if name != "oldest"}
+    one = replace(
+        ReplicaLoad(capacity_tokens_per_s=CAPACITY, startup_s=STARTUP_S),
+        oldest_interactive_s=load.get("oldest", 0.0),
+        **sums,
+    )
+    return {str(i): one for i in range(replicas)}
+
+
+@pytest.mark.parametrize(
+    ("running", "offered", "replicas"),
+    [(1, 700, 1), (1, 900, 2), (3, 3000, 4), (30, 30_000, 39)],
+)
+def test_replicas_keep_up_with_arrivals_with_headroom(
+    running: int, offered: float, replicas: int
+) -> None:
+    controller = Controller(running)
+    controller.run(5, offered_interactive_tokens_per_s=offered)
+    assert controller.target == replicas
+
+
+def test_a_queue_starts_more_replicas_than_the_arrivals_need() -> None:
+    controller = Controller(2)
+    load = {"offered_interactive_tokens_per_s": 1500.0}
+    controller.run(3, **load)
+    assert controller.target == 2
+    decision = controller.run(1, **load, queued_interactive_tokens=20_000)
+    assert decision.replicas > 4
+    assert "queued" in decision.reason
+
+
+def test_a_step_raises_the_target_within_three_seconds() -> None:
+    controller = Controller(3)
+    controller.run(60, offered_interactive_tokens_per_s=2000)
+    controller.run(3, offered_interactive_tokens_per_s=6000)
+    assert controller.target >= 8
+
+
+def test_a_single_extreme_second_changes_nothing() -> None:
+    controller = Controller(3)
+    controller.run(60, offered_interactive_tokens_per_s=2000)
+    controller.run(1, offered_interactive_tokens_per_s=20_000)
+    controller.run(30, offered_interactive_tokens_per_s=2000)
+    assert controller.target == 3
+
+
+def test_rising_arrivals_start_replicas_ahead_by_the_time_that_a_start_takes() -> None:
+    def target(startup_s: float) -> int:
+        controller = Controller(10)
+        for second in range(300):
+            offered = 2000 + 20.0 * second
+            reports = share(controller.running, offered_interactive_tokens_per_s=offered)
+            controller.step({k: replace(r, startup_s=startup_s) for k, r in reports.items()})
+        return controller.target
+
+    assert target(60.0) > target(1.0)
+
+
+def test_texts_that_wait_too_long_start_a_replica_whatever_the_arrivals_say() -> None:
+    controller = Controller(4)
+    controller.run(20, offered_interactive_tokens_per_s=100)
+    decision = controller.run(2, offered_interactive_tokens_per_s=100, oldest=0.8)
+    assert decision.replicas == 5
+    assert "target_queue_s" in decision.reason
+
+
+def test_after_a_start_the_objective_waits_for_its_effect() -> None:
+    controller = Controller(4)
+    controller.run(20, offered_interactive_tokens_per_s=100)
+    controller.run(int(STARTUP_S), offered_interactive_tokens_per_s=100, oldest=0.8)
+    assert controller.target == 5
+    controller.run(10, offered_interactive_tokens_per_s=100, oldest=0.8)
+    assert controller.target == 6
+
+
+def test_bulk_texts_scale_up_to_their_own_bound_only() -> None:
+    settings = replace(SETTINGS, max_bulk_replicas=3)
+    bounded, free = Controller(1, settings), Controller(1)
+    for controller in (bounded, free):
+        controller.run(5, queued_bulk_tokens=1_000_000)
+    assert (bounded.target, free.target) == (3, 17)  # a minute of 17 replicas
+
+
+def test_bulk_texts_use_the_headroom_of_interactive_texts() -> None:
+    controller = Controller(4)
+    controller.run(5, offered_interactive_tokens_per_s=3000, queued_bulk_tokens=0.2 * 3000 * 0.9)
+    assert controller.target == 4
+
+
+def test_replicas_leave_one_at_a_time_after_a_delay() -> None:
+    controller = Controller(10)
+    controller.run(100, offered_interactive_tokens_per_s=7500)
+    assert controller.target == 10
+    controller.run(200, offered_interactive_tokens_per_s=700)
+    targets = controller.targets[100:]
+    assert targets[int(SETTINGS.downscale_delay_s) - 5] == 10
+    assert targets[-1] == 1
+    changes = [i for i in range(1, len(targets)) if targets[i] != targets[i - 1]]
+    assert all(targets[i - 1] - targets[i] == 1 for i in changes)
+    pauses = [b - a for a, b in zip(changes, changes[1:], strict=False)]
+    assert min(pauses) >= SETTINGS.downscale_interval_s
+
+
+@pytest.mark.parametrize("offered", [1900.0, 2250.0, 2300.0, 2400.0, 3060.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_changes_the_target_at_most_once_in_ten_minutes(offered: float, seed: int) -> None:
+    rng, controller = random.Random(seed), Controller(3)
+    for _ in range(600):
+        noisy = max(rng.gauss(offered, 0.1 * offered), 0)
+        controller.run(1, offered_interactive_tokens_per_s=noisy)
+    assert (
+        sum(a != b for a, b in zip(controller.targets, controller.targets[1:], strict=False)) <= 1
+    )
+
+
+def test_the_bounds_and_the_room_of_the_cluster_hold() -> None:
+    controller = Controller(2)
+    controller.bounds = Bounds(2, 6)
+    controller.run(5, offered_interactive_tokens_per_s=50_000)
+    assert controller.target == 6
+    controller.bounds = Bounds(2, 6, room=4)
+    controller.run(2, offered_interactive_tokens_per_s=50_000)
+    assert controller.target == 4
+    controller.run(300)
+    assert controller.target == 2
+
+
+LOADS = st.builds(
+    ReplicaLoad,
+    queued_interactive_tokens=st.floats(0, 1e6),
+    queued_bulk_tokens=st.floats(0, 1e6),
+    oldest_interactive_s=st.floats(0, 100),
+    offered_interactive_tokens_per_s=st.floats(0, 1e5),
+    offered_bulk_tokens_per_s=st.floats(0, 1e5),
+    served_tokens_per_s=st.floats(0, 1e4),
+    busy_share=st.floats(0, 1),
+    capacity_tokens_per_s=st.just(CAPACITY) | st.just(0.0),
+    startup_s=st.floats(0, 60),
+)
+
+
+@given(st.lists(LOADS, max_size=12), st.integers(0, 12), st.integers(0, 12))
+def test_the_target_is_bounded_and_falls_by_one_at_most(
+    loads: list[ReplicaLoad], missing: int, starting: int
+) -> None:
+    controller = Controller(len(loads) + missing)
+    controller.target += starting
+    for _ in range(100):
+        before = controller.target
+        controller.step({str(i): load for i, load in enumerate(loads)})
+        assert 1 <= controller.target <= 100
+        assert controller.target >= min(before - 1, 100)
+
+
+@given(st.lists(LOADS, min_size=1, max_size=6), st.floats(1, 5))
+def test_more_load_never_needs_fewer_replicas(loads: list[ReplicaLoad], factor: float) -> None:
+    def target(scale: float) -> int:
+        controller = Controller(len(loads))
+        for _ in range(3):
+            controller.step(
+                {
+                    str(i): replace(
+                        load,
+                        queued_interactive_tokens=load.queued_interactive_tokens * scale,
+                        queued_bulk_tokens=load.queued_bulk_tokens * scale,
+                        offered_interactive_tokens_per_s=load.offered_interactive_tokens_per_s
+                        * scale,
+                        served_tokens_per_s=CAPACITY,
+                    )
+                    for i, load in enumerate(loads)
+                }
+            )
+        return controller.target
+
+    assert target(factor) >= target(1.0)
+
+
+@given(st.integers(1, 12))
+def test_saturated_replicas_are_never_stopped(replicas: int) -> None:
+    """Even if no text seems to arrive, as with counters that were reset."""
+    controller = Controller(replicas)
+    load = ReplicaLoad(busy_share=1, served_tokens_per_s=CAPACITY, capacity_tokens_per_s=CAPACITY)
+    for _ in range(300):
+        controller.step({str(i): load for i in range(replicas)})
+    assert controller.target == replicas
+
+
+def test_lost_reports_count_as_the_mean_of_the_others() -> None:
+    controller = Controller(10)
+    reports = share(10, offered_interactive_tokens_per_s=7500)
+    for _ in range(200):
+        controller.step(dict(list(reports.items())[:3]))
+    assert controller.target == 10
+
+
+def test_without_any_report_the_target_stays() -> None:
+    controller = Controller(7)
+    for _ in range(300):
+        assert controller.step({}).replicas == 7
+
+
+def test_a_restarted_controller_keeps_the_target_until_it_knows_the_load() -> None:
+    controller = Controller(8)
+    controller.run(300, offered_interactive_tokens_per_s=6000)
+    controller.state = PolicyState()
+    controller.run(int(SETTINGS.downscale_delay_s) - 1, offered_interactive_tokens_per_s=0)
+    assert controller.target == 8
+
+
+def test_a_stuck_replica_is_replaced_once_and_not_scaled_for_again_and_again() -> None:
+    controller = Controller(4)
+    for age_s in range(300):
+        reports = share(4, offered_interactive_tokens_per_s=2900)
+        reports["0"] = ReplicaLoad(
+            queued_interactive_tokens=500,
+            oldest_interactive_s=age_s,
+            busy_share=1,
+            capacity_tokens_per_s=CAPACITY,
+        )
+        controller.step(reports)
+    assert 4 < controller.target <= 6
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"capacity_tokens_per_s": 1e9},
+        {"capacity_tokens_per_s": 1e-3},
+        {"offered_interactive_tokens_per_s": float("nan")},
+        {"offered_interactive_tokens_per_s": -1e9},
+        {"busy_share": 77.0},
+        {"startup_s": 1e9},
+        {"queued_interactive_tokens": float("inf")},
+    ],
+)
+def test_a_replica_with_wrong_values_moves_nothing(lie: dict[str, float]) -> None:
+    controller = Controller(8)
+    for _ in range(300):
+        reports = share(8, offered_interactive_tokens_per_s=6000)
+        reports["3"] = replace(reports["3"], **lie)
+        controller.step(reports)
+    assert controller.target == 8

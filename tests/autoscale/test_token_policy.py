@@ -1,0 +1,88 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serve_app.autoscale import TokenPolicy
+
+NOW_S = 1000.0
+
+
+def context(target: int, *, age_s: float = 0.0, **metrics: dict[str, float]) -> Any:
+    raw = {
+        name: {
+            replica: [SimpleNamespace(timestamp=NOW_S - age_s, value=value)]
+            for replica, value in values.items()
+        }
+        for name, values in metrics.items()
+    }
+    return SimpleNamespace(
+        raw_metrics=raw,
+        deployment_name="Embedder",
+        current_num_replicas=target,
+        target_num_replicas=target,
+        capacity_adjusted_min_replicas=1,
+        capacity_adjusted_max_replicas=10,
+        current_time=NOW_S,
+        policy_state={},
+    )
+
+
+def test_it_sums_the_load_and_takes_the_median_of_the_speeds() -> None:
+    ctx = context(
+        2,
+        offered_interactive_tokens_per_s={"a": 900.0, "b": 900.0},
+        capacity_tokens_per_s={"a": 1000.0, "b": 1e9},
+    )
+    assert TokenPolicy(headroom=0.3)(ctx)[0] == 3
+
+
+def test_load_without_a_lane_counts_as_interactive() -> None:
+    ctx = context(
+        2,
+        offered_tokens_per_s={"a": 900.0, "b": 900.0},
+        queued_tokens={"a": 0.0, "b": 0.0},
+        capacity_tokens_per_s={"a": 1000.0, "b": 1000.0},
+    )
+    assert TokenPolicy(headroom=0.3)(ctx)[0] == 3
+
+
+def test_a_replica_without_a_measured_speed_is_left_out_of_the_median() -> None:
+    ctx = context(
+        2,
+        offered_interactive_tokens_per_s={"a": 1800.0, "new": 0.0},
+        capacity_tokens_per_s={"a": 1000.0, "new": 0.0},
+    )
+    assert TokenPolicy(headroom=0)(ctx)[0] == 2
+
+
+def test_the_state_is_passed_from_call_to_call() -> None:
+    policy, ctx = (
+        TokenPolicy(),
+        context(
+            1, offered_interactive_tokens_per_s={"a": 700.0}, capacity_tokens_per_s={"a": 1000.0}
+        ),
+    )
+    _, ctx.policy_state = policy(ctx)
+    ctx.current_time += 0.1  # Ray asks more often than replicas report
+    assert policy(ctx) == (1, ctx.policy_state)
+
+
+@pytest.mark.parametrize("metrics", [{}, {"capacity_tokens_per_s": {"a": 0.0}}])
+def test_without_metrics_the_target_stays(metrics: Any) -> None:
+    assert TokenPolicy()(context(3, **metrics))[0] == 3
+
+
+def test_old_reports_do_not_count() -> None:
+    ctx = context(
+        2,
+        age_s=60,
+        offered_interactive_tokens_per_s={"a": 9000.0},
+        capacity_tokens_per_s={"a": 1000.0},
+    )
+    assert TokenPolicy()(ctx)[0] == 2
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(TypeError, match="headrom"):
+        TokenPolicy(headrom=0.3)
