@@ -30,12 +30,12 @@ class PolicySettings:
     """What the policy is to achieve."""
 
     headroom: float = 0.3  #: spare capacity for interactive texts, relative to their arrival
-    drain_target_s: float = 4.0  #: time in which queued interactive texts are computed
+    drain_target_s: float = 10.0  #: time in which queued interactive texts are computed
     target_queue_s: float = 0.5  #: the objective: interactive texts wait no longer than this
     bulk_drain_target_s: float = 60.0  #: time in which queued bulk texts are computed
     max_bulk_replicas: int | None = None  #: bulk texts raise the target to this; None: no bound
-    downscale_delay_s: float = 60.0  #: how long a replica must not be needed
-    downscale_interval_s: float = 5.0  #: time between two replicas that leave
+    downscale_delay_s: float = 30.0  #: how long a replica must not be needed
+    downscale_interval_s: float = 3.0  #: time between two replicas that leave
     downscale_margin: float = 0.1  #: added to the headroom where a replica is to leave
     default_startup_s: float = 10.0  #: until a replica reports how long it took
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from serve_app.simulation.comparison import Comparison
@@ -40,14 +41,12 @@ def plot_comparisons(
         for axis in (left, right):
             axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylim(bottom=0)
-    axes[-1, 0].set_xlabel(
-        "minutes; load (gray) in replicas that it fills, running replicas (blue)"
-    )
+    axes[-1, 0].set_xlabel("minutes; load in replicas that it fills (gray), running (blue)")
     axes[-1, 1].set_xlabel("minutes; p99 of each second in seconds, the objective (dotted)")
     figure.suptitle(f"Autoscaling: {comparisons[0].trace}")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
+def _smoothed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     kernel = np.full(_SMOOTHED_S, 1 / _SMOOTHED_S)
     return np.convolve(values, kernel, mode="same")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from operator import attrgetter
 
 import numpy as np
+import numpy.typing as npt
 
 from serve_app.autoscale.fleet_load import FleetLoad, sum_reports
 from serve_app.simulation.replica import Replica
@@ -287,7 +288,9 @@ class _Simulation:
         )
 
 
-def _p99_by_second(arrival_s: np.ndarray, waits_s: np.ndarray, seconds: int) -> np.ndarray:
+def _p99_by_second(
+    arrival_s: npt.NDArray[np.float64], waits_s: npt.NDArray[np.float64], seconds: int
+) -> npt.NDArray[np.float64]:
     """Returns the p99 of the texts of each second; 0 without texts."""
     edges = np.searchsorted(arrival_s, np.arange(seconds + 1))
     result = np.zeros(seconds)

@@ -21,7 +21,7 @@ def test_a_file_is_read_with_and_without_lane_and_header(tmp_path: Path) -> None
 def test_an_invalid_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "log.csv"
     path.write_text(f"0,10\n{line}\n")
-    with pytest.raises(ValueError, match="line 2: .*timestamp, tokens"):
+    with pytest.raises(ValueError, match=r"line 2: .*timestamp, tokens"):
         read_trace(path)
 
 
