@@ -235,9 +235,18 @@ def test_saturated_replicas_are_never_stopped(replicas: int) -> None:
 
 def test_lost_reports_count_as_the_mean_of_the_others() -> None:
     controller = Controller(10)
-    reports = share(10, offered_interactive_tokens_per_s=7500)
+    reports = share(10, offered_interactive_tokens_per_s=9000)
+    controller.step(dict(list(reports.items())[:3]))
+    assert controller.target == 12
+
+
+def test_while_reports_are_lost_no_replica_leaves() -> None:
+    controller = Controller(10)
+    controller.run(100, offered_interactive_tokens_per_s=7000)
+    assert controller.target == 10
+    reports = share(10, offered_interactive_tokens_per_s=100)
     for _ in range(200):
-        controller.step(dict(list(reports.items())[:3]))
+        controller.step(dict(list(reports.items())[:7]))
     assert controller.target == 10
 
 
@@ -258,7 +267,8 @@ def test_a_restarted_controller_keeps_the_target_until_it_knows_the_load() -> No
 def test_a_stuck_replica_is_replaced_once_and_not_scaled_for_again_and_again() -> None:
     controller = Controller(4)
     for age_s in range(300):
-        reports = share(4, offered_interactive_tokens_per_s=2900)
+        controller.running = controller.target
+        reports = share(controller.running, offered_interactive_tokens_per_s=2900)
         reports["0"] = ReplicaLoad(
             queued_interactive_tokens=500,
             oldest_interactive_s=age_s,
