@@ -268,15 +268,15 @@ def test_a_stuck_replica_is_replaced_once_and_not_scaled_for_again_and_again() -
     controller = Controller(4)
     for age_s in range(300):
         controller.running = controller.target
-        reports = share(controller.running, offered_interactive_tokens_per_s=2900)
-        reports["0"] = ReplicaLoad(
+        reports = share(controller.running - 1, offered_interactive_tokens_per_s=2900)
+        reports["stuck"] = ReplicaLoad(
             queued_interactive_tokens=500,
             oldest_interactive_s=age_s,
             busy_share=1,
             capacity_tokens_per_s=CAPACITY,
         )
         controller.step(reports)
-    assert 4 < controller.target <= 6
+    assert controller.target == 5  # four that compute
 
 
 @pytest.mark.parametrize(
