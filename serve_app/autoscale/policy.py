@@ -61,6 +61,7 @@ class PolicyState:
     interactive: ArrivalRate = field(default_factory=ArrivalRate)
     started_s: float | None = None  #: time of the first decision
     updated_s: float = -math.inf
+    replicas: int | None = None  #: the previous decision
     last_up_s: float = -math.inf
     last_down_s: float = -math.inf
     late_reports: int = 0  #: consecutive ones with a violated objective
@@ -113,14 +114,16 @@ def decide_for_fleet(
 ) -> tuple[Decision, PolicyState]:
     """Returns the decision for a load that is already summed; see `decide`."""
     if now_s - state.updated_s < _MIN_INTERVAL_S:
-        return Decision(bounds.clip(target), "no new reports"), state
+        previous = target if state.replicas is None else state.replicas
+        return Decision(bounds.clip(previous), "no new reports"), state
     state = replace(
         state,
         updated_s=now_s,
         started_s=now_s if state.started_s is None else state.started_s,
     )
     if not load.reported:
-        return Decision(bounds.clip(target), "no reports"), state
+        decision = Decision(bounds.clip(target), "no reports")
+        return decision, replace(state, replicas=decision.replicas)
     rate = state.interactive.updated(load.offered_interactive_tokens_per_s, now_s)
     is_late = load.oldest_interactive_s > settings.target_queue_s
     state = replace(state, interactive=rate, late_reports=state.late_reports + 1 if is_late else 0)
@@ -130,7 +133,8 @@ def decide_for_fleet(
         need = _need(load, target, state, settings, now_s)
     kept = max(need.replicas, _kept_by_margin(load, state, settings))
     state = replace(state, needs=_remember(state.needs, kept, now_s, settings.downscale_delay_s))
-    return _apply(need, load, target, bounds, state, settings, now_s)
+    decision, state = _apply(need, load, target, bounds, state, settings, now_s)
+    return decision, replace(state, replicas=decision.replicas)
 
 
 def _need(
@@ -260,7 +264,9 @@ def _downscale_obstacle(
         return f"a text waits for {load.oldest_interactive_s:.1f} s"
     if max(need for _, need in state.needs) >= target:
         return f"{target} replicas were needed in the last {settings.downscale_delay_s:g} s"
-    if now_s - state.last_down_s < settings.downscale_interval_s:
+    # While the caller delays a decision, the target is above it, and the decision stays.
+    followed = state.replicas is None or target <= state.replicas
+    if followed and now_s - state.last_down_s < settings.downscale_interval_s:
         return "a replica has just left"
     return ""
 

@@ -250,6 +250,23 @@ def test_while_reports_are_lost_no_replica_leaves() -> None:
     assert controller.target == 10
 
 
+@pytest.mark.parametrize(("offered", "rises"), [(100.0, False), (4000.0, True)])
+def test_a_caller_that_delays_decisions_gets_the_same_one_until_it_follows(
+    offered: float, rises: bool
+) -> None:
+    """Ray asks ten times a second, and starts its delay again when a decision is the target."""
+    controller = Controller(3)
+    controller.run(25, offered_interactive_tokens_per_s=2000 if rises else 100)
+    decisions = list[int]()
+    for _ in range(200):
+        controller.now_s += 0.1 - 1
+        controller.step(share(3, offered_interactive_tokens_per_s=offered))
+        decisions.append(controller.target)
+        controller.target = 3
+    late = set(decisions[100:])
+    assert min(late) > 3 if rises else late == {2}
+
+
 def test_without_any_report_the_target_stays() -> None:
     controller = Controller(7)
     for _ in range(300):
