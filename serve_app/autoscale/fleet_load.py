@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median_low
 
-from serve_app.autoscale.replica_load import ReplicaLoad
+from serve_app.scheduler.replica_load import ReplicaLoad
 
 #: A replica that is busy all the time, serves nothing, and holds texts this long, is stuck.
 _STUCK_AFTER_S = 10.0

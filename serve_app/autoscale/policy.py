@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from serve_app.autoscale.arrival_rate import ArrivalRate
 from serve_app.autoscale.fleet_load import FleetLoad, sum_reports
-from serve_app.autoscale.replica_load import ReplicaLoad
+from serve_app.scheduler.replica_load import ReplicaLoad
 
 #: Reports come every second.
 _MIN_INTERVAL_S = 0.5

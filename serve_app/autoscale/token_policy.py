@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from serve_app.autoscale.policy import Bounds, PolicySettings, PolicyState, decide
-from serve_app.autoscale.replica_load import ReplicaLoad
+from serve_app.scheduler.replica_load import ReplicaLoad
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext

@@ -3,9 +3,9 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from serve_app.autoscale.replica_load import ReplicaLoad
 from serve_app.scheduler.batch_budget import BatchBudget, BatchBudgets
 from serve_app.scheduler.packing import bulk_goes_first, select_batch
+from serve_app.scheduler.replica_load import ReplicaLoad
 from serve_app.simulation.service import SimulatedService
 
 _MODEL = ""

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from serve_app.autoscale.batch_cost import BatchCost
 from serve_app.autoscale.policy import Bounds
 from serve_app.config import EmbedderSettings
+from serve_app.scheduler.batch_cost import BatchCost
 
 RouterName = Literal["least_tokens", "power_of_two"]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.autoscale.policy import Bounds, Decision, PolicySettings, PolicyState, decide
-from serve_app.autoscale.replica_load import ReplicaLoad
+from serve_app.scheduler.replica_load import ReplicaLoad
 
 CAPACITY, STARTUP_S = 1000.0, 8.0
 SETTINGS = PolicySettings()

@@ -39,8 +39,9 @@ SERVICE_LAYERS = [
     ["config"],
     ["models", "valkey"],
     ["engines"],
-    ["access", "autoscale", "cache", "model_prep", "scheduler"],
-    ["providers", "simulation"],
+    ["access", "cache", "model_prep", "scheduler"],
+    ["autoscale", "providers"],
+    ["simulation"],
     ["service"],
     ["web"],
     ["deployments"],
@@ -48,7 +49,7 @@ SERVICE_LAYERS = [
     ["command"],
 ]
 #: Packages of one layer that don't import each other.
-INDEPENDENT = {"access", "autoscale", "cache", "model_prep", "scheduler"}
+INDEPENDENT = {"access", "cache", "model_prep", "scheduler"}
 #: The modules and packages of `serve_app` that import a library.
 SERVICE_LIBRARIES = {
     "ray": (

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve_app.autoscale.batch_cost import BatchCost
 from serve_app.config import EmbedderSettings
+from serve_app.scheduler.batch_cost import BatchCost
 from serve_app.simulation.comparison import Comparison, compare, markdown_table
 from serve_app.simulation.oracle import simulate_oracle
 from serve_app.simulation.sample_traces import SAMPLE_TRACES

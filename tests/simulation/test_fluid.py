@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve_app.autoscale.batch_cost import BatchCost
 from serve_app.autoscale.policy import Bounds
 from serve_app.config import EmbedderSettings
+from serve_app.scheduler.batch_cost import BatchCost
 from serve_app.simulation.fluid import RateTrace, simulate_fluid
 from serve_app.simulation.sample_traces import SAMPLE_TRACES
 from serve_app.simulation.scalers import TokenScaler

@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve_app.autoscale.batch_cost import BatchCost
 from serve_app.autoscale.policy import Bounds, Decision
 from serve_app.config import EmbedderSettings
+from serve_app.scheduler.batch_cost import BatchCost
 from serve_app.simulation.ray_scaler import RayScaler
 from serve_app.simulation.scalers import FixedScaler, Observation, TokenScaler
 from serve_app.simulation.service import RouterName, SimulatedService

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.autoscale.batch_cost import BatchCost, BatchCostFit
+from serve_app.scheduler.batch_cost import BatchCost, BatchCostFit
 
 COST = BatchCost(0.004, 0.00003)
 SIZES = [32, 100, 300, 800, 2000, 5000]
