@@ -19,6 +19,7 @@ from serve_app.errors import ConfigurationError
 
 HASHING = {"name": "words", "source": "hashing:64"}
 OTHER = {"name": "others", "source": "hashing:32"}
+COST = {"fixed_s": 0.015, "token_s": 0.0003}
 EMBEDS = {"default_for": ["embed"]}
 
 
@@ -167,6 +168,10 @@ def test_settings_are_immutable() -> None:
         ({"model": HASHING, "max_loaded_models": 0}, "max_loaded_models"),
         ({"model": HASHING | {"sha256": "ab" * 32}}, "leave out `revision` and `sha256`"),
         ({"model": HASHING | {"prompts": {"query": "q: "}}}, "leave out `prompts`"),
+        ({"model": HASHING | {"source": "path:m", "batch_cost": COST}}, "leave out `batch_cost`"),
+        ({"model": HASHING | {"source": "openai:m", "batch_cost": COST}}, "leave out `batch_cost`"),
+        ({"model": HASHING | {"batch_cost": {"fixed_s": -1}}}, "batch_cost.fixed_s"),
+        ({"model": HASHING | {"batch_cost": {"token_s": 2}}}, "batch_cost.token_s"),
         ({"model": HASHING | {"source": "hashing:7"}}, "8 to 65536"),
         ({"model": HASHING | {"source": "hashing:65537"}}, "8 to 65536"),
     ],

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from serve_app.config.batch_cost import BatchCostSettings
 from serve_app.config.provider import ProviderSettings
 from serve_app.config.section import Section
 from serve_app.cost import NANO_USD
@@ -135,6 +136,10 @@ class ModelConfig(Section):
         default=ProviderSettings(),
         description="How a provider is called; only for sources that name one.",
     )
+    batch_cost: BatchCostSettings = Field(
+        default=BatchCostSettings(),
+        description="How long batches take at least; only for `hashing:` sources.",
+    )
     usd_per_1k_tokens: Decimal | None = Field(
         default=None,
         ge=0,
@@ -219,6 +224,15 @@ class ModelConfig(Section):
             raise ValueError(f"`{kind}` has no files: leave out `revision` and `sha256`.")
         if kind == "hashing" and self.prompts is not None:
             raise ValueError("`hashing` embeds queries and documents alike: leave out `prompts`.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_batch_cost(self) -> Self:
+        if self.batch_cost != BatchCostSettings() and self.parsed_source.engine != "hashing":
+            raise ValueError(
+                f"The model takes its own time to run `{self.source}`: leave out `batch_cost`, "
+                "which is for `hashing:` sources."
+            )
         return self
 
     @model_validator(mode="after")

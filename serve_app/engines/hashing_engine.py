@@ -7,7 +7,8 @@ they are a baseline for search at almost no cost, and they let tests run without
 """
 
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import cast
 from zlib import crc32
@@ -15,6 +16,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.config.batch_cost import BatchCostSettings
 from serve_app.engines.base import ModelInput, TokenIds
 from serve_app.errors import InvalidRequest
 from serve_app.inputs import Input
@@ -70,8 +72,25 @@ class HashingEngine:
     streams = 1
     tasks: frozenset[Task] = frozenset(("embed",))
 
-    def __init__(self, spec: ModelSpec) -> None:
-        """Takes the width of the vectors and the limit of words from the spec."""
+    def __init__(
+        self,
+        spec: ModelSpec,
+        batch_cost: BatchCostSettings | None = None,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Takes the width of the vectors and the limit of words from the spec.
+
+        Args:
+            spec: the model.
+            batch_cost: the minimum duration of a batch; None: 0.
+            sleep: waits for seconds in the thread of the engine.
+            clock: monotonic time in seconds.
+        """
+        self._batch_cost = batch_cost or BatchCostSettings()
+        self._sleep = sleep
+        self._clock = clock
         self.tokenizer = HashingTokenizer(spec.max_tokens)
         self.dim = spec.dim
         self.info = EngineInfo("hashing", "cpu", "fp32", 1, spec.space_id)
@@ -79,14 +98,26 @@ class HashingEngine:
     def run(self, task: Task, batch: Sequence[ModelInput]) -> Float32:
         """Returns vectors of shape (len(batch), dim), float32, bit for bit equal in every batch.
 
+        Takes at least the duration that `batch_cost` sets.
+
         Raises:
             InvalidRequest: the task isn't `embed`.
         """
         if task not in self.tasks:
             raise _unsupported("it has no vectors of tokens.", "texts")
+        start_s = self._clock()
         tokens = cast("Sequence[TokenIds]", batch)
-        lengths = [len(row.ids) for row in tokens]
-        words = np.fromiter(chain.from_iterable(row.ids for row in tokens), np.uint64, sum(lengths))
+        vectors = self._embed(tokens)
+        padded_tokens = len(tokens) * max((row.length for row in tokens), default=0)
+        min_s = self._batch_cost.fixed_s + self._batch_cost.token_s * padded_tokens
+        remaining_s = min_s - (self._clock() - start_s)
+        if remaining_s > 0:
+            self._sleep(remaining_s)
+        return vectors
+
+    def _embed(self, batch: Sequence[TokenIds]) -> Float32:
+        lengths = [len(row.ids) for row in batch]
+        words = np.fromiter(chain.from_iterable(row.ids for row in batch), np.uint64, sum(lengths))
         rows = np.repeat(np.arange(len(batch)), lengths)
         words = _mix(words)
         # A pair never spans two texts.

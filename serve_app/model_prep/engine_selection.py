@@ -241,7 +241,7 @@ def load_engine(selection: EngineSelection, *, threads: int) -> Engine:
     if selection.engine == "hashing":
         from serve_app.engines.hashing_engine import HashingEngine
 
-        return HashingEngine(spec)
+        return HashingEngine(spec, model.batch_cost)
     if selection.engine == "torch":
         from serve_app.engines.torch_engine import TorchEngine
 

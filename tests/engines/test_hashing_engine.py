@@ -37,6 +37,22 @@ def test_vectors_are_finite_and_of_unit_length(dim: int) -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
 
 
+def test_a_batch_takes_at_least_its_cost() -> None:
+    settings = {"name": "words", "source": "hashing:64"}
+    free = ModelConfig.model_validate(settings)
+    model = ModelConfig.model_validate(settings | {"batch_cost": {"fixed_s": 2, "token_s": 0.5}})
+    assert resolve(model).space_id == resolve(free).space_id
+    sleeps, times = list[float](), iter([0.0, 0.25, 10.0, 20.0])
+    slow = HashingEngine(
+        resolve(model), model.batch_cost, sleep=sleeps.append, clock=lambda: next(times)
+    )
+    texts = ["one", "one two three"]
+    vectors = embed(slow, *texts)
+    embed(slow, *texts)  # computing takes longer than the cost
+    assert sleeps == [2 + 0.5 * 6 - 0.25]
+    assert vectors.tobytes() == embed(HashingEngine(resolve(free)), *texts).tobytes()
+
+
 def test_colliding_features_never_cancel_completely() -> None:
     texts = [f"w{i} " * n + "end" for i in range(500) for n in range(5)]
     vectors = embed(engine(8), *texts)
