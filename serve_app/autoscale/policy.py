@@ -8,10 +8,14 @@ replica, and then every `downscale_interval_s` at most.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from serve_app.autoscale.arrival_rate import ArrivalRate
 from serve_app.autoscale.fleet_load import FleetLoad, sum_reports
 from serve_app.scheduler.replica_load import ReplicaLoad
+
+if TYPE_CHECKING:  # Ray's controller imports this module
+    from serve_app.config import PolicySettings
 
 #: Reports come every second.
 _MIN_INTERVAL_S = 0.5
@@ -23,21 +27,6 @@ _SHARE_WITH_BULK = 0.5
 _MARGIN_DEVIATIONS = 3.0
 #: With reports of fewer replicas, the target doesn't fall.
 _MIN_REPORTED = 0.8
-
-
-@dataclass(frozen=True, slots=True)
-class PolicySettings:
-    """What the policy is to achieve."""
-
-    headroom: float = 0.3  #: spare capacity for interactive texts, relative to their arrival
-    drain_target_s: float = 10.0  #: time in which queued interactive texts are computed
-    target_queue_s: float = 0.5  #: the objective: interactive texts wait no longer than this
-    bulk_drain_target_s: float = 60.0  #: time in which queued bulk texts are computed
-    max_bulk_replicas: int | None = None  #: bulk texts raise the target to this; None: no bound
-    downscale_delay_s: float = 30.0  #: how long a replica must not be needed
-    downscale_interval_s: float = 3.0  #: time between two replicas that leave
-    downscale_margin: float = 0.1  #: added to the headroom where a replica is to leave
-    default_startup_s: float = 10.0  #: until a replica reports how long it took
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +73,7 @@ def decide(
     bounds: Bounds,
     now_s: float,
     state: PolicyState,
-    settings: PolicySettings,
+    settings: "PolicySettings",
 ) -> tuple[Decision, PolicyState]:
     """Returns the number of replicas and the state for the next decision.
 
@@ -110,7 +99,7 @@ def decide_for_fleet(
     bounds: Bounds,
     now_s: float,
     state: PolicyState,
-    settings: PolicySettings,
+    settings: "PolicySettings",
 ) -> tuple[Decision, PolicyState]:
     """Returns the decision for a load that is already summed; see `decide`."""
     if now_s - state.updated_s < _MIN_INTERVAL_S:
@@ -138,7 +127,7 @@ def decide_for_fleet(
 
 
 def _need(
-    load: FleetLoad, target: int, state: PolicyState, settings: PolicySettings, now_s: float
+    load: FleetLoad, target: int, state: PolicyState, settings: "PolicySettings", now_s: float
 ) -> Decision:
     """Returns how many replicas the load needs now, before bounds and delays."""
     capacity, startup_s = load.capacity_tokens_per_s, load.startup_s or settings.default_startup_s
@@ -192,7 +181,7 @@ def _violates_objective(
 
 
 def _need_without_capacity(
-    load: FleetLoad, target: int, state: PolicyState, settings: PolicySettings, now_s: float
+    load: FleetLoad, target: int, state: PolicyState, settings: "PolicySettings", now_s: float
 ) -> Decision:
     startup_s = load.startup_s or settings.default_startup_s
     if _violates_objective(load, target, state, startup_s, now_s):
@@ -200,7 +189,7 @@ def _need_without_capacity(
     return Decision(target, "the capacity isn't known yet")
 
 
-def _kept_by_margin(load: FleetLoad, state: PolicyState, settings: PolicySettings) -> int:
+def _kept_by_margin(load: FleetLoad, state: PolicyState, settings: "PolicySettings") -> int:
     """Returns the replicas that the arrivals keep, which are more than those that they start."""
     if load.capacity_tokens_per_s <= 0:
         return 0
@@ -225,7 +214,7 @@ def _apply(
     target: int,
     bounds: Bounds,
     state: PolicyState,
-    settings: PolicySettings,
+    settings: "PolicySettings",
     now_s: float,
 ) -> tuple[Decision, PolicyState]:
     """Applies bounds, and the delays of the way down."""
@@ -249,7 +238,7 @@ def _downscale_obstacle(
     load: FleetLoad,
     target: int,
     state: PolicyState,
-    settings: PolicySettings,
+    settings: "PolicySettings",
     now_s: float,
 ) -> str:
     """Returns why no replica may leave now; empty if one may."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from serve_app.autoscale.policy import Bounds, PolicySettings, PolicyState, decide
+from serve_app.autoscale.policy import Bounds, PolicyState, decide
 from serve_app.scheduler.replica_load import ReplicaLoad
 
 if TYPE_CHECKING:
@@ -30,8 +30,14 @@ class TokenPolicy:
     """
 
     def __init__(self, **settings: Any) -> None:
-        """Takes the fields of `PolicySettings`."""
-        self._settings = PolicySettings(**settings)
+        """Takes the fields of `PolicySettings`.
+
+        Raises:
+            ConfigurationError: a setting is unknown or not valid.
+        """
+        from serve_app.config import PolicySettings
+
+        self._settings = PolicySettings.parse(settings)
 
     def __call__(self, ctx: "AutoscalingContext") -> tuple[int, dict[str, Any]]:
         """Returns the desired number of replicas and the state for the next call."""

@@ -10,10 +10,12 @@ import yaml
 
 from serve_app.access.entrance import require_keys_beyond_loopback
 from serve_app.config import (
+    TOKEN_POLICY,
     TOPOLOGIES,
     USER_CONFIGS,
     AppConfig,
     EmbedServerSettings,
+    PolicySettings,
     RequestSettings,
     deployment_names,
     user_config_type,
@@ -98,6 +100,10 @@ def _check_deployment(args: AppConfig, deployment: Mapping[str, Any]) -> None:
             "in the entry of a model"
         )
     settings.parse(deployment.get("user_config"), f"{name}: user_config")
+    policy = (deployment.get("autoscaling_config") or {}).get("policy") or {}
+    if policy.get("policy_function") == TOKEN_POLICY:
+        location = f"{name}: autoscaling_config.policy.policy_kwargs"
+        PolicySettings.parse(policy.get("policy_kwargs"), location)
 
 
 def check_access(config: Mapping[str, Any]) -> None:

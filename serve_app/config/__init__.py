@@ -1,9 +1,9 @@
 """All settings of the service: one typed tree with defaults, bounds and descriptions.
 
-There are two kinds, which differ in the cost of a change. `AppConfig` is the `args` of the
-application: a change restarts all replicas. The `*Settings` classes are the `user_config` of one
-deployment each: Ray passes a change to the running replicas. `embedserve settings` prints the
-tables of `docs/settings.md` from this tree.
+There are three kinds, which differ in the cost of a change. `AppConfig` is the `args` of the
+application: a change restarts all replicas. `PolicySettings` are those of the autoscaling policy.
+The other `*Settings` classes are the `user_config` of one deployment each: Ray passes a change to
+the running replicas. `embedserve settings` prints the tables of `docs/settings.md` from this tree.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from serve_app.config.access import AccessSettings, ApiKey
 from serve_app.config.application import AppConfig, CacheConfig
+from serve_app.config.autoscaling import TOKEN_POLICY, PolicySettings
 from serve_app.config.deployments import (
     CacheLookupSettings,
     EmbedderSettings,
@@ -32,6 +33,7 @@ __all__ = [
     "MINILM",
     "PROVIDERS",
     "SECTIONS",
+    "TOKEN_POLICY",
     "TOPOLOGIES",
     "USER_CONFIGS",
     "AccessSettings",
@@ -44,6 +46,7 @@ __all__ = [
     "EngineSettings",
     "IngressSettings",
     "ModelConfig",
+    "PolicySettings",
     "ProviderSettings",
     "ProvidersSettings",
     "QueueSettings",
@@ -71,6 +74,7 @@ TOPOLOGIES: dict[str, tuple[str, ...]] = {
 SECTIONS: dict[str, type[Section]] = {
     AppConfig.location: AppConfig,
     **{section.location: section for section in USER_CONFIGS.values()},
+    PolicySettings.location: PolicySettings,
 }
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from serve_app.autoscale.policy import PolicySettings
+from serve_app.config import PolicySettings
 from serve_app.simulation.oracle import simulate_oracle
 from serve_app.simulation.ray_scaler import RayScaler
 from serve_app.simulation.result import SimulationResult

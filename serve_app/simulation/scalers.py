@@ -7,10 +7,10 @@ from serve_app.autoscale.fleet_load import FleetLoad
 from serve_app.autoscale.policy import (
     Bounds,
     Decision,
-    PolicySettings,
     PolicyState,
     decide_for_fleet,
 )
+from serve_app.config import PolicySettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.autoscale.policy import Bounds, Decision, PolicySettings, PolicyState, decide
+from serve_app.autoscale.policy import Bounds, Decision, PolicyState, decide
+from serve_app.config import PolicySettings
 from serve_app.scheduler.replica_load import ReplicaLoad
 
 CAPACITY, STARTUP_S = 1000.0, 8.0
@@ -124,7 +125,7 @@ def test_after_a_start_the_objective_waits_for_its_effect() -> None:
 
 
 def test_bulk_texts_scale_up_to_their_own_bound_only() -> None:
-    settings = replace(SETTINGS, max_bulk_replicas=3)
+    settings = PolicySettings(max_bulk_replicas=3)
     bounded, free = Controller(1, settings), Controller(1)
     for controller in (bounded, free):
         controller.run(5, queued_bulk_tokens=1_000_000)

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from serve_app.autoscale import TokenPolicy
+from serve_app.errors import ConfigurationError
 
 NOW_S = 1000.0
 
@@ -84,5 +85,5 @@ def test_old_reports_do_not_count() -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    with pytest.raises(TypeError, match="headrom"):
+    with pytest.raises(ConfigurationError, match="headrom: there is no such setting"):
         TokenPolicy(headrom=0.3)

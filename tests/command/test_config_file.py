@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from serve_app.command.config_file import (
     add_config_argument,
@@ -177,3 +178,26 @@ print(*(f"{package}/{file}" for package, _, _, files in build.data_files for fil
     files = set(completed.stdout.split())
     installed = {"serve_app/serve_config.yaml", "serve_app.command/reference_vectors.json"}
     assert {*installed, *(f"serve_app/configs/{name}.yaml" for name in CONFIGS)} <= files
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "fault"),
+    [
+        ({"headrom": 0.3}, "policy_kwargs: headrom: there is no such setting"),
+        ({"target_queue_s": 0}, "target_queue_s: Input should be greater than 0"),
+    ],
+)
+def test_impossible_settings_of_the_policy_are_refused(
+    tmp_path: Path, kwargs: dict[str, Any], fault: str
+) -> None:
+    content = yaml.safe_load((ROOT / "serve_config.yaml").read_text("utf-8"))
+    (embedder,) = (
+        deployment
+        for deployment in content["applications"][0]["deployments"]
+        if deployment["name"] == "Embedder"
+    )
+    embedder["autoscaling_config"]["policy"]["policy_kwargs"] = kwargs
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(content), "utf-8")
+    with pytest.raises(ConfigurationError, match=fault):
+        read_config(file, ray=False)
