@@ -8,7 +8,7 @@ replica, and then every `downscale_interval_s` at most.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from serve_app.autoscale.arrival_rate import ArrivalRate
 from serve_app.autoscale.fleet_load import FleetLoad, sum_reports
@@ -29,18 +29,24 @@ _MARGIN_DEVIATIONS = 3.0
 _MIN_REPORTED = 0.8
 
 
+#: What asks for replicas.
+Term = Literal["arrivals", "queue", "bulk", "objective"]
+#: What decides: a term, a bound, a rule that keeps replicas, or missing reports.
+DecidedBy = Literal[Term, "bounds", "downscale", "reports"]
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """Limits of the number of replicas."""
 
     min_replicas: int = 1
     max_replicas: int = 1
-    room: int | None = None  #: replicas that the cluster has resources for; None: unknown
+    #: Replicas that the cluster has resources for; None: unknown, or more nodes are added.
+    room: int | None = None
 
     def clip(self, replicas: int) -> int:
-        """Returns the nearest allowed number."""
-        upper = self.max_replicas if self.room is None else min(self.max_replicas, self.room)
-        return max(self.min_replicas, min(replicas, upper))
+        """Returns the nearest allowed number, whatever the room."""
+        return max(self.min_replicas, min(replicas, self.max_replicas))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,8 @@ class Decision:
 
     replicas: int
     reason: str
+    decided_by: DecidedBy = "reports"
+    needs: Mapping[Term, int] = field(default_factory=dict)  #: what each term asks for
 
 
 def decide(
@@ -133,25 +141,33 @@ def _need(
     capacity, startup_s = load.capacity_tokens_per_s, load.startup_s or settings.default_startup_s
     arrivals = state.interactive.ahead(startup_s)
     queue = _queue_ahead(load, target, arrivals, startup_s)
-    share = _interactive_share(load)
-    by_arrivals = arrivals * max(1 + settings.headroom, 1 / share) / capacity
+    by_arrivals = arrivals * max(1 + settings.headroom, 1 / _interactive_share(load)) / capacity
     by_queue = (arrivals + queue / settings.drain_target_s) / capacity
-    replicas, reason = _whole(by_arrivals), f"{arrivals:,.0f} tokens/s arrive"
-    if _whole(by_queue) > replicas:
-        replicas, reason = _whole(by_queue), f"{queue:,.0f} interactive tokens are queued"
     # Bulk texts use the headroom of the interactive ones.
     bulk = (arrivals + load.queued_bulk_tokens / settings.bulk_drain_target_s) / capacity
-    bound = settings.max_bulk_replicas
-    by_bulk = _whole(bulk) if bound is None else min(_whole(bulk), bound)
-    if by_bulk > replicas:
-        replicas, reason = by_bulk, f"{load.queued_bulk_tokens:,.0f} bulk tokens are queued"
-    if _violates_objective(load, target, state, startup_s, now_s) and target >= replicas:
-        age_s = load.oldest_interactive_s
-        replicas = target + max(1, target // 10)
-        reason = f"a text waits for {age_s:.1f} s, target_queue_s is {settings.target_queue_s:g} s"
+    by_bulk = _whole(bulk) if load.queued_bulk_tokens > 0 else 0
+    if settings.max_bulk_replicas is not None:
+        by_bulk = min(by_bulk, settings.max_bulk_replicas)
+    needs: dict[Term, int] = {
+        "arrivals": _whole(by_arrivals),
+        "queue": _whole(by_queue) if queue > 0 else 0,
+        "bulk": by_bulk,
+        "objective": 0,
+    }
+    reasons: dict[Term, str] = {
+        "arrivals": f"{arrivals:,.0f} tokens/s arrive",
+        "queue": f"{queue:,.0f} interactive tokens are queued",
+        "bulk": f"{load.queued_bulk_tokens:,.0f} bulk tokens are queued",
+        "objective": f"a text waits for {load.oldest_interactive_s:.1f} s, "
+        f"target_queue_s is {settings.target_queue_s:g} s",
+    }
+    if _violates_objective(load, target, state, startup_s, now_s) and target >= max(needs.values()):
+        needs["objective"] = target + max(1, target // 10)
+    term = max(needs, key=lambda name: needs[name])
+    replicas, reason = needs[term], reasons[term]
     if load.stuck:
         replicas, reason = replicas + load.stuck, f"{reason}; {load.stuck} replicas are stuck"
-    return Decision(replicas, reason)
+    return Decision(replicas, reason, term, needs)
 
 
 def _interactive_share(load: FleetLoad) -> float:
@@ -185,7 +201,8 @@ def _need_without_capacity(
 ) -> Decision:
     startup_s = load.startup_s or settings.default_startup_s
     if _violates_objective(load, target, state, startup_s, now_s):
-        return Decision(target + 1, f"a text waits for {load.oldest_interactive_s:.1f} s")
+        reason = f"a text waits for {load.oldest_interactive_s:.1f} s"
+        return Decision(target + 1, reason, "objective", {"objective": target + 1})
     return Decision(target, "the capacity isn't known yet")
 
 
@@ -218,18 +235,30 @@ def _apply(
     now_s: float,
 ) -> tuple[Decision, PolicyState]:
     """Applies bounds, and the delays of the way down."""
-    wanted = bounds.clip(need.replicas)
+
+    def decision(replicas: int, reason: str, decided_by: DecidedBy) -> Decision:
+        return Decision(replicas, reason, decided_by, need.needs)
+
+    wanted, reason, decided_by = bounds.clip(need.replicas), need.reason, need.decided_by
+    if wanted < need.replicas:
+        reason, decided_by = f"{reason}; max_replicas is {bounds.max_replicas}", "bounds"
+    # Replicas without resources would only wait, but those that run are never given up for it.
+    if bounds.room is not None and wanted > bounds.room:
+        reason = f"{reason}; {wanted} replicas are needed, the cluster has room for {bounds.room}"
+        wanted = min(wanted, max(bounds.room, bounds.min_replicas, target))
+        decided_by = "bounds"
     if wanted > target:
-        return Decision(wanted, need.reason), replace(state, last_up_s=now_s)
+        return decision(wanted, reason, decided_by), replace(state, last_up_s=now_s)
     if bounds.clip(target) < target:  # the bounds were lowered
-        return Decision(bounds.clip(target), "max_replicas"), state
+        reason = f"max_replicas is {bounds.max_replicas}"
+        return decision(bounds.clip(target), reason, "bounds"), state
     if wanted == target:
-        return Decision(target, need.reason), state
-    obstacle = _downscale_obstacle(load, target, state, settings, now_s)
+        return decision(target, reason, decided_by), state
+    obstacle = _downscale_obstacle(load, target, bounds, state, settings, now_s)
     if obstacle:
-        return Decision(target, obstacle), state
+        return decision(target, obstacle, "downscale"), state
     return (
-        Decision(target - 1, f"{need.replicas} replicas are enough: {need.reason}"),
+        decision(target - 1, f"{need.replicas} replicas are enough: {need.reason}", decided_by),
         replace(state, last_down_s=now_s),
     )
 
@@ -237,6 +266,7 @@ def _apply(
 def _downscale_obstacle(
     load: FleetLoad,
     target: int,
+    bounds: Bounds,
     state: PolicyState,
     settings: "PolicySettings",
     now_s: float,
@@ -245,8 +275,11 @@ def _downscale_obstacle(
     started_s = now_s if state.started_s is None else state.started_s
     if now_s - started_s < settings.downscale_delay_s:
         return "the policy has just started"
-    if load.reported < _MIN_REPORTED * load.replicas or load.replicas < target:
+    if load.reported < _MIN_REPORTED * load.replicas:
         return "not all replicas report"
+    # Those that wait for resources don't start.
+    if load.replicas < (target if bounds.room is None else min(target, bounds.room)):
+        return "a replica is starting"
     if load.saturated >= target:
         return f"{load.saturated} replicas are busy"
     if load.oldest_interactive_s > settings.target_queue_s:

@@ -4,13 +4,12 @@ import heapq
 import math
 import random
 from collections import deque
-from dataclasses import replace
 from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.autoscale.fleet_load import FleetLoad, sum_reports
+from serve_app.autoscale.fleet_load import CallersLoad, sum_reports, with_callers
 from serve_app.simulation.replica import Replica
 from serve_app.simulation.result import SimulationResult, Timeline, Waiting
 from serve_app.simulation.scalers import Observation, Scaler
@@ -215,7 +214,7 @@ class _Simulation:
             len(self._running),
             self._target,
             self._service.bounds,
-            self._with_held(sum_reports(reports, len(self._running))),
+            with_callers(sum_reports(reports, len(self._running)), self._callers_load()),
             self._ongoing,
         )
         decision = self._scaler.decide(seen)
@@ -230,21 +229,13 @@ class _Simulation:
         while len(self._running) + len(self._starting) > target:
             self._stop_one()
 
-    def _with_held(self, load: FleetLoad) -> FleetLoad:
-        """Adds what the router keeps back, and what arrived at the router."""
+    def _callers_load(self) -> CallersLoad:
+        """Returns what the router keeps back, and what arrived at it since the previous call."""
         offered, self._offered_tokens = self._offered_tokens, [0, 0]
-        oldest_s = load.oldest_interactive_s
+        oldest_s = 0.0
         if self._held[0]:
-            first = self._starts[self._held[0][0]]
-            oldest_s = max(oldest_s, self._now_s - self._arrival_s[first])
-        return replace(
-            load,
-            queued_interactive_tokens=load.queued_interactive_tokens + self._held_tokens[0],
-            queued_bulk_tokens=load.queued_bulk_tokens + self._held_tokens[1],
-            oldest_interactive_s=oldest_s,
-            offered_interactive_tokens_per_s=float(offered[0]),
-            offered_bulk_tokens_per_s=float(offered[1]),
-        )
+            oldest_s = self._now_s - self._arrival_s[self._starts[self._held[0][0]]]
+        return CallersLoad(*self._held_tokens, oldest_s, *offered)
 
     def _stop_one(self) -> None:
         """Stops a replica: the newest that is starting, or else the newest that runs."""
