@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NoReturn
 
 import uvicorn
@@ -66,12 +67,13 @@ class StandaloneService:
             ConfigurationError: an engine or the cache can't be used as configured.
         """
         meter = Meter()
+        load = partial(load_engine, gpu_memory_share=config.gpu_memory_share)
         self._settings = settings
         cpus = available_cpus()
         threads = min(_MAX_THREADS, len(cpus))
         self._pool = ModelPools(
             create_engine_pool(
-                config, selections, threads=threads, cpus=cpus, meter=meter, load=load_engine
+                config, selections, threads=threads, cpus=cpus, meter=meter, load=load
             ),
             create_provider_pool(config, selections, meter=meter, load=load_provider),
         )

@@ -256,6 +256,25 @@ class CacheLoss:
 
 
 @dataclass(frozen=True, slots=True)
+class Gpu:
+    """The GPU of an engine."""
+
+    name: str
+    uuid: str  #: as `nvidia-smi -L` prints it
+    memory_bytes: int
+    memory_limit_bytes: int | None = None  #: the most that tensors may take; None: all that is free
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a process runs its models."""
+
+    node: str  #: host name
+    cpus: str  #: that the threads of models may use, such as `0-3,8`
+    numa_node: int | None = None  #: of these CPUs; None: they are on several, or it is unknown
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """The engine that runs the model in one replica."""
 
@@ -270,3 +289,5 @@ class EngineInfo:
     cache_loss: CacheLoss | None = None  #: None: the cache doesn't round, or there are no vectors
     drift: float | None = None  #: of the model's canary; None: not measured
     failure: str | None = None  #: why a provider gets no calls at the moment; None: it does
+    gpu: Gpu | None = None  #: None: it runs on no CUDA device
+    placement: Placement | None = None  #: None: a provider runs the model

@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 import ray
 from ray.serve import Application
+from ray.serve._private.application_state import override_deployment_info
+from ray.serve._private.deployment_info import DeploymentInfo
+from ray.serve.schema import ServeApplicationSchema
 
 from serve_app import app
 from serve_app.config import AppConfig, CacheConfig, ModelConfig
@@ -94,3 +97,63 @@ def test_with_colocated_topology_there_is_one_deployment() -> None:
     assert (server_config, other.spec.name) == (config, "others")
     assert (selection.engine, selection.precision) == ("hashing", "fp32")
     assert selection.cached_spec.space_id == f"{selection.spec.space_id}+float16"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"num_cpus": 2}),
+        # Ray replaces the options of the application by those of the file, and doesn't merge them.
+        ({"ray_actor_options": {"num_gpus": 0.25}}, {"num_cpus": 1, "num_gpus": 0.25}),
+        (
+            {
+                "ray_actor_options": {
+                    "num_cpus": 4,
+                    "num_gpus": 1,
+                    "accelerator_type": "L4",
+                    "resources": {"local_disk": 1},
+                    "label_selector": {"ray.io/market-type": "!spot"},
+                    "fallback_strategy": [{"label_selector": {"zone": "b"}}],
+                }
+            },
+            {
+                "num_cpus": 4,
+                "num_gpus": 1,
+                "accelerator_type": "L4",
+                "resources": {"local_disk": 1},
+                "label_selector": {"ray.io/market-type": "!spot"},
+                "fallback_strategy": [{"label_selector": {"zone": "b"}}],
+            },
+        ),
+        ({"max_replicas_per_node": 2}, {"num_cpus": 2}),
+        (
+            {
+                "ray_actor_options": {"num_cpus": 2},
+                "placement_group_bundles": [{"CPU": 2}, {"memory": 1}],
+                "placement_group_strategy": "STRICT_PACK",
+                "placement_group_bundle_label_selector": [{"zone": "a"}],
+            },
+            {"num_cpus": 2},
+        ),
+    ],
+    ids=["default", "fraction of a GPU", "all options", "per node", "placement group"],
+)
+def test_replicas_are_placed_as_the_file_says(
+    options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    _, _, _, embedders = bound(app.build(AppConfig(model=HASHING))).init_args
+    embedder = bound(embedders["Embedder"])
+    # Ray has no public API for the options of replicas.
+    info = DeploymentInfo(embedder._deployment_config, embedder._replica_config, 0, "")
+    file = ServeApplicationSchema.model_validate(
+        {"import_path": "serve_app.app:build", "deployments": [{"name": "Embedder", **options}]}
+    )
+    placed = override_deployment_info({"Embedder": info}, file)["Embedder"].replica_config
+    actor_options = dict(placed.ray_actor_options)
+    assert actor_options.pop("runtime_env", {}) == {}
+    assert actor_options == expected
+    for name, value in options.items():
+        if name == "placement_group_bundle_label_selector":
+            value = value * 2  # for each bundle
+        if name != "ray_actor_options":
+            assert getattr(placed, name) == value

@@ -129,6 +129,14 @@ class AppConfig(Section):
         "`ray_actor_options` of their deployment. `mps` is the GPU of a Mac, with `torch`; "
         "untested.",
     )
+    gpu_memory_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory that each replica may use, with `device: cuda`. A "
+        "batch that doesn't fit is computed in parts. null: `num_gpus` of the deployment's "
+        "`ray_actor_options` if that is a fraction, else all that is free.",
+    )
     engine: EngineName = Field(
         default="auto",
         description="Inference engine. `torch`: sentence-transformers, on CPUs and GPUs. "

@@ -1,6 +1,7 @@
 """The engines of a replica, on the CPUs or the GPU that Ray assigned to it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import ray
 from ray import serve
@@ -8,6 +9,8 @@ from ray import serve
 from serve_app.config import AppConfig
 from serve_app.engines.affinity import available_cpus, choose_cpus
 from serve_app.engines.base import Engine
+from serve_app.engines.cpu_quota import read_cpu_quota
+from serve_app.engines.cpu_topology import CpuTopology
 from serve_app.errors import ConfigurationError
 from serve_app.metrics import Meter
 from serve_app.model_prep.engine_selection import EngineSelection, check_space, load_engine
@@ -19,7 +22,7 @@ class ReplicaCpus:
     """The CPUs of a replica: a block for each replica of a node, by its rank there.
 
     Ray ranks the replicas of each deployment by themselves, so the first replicas of all of them
-    get the first blocks, then the second ones.
+    get the first blocks, then the second ones. Replicas on GPUs may use any CPU.
     """
 
     def __init__(self, config: AppConfig, deployment: str) -> None:
@@ -29,17 +32,24 @@ class ReplicaCpus:
             config: the application's configuration.
             deployment: the name that the models of this replica give.
         """
-        self._deployments = [*config.engine_deployments]
-        # With `colocated` there is one deployment, or none if providers run all models.
-        self._index = self._deployments.index(deployment) if self._deployments else 0
-        resources = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-        self.count = max(1, int(resources.get("CPU", 1)))
+        pinned = [
+            name
+            for name, (model, *_) in config.model_deployments.items()
+            if not model.is_remote and config.engine_settings(model).device == "cpu"
+        ]
+        self._deployments = pinned
+        self._index = pinned.index(deployment) if deployment in pinned else None
+        self.count = max(1, int(_assigned_resources().get("CPU", 1)))
         self._all = available_cpus()  # before any thread is pinned
+        self._topology = CpuTopology.read(self._all)
+        self._is_shared = read_cpu_quota() < len(self._all)
 
     def of_rank(self, local_rank: int) -> frozenset[int]:
         """Returns the CPUs of the replica with this rank on its node."""
+        if self._index is None or self._is_shared:
+            return self._all
         block = local_rank * len(self._deployments) + self._index
-        return choose_cpus(self._all, self.count, block)
+        return choose_cpus(self._all, self.count, block, self._topology)
 
 
 def load_replica_engines(
@@ -69,6 +79,8 @@ def load_replica_engines(
         check_space(selection)
     if local:
         _check_device(local[0].device, has_gpu=bool(ray.get_gpu_ids()))
+        if local[0].device == "cuda" and (share := _gpu_share(config)):
+            load = partial(load, gpu_memory_share=share)
     return create_engine_pool(
         config,
         selections,
@@ -77,6 +89,17 @@ def load_replica_engines(
         meter=meter,
         load=load,
     )
+
+
+def _gpu_share(config: AppConfig) -> float | None:
+    """Returns the share of a GPU's memory that this replica may use; None: all."""
+    # A number of GPUs that isn't a fraction is one of whole GPUs.
+    return config.gpu_memory_share or _assigned_resources().get("GPU", 0.0) % 1 or None
+
+
+def _assigned_resources() -> dict[str, float]:
+    resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+    return resources
 
 
 def _check_device(device: str, *, has_gpu: bool) -> None:

@@ -1,12 +1,17 @@
 """CPU affinity: each replica computes on CPUs of its own.
 
 Ray counts CPUs but doesn't pin processes to them, so two replicas could share cores while others
-idle. Each replica therefore takes one block of CPUs, chosen by its rank on the node.
+idle. Each replica therefore takes one block of CPUs, chosen by its rank on the node. A process whose
+cgroup may use less time than its CPUs have shares them with other containers, so it isn't pinned.
 """
 
 import os
+import platform
 from collections.abc import Set
 from pathlib import Path
+
+from serve_app.engines.cpu_topology import CpuTopology, format_cpus
+from serve_app.types import Placement
 
 _TASKS = Path("/proc/self/task")
 
@@ -18,11 +23,22 @@ def available_cpus() -> frozenset[int]:
     return frozenset(range(os.cpu_count() or 1))
 
 
-def choose_cpus(available: Set[int], count: int, local_rank: int) -> frozenset[int]:
-    """Returns the `local_rank`-th block of `count` CPUs, wrapping around after the last CPU."""
-    ordered = sorted(available)
-    start = local_rank * count
-    return frozenset(ordered[(start + i) % len(ordered)] for i in range(min(count, len(ordered))))
+def choose_cpus(
+    available: Set[int], count: int, index: int, topology: CpuTopology
+) -> frozenset[int]:
+    """Returns the `index`-th block of `count` CPUs, wrapping around after the last CPU.
+
+    `CpuTopology.order` defines the blocks.
+    """
+    count = min(count, len(available))
+    ordered = topology.order(available, count)
+    return frozenset(ordered[(index * count + i) % len(ordered)] for i in range(count))
+
+
+def describe_placement(cpus: Set[int]) -> Placement:
+    """Returns the node and the CPUs of a process, as `/info` reports them."""
+    numa_node = CpuTopology.read(cpus).numa_node(cpus)
+    return Placement(platform.node(), format_cpus(cpus), numa_node)
 
 
 def pin_thread(cpus: Set[int]) -> None:

@@ -38,10 +38,12 @@ from serve_app.errors import (
 )
 from serve_app.models import ModelSpec
 from serve_app.tasks import Task
-from serve_app.types import EngineInfo, Float32, Parity
+from serve_app.types import EngineInfo, Float32, Gpu, Parity
 
 #: On a GPU, one thread pads and copies the next batch while another's batch computes.
 _STREAMS = {"cpu": 1, "cuda": 2, "mps": 1}
+#: Upper bound of what a CUDA context with PyTorch's kernels takes on current GPUs.
+_CUDA_CONTEXT_BYTES = 512 << 20
 
 
 class TorchEngine:
@@ -55,6 +57,7 @@ class TorchEngine:
         device: str,
         threads: int,
         precision: str = "fp32",
+        gpu_memory_share: float | None = None,
     ) -> None:
         """Loads the model from the files that `spec` was read from.
 
@@ -64,20 +67,28 @@ class TorchEngine:
             device: `cpu`, `cuda` or `mps`.
             threads: CPU threads for one run of the model.
             precision: `fp32`, `bf16` or `fp16`; vectors are float32 at each of them.
+            gpu_memory_share: share of the GPU's memory that this process may use; None: all.
 
         Raises:
             SpaceMismatch: the loaded model has another width or token limit than `spec`.
             ModelSourceError: the model has no fast tokenizer.
             ParityFailed: at this precision the vectors are too far from those at fp32.
-            ConfigurationError: PyTorch can't reach the device, or the CPU doesn't compute the
-                precision natively.
+            ConfigurationError: PyTorch can't reach the device, the CPU doesn't compute the
+                precision natively, or the model doesn't fit into its share of the GPU's memory.
         """
         _check_device(device, precision)
+        gpu = share_gpu(gpu_memory_share) if device == "cuda" else None
         torch.set_num_threads(threads)
         self._device = torch.device(device)
         self._thread_local = threading.local()  # holds each thread's CUDA stream
         self.streams = _STREAMS[device]
-        self._model = load_model(config, spec, device)
+        try:
+            self._model = load_model(config, spec, device)
+        except torch.OutOfMemoryError:
+            raise ConfigurationError(
+                f"{spec.name} doesn't fit into this replica's share of the GPU's memory. Raise "
+                "`num_gpus` or `gpu_memory_share`, or give the model a deployment of its own."
+            ) from None
         self._is_static, self._dim = spec.is_static, spec.dim
         self.tasks = engine_tasks(spec)
         self.tokenizer = load_tokenizer(self._model, spec)
@@ -94,7 +105,7 @@ class TorchEngine:
             )
         self._info = EngineInfo(
             engine="torch",
-            device=torch.cuda.get_device_name(self._device) if device == "cuda" else device,
+            device=gpu.name if gpu else device,
             precision=precision,
             threads=threads,
             space_id=spec.space_id,
@@ -102,6 +113,7 @@ class TorchEngine:
                 name: version(name) for name in ("torch", "sentence-transformers", "transformers")
             },
             parity=None if precision == "fp32" else self._reduce_precision(precision, spec),
+            gpu=gpu,
         )
 
     @property
@@ -216,6 +228,27 @@ def _check_device(device: str, precision: str) -> None:
             "PyTorch has no MPS here: `device: mps` needs a Mac with an Apple GPU. Set `device: "
             "cpu`."
         )
+
+
+def share_gpu(share: float | None) -> Gpu:
+    """Limits the memory of the GPU that tensors of this process take; returns the GPU.
+
+    PyTorch doesn't count the CUDA context, so it is taken off the share.
+
+    Raises:
+        ConfigurationError: the share holds no more than the context.
+    """
+    properties = torch.cuda.get_device_properties(0)
+    memory_bytes, limit_bytes = int(properties.total_memory), None
+    if share is not None:
+        limit_bytes = int(share * memory_bytes) - _CUDA_CONTEXT_BYTES
+        if limit_bytes <= 0:
+            raise ConfigurationError(
+                f"{share:.0%} of the memory of {properties.name} hold no more than the CUDA "
+                "context of the process. Raise `num_gpus`, or `gpu_memory_share` if it is set."
+            )
+        torch.cuda.set_per_process_memory_fraction(limit_bytes / memory_bytes, 0)
+    return Gpu(properties.name, f"GPU-{properties.uuid}", memory_bytes, limit_bytes)
 
 
 def _upcast_outputs(module: torch.nn.Module, args: Any, features: dict[str, Any]) -> dict[str, Any]:

@@ -223,7 +223,9 @@ def check_space(selection: EngineSelection) -> None:
         )
 
 
-def load_engine(selection: EngineSelection, *, threads: int) -> Engine:
+def load_engine(
+    selection: EngineSelection, *, threads: int, gpu_memory_share: float | None = None
+) -> Engine:
     """Loads the selected engine with its model.
 
     Engines are imported here, when they are needed: a replica with a prepared model never imports
@@ -232,6 +234,7 @@ def load_engine(selection: EngineSelection, *, threads: int) -> Engine:
     Args:
         selection: a result of `select_engines`.
         threads: CPU threads for the model.
+        gpu_memory_share: share of the GPU's memory that this process may use; None: all.
 
     Raises:
         ConfigurationError: this machine can't run the engine, or its vectors differ from the
@@ -246,7 +249,12 @@ def load_engine(selection: EngineSelection, *, threads: int) -> Engine:
         from serve_app.engines.torch_engine import TorchEngine
 
         return TorchEngine(
-            model, spec, device=selection.device, precision=precision, threads=threads
+            model,
+            spec,
+            device=selection.device,
+            precision=precision,
+            threads=threads,
+            gpu_memory_share=gpu_memory_share,
         )
     from serve_app.engines.openvino_engine import OpenVinoEngine
 

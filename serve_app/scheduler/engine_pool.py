@@ -10,7 +10,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from serve_app.config import EmbedderSettings
-from serve_app.engines.affinity import move_threads, pin_thread
+from serve_app.engines.affinity import describe_placement, move_threads, pin_thread
 from serve_app.engines.base import Engine
 from serve_app.engines.tokenizer_service import TokenizerService
 from serve_app.errors import EmbedServeError, Unavailable
@@ -251,6 +251,7 @@ class EnginePool:
             rejected=self._models[engine_id].rejected,
             cache_loss=self._losses.get(engine_id),
             drift=self._canaries.drift(engine_id),
+            placement=describe_placement(self._cpus),
         )
 
     def check_health(self) -> None:

@@ -165,6 +165,7 @@ class EmbedService:
             "parity": engine.parity.report() if engine and engine.parity else None,
             "refused": engine and list(engine.rejected),
             **({"cache_loss": asdict(engine.cache_loss)} if engine and engine.cache_loss else {}),
+            **_placement(engine),
             "versions": {
                 "embedserve": __version__,
                 "ray": version("ray"),
@@ -207,6 +208,12 @@ class EmbedService:
         task = self.spec.main_task
         value = _PROBE_INPUTS.get(task, _PROBE)
         await self._backend.run(TextGroup((value,), use_cache=False, task=task))
+
+
+def _placement(engine: EngineInfo | None) -> dict[str, Any]:
+    if engine is None or engine.placement is None:
+        return {}
+    return {"placement": {**asdict(engine.placement), "gpu": engine.gpu and asdict(engine.gpu)}}
 
 
 def unsupported_task(spec: ModelSpec, task: Task) -> UnsupportedOperation:

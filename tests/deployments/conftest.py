@@ -1,6 +1,7 @@
 """The context of a replica, without Ray."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from ray.serve._private.config import DeploymentConfig
 from ray.serve.schema import ReplicaRank
 
 from serve_app.config import AppConfig, ModelConfig
+from serve_app.deployments import replica_engine
 from serve_app.deployments.embedder import Embedder
 from serve_app.model_prep.engine_selection import EngineSelection, select_engines
 
@@ -34,6 +36,7 @@ def assign_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
         get_assigned_resources=lambda: {"CPU": 1.0}, gcs_address="192.0.2.1:6379"
     )
     monkeypatch.setattr(ray, "get_runtime_context", lambda: runtime)
+    monkeypatch.setattr(replica_engine, "read_cpu_quota", lambda: math.inf)
 
     def assign(gpus: list[int]) -> None:
         monkeypatch.setattr(ray, "get_gpu_ids", lambda: gpus)

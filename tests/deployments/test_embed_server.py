@@ -220,6 +220,23 @@ def test_replicas_of_all_deployments_have_cpus_of_their_own(
     assert cpus == [{0}, {1}, {2}, {3}]
 
 
+@pytest.mark.usefixtures("assign_gpus")
+def test_a_container_with_less_time_than_cpus_is_not_pinned_and_neither_is_a_gpu_replica(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpus = frozenset(range(4))
+    monkeypatch.setattr(replica_engine, "available_cpus", lambda: cpus)
+    models = [
+        {"name": "m", "source": "path:m", "deployment": "Gpu", "device": "cuda"},
+        {"name": "n", "source": "hashing:8"},
+    ]
+    config = AppConfig.parse({"models": models})
+    assert ReplicaCpus(config, "Gpu").of_rank(0) == cpus
+    assert ReplicaCpus(config, "Embedder").of_rank(1) == {1}
+    monkeypatch.setattr(replica_engine, "read_cpu_quota", lambda: 3.5)
+    assert ReplicaCpus(config, "Embedder").of_rank(1) == cpus
+
+
 async def until(condition: Any) -> None:
     async with asyncio.timeout(10):
         while not condition():

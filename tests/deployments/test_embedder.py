@@ -1,20 +1,27 @@
 import asyncio
+import platform
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import ray
+from ray.serve.schema import ReplicaRank
 
 from serve_app.config import AppConfig
 from serve_app.deployments.embedder import Embedder
+from serve_app.engines.affinity import available_cpus
 from serve_app.engines.base import Engine, TokenIds
+from serve_app.engines.cpu_topology import format_cpus
 from serve_app.errors import ConfigurationError
 from serve_app.inputs import Input
 from serve_app.model_prep.engine_selection import EngineSelection
-from serve_app.types import EncodedVectors, TextGroup
+from serve_app.types import EncodedVectors, EngineInfo, TextGroup
 from tests.deployments.conftest import RANK
 from tests.fakes import SPEC, FakeEngine, FakeTokenizer
 
+SECOND_RANK = ReplicaRank(rank=1, node_rank=0, local_rank=1)
 #: Long enough to be tokenized in the tokenizer's thread.
 CANCELLED, REMAINING = "cancelled " * 400, "remaining " * 400
 
@@ -100,3 +107,50 @@ def test_a_replica_with_another_device_than_configured_does_not_start(
         Embedder(config, selections, load=load)
     assign_gpus(other_gpus)
     Embedder(config, selections, load=load)
+
+
+@pytest.mark.parametrize(
+    ("setting", "assigned", "share"),
+    [(None, 0.25, 0.25), (None, 1.0, None), (None, 2.0, None), (0.5, 0.25, 0.5), (0.9, 1.0, 0.9)],
+)
+def test_a_replica_on_a_part_of_a_gpu_gets_that_part_of_its_memory(
+    setting: float | None,
+    assigned: float,
+    share: float | None,
+    assign_gpus: Callable[[list[int]], None],
+    config: AppConfig,
+    selections: tuple[EngineSelection, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = []
+
+    def load(selection: EngineSelection, threads: int, **options: float) -> Engine:
+        loaded.append(options.get("gpu_memory_share"))
+        return FakeEngine()
+
+    assign_gpus([0])
+    resources = {"CPU": 1.0, "GPU": assigned}
+    runtime = SimpleNamespace(get_assigned_resources=lambda: resources)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: runtime)
+    selections = tuple(replace(selection, device="cuda") for selection in selections)
+    Embedder(config.model_copy(update={"gpu_memory_share": setting}), selections, load=load)
+    assert loaded == [share, share]
+
+
+@pytest.mark.usefixtures("assign_gpus")
+async def test_a_replica_reports_where_it_computes(
+    config: AppConfig, selections: tuple[EngineSelection, ...]
+) -> None:
+    embedder = Embedder(config, selections)
+    info = await embedder.describe(selections[0].cached_spec.engine_id)
+    assert isinstance(info, EngineInfo)
+    assert info.placement is not None
+    assert info.placement.node == platform.node()
+    assert info.placement.cpus == format_cpus([min(available_cpus())])
+    second = min(available_cpus() - {min(available_cpus())}, default=None)
+    if second is not None:
+        await embedder.reconfigure(None, SECOND_RANK)
+        info = await embedder.describe(selections[0].cached_spec.engine_id)
+        assert isinstance(info, EngineInfo)
+        assert info.placement is not None
+        assert info.placement.cpus == str(second)

@@ -4,6 +4,7 @@ import threading
 import pytest
 
 from serve_app.engines.affinity import available_cpus, choose_cpus, move_threads, pin_thread
+from serve_app.engines.cpu_topology import CpuTopology
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from serve_app.engines.affinity import available_cpus, choose_cpus, move_threads
 def test_each_replica_has_a_block_of_its_own(
     available: set[int], count: int, rank: int, chosen: set[int]
 ) -> None:
-    assert choose_cpus(available, count, rank) == chosen
+    assert choose_cpus(available, count, rank, CpuTopology()) == chosen
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this OS can't pin threads")

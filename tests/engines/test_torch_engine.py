@@ -1,5 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM
+from serve_app.engines import torch_engine
 from serve_app.engines.parity import MIN_COSINE
-from serve_app.engines.torch_engine import TorchEngine
+from serve_app.engines.torch_engine import TorchEngine, share_gpu
 from serve_app.errors import ConfigurationError, ParityFailed, SpaceMismatch
 from serve_app.models import resolve
+from serve_app.types import Gpu
 from tests.engines.precisions import needs
 from tests.engines.reference import load_reference, reference_vectors
 from tests.engines.texts import mixed_texts
@@ -152,6 +155,66 @@ def test_a_gpu_that_pytorch_cannot_reach_is_an_error(monkeypatch: pytest.MonkeyP
 def test_mps_on_another_machine_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="needs a Mac"):
         TorchEngine(MINILM, resolve(MINILM), device="mps", threads=1)
+
+
+class FakeCuda:
+    """The functions of `torch.cuda` that describe and limit a GPU of 24 GiB."""
+
+    limits: tuple[float, ...] = ()
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        properties = SimpleNamespace(name="NVIDIA L4", uuid="0-1", total_memory=24 << 30)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", self._limit)
+
+    def _limit(self, fraction: float, device: int) -> None:
+        self.limits += (fraction,)
+
+
+@pytest.mark.parametrize(
+    ("share", "limit_bytes"), [(None, None), (0.25, (6 << 30) - (512 << 20)), (1.0, 47 << 29)]
+)
+def test_a_part_of_a_gpu_includes_the_cuda_context(
+    share: float | None, limit_bytes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    gpu = share_gpu(share)
+    assert gpu == Gpu("NVIDIA L4", "GPU-0-1", 24 << 30, limit_bytes)
+    assert cuda.limits == (() if limit_bytes is None else (limit_bytes / (24 << 30),))
+
+
+def test_a_part_of_a_gpu_that_holds_no_model_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch)
+    with pytest.raises(ConfigurationError, match=r"2% .* Raise `num_gpus`"):
+        share_gpu(0.02)
+
+
+def test_a_model_that_does_not_fit_on_the_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_model(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    FakeCuda(monkeypatch)
+    monkeypatch.setattr(torch_engine, "load_model", load_model)
+    with pytest.raises(ConfigurationError, match="share of the GPU's memory. Raise `num_gpus`"):
+        TorchEngine(MINILM, resolve(MINILM), device="cuda", threads=1, gpu_memory_share=0.25)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_memory_of_a_gpu_is_limited() -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    share = min(1.0, 4 * 2**30 / total)
+    try:
+        engine = TorchEngine(
+            MINILM, resolve(MINILM), device="cuda", threads=1, gpu_memory_share=share
+        )
+        assert engine.info.gpu is not None
+        limit_bytes = engine.info.gpu.memory_limit_bytes
+        assert limit_bytes is not None
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(limit_bytes, dtype=torch.uint8, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

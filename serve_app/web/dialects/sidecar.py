@@ -90,6 +90,24 @@ class CacheLossReport(TypedDict):
     neighbor_agreement: float
 
 
+class GpuReport(TypedDict):
+    """The GPU of an engine."""
+
+    name: str
+    uuid: str
+    memory_bytes: int
+    memory_limit_bytes: int | None  # the most that tensors may take; null: all that is free
+
+
+class PlacementReport(TypedDict):
+    """Where the replica that answers runs its models."""
+
+    node: str  # host name
+    cpus: str  # such as `0-3,8`
+    numa_node: int | None  # null: the CPUs are on several, or it is unknown
+    gpu: GpuReport | None  # null: it runs on CPUs
+
+
 _StringMapping = Annotated[Mapping[str, str], {"type": "object", "additionalProperties": STRING}]
 
 
@@ -123,6 +141,7 @@ class InfoReply(tei.InfoReply):
     parity: ParityReport | None
     refused: list[str] | None
     cache_loss: NotRequired[CacheLossReport]
+    placement: NotRequired[PlacementReport]  #: unless a provider runs the model
     #: Input types whose prompt is empty in the model's files → the one whose prompt they use.
     prompt_sources: NotRequired[_StringMapping]
     versions: _StringMapping
