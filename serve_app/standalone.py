@@ -69,7 +69,7 @@ class StandaloneService:
         meter = Meter()
         load = partial(load_engine, gpu_memory_share=config.gpu_memory_share)
         self._settings = settings
-        cpus = available_cpus()
+        self._cpus = cpus = available_cpus()
         threads = min(_MAX_THREADS, len(cpus))
         self._pool = ModelPools(
             create_engine_pool(
@@ -77,7 +77,6 @@ class StandaloneService:
             ),
             create_provider_pool(config, selections, meter=meter, load=load_provider),
         )
-        self._cpus = cpus
         identity = ServiceIdentity(service=name, owner_pid=os.getpid())
         specs = [selection.cached_spec for selection in selections]
         chains = EngineChains(config.served_models, specs)

@@ -42,6 +42,7 @@ class ReplicaCpus:
         self.count = max(1, int(_assigned_resources().get("CPU", 1)))
         self._all = available_cpus()  # before any thread is pinned
         self._topology = CpuTopology.read(self._all)
+        # The CPUs belong to other containers as well if this one may not use all of their time.
         self._is_shared = read_cpu_quota() < len(self._all)
 
     def of_rank(self, local_rank: int) -> frozenset[int]:

@@ -1,8 +1,7 @@
 """CPU affinity: each replica computes on CPUs of its own.
 
 Ray counts CPUs but doesn't pin processes to them, so two replicas could share cores while others
-idle. Each replica therefore takes one block of CPUs, chosen by its rank on the node. A process whose
-cgroup may use less time than its CPUs have shares them with other containers, so it isn't pinned.
+idle. Each replica therefore takes one block of CPUs, chosen by its rank on the node.
 """
 
 import os

@@ -23,6 +23,7 @@ from serve_app.engines.base import (
 from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.engines.library_model import (
     FEATURES,
+    LibraryModel,
     load_model,
     load_tokenizer,
     loaded_limits,
@@ -82,13 +83,7 @@ class TorchEngine:
         self._device = torch.device(device)
         self._thread_local = threading.local()  # holds each thread's CUDA stream
         self.streams = _STREAMS[device]
-        try:
-            self._model = load_model(config, spec, device)
-        except torch.OutOfMemoryError:
-            raise ConfigurationError(
-                f"{spec.name} doesn't fit into this replica's share of the GPU's memory. Raise "
-                "`num_gpus` or `gpu_memory_share`, or give the model a deployment of its own."
-            ) from None
+        self._model = _load_model(config, spec, device)
         self._is_static, self._dim = spec.is_static, spec.dim
         self.tasks = engine_tasks(spec)
         self.tokenizer = load_tokenizer(self._model, spec)
@@ -228,6 +223,21 @@ def _check_device(device: str, precision: str) -> None:
             "PyTorch has no MPS here: `device: mps` needs a Mac with an Apple GPU. Set `device: "
             "cpu`."
         )
+
+
+def _load_model(config: ModelConfig, spec: ModelSpec, device: str) -> LibraryModel:
+    """Returns the model.
+
+    Raises:
+        ConfigurationError: it doesn't fit into the GPU's memory.
+    """
+    try:
+        return load_model(config, spec, device)
+    except torch.OutOfMemoryError:
+        raise ConfigurationError(
+            f"{spec.name} doesn't fit into this replica's share of the GPU's memory. Raise "
+            "`num_gpus` or `gpu_memory_share`, or give the model a deployment of its own."
+        ) from None
 
 
 def share_gpu(share: float | None) -> Gpu:

@@ -196,7 +196,7 @@ def test_a_model_that_does_not_fit_on_the_gpu_is_an_error(monkeypatch: pytest.Mo
 
     FakeCuda(monkeypatch)
     monkeypatch.setattr(torch_engine, "load_model", load_model)
-    with pytest.raises(ConfigurationError, match="share of the GPU's memory. Raise `num_gpus`"):
+    with pytest.raises(ConfigurationError, match=r"share of the GPU's memory\. Raise `num_gpus`"):
         TorchEngine(MINILM, resolve(MINILM), device="cuda", threads=1, gpu_memory_share=0.25)
 
 
