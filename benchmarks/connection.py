@@ -1,7 +1,7 @@
 """A keep-alive HTTP/1.1 connection with minimal Python overhead per request."""
 
 import asyncio
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import httptools
 
@@ -22,7 +22,7 @@ class Connection(asyncio.Protocol):
         self._reset_parser()
 
     @classmethod
-    async def open(cls, address: tuple[str, int]) -> "Connection":
+    async def open(cls, address: tuple[str, int]) -> Self:
         """Opens a connection to a host and port.
 
         Raises:

@@ -77,11 +77,11 @@ class HttpTarget:
 
     def client(self, max_connections: int) -> LoadClient:
         """Returns a client for the running event loop."""
-        return HttpClient(self._address, self.encode_request, max_connections)
+        return HttpClient(self.address, self.encode_request, max_connections)
 
     async def check_reachable(self) -> None:
         """Opens a connection and closes it."""
-        connection = await Connection.open(self._address)
+        connection = await Connection.open(self.address)
         connection.close()
 
     def encode_request(self, texts: list[str]) -> bytes:
@@ -113,7 +113,8 @@ class HttpTarget:
         return np.array(content, dtype=np.float32)
 
     @property
-    def _address(self) -> tuple[str, int]:
+    def address(self) -> tuple[str, int]:
+        """The host and the port."""
         parts = urlsplit(self.url)
         return parts.hostname or "127.0.0.1", parts.port or 80
 

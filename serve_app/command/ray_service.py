@@ -100,9 +100,13 @@ class RayService(ServiceProcess):
         super().stop(kill=kill)
         self._scratch.remove()
 
+    def application(self) -> dict[str, Any]:
+        """Returns Ray's description of the application, as in its API; empty if it has none yet."""
+        return next(iter(self._applications().values()), {})
+
     def replica_states(self) -> dict[str, list[str]]:
         """Returns the states of the replicas, in Ray's terms (`RUNNING`, …), by deployment."""
-        return _replica_states(next(iter(self._applications().values()), {}))
+        return _replica_states(self.application())
 
     def _on_line(self, line: str) -> None:
         if match := _DASHBOARD.search(line):
@@ -137,7 +141,7 @@ class RayService(ServiceProcess):
         self._find_node()
         if self.dashboard_url is None:
             return "Ray"
-        application = next(iter(self._applications().values()), {})
+        application = self.application()
         if application.get("status") == "DEPLOY_FAILED":
             raise StartupError(failure_reasons(application))
         replicas = _replica_states(application)

@@ -52,6 +52,8 @@ class SimulationResult:
     refused_texts: int
     timeline: Timeline
     reasons: list[tuple[float, int, str]]  #: time, replicas and reason of each change
+    #: Waiting of each text of the trace, NaN if it was refused; None: not simulated one by one.
+    waits_s: _Floats | None = None
 
     @property
     def changes(self) -> int:

@@ -276,6 +276,7 @@ class _Simulation:
                 ),
             ),
             reasons=self._reasons,
+            waits_s=waits,
         )
 
 

@@ -1,0 +1,88 @@
+"""Watches a deployment on Ray: running and wanted replicas, and how long each takes to start."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.command.ray_service import RayService
+
+_INTERVAL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSample:
+    """Ray's view of a deployment at one moment."""
+
+    time_s: float  #: Unix time
+    running: int
+    target: int
+
+
+@dataclass(slots=True)
+class ReplicaHistory:
+    """Samples of a deployment, and the start-up time of each replica that started meanwhile."""
+
+    samples: list[ReplicaSample] = field(default_factory=list)
+    #: By replica: when Ray started it and when it became ready, in Unix time. Not of the replicas
+    #: in the first sample.
+    starts: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _seen: set[str] = field(default_factory=set)
+
+    @property
+    def startup_s(self) -> list[float]:
+        """Time from the start of a replica to its readiness, in the order of the starts."""
+        return [ready_s - start_s for start_s, ready_s in sorted(self.starts.values())]
+
+    def by_second(
+        self, started_s: float, seconds: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Returns the running and the wanted replicas of each second, arrays of shape (seconds,).
+
+        Args:
+            started_s: Unix time of the first second.
+            seconds: how many.
+        """
+        times = [sample.time_s - started_s for sample in self.samples]
+        at = np.searchsorted(times, np.arange(seconds) + 0.5).clip(0, len(times) - 1)
+        running = np.array([sample.running for sample in self.samples], dtype=np.int64)
+        target = np.array([sample.target for sample in self.samples], dtype=np.int64)
+        return running[at], target[at]
+
+    def add(self, deployment: dict[str, Any], time_s: float) -> None:
+        """Adds Ray's description of the deployment."""
+        running = [r for r in deployment["replicas"] if r["state"] == "RUNNING"]
+        for replica in running:
+            if self.samples and replica["replica_id"] not in self._seen:
+                # It became ready between two samples.
+                ready_s = (self.samples[-1].time_s + time_s) / 2
+                self.starts[replica["replica_id"]] = (replica["start_time_s"], ready_s)
+            self._seen.add(replica["replica_id"])
+        self.samples.append(ReplicaSample(time_s, len(running), deployment["target_num_replicas"]))
+
+
+class ReplicaWatcher:
+    """Fills a history in a thread, until the end of the block."""
+
+    def __init__(self, service: RayService, deployment: str) -> None:
+        self.history = ReplicaHistory()
+        self._service, self._deployment = service, deployment
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> ReplicaHistory:
+        self._thread.start()
+        return self.history
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_INTERVAL_S):
+            deployments = self._service.application().get("deployments", {})
+            if self._deployment in deployments:
+                self.history.add(deployments[self._deployment], time.time())

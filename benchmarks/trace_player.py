@@ -1,0 +1,108 @@
+"""Sends the texts of a trace to a service at their times, and measures how long each one waits."""
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.simulation.trace import Trace
+
+from .connection import Connection
+from .target import HttpTarget
+
+_INFERENCE = re.compile(rb"infer;dur=([\d.]+)")
+_SYLLABLES = ("ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu")
+
+
+@dataclass(frozen=True, slots=True)
+class Playback:
+    """What the client measured for each text of a trace; arrays of shape (n,)."""
+
+    started_s: float  #: Unix time of the trace's start
+    latency_s: npt.NDArray[np.float64]  #: from the time of the text to its reply; NaN: it failed
+    inference_s: npt.NDArray[np.float64]  #: duration of the text's batch; NaN: it failed
+    lag_s: npt.NDArray[np.float64]  #: delay caused by the client
+    failures: tuple[str, ...]  #: status codes and names of exceptions
+
+    @property
+    def waiting_s(self) -> npt.NDArray[np.float64]:
+        """The latency without the model."""
+        return self.latency_s - self.inference_s
+
+
+class _TimedConnection(Connection):
+    """A connection that reads how long the batch of its text took."""
+
+    inference_s = 0.0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Implements the `httptools` protocol."""
+        if name.lower() == b"server-timing" and (match := _INFERENCE.search(value)):
+            self.inference_s = float(match[1]) / 1e3
+
+
+class _Player:
+    def __init__(self, trace: Trace, texts: Sequence[str], target: HttpTarget) -> None:
+        self._trace = trace
+        self._requests = [target.encode_request([text]) for text in texts]
+        self._address = target.address
+        self._idle: list[_TimedConnection] = []
+        n = trace.tokens.size
+        self._latency_s, self._inference_s = np.full(n, np.nan), np.full(n, np.nan)
+        self._lag_s = np.zeros(n)
+        self._failures: list[str] = []
+
+    async def run(self) -> Playback:
+        started_s, start = time.time(), time.perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            for i, arrival_s in enumerate(self._trace.arrival_s.tolist()):
+                due = start + arrival_s
+                if (delay_s := due - time.perf_counter()) > 0:
+                    await asyncio.sleep(delay_s)
+                self._lag_s[i] = max(time.perf_counter() - due, 0.0)
+                tasks.create_task(self._send(i, due))
+        for connection in self._idle:
+            connection.close()
+        return Playback(
+            started_s, self._latency_s, self._inference_s, self._lag_s, tuple(self._failures)
+        )
+
+    async def _send(self, i: int, due: float) -> None:
+        try:
+            connection = self._idle.pop() if self._idle else None
+            if connection is None or not connection.is_open:
+                connection = await _TimedConnection.open(self._address)
+            response = await connection.send(self._requests[i])
+        except OSError as error:
+            self._failures.append(type(error).__name__)
+            return
+        self._idle.append(connection)
+        if response.status != 200:
+            self._failures.append(str(response.status))
+            return
+        self._latency_s[i] = time.perf_counter() - due
+        self._inference_s[i] = connection.inference_s
+
+
+async def play(trace: Trace, target: HttpTarget, *, seed: int = 0) -> Playback:
+    """Plays a trace in an open loop: each text is sent at its time, whatever the service does.
+
+    Args:
+        trace: single texts. A text of n tokens is sent as n words, of which no two are alike.
+        target: an HTTP server.
+        seed: of the words.
+    """
+    rng = random.Random(seed)
+    texts = [_text(i, n, rng) for i, n in enumerate(trace.tokens.tolist())]
+    return await _Player(trace, texts, target).run()
+
+
+def _text(number: int, words: int, rng: random.Random) -> str:
+    """Returns a text that no other number has."""
+    others = ("".join(rng.choices(_SYLLABLES, k=2)) for _ in range(words - 1))
+    return " ".join([f"text{number}", *others])
