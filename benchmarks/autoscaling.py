@@ -21,10 +21,10 @@ import numpy as np
 import orjson
 import yaml
 
-from serve_app.autoscale.policy import Bounds, PolicySettings
+from serve_app.autoscale.policy import Bounds
 from serve_app.command.ports import free_port, with_free_ports
 from serve_app.command.ray_service import RayService
-from serve_app.config import EmbedderSettings
+from serve_app.config import TOKEN_POLICY, EmbedderSettings, PolicySettings
 from serve_app.scheduler.batch_cost import BatchCost
 from serve_app.simulation.result import SimulationResult
 from serve_app.simulation.scalers import TokenScaler
@@ -47,6 +47,8 @@ _COST = BatchCost(fixed_s=0.015, token_s=0.0006)
 _BATCH_TARGET_S = 0.1
 _PERCENTILES = (50, 95, 99)
 _START_TIMEOUT_S = 180.0
+#: Reports of replicas come every second, each at its own time, and the policy decides at once.
+_REPORT_DELAY_S = 0.5
 _FILE = RESULTS / "autoscaling.jsonl"
 
 #: Texts per second by second. One replica computes about 22 per second.
@@ -86,7 +88,15 @@ def service_config(topology: str, max_replicas: int, scratch: Path) -> dict[str,
         if deployment["name"] == _ENGINE_DEPLOYMENTS[topology]:
             settings["batch_target_s"] = _BATCH_TARGET_S
             deployment["ray_actor_options"] = {"num_cpus": 0.1}
-            deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": max_replicas}
+            deployment["autoscaling_config"] = {
+                "min_replicas": 1,
+                "max_replicas": max_replicas,
+                "metrics_interval_s": 1,
+                "look_back_period_s": 5,
+                "upscale_delay_s": 0,
+                "downscale_delay_s": 0,
+                "policy": {"policy_function": TOKEN_POLICY, "policy_kwargs": {}},
+            }
     return config
 
 
@@ -113,9 +123,9 @@ def record(name: str, topology: str, max_replicas: int) -> Record:
         config = service_config(topology, max_replicas, scratch)
         with running_service(config, scratch) as service:
             target = HttpTarget(service.url, model=_MODEL)
-            run_async(play(_warm_up(trace), target, seed=1))
-            with ReplicaWatcher(service, _ENGINE_DEPLOYMENTS[topology]) as history:
-                playback = run_async(play(trace, target))
+            run_async(_play(_warm_up(trace), target, seed=1))
+            with ReplicaWatcher(service.application, _ENGINE_DEPLOYMENTS[topology]) as history:
+                playback = run_async(_play(trace, target))
     deployments = config["applications"][0]["deployments"]
     autoscaling = next(d["autoscaling_config"] for d in deployments if "autoscaling_config" in d)
     parameters = {
@@ -128,6 +138,10 @@ def record(name: str, topology: str, max_replicas: int) -> Record:
         "autoscaling": autoscaling,
     }
     return make_record(parameters, _metrics(trace, playback, history))
+
+
+async def _play(trace: Trace, target: HttpTarget, *, seed: int = 0) -> Playback:
+    return await play(trace.arrival_s.tolist(), trace.tokens.tolist(), target, seed=seed)
 
 
 def _warm_up(trace: Trace) -> Trace:
@@ -166,9 +180,13 @@ def forecast(record: Mapping[str, Any]) -> SimulationResult:
         BatchCost(**record["batch_cost"]),
         EmbedderSettings(batch_target_s=record["batch_target_s"]),
         startup_s=float(np.median(record["startup_s"])),
+        startup_times_s=tuple(record["startup_s"]),
+        report_delay_s=_REPORT_DELAY_S,
         bounds=Bounds(1, record["max_replicas"]),
     )
-    return simulate(recorded_trace(record["trace"]), service, TokenScaler(PolicySettings(**policy)))
+    return simulate(
+        recorded_trace(record["trace"]), service, TokenScaler(PolicySettings.parse(policy))
+    )
 
 
 def report(record: Mapping[str, Any], path: Path) -> None:

@@ -2,13 +2,12 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from serve_app.command.ray_service import RayService
 
 _INTERVAL_S = 0.5
 
@@ -67,9 +66,10 @@ class ReplicaHistory:
 class ReplicaWatcher:
     """Fills a history in a thread, until the end of the block."""
 
-    def __init__(self, service: RayService, deployment: str) -> None:
+    def __init__(self, application: Callable[[], dict[str, Any]], deployment: str) -> None:
+        """Watches a deployment of Ray's description of an application."""
         self.history = ReplicaHistory()
-        self._service, self._deployment = service, deployment
+        self._application, self._deployment = application, deployment
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -83,6 +83,6 @@ class ReplicaWatcher:
 
     def _watch(self) -> None:
         while not self._stopped.wait(_INTERVAL_S):
-            deployments = self._service.application().get("deployments", {})
+            deployments = self._application().get("deployments", {})
             if self._deployment in deployments:
                 self.history.add(deployments[self._deployment], time.time())

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.simulation.trace import Trace
-
 from .connection import Connection
 from .target import HttpTarget
 
@@ -47,12 +45,14 @@ class _TimedConnection(Connection):
 
 
 class _Player:
-    def __init__(self, trace: Trace, texts: Sequence[str], target: HttpTarget) -> None:
-        self._trace = trace
+    def __init__(
+        self, arrival_s: Sequence[float], texts: Sequence[str], target: HttpTarget
+    ) -> None:
+        self._arrival_s = arrival_s
         self._requests = [target.encode_request([text]) for text in texts]
         self._address = target.address
         self._idle: list[_TimedConnection] = []
-        n = trace.tokens.size
+        n = len(texts)
         self._latency_s, self._inference_s = np.full(n, np.nan), np.full(n, np.nan)
         self._lag_s = np.zeros(n)
         self._failures: list[str] = []
@@ -60,7 +60,7 @@ class _Player:
     async def run(self) -> Playback:
         started_s, start = time.time(), time.perf_counter()
         async with asyncio.TaskGroup() as tasks:
-            for i, arrival_s in enumerate(self._trace.arrival_s.tolist()):
+            for i, arrival_s in enumerate(self._arrival_s):
                 due = start + arrival_s
                 if (delay_s := due - time.perf_counter()) > 0:
                     await asyncio.sleep(delay_s)
@@ -89,17 +89,20 @@ class _Player:
         self._inference_s[i] = connection.inference_s
 
 
-async def play(trace: Trace, target: HttpTarget, *, seed: int = 0) -> Playback:
+async def play(
+    arrival_s: Sequence[float], tokens: Sequence[int], target: HttpTarget, *, seed: int = 0
+) -> Playback:
     """Plays a trace in an open loop: each text is sent at its time, whatever the service does.
 
     Args:
-        trace: single texts. A text of n tokens is sent as n words, of which no two are alike.
+        arrival_s: time of each text from the start; ascending.
+        tokens: of each text, which is sent as so many words. No two texts are equal.
         target: an HTTP server.
         seed: of the words.
     """
     rng = random.Random(seed)
-    texts = [_text(i, n, rng) for i, n in enumerate(trace.tokens.tolist())]
-    return await _Player(trace, texts, target).run()
+    texts = [_text(i, n, rng) for i, n in enumerate(tokens)]
+    return await _Player(arrival_s, texts, target).run()
 
 
 def _text(number: int, words: int, rng: random.Random) -> str:

@@ -17,6 +17,9 @@ class SimulatedService:
     cost: BatchCost
     settings: EmbedderSettings = field(default_factory=EmbedderSettings)
     startup_s: float = 8.0
+    #: Start-up times of the replicas that are started, in turn; empty: all take `startup_s`.
+    startup_times_s: tuple[float, ...] = ()
+    report_delay_s: float = 0.0  #: age of the reports when the policy decides
     bounds: Bounds = field(default_factory=lambda: Bounds(1, 20))
     initial_replicas: int = 1
     router: RouterName = "least_tokens"

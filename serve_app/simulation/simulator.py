@@ -4,12 +4,13 @@ import heapq
 import math
 import random
 from collections import deque
+from itertools import cycle
 from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.autoscale.fleet_load import CallersLoad, sum_reports, with_callers
+from serve_app.autoscale.fleet_load import CallersLoad, FleetLoad, sum_reports, with_callers
 from serve_app.simulation.replica import Replica
 from serve_app.simulation.result import SimulationResult, Timeline, Waiting
 from serve_app.simulation.scalers import Observation, Scaler
@@ -67,6 +68,9 @@ class _Simulation:
         self._unfinished = len(self._starts)
         self._ongoing = 0
         self._target = service.bounds.clip(service.initial_replicas)
+        self._startup_s = cycle(service.startup_times_s or (service.startup_s,))
+        #: Reports on their way to the policy: time of arrival, load and requests.
+        self._reports = deque[tuple[float, FleetLoad, int]]()
         self._replica_s = 0.0
         self._leaving = 0
         self._refused = 0
@@ -79,9 +83,10 @@ class _Simulation:
             self._running.append(self._new_replica(0.0))
         events, arrivals, starts = self._events, self._arrival_s, self._starts
         next_request, requests = 0, len(starts)
-        arrival_s, tick_s = arrivals[0], 1.0
+        arrival_s, report_s = arrivals[0], 1.0
         while self._unfinished:
             event_s = events[0][0] if events else math.inf
+            tick_s = min(report_s, self._reports[0][0]) if self._reports else report_s
             if arrival_s <= event_s and arrival_s <= tick_s:
                 self._now_s = arrival_s
                 self._arrive(next_request)
@@ -94,10 +99,13 @@ class _Simulation:
                     self._become_ready(started_s)
                 else:
                     self._end_batch(replica, started_s)
+            elif self._reports and self._reports[0][0] <= report_s:
+                self._now_s, load, ongoing = self._reports.popleft()
+                self._scale(load, ongoing)
             else:
-                self._now_s = tick_s
-                self._scale()
-                tick_s += 1.0
+                self._now_s = report_s
+                self._report()
+                report_s += 1.0
         while len(self._rows) < self._trace.duration_s:
             self._rows.append(self._rows[-1] if self._rows else (self._target, self._target))
         return self._result()
@@ -205,17 +213,17 @@ class _Simulation:
         self._running.append(self._new_replica(ordered_s))
         self._assign_held(self._running[-1])
 
-    def _scale(self) -> None:
+    def _report(self) -> None:
         now_s = self._now_s
         reports = {str(i): replica.report(now_s) for i, replica in enumerate(self._running)}
         self._rows.append((len(self._running), self._target))
+        load = with_callers(sum_reports(reports, len(self._running)), self._callers_load())
+        self._reports.append((now_s + self._service.report_delay_s, load, self._ongoing))
+
+    def _scale(self, load: FleetLoad, ongoing: int) -> None:
+        now_s = self._now_s
         seen = Observation(
-            now_s,
-            len(self._running),
-            self._target,
-            self._service.bounds,
-            with_callers(sum_reports(reports, len(self._running)), self._callers_load()),
-            self._ongoing,
+            now_s, len(self._running), self._target, self._service.bounds, load, ongoing
         )
         decision = self._scaler.decide(seen)
         target = self._service.bounds.clip(decision.replicas)
@@ -223,7 +231,7 @@ class _Simulation:
             self._reasons.append((now_s, target, decision.reason))
         self._target = target
         while len(self._running) + len(self._starting) < target:
-            ready_s = now_s + self._service.startup_s
+            ready_s = now_s + next(self._startup_s)
             self._starting.append((ready_s, now_s))
             self._push(ready_s, None, now_s)
         while len(self._running) + len(self._starting) > target:

@@ -113,8 +113,11 @@ BENCHMARK_IMPORTS = {
     *("serve_app.config", "serve_app.models", "serve_app.engines.cpu_features"),
     *("serve_app.command.ports", "serve_app.command.process_tree"),
 }
-#: Benchmarks of the engine itself.
-ENGINE_BENCHMARKS = {"benchmarks.gpu", "benchmarks.peers.engine_in_process"}
+#: Benchmarks of parts of the service: the engine, and the simulator.
+INTERNAL_BENCHMARKS = {
+    *("benchmarks.gpu", "benchmarks.peers.engine_in_process"),
+    "benchmarks.autoscaling",
+}
 
 SERVICE_IMPORTS = {
     module_name(file).removeprefix("serve_app").lstrip("."): list(imports(file))
@@ -188,7 +191,7 @@ def test_the_benchmarks_import_little_of_the_service() -> None:
         for file in BENCHMARK_FILES
         for name in imports(file)
         if name.startswith("serve_app") and not is_within(name, allowed)
-        if module_name(file) not in ENGINE_BENCHMARKS
+        if module_name(file) not in INTERNAL_BENCHMARKS
     ] == []
 
 

@@ -87,6 +87,32 @@ def test_a_replica_costs_from_its_order_and_computes_once_it_has_started() -> No
     assert result.reasons == [(10.0, 2, "test")]
 
 
+def test_replicas_take_the_given_start_up_times_in_turn() -> None:
+    class ThreeMore:
+        def decide(self, seen: Observation) -> Decision:
+            return Decision(4 if seen.now_s >= 10 else 1, "test")
+
+    service = replace(SERVICE, startup_times_s=(3.5, 7.5))
+    running = simulate(poisson(10, 40), service, ThreeMore()).timeline.running
+    # At 13.5, 17.5 and 13.5 s; rows are taken at the end of a second.
+    assert running[[12, 13, 16, 17]].tolist() == [1, 3, 3, 4]
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.4, 2.5])
+def test_the_policy_sees_reports_after_their_delay(delay_s: float) -> None:
+    seen = list[tuple[float, float]]()
+
+    class Watch:
+        def decide(self, now: Observation) -> Decision:
+            seen.append((now.now_s, now.load.offered_interactive_tokens_per_s))
+            return Decision(1, "test")
+
+    trace = Trace.from_arrays("three", [0.0, 4.5, 9.5], [10, 50, 10])
+    simulate(trace, replace(SERVICE, report_delay_s=delay_s), Watch())
+    assert seen[0] == (1 + delay_s, 10)
+    assert seen[4] == (5 + delay_s, 50)
+
+
 def test_a_replica_that_leaves_finishes_its_texts() -> None:
     class Shrink:
         def decide(self, seen: Observation) -> Decision:

@@ -1,0 +1,82 @@
+"""The recording of a trace on Ray, and its comparison with the simulation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from benchmarks.autoscaling import forecast, recorded_trace, report
+from benchmarks.replica_history import ReplicaHistory
+from benchmarks.trace_player import play
+from tests.benchmarks.test_load import serving
+
+RECORD = {
+    "trace": "spike",
+    "topology": "separate",
+    "max_replicas": 6,
+    "batch_cost": {"fixed_s": 0.015, "token_s": 0.0006},
+    "batch_target_s": 0.1,
+    "autoscaling": {"policy": {"policy_kwargs": {"headroom": 0.3}}},
+    "startup_s": [8.0],
+    "client_lag_p99_ms": 1.0,
+    "failed": 0,
+}
+
+
+async def test_a_player_sends_each_text_once_and_reads_the_duration_of_its_batch() -> None:
+    texts = list[str]()
+
+    async def respond(body: bytes) -> bytes:
+        (text,) = orjson.loads(body)["input"]
+        texts.append(text)
+        if len(text.split()) == 7:
+            return b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
+        return (
+            b"HTTP/1.1 200 OK\r\nServer-Timing: queue;dur=1.00, infer;dur=2.50, total;dur=9\r\n"
+            b"content-length: 2\r\n\r\n{}"
+        )
+
+    async with serving(respond) as target:
+        playback = await play([0, 0.01, 0.02, 0.02], [3, 7, 5, 5], target)
+    assert sorted(len(text.split()) for text in texts) == [3, 5, 5, 7]
+    assert len({*texts}) == 4
+    assert playback.failures == ("503",)
+    assert np.isnan(playback.waiting_s).tolist() == [False, True, False, False]
+    assert playback.inference_s[[0, 2, 3]].tolist() == [0.0025] * 3
+    np.testing.assert_allclose(
+        playback.waiting_s[[0, 2, 3]], playback.latency_s[[0, 2, 3]] - 0.0025
+    )
+
+
+def test_a_history_has_the_replicas_of_each_second_and_their_start_up_times() -> None:
+    def replica(name: str, state: str, start_s: float) -> dict[str, Any]:
+        return {"replica_id": name, "state": state, "start_time_s": start_s}
+
+    history = ReplicaHistory()
+    first = replica("a", "RUNNING", 50)
+    history.add({"replicas": [first], "target_num_replicas": 1}, 100)
+    starting = [first, replica("b", "STARTING", 101)]
+    history.add({"replicas": starting, "target_num_replicas": 2}, 101)
+    history.add({"replicas": starting, "target_num_replicas": 2}, 103)
+    history.add({"replicas": [first, replica("b", "RUNNING", 101)], "target_num_replicas": 2}, 104)
+    assert history.startup_s == [2.5]
+    running, target = history.by_second(started_s=100, seconds=5)
+    assert running.tolist() == [1, 1, 1, 2, 2]
+    assert target.tolist() == [2, 2, 2, 2, 2]
+
+
+def test_the_report_compares_a_record_with_its_simulation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = forecast(RECORD)
+    assert result.waits_s is not None
+    assert result.waits_s.size == recorded_trace("spike").tokens.size
+    assert result.timeline.running.max() > 3
+    slower_ms = [round(2 * s * 1e3, 3) for s in result.waits_s.tolist()]
+    running = result.timeline.running.tolist()
+    report(RECORD | {"waiting_ms": slower_ms, "running": running}, tmp_path / "plot.png")
+    output = capsys.readouterr().out
+    assert "p95 simulated / measured: 0.50; failed: 0" in output
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
