@@ -239,11 +239,11 @@ class _Simulation:
 
     def _callers_load(self) -> CallersLoad:
         """Returns what the router keeps back, and what arrived at it since the previous call."""
-        offered, self._offered_tokens = self._offered_tokens, [0, 0]
+        (interactive, bulk), self._offered_tokens = self._offered_tokens, [0, 0]
         oldest_s = 0.0
         if self._held[0]:
             oldest_s = self._now_s - self._arrival_s[self._starts[self._held[0][0]]]
-        return CallersLoad(*self._held_tokens, oldest_s, *offered)
+        return CallersLoad(self._held_tokens[0], self._held_tokens[1], oldest_s, interactive, bulk)
 
     def _stop_one(self) -> None:
         """Stops a replica: the newest that is starting, or else the newest that runs."""
