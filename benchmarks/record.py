@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import psutil
 
-from serve_app.engines.cpu_features import CpuFeatures
+from serve_app.engines.cpu_features import CpuFeatures, cpu_model
 
 from .paths import RESULTS, ROOT
 
@@ -36,7 +36,7 @@ def machine_info() -> dict[str, Any]:
     """Returns the properties of this machine that affect speed."""
     flags = CpuFeatures.detect().flags
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "instruction_sets": [name for name in _INSTRUCTION_SETS if name in flags],
         "cores": len(psutil.Process().cpu_affinity() or []) or os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -81,15 +81,6 @@ def append_record(file: Path, record: Record) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
         lines.write(to_json(record) + "\n")
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    names = [row.partition(":")[2].strip() for row in text.splitlines() if "model name" in row]
-    return names[0] if names else platform.processor()
 
 
 @cache

@@ -137,6 +137,22 @@ QUEUED_TOKENS = Metric(
 BUDGET_TOKENS = Metric(
     "embedserve_budget_tokens", "Current limit of padded tokens in a batch.", ("model",)
 )
+OLDEST_INTERACTIVE = Metric(
+    "embedserve_oldest_interactive_seconds",
+    "Seconds for which the oldest interactive text has waited for a batch; 0: none waits.",
+)
+BUSY_SHARE = Metric(
+    "embedserve_engine_busy_share",
+    "Share of the time, from 0 to 1, in which a process computed at least one batch.",
+)
+CAPACITY = Metric(
+    "embedserve_capacity_tokens_per_second",
+    "Tokens per second, without padding, that a replica computes of a model in full batches.",
+    ("model",),
+)
+STARTUP_SECONDS = Metric(
+    "embedserve_startup_seconds", "Seconds from the start of a replica to its first vector."
+)
 MODEL_LOADED = Metric(
     "embedserve_model_loaded",
     "1 while the model is in the memory of a replica, else 0.",
@@ -192,6 +208,7 @@ PROCESS_MEMORY_BYTES = Metric(
 #: All other metrics are counters.
 GAUGES = {
     *(CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS, MODEL_LOADED),
+    *(OLDEST_INTERACTIVE, BUSY_SHARE, CAPACITY, STARTUP_SECONDS),
     *(PROVIDER_CALLS_IN_FLIGHT, PROVIDER_UP, VECTOR_DRIFT),
     *(PROCESS_CPU_SECONDS, PROCESS_MEMORY_BYTES),
 }

@@ -85,4 +85,8 @@ class Embedder(PoolReplica):
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns the metrics that `autoscale.TokenPolicy` scales by."""
-        return dataclasses.asdict(self._pool.sample_load())
+        return dataclasses.asdict(self._callers.add_to(self._pool.sample_load()))
+
+    async def __del__(self) -> None:
+        """Stops the workers; Ray awaits it when the replica stops."""
+        await self._pool.stop()

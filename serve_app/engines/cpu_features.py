@@ -7,6 +7,7 @@ fp16 three times. Such a precision is therefore rejected before anything is comp
 """
 
 import os
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,3 +74,10 @@ class CpuFeatures:
         """
         if reason := self.unsupported_reason(precision, engine):
             raise ConfigurationError(f"{reason} Set `precision: fp32`, which every CPU computes.")
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns the name of this machine's CPU, such as `AMD EPYC 9R14`; its type if it has none."""
+    text = cpuinfo.read_text("utf-8") if cpuinfo.is_file() else ""
+    name = re.search(r"^model name\s*:(.*)$", text, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()

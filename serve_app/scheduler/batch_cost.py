@@ -1,7 +1,9 @@
 """How long a batch takes: a fixed time, and a time for each padded token."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Self
 
 #: Batches whose sizes have the same power of two share a mean.
 _BINS = 40
@@ -13,6 +15,8 @@ _MAX_DEVIATIONS = 3.0
 _MIN_BATCHES = 5
 #: Deviations within this share of the mean are never outliers.
 _MIN_DEVIATION = 0.02
+#: What another process has learned counts as this many batches of a size.
+_MAX_RESTORED_BATCHES = 10
 #: Sizes must differ by this factor before a slope is computed from them.
 _MIN_SPREAD = 1.3
 
@@ -86,7 +90,7 @@ class BatchCostFit:
         """Adds a batch; ignored unless both are positive and finite."""
         if not (padded_tokens > 0 and 0 < seconds < math.inf):
             return
-        i = min(padded_tokens.bit_length(), _BINS - 1)
+        i = _bin(padded_tokens)
         size_bin = self._bins[i]
         if size_bin is None:
             size_bin = self._bins[i] = _SizeBin()
@@ -119,3 +123,40 @@ class BatchCostFit:
         if fixed_s < 0:
             return BatchCost(0.0, mean_y / mean_x)
         return BatchCost(fixed_s, slope)
+
+    @property
+    def batches(self) -> float:
+        """Number of batches that the cost is based on."""
+        return sum(m.batches for m in self._bins if m is not None)
+
+    @property
+    def max_tokens(self) -> float:
+        """Padded tokens of the largest batches; 0: none has run."""
+        return max((m.tokens for m in self._bins if m is not None), default=0.0)
+
+    def state(self) -> list[list[float]]:
+        """Returns what was learned, as JSON, for `restored`."""
+        return [list(astuple(m)) for m in self._bins if m is not None]
+
+    @classmethod
+    def restored(cls, state: Sequence[Sequence[float]]) -> Self:
+        """Returns a fit that knows what another one has learned.
+
+        Raises:
+            ValueError: it isn't the state of a fit.
+            TypeError: likewise.
+        """
+        fit = cls()
+        for values in state:
+            batches, tokens, seconds, deviation = map(float, values)
+            mean = _SizeBin(batches, tokens, seconds, deviation)
+            is_finite = all(map(math.isfinite, astuple(mean)))
+            if not is_finite or min(mean.batches, mean.seconds) <= 0 or mean.tokens < 1:
+                raise ValueError(f"Not the mean of batches: {values}")
+            mean.batches = min(mean.batches, _MAX_RESTORED_BATCHES)
+            fit._bins[_bin(int(mean.tokens))] = mean
+        return fit
+
+
+def _bin(tokens: int) -> int:
+    return min(tokens.bit_length(), _BINS - 1)

@@ -15,14 +15,18 @@ from serve_app.engines.base import Engine
 from serve_app.engines.tokenizer_service import TokenizerService
 from serve_app.errors import EmbedServeError, Unavailable
 from serve_app.inputs import Input, TextPair
-from serve_app.metrics import MODEL_LOADED, QUEUED_TOKENS, Gauges, Meter
+from serve_app.metrics import MODEL_LOADED, QUEUED_TOKENS, STARTUP_SECONDS, Gauges, Meter
 from serve_app.scheduler.canaries import Canaries, CanarySchedule
 from serve_app.scheduler.canary import Canary
 from serve_app.scheduler.delivery import Encode, deliver_outputs
-from serve_app.scheduler.load import LoadSample
 from serve_app.scheduler.loaded_models import LoadedModel, LoadedModels
+from serve_app.scheduler.model_speeds import ModelSpeeds
 from serve_app.scheduler.pending import PendingGroup
+from serve_app.scheduler.replica_load import ReplicaLoad
 from serve_app.scheduler.scheduler import Scheduler
+from serve_app.scheduler.speed_checkpoints import SpeedCheckpoints
+from serve_app.scheduler.speed_file import SpeedFile
+from serve_app.scheduler.startup_timer import StartupTimer
 from serve_app.tasks import Task
 from serve_app.types import (
     CacheLoss,
@@ -59,6 +63,7 @@ class PooledModel(NamedTuple):
     #: Measures what the encoders lose, once in a process; None: nothing.
     measure_loss: Callable[[Engine], CacheLoss] | None = None
     canary: CanarySchedule | None = None  #: None: vectors aren't measured
+    keeps_speed: bool = False  #: whether the next replica knows the speed that this one measured
 
 
 class EnginePool:
@@ -82,6 +87,7 @@ class EnginePool:
             meter: counts batches.
             max_loaded: number of models in memory; see `LoadedModels`.
         """
+        startup = StartupTimer()
         # Each thread pins itself when it starts, and torch's own threads inherit the affinity. The
         # event loop isn't pinned, so that it runs on any idle CPU.
         self._cpus = cpus
@@ -92,6 +98,7 @@ class EnginePool:
         self._canaries = Canaries(
             {id_: self._canary(id_, model.canary) for id_, model in models.items() if model.canary}
         )
+        self._speeds, self._checkpoints = ModelSpeeds(), SpeedCheckpoints()
         self._loaded = LoadedModels(
             {id_: partial(self._load_and_warm_up, id_) for id_ in models},
             # Models that are loaded later must not wait for batches.
@@ -100,12 +107,14 @@ class EnginePool:
             else ThreadPoolExecutor(1, "loader", self._pin_thread),
             max_loaded=max_loaded,
         )
+        self._startup_s = startup.elapsed_s() if self._loaded.engines else 0.0
         self._scheduler = Scheduler(
             EmbedderSettings(),
             streams=max((engine.streams for engine in self._loaded.engines), default=1),
             engine_threads=engine_threads,
             tokenizer_thread=self._tokenizer_thread,
             meter=meter,
+            speeds=self._speeds,
         )
         self.submit: Submit = self._scheduler.submit
 
@@ -124,7 +133,12 @@ class EnginePool:
             (model.name,): float(self._loaded.find(engine_id) is not None)
             for engine_id, model in self._models.items()
         }
-        return {**self._scheduler.gauges(), **self._canaries.gauges(), MODEL_LOADED: loaded}
+        return {
+            **self._scheduler.gauges(),
+            **self._canaries.gauges(),
+            MODEL_LOADED: loaded,
+            STARTUP_SECONDS: self._startup_s,
+        }
 
     def apply(self, settings: EmbedderSettings, cpus: Set[int]) -> None:
         """Applies settings from the next batch on, and moves the threads to other CPUs."""
@@ -140,11 +154,13 @@ class EnginePool:
         """Starts the workers. Idempotent; call it in the event loop."""
         self._scheduler.start()
         self._canaries.start()
+        self._checkpoints.start()
 
     async def stop(self) -> None:
         """Stops the workers and fails queued and later groups with `Unavailable`."""
         self._canaries.stop()
         await self._scheduler.stop()
+        await self._checkpoints.stop()
 
     async def run(
         self,
@@ -235,6 +251,9 @@ class EnginePool:
         engine.run(task, engine.tokenizer.encode([_WARM_UP_INPUTS[task]]))
         if model.measure_loss is not None and engine_id not in self._losses:
             self._losses[engine_id] = model.measure_loss(engine)
+        if model.keeps_speed:
+            speed = self._speeds.model(model.name, engine.streams)
+            self._checkpoints.add(model.name, speed, SpeedFile(engine.info))
         return engine
 
     def describe(self, engine_id: str) -> EngineInfo:
@@ -262,9 +281,9 @@ class EnginePool:
         """
         self._scheduler.check_health()
 
-    def sample_load(self) -> LoadSample:
-        """Returns the load since the previous call."""
-        return self._scheduler.load.sample()
+    def sample_load(self) -> ReplicaLoad:
+        """Returns the load; rates are over the time since the previous call."""
+        return dataclasses.replace(self._scheduler.sample_load(), startup_s=self._startup_s)
 
 
 class ModelPool(Protocol):

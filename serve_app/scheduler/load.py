@@ -1,21 +1,16 @@
-"""The load of a replica and the speed of its engine, in tokens."""
+"""The load of a process and the speed of its engines, in tokens."""
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+
+from serve_app.scheduler.rates import Rates
+from serve_app.scheduler.replica_load import ReplicaLoad
+from serve_app.scheduler.running_batches import RunningBatch, RunningBatches
+from serve_app.types import Lane
 
 #: Time constant of the moving average of the speed, in seconds of computing.
 _TIME_CONSTANT_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class LoadSample:
-    """The load since the previous sample. Field names are the autoscaler's metric names."""
-
-    queued_tokens: int  #: queued or being computed now
-    offered_tokens_per_s: float  #: admitted since the previous sample
-    capacity_tokens_per_s: float  #: speed of the busy engine; 0 before the first batch
 
 
 class SpeedMeter:
@@ -45,44 +40,86 @@ class SpeedMeter:
 
 
 class LoadMeter:
-    """Counts admitted and released tokens and averages the engine's speed."""
+    """Counts admitted, computed and released tokens and averages the engine's speed."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._sampled_s = clock()
-        self._admitted_tokens = 0
-        self.queued_tokens = 0
-        self._running_batches = 0
+        self._queued: dict[Lane, int] = {"interactive": 0, "bulk": 0}
+        self._admitted: dict[Lane, int] = {"interactive": 0, "bulk": 0}
+        self._computed_tokens = 0
+        self._running = RunningBatches(clock)
         self._speed = SpeedMeter(clock)
+        self._rates = Rates(self._counts, clock)
+        self._busy_rate = Rates(lambda: [self._running.busy_s], clock)
 
-    def admit(self, tokens: int) -> None:
+    def admit(self, lane: Lane, tokens: int) -> None:
         """Adds tokens that enter the queue."""
-        self.queued_tokens += tokens
-        self._admitted_tokens += tokens
+        self._queued[lane] += tokens
+        self._admitted[lane] += tokens
 
-    def release(self, tokens: int) -> None:
+    def release(self, lane: Lane, tokens: int) -> None:
         """Removes tokens that were computed, failed or cancelled."""
-        self.queued_tokens -= tokens
+        self._queued[lane] -= tokens
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that are queued or being computed, of both lanes."""
+        return sum(self._queued.values())
 
     @property
     def tokens_per_s(self) -> float:
-        """Speed of the busy engine over all its streams; 0 before the first batch."""
+        """Recent speed of the busy engine over all its streams; 0 before the first batch."""
         return self._speed.tokens_per_s
 
-    def start_batch(self) -> None:
+    @property
+    def longest_batch_s(self) -> float:
+        """For how long the oldest batch has been running; 0: none runs."""
+        return self._running.longest_s
+
+    def running_batches(self, model: str) -> int:
+        """Returns how many batches of a model run."""
+        return self._running.count(model)
+
+    def start_batch(self, model: str) -> RunningBatch:
         """Starts measuring a batch; idle time before it doesn't count."""
-        if self._running_batches == 0:
+        if not self._running:
             self._speed.start()
-        self._running_batches += 1
+        return self._running.start(model)
 
-    def end_batch(self, tokens: int) -> None:
+    def end_batch(self, batch: RunningBatch, tokens: int) -> None:
         """Ends measuring a batch that computed `tokens`, 0 if it failed."""
-        self._running_batches -= 1
+        self._running.end(batch)
         self._speed.record(tokens)
+        self._computed_tokens += tokens
 
-    def sample(self) -> LoadSample:
-        """Returns the load since the previous call."""
-        now_s = self._clock()
-        elapsed_s, self._sampled_s = max(now_s - self._sampled_s, 1e-9), now_s
-        admitted, self._admitted_tokens = self._admitted_tokens, 0
-        return LoadSample(self.queued_tokens, admitted / elapsed_s, self.tokens_per_s)
+    def busy_share(self) -> float:
+        """Returns the share of the time since the previous call in which a batch ran."""
+        (share,) = self._busy_rate()
+        return share
+
+    def report(self, *, oldest_interactive_s: float, capacity_tokens_per_s: float) -> ReplicaLoad:
+        """Returns the load. Rates are over the time since the previous call; see `Rates`.
+
+        Args:
+            oldest_interactive_s: age of the oldest interactive text that waits.
+            capacity_tokens_per_s: speed in full batches.
+        """
+        offered_interactive, offered_bulk, served, busy = self._rates()
+        return ReplicaLoad(
+            queued_interactive_tokens=self._queued["interactive"],
+            queued_bulk_tokens=self._queued["bulk"],
+            oldest_interactive_s=oldest_interactive_s,
+            offered_interactive_tokens_per_s=offered_interactive,
+            offered_bulk_tokens_per_s=offered_bulk,
+            served_tokens_per_s=served,
+            busy_share=busy,
+            capacity_tokens_per_s=capacity_tokens_per_s,
+        )
+
+    def _counts(self) -> Sequence[float]:
+        admitted = self._admitted
+        return (
+            admitted["interactive"],
+            admitted["bulk"],
+            self._computed_tokens,
+            self._running.busy_s,
+        )

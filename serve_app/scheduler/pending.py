@@ -5,14 +5,15 @@ the group's future.
 """
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from serve_app.engines.base import Engine, ModelInput
-from serve_app.errors import DeadlineExceeded, EmbedServeError, InvalidRequest
+from serve_app.errors import DeadlineExceeded, EmbedServeError, InferenceError, InvalidRequest
 from serve_app.tasks import RAGGED_TASKS, Task
 from serve_app.types import (
     Bool,
@@ -26,6 +27,8 @@ from serve_app.types import (
     Timings,
     Vectors,
 )
+
+logger = logging.getLogger(__name__)
 
 #: Limit of token vectors per group: 48 MiB at 384 dimensions, and ten times that as JSON.
 _MAX_TOKEN_VECTORS = 32768
@@ -171,3 +174,15 @@ class QueuedText:
             return f"input {self.index}"
         ellipsis = "…" if len(content) > _MAX_QUOTED_CHARS else ""
         return f"the text {content[:_MAX_QUOTED_CHARS]!r}{ellipsis}"
+
+
+def fail_all(texts: Iterable[QueuedText], error: EmbedServeError) -> None:
+    """Fails the groups of texts."""
+    for text in texts:
+        text.group.fail(error)
+
+
+def fail_text(text: QueuedText, error: Exception) -> None:
+    """Fails the group of a text that the engine can't compute."""
+    logger.error("The engine failed on a text of %d tokens", text.length, exc_info=error)
+    text.group.fail(InferenceError(f"The model failed on {text.quote()}: {type(error).__name__}."))

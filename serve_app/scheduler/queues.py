@@ -7,6 +7,7 @@ from serve_app.config import EmbedderSettings
 from serve_app.scheduler.lane_queues import LaneQueues
 from serve_app.scheduler.packing import select_batch
 from serve_app.scheduler.pending import QueuedText, QueueKey
+from serve_app.types import Lane
 
 
 class TextQueues(LaneQueues[QueueKey, QueuedText]):
@@ -41,6 +42,16 @@ class TextQueues(LaneQueues[QueueKey, QueuedText]):
             return _pack(queue, settings, limit, now_s) if limit else []
 
         return self.take(pack, settings.bulk_promotion_after_s, now_s)
+
+    def oldest_arrival_s(self, lane: Lane) -> float | None:
+        """Returns when the oldest text of a lane arrived that waits; None: none does."""
+        arrivals = list[float]()
+        for key, queue in self._queues.items():
+            while queue and queue[0].group.future.done():
+                queue.popleft()
+            if queue and key.lane == lane:
+                arrivals.append(queue[0].group.arrival_s)
+        return min(arrivals, default=None)
 
 
 def _pack(

@@ -8,21 +8,18 @@ batching timeout: an idle engine starts at once, and while it is busy the next b
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from itertools import chain, islice
 
 from serve_app.config import EmbedderSettings
-from serve_app.engines.base import ModelInput, Rows, finite_mask
-from serve_app.engines.tokenizer_service import tokenizer_runs
+from serve_app.engines.base import Rows, finite_mask
 from serve_app.errors import (
     EmbedServeError,
     InferenceError,
     InvalidRequest,
     Unavailable,
 )
-from serve_app.inputs import Input
 from serve_app.metrics import (
     BATCH_FAILURES,
     BATCH_SECONDS,
@@ -30,6 +27,9 @@ from serve_app.metrics import (
     BATCH_TOKENS,
     BATCHES,
     BUDGET_TOKENS,
+    BUSY_SHARE,
+    CAPACITY,
+    OLDEST_INTERACTIVE,
     PADDED_TOKENS,
     QUEUED_TOKENS,
     REFUSED,
@@ -39,13 +39,16 @@ from serve_app.metrics import (
 from serve_app.scheduler.admission import QueueAdmission, is_large
 from serve_app.scheduler.batch_budget import BatchBudget, BatchBudgets
 from serve_app.scheduler.load import LoadMeter
-from serve_app.scheduler.pending import PendingGroup, QueuedText, QueueKey
+from serve_app.scheduler.model_speed import ComputedBatch
+from serve_app.scheduler.model_speeds import ModelSpeeds
+from serve_app.scheduler.pending import PendingGroup, QueuedText, QueueKey, fail_all, fail_text
 from serve_app.scheduler.queues import TextQueues
+from serve_app.scheduler.replica_load import ReplicaLoad
+from serve_app.scheduler.running_batches import RunningBatch
+from serve_app.scheduler.tokenization import tokenize
 
 logger = logging.getLogger(__name__)
 
-#: Fewer characters are tokenized on the event loop, since a thread hop would take longer.
-_MAX_INLINE_CHARS = 2000
 _SHUTTING_DOWN = "The replica is shutting down; try again."
 
 
@@ -60,6 +63,7 @@ class Scheduler:
         engine_threads: Executor,
         tokenizer_thread: Executor,
         meter: Meter | None = None,
+        speeds: ModelSpeeds | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Creates a scheduler that is idle until `start`.
@@ -70,6 +74,7 @@ class Scheduler:
             engine_threads: at least one thread for each stream.
             tokenizer_thread: tokenizes long texts next to the engines.
             meter: counts batches.
+            speeds: of the models, some of which may be known.
             clock: monotonic time in seconds.
         """
         self.settings = settings
@@ -81,19 +86,18 @@ class Scheduler:
         self._admission: dict[QueueKey, QueueAdmission[QueuedText]] = {}
         self._budgets = BatchBudgets(streams, clock)
         self._work_available = asyncio.Event()
-        self._batch_start_s: dict[int, float] = {}  # of the batch of each stream
-        self._running = Counter[str]()  # batches of each model
         self._engine_streams: dict[str, int] = {}  # by model; the engines may be unloaded
         self._workers: list[asyncio.Task[None]] = []
         self._stopping = False
         self.load = LoadMeter(clock)
+        self._speeds = speeds or ModelSpeeds(clock)
         self.meter = meter or Meter()
 
     def start(self) -> None:
         """Starts one worker task for each stream. Idempotent; call it on the submitting loop."""
         if not self._workers:
             loop = asyncio.get_running_loop()
-            self._workers = [loop.create_task(self._work(i)) for i in range(self._streams)]
+            self._workers = [loop.create_task(self._work()) for _ in range(self._streams)]
 
     async def stop(self) -> None:
         """Stops the workers and fails queued and later groups with `Unavailable`."""
@@ -102,7 +106,7 @@ class Scheduler:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         waiting = [self._queues.drain(), *(queue.drain() for queue in self._admission.values())]
-        _fail_all(chain.from_iterable(waiting), Unavailable(_SHUTTING_DOWN))
+        fail_all(chain.from_iterable(waiting), Unavailable(_SHUTTING_DOWN))
 
     async def submit(self, groups: Sequence[PendingGroup]) -> None:
         """Tokenizes groups together, then queues or rejects each as a whole.
@@ -122,7 +126,7 @@ class Scheduler:
         arrival_s = self._clock()
         inputs = list(chain.from_iterable(group.inputs for group in groups))
         try:
-            encoded = iter(await self._tokenize(groups, inputs))
+            rows = await tokenize(groups, inputs, self._tokenizer_thread, self._is_rejected)
         except InvalidRequest as error:
             await self._submit_separately(groups, error)
             return
@@ -131,7 +135,7 @@ class Scheduler:
             for group in groups:
                 group.fail(InferenceError(f"The tokenizer failed: {type(error).__name__}."))
             return
-        tokenize_s = self._clock() - arrival_s
+        encoded, tokenize_s = iter(rows), self._clock() - arrival_s
         for group in groups:
             rows = list(islice(encoded, len(group.inputs)))
             if not group.future.done():
@@ -156,33 +160,19 @@ class Scheduler:
         """
         if any(worker.done() for worker in self._workers) and not self._stopping:
             raise InferenceError("The scheduler has stopped. This is a bug.")
-        for start_s in self._batch_start_s.values():
-            running_s = self._clock() - start_s
-            if running_s > self.settings.stall_timeout_s:
-                raise InferenceError(f"One batch has been running for {running_s:.0f} s.")
+        running_s = self.load.longest_batch_s
+        if running_s > self.settings.stall_timeout_s:
+            raise InferenceError(f"One batch has been running for {running_s:.0f} s.")
 
-    async def _tokenize(
-        self, groups: Sequence[PendingGroup], inputs: Sequence[Input]
-    ) -> Sequence[ModelInput]:
-        """Returns all inputs as the model takes them; fewer if all groups are done before."""
-        encode = groups[0].engine.tokenizer.encode
-        if sum(map(len, inputs)) <= _MAX_INLINE_CHARS:
-            return encode(inputs)
-        loop = asyncio.get_running_loop()
-        rows, tokens = list[ModelInput](), 0
-        for run in tokenizer_runs(inputs):
-            encoded = await loop.run_in_executor(self._tokenizer_thread, encode, run)
-            rows += encoded
-            if all(group.future.done() for group in groups):
-                break
-            tokens += sum(row.length for row in encoded)
-            if len(groups) == 1 and is_large(tokens, self.settings.max_queued_tokens):
-                # With more tokens, a large group that is refused would be refused as well.
-                refusal = self._refusal(groups[0], tokens)
-                if refusal is not None:
-                    self._reject(groups[0], refusal)
-                    break
-        return rows
+    def _is_rejected(self, group: PendingGroup, tokens: int) -> bool:
+        """Rejects a large group while it is tokenized, if it would be refused in the end."""
+        # With more tokens, a large group that is refused would be refused as well.
+        refusal = None
+        if is_large(tokens, self.settings.max_queued_tokens):
+            refusal = self._refusal(group, tokens)
+        if refusal is not None:
+            self._reject(group, refusal)
+        return refusal is not None
 
     def _admit(self, group: PendingGroup, texts: Sequence[QueuedText]) -> None:
         tokens, admission = group.tokens_in_queue, self._queue_admission(group.queue)
@@ -190,7 +180,7 @@ class Scheduler:
         if refusal is not None:
             self._reject(group, refusal)
             return
-        self.load.admit(tokens)
+        self.load.admit(group.queue.lane, tokens)
         if group.queue.lane == "interactive":
             self._budgets.record_interactive()
         group.future.add_done_callback(lambda _: self._release(group))
@@ -231,28 +221,28 @@ class Scheduler:
         if not group.tokens_in_queue:
             return
         admission = self._admission[group.queue]
-        self.load.release(group.tokens_in_queue)
+        self.load.release(group.queue.lane, group.tokens_in_queue)
         admission.release(group)
         group.tokens_in_queue = 0
         self._queue(admission.next_part(self.settings.max_queued_tokens))
 
-    async def _work(self, stream: int) -> None:
+    async def _work(self) -> None:
         """Runs one batch after another."""
         while True:
             await self._work_available.wait()
-            if not await self._run_next_batch(stream):
+            if not await self._run_next_batch():
                 self._work_available.clear()
 
-    async def _run_next_batch(self, stream: int) -> bool:
+    async def _run_next_batch(self) -> bool:
         """Runs a batch; returns False if no texts wait that may run now."""
         batch = self._queues.next_batch(self.settings, self._max_batch_tokens, self._clock())
         if batch:
-            await self._run_batch(batch, stream)
+            await self._run_batch(batch)
         return bool(batch)
 
     def _max_batch_tokens(self, key: QueueKey) -> int:
         """Returns the limit of the next batch of a queue; 0: all streams of its engine run."""
-        if self._running[key.model] >= self._engine_streams[key.model]:
+        if self.load.running_batches(key.model) >= self._engine_streams[key.model]:
             return 0
         return self._select_budget(key.model).tokens(self.settings.max_batch_tokens)
 
@@ -262,7 +252,7 @@ class Scheduler:
         )
         return self._budgets.select(model, interactive_tokens, self.settings.max_batch_tokens)
 
-    async def _run_batch(self, batch: Sequence[QueuedText], stream: int) -> None:
+    async def _run_batch(self, batch: Sequence[QueuedText]) -> None:
         key, engine = batch[0].group.queue, batch[0].group.engine
         budget = self._select_budget(key.model)
         tokens = sum(text.length for text in batch)
@@ -271,41 +261,36 @@ class Scheduler:
         admission = self._admission[key]
         if admission.has_backlog:
             self._queue(admission.next_part(self.settings.max_queued_tokens))
-        self._running[key.model] += 1
         try:
-            await self._compute(batch, stream, budget)
+            await self._compute(batch, budget)
         except asyncio.CancelledError:
-            _fail_all(batch, Unavailable(_SHUTTING_DOWN))
+            fail_all(batch, Unavailable(_SHUTTING_DOWN))
             raise
         finally:
-            self._running[key.model] -= 1
             if engine.streams < self._streams:
                 self._work_available.set()  # other workers found this engine busy
-            self.load.release(tokens)
+            self.load.release(key.lane, tokens)
             admission.complete(tokens)
 
-    async def _compute(self, batch: Sequence[QueuedText], stream: int, budget: BatchBudget) -> None:
+    async def _compute(self, batch: Sequence[QueuedText], budget: BatchBudget) -> None:
         """Computes a batch. Bisects it on failure, so that only the group of a bad text fails."""
-        start_s = self._clock()
+        run = self.load.start_batch(batch[0].group.queue.model)
         try:
-            output = await self._run_engine(batch, stream)
+            output = await self._run_engine(batch, run)
         except InvalidRequest as error:  # the engine lacks the operation, whatever the text
-            _fail_all(batch, error)
+            fail_all(batch, error)
             return
         except Exception as error:
             halves = self._bisect(batch, error)
         else:
-            seconds = self._clock() - start_s
-            self._record_batch(batch, seconds, budget)
-            self._set_results(batch, output, start_s, seconds)
+            self._record_batch(batch, run, budget)
+            self._set_results(batch, output, run.start_s, run.seconds)
             return
         for half in halves:
-            await self._compute(half, stream, budget)
+            await self._compute(half, budget)
 
-    async def _run_engine(self, batch: Sequence[QueuedText], stream: int) -> Rows:
+    async def _run_engine(self, batch: Sequence[QueuedText], run: RunningBatch) -> Rows:
         loop = asyncio.get_running_loop()
-        self._batch_start_s[stream] = self._clock()
-        self.load.start_batch()
         computed_tokens, group = 0, batch[0].group
         try:
             output = await loop.run_in_executor(
@@ -317,8 +302,7 @@ class Scheduler:
             computed_tokens = sum(text.length for text in batch)
             return output
         finally:
-            self.load.end_batch(computed_tokens)
-            del self._batch_start_s[stream]
+            self.load.end_batch(run, computed_tokens)
 
     def _bisect(self, batch: Sequence[QueuedText], error: Exception) -> list[Sequence[QueuedText]]:
         """Returns the halves of a failed batch. Fails the group of a single text instead."""
@@ -329,7 +313,7 @@ class Scheduler:
             logger.warning("Out of memory at %d texts, %d tokens", len(batch), padded)
             self._budgets.record_out_of_memory(model, padded)
         if len(batch) == 1:
-            _fail_text(batch[0], error)
+            fail_text(batch[0], error)
             return []
         half = len(batch) // 2
         return [batch[:half], batch[half:]]
@@ -347,21 +331,34 @@ class Scheduler:
                 text.group.fail(InferenceError(message))
 
     def _record_batch(
-        self, batch: Sequence[QueuedText], seconds: float, budget: BatchBudget
+        self, batch: Sequence[QueuedText], run: RunningBatch, budget: BatchBudget
     ) -> None:
-        padded = _padded_tokens(batch)
-        budget.record_batch(
-            padded,
-            seconds,
-            target_s=self.settings.batch_target_s,
-            limit=self.settings.max_batch_tokens,
+        padded, tokens = _padded_tokens(batch), sum(text.length for text in batch)
+        settings = self.settings
+        limit = settings.max_batch_tokens
+        is_full = 2 * padded >= budget.tokens(limit) or 2 * len(batch) >= settings.max_batch_texts
+        budget.record_batch(padded, run.seconds, target_s=settings.batch_target_s, limit=limit)
+        self._speeds.record(
+            run.model,
+            batch[0].group.engine.streams,
+            ComputedBatch(len(batch), tokens, padded, run.seconds, run.concurrency, is_full),
         )
-        model = batch[0].group.queue.model
-        self.meter.add(BATCHES, 1, model)
-        self.meter.add(BATCH_TEXTS, len(batch), model)
-        self.meter.add(BATCH_TOKENS, sum(text.length for text in batch), model)
-        self.meter.add(PADDED_TOKENS, padded, model)
-        self.meter.add(BATCH_SECONDS, seconds, model)
+        self.meter.add(BATCHES, 1, run.model)
+        self.meter.add(BATCH_TEXTS, len(batch), run.model)
+        self.meter.add(BATCH_TOKENS, tokens, run.model)
+        self.meter.add(PADDED_TOKENS, padded, run.model)
+        self.meter.add(BATCH_SECONDS, run.seconds, run.model)
+
+    def sample_load(self) -> ReplicaLoad:
+        """Returns the load; rates are over the time since the previous call."""
+        return self.load.report(
+            oldest_interactive_s=self._oldest_interactive_s(),
+            capacity_tokens_per_s=self._speeds.capacity_tokens_per_s(self.settings),
+        )
+
+    def _oldest_interactive_s(self) -> float:
+        arrival_s = self._queues.oldest_arrival_s("interactive")
+        return 0.0 if arrival_s is None else self._clock() - arrival_s
 
     def gauges(self) -> Gauges:
         """Returns the current value of each gauge."""
@@ -373,6 +370,12 @@ class Scheduler:
             BUDGET_TOKENS: {
                 (model,): self._select_budget(model).tokens(self.settings.max_batch_tokens)
                 for model in self._budgets.models
+            },
+            BUSY_SHARE: self.load.busy_share(),
+            OLDEST_INTERACTIVE: self._oldest_interactive_s(),
+            CAPACITY: {
+                (model,): tokens_per_s
+                for model, tokens_per_s in self._speeds.capacities(self.settings).items()
             },
         }
 
@@ -387,13 +390,3 @@ def _too_many_tokens(tokens: int, limit: int) -> InvalidRequest:
 
 def _padded_tokens(batch: Sequence[QueuedText]) -> int:
     return max(text.length for text in batch) * len(batch)
-
-
-def _fail_all(texts: Iterable[QueuedText], error: EmbedServeError) -> None:
-    for text in texts:
-        text.group.fail(error)
-
-
-def _fail_text(text: QueuedText, error: Exception) -> None:
-    logger.error("The engine failed on a text of %d tokens", text.length, exc_info=error)
-    text.group.fail(InferenceError(f"The model failed on {text.quote()}: {type(error).__name__}."))

@@ -58,6 +58,7 @@ def create_engine_pool(
             selection.rejected,
             _loss_measurement(config, selection.spec),
             _canary(selection),
+            keeps_speed=selection.engine != "hashing",  # whose speed may be set
         )
         for selection in selections
         if not selection.spec.is_remote

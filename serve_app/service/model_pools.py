@@ -7,7 +7,7 @@ from serve_app.config import EmbedderSettings
 from serve_app.metrics import Gauges, Metric
 from serve_app.providers.provider_pool import ProviderPool
 from serve_app.scheduler.engine_pool import EnginePool, PooledEngine
-from serve_app.scheduler.load import LoadSample
+from serve_app.scheduler.replica_load import ReplicaLoad
 
 
 class ModelPools:
@@ -51,6 +51,6 @@ class ModelPools:
         """Checks that the engines make progress; see `EnginePool.check_health`."""
         self._engines.check_health()
 
-    def sample_load(self) -> LoadSample:
-        """Returns the load of the engines since the previous call: providers need no replicas."""
+    def sample_load(self) -> ReplicaLoad:
+        """Returns the load of the engines, see `EnginePool`: providers need no replicas."""
         return self._engines.sample_load()

@@ -17,6 +17,8 @@ from serve_app.engines.cpu_topology import format_cpus
 from serve_app.errors import ConfigurationError
 from serve_app.inputs import Input
 from serve_app.model_prep.engine_selection import EngineSelection
+from serve_app.scheduler.caller_load import CallerLoad
+from serve_app.scheduler.replica_load import ReplicaLoad
 from serve_app.types import EncodedVectors, EngineInfo, TextGroup
 from tests.deployments.conftest import RANK
 from tests.fakes import SPEC, FakeEngine, FakeTokenizer
@@ -24,6 +26,8 @@ from tests.fakes import SPEC, FakeEngine, FakeTokenizer
 SECOND_RANK = ReplicaRank(rank=1, node_rank=0, local_rank=1)
 #: Long enough to be tokenized in the tokenizer's thread.
 CANCELLED, REMAINING = "cancelled " * 400, "remaining " * 400
+#: Long enough to be tokenized by itself: Ray collects calls for the event loop of the first test.
+UNCOLLECTED = "long " * 4000
 
 
 class SlowTokenizer(FakeTokenizer):
@@ -46,13 +50,20 @@ class SlowTokenizer(FakeTokenizer):
         return super().encode(texts)
 
 
+class ClosedByTest(Embedder):
+    """Isn't closed when it is collected: that takes an event loop."""
+
+    def __del__(self) -> None:  # type: ignore[override]
+        pass
+
+
 @pytest.mark.usefixtures("assign_gpus")
 async def test_a_call_cancelled_during_tokenization_is_not_computed(
     config: AppConfig, selections: tuple[EngineSelection, ...]
 ) -> None:
     engine, tokenizer = FakeEngine(), SlowTokenizer()
     engine.tokenizer = tokenizer
-    embedder = Embedder(config, selections[:1], load=lambda selection, threads: engine)
+    embedder = ClosedByTest(config, selections[:1], load=lambda selection, threads: engine)
     engine_id = selections[0].cached_spec.engine_id
     engine.batches.clear()  # the warm-up
     await embedder.reconfigure(None, RANK)
@@ -74,7 +85,7 @@ async def test_a_caller_of_another_engine_gets_nothing(
     config: AppConfig, selections: tuple[EngineSelection, ...]
 ) -> None:
     engine = FakeEngine()
-    embedder = Embedder(config, selections[:1], load=lambda selection, threads: engine)
+    embedder = ClosedByTest(config, selections[:1], load=lambda selection, threads: engine)
     engine.batches.clear()  # the warm-up
     await embedder.reconfigure(None, RANK)
     assert await embedder.run("f00d-fp32/another", (TextGroup(("a",)),)) is None
@@ -82,6 +93,31 @@ async def test_a_caller_of_another_engine_gets_nothing(
     assert await embedder.decode("f00d-fp32/another", ((1,),), True) is None
     assert await embedder.describe("f00d-fp32/another") is None
     assert engine.batches == []
+
+
+@pytest.mark.usefixtures("assign_gpus")
+async def test_it_reports_its_load_and_that_of_its_callers(
+    config: AppConfig, selections: tuple[EngineSelection, ...]
+) -> None:
+    engine = FakeEngine()
+    embedder = ClosedByTest(config, selections[:1], load=lambda selection, threads: engine)
+    await embedder.reconfigure(None, RANK)
+    engine_id = selections[0].cached_spec.engine_id
+    engine.batches.clear()  # the warm-up
+    engine.hold()
+    running = asyncio.create_task(
+        embedder.run(engine_id, (TextGroup((UNCOLLECTED,)),), CallerLoad("a", 70, 800, 0.5))
+    )
+    async with asyncio.timeout(10):
+        while not engine.batches:
+            await asyncio.sleep(0.001)
+    load = ReplicaLoad.from_metrics(await embedder.record_autoscaling_stats())
+    engine.release()
+    await running
+    assert load is not None
+    held = (load.held_interactive_tokens, load.held_bulk_tokens, load.oldest_held_s)
+    assert (load.queued_interactive_tokens, *held) == (SPEC.max_tokens, 70, 800, 0.5)
+    await Embedder.__del__(embedder)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +140,9 @@ def test_a_replica_with_another_device_than_configured_does_not_start(
     selections = tuple(replace(selection, device=device) for selection in selections)
     assign_gpus(gpus)
     with pytest.raises(ConfigurationError, match=message):
-        Embedder(config, selections, load=load)
+        ClosedByTest(config, selections, load=load)
     assign_gpus(other_gpus)
-    Embedder(config, selections, load=load)
+    ClosedByTest(config, selections, load=load)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +169,7 @@ def test_a_replica_on_a_part_of_a_gpu_gets_that_part_of_its_memory(
     runtime = SimpleNamespace(get_assigned_resources=lambda: resources)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: runtime)
     selections = tuple(replace(selection, device="cuda") for selection in selections)
-    Embedder(config.model_copy(update={"gpu_memory_share": setting}), selections, load=load)
+    ClosedByTest(config.model_copy(update={"gpu_memory_share": setting}), selections, load=load)
     assert loaded == [share, share]
 
 
@@ -141,7 +177,7 @@ def test_a_replica_on_a_part_of_a_gpu_gets_that_part_of_its_memory(
 async def test_a_replica_reports_where_it_computes(
     config: AppConfig, selections: tuple[EngineSelection, ...]
 ) -> None:
-    embedder = Embedder(config, selections)
+    embedder = ClosedByTest(config, selections)
     info = await embedder.describe(selections[0].cached_spec.engine_id)
     assert isinstance(info, EngineInfo)
     assert info.placement is not None

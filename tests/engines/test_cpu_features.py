@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.engines.cpu_features import CpuFeatures
+from serve_app.engines.cpu_features import CpuFeatures, cpu_model
 from serve_app.errors import ConfigurationError
 
 LISTED = "model name\t: bf16_avx\nflags\t\t: fpu {} sse\n"
@@ -108,3 +108,10 @@ def test_the_error_names_what_is_missing_and_the_remedy(
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     with pytest.raises(ConfigurationError, match=r"`ONEDNN_MAX_CPU_ISA=AVX2`.*`precision: fp32`"):
         cpu(tmp_path, "avx512_bf16").require("bf16")
+
+
+def test_the_cpu_has_a_name(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: A CPU @ 2.0GHz\nmodel name\t: B\n", "utf-8")
+    assert cpu_model(file) == "A CPU @ 2.0GHz"
+    assert cpu_model(tmp_path / "missing") != ""

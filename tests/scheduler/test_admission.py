@@ -97,7 +97,7 @@ async def test_a_full_lane_does_not_reject_texts_of_another_lane(
         ("interactive", "embed", "model"): LIMIT,
         ("bulk", "embed", "model"): LIMIT,
     }
-    assert scheduler.load.sample().queued_tokens == 2 * LIMIT
+    assert scheduler.load.queued_tokens == 2 * LIMIT
 
 
 async def test_a_large_bulk_group_does_not_reject_queries(
@@ -116,7 +116,7 @@ async def test_a_large_group_gets_in_next_to_a_full_lane(
 ) -> None:
     small = await fill(scheduler, "bulk")
     large = await submit(scheduler, large_texts("l"))
-    assert scheduler.load.sample().queued_tokens == 3 * LIMIT  # what the autoscaler sees
+    assert scheduler.load.queued_tokens == 3 * LIMIT  # what the autoscaler sees
     engine.release()
     for group in [*small, large]:
         await computed(group)
@@ -180,9 +180,9 @@ async def test_a_cancelled_large_group_makes_room_for_the_next(
 async def test_a_large_group_that_would_miss_its_deadline_is_rejected_at_once(
     engine: FakeEngine, scheduler: EngineScheduler, clock: FakeClock
 ) -> None:
-    scheduler.load.start_batch()
+    run = scheduler.load.start_batch("model")
     clock.now_s += 1
-    scheduler.load.end_batch(64)  # tokens per second
+    scheduler.load.end_batch(run, 64)  # tokens per second
     first = await submit(scheduler, large_texts("a", LIMIT))
     error = await rejected(
         await submit(scheduler, large_texts("b", LIMIT), deadline_s=clock.now_s + 19)

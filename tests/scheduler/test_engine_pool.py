@@ -215,9 +215,17 @@ async def test_token_vectors(engine: GatedEngine, pool: EnginePool) -> None:
 async def test_it_describes_its_engine_and_load(engine: GatedEngine, pool: EnginePool) -> None:
     info = pool.describe(ENGINE)
     assert (info.engine, info.rejected) == ("fake", ("another at bf16: no",))
-    _, task = start(pool, TextGroup(("12345",)), TextGroup(("678",)))
+    _, running = start(pool, TextGroup(("12345",)))
     await asyncio.sleep(0.01)
-    assert pool.sample_load().queued_tokens == 8
+    _, bulk = start(pool, TextGroup(("678",), lane="bulk"))
+    await asyncio.sleep(0.01)
+    load = pool.sample_load()
+    assert (load.queued_interactive_tokens, load.queued_bulk_tokens) == (5, 3)
+    assert load.oldest_interactive_s == 0  # it is being computed
     engine.allow(2)
-    await task
-    assert pool.sample_load().queued_tokens == 0
+    await asyncio.gather(running, bulk)
+    load = pool.sample_load()
+    assert (load.queued_interactive_tokens, load.queued_bulk_tokens) == (0, 0)
+    assert load.capacity_tokens_per_s > 0
+    assert load.startup_s > 0
+    assert load.is_plausible

@@ -121,9 +121,9 @@ async def test_a_group_that_exceeds_the_queue_is_rejected_as_a_whole(
     clock = FakeClock()
     async with run_scheduler(clock, max_queued_tokens=640) as scheduler:
         if tokens_per_s:
-            scheduler.load.start_batch()
+            run = scheduler.load.start_batch("model")
             clock.now_s += 1
-            scheduler.load.end_batch(tokens_per_s)
+            scheduler.load.end_batch(run, tokens_per_s)
         engine.hold()
         admitted = (await submit(scheduler, *[["x" * 10] * 6] * 10))[0]
         (rejected,) = await submit(scheduler, ["y", *["z" * 10] * 4])
