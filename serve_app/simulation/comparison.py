@@ -1,14 +1,14 @@
 """Policies next to each other, on the same traces and the same service."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from serve_app.config import PolicySettings
+from serve_app.simulation.fluid import MAX_EXACT_TEXTS, RateTrace, simulate_fluid
 from serve_app.simulation.oracle import simulate_oracle
-from serve_app.simulation.ray_scaler import RayScaler
 from serve_app.simulation.result import SimulationResult
-from serve_app.simulation.scalers import FixedScaler, TokenScaler
+from serve_app.simulation.scalers import FixedScaler, Scaler, TokenScaler
 from serve_app.simulation.service import SimulatedService
 from serve_app.simulation.simulator import simulate
 from serve_app.simulation.trace import Trace
@@ -33,45 +33,120 @@ class Comparison:
     result: SimulationResult
 
 
-def compare(
-    trace: Trace,
-    service: SimulatedService,
-    settings: PolicySettings | None = None,
-    *,
-    seed: int = 0,
-) -> list[Comparison]:
-    """Returns the results of all policies on a trace, ours first.
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What all policies have in common."""
 
-    All start with the replicas that the first ten seconds need. Ray's policies have Ray's router,
-    the others send to the replica with the least tokens. The fixed number is the largest that the
-    oracle uses.
-    """
-    settings = settings or PolicySettings()
-    bounds = service.bounds
-    first = trace.tokens_per_second("interactive")[:10].mean() * (1 + settings.headroom)
-    service = replace(
-        service, initial_replicas=max(math.ceil(first / service.capacity_tokens_per_s), 1)
-    )
-    ray = replace(service, router="power_of_two")
+    trace: Trace | RateTrace
+    service: SimulatedService
+    settings: PolicySettings
+    seed: int = 0
+
+    @classmethod
+    def starting_with_need(
+        cls,
+        trace: Trace | RateTrace,
+        service: SimulatedService,
+        settings: PolicySettings,
+        *,
+        seed: int = 0,
+    ) -> "Scenario":
+        """Returns a scenario that starts with the replicas that its first ten seconds need.
+
+        A trace with too many texts becomes a fluid.
+        """
+        rates = RateTrace.of(trace) if isinstance(trace, Trace) else trace
+        if isinstance(trace, Trace) and trace.tokens.size > MAX_EXACT_TEXTS:
+            trace = rates
+        first = rates.interactive_tokens_per_s[:10].mean() * (1 + settings.headroom)
+        replicas = max(math.ceil(first / service.capacity_tokens_per_s), 1)
+        return cls(trace, replace(service, initial_replicas=replicas), settings, seed)
+
+    def run(self, scaler: Scaler, **changes: object) -> SimulationResult:
+        """Simulates a policy, on the service with `changes`."""
+        service = replace(self.service, **changes)  # type: ignore[arg-type]
+        if isinstance(self.trace, RateTrace):
+            return simulate_fluid(self.trace, service, scaler)
+        return simulate(self.trace, service, scaler, seed=self.seed)
+
+
+def _tokens(scenario: Scenario) -> SimulationResult:
+    return scenario.run(TokenScaler(scenario.settings))
+
+
+def _tokens_with_rays_router(scenario: Scenario) -> SimulationResult:
+    return scenario.run(TokenScaler(scenario.settings), router="power_of_two")
+
+
+def _ray(config: Mapping[str, float], scenario: Scenario) -> SimulationResult:
+    from serve_app.simulation.ray_scaler import RayScaler  # imports Ray
+
+    bounds = scenario.service.bounds
     limits = {"min_replicas": bounds.min_replicas, "max_replicas": bounds.max_replicas}
-    oracle = simulate_oracle(
-        trace,
-        service,
-        target_queue_s=settings.target_queue_s,
-        bulk_drain_target_s=settings.bulk_drain_target_s,
-        seed=seed,
+    return scenario.run(RayScaler(**limits, **config), router="power_of_two")
+
+
+def _oracle(scenario: Scenario) -> SimulationResult:
+    if isinstance(scenario.trace, RateTrace):
+        raise ValueError("The oracle simulates each text: it can't be compared on so many texts.")
+    return simulate_oracle(
+        scenario.trace,
+        scenario.service,
+        target_queue_s=scenario.settings.target_queue_s,
+        bulk_drain_target_s=scenario.settings.bulk_drain_target_s,
+        seed=scenario.seed,
     )
-    most = int(oracle.timeline.target.max())
-    fixed = replace(service, initial_replicas=most)
-    results = {
-        "tokens": simulate(trace, service, TokenScaler(settings), seed=seed),
-        "tokens, Ray's router": simulate(trace, ray, TokenScaler(settings), seed=seed),
-        "Ray's default": simulate(trace, ray, RayScaler(**limits), seed=seed),
-        "Ray's, tuned": simulate(trace, ray, RayScaler(**limits, **RAY_TUNED), seed=seed),
-        f"fixed: {most}": simulate(trace, fixed, FixedScaler(most), seed=seed),
-        "oracle": oracle,
-    }
-    return [Comparison(trace.name, policy, result) for policy, result in results.items()]
+
+
+_FIXED = "fixed"
+#: Each policy by its name on the command line, with its title.
+POLICIES: Mapping[str, tuple[str, Callable[[Scenario], SimulationResult]]] = {
+    "tokens": ("tokens", _tokens),
+    "tokens-rays-router": ("tokens, Ray's router", _tokens_with_rays_router),
+    "ray": ("Ray's default", lambda scenario: _ray({}, scenario)),
+    "ray-tuned": ("Ray's, tuned", lambda scenario: _ray(RAY_TUNED, scenario)),
+    "oracle": ("oracle", _oracle),
+}
+
+
+def compare(scenario: Scenario, policies: Sequence[str] = (*POLICIES, _FIXED)) -> list[Comparison]:
+    """Returns the results of policies, in their order; see `simulate_policies`."""
+    return list(simulate_policies(scenario, policies))
+
+
+def simulate_policies(scenario: Scenario, policies: Sequence[str]) -> Iterator[Comparison]:
+    """Yields the result of each policy.
+
+    Ray's policies have Ray's router, the others send to the replica with the least tokens.
+
+    Args:
+        scenario: the load and the service.
+        policies: names in `POLICIES`, or `fixed:N` for N replicas at all times. `fixed` alone is as
+            many as the oracle uses at most, which must come before.
+
+    Raises:
+        ValueError: there is no such policy.
+    """
+    most = None
+    for name in policies:
+        title, number = POLICIES.get(name, (None,))[0], name.removeprefix(f"{_FIXED}:")
+        if title is not None:
+            result = POLICIES[name][1](scenario)
+            most = int(result.timeline.target.max()) if name == "oracle" else most
+        elif name == _FIXED and most is not None:
+            title, result = f"fixed: {most}", _fixed(scenario, most)
+        elif number.isdecimal() and number != name:
+            title, result = f"fixed: {number}", _fixed(scenario, int(number))
+        else:
+            raise ValueError(
+                f"There is no policy {name!r}. Choose from {', '.join(POLICIES)}, {_FIXED}:N."
+            )
+        yield Comparison(scenario.trace.name, title, result)
+
+
+def _fixed(scenario: Scenario, replicas: int) -> SimulationResult:
+    bounds = replace(scenario.service.bounds, min_replicas=replicas, max_replicas=replicas)
+    return scenario.run(FixedScaler(replicas), initial_replicas=replicas, bounds=bounds)
 
 
 def markdown_table(comparisons: Sequence[Comparison]) -> str:

@@ -6,7 +6,7 @@ results come from the same policies.
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -49,6 +49,14 @@ class RateTrace:
             trace.tokens_per_second("bulk"),
             float(interactive.mean()) if interactive.size else 1.0,
             bulk_tokens / bulk_requests if bulk_requests else 1.0,
+        )
+
+    def scaled(self, factor: float) -> Self:
+        """Returns `factor` times the rates."""
+        return replace(
+            self,
+            interactive_tokens_per_s=self.interactive_tokens_per_s * factor,
+            bulk_tokens_per_s=self.bulk_tokens_per_s * factor,
         )
 
 

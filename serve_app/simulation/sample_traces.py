@@ -45,7 +45,7 @@ def day(seed: int) -> Trace:
 def bulk_at_night(seed: int) -> Trace:
     """Few queries, and three jobs that embed documents; the last one goes on in the morning."""
     rates = np.interp(np.arange(5400), [0, 4200, 5400], [20, 20, 120])
-    queries = _interactive("bulk at night", rates, seed)
+    queries = _interactive("bulk-at-night", rates, seed)
     rng = np.random.default_rng([seed, 1])
     starts = np.concatenate(
         [
@@ -57,7 +57,7 @@ def bulk_at_night(seed: int) -> Trace:
     arrivals = np.repeat(starts, _BULK_REQUEST_TEXTS)
     tokens = np.clip(rng.normal(200, 40, arrivals.size), 20, _MAX_TOKENS).astype(np.int64)
     return Trace.from_arrays(
-        "bulk at night",
+        "bulk-at-night",
         np.concatenate([queries.arrival_s, arrivals]),
         np.concatenate([queries.tokens, tokens]),
         np.concatenate([queries.is_bulk, np.ones(arrivals.size, dtype=np.bool_)]),
@@ -67,7 +67,7 @@ def bulk_at_night(seed: int) -> Trace:
 def on_off(seed: int) -> Trace:
     """Five minutes with ten times the rate of the next five, for an hour."""
     rates = np.where(np.arange(3600) // 300 % 2 == 1, 200.0, 20.0)
-    return _interactive("on/off", rates, seed)
+    return _interactive("on-off", rates, seed)
 
 
 SAMPLE_TRACES: dict[str, Callable[[int], Trace]] = {
@@ -75,8 +75,8 @@ SAMPLE_TRACES: dict[str, Callable[[int], Trace]] = {
     "ramp": ramp,
     "spike": spike,
     "day": day,
-    "bulk at night": bulk_at_night,
-    "on/off": on_off,
+    "bulk-at-night": bulk_at_night,
+    "on-off": on_off,
 }
 
 

@@ -3,8 +3,8 @@
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self, get_args
+from datetime import datetime
+from typing import Self, TextIO, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from serve_app.types import Lane
 
 _LANES = get_args(Lane)
+_LINE_FORMAT = "Each line holds: timestamp, tokens[, lane]."
+#: Larger timestamps count milliseconds: in seconds, this is the year 5138.
+_MIN_MILLISECONDS = 1e11
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +61,25 @@ class Trace:
         """Time of the last arrival, rounded up to seconds."""
         return float(np.floor(self.arrival_s[-1])) + 1.0
 
+    def scaled(self, factor: float, *, seed: int) -> Self:
+        """Returns a trace with `factor` times the requests, the additional ones within a second."""
+        rng = np.random.default_rng(seed)
+        starts = self.request_starts
+        copies = int(factor) + (rng.uniform(size=starts.size) < factor % 1)
+        lengths = np.diff(np.append(starts, self.tokens.size))
+        text_copies = np.repeat(copies, lengths)
+        texts = np.repeat(np.arange(self.tokens.size), text_copies)
+        copy = np.arange(texts.size) - np.repeat(np.cumsum(text_copies) - text_copies, text_copies)
+        delays = rng.uniform(size=(starts.size, max(int(copies.max()), 1)))
+        delays[:, 0] = 0.0
+        request = np.repeat(np.arange(starts.size), lengths)[texts]
+        return self.from_arrays(
+            self.name,
+            self.arrival_s[texts] + delays[request, copy],
+            self.tokens[texts],
+            self.is_bulk[texts],
+        )
+
     def tokens_per_second(self, lane: Lane) -> npt.NDArray[np.float64]:
         """Returns the tokens of a lane that arrive in each second."""
         selected = self.is_bulk == (lane == "bulk")
@@ -68,36 +90,56 @@ class Trace:
         ).astype(np.float64)
 
 
-def read_trace(path: Path) -> Trace:
-    """Reads a CSV file with lines `timestamp, tokens[, lane]`, and optionally a header.
+def read_trace(file: Iterable[str], name: str) -> Trace:
+    """Reads lines `timestamp, tokens[, lane]` of a CSV file, in any order, and optionally a header.
 
-    The timestamp is in seconds from any point in time; without a lane, a text is interactive.
+    The timestamp is in ISO 8601, or a number of seconds from any point in time; numbers above 10¹¹
+    are milliseconds. Without a lane, a text is interactive.
+
+    Args:
+        file: the lines.
+        name: of the trace, and of the file in messages.
 
     Raises:
         ValueError: a line can't be read; the message has its number.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(_rows(path, csv.reader(file, skipinitialspace=True)))
+    rows = list(_rows(name, csv.reader(file, skipinitialspace=True)))
     if not rows:
-        raise ValueError(f"{path} has no texts; each line holds: timestamp, tokens[, lane].")
+        raise ValueError(f"{name} has no texts. {_LINE_FORMAT}")
     times, tokens, bulk = zip(*rows, strict=True)
-    return Trace.from_arrays(path.stem, times, tokens, bulk)
+    return Trace.from_arrays(name, times, tokens, bulk)
 
 
-def _rows(path: Path, lines: Iterable[list[str]]) -> Iterable[tuple[float, int, bool]]:
+def write_trace(trace: Trace, file: TextIO) -> None:
+    """Writes the lines that `read_trace` reads."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["timestamp", "tokens", "lane"])
+    for arrival_s, tokens, is_bulk in zip(
+        trace.arrival_s.tolist(), trace.tokens.tolist(), trace.is_bulk.tolist(), strict=True
+    ):
+        writer.writerow([f"{arrival_s:.6f}", tokens, "bulk" if is_bulk else "interactive"])
+
+
+def _rows(name: str, lines: Iterable[list[str]]) -> Iterable[tuple[float, int, bool]]:
     for number, cells in enumerate(lines, start=1):
         values = [cell.strip() for cell in cells]
-        if not any(values) or (number == 1 and values[0] == "timestamp"):
+        if not any(values) or (number == 1 and values[0].lstrip("\ufeff") == "timestamp"):
             continue
         lane = values[2] if len(values) > 2 and values[2] else "interactive"
         try:
             if lane not in _LANES:
                 raise ValueError(f"The lane is one of {', '.join(_LANES)}.")
-            row = float(values[0]), int(values[1]), lane == "bulk"
+            row = _seconds(values[0]), int(values[1]), lane == "bulk"
             if row[1] < 1 or not np.isfinite(row[0]):
                 raise ValueError("Times must be finite and token counts at least 1.")
         except (ValueError, IndexError) as error:
-            raise ValueError(
-                f"{path}, line {number}: {error}. Each line holds: timestamp, tokens[, lane]."
-            ) from error
+            raise ValueError(f"{name}, line {number}: {error} {_LINE_FORMAT}") from error
         yield row
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return datetime.fromisoformat(text).timestamp()
+    return value / 1000 if abs(value) > _MIN_MILLISECONDS else value

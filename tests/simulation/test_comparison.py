@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve_app.config import EmbedderSettings
+from serve_app.config import EmbedderSettings, PolicySettings
 from serve_app.scheduler.batch_cost import BatchCost
-from serve_app.simulation.comparison import Comparison, compare, markdown_table
+from serve_app.simulation.comparison import Comparison, Scenario, compare, markdown_table
 from serve_app.simulation.oracle import simulate_oracle
 from serve_app.simulation.sample_traces import SAMPLE_TRACES
 from serve_app.simulation.service import SimulatedService
@@ -19,7 +19,7 @@ def comparisons() -> list[Comparison]:
     trace = SAMPLE_TRACES["spike"](1)
     selected = (trace.arrival_s > 1100) & (trace.arrival_s < 1400)
     part = Trace.from_arrays("spike", trace.arrival_s[selected], trace.tokens[selected])
-    return compare(part, SERVICE)
+    return compare(Scenario.starting_with_need(part, SERVICE, PolicySettings()))
 
 
 def test_after_a_spike_tokens_wait_less_than_with_rays_default_and_cost_less(

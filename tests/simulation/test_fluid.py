@@ -26,7 +26,7 @@ def part(name: str, start_s: float, end_s: float) -> Trace:
 
 
 @pytest.mark.parametrize(
-    ("name", "start_s", "end_s"), [("ramp", 300, 900), ("spike", 1100, 1500), ("on/off", 0, 500)]
+    ("name", "start_s", "end_s"), [("ramp", 300, 900), ("spike", 1100, 1500), ("on-off", 0, 500)]
 )
 def test_it_agrees_with_the_exact_simulation(name: str, start_s: float, end_s: float) -> None:
     """Waiting times of less than a batch depend on the sizes of texts, which a fluid lacks."""
@@ -40,7 +40,7 @@ def test_it_agrees_with_the_exact_simulation(name: str, start_s: float, end_s: f
 
 
 def test_bulk_texts_wait_as_in_the_exact_simulation() -> None:
-    trace = part("bulk at night", 550, 1200)
+    trace = part("bulk-at-night", 550, 1200)
     exact = simulate(trace, SERVICE, TokenScaler())
     fluid = simulate_fluid(RateTrace.of(trace), SERVICE, TokenScaler())
     assert fluid.replica_hours == pytest.approx(exact.replica_hours, rel=0.1)
