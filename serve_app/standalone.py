@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import NoReturn
 
 import uvicorn
@@ -67,16 +66,16 @@ class StandaloneService:
             ConfigurationError: an engine or the cache can't be used as configured.
         """
         meter = Meter()
-        load = partial(load_engine, gpu_memory_share=config.gpu_memory_share)
         self._settings = settings
-        self._cpus = cpus = available_cpus()
+        cpus = available_cpus()
         threads = min(_MAX_THREADS, len(cpus))
         self._pool = ModelPools(
             create_engine_pool(
-                config, selections, threads=threads, cpus=cpus, meter=meter, load=load
+                config, selections, threads=threads, cpus=cpus, meter=meter, load=load_engine
             ),
             create_provider_pool(config, selections, meter=meter, load=load_provider),
         )
+        self._cpus = cpus
         identity = ServiceIdentity(service=name, owner_pid=os.getpid())
         specs = [selection.cached_spec for selection in selections]
         chains = EngineChains(config.served_models, specs)

@@ -1,7 +1,6 @@
 """The engines of a replica, on the CPUs or the GPU that Ray assigned to it."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import ray
 from ray import serve
@@ -80,8 +79,6 @@ def load_replica_engines(
         check_space(selection)
     if local:
         _check_device(local[0].device, has_gpu=bool(ray.get_gpu_ids()))
-        if local[0].device == "cuda" and (share := _gpu_share(config)):
-            load = partial(load, gpu_memory_share=share)
     return create_engine_pool(
         config,
         selections,
@@ -89,13 +86,9 @@ def load_replica_engines(
         cpus=cpus.of_rank(serve.get_replica_context().rank.local_rank),
         meter=meter,
         load=load,
+        # A number of GPUs that isn't a fraction is one of whole GPUs.
+        gpu_share=_assigned_resources().get("GPU", 0.0) % 1 or None,
     )
-
-
-def _gpu_share(config: AppConfig) -> float | None:
-    """Returns the share of a GPU's memory that this replica may use; None: all."""
-    # A number of GPUs that isn't a fraction is one of whole GPUs.
-    return config.gpu_memory_share or _assigned_resources().get("GPU", 0.0) % 1 or None
 
 
 def _assigned_resources() -> dict[str, float]:

@@ -36,6 +36,7 @@ def create_engine_pool(
     cpus: Set[int],
     meter: Meter,
     load: Callable[..., Engine] = load_engine,
+    gpu_share: float | None = None,
 ) -> EnginePool:
     """Loads the selected engines and warms them up.
 
@@ -46,14 +47,17 @@ def create_engine_pool(
         cpus: the CPUs that these threads may use.
         meter: counts batches.
         load: returns the engine for a selection and `threads`.
+        gpu_share: the part of a GPU that this process has; None: a whole one, or none.
 
     Raises:
         ConfigurationError: see `load_engine`.
     """
+    share = config.gpu_memory_share or gpu_share
+    limits = {} if share is None else {"gpu_memory_share": share}
     models = {
         selection.cached_spec.engine_id: PooledModel(
             selection.spec.name,
-            partial(load, selection, threads=threads),
+            partial(load, selection, threads=threads, **limits),
             _encoders(config, selection.spec),
             selection.rejected,
             _loss_measurement(config, selection.spec),
