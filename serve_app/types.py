@@ -120,6 +120,19 @@ class EncodedVectors(NamedTuple):
     timings: Timings = NO_TIMINGS
 
 
+class ReplicaCount(NamedTuple):
+    """The replicas of a deployment that runs models."""
+
+    running: int  #: those that take calls
+    may_be_zero: bool = False  #: whether the deployment scales to zero
+    failure: str | None = None  #: why no further replica starts
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether the deployment has scaled to zero, or is just waking up."""
+        return self.may_be_zero and not self.running and self.failure is None
+
+
 class VectorRow(NamedTuple):
     """The vector of one text, with its metadata: a row of `Vectors`."""
 

@@ -160,6 +160,14 @@ class AppConfig(Section):
         "start, the least recently used ones that no process uses are removed. `embedserve models "
         "list` prints them.",
     )
+    wake_up_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="How long requests wait while no replica of their deployment runs: one with "
+        "`min_replicas: 0` that has scaled to zero, or whose replicas have failed. Then they get a "
+        "503 with `Retry-After`.",
+    )
     cache: CacheConfig = Field(default=CacheConfig(), description="The L2 cache.")
     cors_origins: tuple[CorsOrigin, ...] = Field(
         default=(),

@@ -15,9 +15,11 @@ from serve_app.cache.report import CacheReport
 from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, CacheLookupSettings
 from serve_app.deployments.group_call import GroupResult, collect, group_call
+from serve_app.deployments.replica_counter import ReplicaCounter
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import RetryingCall, returns_errors
 from serve_app.deployments.service_identity import current_service
+from serve_app.deployments.wake_up import WakeUp
 from serve_app.errors import EmbedServeError
 from serve_app.metrics import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection
@@ -44,7 +46,14 @@ class CacheLookup:
         log_to_serve()
         settings = CacheLookupSettings()
         self._meter = Meter()
-        calls = {name: group_call(RetryingCall(h, "run")) for name, h in embedders.items()}
+        wake_ups = {
+            name: WakeUp(name, ReplicaCounter(name), timeout_s=config.wake_up_timeout_s)
+            for name in embedders
+        }
+        calls = {
+            name: group_call(RetryingCall(h, "run", wake_up=wake_ups[name]))
+            for name, h in embedders.items()
+        }
         deployments = {s.cached_spec.engine_id: s.model.deployment for s in selections}
         specs = [selection.cached_spec for selection in selections]
         self._chains = EngineChains(

@@ -25,6 +25,7 @@ from serve_app.results import ComputedResult, Result
 from serve_app.service.backend import EngineCalls
 from serve_app.service.catalog import EngineFailures
 from serve_app.service.composition import create_catalog
+from serve_app.service.embed import CountReplicas
 from serve_app.tasks import Task
 from serve_app.types import CacheState, Float32, Lane, Row, Tier
 from serve_app.web.app import create_app
@@ -56,6 +57,7 @@ class HttpReplica:
         *,
         cache_state: Callable[[], Coroutine[Any, Any, CacheState]],
         engine_failures: EngineFailures,
+        count_replicas: Callable[[str], CountReplicas] | None = None,
     ) -> None:
         """Creates the services.
 
@@ -67,6 +69,7 @@ class HttpReplica:
             meter: counts what the process does.
             cache_state: returns the state of L2.
             engine_failures: see `Catalog`.
+            count_replicas: see `create_catalog`.
         """
         self._meter = meter
         self._cache = cache
@@ -82,6 +85,7 @@ class HttpReplica:
             stats,
             cache_state=cache_state,
             engine_failures=engine_failures,
+            count_replicas=count_replicas,
         )
         service = current_service()
         self._entrance = Entrance(

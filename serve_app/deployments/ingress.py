@@ -12,8 +12,10 @@ from serve_app.config import AppConfig, IngressSettings
 from serve_app.deployments.engine_call import EngineCall
 from serve_app.deployments.group_call import group_call
 from serve_app.deployments.http_replica import HttpReplica
+from serve_app.deployments.replica_counter import ReplicaCounter
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import RetryingCall
+from serve_app.deployments.wake_up import WakeUp
 from serve_app.metrics import Meter
 from serve_app.model_prep.engine_selection import EngineSelection
 from serve_app.service.engine_chains import EngineChains
@@ -22,9 +24,11 @@ from serve_app.service.engine_chains import EngineChains
 class _RemoteEngines:
     """The calls of one Embedder deployment that bypass the cache."""
 
-    def __init__(self, embedder: DeploymentHandle[Any]) -> None:
+    def __init__(self, embedder: DeploymentHandle[Any], wake_up: WakeUp) -> None:
         methods = ("describe", "tokenize", "decode")
-        self._calls = {method: RetryingCall(embedder, method) for method in methods}
+        self._calls = {
+            method: RetryingCall(embedder, method, wake_up=wake_up) for method in methods
+        }
 
     def engine(self, engine_id: str) -> "_RemoteEngine":
         """Returns the calls of one model."""
@@ -75,7 +79,13 @@ class Ingress(HttpReplica):
             dtype=config.cache.dtype,
             meter=meter,
         )
-        engines = {name: _RemoteEngines(embedder) for name, embedder in embedders.items()}
+        counters = {name: ReplicaCounter(name) for name in embedders}
+        engines = {
+            name: _RemoteEngines(
+                embedder, WakeUp(name, counters[name], timeout_s=config.wake_up_timeout_s)
+            )
+            for name, embedder in embedders.items()
+        }
         deployments = {s.cached_spec.engine_id: s.model.deployment for s in selections}
         chains = EngineChains(
             config.served_models,
@@ -90,6 +100,7 @@ class Ingress(HttpReplica):
             meter,
             cache_state=RetryingCall(lookup, "cache_state"),
             engine_failures=RetryingCall(lookup, "engine_failures"),
+            count_replicas=lambda engine_id: counters[deployments[engine_id]],
         )
 
     def _apply(self, settings: IngressSettings, rank: ReplicaRank) -> None:

@@ -3,13 +3,14 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.deployments.wake_up import WakeUp
 from serve_app.errors import EmbedServeError, Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class RetryingCall:
         *,
         max_attempts: int = 3,
         backoff_s: float = 0.2,
+        wake_up: WakeUp | None = None,
     ) -> None:
         """Prepares the call.
 
@@ -41,9 +43,11 @@ class RetryingCall:
             method: name of the method.
             max_attempts: number of replicas that are tried.
             backoff_s: pause after the first attempt; it doubles after each further one.
+            wake_up: bounds the wait for a replica; None: calls wait as long as it takes.
         """
         self._max_attempts = max_attempts
         self._backoff_s = backoff_s
+        self._wake_up = wake_up
         # Arguments and replies are small and short-lived, so they bypass the object store. Pickle
         # is the only built-in serialization, besides slower cloudpickle, that carries exceptions.
         self._method = handle.options(
@@ -61,6 +65,11 @@ class RetryingCall:
             Unavailable: each attempt's replica died, or the deployment has none.
             Overloaded: the deployment's queue is full.
         """
+        if self._wake_up is None:
+            return await self._try(args)
+        return await self._wake_up.wait(self._try(args))
+
+    async def _try(self, args: Sequence[Any]) -> Any:
         for attempt in range(1, self._max_attempts + 1):
             call = self._method.remote(*args)
             try:

@@ -20,7 +20,7 @@ from serve_app.scheduler.engine_pool import EnginePool, PooledModel
 from serve_app.service.backend import CachedBackend, EngineCalls
 from serve_app.service.cache_loss import measure_cache_loss
 from serve_app.service.catalog import Catalog, EngineFailures
-from serve_app.service.embed import EmbedService
+from serve_app.service.embed import CountReplicas, EmbedService
 from serve_app.service.replica_stats import ReplicaStats
 from serve_app.tasks import Task
 from serve_app.types import CacheLoss, CacheState
@@ -137,6 +137,7 @@ def create_catalog(
     *,
     cache_state: Callable[[], Coroutine[Any, Any, CacheState]],
     engine_failures: EngineFailures,
+    count_replicas: Callable[[str], CountReplicas] | None = None,
 ) -> Catalog:
     """Returns the services of all models.
 
@@ -150,6 +151,7 @@ def create_catalog(
         replica_stats: statistics over all replicas of the service.
         cache_state: returns the state of L2.
         engine_failures: see `Catalog`.
+        count_replicas: for an engine's id, see `EmbedService`; None: engines are in this process.
 
     Raises:
         ConfigurationError: see `EmbedService.apply`.
@@ -163,6 +165,7 @@ def create_catalog(
             uncached_tasks=frozenset() if config.cache.scores else _SCORE_TASKS,
             # Models that share too little memory are loaded by their users, not by health checks.
             probes=config.max_loaded_models is None or spec is specs[0],
+            count_replicas=None if count_replicas is None else count_replicas(spec.engine_id),
         )
         for spec in specs
     ]

@@ -8,7 +8,7 @@ It depends on neither HTTP nor Ray: a `Backend` stands for the tiers below.
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -33,12 +33,17 @@ from serve_app.service.task_context import TaskContext
 from serve_app.service.tasks import RUNNERS
 from serve_app.tasks import Task
 from serve_app.time_limit import limit_time
-from serve_app.types import CacheState, EngineInfo, TextGroup
+from serve_app.types import CacheState, EngineInfo, ReplicaCount, TextGroup
+
+#: Returns the replicas of a deployment without waking it up; None: unknown.
+CountReplicas = Callable[[], Awaitable[ReplicaCount | None]]
 
 _PROBE = "health probe"
 _PROBE_INPUTS: Mapping[Task, Input] = {"rerank": TextPair(_PROBE, _PROBE)}
 _STATUS_TIMEOUT_S = 2.0
 _DRIFT_MAX_AGE_S = 60.0
+#: Until a replica has reported it.
+_DEFAULT_STARTUP_S = 10
 
 
 class EmbedService:
@@ -53,6 +58,7 @@ class EmbedService:
         *,
         uncached_tasks: frozenset[Task] = frozenset(),
         probes: bool = True,
+        count_replicas: CountReplicas | None = None,
     ) -> None:
         """Creates a service.
 
@@ -64,6 +70,7 @@ class EmbedService:
             uncached_tasks: see `TaskContext`.
             probes: whether health checks may run the model; see `HealthProbe`. If a provider runs
                 it, they ask for the state of its circuit breaker instead.
+            count_replicas: of the model's deployment; None: the engine is in this process.
 
         Raises:
             ConfigurationError: see `apply`.
@@ -74,7 +81,9 @@ class EmbedService:
         self._tasks = frozenset(spec.tasks)
         local_probe = self._run_model if probes else None
         self._probe = self._check_breaker if spec.is_remote else local_probe
+        self._count_replicas = count_replicas
         self._device: str | None = None
+        self._startup_s = _DEFAULT_STARTUP_S
         self._drift: float | None = None
         self._drift_expires_s = -math.inf
         self._context = TaskContext(
@@ -123,6 +132,12 @@ class EmbedService:
         try:
             result: Any = await limit_time(RUNNERS[type(job)](context, job, timeout_s), timeout_s)
         except TimeoutError:
+            if await self.is_asleep():
+                raise Unavailable(
+                    f"{self.spec.name} had scaled to zero, and has not started within "
+                    f"{timeout_s:g} s; try again.",
+                    self._startup_s,
+                ) from None
             raise _deadline_exceeded(timeout_s) from None
         if result.has_computed:
             self._health.record_success()
@@ -132,8 +147,30 @@ class EmbedService:
         return result  # type: ignore[no-any-return]
 
     async def health(self) -> HealthReport:
-        """Returns whether a replica can embed, and probes one if no recent work proves it."""
-        return await self._health.check()
+        """Returns whether a replica can embed, and probes one if no recent work proves it.
+
+        A model that may scale to zero isn't probed, since that would keep it awake: its deployment
+        is healthy if Ray can start its replicas.
+        """
+        report = self._health.recent()
+        if report is not None or self._count_replicas is None:
+            return report or await self._health.check()
+        count = await self._count_replicas()
+        if count is None or not count.may_be_zero:
+            return await self._health.check()
+        healthy = count.running > 0 or count.failure is None
+        return HealthReport(
+            healthy,
+            self._health.age_s,
+            None if healthy else f"No replica starts: {count.failure}",
+            is_proven=not healthy,
+            is_asleep=count.is_asleep,
+        )
+
+    async def is_asleep(self) -> bool:
+        """Returns whether the model's deployment has scaled to zero; doesn't wake it up."""
+        count = None if self._count_replicas is None else await self._count_replicas()
+        return count is not None and count.is_asleep
 
     async def cache_state(self) -> CacheState:
         """Returns the state of the L2 cache. Never raises: the service works without it."""
@@ -146,9 +183,10 @@ class EmbedService:
     async def info(self) -> dict[str, Any]:
         """Returns the model's part of `/info`.
 
-        The engine's fields are None when no replica responds.
+        The engine's fields are None when no replica responds, as while the model is asleep.
         """
         engine = await self._describe_engine()
+        is_asleep = engine is None and await self.is_asleep()
         return {
             "model": self.spec.name,
             "version": __version__,
@@ -166,6 +204,7 @@ class EmbedService:
             "refused": engine and list(engine.rejected),
             **({"cache_loss": asdict(engine.cache_loss)} if engine and engine.cache_loss else {}),
             **_placement(engine),
+            **({"asleep": True} if is_asleep else {}),
             "versions": {
                 "embedserve": __version__,
                 "ray": version("ray"),
@@ -193,9 +232,10 @@ class EmbedService:
         return self._drift if self._drift is not None and self._drift > MAX_DRIFT else None
 
     async def _describe_engine(self) -> EngineInfo | None:
+        """Returns the engine; None: no replica responds, or the call would wake one up."""
         try:
             async with asyncio.timeout(_STATUS_TIMEOUT_S):
-                return await self._backend.describe()
+                return None if await self.is_asleep() else await self._backend.describe()
         except (TimeoutError, EmbedServeError):
             return None
 

@@ -17,6 +17,7 @@ class HealthReport:
     age_s: float | None  #: time since the engine last computed a vector; None: never
     reason: str | None  #: why the service isn't healthy
     is_proven: bool = True  #: False: nobody has used the model recently, and no probe ran it
+    is_asleep: bool = False  #: whether its deployment has scaled to zero; the next text wakes it
 
 
 def service_report(reports: Sequence[HealthReport]) -> HealthReport:
@@ -68,9 +69,20 @@ class HealthProbe:
         """Records that the engine has just computed a vector."""
         self._computed_at = self._clock()
 
+    @property
+    def age_s(self) -> float | None:
+        """Time since the engine last computed a vector; None: never."""
+        return None if self._computed_at is None else self._clock() - self._computed_at
+
+    def recent(self) -> HealthReport | None:
+        """Returns the report if recent work proves it; None: only a probe can."""
+        age_s = self.age_s
+        is_recent = self._computes and age_s is not None and age_s <= self._max_age_s
+        return HealthReport(True, age_s, None) if is_recent else None
+
     async def check(self) -> HealthReport:
         """Returns the current state, after at most `timeout_s`; at once if there is recent work."""
-        age_s = self._age_s()
+        age_s = self.age_s
         is_recent = age_s is not None and age_s <= self._max_age_s
         if self._compute is None or (is_recent and self._computes):
             return HealthReport(True, age_s, None, is_recent)
@@ -82,10 +94,7 @@ class HealthProbe:
             )
         reason = await asyncio.shield(self._probe)
         is_proven = self._computes or is_recent or reason is not None
-        return HealthReport(reason is None, self._age_s(), reason, is_proven)
-
-    def _age_s(self) -> float | None:
-        return None if self._computed_at is None else self._clock() - self._computed_at
+        return HealthReport(reason is None, self.age_s, reason, is_proven)
 
     async def _run_probe(self, compute: Callable[[], Awaitable[object]]) -> str | None:
         """Returns why the probe failed; None: it succeeded."""

@@ -142,6 +142,7 @@ class InfoReply(tei.InfoReply):
     refused: list[str] | None
     cache_loss: NotRequired[CacheLossReport]
     placement: NotRequired[PlacementReport]  #: unless a provider runs the model
+    asleep: NotRequired[bool]  #: scaled to zero; the next text starts a replica
     #: Input types whose prompt is empty in the model's files → the one whose prompt they use.
     prompt_sources: NotRequired[_StringMapping]
     versions: _StringMapping

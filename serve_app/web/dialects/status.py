@@ -36,6 +36,7 @@ class ModelHealth(TypedDict):
     status: Literal["ok", "unavailable"]
     reason: str | None
     last_vector_age_s: float | None
+    asleep: NotRequired[bool]  #: scaled to zero; the next text starts a replica
 
 
 class FallbackHealth(TypedDict):
@@ -65,6 +66,7 @@ class HealthReply(TypedDict):
     models: NotRequired[Annotated[Mapping[str, ModelHealth], _MODELS]]  #: if several are served
     fallbacks: NotRequired[Annotated[Mapping[str, FallbackHealth], _FALLBACKS]]  #: if there are any
     drift: NotRequired[Annotated[Mapping[str, float], _DRIFTS]]  #: if vectors have moved
+    asleep: NotRequired[bool]  #: the model has scaled to zero; the next text starts a replica
     error: NotRequired[str]
     error_type: NotRequired[str]
 
@@ -102,15 +104,10 @@ async def _health(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewRespons
         "cache": {"state": cache.state, "reason": cache.reason, "kind": cache.kind},
         "unix": time.time(),
     }
+    if report.is_asleep:
+        reply["asleep"] = True
     if len(reports) > 1:
-        reply["models"] = {
-            name: {
-                "status": "ok" if report.healthy else "unavailable",
-                "reason": report.reason,
-                "last_vector_age_s": _rounded(report.age_s),
-            }
-            for name, report in reports.items()
-        }
+        reply["models"] = {name: _model_health(report) for name, report in reports.items()}
     if fallbacks:
         reply["fallbacks"] = fallbacks
     if drifts:
@@ -118,6 +115,17 @@ async def _health(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewRespons
     if not available:
         reply["error"], reply["error_type"] = "unhealthy", "Unhealthy"
     return ViewResponse(orjson.dumps(reply), 200 if available else 503)
+
+
+def _model_health(report: HealthReport) -> ModelHealth:
+    health: ModelHealth = {
+        "status": "ok" if report.healthy else "unavailable",
+        "reason": report.reason,
+        "last_vector_age_s": _rounded(report.age_s),
+    }
+    if report.is_asleep:
+        health["asleep"] = True
+    return health
 
 
 def _fallbacks(
