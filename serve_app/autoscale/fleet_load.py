@@ -31,6 +31,18 @@ class FleetLoad:
     capacity_tokens_per_s: float  #: of one replica: the median; 0: unknown
     startup_s: float  #: the median; 0: unknown
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no text has come since the previous reports, and none waits or is computed."""
+        return not (
+            self.queued_interactive_tokens
+            or self.queued_bulk_tokens
+            or self.offered_interactive_tokens_per_s
+            or self.offered_bulk_tokens_per_s
+            or self.served_tokens_per_s
+            or self.stuck
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class CallersLoad:

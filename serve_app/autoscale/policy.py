@@ -61,6 +61,7 @@ class PolicyState:
     last_down_s: float = -math.inf
     late_reports: int = 0  #: consecutive ones with a violated objective
     needs: tuple[tuple[float, int], ...] = ()  #: start of an interval, its largest need
+    last_text_s: float = -math.inf  #: time of the last report with a text, or without any report
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,11 @@ def decide_for_fleet(
         updated_s=now_s,
         started_s=now_s if state.started_s is None else state.started_s,
     )
-    if not load.reported:
-        decision = Decision(bounds.clip(target), "no reports")
+    if not load.reported or not load.is_idle or state.last_text_s == -math.inf:
+        state = replace(state, last_text_s=now_s)
+    if not load.reported or (target == 0 and load.is_idle):
+        reason = "no reports" if target else "no text has come since it scaled to zero"
+        decision = Decision(bounds.clip(target), reason)
         return decision, replace(state, replicas=decision.replicas)
     rate = state.interactive.updated(load.offered_interactive_tokens_per_s, now_s)
     is_late = load.oldest_interactive_s > settings.target_queue_s
@@ -128,6 +132,7 @@ def decide_for_fleet(
         need = _need_without_capacity(load, target, state, settings, now_s)
     else:
         need = _need(load, target, state, settings, now_s)
+    need = _with_standby(need, settings)
     kept = max(need.replicas, _kept_by_margin(load, state, settings))
     state = replace(state, needs=_remember(state.needs, kept, now_s, settings.downscale_delay_s))
     decision, state = _apply(need, load, target, bounds, state, settings, now_s)
@@ -213,7 +218,19 @@ def _kept_by_margin(load: FleetLoad, state: PolicyState, settings: "PolicySettin
     rate = state.interactive
     margin = rate.fast * settings.downscale_margin + _MARGIN_DEVIATIONS * rate.deviation
     needed = rate.fast * (1 + settings.headroom) + margin
-    return _whole(needed / load.capacity_tokens_per_s)
+    return _whole(needed / load.capacity_tokens_per_s) + settings.min_idle_replicas
+
+
+def _with_standby(need: Decision, settings: "PolicySettings") -> Decision:
+    """Returns the need with the replicas on standby."""
+    count = settings.min_idle_replicas
+    if not count or need.decided_by == "objective":  # which adds to those that there are
+        return need
+    if not need.needs:  # the capacity isn't known
+        return replace(need, replicas=max(need.replicas, 1 + count))
+    return replace(
+        need, replicas=need.replicas + count, reason=f"{need.reason}; {count} on standby"
+    )
 
 
 def _remember(
@@ -235,6 +252,11 @@ def _apply(
     now_s: float,
 ) -> tuple[Decision, PolicyState]:
     """Applies bounds, and the delays of the way down."""
+    if target == 1 and bounds.min_replicas == 0:
+        if _is_unused(load, state, settings, now_s):
+            reason = f"no text for {settings.scale_to_zero_after_s:g} s"
+            return Decision(0, reason, "downscale", need.needs), state
+        bounds = replace(bounds, min_replicas=1)
 
     def decision(replicas: int, reason: str, decided_by: DecidedBy) -> Decision:
         return Decision(replicas, reason, decided_by, need.needs)
@@ -260,6 +282,17 @@ def _apply(
     return (
         decision(target - 1, f"{need.replicas} replicas are enough: {need.reason}", decided_by),
         replace(state, last_down_s=now_s),
+    )
+
+
+def _is_unused(
+    load: FleetLoad, state: PolicyState, settings: "PolicySettings", now_s: float
+) -> bool:
+    """Whether the last replica may leave: it runs, reports, and no text has come for long."""
+    return (
+        settings.min_idle_replicas == 0
+        and load.reported >= load.replicas >= 1
+        and now_s - state.last_text_s >= settings.scale_to_zero_after_s
     )
 
 

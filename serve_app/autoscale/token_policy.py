@@ -43,11 +43,14 @@ class TokenPolicy:
         """Returns the desired number of replicas and the state for the next call."""
         state = (ctx.policy_state or {}).get(_STATE_KEY)
         now_s = time.time() if ctx.current_time is None else ctx.current_time
+        min_replicas = ctx.capacity_adjusted_min_replicas
+        if ctx.total_num_requests:  # on their way: the last replica stays
+            min_replicas = max(min_replicas, 1)
         decision, state = decide(
             _latest_reports(ctx.raw_metrics or {}, now_s),
             running=ctx.current_num_replicas,
             target=ctx.target_num_replicas,
-            bounds=Bounds(ctx.capacity_adjusted_min_replicas, ctx.capacity_adjusted_max_replicas),
+            bounds=Bounds(min_replicas, ctx.capacity_adjusted_max_replicas),
             now_s=now_s,
             state=state if isinstance(state, PolicyState) else PolicyState(),
             settings=self._settings,

@@ -100,7 +100,15 @@ def _check_deployment(args: AppConfig, deployment: Mapping[str, Any]) -> None:
             "in the entry of a model"
         )
     settings.parse(deployment.get("user_config"), f"{name}: user_config")
-    policy = (deployment.get("autoscaling_config") or {}).get("policy") or {}
+    scaling = deployment.get("autoscaling_config") or {}
+    of_models = (*args.engine_deployments, *args.provider_deployments)
+    if scaling.get("min_replicas") == 0 and (args.topology == "colocated" or name not in of_models):
+        raise ConfigurationError(
+            f"{name}: with `min_replicas: 0` nothing would take the request that starts a replica. "
+            "Set `min_replicas: 1`. Deployments that run models may scale to zero, with `topology: "
+            "separate`"
+        )
+    policy = scaling.get("policy") or {}
     if policy.get("policy_function") == TOKEN_POLICY:
         location = f"{name}: autoscaling_config.policy.policy_kwargs"
         PolicySettings.parse(policy.get("policy_kwargs"), location)

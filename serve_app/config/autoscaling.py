@@ -46,6 +46,21 @@ class PolicySettings(Section):
         description="Bulk texts raise the number of replicas to this at most. null: to "
         "`max_replicas`.",
     )
+    min_idle_replicas: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="Standby: replicas beyond those that the load needs, at all times, up to "
+        "`max_replicas`. A sudden load finds them ready.",
+    )
+    scale_to_zero_after_s: float = Field(
+        default=300.0,
+        ge=1,
+        le=366 * 24 * 3600,
+        description="With `min_replicas: 0`, how long no text must have come before the last "
+        "replica leaves. The next text starts one, and waits for it: see `wake_up_timeout_s`. With "
+        "`min_idle_replicas` the last replica never leaves.",
+    )
     downscale_delay_s: float = Field(
         default=30.0,
         ge=0,

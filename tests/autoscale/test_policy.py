@@ -406,3 +406,100 @@ def test_a_replica_with_wrong_values_moves_nothing(lie: dict[str, float]) -> Non
         reports["3"] = replace(reports["3"], **lie)
         controller.step(reports)
     assert controller.target == 8
+
+
+ASLEEP_S = int(SETTINGS.scale_to_zero_after_s)
+
+
+def may_sleep(settings: PolicySettings = SETTINGS) -> Controller:
+    controller = Controller(1, settings)
+    controller.bounds = Bounds(0, 10)
+    return controller
+
+
+def test_the_last_replica_leaves_once_no_text_has_come_for_long() -> None:
+    controller = may_sleep()
+    controller.run(60, offered_interactive_tokens_per_s=10)
+    controller.run(ASLEEP_S - 2)
+    assert controller.target == 1
+    while controller.target:
+        decision = controller.run(1)
+    assert decision == Decision(0, "no text for 300 s")
+    assert controller.targets.count(1) <= 60 + ASLEEP_S + 1
+
+
+@pytest.mark.parametrize("lane", ["interactive", "bulk"])
+def test_any_text_keeps_the_last_replica(lane: str) -> None:
+    controller = may_sleep()
+    for second in range(5 * ASLEEP_S):
+        controller.run(1, **{f"offered_{lane}_tokens_per_s": 1e-3 * (second % ASLEEP_S == 0)})
+    assert controller.target == 1
+
+
+@pytest.mark.parametrize(
+    "held", ["queued_interactive_tokens", "queued_bulk_tokens", "served_tokens_per_s"]
+)
+def test_the_last_replica_never_leaves_with_a_text(held: str) -> None:
+    controller = may_sleep()
+    controller.run(5 * ASLEEP_S, **{held: 1.0})
+    assert controller.target == 1
+
+
+def test_the_last_replica_stays_while_it_does_not_report() -> None:
+    controller = may_sleep()
+    for _ in range(5 * ASLEEP_S):
+        controller.step({})
+    assert controller.target == 1
+
+
+def test_several_replicas_leave_one_by_one_and_the_last_one_later() -> None:
+    controller = may_sleep()
+    controller.run(60, offered_interactive_tokens_per_s=3000)
+    assert controller.target >= 4
+    controller.run(2 * ASLEEP_S)
+    changes = [(a, b) for a, b in pairwise(controller.targets) if b < a]
+    assert all(a - b == 1 for a, b in changes)
+    assert controller.target == 0
+
+
+def test_a_deployment_that_sleeps_stays_asleep_and_starts_awake() -> None:
+    controller = may_sleep()
+    controller.run(ASLEEP_S + 5)
+    assert controller.target == 0
+    left = {"left": ReplicaLoad(capacity_tokens_per_s=CAPACITY)}
+    for _ in range(5):
+        assert controller.step(left).replicas == 0  # the last report of the replica that left
+    assert controller.step({}).replicas == 0
+    controller.target, controller.running = 1, 0  # Ray starts a replica for a request
+    for _ in range(60):
+        assert controller.step({}).replicas == 1
+    controller.run(ASLEEP_S - 5)
+    assert controller.target == 1
+
+
+def test_standby_replicas_are_ready_before_the_load_comes() -> None:
+    settings = PolicySettings(min_idle_replicas=2)
+    controller = Controller(1, settings)
+    controller.run(5)
+    assert controller.target == 2
+    for offered, replicas in [(500.0, 3), (3000.0, 6)]:
+        controller.run(60, offered_interactive_tokens_per_s=offered)
+        assert controller.target == replicas
+    controller.run(300, offered_interactive_tokens_per_s=500)
+    assert controller.target == 3
+
+
+def test_standby_replicas_stay_within_the_bounds_and_do_not_add_up() -> None:
+    controller = Controller(1, PolicySettings(min_idle_replicas=3))
+    controller.bounds = Bounds(1, 5)
+    for _ in range(300):  # the capacity isn't known
+        controller.step({"0": ReplicaLoad()})
+    assert controller.target == 4
+    controller.run(60, offered_interactive_tokens_per_s=4000)
+    assert controller.target == 5
+
+
+def test_a_deployment_with_standby_replicas_never_sleeps() -> None:
+    controller = may_sleep(PolicySettings(min_idle_replicas=1))
+    controller.run(5 * ASLEEP_S)
+    assert controller.target == 1

@@ -24,6 +24,7 @@ def context(target: int, *, age_s: float = 0.0, **metrics: dict[str, float]) -> 
         target_num_replicas=target,
         capacity_adjusted_min_replicas=1,
         capacity_adjusted_max_replicas=10,
+        total_num_requests=0,
         current_time=NOW_S,
         policy_state={},
     )
@@ -87,3 +88,19 @@ def test_old_reports_do_not_count() -> None:
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="headrom: there is no such setting"):
         TokenPolicy(headrom=0.3)
+
+
+def test_the_last_replica_stays_while_a_request_is_on_its_way() -> None:
+    policy = TokenPolicy(scale_to_zero_after_s=1)
+    ctx = context(1, offered_interactive_tokens_per_s={"a": 0.0})
+    ctx.capacity_adjusted_min_replicas = 0
+    targets = []
+    for second in range(20):
+        ctx.current_time = NOW_S + second
+        for series in ctx.raw_metrics.values():
+            series["a"][0].timestamp = ctx.current_time
+        ctx.total_num_requests = 1 if second < 10 else 0
+        replicas, ctx.policy_state = policy(ctx)
+        targets.append(replicas)
+    assert targets[:10] == [1] * 10
+    assert targets[-1] == 0

@@ -201,3 +201,28 @@ def test_impossible_settings_of_the_policy_are_refused(
     file.write_text(yaml.safe_dump(content), "utf-8")
     with pytest.raises(ConfigurationError, match=fault):
         read_config(file, ray=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "deployment", "is_refused"),
+    [
+        ("serve_config.yaml", "Embedder", False),
+        ("serve_config.yaml", "Ingress", True),
+        ("configs/one-machine.yaml", "EmbedServer", True),
+    ],
+)
+def test_a_deployment_that_takes_requests_cannot_scale_to_zero(
+    tmp_path: Path, file: str, deployment: str, *, is_refused: bool
+) -> None:
+    content = yaml.safe_load((ROOT / file).read_text("utf-8"))
+    for entry in content["applications"][0]["deployments"]:
+        if entry["name"] == deployment:
+            entry.pop("num_replicas", None)
+            entry.setdefault("autoscaling_config", {})["min_replicas"] = 0
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content), "utf-8")
+    if is_refused:
+        with pytest.raises(ConfigurationError, match=f"{deployment}: with `min_replicas: 0`"):
+            read_config(path, ray=False)
+    else:
+        read_config(path, ray=False)
