@@ -7,8 +7,9 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve._private.common import DeploymentStatus, ReplicaState
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-from ray.serve.schema import DeploymentDetails, DeploymentStatus, ReplicaState
+from ray.serve.schema import DeploymentDetails
 
 from serve_app.types import ReplicaCount
 

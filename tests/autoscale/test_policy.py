@@ -424,7 +424,7 @@ def test_the_last_replica_leaves_once_no_text_has_come_for_long() -> None:
     assert controller.target == 1
     while controller.target:
         decision = controller.run(1)
-    assert decision == Decision(0, "no text for 300 s")
+    assert (decision.replicas, decision.reason) == (0, "no text for 300 s")
     assert controller.targets.count(1) <= 60 + ASLEEP_S + 1
 
 

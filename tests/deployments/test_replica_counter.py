@@ -1,13 +1,8 @@
 from typing import Any, cast
 
 import pytest
-from ray.serve.schema import (
-    DeploymentDetails,
-    DeploymentStatus,
-    DeploymentStatusTrigger,
-    ReplicaDetails,
-    ReplicaState,
-)
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
+from ray.serve.schema import DeploymentDetails, ReplicaDetails
 
 from serve_app.deployments.replica_counter import ReplicaCounter
 from serve_app.types import ReplicaCount
