@@ -182,6 +182,7 @@ def forecast(record: Mapping[str, Any]) -> SimulationResult:
         startup_s=float(np.median(record["startup_s"])),
         startup_times_s=tuple(record["startup_s"]),
         report_delay_s=_REPORT_DELAY_S,
+        router="least_requests" if record["topology"] == "colocated" else "least_tokens",
         bounds=Bounds(1, record["max_replicas"]),
     )
     return simulate(

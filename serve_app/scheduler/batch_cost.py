@@ -19,6 +19,8 @@ _MIN_DEVIATION = 0.02
 _MAX_RESTORED_BATCHES = 10
 #: Sizes must differ by this factor before a slope is computed from them.
 _MIN_SPREAD = 1.3
+#: Takes the place of a slope of 0.
+_MIN_TOKEN_S = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class BatchCost:
 
     def tokens_within(self, seconds: float) -> float:
         """Returns the size of the batch that takes `seconds`, in padded tokens; at least 0."""
-        return max(seconds - self.fixed_s, 0.0) / self.token_s
+        return max(seconds - self.fixed_s, 0.0) / max(self.token_s, _MIN_TOKEN_S)
 
 
 @dataclass(slots=True)
@@ -119,7 +121,7 @@ class BatchCostFit:
         slope = covariance / variance
         fixed_s = mean_y - slope * mean_x
         if slope <= 0:  # size makes no measurable difference
-            return BatchCost(mean_y, 1e-12)
+            return BatchCost(mean_y, _MIN_TOKEN_S)
         if fixed_s < 0:
             return BatchCost(0.0, mean_y / mean_x)
         return BatchCost(fixed_s, slope)

@@ -7,7 +7,9 @@ from serve_app.autoscale.policy import Bounds
 from serve_app.config import EmbedderSettings
 from serve_app.scheduler.batch_cost import BatchCost
 
-RouterName = Literal["least_tokens", "power_of_two"]
+#: `least_tokens`: the service's own. `power_of_two`: Ray's. `least_requests`: HAProxy's, for
+#: `colocated` deployments; it keeps nothing back.
+RouterName = Literal["least_tokens", "power_of_two", "least_requests"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ class _Simulation:
         self._reports = deque[tuple[float, FleetLoad, int]]()
         self._replica_s = 0.0
         self._leaving = 0
+        self._turn = 0
         self._refused = 0
         self._rows: list[tuple[int, int]] = []
         self._reasons: list[tuple[float, int, str]] = []
@@ -138,6 +139,8 @@ class _Simulation:
     def _has_room(self, replica: Replica, is_bulk: bool) -> bool:
         if self._service.router == "least_tokens":
             return replica.queued[is_bulk] < self._max_tokens
+        if self._service.router == "least_requests":
+            return True
         return replica.requests < self._service.max_ongoing_requests
 
     def _assign(self, request: int, tokens: int, replica: Replica) -> None:
@@ -170,6 +173,10 @@ class _Simulation:
             return running[0]
         if self._service.router == "least_tokens":
             return min(running, key=_TOKENS if is_bulk else _tokens_ahead)
+        if self._service.router == "least_requests":
+            # Among equals, HAProxy takes turns.
+            self._turn = (self._turn + 1) % len(running)
+            return min([*running[self._turn :], *running[: self._turn]], key=_REQUESTS)
         count = len(running)
         first = int(self._random.random() * count)
         second = int(self._random.random() * (count - 1))

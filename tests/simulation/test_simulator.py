@@ -51,13 +51,39 @@ def test_overload_is_served_at_the_capacity_of_full_batches() -> None:
     assert waiting.p50 == pytest.approx(2000 * 60 * 0.0005, rel=0.02)
 
 
-@pytest.mark.parametrize("router", ["least_tokens", "power_of_two"])
+@pytest.mark.parametrize("router", ["least_tokens", "power_of_two", "least_requests"])
 def test_the_same_seed_gives_the_same_result(router: RouterName) -> None:
     trace, service = poisson(100, 60), replace(SERVICE, initial_replicas=4, router=router)
     first, second = (simulate(trace, service, TokenScaler(), seed=3) for _ in range(2))
     assert first.waiting == second.waiting
     assert first.replica_hours == second.replica_hours
     assert first.reasons == second.reasons
+
+
+def test_haproxy_sends_each_request_at_once_to_the_replica_with_the_fewest() -> None:
+    # Six texts at once, and two replicas: each computes its three in a batch and the next ones.
+    settings = EmbedderSettings(max_batch_texts=1)
+    service = replace(
+        SERVICE,
+        cost=BatchCost(1.0, 0.0),
+        settings=settings,
+        router="least_requests",
+        initial_replicas=2,
+    )
+    trace = Trace.from_arrays("six", np.arange(6) * 1e-3, np.full(6, 10))
+    waits_s = simulate(trace, service, FixedScaler(2)).waits_s
+    assert waits_s is not None
+    np.testing.assert_allclose(waits_s, [0, 0, 1, 1, 2, 2], atol=0.01)
+
+    class OneMore:
+        def decide(self, seen: Observation) -> Decision:
+            return Decision(2, "test")
+
+    # A replica that starts gets none of the requests that the first one has.
+    later = replace(service, initial_replicas=1, startup_s=0.5)
+    waits_s = simulate(trace, later, OneMore()).waits_s
+    assert waits_s is not None
+    np.testing.assert_allclose(waits_s, np.arange(6), atol=0.01)
 
 
 def test_bulk_texts_wait_for_interactive_ones() -> None:
