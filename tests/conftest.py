@@ -32,6 +32,7 @@ _SLOW_PATHS = (
     "tests/command/test_ray_service.py",
     "tests/command/test_run.py",
     "tests/command/test_service_process.py",
+    "tests/command/test_simulate.py",
     "tests/command/test_supervision.py",
     "tests/embedserve_client/test_command.py",
     "tests/embedserve_client/test_embedder_service.py",

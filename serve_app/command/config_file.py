@@ -32,11 +32,12 @@ _DEFAULT_CONFIG = (
 )
 
 
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds the path of the configuration file."""
+def add_config_argument(parser: argparse.ArgumentParser, *, flag: str | None = None) -> None:
+    """Adds the path of the configuration file, as an option if `flag` names one."""
+    name: dict[str, Any] = {"nargs": "?"} if flag is None else {"metavar": "FILE"}
     parser.add_argument(
-        "config",
-        nargs="?",
+        flag or "config",
+        **name,
         type=config_path,
         default=_LOCAL_CONFIG if _LOCAL_CONFIG.is_file() else _DEFAULT_CONFIG,
         help="a Ray Serve configuration file, or the name of a packaged one: "

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from embedserve_client.command.main import main
-from serve_app.command import cache, check, cost, deploy, key, models, prepare, run, serve
+from serve_app.command import cache, check, cost, deploy, key, models, prepare, run, serve, simulate
 from serve_app.command.service_process import StartupError
 from serve_app.config import settings_markdown
 from serve_app.errors import EmbedServeError
@@ -29,6 +29,8 @@ EXAMPLES = """\
   embedserve cache warm texts.jsonl        embed the texts of a file to fill the cache
   embedserve cache stats                   print the size and the hit rate of each cache
   embedserve cost --by model,day           print what models and days have cost
+  embedserve simulate spike --cost 0.015,0.0003
+                                           simulate autoscaling, next to Ray's own policy
   embedserve key new alice                 generate an API key and its configuration entry
   embedserve settings                      print every setting with its default
 """
@@ -38,7 +40,7 @@ ERRORS = (EmbedServeError, StartupError)
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommands to the parser of `embedserve`."""
-    for module in (serve, run, check, prepare, deploy, cache, cost, key):
+    for module in (serve, run, check, prepare, deploy, cache, cost, simulate, key):
         module.add_commands(commands)
     settings = commands.add_parser(
         "settings",
