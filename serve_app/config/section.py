@@ -16,7 +16,9 @@ class Section(BaseModel):
     """A part of the settings tree. It rejects unknown fields, and its values never change."""
 
     # A password or an API key may stand in the wrong field, so errors never quote the input.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True
+    )
 
     #: Location of the section in the YAML file; empty for sections inside others.
     location: ClassVar[str] = ""

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serve_app.cache.codec import task_codecs
-from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, ModelConfig, RequestSettings
 from serve_app.engines.base import Engine
 from serve_app.metrics import Meter
@@ -24,6 +23,9 @@ from serve_app.service.embed import CountReplicas, EmbedService
 from serve_app.service.replica_stats import ReplicaStats
 from serve_app.tasks import Task
 from serve_app.types import CacheLoss, CacheState
+
+if TYPE_CHECKING:  # it imports the Redis client, which replicas without a cache don't need
+    from serve_app.cache.stack import CacheStack
 
 _SCORE_TASKS = frozenset[Task](("rerank", "classify"))
 
@@ -129,7 +131,7 @@ def _encoders(config: AppConfig, spec: ModelSpec) -> Mapping[Task, Encode]:
 def create_catalog(
     config: AppConfig,
     specs: Sequence[ModelSpec],
-    cache: CacheStack,
+    cache: "CacheStack",
     engine: Callable[[str], EngineCalls],
     settings: RequestSettings,
     meter: Meter,
