@@ -12,6 +12,7 @@ start-up times that were measured, and the settings.
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ _MODEL = "words"
 _COST = BatchCost(fixed_s=0.015, token_s=0.0006)
 _BATCH_TARGET_S = 0.1
 _PERCENTILES = (50, 95, 99)
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S, _SETTLE_TIMEOUT_S = 180.0, 90.0
 #: Reports of replicas come every second, each at its own time, and the policy decides at once.
 _REPORT_DELAY_S = 0.5
 _FILE = RESULTS / "autoscaling.jsonl"
@@ -124,6 +125,7 @@ def record(name: str, topology: str, max_replicas: int) -> Record:
         with running_service(config, scratch) as service:
             target = HttpTarget(service.url, model=_MODEL)
             run_async(_play(_warm_up(trace), target, seed=1))
+            _wait_for_one_replica(service, _ENGINE_DEPLOYMENTS[topology])
             with ReplicaWatcher(service.application, _ENGINE_DEPLOYMENTS[topology]) as history:
                 playback = run_async(_play(trace, target))
     deployments = config["applications"][0]["deployments"]
@@ -138,6 +140,14 @@ def record(name: str, topology: str, max_replicas: int) -> Record:
         "autoscaling": autoscaling,
     }
     return make_record(parameters, _metrics(trace, playback, history))
+
+
+def _wait_for_one_replica(service: RayService, deployment: str) -> None:
+    deadline = time.monotonic() + _SETTLE_TIMEOUT_S
+    while len(service.replica_states().get(deployment, [])) != 1:
+        if time.monotonic() > deadline:
+            raise TimeoutError("The warm-up has left more than one replica.")
+        time.sleep(1)
 
 
 async def _play(trace: Trace, target: HttpTarget, *, seed: int = 0) -> Playback:
@@ -155,7 +165,7 @@ def _metrics(trace: Trace, playback: Playback, history: ReplicaHistory) -> dict[
     running, target = history.by_second(playback.started_s, seconds)
     metrics: dict[str, Any] = {
         "failed": len(playback.failures),
-        "failures": sorted({*playback.failures}),
+        "failures": [[round(at_s, 2), reason] for at_s, reason in playback.failures],
         "client_lag_p99_ms": round(float(np.quantile(playback.lag_s, 0.99)) * 1e3, 2),
         "startup_s": [round(s, 2) for s in history.startup_s],
         "running": running.tolist(),

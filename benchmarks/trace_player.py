@@ -25,7 +25,8 @@ class Playback:
     latency_s: npt.NDArray[np.float64]  #: from the time of the text to its reply; NaN: it failed
     inference_s: npt.NDArray[np.float64]  #: duration of the text's batch; NaN: it failed
     lag_s: npt.NDArray[np.float64]  #: delay caused by the client
-    failures: tuple[str, ...]  #: status codes and names of exceptions
+    #: Time of each text that failed, and the status code or the name of the exception.
+    failures: tuple[tuple[float, str], ...]
 
     @property
     def waiting_s(self) -> npt.NDArray[np.float64]:
@@ -55,7 +56,7 @@ class _Player:
         n = len(texts)
         self._latency_s, self._inference_s = np.full(n, np.nan), np.full(n, np.nan)
         self._lag_s = np.zeros(n)
-        self._failures: list[str] = []
+        self._failures: list[tuple[float, str]] = []
 
     async def run(self) -> Playback:
         started_s, start = time.time(), time.perf_counter()
@@ -79,11 +80,11 @@ class _Player:
                 connection = await _TimedConnection.open(self._address)
             response = await connection.send(self._requests[i])
         except OSError as error:
-            self._failures.append(type(error).__name__)
+            self._failures.append((self._arrival_s[i], type(error).__name__))
             return
         self._idle.append(connection)
         if response.status != 200:
-            self._failures.append(str(response.status))
+            self._failures.append((self._arrival_s[i], str(response.status)))
             return
         self._latency_s[i] = time.perf_counter() - due
         self._inference_s[i] = connection.inference_s

@@ -42,7 +42,7 @@ async def test_a_player_sends_each_text_once_and_reads_the_duration_of_its_batch
         playback = await play([0, 0.01, 0.02, 0.02], [3, 7, 5, 5], target)
     assert sorted(len(text.split()) for text in texts) == [3, 5, 5, 7]
     assert len({*texts}) == 4
-    assert playback.failures == ("503",)
+    assert playback.failures == ((0.01, "503"),)
     assert np.isnan(playback.waiting_s).tolist() == [False, True, False, False]
     assert playback.inference_s[[0, 2, 3]].tolist() == [0.0025] * 3
     np.testing.assert_allclose(
