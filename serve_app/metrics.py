@@ -8,9 +8,11 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
+
+from serve_app.totals import Totals
 
 _EXPORT_INTERVAL_S = 1.0
 #: Ray puts it before the name of each metric.
@@ -198,6 +200,20 @@ PROVIDER_UP = Metric(
     "1 while the model's provider gets calls, 0 while its circuit breaker is open.",
     ("model",),
 )
+_SCALING = ("application", "deployment")
+AUTOSCALING_TARGET_REPLICAS = Metric(
+    "embedserve_autoscaling_target_replicas", "Replicas that the policy asks for.", _SCALING
+)
+AUTOSCALING_NEEDED_REPLICAS = Metric(
+    "embedserve_autoscaling_needed_replicas",
+    "Replicas that each term of the policy needs: `arrivals`, `queue`, `bulk`, `objective`.",
+    (*_SCALING, "term"),
+)
+AUTOSCALING_DECIDED_BY = Metric(
+    "embedserve_autoscaling_decided_by",
+    "1 for what decides, else 0: a term, the `bounds`, a rule of the way down, or lost `reports`.",
+    (*_SCALING, "term"),
+)
 PROCESS_CPU_SECONDS = Metric(
     "embedserve_process_cpu_seconds", "CPU time of the process since its start, in seconds."
 )
@@ -210,34 +226,14 @@ GAUGES = {
     *(CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS, MODEL_LOADED),
     *(OLDEST_INTERACTIVE, BUSY_SHARE, CAPACITY, STARTUP_SECONDS),
     *(PROVIDER_CALLS_IN_FLIGHT, PROVIDER_UP, VECTOR_DRIFT),
-    *(PROCESS_CPU_SECONDS, PROCESS_MEMORY_BYTES),
+    *(PROCESS_CPU_SECONDS, PROCESS_MEMORY_BYTES, AUTOSCALING_TARGET_REPLICAS),
+    *(AUTOSCALING_NEEDED_REPLICAS, AUTOSCALING_DECIDED_BY),
 }
 
 #: The current value of each gauge; of a gauge with tags, the value for the values of its tags.
 Gauges = Mapping[Metric, float | Mapping[Any, float]]
 #: The value of each counter, by metric and the values of its tags.
 Counts = Mapping[tuple[Metric, tuple[str, ...]], float]
-
-
-class Totals(NamedTuple):
-    """Totals of answered requests since the start or the last reset."""
-
-    requests: float = 0  #: failed and rejected requests included
-    failed: float = 0  #: requests whose status isn't 200
-    texts: float = 0  #: of successful requests
-    cached_texts: float = 0  #: served from the cache
-    tokens: float = 0  #: of successful requests
-    seconds: float = 0.0  #: sum of the durations of requests
-    nano_usd: float = 0  #: cost in billionths of a US dollar
-    saved_nano_usd: float = 0  #: cost of what was cached, or computed for another request
-
-    def plus(self, other: "Totals") -> "Totals":
-        """Returns the fieldwise sum."""
-        return Totals(*(a + b for a, b in zip(self, other, strict=True)))
-
-    def minus(self, other: "Totals") -> "Totals":
-        """Returns the fieldwise difference."""
-        return Totals(*(a - b for a, b in zip(self, other, strict=True)))
 
 
 class Meter:

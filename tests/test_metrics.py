@@ -13,9 +13,9 @@ from serve_app.metrics import (
     TOKENS,
     Gauges,
     Meter,
-    Totals,
 )
 from serve_app.service.replica_stats import SingleReplica
+from serve_app.totals import Totals
 
 
 def test_drain_returns_the_counts_since_the_previous_drain() -> None:

@@ -9,7 +9,19 @@ import sys
 from typing import Any
 
 from embedserve_client.command.main import main
-from serve_app.command import cache, check, cost, deploy, key, models, prepare, run, serve, simulate
+from serve_app.command import (
+    autoscale,
+    cache,
+    check,
+    cost,
+    deploy,
+    key,
+    models,
+    prepare,
+    run,
+    serve,
+    simulate,
+)
 from serve_app.command.service_process import StartupError
 from serve_app.config import settings_markdown
 from serve_app.errors import EmbedServeError
@@ -26,6 +38,7 @@ EXAMPLES = """\
   embedserve models list                   print the prepared models of this machine
   embedserve models status                 print the models of the running service
   embedserve models predefined             print the models that need no source, with their prices
+  embedserve autoscale explain             print how many replicas are wanted, and why
   embedserve cache warm texts.jsonl        embed the texts of a file to fill the cache
   embedserve cache stats                   print the size and the hit rate of each cache
   embedserve cost --by model,day           print what models and days have cost
@@ -40,7 +53,7 @@ ERRORS = (EmbedServeError, StartupError)
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommands to the parser of `embedserve`."""
-    for module in (serve, run, check, prepare, deploy, cache, cost, simulate, key):
+    for module in (serve, run, check, prepare, deploy, autoscale, cache, cost, simulate, key):
         module.add_commands(commands)
     settings = commands.add_parser(
         "settings",

@@ -12,14 +12,14 @@ from serve_app.access.shared_ledger import open_ledger
 from serve_app.access.shared_quota import open_quota_store
 from serve_app.cache.report import CacheReport, WarmResult
 from serve_app.cache.stack import CacheStack
-from serve_app.config import AppConfig, RequestSettings
+from serve_app.config import AppConfig, RequestSettings, deployment_names
 from serve_app.deployments.ingress_stats import IngressStats
 from serve_app.deployments.retrying_call import returns_errors
 from serve_app.deployments.service_identity import current_service, http_host
 from serve_app.errors import UnsupportedOperation
 from serve_app.inputs import Image, TextPair
 from serve_app.jobs import EmbedJob, Job, ResultT, ScoreJob, SparseJob, TokenVectorsJob
-from serve_app.metrics import Gauges, Meter, Totals, export
+from serve_app.metrics import Gauges, Meter, export
 from serve_app.models import ModelSpec
 from serve_app.results import ComputedResult, Result
 from serve_app.service.backend import EngineCalls
@@ -27,6 +27,7 @@ from serve_app.service.catalog import EngineFailures
 from serve_app.service.composition import create_catalog
 from serve_app.service.embed import CountReplicas
 from serve_app.tasks import Task
+from serve_app.totals import Totals
 from serve_app.types import CacheState, Float32, Lane, Row, Tier
 from serve_app.web.app import create_app
 from serve_app.web.schema.images import parse_image
@@ -74,7 +75,7 @@ class HttpReplica:
         self._meter = meter
         self._cache = cache
         self._cors_origins = config.cors_origins
-        stats = IngressStats(meter)
+        stats = IngressStats(meter, deployment_names(config))
         self._catalog = create_catalog(
             config,
             specs,

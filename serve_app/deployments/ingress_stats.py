@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.request import urlopen
 
@@ -10,7 +10,11 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.metrics import Meter, Totals
+from serve_app.autoscale.publisher import read_record
+from serve_app.autoscale.scaling_record import ScalingRecord
+from serve_app.errors import Unavailable
+from serve_app.metrics import Meter
+from serve_app.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +26,15 @@ _METRIC_PREFIX = "ray_embedserve_"
 class IngressStats:
     """`ReplicaStats` of all Ingress replicas of one application."""
 
-    def __init__(self, meter: Meter) -> None:
-        """Uses `meter`, this replica's own counts, if the broadcast fails."""
+    def __init__(self, meter: Meter, deployments: Sequence[str]) -> None:
+        """Creates the statistics.
+
+        Args:
+            meter: counts of this replica, which are used if the broadcast fails.
+            deployments: names of the application's deployments.
+        """
         self._meter = meter
+        self._deployments = deployments
         self._handle: DeploymentHandle[Any] | None = None
 
     async def totals(self) -> Totals:
@@ -47,6 +57,26 @@ class IngressStats:
         """
         texts = await asyncio.to_thread(lambda: list(_scrape_nodes()))
         return "".join(f"{line}\n" for line in _merge(texts))
+
+    async def scaling(self) -> list[ScalingRecord]:
+        """Returns the decisions that the policies in Ray's controller have published.
+
+        Raises:
+            Unavailable: Ray doesn't respond.
+        """
+        application = serve.get_replica_context().app_name
+
+        def read() -> list[ScalingRecord]:
+            records = (read_record(application, name) for name in self._deployments)
+            return [record for record in records if record is not None]
+
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(read), _SCRAPE_TIMEOUT_S)
+        except Exception as error:
+            raise Unavailable(
+                f"Ray's control service can't be read: {error!r}. Try again, or look into the log "
+                "of Serve's controller."
+            ) from None
 
     async def _broadcast(self, method: str) -> list[Totals]:
         if self._handle is None:  # cached, since each handle keeps a router alive

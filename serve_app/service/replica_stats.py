@@ -8,7 +8,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from serve_app.metrics import RAY_PREFIX, Counts, Gauges, Meter, Metric, Totals
+from serve_app.autoscale.scaling_record import ScalingRecord
+from serve_app.metrics import RAY_PREFIX, Counts, Gauges, Meter, Metric
+from serve_app.totals import Totals
 
 
 class ReplicaStats(Protocol):
@@ -24,6 +26,14 @@ class ReplicaStats(Protocol):
 
     async def prometheus_text(self) -> str:
         """Returns all metrics of the service in the Prometheus text format."""
+        ...
+
+    async def scaling(self) -> list[ScalingRecord]:
+        """Returns the latest decision for each deployment that scales.
+
+        Raises:
+            Unavailable: they can't be read.
+        """
         ...
 
 
@@ -54,6 +64,10 @@ class SingleReplica:
         gauges = self._gauges()  # first: they count evictions since the last call
         registry.register(_Collector(self._meter.counts(), gauges))
         return generate_latest(registry).decode()
+
+    async def scaling(self) -> list[ScalingRecord]:
+        """Returns nothing: one process doesn't scale."""
+        return []
 
 
 class _Collector(Collector):

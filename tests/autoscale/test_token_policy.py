@@ -19,7 +19,9 @@ def context(target: int, *, age_s: float = 0.0, **metrics: dict[str, float]) -> 
     }
     return SimpleNamespace(
         raw_metrics=raw,
+        deployment_id="Embedder",
         deployment_name="Embedder",
+        app_name="embedserve",
         current_num_replicas=target,
         target_num_replicas=target,
         capacity_adjusted_min_replicas=1,
@@ -35,16 +37,6 @@ def test_it_sums_the_load_and_takes_the_median_of_the_speeds() -> None:
         2,
         offered_interactive_tokens_per_s={"a": 900.0, "b": 900.0},
         capacity_tokens_per_s={"a": 1000.0, "b": 1e9},
-    )
-    assert TokenPolicy(headroom=0.3)(ctx)[0] == 3
-
-
-def test_load_without_a_lane_counts_as_interactive() -> None:
-    ctx = context(
-        2,
-        offered_tokens_per_s={"a": 900.0, "b": 900.0},
-        queued_tokens={"a": 0.0, "b": 0.0},
-        capacity_tokens_per_s={"a": 1000.0, "b": 1000.0},
     )
     assert TokenPolicy(headroom=0.3)(ctx)[0] == 3
 

@@ -30,6 +30,7 @@ SERVICE_LAYERS = [
         "cost",
         "time_limit",
         "metrics",
+        "totals",
         "quantization",
         "breaker",
         "proxy",

@@ -5,7 +5,8 @@ varies. Fields of a pair:
 
 * `ask`, and `body` (JSON) or `raw`, `headers`: the request. `<9 x>` in its body is `x` nine times.
 * `given`: state of the service. `settings` and `spec` override those of `fakes`; `tiers` are the
-  tiers of the vectors; `cache` is the cache's state; `costs` are rows of the ledger; `before` lists
+  tiers of the vectors; `cache` is the cache's state; `costs` are rows of the ledger; `scaling` are
+  decisions of autoscaling; `before` lists
   earlier requests; `endless` sends a body that never ends; `delay_s` delays the backend; `error`
   has the class and arguments of an error to raise.
 * `status`, `reply`, `told` (headers; null means absent), `error` (class of the rendered error): the
@@ -32,6 +33,7 @@ import pytest
 from serve_app import errors
 from serve_app.access.entrance import Entrance
 from serve_app.access.ledger import LedgerRow, Usage
+from serve_app.autoscale.scaling_record import ScalingRecord
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import EmbedServeError, Forbidden, QuotaExceeded, Unauthorized
 from serve_app.metrics import COST_NANO_USD, SAVED_NANO_USD, Meter
@@ -136,14 +138,18 @@ class FixedLedger:
 
 
 class FixedMetrics(SingleReplica):
-    """Statistics of one replica with a fixed Prometheus text."""
+    """Statistics of one replica with a fixed Prometheus text and fixed decisions."""
 
-    def __init__(self, meter: Meter, text: str) -> None:
+    def __init__(self, meter: Meter, text: str, scaling: list[ScalingRecord]) -> None:
         super().__init__(meter)
         self._text = text
+        self._scaling = scaling
 
     async def prometheus_text(self) -> str:
         return self._text
+
+    async def scaling(self) -> list[ScalingRecord]:
+        return self._scaling
 
 
 def error_from(arguments: list[Any] | None) -> Exception | None:
@@ -193,7 +199,8 @@ def client_of(given: Pair, rendered: list[str]) -> httpx2.AsyncClient:
         IngressSettings.model_validate(given.get("settings", {})),
         meter.for_model(SPEC.name),
     )
-    catalog = Catalog([service], FixedMetrics(meter, given.get("exposition", "")))
+    stats = FixedMetrics(meter, given.get("exposition", ""), given.get("scaling", []))
+    catalog = Catalog([service], stats)
     dialects = [recording(dialect, rendered) for dialect in load_dialects()]
     entrance = FakeEntrance(error, meter, FixedLedger(given.get("costs", []), error))
     app = create_app(catalog, cast(Entrance, entrance), dialects=dialects)

@@ -1,4 +1,4 @@
-"""EmbedServe's own status routes: `GET /health` and `GET /metrics`.
+"""EmbedServe's own status routes: `GET /health`, `GET /metrics` and `GET /autoscaling`.
 
 `GET /info` is in `sidecar`, whose clients read its errors.
 """
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import orjson
 
+from serve_app.autoscale.scaling_record import ScalingRecord
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.service.health import HealthReport, service_report
@@ -155,6 +156,17 @@ async def _metrics(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResp
     return ViewResponse((await catalog.replica_stats.prometheus_text()).encode())
 
 
+class AutoscalingReply(TypedDict):
+    """The reply of `GET /autoscaling`."""
+
+    deployments: list[ScalingRecord]  # those with an autoscaling policy
+
+
+async def _autoscaling(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
+    reply: AutoscalingReply = {"deployments": await catalog.replica_stats.scaling()}
+    return ViewResponse(orjson.dumps(reply))
+
+
 def health_route(path: str) -> ViewRoute:
     """Returns a route that answers like `GET /health`."""
     return ViewRoute(
@@ -180,6 +192,12 @@ DIALECT = Dialect(
             respond=_metrics,
             reply_schema=STRING,
             media_type="text/plain; version=0.0.4",
+        ),
+        ViewRoute(
+            path="/autoscaling",
+            summary="The latest decision on the number of replicas of each deployment, and why.",
+            respond=_autoscaling,
+            reply_schema=schema_of(AutoscalingReply),
         ),
     ),
 )
