@@ -153,7 +153,10 @@ CAPACITY = Metric(
     ("model",),
 )
 STARTUP_SECONDS = Metric(
-    "embedserve_startup_seconds", "Seconds from the start of a replica to its first vector."
+    "embedserve_startup_seconds",
+    "Seconds from the start of a replica to its first vector, by step: `process`, `check`, `load`, "
+    "`warm_up`, `other`.",
+    ("step",),
 )
 MODEL_LOADED = Metric(
     "embedserve_model_loaded",

@@ -304,3 +304,4 @@ class EngineInfo:
     failure: str | None = None  #: why a provider gets no calls at the moment; None: it does
     gpu: Gpu | None = None  #: None: it runs on no CUDA device
     placement: Placement | None = None  #: None: a provider runs the model
+    startup: Mapping[str, float] = field(default_factory=dict)  #: seconds by step

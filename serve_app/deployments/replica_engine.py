@@ -14,6 +14,7 @@ from serve_app.errors import ConfigurationError
 from serve_app.metrics import Meter
 from serve_app.model_prep.engine_selection import EngineSelection, check_space, load_engine
 from serve_app.scheduler.engine_pool import EnginePool
+from serve_app.scheduler.startup_timer import StartupTimer
 from serve_app.service.composition import create_engine_pool
 
 
@@ -75,8 +76,10 @@ def load_replica_engines(
         SpaceMismatch: the model files of this node differ from those of the application.
     """
     local = [selection for selection in selections if not selection.spec.is_remote]
-    for selection in local:
-        check_space(selection)
+    startup = StartupTimer()
+    with startup.step("check"):
+        for selection in local:
+            check_space(selection)
     if local:
         _check_device(local[0].device, has_gpu=bool(ray.get_gpu_ids()))
     return create_engine_pool(
@@ -86,6 +89,7 @@ def load_replica_engines(
         cpus=cpus.of_rank(serve.get_replica_context().rank.local_rank),
         meter=meter,
         load=load,
+        startup=startup,
         # A number of GPUs that isn't a fraction is one of whole GPUs.
         gpu_share=_assigned_resources().get("GPU", 0.0) % 1 or None,
     )

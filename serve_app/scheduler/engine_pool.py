@@ -77,6 +77,7 @@ class EnginePool:
         cpus: Set[int],
         meter: Meter,
         max_loaded: int | None = None,
+        startup: StartupTimer | None = None,
     ) -> None:
         """Loads the engines and warms them up.
 
@@ -86,8 +87,9 @@ class EnginePool:
             cpus: the CPUs that these threads may use.
             meter: counts batches.
             max_loaded: number of models in memory; see `LoadedModels`.
+            startup: measures the start of the replica; None: from here.
         """
-        startup = StartupTimer()
+        self._startup = startup or StartupTimer()
         # Each thread pins itself when it starts, and torch's own threads inherit the affinity. The
         # event loop isn't pinned, so that it runs on any idle CPU.
         self._cpus = cpus
@@ -107,7 +109,8 @@ class EnginePool:
             else ThreadPoolExecutor(1, "loader", self._pin_thread),
             max_loaded=max_loaded,
         )
-        self._startup_s = startup.elapsed_s() if self._loaded.engines else 0.0
+        if self._loaded.engines:
+            self._startup.ready()
         self._scheduler = Scheduler(
             EmbedderSettings(),
             streams=max((engine.streams for engine in self._loaded.engines), default=1),
@@ -137,7 +140,7 @@ class EnginePool:
             **self._scheduler.gauges(),
             **self._canaries.gauges(),
             MODEL_LOADED: loaded,
-            STARTUP_SECONDS: self._startup_s,
+            STARTUP_SECONDS: {(step,): seconds for step, seconds in self._startup.steps.items()},
         }
 
     def apply(self, settings: EmbedderSettings, cpus: Set[int]) -> None:
@@ -246,9 +249,11 @@ class EnginePool:
 
     def _load_and_warm_up(self, engine_id: str) -> Engine:
         model = self._models[engine_id]
-        engine = model.load()
+        with self._startup.step("load"):
+            engine = model.load()
         task = next(task for task in _WARM_UP_INPUTS if task in engine.tasks)
-        engine.run(task, engine.tokenizer.encode([_WARM_UP_INPUTS[task]]))
+        with self._startup.step("warm_up"):
+            engine.run(task, engine.tokenizer.encode([_WARM_UP_INPUTS[task]]))
         if model.measure_loss is not None and engine_id not in self._losses:
             self._losses[engine_id] = model.measure_loss(engine)
         if model.keeps_speed:
@@ -271,6 +276,7 @@ class EnginePool:
             cache_loss=self._losses.get(engine_id),
             drift=self._canaries.drift(engine_id),
             placement=describe_placement(self._cpus),
+            startup=self._startup.steps,
         )
 
     def check_health(self) -> None:
@@ -283,7 +289,7 @@ class EnginePool:
 
     def sample_load(self) -> ReplicaLoad:
         """Returns the load; rates are over the time since the previous call."""
-        return dataclasses.replace(self._scheduler.sample_load(), startup_s=self._startup_s)
+        return dataclasses.replace(self._scheduler.sample_load(), startup_s=self._startup.total_s)
 
 
 class ModelPool(Protocol):

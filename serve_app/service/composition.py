@@ -16,6 +16,7 @@ from serve_app.providers.provider_pool import ProviderModel, ProviderPool
 from serve_app.scheduler.canaries import CanarySchedule
 from serve_app.scheduler.delivery import Encode
 from serve_app.scheduler.engine_pool import EnginePool, PooledModel
+from serve_app.scheduler.startup_timer import StartupTimer
 from serve_app.service.backend import CachedBackend, EngineCalls
 from serve_app.service.cache_loss import measure_cache_loss
 from serve_app.service.catalog import Catalog, EngineFailures
@@ -38,6 +39,7 @@ def create_engine_pool(
     cpus: Set[int],
     meter: Meter,
     load: Callable[..., Engine] = load_engine,
+    startup: StartupTimer | None = None,
     gpu_share: float | None = None,
 ) -> EnginePool:
     """Loads the selected engines and warms them up.
@@ -49,6 +51,7 @@ def create_engine_pool(
         cpus: the CPUs that these threads may use.
         meter: counts batches.
         load: returns the engine for a selection and `threads`.
+        startup: measures the start of the process; None: from here.
         gpu_share: the part of a GPU that this process has; None: a whole one, or none.
 
     Raises:
@@ -70,7 +73,12 @@ def create_engine_pool(
         if not selection.spec.is_remote
     }
     return EnginePool(
-        models, threads=threads, cpus=cpus, meter=meter, max_loaded=config.max_loaded_models
+        models,
+        threads=threads,
+        cpus=cpus,
+        meter=meter,
+        max_loaded=config.max_loaded_models,
+        startup=startup,
     )
 
 

@@ -204,6 +204,7 @@ class EmbedService:
             "refused": engine and list(engine.rejected),
             **({"cache_loss": asdict(engine.cache_loss)} if engine and engine.cache_loss else {}),
             **_placement(engine),
+            **({"startup": dict(engine.startup)} if engine and engine.startup else {}),
             **({"asleep": True} if is_asleep else {}),
             "versions": {
                 "embedserve": __version__,
@@ -235,9 +236,14 @@ class EmbedService:
         """Returns the engine; None: no replica responds, or the call would wake one up."""
         try:
             async with asyncio.timeout(_STATUS_TIMEOUT_S):
-                return None if await self.is_asleep() else await self._backend.describe()
+                if await self.is_asleep():
+                    return None
+                engine = await self._backend.describe()
         except (TimeoutError, EmbedServeError):
             return None
+        if engine.startup:
+            self._startup_s = math.ceil(sum(engine.startup.values()))
+        return engine
 
     async def _check_breaker(self) -> None:
         engine = await self._backend.describe()

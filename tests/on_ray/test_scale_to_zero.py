@@ -18,6 +18,7 @@ WAKE_UP_TIMEOUT_S = 30
 TIMEOUT_S = 120
 SCALING = {
     "min_replicas": 0,
+    "initial_replicas": 0,
     "max_replicas": 2,
     "metrics_interval_s": 1,
     "look_back_period_s": 2,

@@ -108,6 +108,9 @@ class PlacementReport(TypedDict):
     gpu: GpuReport | None  # null: it runs on CPUs
 
 
+_Seconds = Annotated[
+    Mapping[str, float], {"type": "object", "additionalProperties": {"type": "number"}}
+]
 _StringMapping = Annotated[Mapping[str, str], {"type": "object", "additionalProperties": STRING}]
 
 
@@ -142,6 +145,7 @@ class InfoReply(tei.InfoReply):
     refused: list[str] | None
     cache_loss: NotRequired[CacheLossReport]
     placement: NotRequired[PlacementReport]  #: unless a provider runs the model
+    startup: NotRequired[_Seconds]  #: how long the replica took to start, by step
     asleep: NotRequired[bool]  #: scaled to zero; the next text starts a replica
     #: Input types whose prompt is empty in the model's files → the one whose prompt they use.
     prompt_sources: NotRequired[_StringMapping]
