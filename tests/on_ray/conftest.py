@@ -181,7 +181,8 @@ def service_config(kind: str, scratch: str) -> dict[str, Any]:
             # so that two replicas fit onto any machine
             deployment["ray_actor_options"] = {"num_cpus": 1}
         if "autoscaling_config" in deployment:
-            deployment["autoscaling_config"]["downscale_delay_s"] = DOWNSCALE_DELAY_S
+            policy = deployment["autoscaling_config"]["policy"]
+            policy.setdefault("policy_kwargs", {})["downscale_delay_s"] = DOWNSCALE_DELAY_S
     return config
 
 

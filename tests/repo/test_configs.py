@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.config import AppConfig, deployment_names, user_config_type
+from serve_app.config import AppConfig, PolicySettings, deployment_names, user_config_type
 
 ROOT = Path(__file__).parents[2]
 #: Their number of replicas is fixed.
@@ -46,7 +46,10 @@ def test_models_scale_by_tokens_and_never_to_zero(config: dict[str, Any]) -> Non
         assert scaling["min_replicas"] == 1
         assert scaling["policy"]["policy_function"] == "serve_app.autoscale:TokenPolicy"
         assert scaling["metrics_interval_s"] == 1
-        assert scaling["upscale_delay_s"] < scaling["downscale_delay_s"]
+        # Up at once; down after the delay of the policy, on top of which Ray's would come.
+        assert scaling["upscale_delay_s"] == scaling["downscale_delay_s"] == 0
+        settings = PolicySettings.parse(scaling["policy"].get("policy_kwargs"))
+        assert settings.downscale_delay_s >= 30
 
 
 def test_only_models_scale(config: dict[str, Any]) -> None:
