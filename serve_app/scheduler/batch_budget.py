@@ -19,7 +19,7 @@ _MAX_RATIO = 1.5
 #: Duration of a batch, in multiples of the target, where no interactive text waits for its end
 #: longer than for those before it: with a backlog of them, and for bulk texts alone. Still longer
 #: batches cost throughput on some CPUs.
-_THROUGHPUT_FACTOR = 2.5
+THROUGHPUT_FACTOR = 2.5
 #: Interactive texts are expected for this long after the last one.
 _INTERACTIVE_AFTER_S = 1.0
 #: Batches for each stream that interactive texts fill, above which they are a backlog.
@@ -78,7 +78,7 @@ class BatchBudgets:
         self._clock = clock
         self._interactive_until_s = -math.inf
         self._latency = defaultdict[str, BatchBudget](BatchBudget)
-        self._throughput = defaultdict[str, BatchBudget](partial(BatchBudget, _THROUGHPUT_FACTOR))
+        self._throughput = defaultdict[str, BatchBudget](partial(BatchBudget, THROUGHPUT_FACTOR))
 
     def record_interactive(self) -> None:
         """Notes that interactive texts have arrived."""

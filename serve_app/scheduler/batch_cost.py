@@ -19,6 +19,8 @@ _MIN_DEVIATION = 0.02
 _MAX_RESTORED_BATCHES = 10
 #: Sizes must differ by this factor before a slope is computed from them.
 _MIN_SPREAD = 1.3
+#: Until then, this share of the duration is taken to be fixed.
+_FIXED_SHARE = 0.5
 #: Takes the place of a slope of 0.
 _MIN_TOKEN_S = 1e-12
 
@@ -102,14 +104,16 @@ class BatchCostFit:
     def cost(self) -> BatchCost | None:
         """The fitted model; the prior if sizes don't differ enough; None without any batch.
 
-        Without a prior, batches of one size give a cost without a fixed part, which
-        underestimates the capacity at larger batches.
+        Without a prior, half of the duration of batches of one size is taken to be fixed, which
+        mostly underestimates the capacity at much larger batches.
         """
         means = [m for m in self._bins if m is not None]
         if not means:
             return self._prior
         if means[-1].tokens < _MIN_SPREAD * means[0].tokens:
-            return self._prior or BatchCost(0.0, means[0].seconds / means[0].tokens)
+            seconds, tokens = means[0].seconds, means[0].tokens
+            fixed_s = _FIXED_SHARE * seconds
+            return self._prior or BatchCost(fixed_s, (seconds - fixed_s) / tokens)
         weights = [m.batches / m.seconds**2 for m in means]
         total = sum(weights)
         mean_x = sum(w * m.tokens for w, m in zip(weights, means, strict=True)) / total
@@ -132,9 +136,10 @@ class BatchCostFit:
         return sum(m.batches for m in self._bins if m is not None)
 
     @property
-    def max_tokens(self) -> float:
-        """Padded tokens of the largest batches; 0: none has run."""
-        return max((m.tokens for m in self._bins if m is not None), default=0.0)
+    def sizes(self) -> tuple[float, float]:
+        """Padded tokens of the smallest and of the largest batches; 0: none has run."""
+        sizes = [m.tokens for m in self._bins if m is not None]
+        return min(sizes, default=0.0), max(sizes, default=0.0)
 
     def state(self) -> list[list[float]]:
         """Returns what was learned, as JSON, for `restored`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.config import EmbedderSettings
+from serve_app.scheduler.batch_budget import THROUGHPUT_FACTOR
 from serve_app.scheduler.batch_cost import BatchCostFit
 
 #: Share of tokens in padded tokens until full batches have run.
@@ -14,7 +15,8 @@ _TYPICAL_FILL = 0.85
 _MEMORY_BATCHES = 50
 #: With fewer batches, a number of streams isn't known.
 _MIN_BATCHES = 5
-#: The cost is used for batches of up to this many times the largest size that has run.
+#: The cost is used for batches from the smallest size that has run up to this many times the
+#: largest one: a fitted line tells little about others.
 _MAX_EXTRAPOLATION = 4.0
 
 
@@ -46,9 +48,9 @@ class ModelSpeed:
         """
         self._streams = streams
         self._fits: dict[int, BatchCostFit] = {}  # by the number of running batches
-        # Moving sums.
-        self._texts = self._text_tokens = 0.0  # of all batches, padding included
-        self._full_tokens = self._full_padded_tokens = 0.0  # of full batches
+        # Moving sums, of all batches, and of full ones.
+        self._texts = self._text_tokens = 0.0
+        self._full_batches = self._full_tokens = self._full_padded_tokens = 0.0
         self.batches = 0  #: recorded since the start of the process
 
     def record(self, batch: ComputedBatch) -> None:
@@ -64,6 +66,7 @@ class ModelSpeed:
         self._texts = self._texts * decay + batch.texts
         self._text_tokens = self._text_tokens * decay + batch.padded_tokens
         if batch.is_full:
+            self._full_batches = self._full_batches * decay + 1
             self._full_tokens = self._full_tokens * decay + batch.tokens
             self._full_padded_tokens = self._full_padded_tokens * decay + batch.padded_tokens
 
@@ -76,10 +79,17 @@ class ModelSpeed:
         cost = None if fit is None else fit.cost
         if fit is None or cost is None:
             return 0.0
-        limit = min(float(settings.max_batch_tokens), _MAX_EXTRAPOLATION * fit.max_tokens)
+        # Where other processes use the cores, waiting for them adds to the fixed part of a batch. A
+        # scheduler that can't keep the target for this reason goes on with longer batches.
+        factor, target_s = THROUGHPUT_FACTOR, settings.batch_target_s
+        seconds = min(max(target_s, 2 * cost.fixed_s), factor * target_s)
+        smallest, largest = fit.sizes
+        if self._full_batches:
+            smallest = max(smallest, self._full_padded_tokens / self._full_batches / factor)
+        limit = min(float(settings.max_batch_tokens), _MAX_EXTRAPOLATION * largest)
         if self._texts:
             limit = min(limit, settings.max_batch_texts * self._text_tokens / self._texts)
-        size = min(max(cost.tokens_within(settings.batch_target_s), 1.0), limit)
+        size = min(max(cost.tokens_within(seconds), smallest), limit)
         return self._fill * self._streams * cost.capacity(size)
 
     @property
@@ -98,7 +108,7 @@ class ModelSpeed:
         return {
             "fits": {str(n): fit.state() for n, fit in sorted(self._fits.items())},
             "texts": [self._texts, self._text_tokens],
-            "full": [self._full_tokens, self._full_padded_tokens],
+            "full": [self._full_batches, self._full_tokens, self._full_padded_tokens],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -110,11 +120,12 @@ class ModelSpeed:
         try:
             fits = {int(n): BatchCostFit.restored(fit) for n, fit in state["fits"].items()}
             sums = [float(value) for name in ("texts", "full") for value in state[name]]
-            texts, text_tokens, full_tokens, full_padded_tokens = sums
+            texts, text_tokens, full_batches, full_tokens, full_padded_tokens = sums
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"Not the state of a speed: {error}") from error
         if not all(0 <= value < math.inf for value in sums) or full_tokens > full_padded_tokens:
             raise ValueError("Not the state of a speed: impossible sums.")
         self._fits = {n: fit for n, fit in fits.items() if 1 <= n <= self._streams}
         self._texts, self._text_tokens = texts, text_tokens
+        self._full_batches = full_batches
         self._full_tokens, self._full_padded_tokens = full_tokens, full_padded_tokens
