@@ -28,6 +28,7 @@ _SLOW_PATHS = (
     "tests/cache/test_faults.py",
     "tests/cache/test_redis_store.py",
     "tests/clients",
+    "tests/command/test_capacity.py",
     "tests/command/test_check.py",
     "tests/command/test_ray_service.py",
     "tests/command/test_run.py",

@@ -12,6 +12,7 @@ from embedserve_client.command.main import main
 from serve_app.command import (
     autoscale,
     cache,
+    capacity,
     check,
     cost,
     deploy,
@@ -44,6 +45,8 @@ EXAMPLES = """\
   embedserve cost --by model,day           print what models and days have cost
   embedserve simulate spike --cost 0.015,0.0003
                                            simulate autoscaling, next to Ray's own policy
+  embedserve capacity plan --cost 0.002,0.0001 --rate 300/s --p99 50ms
+                                           print replicas and configuration for a load
   embedserve key new alice                 generate an API key and its configuration entry
   embedserve settings                      print every setting with its default
 """
@@ -53,7 +56,8 @@ ERRORS = (EmbedServeError, StartupError)
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommands to the parser of `embedserve`."""
-    for module in (serve, run, check, prepare, deploy, autoscale, cache, cost, simulate, key):
+    modules = (serve, run, check, prepare, deploy, autoscale, cache, cost, simulate, capacity, key)
+    for module in modules:
         module.add_commands(commands)
     settings = commands.add_parser(
         "settings",

@@ -3,10 +3,12 @@
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from serve_app.autoscale.policy import Bounds
 from serve_app.command.config_file import add_config_argument, read_config
+from serve_app.command.engine_measurement import EngineRecord
 from serve_app.config import EmbedderSettings, ModelConfig, PolicySettings
 from serve_app.errors import ConfigurationError
 from serve_app.scheduler.batch_cost import BatchCost
@@ -26,15 +28,26 @@ class SimulatedDeployment(NamedTuple):
     policy: PolicySettings
 
 
-def add_deployment_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `read_deployment` reads."""
+def add_deployment_arguments(parser: argparse.ArgumentParser, *, cost: bool = True) -> None:
+    """Adds the options that `read_deployment` reads.
+
+    Args:
+        parser: the parser of a command.
+        cost: whether the command needs the cost of a batch, and so the options of a replica.
+    """
     add_config_argument(parser, flag="--config")
     parser.add_argument(
         "--deployment",
         metavar="NAME",
         help="deployment of the file (default: the first one that runs models)",
     )
-    parser.add_argument("--cost", type=parse_cost, metavar="FIXED,TOKEN", help=_HELP_COST)
+    if not cost:
+        return
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--cost", type=parse_cost, metavar="FIXED,TOKEN", help=_HELP_COST)
+    source.add_argument(
+        "--record", type=Path, metavar="FILE", help="cost that `embedserve capacity measure` wrote"
+    )
     parser.add_argument(
         "--startup",
         type=float,
@@ -95,7 +108,7 @@ def read_deployment(arguments: argparse.Namespace) -> SimulatedDeployment:
     fields = EmbedderSettings.model_fields.keys() & (deployment.get("user_config") or {}).keys()
     settings = {field: deployment["user_config"][field] for field in fields}
     service = SimulatedService(
-        arguments.cost or _cost(name, models[name]),
+        arguments.cost or _cost(name, models[name], arguments.record),
         EmbedderSettings.parse(settings),
         startup_s=arguments.startup or policy.default_startup_s,
         bounds=Bounds(lowest, highest),
@@ -103,11 +116,13 @@ def read_deployment(arguments: argparse.Namespace) -> SimulatedDeployment:
     return SimulatedDeployment(name, service, policy)
 
 
-def _cost(name: str, models: Sequence[ModelConfig]) -> BatchCost:
+def _cost(name: str, models: Sequence[ModelConfig], record: Path | None) -> BatchCost:
+    if record is not None:
+        return EngineRecord.read_cost(record)
     for model in models:
         if model.batch_cost.token_s > 0:
             return BatchCost(model.batch_cost.fixed_s, model.batch_cost.token_s)
     raise ConfigurationError(
-        f"How long a batch of the deployment {name} takes isn't known on this machine. Run the "
-        "service under load first, or set --cost FIXED,TOKEN."
+        f"How long a batch of the deployment {name} takes isn't known. Measure it with `embedserve "
+        "capacity measure -o FILE` and pass --record FILE, or set --cost FIXED,TOKEN."
     )

@@ -54,6 +54,8 @@ class SimulationResult:
     reasons: list[tuple[float, int, str]]  #: time, replicas and reason of each change
     #: Waiting of each text of the trace, NaN if it was refused; None: not simulated one by one.
     waits_s: _Floats | None = None
+    #: From the arrival of each text to the end of its batch, like `waits_s`.
+    latencies_s: _Floats | None = None
 
     @property
     def changes(self) -> int:

@@ -56,6 +56,7 @@ class _Simulation:
         self._request_of: list[int] = np.repeat(np.arange(starts.size), ends - starts).tolist()
         self._remaining: list[int] = (ends - starts).tolist()
         self._wait_s = [math.nan] * trace.tokens.size
+        self._latency_s = [math.nan] * trace.tokens.size
         self._now_s = 0.0
         self._order = 0  # makes events of the same time comparable
         self._events: list[tuple[float, int, Replica | None, float]] = []
@@ -187,9 +188,10 @@ class _Simulation:
         batch, seconds = replica.start_batch(now_s)
         if not batch:
             return
-        wait_s, arrival_s = self._wait_s, self._arrival_s
+        wait_s, latency_s, arrival_s = self._wait_s, self._latency_s, self._arrival_s
         for text in batch:
             wait_s[text] = now_s - arrival_s[text]
+            latency_s[text] = wait_s[text] + seconds
         self._push(now_s + seconds, replica, now_s)
 
     def _end_batch(self, replica: Replica, started_s: float) -> None:
@@ -292,6 +294,7 @@ class _Simulation:
             ),
             reasons=self._reasons,
             waits_s=waits,
+            latencies_s=np.array(self._latency_s),
         )
 
 

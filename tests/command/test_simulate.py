@@ -153,4 +153,4 @@ def test_a_cost_that_is_not_known_is_asked_for(
     del content["applications"][0]["args"]["model"]["batch_cost"]
     config.write_text(yaml.safe_dump(content))
     assert main(["simulate", "spike", "--config", str(config)]) == 1
-    assert "set --cost FIXED,TOKEN" in capsys.readouterr().err
+    assert "embedserve capacity measure" in capsys.readouterr().err
