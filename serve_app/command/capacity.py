@@ -104,7 +104,7 @@ def _add_wish(plan: argparse.ArgumentParser) -> None:
     )
     plan.add_argument(
         "--busy-hours",
-        type=float,
+        type=_hours,
         default=10.0,
         metavar="H",
         help="hours of a day at --rate, the others are at --low-rate (default: 10)",
@@ -276,6 +276,13 @@ def _duration(text: str) -> float:
 
 def _rate(text: str) -> float:
     return _quantity(text, r"\s*/\s*(s|min|h|d)", _PER_SECOND, "a rate such as 300/s or 5000/min")
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 <= hours <= 24:
+        raise argparse.ArgumentTypeError(f"{text!r} isn't between 0 and 24")
+    return hours
 
 
 def _quantity(text: str, unit: str, factors: Mapping[str, float], kind: str) -> float:

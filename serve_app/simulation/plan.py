@@ -108,14 +108,7 @@ def plan_capacity(
         InvalidRequest: no number of replicas keeps the wish.
     """
     limit_s = wish.p99_s - wish.overhead_s
-    longest_s = cost.seconds(_sizes(wish, 10_000, seed).max())
-    if longest_s > limit_s:
-        raise InvalidRequest(
-            f"A text of {wish.tokens_per_text:g} tokens, alone and with the spread of sizes, takes "
-            f"up to {1000 * (longest_s + wish.overhead_s):.0f} ms, however many replicas there "
-            f"are. Ask for a p99 above that, or use a faster device or a smaller model.",
-            "p99",
-        )
+    _check_longest(wish, cost.seconds(_sizes(wish, 10_000, seed).max()), limit_s)
     services = [
         SimulatedService(
             cost,
@@ -128,7 +121,7 @@ def plan_capacity(
     candidates = [_fewest(wish, wish.texts_per_s, service, limit_s, seed) for service in services]
     replicas, service, result = min(candidates, key=lambda c: (c[0], _latency(c[2])[1]))
     quiet, _, _ = _fewest(wish, wish.low_texts_per_s, service, limit_s, seed)
-    quiet_s = 3600 * (_HOURS_PER_DAY - wish.busy_hours)
+    quiet_s = 3600 * ((_HOURS_PER_DAY - wish.busy_hours) or _HOURS_PER_DAY)
     bulk = math.ceil(wish.bulk_tokens_per_day / (service.capacity_tokens_per_s * quiet_s))
     p50_s, p99_s = _latency(result)
     for idle in _STANDBYS:
@@ -150,6 +143,16 @@ def plan_capacity(
         rise_p99_s + wish.overhead_s,
         service.capacity_tokens_per_s,
     )
+
+
+def _check_longest(wish: Wish, longest_s: float, limit_s: float) -> None:
+    if longest_s > limit_s:
+        raise InvalidRequest(
+            f"A text of {wish.tokens_per_text:g} tokens, alone and with the spread of sizes, takes "
+            f"up to {1000 * (longest_s + wish.overhead_s):.0f} ms, however many replicas there "
+            f"are. Ask for a p99 above that, or use a faster device or a smaller model.",
+            "p99",
+        )
 
 
 def _batch_targets(limit_s: float, cost: BatchCost) -> list[float]:
