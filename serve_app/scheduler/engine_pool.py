@@ -276,7 +276,7 @@ class EnginePool:
             cache_loss=self._losses.get(engine_id),
             drift=self._canaries.drift(engine_id),
             placement=describe_placement(self._cpus),
-            startup={**self._startup.steps},
+            startup=self._startup.steps,
         )
 
     def check_health(self) -> None:

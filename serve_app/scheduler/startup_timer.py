@@ -33,7 +33,7 @@ class StartupTimer:
         age_s = max(time.time() - process.create_time(), 0.0)
         self._clock = clock
         self._created_s = clock()
-        self._seconds: dict[StartupStep, float] = {
+        self._seconds: dict[str, float] = {
             "process": min(age_s, _MAX_WALL_PER_CPU_TIME * (times.user + times.system))
         }
         self._ready_s: float | None = None
@@ -55,7 +55,7 @@ class StartupTimer:
         logger.info("The replica is ready after %.2f s: %s.", self.total_s, steps)
 
     @property
-    def steps(self) -> Mapping[StartupStep, float]:
+    def steps(self) -> Mapping[str, float]:
         """The seconds of each step; empty until the replica is ready."""
         return {} if self._ready_s is None else self._seconds
 

@@ -74,6 +74,11 @@ def _tokens(scenario: Scenario) -> SimulationResult:
     return scenario.run(TokenScaler(scenario.settings))
 
 
+def _tokens_with_standby(scenario: Scenario) -> SimulationResult:
+    settings = scenario.settings.model_copy(update={"min_idle_replicas": 1})
+    return scenario.run(TokenScaler(settings))
+
+
 def _tokens_with_rays_router(scenario: Scenario) -> SimulationResult:
     return scenario.run(TokenScaler(scenario.settings), router="power_of_two")
 
@@ -102,6 +107,7 @@ _FIXED = "fixed"
 #: Each policy by its name on the command line, with its title.
 POLICIES: Mapping[str, tuple[str, Callable[[Scenario], SimulationResult]]] = {
     "tokens": ("tokens", _tokens),
+    "tokens-standby": ("tokens, one standby", _tokens_with_standby),
     "tokens-rays-router": ("tokens, Ray's router", _tokens_with_rays_router),
     "ray": ("Ray's default", lambda scenario: _ray({}, scenario)),
     "ray-tuned": ("Ray's, tuned", lambda scenario: _ray(RAY_TUNED, scenario)),
