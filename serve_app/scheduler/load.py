@@ -87,7 +87,7 @@ class LoadMeter:
 
     def end_batch(self, batch: RunningBatch, tokens: int) -> None:
         """Ends measuring a batch that computed `tokens`, 0 if it failed."""
-        self._running.end(batch)
+        self._running.end(batch, tokens)
         self._speed.record(tokens)
         self._computed_tokens += tokens
 

@@ -14,6 +14,7 @@ class RunningBatch:
     start_s: float
     sum_at_start: float
     seconds: float = 0.0  #: duration; 0 until it has ended
+    tokens: int = 0  #: computed, without padding; 0 until it has ended, or if it failed
     concurrency: float = 1.0  #: mean number of batches that ran during it, itself included
 
 
@@ -37,11 +38,12 @@ class RunningBatches:
         self._by_model[model] += 1
         return batch
 
-    def end(self, batch: RunningBatch) -> None:
-        """Removes a batch, and sets its duration and concurrency."""
+    def end(self, batch: RunningBatch, tokens: int) -> None:
+        """Removes a batch that computed `tokens`, and sets its duration and concurrency."""
         self._update()
         self._batches.remove(batch)
         self._by_model[batch.model] -= 1
+        batch.tokens = tokens
         batch.seconds = self._updated_s - batch.start_s
         if batch.seconds > 0:
             batch.concurrency = (self._sum_s - batch.sum_at_start) / batch.seconds

@@ -333,19 +333,18 @@ class Scheduler:
     def _record_batch(
         self, batch: Sequence[QueuedText], run: RunningBatch, budget: BatchBudget
     ) -> None:
-        padded, tokens = _padded_tokens(batch), sum(text.length for text in batch)
-        settings = self.settings
+        settings, padded = self.settings, _padded_tokens(batch)
         limit = settings.max_batch_tokens
         is_full = 2 * padded >= budget.tokens(limit) or 2 * len(batch) >= settings.max_batch_texts
         budget.record_batch(padded, run.seconds, target_s=settings.batch_target_s, limit=limit)
         self._speeds.record(
             run.model,
             batch[0].group.engine.streams,
-            ComputedBatch(len(batch), tokens, padded, run.seconds, run.concurrency, is_full),
+            ComputedBatch(len(batch), run.tokens, padded, run.seconds, run.concurrency, is_full),
         )
         self.meter.add(BATCHES, 1, run.model)
         self.meter.add(BATCH_TEXTS, len(batch), run.model)
-        self.meter.add(BATCH_TOKENS, tokens, run.model)
+        self.meter.add(BATCH_TOKENS, run.tokens, run.model)
         self.meter.add(PADDED_TOKENS, padded, run.model)
         self.meter.add(BATCH_SECONDS, run.seconds, run.model)
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,6 +211,24 @@ async def test_token_vectors(engine: GatedEngine, pool: EnginePool) -> None:
     (vectors,) = CODECS["embed_tokens"].decode(result).values
     assert np.array_equal(vectors, [fake_vector(character) for character in "abc"])
     assert isinstance(delivered[1], InferenceError)
+
+
+async def test_a_new_process_knows_the_speed_that_the_previous_one_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    capacities = []
+    for keeps_speed in (True, True, False):
+        engine = GatedEngine()
+        model = pooled(engine)._replace(keeps_speed=keeps_speed)
+        pool = EnginePool({ENGINE: model}, threads=1, cpus=ALL_CPUS, meter=Meter())
+        pool.start()
+        capacities.append(pool.sample_load().capacity_tokens_per_s)
+        engine.allow(100)
+        await start(pool, TextGroup(("a text",)))[1]
+        await pool.stop()
+    assert capacities[1] > 0
+    assert (capacities[0], capacities[2]) == (0, 0)
 
 
 async def test_it_describes_its_engine_and_load(engine: GatedEngine, pool: EnginePool) -> None:
