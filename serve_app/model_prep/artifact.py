@@ -1,17 +1,18 @@
 """An artifact: a folder of the artifact cache, its manifest, and the processes that use it."""
 
 import contextlib
-import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import orjson
 from filelock import FileLock, Timeout
+
+from serve_app.models.file_digests import sha256_of
 
 _MANIFEST, _LABELS, _MARK_SUFFIX = "digests.json", "labels.json", ".user"
 #: The locks that this process holds until it ends, by artifact.
@@ -20,7 +21,7 @@ _held: dict[Path, FileLock] = {}
 
 def write_manifest(folder: Path) -> None:
     """Records the digest of every file in a folder, which marks the artifact as complete."""
-    digests = {file.name: _sha256(file) for file in folder.iterdir()}
+    digests = {file.name: sha256_of(file) for file in folder.iterdir()}
     (folder / _MANIFEST).write_bytes(orjson.dumps(digests, option=orjson.OPT_INDENT_2))
 
 
@@ -66,19 +67,24 @@ class Artifact:
         """When a process last loaded it, in Unix time."""
         return _modified_s(self.folder)
 
-    def damage(self) -> list[str]:
-        """Returns what is wrong with the files, one sentence each; empty if they are intact."""
+    def damage(self, digest: Callable[[Path], str] = sha256_of) -> list[str]:
+        """Returns what is wrong with the files, one sentence each; empty if they are intact.
+
+        Args:
+            digest: returns the SHA-256 of a file.
+        """
         try:
             digests: Any = orjson.loads((self.folder / _MANIFEST).read_bytes())
             if not digests or not isinstance(digests, dict):
                 return [f"{_MANIFEST} lists no files."]
         except (OSError, ValueError):
             return [f"{_MANIFEST} is missing or unreadable."]
-        return [fault for name, digest in digests.items() if (fault := self._fault(name, digest))]
+        faults = (self._fault(name, recorded, digest) for name, recorded in digests.items())
+        return [fault for fault in faults if fault]
 
-    def _fault(self, name: str, digest: object) -> str | None:
+    def _fault(self, name: str, recorded: object, digest: Callable[[Path], str]) -> str | None:
         try:
-            intact = _sha256(self.folder / name) == digest
+            intact = digest(self.folder / name) == recorded
         except OSError as error:
             return f"{name}: {error.strerror}."
         return None if intact else f"{name} has changed since it was written."
@@ -143,8 +149,3 @@ def _is_locked(file: Path) -> bool:
     except OSError:  # another process removed it
         return False
     return False
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

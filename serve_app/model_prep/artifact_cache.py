@@ -21,6 +21,7 @@ from platformdirs import user_cache_path
 
 from serve_app.errors import ConfigurationError
 from serve_app.model_prep.artifact import Artifact
+from serve_app.models.file_digests import FileDigests
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def get_or_build(name: str, step: BuildStep, *, build: Build = build_in_subproce
     if artifact.folder.exists():
         artifact.hold()  # before the check, so that nobody removes it afterwards
     try:
-        if artifact.damage():
+        if artifact.damage(FileDigests()):
             artifact.folder.parent.mkdir(parents=True, exist_ok=True)
             with artifact.lock.acquire(timeout=_LOCK_TIMEOUT_S):
                 if artifact.damage():

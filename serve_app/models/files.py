@@ -8,6 +8,7 @@ from embedserve_client.model_files import ModelFiles, Modules, read_json
 from serve_app.config import ModelConfig
 from serve_app.errors import ModelSourceError
 from serve_app.model_spec import ModelSpec
+from serve_app.models.file_digests import FileDigests
 from serve_app.tasks import Task
 
 #: sentence-transformers' names of pooling modes → text-embeddings-inference's names.
@@ -39,7 +40,7 @@ def read_spec(path: Path, config: ModelConfig, precision: str) -> ModelSpec:
         ValueError: a file is malformed, or the model is of an unsupported kind.
         KeyError: a setting is missing.
     """
-    files = ModelFiles.read(path, config.max_tokens, config.prompts)
+    files = ModelFiles.read(path, config.max_tokens, config.prompts, FileDigests())
     _check_modules(files)
     if config.trust_remote_code:
         _check_code_is_pinned(files)

@@ -14,7 +14,7 @@ import pytest
 from tests.on_ray.conftest import SEPARATE, Service, running_service, service_config
 
 #: How long a request waits for a replica that never starts.
-WAKE_UP_TIMEOUT_S = 30
+WAKE_UP_TIMEOUT_S = 20
 TIMEOUT_S = 120
 SCALING = {
     "min_replicas": 0,

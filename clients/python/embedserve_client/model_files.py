@@ -7,7 +7,7 @@ this module, so they agree on which vectors are comparable.
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +82,7 @@ class ModelFiles:
         path: Path,
         max_tokens: int | None = None,
         prompts: Mapping[str, str] | None = None,
+        digest: Callable[[Path], str] | None = None,
     ) -> "ModelFiles":
         """Reads a model directory.
 
@@ -90,6 +91,7 @@ class ModelFiles:
                 for sequence classification.
             max_tokens: the token limit, special tokens included; None: the model's own limit.
             prompts: prompts in place of the model's own; None: the model's own.
+            digest: returns the SHA-256 of a weights file; None: reads it.
 
         Raises:
             OSError: a file is missing or can't be read.
@@ -111,7 +113,7 @@ class ModelFiles:
             raise ValueError(
                 f"Its first module is {first}. Only transformers and StaticEmbedding can be served."
             )
-        weights = {file: _sha256(file) for file in _weight_files(path, first_dir)}
+        weights = {file: (digest or _sha256)(file) for file in _weight_files(path, first_dir)}
         own_prompts = _own_prompts(kind, settings)
         sources = _prompt_sources(own_prompts) if prompts is None else {}
         limit = max_tokens or _limit(first_dir, kind, modules, settings)
