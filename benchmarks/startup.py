@@ -114,7 +114,9 @@ def _wake_up(url: str, text: str) -> Mapping[str, float]:
     time.sleep(3)  # until the replica has stopped
     started_s = time.monotonic()
     body = json.dumps({"input": text}).encode()
-    request = urllib.request.Request(f"{url}/v1/embeddings", body)
+    request = urllib.request.Request(
+        f"{url}/v1/embeddings", body, {"content-type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as reply:
         reply.read()
     all_s = time.monotonic() - started_s
