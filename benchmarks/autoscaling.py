@@ -13,8 +13,10 @@ import argparse
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import yaml
 from serve_app.autoscale.policy import Bounds
 from serve_app.command.ports import free_port, with_free_ports
 from serve_app.command.ray_service import RayService
-from serve_app.config import TOKEN_POLICY, EmbedderSettings, PolicySettings
+from serve_app.config import EmbedderSettings, PolicySettings
 from serve_app.scheduler.batch_cost import BatchCost
 from serve_app.simulation.result import SimulationResult
 from serve_app.simulation.scalers import TokenScaler
@@ -48,14 +50,16 @@ _COST = BatchCost(fixed_s=0.015, token_s=0.0006)
 _BATCH_TARGET_S = 0.1
 _PERCENTILES = (50, 95, 99)
 _START_TIMEOUT_S, _SETTLE_TIMEOUT_S = 180.0, 90.0
-#: Reports of replicas come every second, each at its own time, and the policy decides at once.
-_REPORT_DELAY_S = 0.5
+#: Ray sends the report of a second before it takes the next one, so it is a second old.
+_REPORT_DELAY_S = 1.0
+#: Nobody knows at which part of a second reports come: the forecast is the median of these.
+_PHASES_S = tuple(np.arange(0.1, 1.05, 0.1).tolist())
 _FILE = RESULTS / "autoscaling.jsonl"
 
 #: Texts per second by second. One replica computes about 22 per second.
 _RATES: dict[str, tuple[list[float], list[float]]] = {
     "ramp": ([0, 20, 120, 160, 190, 220], [12, 12, 80, 80, 12, 12]),
-    "spike": ([0, 40, 40, 100, 100, 190], [12, 12, 80, 80, 12, 12]),
+    "spike": ([0, 40, 40, 80, 80, 150], [12, 12, 80, 80, 12, 12]),
 }
 
 
@@ -89,15 +93,7 @@ def service_config(topology: str, max_replicas: int, scratch: Path) -> dict[str,
         if deployment["name"] == _ENGINE_DEPLOYMENTS[topology]:
             settings["batch_target_s"] = _BATCH_TARGET_S
             deployment["ray_actor_options"] = {"num_cpus": 0.1}
-            deployment["autoscaling_config"] = {
-                "min_replicas": 1,
-                "max_replicas": max_replicas,
-                "metrics_interval_s": 1,
-                "look_back_period_s": 5,
-                "upscale_delay_s": 0,
-                "downscale_delay_s": 0,
-                "policy": {"policy_function": TOKEN_POLICY, "policy_kwargs": {}},
-            }
+            deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": max_replicas}
     return config
 
 
@@ -128,6 +124,7 @@ def record(name: str, topology: str, max_replicas: int) -> Record:
             _wait_for_one_replica(service, _ENGINE_DEPLOYMENTS[topology])
             with ReplicaWatcher(service.application, _ENGINE_DEPLOYMENTS[topology]) as history:
                 playback = run_async(_play(trace, target))
+            decision = _last_decision(service.url, playback.started_s)
     deployments = config["applications"][0]["deployments"]
     autoscaling = next(d["autoscaling_config"] for d in deployments if "autoscaling_config" in d)
     parameters = {
@@ -138,8 +135,23 @@ def record(name: str, topology: str, max_replicas: int) -> Record:
         "batch_cost": {"fixed_s": _COST.fixed_s, "token_s": _COST.token_s},
         "batch_target_s": _BATCH_TARGET_S,
         "autoscaling": autoscaling,
+        **decision,
     }
     return make_record(parameters, _metrics(trace, playback, history))
+
+
+def _last_decision(url: str, started_s: float) -> dict[str, Any]:
+    """Returns the load at the last decision, and the latest changes of the target.
+
+    A change has the seconds from the start, the replicas and the reason.
+    """
+    with urllib.request.urlopen(f"{url}/autoscaling", timeout=10) as response:
+        (deployment,) = orjson.loads(response.read())["deployments"]
+    changes = [
+        (round(change["unix"] - started_s, 1), change["after"], change["reason"])
+        for change in reversed(deployment["changes"])
+    ]
+    return {"load": deployment["load"], "changes": changes}
 
 
 def _wait_for_one_replica(service: RayService, deployment: str) -> None:
@@ -155,9 +167,10 @@ async def _play(trace: Trace, target: HttpTarget, *, seed: int = 0) -> Playback:
 
 
 def _warm_up(trace: Trace) -> Trace:
-    """Returns the first texts of a trace, with which the scheduler learns its budget."""
-    selected = trace.arrival_s < 5
-    return Trace.from_arrays(trace.name, trace.arrival_s[selected], trace.tokens[selected])
+    """Returns few texts and then many at once, from which a replica learns what a batch costs."""
+    first, many = trace.tokens[:60], trace.tokens[60:120]
+    arrival_s = np.concatenate([np.arange(60) * 0.1, np.full(60, 6.0)])
+    return Trace.from_arrays(trace.name, arrival_s, np.concatenate([first, many]))
 
 
 def _metrics(trace: Trace, playback: Playback, history: ReplicaHistory) -> dict[str, Any]:
@@ -167,7 +180,7 @@ def _metrics(trace: Trace, playback: Playback, history: ReplicaHistory) -> dict[
         "failed": len(playback.failures),
         "failures": [[round(at_s, 2), reason] for at_s, reason in playback.failures],
         "client_lag_p99_ms": round(float(np.quantile(playback.lag_s, 0.99)) * 1e3, 2),
-        "startup_s": [round(s, 2) for s in history.startup_s],
+        "startup_s": [[round(s, 2) for s in times_s] for times_s in history.startup_s],
         "running": running.tolist(),
         "target": target.tolist(),
         "waiting_ms": _milliseconds(playback.waiting_s),
@@ -183,27 +196,32 @@ def _milliseconds(seconds: np.ndarray[Any, np.dtype[np.float64]]) -> list[float 
     return [None if np.isnan(s) else round(s * 1e3, 1) for s in seconds.tolist()]
 
 
-def forecast(record: Mapping[str, Any]) -> SimulationResult:
-    """Returns the simulation of what was recorded."""
+def forecast(record: Mapping[str, Any]) -> list[SimulationResult]:
+    """Returns simulations of what was recorded, by ascending p95."""
     policy = record["autoscaling"].get("policy", {}).get("policy_kwargs") or {}
+    times_s = [float(np.median(times_s)) for times_s in record["startup_s"] if times_s]
     service = SimulatedService(
         BatchCost(**record["batch_cost"]),
         EmbedderSettings(batch_target_s=record["batch_target_s"]),
-        startup_s=float(np.median(record["startup_s"])),
-        startup_times_s=tuple(record["startup_s"]),
+        startup_s=times_s[0],
+        startup_times_s=tuple(times_s),
         report_delay_s=_REPORT_DELAY_S,
         router="least_requests" if record["topology"] == "colocated" else "least_tokens",
         bounds=Bounds(1, record["max_replicas"]),
     )
-    return simulate(
-        recorded_trace(record["trace"]), service, TokenScaler(PolicySettings.parse(policy))
-    )
+    trace, settings = recorded_trace(record["trace"]), PolicySettings.parse(policy)
+    results = [
+        simulate(trace, replace(service, first_report_s=phase_s), TokenScaler(settings))
+        for phase_s in _PHASES_S
+    ]
+    return sorted(results, key=lambda result: result.waiting["interactive"].p95)
 
 
 def report(record: Mapping[str, Any], path: Path) -> None:
     """Prints both percentiles and draws the plot."""
     trace = recorded_trace(record["trace"])
-    result = forecast(record)
+    results = forecast(record)
+    result = results[len(results) // 2]
     waiting_s = np.array([np.nan if ms is None else ms / 1e3 for ms in record["waiting_ms"]])
     assert result.waits_s is not None, "The exact simulation has them."
     measured = Run(waiting_s, np.array(record["running"]))
@@ -213,7 +231,9 @@ def report(record: Mapping[str, Any], path: Path) -> None:
     for name, run in (("measured", measured), ("simulated", simulated)):
         print(f"| {name} | " + " | ".join(f"{run.percentile(q):.3g}" for q in _PERCENTILES) + " |")
     ratio = simulated.percentile(95) / measured.percentile(95)
+    lowest, highest = (r.waiting["interactive"].p95 for r in (results[0], results[-1]))
     print(f"p95 simulated / measured: {ratio:.2f}; failed: {record['failed']}")
+    print(f"p95 simulated, by the time of the reports: {lowest:.3g} to {highest:.3g} s")
     print(f"start-up: {record['startup_s']} s; client's lag p99: {record['client_lag_p99_ms']} ms")
     cost = BatchCost(**record["batch_cost"])
     capacity = 0.85 * cost.capacity(cost.tokens_within(record["batch_target_s"]))

@@ -32,9 +32,18 @@ class ReplicaHistory:
     _seen: set[str] = field(default_factory=set)
 
     @property
-    def startup_s(self) -> list[float]:
-        """Time from the start of a replica to its readiness, in the order of the starts."""
-        return [ready_s - start_s for start_s, ready_s in sorted(self.starts.values())]
+    def startup_s(self) -> list[list[float]]:
+        """Start-up times of replicas while 0, 1, … others were starting, a list for each number.
+
+        Of replicas that start together, the first one that is ready counts as the first.
+        """
+        by_others: list[list[float]] = []
+        starts = sorted(self.starts.values(), key=lambda start: start[::-1])
+        for i, (start_s, ready_s) in enumerate(starts):
+            others = sum(other_s > start_s for _, other_s in starts[:i])
+            by_others += [[] for _ in range(others + 1 - len(by_others))]
+            by_others[others].append(ready_s - start_s)
+        return by_others
 
     def by_second(
         self, started_s: float, seconds: int

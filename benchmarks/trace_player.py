@@ -14,6 +14,8 @@ from .connection import Connection
 from .target import HttpTarget
 
 _INFERENCE = re.compile(rb"infer;dur=([\d.]+)")
+#: As much of the body of a failure is kept.
+_MAX_BODY_BYTES = 300
 _SYLLABLES = ("ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu")
 
 
@@ -25,7 +27,7 @@ class Playback:
     latency_s: npt.NDArray[np.float64]  #: from the time of the text to its reply; NaN: it failed
     inference_s: npt.NDArray[np.float64]  #: duration of the text's batch; NaN: it failed
     lag_s: npt.NDArray[np.float64]  #: delay caused by the client
-    #: Time of each text that failed, and the status code or the name of the exception.
+    #: Time of each text that failed; status code and body, or the name of the exception.
     failures: tuple[tuple[float, str], ...]
 
     @property
@@ -35,14 +37,20 @@ class Playback:
 
 
 class _TimedConnection(Connection):
-    """A connection that reads how long the batch of its text took."""
+    """A connection that reads how long the batch of its text took, and the last body."""
 
     inference_s = 0.0
+    body = b""
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Implements the `httptools` protocol."""
         if name.lower() == b"server-timing" and (match := _INFERENCE.search(value)):
             self.inference_s = float(match[1]) / 1e3
+
+    def on_body(self, body: bytes) -> None:
+        """Implements the `httptools` protocol: a part of the body."""
+        super().on_body(body)
+        self.body = body
 
 
 class _Player:
@@ -84,7 +92,8 @@ class _Player:
             return
         self._idle.append(connection)
         if response.status != 200:
-            self._failures.append((self._arrival_s[i], str(response.status)))
+            body = connection.body[:_MAX_BODY_BYTES].decode(errors="replace")
+            self._failures.append((self._arrival_s[i], f"{response.status} {body}"))
             return
         self._latency_s[i] = time.perf_counter() - due
         self._inference_s[i] = connection.inference_s

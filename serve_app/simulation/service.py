@@ -19,9 +19,11 @@ class SimulatedService:
     cost: BatchCost
     settings: EmbedderSettings = field(default_factory=EmbedderSettings)
     startup_s: float = 8.0
-    #: Start-up times of the replicas that are started, in turn; empty: all take `startup_s`.
+    #: Start-up time of a replica while 0, 1, … others are starting, which compete for the cores.
+    #: The last one also holds with more. Empty: always `startup_s`.
     startup_times_s: tuple[float, ...] = ()
     report_delay_s: float = 0.0  #: age of the reports when the policy decides
+    first_report_s: float = 1.0  #: time of the first reports; the next ones follow every second
     bounds: Bounds = field(default_factory=lambda: Bounds(1, 20))
     initial_replicas: int = 1
     router: RouterName = "least_tokens"

@@ -4,7 +4,6 @@ import heapq
 import math
 import random
 from collections import deque
-from itertools import cycle
 from operator import attrgetter
 
 import numpy as np
@@ -69,7 +68,7 @@ class _Simulation:
         self._unfinished = len(self._starts)
         self._ongoing = 0
         self._target = service.bounds.clip(service.initial_replicas)
-        self._startup_s = cycle(service.startup_times_s or (service.startup_s,))
+        self._startup_s = service.startup_times_s or (service.startup_s,)
         #: Reports on their way to the policy: time of arrival, load and requests.
         self._reports = deque[tuple[float, FleetLoad, int]]()
         self._replica_s = 0.0
@@ -85,7 +84,7 @@ class _Simulation:
             self._running.append(self._new_replica(0.0))
         events, arrivals, starts = self._events, self._arrival_s, self._starts
         next_request, requests = 0, len(starts)
-        arrival_s, report_s = arrivals[0], 1.0
+        arrival_s, report_s = arrivals[0], self._service.first_report_s
         while self._unfinished:
             event_s = events[0][0] if events else math.inf
             tick_s = min(report_s, self._reports[0][0]) if self._reports else report_s
@@ -240,7 +239,7 @@ class _Simulation:
             self._reasons.append((now_s, target, decision.reason))
         self._target = target
         while len(self._running) + len(self._starting) < target:
-            ready_s = now_s + next(self._startup_s)
+            ready_s = now_s + self._startup_s[min(len(self._starting), len(self._startup_s) - 1)]
             self._starting.append((ready_s, now_s))
             self._push(ready_s, None, now_s)
         while len(self._running) + len(self._starting) > target:

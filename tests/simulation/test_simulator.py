@@ -113,15 +113,16 @@ def test_a_replica_costs_from_its_order_and_computes_once_it_has_started() -> No
     assert result.reasons == [(10.0, 2, "test")]
 
 
-def test_replicas_take_the_given_start_up_times_in_turn() -> None:
-    class ThreeMore:
+def test_replicas_that_start_together_take_longer() -> None:
+    class Grow:
         def decide(self, seen: Observation) -> Decision:
-            return Decision(4 if seen.now_s >= 10 else 1, "test")
+            replicas = 1 if seen.now_s < 10 else 4 if seen.now_s < 30 else 6
+            return Decision(replicas, "test")
 
     service = replace(SERVICE, startup_times_s=(3.5, 7.5))
-    running = simulate(poisson(10, 40), service, ThreeMore()).timeline.running
-    # At 13.5, 17.5 and 13.5 s; rows are taken at the end of a second.
-    assert running[[12, 13, 16, 17]].tolist() == [1, 3, 3, 4]
+    running = simulate(poisson(10, 50), service, Grow()).timeline.running
+    # At 13.5 s and, two, at 17.5 s; at 33.5 and 37.5 s. Rows are taken at the end of a second.
+    assert running[[12, 13, 16, 17, 32, 33, 36, 37]].tolist() == [1, 2, 2, 4, 4, 5, 5, 6]
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.4, 2.5])
@@ -137,6 +138,9 @@ def test_the_policy_sees_reports_after_their_delay(delay_s: float) -> None:
     simulate(trace, replace(SERVICE, report_delay_s=delay_s), Watch())
     assert seen[0] == (1 + delay_s, 10)
     assert seen[4] == (5 + delay_s, 50)
+    seen.clear()
+    simulate(trace, replace(SERVICE, report_delay_s=delay_s, first_report_s=0.25), Watch())
+    assert seen[5] == (5.25 + delay_s, 50)
 
 
 def test_a_replica_that_leaves_finishes_its_texts() -> None:
