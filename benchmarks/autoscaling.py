@@ -49,6 +49,8 @@ _MODEL = "words"
 _COST = BatchCost(fixed_s=0.015, token_s=0.0006)
 _BATCH_TARGET_S = 0.1
 _PERCENTILES = (50, 95, 99)
+#: In this time the policy has seen the warm-up.
+_REACTION_S = 5.0
 _START_TIMEOUT_S, _SETTLE_TIMEOUT_S = 180.0, 90.0
 #: Ray sends the report of a second before it takes the next one, so it is a second old.
 _REPORT_DELAY_S = 1.0
@@ -155,6 +157,7 @@ def _last_decision(url: str, started_s: float) -> dict[str, Any]:
 
 
 def _wait_for_one_replica(service: RayService, deployment: str) -> None:
+    time.sleep(_REACTION_S)
     deadline = time.monotonic() + _SETTLE_TIMEOUT_S
     while len(service.replica_states().get(deployment, [])) != 1:
         if time.monotonic() > deadline:
