@@ -503,3 +503,36 @@ def test_a_deployment_with_standby_replicas_never_sleeps() -> None:
     controller = may_sleep(PolicySettings(min_idle_replicas=1))
     controller.run(5 * ASLEEP_S)
     assert controller.target == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_busy_replicas_stay_whatever_is_reported_lost_or_restarted(seed: int) -> None:
+    rng = random.Random(seed)
+    controller = Controller(rng.randint(1, 12))
+    controller.bounds = Bounds(1, 12, room=rng.choice([None, 4, 12]))
+    for _ in range(400):
+        controller.running = rng.choice([controller.target, max(controller.target - 1, 1)])
+        busy = rng.randint(0, controller.running)
+        reports = {
+            str(i): ReplicaLoad(
+                queued_interactive_tokens=rng.expovariate(1 / 500),
+                oldest_interactive_s=rng.choice([0, 0, 0.3, 2.0]),
+                offered_interactive_tokens_per_s=rng.uniform(0, 1500),
+                served_tokens_per_s=CAPACITY if i < busy else 0.0,
+                busy_share=1.0 if i < busy else 0.1,
+                capacity_tokens_per_s=CAPACITY,
+                startup_s=STARTUP_S,
+            )
+            for i in range(controller.running)
+        }
+        if rng.random() < 0.1:  # a lie of a replica that isn't busy
+            reports[str(controller.running - 1)] = ReplicaLoad(offered_bulk_tokens_per_s=1e18)
+        if rng.random() < 0.1:
+            reports.pop(rng.choice(list(reports)))
+        if rng.random() < 0.02:
+            controller.state = PolicyState()
+        before = controller.target
+        controller.step(reports)
+        assert 1 <= controller.target <= 12
+        assert controller.target >= min(busy, before)
+        assert controller.target >= before - 1

@@ -96,3 +96,34 @@ def test_the_last_replica_stays_while_a_request_is_on_its_way() -> None:
         targets.append(replicas)
     assert targets[:10] == [1] * 10
     assert targets[-1] == 0
+
+
+def test_it_decides_once_every_replica_has_sent_a_new_report() -> None:
+    policy, state = TokenPolicy(headroom=0.3), dict[str, Any]()
+
+    def decide(now_s: float, written_s: dict[str, float], offered: float) -> int:
+        ctx = context(2, capacity_tokens_per_s={"a": 1000.0, "b": 1000.0})
+        ctx.raw_metrics["offered_interactive_tokens_per_s"] = {
+            replica: [SimpleNamespace(timestamp=NOW_S + written_s[replica], value=offered)]
+            for replica in ("a", "b")
+        }
+        for replica, samples in ctx.raw_metrics["capacity_tokens_per_s"].items():
+            samples[0].timestamp = NOW_S + written_s[replica]
+        ctx.current_time, ctx.policy_state = NOW_S + now_s, dict(state)
+        replicas, new_state = policy(ctx)
+        state.update(new_state)
+        return replicas
+
+    assert decide(0.0, {"a": 0.0, "b": 0.0}, 700) == 2
+    assert decide(0.8, {"a": 0.7, "b": 0.0}, 5000) == 2  # `b` will report soon
+    assert decide(1.0, {"a": 0.7, "b": 0.9}, 5000) == 2  # a new level needs two reports
+    assert decide(2.0, {"a": 1.7, "b": 1.9}, 5000) == 10
+
+
+def test_a_failure_keeps_the_target_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    policy, ctx = TokenPolicy(), context(3)
+    ctx.raw_metrics = {"capacity_tokens_per_s": 7}
+    for _ in range(5):
+        assert policy(ctx) == (3, {})
+    assert len(caplog.records) == 1
+    assert "the target stays" in caplog.text
