@@ -23,7 +23,12 @@ def file(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are read to the end."""
     paths, read = list[Path](), file_digests.sha256_of
-    monkeypatch.setattr(file_digests, "sha256_of", lambda path: paths.append(path) or read(path))
+
+    def recording_read(path: Path) -> str:
+        paths.append(path)
+        return read(path)
+
+    monkeypatch.setattr(file_digests, "sha256_of", recording_read)
     return paths
 
 
