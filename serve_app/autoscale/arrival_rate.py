@@ -41,6 +41,8 @@ class ArrivalRate:
             pending = self.pending + (sample - self.pending) / abs(above) if same else sample
             if abs(above) >= _STEP_REPORTS:
                 variance = self.variance * (pending / self.fast if self.fast > 0 else 1.0)
+                # A level that was wrong leaves no fluctuations behind.
+                variance = min(variance, pending**2)
                 return replace(
                     self,
                     fast=pending,

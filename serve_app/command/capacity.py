@@ -168,9 +168,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         arguments.overhead,
     )
     service, policy = deployment.service, deployment.policy
-    policy = policy.model_copy(update={"default_startup_s": service.startup_s})
     with Console(stderr=True).status("simulating"):
-        plan = plan_capacity(wish, service.cost, service.settings, policy)
+        plan = plan_capacity(wish, service, policy)
     costs = _costs(plan, arguments)
     if arguments.yaml:
         print(_yaml(deployment, plan), end="")

@@ -112,6 +112,8 @@ def read_deployment(arguments: argparse.Namespace) -> SimulatedDeployment:
         EmbedderSettings.parse(settings),
         startup_s=arguments.startup or policy.default_startup_s,
         bounds=Bounds(lowest, highest),
+        # HAProxy's choice, or that of Ray's handles
+        router="least_requests" if args.topology == "colocated" else "power_of_two",
     )
     return SimulatedDeployment(name, service, policy)
 

@@ -79,8 +79,8 @@ def _tokens_with_standby(scenario: Scenario) -> SimulationResult:
     return scenario.run(TokenScaler(settings))
 
 
-def _tokens_with_rays_router(scenario: Scenario) -> SimulationResult:
-    return scenario.run(TokenScaler(scenario.settings), router="power_of_two")
+def _tokens_routed_by_tokens(scenario: Scenario) -> SimulationResult:
+    return scenario.run(TokenScaler(scenario.settings), router="least_tokens")
 
 
 def _ray(config: Mapping[str, float], scenario: Scenario) -> SimulationResult:
@@ -96,7 +96,7 @@ def _oracle(scenario: Scenario) -> SimulationResult:
         raise ValueError("The oracle simulates each text: it can't be compared on so many texts.")
     return simulate_oracle(
         scenario.trace,
-        scenario.service,
+        replace(scenario.service, router="least_tokens"),
         target_queue_s=scenario.settings.target_queue_s,
         bulk_drain_target_s=scenario.settings.bulk_drain_target_s,
         seed=scenario.seed,
@@ -108,7 +108,7 @@ _FIXED = "fixed"
 POLICIES: Mapping[str, tuple[str, Callable[[Scenario], SimulationResult]]] = {
     "tokens": ("tokens", _tokens),
     "tokens-standby": ("tokens, one standby", _tokens_with_standby),
-    "tokens-rays-router": ("tokens, Ray's router", _tokens_with_rays_router),
+    "tokens-routed": ("tokens, routed by tokens", _tokens_routed_by_tokens),
     "ray": ("Ray's default", lambda scenario: _ray({}, scenario)),
     "ray-tuned": ("Ray's, tuned", lambda scenario: _ray(RAY_TUNED, scenario)),
     "oracle": ("oracle", _oracle),
@@ -123,7 +123,8 @@ def compare(scenario: Scenario, policies: Sequence[str] = (*POLICIES, _FIXED)) -
 def simulate_policies(scenario: Scenario, policies: Sequence[str]) -> Iterator[Comparison]:
     """Yields the result of each policy.
 
-    Ray's policies have Ray's router, the others send to the replica with the least tokens.
+    Ray's policies have Ray's router, and the oracle has the one that knows all tokens. The others
+    have that of the service, unless their name says more.
 
     Args:
         scenario: the load and the service.

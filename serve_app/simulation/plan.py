@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.autoscale.policy import Bounds
-from serve_app.config import EmbedderSettings, PolicySettings
+from serve_app.config import PolicySettings
 from serve_app.errors import InvalidRequest
 from serve_app.scheduler.batch_cost import BatchCost
 from serve_app.simulation.result import SimulationResult
@@ -88,34 +88,23 @@ class CapacityPlan:
 
 
 def plan_capacity(
-    wish: Wish,
-    cost: BatchCost,
-    settings: EmbedderSettings,
-    policy: PolicySettings,
-    *,
-    seed: int = 1,
+    wish: Wish, service: SimulatedService, policy: PolicySettings, *, seed: int = 1
 ) -> CapacityPlan:
     """Returns the fewest replicas whose simulated latency keeps the wish.
 
     Args:
         wish: what the service is to do.
-        cost: duration of a batch of one replica.
-        settings: of the replicas; `batch_target_s` is chosen.
-        policy: the start-up time and the headroom of the policy.
+        service: the replicas; `batch_target_s` is chosen, the bounds don't count.
+        policy: the settings of the policy, of which `min_idle_replicas` is chosen.
         seed: of the arrivals.
 
     Raises:
         InvalidRequest: no number of replicas keeps the wish.
     """
-    limit_s = wish.p99_s - wish.overhead_s
+    limit_s, cost = wish.p99_s - wish.overhead_s, service.cost
     _check_longest(wish, cost.seconds(_sizes(wish, 10_000, seed).max()), limit_s)
     services = [
-        SimulatedService(
-            cost,
-            settings.model_copy(update={"batch_target_s": target_s}),
-            startup_s=policy.default_startup_s,
-            bounds=Bounds(1, _MAX_REPLICAS),
-        )
+        replace(service, settings=service.settings.model_copy(update={"batch_target_s": target_s}))
         for target_s in _batch_targets(limit_s, cost)
     ]
     candidates = [_fewest(wish, wish.texts_per_s, service, limit_s, seed) for service in services]

@@ -9,6 +9,8 @@ from serve_app.scheduler.replica_load import ReplicaLoad
 from serve_app.simulation.service import SimulatedService
 
 _MODEL = ""
+#: Rates are over at least this time.
+_MIN_INTERVAL_S = 0.5
 
 
 class Replica:
@@ -160,7 +162,8 @@ class Replica:
         if self._batch:
             self._busy_s += now_s - self._busy_from_s
             self._busy_from_s = now_s
-        elapsed_s = max(now_s - self._reported_s, 1e-9)
+        # A replica that has just become ready holds what was kept back for it.
+        elapsed_s = max(now_s - self._reported_s, _MIN_INTERVAL_S)
         oldest_s = now_s - self._arrival_s[self._interactive[0]] if self._interactive else 0.0
         load = ReplicaLoad(
             queued_interactive_tokens=self.queued[0],
