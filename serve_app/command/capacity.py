@@ -57,7 +57,7 @@ def _add_plan(capacity: Any) -> None:
     plan = capacity.add_parser(
         "plan",
         help="print replicas, cost and configuration for a load and a latency",
-        description="Find by simulation the fewest replicas that keep a latency at the busiest "
+        description="Find by simulation the fewest replicas that keep a latency at the busiest\n"
         "time, the bounds of autoscaling, what they cost, and the configuration to paste.",
         epilog="example:\n"
         "  embedserve capacity measure -o replica.json\n"

@@ -36,9 +36,9 @@ def add_commands(commands: Any) -> None:
     simulate = commands.add_parser(
         "simulate",
         help="simulate autoscaling on a trace of requests",
-        description="Simulate the replicas of a deployment on a trace: how long texts wait, and "
-        "how many replicas run, with the policy and the batch packing of the service. Policies "
-        "are compared on the same arrivals.",
+        description="Simulate the replicas of a deployment on a trace: how long texts wait, and\n"
+        "how many replicas run, with the policy and the batch packing of the service.\n"
+        "Policies are compared on the same arrivals.",
         epilog="examples:\n"
         "  embedserve simulate spike --cost 0.015,0.0003 --max-replicas 20\n"
         "  embedserve simulate access.csv --config my.yaml --policy tokens,fixed:6,oracle\n"
