@@ -3,13 +3,14 @@
 import contextlib
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 from platformdirs import user_cache_path
+
+from serve_app.atomic_file import write_atomically
 
 #: Digests of smaller files take less time than looking them up.
 _MIN_BYTES = 1 << 20
@@ -63,14 +64,8 @@ class FileDigests:
         digest = sha256_of(file)
         if _stamp(file)[0] == stamp and self._clock_ns() - changed_ns > _MIN_AGE_NS:
             with contextlib.suppress(OSError):  # a cache that can't be written
-                self._write(entry, orjson.dumps({"stamp": stamp, "sha256": digest}))
+                write_atomically(entry, orjson.dumps({"stamp": stamp, "sha256": digest}))
         return digest
-
-    def _write(self, entry: Path, content: bytes) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as temporary:
-            temporary.write(content)
-        os.replace(temporary.name, entry)
 
 
 def _stamp(file: Path) -> tuple[str, int, int]:

@@ -6,14 +6,14 @@ the cache, and compares the vectors with the first ones on this machine.
 """
 
 import asyncio
+import io
 import logging
-import tempfile
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import numpy as np
 from platformdirs import user_cache_path
 
+from serve_app.atomic_file import write_atomically
 from serve_app.errors import EmbedServeError
 from serve_app.types import Float32, Outputs, TextGroup, Vectors
 
@@ -128,10 +128,9 @@ class Canary:
                 return first
         except (FileNotFoundError, ValueError, EOFError):  # an incomplete file is no reference
             pass
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._file.parent, delete=False) as temporary:
-            np.save(temporary, vectors)
-        Path(temporary.name).replace(self._file)
+        content = io.BytesIO()
+        np.save(content, vectors)
+        write_atomically(self._file, content.getvalue())
         return vectors
 
 

@@ -2,14 +2,13 @@
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
+from serve_app.atomic_file import write_atomically
 from serve_app.engines.cpu_features import cpu_model
 from serve_app.types import EngineInfo
 
@@ -49,18 +48,10 @@ class SpeedFile:
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Replaces the file. The first failure is logged: speeds are then learned at each start."""
-        temporary: Path | None = None
+        content = json.dumps({"key": self._key, "speed": state}).encode()
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self._path.parent, prefix="writing-", delete=False
-            ) as file:
-                temporary = Path(file.name)
-                json.dump({"key": self._key, "speed": state}, file)
-            temporary.replace(self._path)
+            write_atomically(self._path, content)
         except OSError as error:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
             if not self._has_failed:
                 logger.warning(
                     "The speed of a model can't be kept in %s: %s. A new replica measures it "

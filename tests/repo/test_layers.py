@@ -29,6 +29,7 @@ SERVICE_LAYERS = [
         "errors",
         "cost",
         "time_limit",
+        "atomic_file",
         "metrics",
         "totals",
         "quantization",

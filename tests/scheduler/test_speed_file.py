@@ -156,7 +156,7 @@ async def test_a_full_disk_leaves_the_previous_file(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("json.dump", fail)
+        patch.setattr(Path, "replace", fail)
         file.write({"a": 2})
     assert file.read() == {"a": 1}
     assert len(files(cache)) == 1  # nothing is left behind
