@@ -151,6 +151,8 @@ class RayService(ServiceProcess):
 
     def _applications(self) -> dict[str, dict[str, Any]]:
         """Returns Ray's description of each application, by name, as far as it has one yet."""
+        if self.dashboard_url is None:  # HTTP may answer before the line that names it is read
+            return {}
         token = Path.home() / ".ray" / "auth_token"
         request = urllib.request.Request(f"{self.dashboard_url}/api/serve/applications/")
         if token.is_file():

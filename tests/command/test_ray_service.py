@@ -84,7 +84,8 @@ for name in ("gcs_server", "raylet"):
     program = scratch / name
     program.symlink_to("/bin/sleep")
     subprocess.Popen([program, "3600"])
-print("View the dashboard at http://127.0.0.1:{port}", flush=True)
+if {dashboard}:
+    print("View the dashboard at http://127.0.0.1:{port}", flush=True)
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -103,12 +104,14 @@ http.server.HTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
 class FakeRay:
     """A fake of `serve run` and of the dashboard of its Ray."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, *, dashboard: bool = True) -> None:
         self.scratch = scratch
         self.deploy("first", deployed_at=1.0)
         port = free_port()
         program = scratch / "service.py"
-        program.write_text(SERVICE.format(scratch=str(scratch), port=port), "utf-8")
+        program.write_text(
+            SERVICE.format(scratch=str(scratch), port=port, dashboard=dashboard), "utf-8"
+        )
         python = scratch / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n', "utf-8")
         python.chmod(0o700)
@@ -142,10 +145,24 @@ def ray() -> Iterator[FakeRay]:
         ray = FakeRay(Path(scratch))
         ray.service.start()
         try:
+            deadline = time.monotonic() + 30
+            while ray.service.dashboard_url is None and time.monotonic() < deadline:
+                time.sleep(0.01)
             list(ray.service.wait_until_ready(timeout_s=30))
             yield ray
         finally:
             ray.service.stop(kill=True)
+
+
+def test_a_service_is_ready_without_a_dashboard(tmp_path: Path) -> None:
+    ray = FakeRay(tmp_path, dashboard=False)
+    ray.service.start()
+    try:
+        list(ray.service.wait_until_ready(timeout_s=30))
+        assert ray.service.application() == {}
+        assert ray.service.replica_states() == {}
+    finally:
+        ray.service.stop(kill=True)
 
 
 @pytest.mark.parametrize("name", ["gcs_server", "raylet"])
