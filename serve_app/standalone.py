@@ -25,7 +25,7 @@ from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, EmbedServerSettings
 from serve_app.engines.affinity import available_cpus
 from serve_app.errors import InferenceError
-from serve_app.metrics import Gauges, Meter, process_gauges
+from serve_app.meter import Gauges, Meter, process_gauges
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.providers import load_provider
 from serve_app.service.composition import create_catalog, create_engine_pool, create_provider_pool

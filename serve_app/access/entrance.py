@@ -16,7 +16,8 @@ from serve_app.access.ledger import Ledger, MemoryLedger, Usage
 from serve_app.access.quota import QuotaStore, Reservation
 from serve_app.config import AccessSettings, ApiKey
 from serve_app.errors import ConfigurationError, Forbidden, QuotaExceeded, Unauthorized, UnknownKey
-from serve_app.metrics import COST_NANO_USD, KEY_REQUESTS, KEY_TOKENS, SAVED_NANO_USD, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import COST_NANO_USD, KEY_REQUESTS, KEY_TOKENS, SAVED_NANO_USD
 from serve_app.results import Result, TokenizerResult
 
 

@@ -27,7 +27,8 @@ from serve_app.breaker import Breaker
 from serve_app.config import CacheConfig
 from serve_app.cost import format_usd
 from serve_app.errors import ConfigurationError, Unavailable
-from serve_app.metrics import LEDGER_FAILURES, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import LEDGER_FAILURES
 from serve_app.model_spec import ModelSpec
 from serve_app.valkey.client import describe_failure, failure_kind, ping
 from serve_app.valkey.guarded_client import GuardedClient

@@ -27,7 +27,8 @@ from serve_app.access.quota import (
 from serve_app.breaker import Breaker
 from serve_app.config import ApiKey, CacheConfig
 from serve_app.errors import ConfigurationError
-from serve_app.metrics import QUOTA_FALLBACKS, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import QUOTA_FALLBACKS
 from serve_app.valkey.client import (
     Client,
     Script,

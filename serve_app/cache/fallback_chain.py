@@ -8,7 +8,8 @@ from typing import Generic, TypeGuard, TypeVar
 from serve_app.cache.coalescer import Deliver, Result, Send
 from serve_app.cache.engine_link import EngineLink
 from serve_app.errors import EmbedServeError
-from serve_app.metrics import FALLBACK_TEXTS, ModelMeter
+from serve_app.meter import ModelMeter
+from serve_app.metrics import FALLBACK_TEXTS
 from serve_app.types import TextGroup
 
 T = TypeVar("T")

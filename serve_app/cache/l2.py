@@ -7,7 +7,7 @@ from serve_app.cache.key import space_prefix
 from serve_app.cache.redis_store import RedisStore
 from serve_app.cache.report import StoreStats
 from serve_app.config import CacheConfig
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.types import CacheState
 from serve_app.valkey.embedded import EmbeddedUnavailable
 from serve_app.valkey.shared_server import ServiceIdentity, SharedServer

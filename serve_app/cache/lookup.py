@@ -14,7 +14,8 @@ from serve_app.cache.codec import Codec
 from serve_app.cache.in_flight import Flight, wait_for
 from serve_app.cache.key import cache_key, space_prefix
 from serve_app.cache.memory import MemoryCache
-from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED, Meter, ModelMeter
+from serve_app.meter import Meter, ModelMeter
+from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED
 from serve_app.tasks import Task
 from serve_app.types import EncodedVectors, Lane, Outputs, TextGroup, Tier, Timings
 

@@ -16,14 +16,8 @@ from typing import Any, Literal, NamedTuple
 from serve_app.breaker import Breaker
 from serve_app.cache.report import StoreStats
 from serve_app.errors import Unavailable
-from serve_app.metrics import (
-    L2_FAILURES,
-    L2_READS,
-    L2_SECONDS,
-    L2_WRITE_DROPS,
-    L2_WRITTEN,
-    Meter,
-)
+from serve_app.meter import Meter
+from serve_app.metrics import L2_FAILURES, L2_READS, L2_SECONDS, L2_WRITE_DROPS, L2_WRITTEN
 from serve_app.valkey.client import (
     Client,
     deadline,

@@ -12,6 +12,7 @@ from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.cache.report import CacheReport, ModelCacheStats
 from serve_app.config.deployments import EvictionName
+from serve_app.meter import Meter
 from serve_app.metrics import (
     CACHE_BYTES,
     CACHE_ENTRIES,
@@ -19,7 +20,6 @@ from serve_app.metrics import (
     CACHE_HITS,
     CACHE_MISSES,
     L2_UP,
-    Meter,
     Metric,
 )
 from serve_app.models import ModelSpec

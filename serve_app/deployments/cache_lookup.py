@@ -21,7 +21,7 @@ from serve_app.deployments.retrying_call import RetryingCall, returns_errors
 from serve_app.deployments.service_identity import current_service
 from serve_app.deployments.wake_up import WakeUp
 from serve_app.errors import EmbedServeError
-from serve_app.metrics import Meter, export
+from serve_app.meter import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection
 from serve_app.service.engine_chains import EngineChains
 from serve_app.types import CacheState, TextGroup

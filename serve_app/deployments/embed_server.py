@@ -14,7 +14,7 @@ from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engin
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.service_identity import current_service
 from serve_app.engines.base import Engine
-from serve_app.metrics import Gauges, Meter
+from serve_app.meter import Gauges, Meter
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.service.composition import create_provider_pool
 from serve_app.service.engine_chains import EngineChains

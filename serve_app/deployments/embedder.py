@@ -17,7 +17,7 @@ from serve_app.deployments.pool_replica import PoolReplica
 from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engines
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.engines.base import Engine
-from serve_app.metrics import Meter, export
+from serve_app.meter import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.scheduler.pending import PendingGroup
 

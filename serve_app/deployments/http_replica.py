@@ -19,7 +19,7 @@ from serve_app.deployments.service_identity import current_service, http_host
 from serve_app.errors import UnsupportedOperation
 from serve_app.inputs import Image, TextPair
 from serve_app.jobs import EmbedJob, Job, ResultT, ScoreJob, SparseJob, TokenVectorsJob
-from serve_app.metrics import Gauges, Meter, export
+from serve_app.meter import Gauges, Meter, export
 from serve_app.models import ModelSpec
 from serve_app.results import ComputedResult, Result
 from serve_app.service.backend import EngineCalls

@@ -16,7 +16,7 @@ from serve_app.deployments.replica_counter import ReplicaCounter
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import RetryingCall
 from serve_app.deployments.wake_up import WakeUp
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.model_prep.engine_selection import EngineSelection
 from serve_app.service.engine_chains import EngineChains
 

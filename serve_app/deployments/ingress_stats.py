@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.autoscale.publisher import read_record
 from serve_app.autoscale.scaling_record import ScalingRecord
 from serve_app.errors import Unavailable
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.totals import Totals
 
 logger = logging.getLogger(__name__)

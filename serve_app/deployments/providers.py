@@ -13,7 +13,7 @@ from ray.serve.schema import ReplicaRank
 from serve_app.config import AppConfig, ProvidersSettings
 from serve_app.deployments.pool_replica import PoolReplica
 from serve_app.deployments.replica_log import log_to_serve
-from serve_app.metrics import Meter, export
+from serve_app.meter import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection
 from serve_app.providers import load_provider
 from serve_app.providers.base import Provider

@@ -11,7 +11,7 @@ from serve_app.engines.base import Engine
 from serve_app.engines.cpu_quota import read_cpu_quota
 from serve_app.engines.cpu_topology import CpuTopology
 from serve_app.errors import ConfigurationError
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.model_prep.engine_selection import EngineSelection, check_space, load_engine
 from serve_app.scheduler.engine_pool import EnginePool
 from serve_app.scheduler.startup_timer import StartupTimer

@@ -22,7 +22,8 @@ from serve_app.errors import (
     TextTooLong,
     Unavailable,
 )
-from serve_app.metrics import REFUSED, ModelMeter
+from serve_app.meter import ModelMeter
+from serve_app.metrics import REFUSED
 from serve_app.model_spec import ModelSpec
 from serve_app.providers.base import Provider
 from serve_app.providers.call_gate import CallGate

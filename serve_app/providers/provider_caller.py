@@ -17,6 +17,7 @@ from serve_app.errors import (
     Unavailable,
     UpstreamError,
 )
+from serve_app.meter import ModelMeter
 from serve_app.metrics import (
     PROVIDER_CALLS,
     PROVIDER_NANO_USD,
@@ -24,7 +25,6 @@ from serve_app.metrics import (
     PROVIDER_SECONDS,
     PROVIDER_TEXTS,
     PROVIDER_TOKENS,
-    ModelMeter,
 )
 from serve_app.model_spec import ModelSpec
 from serve_app.providers.base import EmbeddedTexts, Provider

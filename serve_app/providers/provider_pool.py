@@ -10,13 +10,8 @@ from typing import NamedTuple
 
 from serve_app.config import ProviderSettings, QueueSettings
 from serve_app.errors import EmbedServeError, UnsupportedOperation
-from serve_app.metrics import (
-    PROVIDER_CALLS_IN_FLIGHT,
-    PROVIDER_UP,
-    QUEUED_TOKENS,
-    Gauges,
-    Meter,
-)
+from serve_app.meter import Gauges, Meter
+from serve_app.metrics import PROVIDER_CALLS_IN_FLIGHT, PROVIDER_UP, QUEUED_TOKENS
 from serve_app.model_spec import ModelSpec
 from serve_app.providers.base import Provider
 from serve_app.providers.call_scheduler import CallScheduler

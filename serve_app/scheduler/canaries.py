@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from serve_app.metrics import VECTOR_DRIFT, Gauges
+from serve_app.meter import Gauges
+from serve_app.metrics import VECTOR_DRIFT
 from serve_app.scheduler.canary import Canary
 
 

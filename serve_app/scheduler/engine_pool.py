@@ -15,7 +15,8 @@ from serve_app.engines.base import Engine
 from serve_app.engines.tokenizer_service import TokenizerService
 from serve_app.errors import EmbedServeError, Unavailable
 from serve_app.inputs import Input, TextPair
-from serve_app.metrics import MODEL_LOADED, QUEUED_TOKENS, STARTUP_SECONDS, Gauges, Meter
+from serve_app.meter import Gauges, Meter
+from serve_app.metrics import MODEL_LOADED, QUEUED_TOKENS, STARTUP_SECONDS
 from serve_app.scheduler.canaries import Canaries, CanarySchedule
 from serve_app.scheduler.canary import Canary
 from serve_app.scheduler.delivery import Encode, deliver_outputs

@@ -20,6 +20,7 @@ from serve_app.errors import (
     InvalidRequest,
     Unavailable,
 )
+from serve_app.meter import Gauges, Meter
 from serve_app.metrics import (
     BATCH_FAILURES,
     BATCH_SECONDS,
@@ -33,8 +34,6 @@ from serve_app.metrics import (
     PADDED_TOKENS,
     QUEUED_TOKENS,
     REFUSED,
-    Gauges,
-    Meter,
 )
 from serve_app.scheduler.admission import QueueAdmission, is_large
 from serve_app.scheduler.batch_budget import BatchBudget, BatchBudgets

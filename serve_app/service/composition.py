@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from serve_app.cache.codec import task_codecs
 from serve_app.config import AppConfig, ModelConfig, RequestSettings
 from serve_app.engines.base import Engine
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.models import ModelSpec
 from serve_app.providers import load_provider

@@ -24,7 +24,7 @@ from serve_app.errors import (
 )
 from serve_app.inputs import Input, TextPair
 from serve_app.jobs import Job, ResultT
-from serve_app.metrics import Meter, ModelMeter
+from serve_app.meter import Meter, ModelMeter
 from serve_app.models import ModelSpec
 from serve_app.scheduler.canary import MAX_DRIFT
 from serve_app.service.backend import Backend

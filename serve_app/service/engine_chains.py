@@ -6,7 +6,7 @@ from serve_app.cache.coalescer import Send
 from serve_app.cache.engine_link import EngineLink, Ping
 from serve_app.cache.fallback_chain import FallbackChain, SendChain
 from serve_app.config import ModelConfig
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.models import ModelSpec
 from serve_app.service.backend import EngineCalls
 from serve_app.types import EngineInfo, Tokenization

@@ -21,7 +21,8 @@ from serve_app import __version__
 from serve_app.config import RequestSettings
 from serve_app.errors import ImageFetchError, short_repr
 from serve_app.inputs import Image, ImageUrl, Input, RequestInput
-from serve_app.metrics import IMAGE_FETCHES, ModelMeter
+from serve_app.meter import ModelMeter
+from serve_app.metrics import IMAGE_FETCHES
 
 _Outcome = Literal["refused", "timeout", "connection", "status", "media_type", "too_large"]
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from serve_app.config import EmbedderSettings
-from serve_app.metrics import Gauges, Metric
+from serve_app.meter import Gauges
+from serve_app.metrics import Metric
 from serve_app.providers.provider_pool import ProviderPool
 from serve_app.scheduler.engine_pool import EnginePool, PooledEngine
 from serve_app.scheduler.replica_load import ReplicaLoad

@@ -9,7 +9,8 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from serve_app.autoscale.scaling_record import ScalingRecord
-from serve_app.metrics import RAY_PREFIX, Counts, Gauges, Meter, Metric
+from serve_app.meter import Counts, Gauges, Meter
+from serve_app.metrics import RAY_PREFIX, Metric
 from serve_app.totals import Totals
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from serve_app.config import RequestSettings
 from serve_app.errors import InvalidRequest, TextTooLong
 from serve_app.inputs import ImageUrl, Input, RequestInput
-from serve_app.metrics import ModelMeter
+from serve_app.meter import ModelMeter
 from serve_app.models import ModelSpec
 from serve_app.service.backend import Backend
 from serve_app.service.computed_inputs import ComputedInputs

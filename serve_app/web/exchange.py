@@ -6,7 +6,7 @@ from starlette.requests import Request
 
 from serve_app.config import ApiKey
 from serve_app.jobs import Job
-from serve_app.metrics import ModelMeter
+from serve_app.meter import ModelMeter
 from serve_app.results import Result
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService

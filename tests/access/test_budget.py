@@ -12,7 +12,7 @@ from serve_app.access.quota import MemoryQuotaStore
 from serve_app.access.shared_ledger import SharedLedger
 from serve_app.config import AccessSettings, ApiKey, CacheConfig
 from serve_app.errors import BudgetExceeded
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.valkey.shared_server import SharedServer
 from tests.valkey_server import ValkeyProcess
 

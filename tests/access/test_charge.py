@@ -10,7 +10,8 @@ from serve_app.access.ledger import MemoryLedger, Usage
 from serve_app.access.quota import MemoryQuotaStore
 from serve_app.config import AccessSettings, ApiKey
 from serve_app.cost import Cost
-from serve_app.metrics import COST_NANO_USD, SAVED_NANO_USD, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import COST_NANO_USD, SAVED_NANO_USD
 from serve_app.results import BatchResult, EmbedResult, Result, TokenizerResult
 
 KEY = ApiKey(name="alice", sha256="0" * 64)

@@ -13,7 +13,8 @@ from serve_app.access.keys import KeyRing, digest
 from serve_app.access.quota import MemoryQuotaStore, Reservation
 from serve_app.config import AccessSettings, ApiKey, IngressSettings
 from serve_app.errors import ConfigurationError, Forbidden, QuotaExceeded, Unauthorized
-from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import KEY_REQUESTS, KEY_TOKENS
 
 SECRET = "es-s3cret"
 

@@ -22,7 +22,8 @@ from serve_app.access.shared_quota import SharedQuotaStore, open_quota_store
 from serve_app.breaker import Breaker
 from serve_app.config import ApiKey, CacheConfig
 from serve_app.errors import ConfigurationError, QuotaExceeded
-from serve_app.metrics import QUOTA_FALLBACKS, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import QUOTA_FALLBACKS
 from serve_app.valkey.shared_server import ServiceIdentity, SharedServer
 from tests.valkey_server import ValkeyProcess
 

@@ -26,7 +26,8 @@ from serve_app.breaker import Breaker
 from serve_app.cache.l2 import open_l2_cache
 from serve_app.config import CacheConfig
 from serve_app.errors import ConfigurationError, Unavailable
-from serve_app.metrics import LEDGER_FAILURES, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import LEDGER_FAILURES
 from serve_app.valkey.embedded import running_servers
 from serve_app.valkey.shared_server import ServiceIdentity, SharedServer
 from tests.fakes import SPEC
@@ -457,7 +458,7 @@ import asyncio, dataclasses, json, random, sys
 from serve_app.access.ledger import Usage
 from serve_app.access.shared_ledger import open_ledger
 from serve_app.config import CacheConfig
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from tests.fakes import SPEC
 
 async def main(config, identity, seed):

@@ -17,7 +17,7 @@ from serve_app.cache.redis_store import RedisStore
 from serve_app.config import IngressSettings, ModelConfig
 from serve_app.engines.hashing_engine import HashingEngine
 from serve_app.jobs import EmbedJob
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.models import resolve
 from serve_app.results import EmbedResult
 from serve_app.service.embed import EmbedService

@@ -24,7 +24,8 @@ from serve_app.errors import (
     Unavailable,
     UpstreamError,
 )
-from serve_app.metrics import FALLBACK_TEXTS, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import FALLBACK_TEXTS
 from serve_app.types import EncodedVectors, TextGroup
 from tests.fakes import SPEC, FakeBackend, fake_send, fake_vector
 

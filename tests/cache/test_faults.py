@@ -17,7 +17,7 @@ from serve_app.cache.codec import task_codecs
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.cache.redis_store import RedisStore
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.types import TextGroup, Tier
 from serve_app.valkey.client import connect
 from tests.fakes import SPEC, FakeBackend, as_vectors, coalesce, fake_vector

@@ -13,7 +13,8 @@ from serve_app.cache.l2 import L2Cache
 from serve_app.cache.stack import CacheStack
 from serve_app.config import CacheConfig
 from serve_app.errors import ConfigurationError, Unavailable
-from serve_app.metrics import L2_UP, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import L2_UP
 from serve_app.types import CacheState, TextGroup, Tier, Vectors
 from serve_app.valkey.shared_server import SharedServer
 from serve_app.valkey.supervisor import parse_owner_pid

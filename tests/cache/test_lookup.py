@@ -10,7 +10,7 @@ from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
 from serve_app.errors import InferenceError
 from serve_app.inputs import Input
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.types import TextGroup, Tier, Vectors
 from tests.fakes import DIM, SPEC, Embed, FakeBackend, as_vectors, coalesce, fake_vector
 

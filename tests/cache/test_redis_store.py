@@ -15,15 +15,8 @@ from redis.asyncio import Redis
 from serve_app.breaker import Breaker
 from serve_app.cache.redis_store import RedisStore
 from serve_app.errors import Unavailable
-from serve_app.metrics import (
-    L2_FAILURES,
-    L2_READS,
-    L2_SECONDS,
-    L2_WRITE_DROPS,
-    L2_WRITTEN,
-    Meter,
-    Metric,
-)
+from serve_app.meter import Meter
+from serve_app.metrics import L2_FAILURES, L2_READS, L2_SECONDS, L2_WRITE_DROPS, L2_WRITTEN, Metric
 from serve_app.valkey.client import Client, connect
 from tests.valkey_server import ValkeyProcess
 

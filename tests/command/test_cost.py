@@ -25,7 +25,7 @@ from serve_app.access.ledger import MemoryLedger, Usage
 from serve_app.access.quota import MemoryQuotaStore
 from serve_app.access.shared_ledger import SharedLedger
 from serve_app.config import AccessSettings, ApiKey, CacheConfig, IngressSettings
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.valkey.shared_server import SharedServer

@@ -22,6 +22,7 @@ from serve_app.errors import (
     Unavailable,
     UpstreamError,
 )
+from serve_app.meter import Meter
 from serve_app.metrics import (
     PROVIDER_CALLS,
     PROVIDER_NANO_USD,
@@ -29,7 +30,6 @@ from serve_app.metrics import (
     PROVIDER_TEXTS,
     PROVIDER_TOKENS,
     REFUSED,
-    Meter,
 )
 from serve_app.providers.call_scheduler import CallScheduler
 from serve_app.providers.provider_group import ProviderGroup

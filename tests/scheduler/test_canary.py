@@ -12,7 +12,8 @@ from serve_app.cache.codec import task_codecs
 from serve_app.config import EmbedderSettings, ProviderSettings
 from serve_app.engines.base import ModelInput, Rows
 from serve_app.errors import EmbedServeError, Unavailable
-from serve_app.metrics import VECTOR_DRIFT, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import VECTOR_DRIFT
 from serve_app.providers.provider_pool import ProviderModel, ProviderPool
 from serve_app.scheduler.canaries import CanarySchedule
 from serve_app.scheduler.canary import MAX_DRIFT, Canary

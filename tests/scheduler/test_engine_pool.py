@@ -13,7 +13,7 @@ from serve_app.cache.codec import VectorCodec, task_codecs
 from serve_app.config import EmbedderSettings
 from serve_app.engines.base import ModelInput, Rows
 from serve_app.errors import EmbedServeError, InferenceError, Unavailable
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.scheduler.engine_pool import EnginePool, PooledModel
 from serve_app.tasks import Task
 from serve_app.types import EncodedVectors, Float32, TextGroup, Vectors

@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.cache.coalescer import Send
 from serve_app.cache.stack import CacheStack
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.service.backend import CachedBackend
 from serve_app.types import CacheState, Outputs, TextGroup, Tier
 from tests.fakes import SPEC, FakeBackend, fake_send, fake_vector

@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.cache.codec import Int8VectorCodec, VectorCodec
 from serve_app.engines.base import ModelInput, Rows
-from serve_app.metrics import Meter
+from serve_app.meter import Meter
 from serve_app.scheduler.engine_pool import EnginePool, PooledModel
 from serve_app.service.cache_loss import measure_cache_loss
 from serve_app.tasks import Task

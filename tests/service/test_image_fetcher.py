@@ -10,7 +10,8 @@ import pytest
 from serve_app.config import IngressSettings
 from serve_app.errors import ImageFetchError
 from serve_app.inputs import Image, ImageUrl, RequestInput
-from serve_app.metrics import IMAGE_FETCHES, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import IMAGE_FETCHES
 from serve_app.service.image_fetcher import ImageFetcher
 from tests.image_server import Handler, ImageServer, image_server, redirect
 

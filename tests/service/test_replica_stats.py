@@ -1,5 +1,6 @@
 from prometheus_client.parser import text_string_to_metric_families
 
+from serve_app.meter import Meter
 from serve_app.metrics import (
     BATCH_TEXTS,
     CACHE_HITS,
@@ -8,7 +9,6 @@ from serve_app.metrics import (
     REQUESTS,
     STAGE_SECONDS,
     TEXTS,
-    Meter,
 )
 from serve_app.service.replica_stats import SingleReplica
 

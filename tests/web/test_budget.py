@@ -14,7 +14,8 @@ from serve_app.access.entrance import Entrance
 from serve_app.access.quota import MemoryQuotaStore
 from serve_app.config import AccessSettings, ApiKey, IngressSettings
 from serve_app.errors import BudgetExceeded
-from serve_app.metrics import KEY_REQUESTS, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import KEY_REQUESTS
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app

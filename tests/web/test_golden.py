@@ -36,7 +36,8 @@ from serve_app.access.ledger import LedgerRow, Usage
 from serve_app.autoscale.scaling_record import ScalingRecord
 from serve_app.config import ApiKey, IngressSettings
 from serve_app.errors import EmbedServeError, Forbidden, QuotaExceeded, Unauthorized
-from serve_app.metrics import COST_NANO_USD, SAVED_NANO_USD, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import COST_NANO_USD, SAVED_NANO_USD
 from serve_app.results import Result
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService

@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 
 from serve_app.config import IngressSettings
 from serve_app.inputs import Image
-from serve_app.metrics import IMAGE_FETCHES, Meter
+from serve_app.meter import Meter
+from serve_app.metrics import IMAGE_FETCHES
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.meter import Gauges, Meter
 from serve_app.metrics import (
     BATCH_SECONDS,
     CACHED_TEXTS,
@@ -11,8 +12,6 @@ from serve_app.metrics import (
     STAGE_SECONDS,
     TEXTS,
     TOKENS,
-    Gauges,
-    Meter,
 )
 from serve_app.service.replica_stats import SingleReplica
 from serve_app.totals import Totals
