@@ -55,6 +55,7 @@ _SLOW_PATHS = (
     "tests/model_prep/test_openvino_export.py",
     "tests/model_prep/test_prepared_model.py",
     "tests/model_prep/test_quantization_ranges.py",
+    "tests/monitoring/test_queries.py",
     "tests/on_ray",
     "tests/providers",
     "tests/proxy/test_launcher.py",
