@@ -2,24 +2,27 @@
 
 A call into Ray's metrics takes some microseconds, too slow for each step of each request. The code
 counts in a `Meter` instead, and each deployment exports its meter every second.
+
+Histograms are exported as gauges, one for each bucket. Ray's own histograms take a call for each
+value, and its agents rebuild the values from the middle of their buckets, so that sums are wrong.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import psutil
 
+from serve_app.histogram import Histogram
 from serve_app.metrics import (
     CACHED_TEXTS,
     COST_NANO_USD,
-    GAUGES,
     PROCESS_CPU_SECONDS,
     PROCESS_MEMORY_BYTES,
+    REQUEST_DURATION,
     REQUESTS,
     SAVED_NANO_USD,
-    STAGE_SECONDS,
     TEXTS,
     TOKENS,
     Metric,
@@ -27,18 +30,34 @@ from serve_app.metrics import (
 from serve_app.totals import Totals
 
 _EXPORT_INTERVAL_S = 1.0
+#: Of the names of a histogram's samples, in the order of the text format.
+HISTOGRAM_SUFFIXES = BUCKET, SUM, COUNT = "_bucket", "_sum", "_count"
+#: Calls into Ray's metrics in a row, about a millisecond, before other work of the event loop runs.
+_MAX_CALLS = 200
 
 #: The current value of each gauge; of a gauge with tags, the value for the values of its tags.
 Gauges = Mapping[Metric, float | Mapping[Any, float]]
 #: The value of each counter, by metric and the values of its tags.
 Counts = Mapping[tuple[Metric, tuple[str, ...]], float]
+#: Each histogram, by metric and the values of its tags.
+Histograms = Mapping[tuple[Metric, tuple[str, ...]], Histogram]
+
+
+class _Histograms(dict[tuple[Metric, tuple[str, ...]], Histogram]):
+    def __missing__(self, key: tuple[Metric, tuple[str, ...]]) -> Histogram:
+        histogram = self[key] = Histogram(key[0].buckets)
+        return histogram
 
 
 class Meter:
-    """Counters of one process, since the last drain and in total. Belongs to one event loop."""
+    """Counters and histograms of one process. Belongs to one event loop.
+
+    Counters are kept since the last drain and in total, histograms in total.
+    """
 
     def __init__(self) -> None:
         self._pending = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
+        self._histograms = _Histograms()
         self._models: dict[str, ModelMeter] = {}
         self._drained = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
         self._baseline = Totals()
@@ -52,6 +71,20 @@ class Meter:
             tags: values in the order of `metric.tags`.
         """
         self._pending[metric, tags] += amount
+
+    def observe(self, metric: Metric, value: float, *tags: str) -> None:
+        """Adds a value to a histogram.
+
+        Args:
+            metric: a metric with buckets.
+            value: in the unit of the metric, at least 0.
+            tags: values in the order of `metric.tags`.
+        """
+        self._histograms[metric, tags].observe(value)
+
+    def observe_all(self, metric: Metric, values: Iterable[float], *tags: str) -> None:
+        """Adds several values to a histogram; see `observe`."""
+        self._histograms[metric, tags].observe_all(values)
 
     def for_model(self, model: str) -> "ModelMeter":
         """Returns the meter that counts for one model."""
@@ -78,6 +111,13 @@ class Meter:
         """Returns a counter's value since the start. Doesn't affect `drain`."""
         return self._drained.get((metric, tags), 0.0) + self._undrained().get((metric, tags), 0.0)
 
+    def histograms(self) -> Histograms:
+        """Returns the histograms of all models, with the values since the start."""
+        histograms = dict(self._histograms)
+        for meter in self._models.values():
+            histograms.update(meter.histograms())
+        return histograms
+
     def totals(self) -> Totals:
         """Returns the totals since the last `reset`."""
         return self._lifetime_totals().minus(self._baseline)
@@ -99,29 +139,34 @@ class Meter:
         succeeded = 0.0
         for counts in (self._drained, self._undrained()):
             for (metric, tags), amount in counts.items():
-                if metric is not STAGE_SECONDS or tags[0] == "total":
-                    sums[metric] += amount
+                sums[metric] += amount
                 if metric is REQUESTS and tags[0] == "200":
                     succeeded += amount
+        seconds = sum(
+            histogram.sum
+            for (metric, _), histogram in self.histograms().items()
+            if metric is REQUEST_DURATION
+        )
         return Totals(
             sums[REQUESTS],
             sums[REQUESTS] - succeeded,
             sums[TEXTS],
             sums[CACHED_TEXTS],
             sums[TOKENS],
-            sums[STAGE_SECONDS],
+            seconds,
             sums[COST_NANO_USD],
             sums[SAVED_NANO_USD],
         )
 
 
 class ModelMeter:
-    """Adds to the counters of a process for one model, whose name is the last tag of each."""
+    """Counts for one model of a process, whose name is the last tag of each metric."""
 
     def __init__(self, process: Meter, model: str) -> None:
         self.process = process  #: the meter of the process, which drains this one
         self.model = model
         self._pending = defaultdict[tuple[Metric, tuple[str, ...]], float](float)
+        self._histograms = _Histograms()
 
     def add(self, metric: Metric, amount: float = 1, *tags: str) -> None:
         """Adds to a counter; see `Meter.add`.
@@ -132,6 +177,23 @@ class ModelMeter:
             tags: values in the order of `metric.tags`, without the model.
         """
         self._pending[metric, tags] += amount
+
+    def observe(self, metric: Metric, value: float, *tags: str) -> None:
+        """Adds a value to a histogram; see `Meter.observe`.
+
+        Args:
+            metric: a metric with buckets; the last of its tags is `model`.
+            value: in the unit of the metric, at least 0.
+            tags: values in the order of `metric.tags`, without the model.
+        """
+        self._histograms[metric, tags].observe(value)
+
+    def histograms(self) -> Histograms:
+        """Returns the histograms, with the model among the tags."""
+        return {
+            (metric, (*tags, self.model)): histogram
+            for (metric, tags), histogram in self._histograms.items()
+        }
 
     def counts(self) -> Counts:
         """Returns the counts since the last `clear`, with the model among the tags."""
@@ -157,28 +219,60 @@ def process_gauges() -> Gauges:
 
 
 async def export(meter: Meter, gauges: Callable[[], Gauges] = dict) -> None:
-    """Exports a meter's counts and the current gauges to Ray every second until cancelled.
+    """Exports a meter's metrics and the current gauges to Ray every second until cancelled.
 
     Those of the process are added.
     """
     from ray.serve import metrics
 
-    instruments: dict[Metric, Any] = {}
-
-    def instrument(metric: Metric) -> Any:
-        if metric not in instruments:
-            kind: Any = metrics.Gauge if metric in GAUGES else metrics.Counter
-            instruments[metric] = kind(metric.name, metric.description, metric.tags)
-        return instruments[metric]
-
+    instruments: dict[str, Any] = {}
     while True:
-        for (metric, tags), amount in meter.drain().items():
-            if amount > 0:
-                instrument(metric).inc(amount, dict(zip(metric.tags, tags, strict=True)))
-        for metric, value in {**gauges(), **process_gauges()}.items():
-            if isinstance(value, Mapping):
-                for tags, tagged in value.items():
-                    instrument(metric).set(tagged, dict(zip(metric.tags, tags, strict=True)))
+        for calls, sample in enumerate(_samples(meter, gauges), 1):
+            name = sample.metric.name + sample.suffix
+            if name not in instruments:
+                kind: Any = metrics.Counter if sample.is_counter else metrics.Gauge
+                instruments[name] = kind(name, sample.metric.description, tuple(sample.tags))
+            if sample.is_counter:
+                instruments[name].inc(sample.value, sample.tags)
             else:
-                instrument(metric).set(value)
+                instruments[name].set(sample.value, sample.tags)
+            if calls % _MAX_CALLS == 0:
+                await asyncio.sleep(0)
         await asyncio.sleep(_EXPORT_INTERVAL_S)
+
+
+class _Sample(NamedTuple):
+    """A value as Ray's metrics take it."""
+
+    metric: Metric
+    suffix: str  #: of the metric's name
+    tags: dict[str, str]
+    value: float
+    is_counter: bool = False  #: whether the value is added to a counter; else it sets a gauge
+
+
+def _samples(meter: Meter, gauges: Callable[[], Gauges]) -> Iterator[_Sample]:
+    for (metric, tags), amount in meter.drain().items():
+        if amount > 0:
+            yield _Sample(metric, "", _tags(metric, tags), amount, is_counter=True)
+    for metric, value in {**gauges(), **process_gauges()}.items():
+        by_tags = value if isinstance(value, Mapping) else {(): value}
+        for tags, tagged in by_tags.items():
+            yield _Sample(metric, "", _tags(metric, tags), tagged)
+    for (metric, tags), histogram in meter.histograms().items():
+        yield from _histogram_samples(metric, _tags(metric, tags), histogram)
+
+
+def _histogram_samples(
+    metric: Metric, tags: dict[str, str], histogram: Histogram
+) -> Iterator[_Sample]:
+    buckets, total = histogram.buckets(), histogram.sum
+    # The largest first: whoever reads meanwhile finds no bucket with less than one below it.
+    for bound, count in reversed(buckets):
+        yield _Sample(metric, BUCKET, {**tags, "le": bound}, count)
+    yield _Sample(metric, SUM, tags, total)
+    yield _Sample(metric, COUNT, tags, buckets[-1][1])
+
+
+def _tags(metric: Metric, values: Sequence[str]) -> dict[str, str]:
+    return dict(zip(metric.tags, values, strict=True))

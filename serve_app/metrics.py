@@ -13,7 +13,16 @@ class Metric:
     name: str
     description: str  #: names the unit
     tags: tuple[str, ...] = ()
+    #: Upper bounds of the buckets of a histogram, ascending; empty: the metric is none.
+    buckets: tuple[float, ...] = ()
 
+
+#: From the least time of a reply to the longest that a request may take by default. Neighbours
+#: differ by a factor of at most 2, and by 3 above 10 s, which bounds the error of a quantile.
+_SECONDS = (
+    *(0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3),
+    *(0.5, 0.7, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0),
+)
 
 REQUESTS = Metric(
     "embedserve_requests", "Requests that run a model, by HTTP status.", ("status", "model")
@@ -25,20 +34,43 @@ CACHED_TEXTS = Metric(
     "Texts of successful requests that the cache served, or that joined another request.",
     ("model",),
 )
+REQUEST_DURATION = Metric(
+    "embedserve_request_duration_seconds",
+    "Seconds from the end of a request's body until its reply is ready, of requests that run a "
+    "model, failed ones included.",
+    ("route", "lane", "model"),
+    _SECONDS,
+)
 STAGE_SECONDS = Metric(
     "embedserve_stage_seconds",
-    "Seconds of request time by stage: `cache`, `queue`, `tokenize`, `infer`, and in all: `total`.",
+    "Seconds of successful requests by stage: `cache`, `queue`, `tokenize`, `infer`, `load`.",
     ("stage", "model"),
 )
-BATCHES = Metric("embedserve_batches", "Batches computed by the model.", ("model",))
-BATCH_TEXTS = Metric("embedserve_batch_texts", "Texts in computed batches.", ("model",))
-BATCH_TOKENS = Metric(
-    "embedserve_batch_tokens", "Tokens in computed batches, without padding.", ("model",)
+QUEUE_DURATION = Metric(
+    "embedserve_queue_duration_seconds",
+    "Seconds from the arrival of a group of texts at the scheduler until its first batch or call "
+    "starts, or until its time is up.",
+    ("lane", "model"),
+    _SECONDS,
+)
+BATCH_DURATION = Metric(
+    "embedserve_batch_duration_seconds", "Seconds of computing a batch.", ("model",), _SECONDS
+)
+BATCH_SIZE = Metric(
+    "embedserve_batch_size_texts",
+    "Texts in a computed batch.",
+    ("model",),
+    (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),  # up to the largest setting
+)
+TEXT_LENGTH = Metric(
+    "embedserve_text_length_tokens",
+    "Tokens of a computed text, after truncation and without padding.",
+    ("model",),
+    (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768),  # as models' limits
 )
 PADDED_TOKENS = Metric(
     "embedserve_padded_tokens", "Tokens in computed batches, padding included.", ("model",)
 )
-BATCH_SECONDS = Metric("embedserve_batch_seconds", "Seconds of computing batches.", ("model",))
 BATCH_FAILURES = Metric(
     "embedserve_batch_failures", "Failed batches; each is bisected.", ("model",)
 )
@@ -64,8 +96,13 @@ COALESCED = Metric(
 CACHE_BYTES = Metric("embedserve_cache_bytes", "Bytes in the L1 cache, overhead included.")
 CACHE_ENTRIES = Metric("embedserve_cache_entries", "Values in the L1 cache.")
 CACHE_EVICTIONS = Metric("embedserve_cache_evictions", "Values evicted from the L1 cache.")
-L2_SECONDS = Metric("embedserve_l2_seconds", "Seconds of reads from the L2 cache.")
-L2_READS = Metric("embedserve_l2_reads", "Reads from the L2 cache, each of many texts.")
+LOOKUP_DURATION = Metric(
+    "embedserve_lookup_duration_seconds",
+    "Seconds of a read from a cache tier (`l2`), each of many texts.",
+    ("tier",),
+    # From a read through a local socket to the longest `cache.timeout_s`.
+    (0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 10),
+)
 L2_FAILURES = Metric(
     "embedserve_l2_failures",
     "Failed calls to the L2 cache (reads, writes, probes), by reason.",
@@ -211,7 +248,7 @@ PROCESS_MEMORY_BYTES = Metric(
     "embedserve_process_memory_bytes", "Resident memory of the process, in bytes."
 )
 
-#: All other metrics are counters.
+#: All metrics that are neither gauges nor histograms are counters.
 GAUGES = {
     *(CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS, MODEL_LOADED),
     *(OLDEST_INTERACTIVE, BUSY_SHARE, CAPACITY, STARTUP_SECONDS),
@@ -219,3 +256,12 @@ GAUGES = {
     *(PROCESS_CPU_SECONDS, PROCESS_MEMORY_BYTES, AUTOSCALING_TARGET_REPLICAS),
     *(AUTOSCALING_NEEDED_REPLICAS, AUTOSCALING_DECIDED_BY),
 }
+
+HISTOGRAMS = (
+    REQUEST_DURATION,
+    QUEUE_DURATION,
+    BATCH_DURATION,
+    BATCH_SIZE,
+    TEXT_LENGTH,
+    LOOKUP_DURATION,
+)

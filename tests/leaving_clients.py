@@ -227,9 +227,9 @@ async def _counters(http: httpx2.AsyncClient) -> Counters:
         return sum(map(float, values))
 
     return Counters(
-        total("batch_texts_total"),
-        total("batch_tokens_total"),
-        total("batches_total"),
-        total("batch_seconds_total"),
+        total("batch_size_texts_sum"),
+        total("text_length_tokens_sum"),
+        total("batch_size_texts_count"),
+        total("batch_duration_seconds_sum"),
         total("budget_tokens"),
     )

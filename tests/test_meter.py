@@ -4,10 +4,11 @@ import pytest
 
 from serve_app.meter import Gauges, Meter
 from serve_app.metrics import (
-    BATCH_SECONDS,
+    BATCH_DURATION,
     CACHED_TEXTS,
     L2_UP,
     QUEUED_TOKENS,
+    REQUEST_DURATION,
     REQUESTS,
     STAGE_SECONDS,
     TEXTS,
@@ -39,9 +40,9 @@ def count_requests(meter: Meter) -> None:
     meter.add(TEXTS, 5)
     meter.add(CACHED_TEXTS, 2)
     meter.add(TOKENS, 40)
-    meter.add(STAGE_SECONDS, 0.5, "total")
-    meter.add(STAGE_SECONDS, 0.25, "infer")
-    meter.add(BATCH_SECONDS, 9)
+    meter.observe(REQUEST_DURATION, 0.5, "/embed", "bulk", "a")
+    meter.add(STAGE_SECONDS, 0.25, "infer", "a")
+    meter.observe(BATCH_DURATION, 9, "a")
 
 
 COUNTED = Totals(requests=5, failed=3, texts=5, cached_texts=2, tokens=40, seconds=0.5)

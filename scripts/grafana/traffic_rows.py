@@ -137,8 +137,7 @@ _LANES = (
 )
 _BATCH_SIZE = rate("batch_size_texts_sum", by="model")
 _BATCH_COUNT = rate("batch_size_texts_count", by="model")
-_BATCHES = rate("batches_total", by="model")
-_BATCH_TOKENS = rate("batch_tokens_total", by="model")
+_BATCH_TOKENS = rate("text_length_tokens_sum", by="model")
 _PADDED_TOKENS = rate("padded_tokens_total", by="model")
 _BUDGET = gauge("avg", "model", "budget_tokens", MODEL)
 _BATCH_ROW = (
@@ -153,7 +152,7 @@ _BATCH_ROW = (
     Panel(
         "Fill of a batch",
         "Padded tokens of the mean batch, as a share of the budget. Near 1 under load.",
-        [Query(f"{_PADDED_TOKENS} / {_BATCHES} / {_BUDGET}", "{{model}}")],
+        [Query(f"{_PADDED_TOKENS} / {_BATCH_COUNT} / {_BUDGET}", "{{model}}")],
         "percentunit",
     ),
     Panel(

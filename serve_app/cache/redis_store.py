@@ -17,7 +17,7 @@ from serve_app.breaker import Breaker
 from serve_app.cache.report import StoreStats
 from serve_app.errors import Unavailable
 from serve_app.meter import Meter
-from serve_app.metrics import L2_FAILURES, L2_READS, L2_SECONDS, L2_WRITE_DROPS, L2_WRITTEN
+from serve_app.metrics import L2_FAILURES, L2_WRITE_DROPS, L2_WRITTEN, LOOKUP_DURATION
 from serve_app.valkey.client import (
     Client,
     deadline,
@@ -279,8 +279,7 @@ class RedisStore:
                     self._guarded.record_success()
         except Exception as error:
             self._guarded.record_failure(error)
-        self._meter.add(L2_READS)
-        self._meter.add(L2_SECONDS, time.perf_counter() - started)
+        self._meter.observe(LOOKUP_DURATION, time.perf_counter() - started, "l2")
         values += [None] * (len(keys) - len(values))
         start = 0
         for read in batch:

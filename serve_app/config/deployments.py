@@ -9,6 +9,7 @@ from pydantic import Field
 from serve_app.config.access import AccessSettings
 from serve_app.config.image_host import ImageHost
 from serve_app.config.section import GIB, MIB, Section
+from serve_app.types import Lane
 
 #: Former field names that Ingress and CacheLookup have in common.
 _RENAMED_CACHE = {"memory_max_bytes": "l1_max_bytes", "max_calls": "max_in_flight_calls"}
@@ -184,6 +185,10 @@ class RequestSettings(Section):
     access: AccessSettings = Field(
         default=AccessSettings(), description="API keys and their permissions."
     )
+
+    def default_lane(self, text_count: int) -> Lane:
+        """Returns the lane of a request with this number of inputs that names none."""
+        return "interactive" if text_count <= self.interactive_max_texts else "bulk"
 
     def max_texts(self, *, is_split: bool) -> int:
         """Returns the maximum number of texts in a request.

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.request import urlopen
 
@@ -14,13 +14,13 @@ from serve_app.autoscale.publisher import read_record
 from serve_app.autoscale.scaling_record import ScalingRecord
 from serve_app.errors import Unavailable
 from serve_app.meter import Meter
+from serve_app.service.prometheus_text import merge_pages
 from serve_app.totals import Totals
 
 logger = logging.getLogger(__name__)
 
 _BROADCAST_TIMEOUT_S = 5.0
 _SCRAPE_TIMEOUT_S = 2.0
-_METRIC_PREFIX = "ray_embedserve_"
 
 
 class IngressStats:
@@ -55,8 +55,7 @@ class IngressStats:
 
         Ray's agents collect them every 10 s.
         """
-        texts = await asyncio.to_thread(lambda: list(_scrape_nodes()))
-        return "".join(f"{line}\n" for line in _merge(texts))
+        return await asyncio.to_thread(lambda: merge_pages(_scrape_nodes()))
 
     async def scaling(self) -> list[ScalingRecord]:
         """Returns the decisions that the policies in Ray's controller have published.
@@ -103,20 +102,3 @@ def _scrape_nodes() -> Iterator[str]:
                 yield reply.read().decode()
         except OSError as error:
             logger.warning("Could not read the metrics of node %s: %s", address, error)
-
-
-def _merge(texts: Iterable[str]) -> Iterator[str]:
-    """Yields the lines of the service's metrics, grouped by metric as Prometheus requires."""
-    metrics: dict[str, list[str]] = {}
-    headers: dict[str, dict[str, str]] = {}
-    for text in texts:
-        name = ""
-        for line in text.splitlines():
-            if line.startswith(("# HELP ", "# TYPE ")):
-                _, kind, name, _ = line.split(" ", 3)
-                headers.setdefault(name, {}).setdefault(kind, line)
-            elif line.startswith(_METRIC_PREFIX) and name.startswith(_METRIC_PREFIX):
-                metrics.setdefault(name, []).append(line)
-    for name, lines in sorted(metrics.items()):
-        yield from headers[name].values()
-        yield from lines

@@ -23,7 +23,7 @@ from serve_app.errors import (
     Unavailable,
 )
 from serve_app.meter import ModelMeter
-from serve_app.metrics import REFUSED
+from serve_app.metrics import QUEUE_DURATION, REFUSED
 from serve_app.model_spec import ModelSpec
 from serve_app.providers.base import Provider
 from serve_app.providers.call_gate import CallGate
@@ -215,10 +215,16 @@ class CallScheduler:
     def _release(self, group: ProviderGroup) -> None:
         """Releases the texts of a finished or cancelled group that still wait for a call."""
         if group.tokens_in_queue:
+            if not group.has_started and not group.future.cancelled():  # its time is up
+                self._record_wait(group)
             admission = self._admission[group.queue.lane]
             admission.release(group)
             group.tokens_in_queue = 0
             self._queue(admission.next_part(self.settings.max_queued_tokens))
+
+    def _record_wait(self, group: ProviderGroup) -> None:
+        group.has_started = True
+        self._meter.observe(QUEUE_DURATION, self._clock() - group.arrival_s, group.queue.lane)
 
     def _dispatch(self) -> None:
         """Starts as many calls as may run."""
@@ -273,6 +279,8 @@ class CallScheduler:
         tokens = sum(text.length for text in batch)
         for text in batch:
             text.group.tokens_in_queue -= text.length
+            if not text.group.has_started:
+                self._record_wait(text.group)
         is_probe = self._gate.start()
         # Ray cancels calls by the context they were made in.
         task = asyncio.get_running_loop().create_task(

@@ -59,6 +59,7 @@ class QueuedGroup:
         #: Tokens of the texts that wait for a batch; 0 before admission.
         self.tokens_in_queue = 0
         self.arrival_s = 0.0
+        self.has_started = False  #: whether the wait for its first batch or call is over
         self._tokenize_s = self._infer_s = 0.0
 
     def _expect(

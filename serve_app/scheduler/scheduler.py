@@ -22,18 +22,18 @@ from serve_app.errors import (
 )
 from serve_app.meter import Gauges, Meter
 from serve_app.metrics import (
+    BATCH_DURATION,
     BATCH_FAILURES,
-    BATCH_SECONDS,
-    BATCH_TEXTS,
-    BATCH_TOKENS,
-    BATCHES,
+    BATCH_SIZE,
     BUDGET_TOKENS,
     BUSY_SHARE,
     CAPACITY,
     OLDEST_INTERACTIVE,
     PADDED_TOKENS,
+    QUEUE_DURATION,
     QUEUED_TOKENS,
     REFUSED,
+    TEXT_LENGTH,
 )
 from serve_app.scheduler.admission import QueueAdmission, is_large
 from serve_app.scheduler.batch_budget import BatchBudget, BatchBudgets
@@ -219,11 +219,18 @@ class Scheduler:
         """Releases the texts of a finished or cancelled group that still wait for a batch."""
         if not group.tokens_in_queue:
             return
+        if not group.has_started and not group.future.cancelled():  # its time is up
+            self._record_wait(group)
         admission = self._admission[group.queue]
         self.load.release(group.queue.lane, group.tokens_in_queue)
         admission.release(group)
         group.tokens_in_queue = 0
         self._queue(admission.next_part(self.settings.max_queued_tokens))
+
+    def _record_wait(self, group: PendingGroup) -> None:
+        group.has_started = True
+        waited_s = self._clock() - group.arrival_s
+        self.meter.observe(QUEUE_DURATION, waited_s, group.queue.lane, group.queue.model)
 
     async def _work(self) -> None:
         """Runs one batch after another."""
@@ -257,6 +264,8 @@ class Scheduler:
         tokens = sum(text.length for text in batch)
         for text in batch:
             text.group.tokens_in_queue -= text.length
+            if not text.group.has_started:
+                self._record_wait(text.group)
         admission = self._admission[key]
         if admission.has_backlog:
             self._queue(admission.next_part(self.settings.max_queued_tokens))
@@ -341,11 +350,10 @@ class Scheduler:
             batch[0].group.engine.streams,
             ComputedBatch(len(batch), run.tokens, padded, run.seconds, run.concurrency, is_full),
         )
-        self.meter.add(BATCHES, 1, run.model)
-        self.meter.add(BATCH_TEXTS, len(batch), run.model)
-        self.meter.add(BATCH_TOKENS, run.tokens, run.model)
         self.meter.add(PADDED_TOKENS, padded, run.model)
-        self.meter.add(BATCH_SECONDS, run.seconds, run.model)
+        self.meter.observe(BATCH_DURATION, run.seconds, run.model)
+        self.meter.observe(BATCH_SIZE, len(batch), run.model)
+        self.meter.observe_all(TEXT_LENGTH, (text.length for text in batch), run.model)
 
     def sample_load(self) -> ReplicaLoad:
         """Returns the load; rates are over the time since the previous call."""

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from serve_app.autoscale.scaling_record import ScalingRecord
-from serve_app.meter import Counts, Gauges, Meter
+from serve_app.meter import Counts, Gauges, Histograms, Meter
 from serve_app.metrics import RAY_PREFIX, Metric
 from serve_app.totals import Totals
 
@@ -63,7 +63,7 @@ class SingleReplica:
         """Returns the metrics of this process, with the names that Ray exports."""
         registry = CollectorRegistry()
         gauges = self._gauges()  # first: they count evictions since the last call
-        registry.register(_Collector(self._meter.counts(), gauges))
+        registry.register(_Collector(self._meter.counts(), self._meter.histograms(), gauges))
         return generate_latest(registry).decode()
 
     async def scaling(self) -> list[ScalingRecord]:
@@ -74,20 +74,29 @@ class SingleReplica:
 class _Collector(Collector):
     """The metrics of a process, as `prometheus_client` reads them."""
 
-    def __init__(self, counts: Counts, gauges: Gauges) -> None:
+    def __init__(self, counts: Counts, histograms: Histograms, gauges: Gauges) -> None:
         self._counts = counts
+        self._histograms = histograms
         self._gauges = gauges
 
     def collect(self) -> Iterator[Family]:
         """Yields each metric with its samples."""
-        families: dict[Metric, CounterMetricFamily] = {}
+        counters: dict[Metric, CounterMetricFamily] = {}
         for (metric, tags), value in self._counts.items():
-            if metric not in families:
-                families[metric] = CounterMetricFamily(
+            if metric not in counters:
+                counters[metric] = CounterMetricFamily(
                     RAY_PREFIX + metric.name, metric.description, labels=metric.tags
                 )
-            families[metric].add_metric(tags, value)
-        yield from families.values()
+            counters[metric].add_metric(tags, value)
+        yield from counters.values()
+        histograms: dict[Metric, HistogramMetricFamily] = {}
+        for (metric, tags), histogram in self._histograms.items():
+            if metric not in histograms:
+                histograms[metric] = HistogramMetricFamily(
+                    RAY_PREFIX + metric.name, metric.description, labels=metric.tags
+                )
+            histograms[metric].add_metric(tags, histogram.buckets(), histogram.sum)
+        yield from histograms.values()
         for metric, current in self._gauges.items():
             gauge = GaugeMetricFamily(
                 RAY_PREFIX + metric.name, metric.description, labels=metric.tags

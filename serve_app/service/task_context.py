@@ -176,7 +176,7 @@ class TaskContext:
 
     def default_lane(self, text_count: int) -> Lane:
         """Returns the lane of a request with this number of inputs."""
-        return "interactive" if text_count <= self.settings.interactive_max_texts else "bulk"
+        return self.settings.default_lane(text_count)
 
     def reject_truncated(self, truncated: Bool, limit: int | None = None) -> None:
         """Checks that no text was truncated.

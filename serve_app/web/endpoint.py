@@ -4,6 +4,7 @@
 → **bytes**
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -26,6 +27,11 @@ class ParsedRequest(NamedTuple):
     render: Callable[[Any], bytes]
     has_vectors: bool = True  #: whether the reply holds the vectors, which then may be sent raw
     has_floats: bool = True  #: whether the reply holds the vectors as JSON numbers
+
+
+def documented_path(path: str) -> str:
+    """Returns a path without the converters of its parameters: `{name}`, not `{name:path}`."""
+    return re.sub(r":path(?=})", "", path)
 
 
 def _no_images(body: Body) -> bool:
@@ -61,6 +67,7 @@ class Endpoint:
     #: By main task, the endpoints that answer for models with another main task than `task`. Empty:
     #: this one answers for all models.
     variants: Mapping[Task | None, "Endpoint"] = field(default_factory=dict)
+    route: str = field(init=False, repr=False)  #: the path as it is documented
     _model_field: ModelField | None = field(init=False, repr=False)
 
     def default_task(self, body: Body) -> Task | None:
@@ -99,7 +106,8 @@ class Endpoint:
         return endpoint
 
     def __post_init__(self) -> None:
-        """Finds the field that names the model, once."""
+        """Finds the field that names the model and the documented path, once."""
+        object.__setattr__(self, "route", documented_path(self.path))
         names = (item for item in self.fields if isinstance(item, ModelField))
         object.__setattr__(self, "_model_field", next(names, None))
 

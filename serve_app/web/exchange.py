@@ -17,19 +17,25 @@ from serve_app.web.limits import RequestBody
 class Exchange:
     """One request on its way through the handler."""
 
-    __slots__ = ("body", "dialect", "job", "key", "request", "result", "service", "started_s")
+    __slots__ = (
+        *("body", "dialect", "job", "key", "read_s", "request", "result", "route", "service"),
+        "started_s",
+    )
 
-    def __init__(self, request: Request, dialect: Dialect) -> None:
+    def __init__(self, request: Request, dialect: Dialect, route: str = "") -> None:
         """Creates an exchange before its body is read.
 
         Args:
             request: the request.
             dialect: renders errors; replaced once the body has selected another one.
+            route: the path with its parameters as they were declared, for the metrics.
         """
         self.request = request
         self.dialect = dialect
         self.body = RequestBody(request.receive)
+        self.route = route
         self.started_s = time.perf_counter()
+        self.read_s: float | None = None  #: when the body had arrived; None: it has not
         self.key: ApiKey | None = None
         self.service: EmbedService | None = None
         self.job: Job[Result] | None = None

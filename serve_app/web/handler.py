@@ -4,7 +4,6 @@ An error becomes a response in the format of the request's dialect.
 """
 
 import logging
-import re
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
@@ -29,11 +28,8 @@ from serve_app.errors import (
     Unavailable,
     UnsupportedContentEncoding,
 )
-from serve_app.metrics import CACHED_TEXTS, REQUESTS, STAGE_SECONDS, TEXTS, TOKENS
-from serve_app.results import ComputedResult, EmbedResult, Result
+from serve_app.results import ComputedResult, EmbedResult
 from serve_app.service.catalog import Catalog
-from serve_app.service.embed import EmbedService
-from serve_app.types import Tier
 from serve_app.web.accept import JSON, RAW, prefers_raw
 from serve_app.web.admission import Admission
 from serve_app.web.alternative import run_alternative
@@ -51,7 +47,7 @@ from serve_app.web.dialect import (
     all_views,
     endpoints_by_path,
 )
-from serve_app.web.endpoint import ViewRoute
+from serve_app.web.endpoint import ViewRoute, documented_path
 from serve_app.web.exchange import Exchange
 from serve_app.web.limits import ConcurrencyLimiter, LingeringResponse
 from serve_app.web.request_headers import (
@@ -60,8 +56,8 @@ from serve_app.web.request_headers import (
     request_timeout_s,
 )
 from serve_app.web.request_log import log_request
+from serve_app.web.request_metrics import count_request
 from serve_app.web.response_headers import (
-    STAGES,
     cost_headers,
     raw_vector_headers,
     replacement_headers,
@@ -116,10 +112,10 @@ class RequestHandler:
         self, request: Request, candidates: Sequence[DialectEndpoint]
     ) -> Response:
         """Responds to a request with a body, from the candidate that the body selects."""
-        exchange = Exchange(request, candidates[0].dialect)
+        exchange = Exchange(request, candidates[0].dialect, candidates[0].endpoint.route)
         response = await self._respond(exchange, self._run_endpoint(exchange, candidates))
-        if response.status_code not in (200, _NGINX_CLIENT_CLOSED_REQUEST):
-            exchange.meter(self._catalog).add(REQUESTS, 1, str(response.status_code))
+        if response.status_code != _NGINX_CLIENT_CLOSED_REQUEST:
+            count_request(exchange, self._catalog, response.status_code)
         if self._catalog.settings.request_log:
             log_request(exchange, response.status_code)
         return response
@@ -203,7 +199,6 @@ class RequestHandler:
             extra_headers = {**extra_headers, **replacement_headers(job.inputs)}
         if not isinstance(result, ComputedResult):
             body = parsed.render(result)
-            self._record(service, result, time.perf_counter() - exchange.started_s)
             return _Reply(body, {**truncation_headers(result.truncated), **extra_headers})
         vector_headers: Mapping[str, str] = {}
         content: bytes | None = None
@@ -217,7 +212,6 @@ class RequestHandler:
         media_type = JSON if content is None else RAW
         content = parsed.render(result) if content is None else content
         total_s = time.perf_counter() - exchange.started_s
-        self._record(service, result, total_s)
         reply_headers = result_headers(result, total_s)
         reply_headers.update(endpoint.headers(result, total_s))
         reply_headers.update(extra_headers)
@@ -241,25 +235,12 @@ class RequestHandler:
             timeout_s=settings.body_timeout_s,
             declared=headers.get("content-length", ""),
         )
+        exchange.read_s = time.perf_counter()
         if codings:
             body = await unpack(body, codings, settings.max_body_bytes)
         fields = parse_object(body, replace_surrogates=settings.invalid_text == "replace")
         path_params = exchange.request.path_params
         return {**fields, **path_params} if path_params else fields
-
-    def _record(self, service: EmbedService, result: Result, total_s: float) -> None:
-        """Adds a successful request to the metrics."""
-        meter = service.meter
-        meter.add(REQUESTS, 1, "200")
-        meter.add(STAGE_SECONDS, total_s, STAGES[-1])
-        for part in result.parts:
-            n = len(part.token_counts)
-            meter.add(TEXTS, n)
-            meter.add(CACHED_TEXTS, n - part.tiers.tolist().count(Tier.COMPUTED))
-            meter.add(TOKENS, part.total_tokens)
-            for stage, seconds in zip(STAGES, part.timings, strict=False):
-                if seconds:
-                    meter.add(STAGE_SECONDS, seconds, stage)
 
     async def handle_http_exception(self, request: Request, error: Exception) -> Response:
         """Responds to an unknown path (404) or method (405)."""
@@ -348,7 +329,7 @@ class RequestHandler:
 def _not_found_message(request: Request) -> str:
     """Returns the message of a 404, which names the most similar path that is served."""
     path = request.url.path
-    served = [re.sub(r":path(?=})", "", route.path) for route in request.app.routes]
+    served = [documented_path(route.path) for route in request.app.routes]
     similar = get_close_matches(path, served, n=1, cutoff=_PATH_SIMILARITY)
     hint = f" The nearest route is {similar[0]}." if similar else ""
     return f"Nothing is served at {path}.{hint}"

@@ -8,20 +8,11 @@ from typing import Any
 import yaml
 
 from serve_app import metrics
-from serve_app.metrics import GAUGES, RAY_PREFIX, Metric
+from serve_app.metrics import GAUGES, HISTOGRAMS, RAY_PREFIX, Metric
 from tests.monitoring.promtool import MONITORING
 
 #: Labels that Ray and Prometheus add to all metrics of the service.
 ADDED_LABELS = {"application", "deployment", "replica", "NodeAddress", "instance"}
-#: Histograms that are not declared yet.
-COMING = {
-    "embedserve_request_duration_seconds": ("route", "lane", "model"),
-    "embedserve_queue_duration_seconds": ("lane", "model"),
-    "embedserve_batch_duration_seconds": ("model",),
-    "embedserve_batch_size_texts": ("model",),
-    "embedserve_text_length_tokens": ("model",),
-    "embedserve_lookup_duration_seconds": ("tier",),
-}
 _SERIES = re.compile(r"\b(ray_\w+)\b(?:\{([^}]*)\})?")
 _GROUPING = re.compile(r"\b(?:by|on|group_left) \(([^)]*)\)")
 
@@ -66,14 +57,15 @@ def exported_labels() -> dict[str, set[str]]:
         if isinstance(metric, Metric):
             for name, added in _exported_names(metric):
                 exported[RAY_PREFIX + name] = {*metric.tags, *added}
-    for histogram, tags in COMING.items():
-        exported |= {f"{RAY_PREFIX}{histogram}_{part}": {*tags} for part in ("sum", "count")}
-        exported[f"{RAY_PREFIX}{histogram}_bucket"] = {*tags, "le"}
     return exported
 
 
 def _exported_names(metric: Metric) -> Iterator[tuple[str, set[str]]]:
     if metric in GAUGES:
         yield metric.name, set()
+    elif metric in HISTOGRAMS:
+        yield f"{metric.name}_bucket", {"le"}
+        yield f"{metric.name}_sum", set()
+        yield f"{metric.name}_count", set()
     else:
         yield f"{metric.name}_total", set()

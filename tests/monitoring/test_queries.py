@@ -29,7 +29,7 @@ OF_FAILURES = ("refused", "batch_failures", "l2_failures", "l2_write_drops")
 OF_THE_SHARED_SERVER = ("quota_fallbacks", "ledger_failures")
 ABSENT = tuple(
     f"ray_embedserve_{name.removeprefix('embedserve_')}"
-    for name in (*ON_RAY, *OF_PROVIDERS, *OF_FAILURES, *OF_THE_SHARED_SERVER, *promql.COMING)
+    for name in (*ON_RAY, *OF_PROVIDERS, *OF_FAILURES, *OF_THE_SHARED_SERVER)
 )
 LOAD_S = 8.0
 LIMIT_S = 30.0

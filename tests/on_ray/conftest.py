@@ -105,7 +105,7 @@ class Service:
         return health
 
     async def counter(self, name: str, at_least: float) -> float:
-        """Waits until a counter, summed over replicas, is `at_least`; returns its settled value."""
+        """Waits until a metric, summed over replicas, is `at_least`; returns its settled value."""
         total = 0.0
         standalone = self.kind == STANDALONE
         url = self.url if standalone else f"http://{self._metrics_address()}"
@@ -113,7 +113,9 @@ class Service:
         def read() -> bool:
             nonlocal total
             text = httpx2.get(f"{url}/metrics", timeout=10).text
-            values = re.findall(rf"^ray_{name}_total(?:{{.*}})? ([\d.e+]+)$", text, re.MULTILINE)
+            values = re.findall(
+                rf"^ray_{name}(?:_total)?(?:{{.*}})? ([\d.e+]+)$", text, re.MULTILINE
+            )
             total = sum(map(float, values))
             return total >= at_least
 

@@ -50,7 +50,7 @@ async def test_only_new_texts_are_computed_each_once(service: Service) -> None:
     embed(service.url, known)
     _, cache = embed(service.url, [*known[:10], new[0], *known[10:], new[1]])
     assert cache == "hits=30; misses=2; tier=l1"
-    before = await service.counter("embedserve_batch_texts", at_least=32)
+    before = await service.counter("embedserve_batch_size_texts_sum", at_least=32)
     async with httpx2.AsyncClient(timeout=60) as client:
         replies = await asyncio.gather(
             *(
@@ -60,7 +60,9 @@ async def test_only_new_texts_are_computed_each_once(service: Service) -> None:
         )
     assert len({reply.json()["data"][0]["embedding"][0] for reply in replies}) == 1
     assert embed(service.url, new_texts(1))[1] == "hits=0; misses=1"
-    assert await service.counter("embedserve_batch_texts", at_least=before + 2) == before + 2
+    assert (
+        await service.counter("embedserve_batch_size_texts_sum", at_least=before + 2) == before + 2
+    )
 
 
 @EVERYWHERE

@@ -10,6 +10,7 @@ from tests.repo.source import BENCHMARK_FILES, CLIENT_ROOT, ROOT, SERVICE_FILES,
 from tests.repo.test_packaging import CLIENT, PROJECT
 
 DOCS = ROOT / "docs"
+METRICS = [value for value in vars(metrics).values() if isinstance(value, metrics.Metric)]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     ROOT / "clients" / "README.md",
@@ -63,11 +64,26 @@ def test_the_settings_page_is_generated_from_the_settings() -> None:
 
 
 def test_every_metric_is_documented() -> None:
-    table = page_text(DOCS / "operate.md").split("\n## Metrics\n")[1].split("\n## ")[0]
-    documented = re.findall(r"`(embedserve_\w+)(?:\{([\w,]+)\})?`", table)
+    rows = re.findall(r"^\| (`embedserve_[^|]+) \|", page_text(DOCS / "metrics.md"), re.MULTILINE)
+    documented = re.findall(r"`(embedserve_\w+)(?:\{([\w,]+)\})?`", " ".join(rows))
     tags = {name: tuple(filter(None, names.split(","))) for name, names in documented}
-    declared = {m.name: m.tags for m in vars(metrics).values() if isinstance(m, metrics.Metric)}
-    assert {name: tags.get(name) for name in declared} == declared
+    assert tags == {metric.name: metric.tags for metric in METRICS}
+    assert len(documented) == len(METRICS)
+
+
+def test_names_of_metrics_follow_prometheus_conventions() -> None:
+    for metric in METRICS:
+        assert re.fullmatch(r"embedserve(_[a-z0-9]+)+", metric.name)
+        # Exporters add these suffixes.
+        assert not re.search(r"_(total|bucket|sum|count|info)$", metric.name)
+        assert not re.search(r"milli|micro|_ms\b|_ms_|minutes|kilo|mega|_[kmg]b\b", metric.name)
+        assert metric.description.endswith(".")
+    histograms = [metric for metric in METRICS if metric.buckets]
+    assert histograms == [*metrics.HISTOGRAMS]
+    for metric in histograms:
+        assert metric.name.endswith(("_seconds", "_texts", "_tokens"))  # its unit
+        assert [*metric.buckets] == sorted({*metric.buckets})
+    assert metrics.GAUGES.isdisjoint(histograms)
 
 
 def test_every_dependency_of_the_service_is_documented() -> None:

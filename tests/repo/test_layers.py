@@ -32,6 +32,7 @@ SERVICE_LAYERS = [
         "atomic_file",
         "meter",
         "metrics",
+        "histogram",
         "totals",
         "quantization",
         "breaker",

@@ -124,7 +124,7 @@ async def test_nothing_is_computed_for_clients_that_left(running: Running) -> No
     running.engine.release()
     assert [(await first).status_code, (await running.embed("last")).status_code] == [200, 200]
     assert running.engine.batches == [["first"], ["last"]]
-    assert await running.metric("embedserve_batch_texts_total") == 2
+    assert await running.metric("embedserve_batch_size_texts_sum") == 2
     assert await running.metric("embedserve_texts_total") == 2
 
 

@@ -85,7 +85,6 @@ def test_metrics_count_requests_by_status_and_texts_and_tokens(
     assert counted["embedserve_requests", "400", model] == 1
     assert counted["embedserve_texts", model] == 2
     assert counted["embedserve_tokens", model] == 3
-    assert 0 < counted["embedserve_stage_seconds", "total", model] < 60
 
 
 @pytest.mark.parametrize(

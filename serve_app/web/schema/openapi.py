@@ -35,7 +35,7 @@ from serve_app.web.dialect import (
     all_views,
     endpoints_by_path,
 )
-from serve_app.web.endpoint import Endpoint, ParsedRequest
+from serve_app.web.endpoint import Endpoint, ParsedRequest, documented_path
 from serve_app.web.response_headers import cost_headers, raw_vector_headers, result_headers
 from serve_app.web.schema.fields import Field, SchemaContext, object_example, object_schema
 from serve_app.web.schema.json_schema import STRING, Schema, any_of, enum
@@ -123,10 +123,10 @@ def openapi(
     """
     paths: dict[str, dict[str, Any]] = {}
     for template, candidates in endpoints_by_path(dialects).items():
-        path = _without_converters(template)
+        path = documented_path(template)
         paths[path] = {"post": _endpoint_operation(path, candidates, context, keys)}
     for route in all_views(dialects):
-        path = _without_converters(route.view.path)
+        path = documented_path(route.view.path)
         method = route.view.method.lower()
         paths.setdefault(path, {})[method] = _view_operation(path, route, context, keys)
     for path, (summary, media_type, schema) in _DOCUMENTATION.items():
@@ -235,11 +235,6 @@ def _path_parameters(path: str, context: SchemaContext) -> list[dict[str, Any]]:
         {"name": name, "in": "path", "required": True, "schema": model_names}
         for name in re.findall(r"{(\w+)}", path)
     ]
-
-
-def _without_converters(path: str) -> str:
-    """Returns a Starlette path as OpenAPI writes it: `{name}`, not `{name:path}`."""
-    return re.sub(r":path(?=})", "", path)
 
 
 def _body_schemas(candidates: Sequence[_Candidate]) -> list[Schema]:
