@@ -15,6 +15,7 @@ from serve_app.deployments.embedder import Embedder
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.providers import Providers
 from serve_app.model_prep.engine_selection import EngineSelection, select_engines
+from serve_app.tracing import check_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,10 @@ def build(args: AppConfig) -> Application:
 
     Raises:
         ModelSourceError: a model's files are missing or don't match its `sha256`.
-        ConfigurationError: no engine that the configuration allows is usable.
+        ConfigurationError: no engine that the configuration allows is usable, or tracing is on
+            without its extra.
     """
+    check_tracing(args.tracing)
     selections = select_engines(args)
     for selection in selections:
         _log_selection(selection)

@@ -241,6 +241,14 @@ AUTOSCALING_DECIDED_BY = Metric(
     "1 for what decides, else 0: a term, the `bounds`, a rule of the way down, or lost `reports`.",
     (*_SCALING, "term"),
 )
+SPANS_EXPORTED = Metric(
+    "embedserve_spans_exported", "Spans of traces that the collector has taken."
+)
+SPANS_DROPPED = Metric(
+    "embedserve_spans_dropped",
+    "Spans of traces that were dropped, by reason: `full` queue, or the collector `failed`.",
+    ("reason",),
+)
 PROCESS_CPU_SECONDS = Metric(
     "embedserve_process_cpu_seconds", "CPU time of the process since its start, in seconds."
 )

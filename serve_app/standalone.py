@@ -32,6 +32,7 @@ from serve_app.service.composition import create_catalog, create_engine_pool, cr
 from serve_app.service.engine_chains import EngineChains
 from serve_app.service.model_pools import ModelPools
 from serve_app.service.replica_stats import SingleReplica
+from serve_app.tracing import open_tracer
 from serve_app.valkey.shared_server import ServiceIdentity
 from serve_app.web.app import create_app
 from serve_app.web.http_protocol import HttpProtocol
@@ -75,7 +76,7 @@ class StandaloneService:
             ),
             create_provider_pool(config, selections, meter=meter, load=load_provider),
         )
-        self._cpus = cpus
+        self._cpus, self._tracer = cpus, open_tracer(config.tracing, meter, "standalone")
         identity = ServiceIdentity(service=name, owner_pid=os.getpid())
         specs = [selection.cached_spec for selection in selections]
         chains = EngineChains(config.served_models, specs)
@@ -105,7 +106,7 @@ class StandaloneService:
             engine_failures=chains.engine_failures,
         )
         self.app: ASGIApp = RequestLifecycle(
-            create_app(catalog, self._entrance, config.cors_origins)
+            create_app(catalog, self._entrance, config.cors_origins, tracer=self._tracer)
         )
 
     def _gauges(self) -> Gauges:
@@ -137,6 +138,8 @@ class StandaloneService:
         await self._pool.stop()
         await self._entrance.close()
         await self._cache.close()
+        if self._tracer is not None:
+            await self._tracer.close()
 
 
 async def run(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.inputs import Input, with_prompt
+from serve_app.spans import Span, TraceContext, UnrecordedSpan
 from serve_app.tasks import Task
 
 Float32 = NDArray[np.float32]
@@ -85,6 +86,7 @@ class TextGroup:
     #: The cache key of each text; empty until the first cache has computed them.
     keys: tuple[bytes, ...] = ()
     task: Task = "embed"
+    span: Span | None = None  #: of the operation that waits for the group; None: not traced
 
     @property
     def prompted_inputs(self) -> list[Input]:
@@ -103,12 +105,13 @@ class TextGroup:
         # Clocks differ between machines, so what is left of the time is sent.
         left_s = self.deadline_s - time.monotonic()
         fields = (self.texts, self.prompt, self.use_cache, self.lane, left_s, self.keys, self.task)
-        return TextGroup._received, fields
+        return TextGroup._received, (None if self.span is None else self.span.context, *fields)
 
     @classmethod
-    def _received(cls, *fields: Any) -> Self:
+    def _received(cls, context: TraceContext | None, *fields: Any) -> Self:
         group = cls(*fields)
         group.deadline_s += time.monotonic()
+        group.span = None if context is None else UnrecordedSpan(context)
         return group
 
 

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from serve_app.spans import TraceContext, UnrecordedSpan
 from serve_app.types import TextGroup
 
 
@@ -34,3 +35,15 @@ def test_a_subset_keeps_the_keys_and_the_options() -> None:
     assert group.subset([0, 2]) == subset
     assert group.subset([0, 1, 2]) is group
     assert TextGroup(("a", "b")).subset([1]) == TextGroup(("b",))
+
+
+def test_a_group_carries_its_trace_to_another_process() -> None:
+    span = UnrecordedSpan(TraceContext(f"00-{'a' * 32}-{'b' * 16}-01", "vendor=1"))
+    received = pickle.loads(pickle.dumps(TextGroup(("a",), span=span)))
+    assert received.span.context == span.context
+    assert received.span.context.headers() == {
+        "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
+        "tracestate": "vendor=1",
+    }
+    assert (received.span.context.trace_id, received.span.context.span_id) == ("a" * 32, "b" * 16)
+    assert TextGroup(("a", "b"), span=span).subset([1]).span is span

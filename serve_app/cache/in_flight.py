@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
+from serve_app.spans import Span
 from serve_app.types import NO_TIMINGS, EncodedVectors, TextGroup, Tier, Timings
 
 _COMPUTED, _JOINED = bytes([Tier.COMPUTED]), bytes([Tier.JOINED])
@@ -27,6 +28,7 @@ class Flight:
         self._values = [b""] * len(group.texts)
         self._tiers = bytearray(len(group.texts))
         self.timings: Timings = NO_TIMINGS
+        self.read_span: Span | None = None  #: of the read from L2; None: not traced
         self.error: Exception | None = None
         self.done = False
         self.on_cancel: Callable[[], None] | None = None  #: stops the work of the flight

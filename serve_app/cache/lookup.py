@@ -5,9 +5,11 @@ group → L1 (memory) → in flight → L2 (shared store) → next tier → valu
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from serve_app.cache.coalescer import Coalescer, Result
 from serve_app.cache.codec import Codec
@@ -16,6 +18,7 @@ from serve_app.cache.key import cache_key, space_prefix
 from serve_app.cache.memory import MemoryCache
 from serve_app.meter import Meter, ModelMeter
 from serve_app.metrics import CACHE_HITS, CACHE_MISSES, COALESCED
+from serve_app.spans import Span, ending
 from serve_app.tasks import Task
 from serve_app.types import EncodedVectors, Lane, Outputs, TextGroup, Tier, Timings
 
@@ -82,14 +85,24 @@ class Lookup:
         """
         return self._codecs[group.task].decode(await self.run_encoded(group))
 
-    async def run_encoded(self, group: TextGroup) -> EncodedVectors:
+    def run_encoded(self, group: TextGroup) -> Coroutine[Any, Any, EncodedVectors]:
         """Returns the values of a group's texts, in their order.
 
         Raises:
             EmbedServeError: as raised by the next tier; nothing is cached then.
         """
         if not group.use_cache:
-            return await self._compute(group)
+            return self._compute(group)
+        return self._look_up(group) if group.span is None else self._trace(group, group.span)
+
+    async def _trace(self, group: TextGroup, parent: Span) -> EncodedVectors:
+        with ending(parent.child("cache", {"embedserve.texts": len(group.texts)})) as span:
+            encoded = await self._look_up(replace(group, span=span))
+            tiers = Counter(encoded.tiers)
+            span.set({f"embedserve.{tier.name.lower()}": tiers[tier] for tier in Tier})
+            return encoded
+
+    async def _look_up(self, group: TextGroup) -> EncodedVectors:
         started = time.perf_counter()
         if not group.keys:
             space, prompt, task = self._space_id, group.prompt, group.task
@@ -116,6 +129,8 @@ class Lookup:
         self._meter.add(CACHE_MISSES, len(joined) - len(unjoined))
         self._meter.add(COALESCED, len(joined) - len(unjoined))
         flights = list(dict.fromkeys(flight for flight in joined if flight is not None))
+        if group.span is not None:
+            _link(group.span, flights)
         own = self._start(group.subset(unjoined)) if unjoined else None
         await wait_for(flights if own is None else [*flights, own])
         sources: list[Flight | None] = [
@@ -154,6 +169,10 @@ class Lookup:
             self._send(flight, range(len(group.texts)))
         else:
             started = time.perf_counter()
+            if group.span is not None:
+                flight.read_span = group.span.child(
+                    "cache.l2", {"embedserve.texts": len(group.keys)}
+                )
             read = self._store.get_many([self._store_prefix + key for key in group.keys])
             read.add_done_callback(partial(self._on_read, flight, started))
         return flight
@@ -167,6 +186,8 @@ class Lookup:
         self, flight: Flight, started: float, read: asyncio.Future[list[bytes | None]]
     ) -> None:
         """Takes over the values of L2 and sends the other texts to the next tier."""
+        if flight.read_span is not None:
+            flight.read_span.end()
         if flight.done or read.cancelled():
             return
         missing, codec = [], self._codecs[flight.group.task]
@@ -206,3 +227,10 @@ class Lookup:
         cache_s = flight.timings.cache_s + result.timings.cache_s
         flight.timings = result.timings._replace(cache_s=cache_s)
         flight.finish()
+
+
+def _link(span: Span, flights: Sequence[Flight]) -> None:
+    """Links a span to the requests that started the flights which its texts have joined."""
+    for flight in flights:
+        if flight.group.span is not None:
+            span.link(flight.group.span)

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.trace_ids import TraceIds
+
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _ENCODINGS = {"text": "TEXT", "json": "JSON"}
 #: Attributes that every record has, so that the others are fields of the message.
@@ -67,5 +69,6 @@ def configure_log(config: Mapping[str, Any]) -> None:
     settings = config.get("logging_config") or {}
     handler = logging.StreamHandler()
     encoding = str(settings.get("encoding", "TEXT")).upper()
+    handler.addFilter(TraceIds())
     handler.setFormatter(_JSONFormatter() if encoding == "JSON" else _TextFormatter())
     logging.basicConfig(level=settings.get("log_level", "WARNING"), handlers=[handler])

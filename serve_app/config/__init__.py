@@ -27,6 +27,7 @@ from serve_app.config.deployments import (
 from serve_app.config.model import EMBEDDER, MINILM, PROVIDERS, EngineSettings, ModelConfig
 from serve_app.config.provider import ProviderSettings
 from serve_app.config.section import Section
+from serve_app.config.tracing import TracingConfig
 
 __all__ = [
     "EMBEDDER",
@@ -51,6 +52,7 @@ __all__ = [
     "ProvidersSettings",
     "QueueSettings",
     "RequestSettings",
+    "TracingConfig",
     "deployment_names",
     "settings_markdown",
     "user_config_type",

@@ -19,6 +19,7 @@ from serve_app.config.model import (
     Precision,
 )
 from serve_app.config.section import GIB, MIB, Section
+from serve_app.config.tracing import TracingConfig
 from serve_app.types import CacheDtype
 
 #: Names of deployments that hold no models of their own.
@@ -169,6 +170,9 @@ class AppConfig(Section):
         "503 with `Retry-After`.",
     )
     cache: CacheConfig = Field(default=CacheConfig(), description="The L2 cache.")
+    tracing: TracingConfig = Field(
+        default=TracingConfig(), description="Traces of requests, off by default."
+    )
     cors_origins: tuple[CorsOrigin, ...] = Field(
         default=(),
         description="Origins that may call the service from a browser, such as "

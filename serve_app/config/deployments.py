@@ -179,8 +179,8 @@ class RequestSettings(Section):
     request_log: bool = Field(
         default=False,
         description="Log each request: method, path, status, milliseconds, number of texts and "
-        "tokens, texts served from the cache, name of the key, request id. Never a text or a key. "
-        "Health checks are left out.",
+        "tokens, texts served from the cache, model, name of the key, request id. Never a text or "
+        "a key. Health checks are left out.",
     )
     access: AccessSettings = Field(
         default=AccessSettings(), description="API keys and their permissions."

@@ -24,6 +24,7 @@ from serve_app.errors import EmbedServeError
 from serve_app.meter import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection
 from serve_app.service.engine_chains import EngineChains
+from serve_app.tracing import open_tracer
 from serve_app.types import CacheState, TextGroup
 
 
@@ -51,7 +52,7 @@ class CacheLookup:
             for name in embedders
         }
         calls = {
-            name: group_call(RetryingCall(h, "run", wake_up=wake_ups[name]))
+            name: group_call(RetryingCall(h, "run", wake_up=wake_ups[name]), name)
             for name, h in embedders.items()
         }
         deployments = {s.cached_spec.engine_id: s.model.deployment for s in selections}
@@ -72,6 +73,7 @@ class CacheLookup:
             meter=self._meter,
             l2=open_l2_cache(config.cache, current_service(), self._meter),
         )
+        self._tracer = open_tracer(config.tracing, self._meter, "CacheLookup")
         self._export_task: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
@@ -97,6 +99,8 @@ class CacheLookup:
     async def run(self, engine_id: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
         """Returns each group's outputs, or an error as a value; None for an unknown engine."""
         lookup = self._cache.lookups.get(engine_id)
+        if self._tracer is not None:
+            groups = self._tracer.receive(groups)
         return None if lookup is None else await collect(partial(_run, lookup), groups)
 
     async def cache_state(self) -> CacheState:
@@ -119,6 +123,8 @@ class CacheLookup:
     async def __del__(self) -> None:
         """Closes the cache; Ray awaits it when the replica stops."""
         await self._cache.close()
+        if self._tracer is not None:
+            await self._tracer.close()
 
 
 async def _run(lookup: Lookup, groups: tuple[TextGroup, ...], deliver: Deliver) -> None:

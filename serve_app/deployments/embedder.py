@@ -20,6 +20,7 @@ from serve_app.engines.base import Engine
 from serve_app.meter import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.scheduler.pending import PendingGroup
+from serve_app.tracing import open_tracer
 
 #: Upper bound of calls that share one run of the tokenizer.
 _MAX_COLLECTED_CALLS = 256
@@ -40,9 +41,10 @@ class Embedder(PoolReplica):
         """Loads the engines; see `load_replica_engines`."""
         log_to_serve()
         self._meter = Meter()
-        self._cpus = ReplicaCpus(config, selections[0].model.deployment)
+        deployment = selections[0].model.deployment
+        self._cpus = ReplicaCpus(config, deployment)
         self._pool = load_replica_engines(config, selections, self._cpus, self._meter, load=load)
-        super().__init__(self._pool)
+        super().__init__(self._pool, open_tracer(config.tracing, self._meter, deployment))
         self._queue = self._pool.submit
         self._pool.submit = self._submit
         self._export_task: asyncio.Task[None] | None = None
@@ -90,3 +92,4 @@ class Embedder(PoolReplica):
     async def __del__(self) -> None:
         """Stops the workers; Ray awaits it when the replica stops."""
         await self._pool.stop()
+        await self._close_tracer()

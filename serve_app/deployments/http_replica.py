@@ -26,8 +26,10 @@ from serve_app.service.backend import EngineCalls
 from serve_app.service.catalog import EngineFailures
 from serve_app.service.composition import create_catalog
 from serve_app.service.embed import CountReplicas
+from serve_app.spans import current
 from serve_app.tasks import Task
 from serve_app.totals import Totals
+from serve_app.tracing import open_tracer
 from serve_app.types import CacheState, Float32, Lane, Row, Tier
 from serve_app.web.app import create_app
 from serve_app.web.schema.images import parse_image
@@ -74,6 +76,7 @@ class HttpReplica:
         """
         self._meter = meter
         self._cache = cache
+        self._tracer = open_tracer(config.tracing, meter, deployment_names(config)[0])
         self._cors_origins = config.cors_origins
         stats = IngressStats(meter, deployment_names(config))
         self._catalog = create_catalog(
@@ -97,7 +100,7 @@ class HttpReplica:
         self._export_task: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._catalog, self._entrance, self._cors_origins)
+        return create_app(self._catalog, self._entrance, self._cors_origins, tracer=self._tracer)
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
         """Applies settings.
@@ -132,6 +135,7 @@ class HttpReplica:
         input_type: str | None = None,
         lane: Lane | None = None,
         use_cache: bool = True,
+        trace_context: Mapping[str, str] | None = None,
     ) -> Float32:
         """Embeds texts for another Ray job.
 
@@ -144,6 +148,8 @@ class HttpReplica:
             input_type: name of one of the model's prompts; None selects the default prompt.
             lane: priority; None selects it by the number of texts.
             use_cache: False computes the vectors and doesn't store them.
+            trace_context: `traceparent` and `tracestate` of the caller, as OpenTelemetry's
+                `inject` writes them into a dict; the call becomes part of that trace.
 
         Returns:
             Vectors of shape (n, dim), float32, in the order of the texts.
@@ -152,7 +158,7 @@ class HttpReplica:
             EmbedServeError: see `EmbedService.run`; the caller gets the same type.
         """
         job = EmbedJob(_as_tuple(texts), input_type, lane=lane, use_cache=use_cache)
-        return (await self._run(job, model)).vectors
+        return (await self._run(job, model, trace_context)).vectors
 
     async def embed_images(
         self,
@@ -160,6 +166,7 @@ class HttpReplica:
         model: str | None = None,
         lane: Lane | None = None,
         use_cache: bool = True,
+        trace_context: Mapping[str, str] | None = None,
     ) -> Float32:
         """Embeds images, in one vector space with texts.
 
@@ -169,6 +176,7 @@ class HttpReplica:
             model: name or alias of the model; None selects the default model of images.
             lane: priority; None selects it by the number of images.
             use_cache: False computes the vectors and doesn't store them.
+            trace_context: see `embed`.
 
         Returns:
             Vectors of shape (n, dim), float32, in the order of the images.
@@ -181,7 +189,7 @@ class HttpReplica:
             for image in ([images] if isinstance(images, bytes | str) else images)
         )
         job = EmbedJob(inputs, lane=lane, use_cache=use_cache)
-        return (await self._run(job, model)).vectors
+        return (await self._run(job, model, trace_context)).vectors
 
     async def embed_sparse(
         self,
@@ -190,6 +198,7 @@ class HttpReplica:
         input_type: str | None = None,
         lane: Lane | None = None,
         use_cache: bool = True,
+        trace_context: Mapping[str, str] | None = None,
     ) -> list[Row]:
         """Computes sparse vectors; the arguments are those of `embed`.
 
@@ -200,7 +209,7 @@ class HttpReplica:
             EmbedServeError: see `EmbedService.run`; the caller gets the same type.
         """
         job = SparseJob(EmbedJob(_as_tuple(texts), input_type, lane=lane, use_cache=use_cache))
-        return (await self._run(job, model)).vectors
+        return (await self._run(job, model, trace_context)).vectors
 
     async def embed_tokens(
         self,
@@ -209,6 +218,7 @@ class HttpReplica:
         input_type: str | None = None,
         lane: Lane | None = None,
         use_cache: bool = True,
+        trace_context: Mapping[str, str] | None = None,
     ) -> list[Float32]:
         """Computes one vector per token; the arguments are those of `embed`.
 
@@ -219,7 +229,7 @@ class HttpReplica:
             EmbedServeError: see `EmbedService.run`; the caller gets the same type.
         """
         job = EmbedJob(_as_tuple(texts), input_type, lane=lane, use_cache=use_cache)
-        return (await self._run(TokenVectorsJob(job), model)).vectors
+        return (await self._run(TokenVectorsJob(job), model, trace_context)).vectors
 
     async def rerank(
         self,
@@ -228,6 +238,7 @@ class HttpReplica:
         model: str | None = None,
         lane: Lane | None = None,
         use_cache: bool = True,
+        trace_context: Mapping[str, str] | None = None,
     ) -> Float32:
         """Scores documents by their relevance to a query.
 
@@ -237,6 +248,7 @@ class HttpReplica:
             model: name or alias of the model; None selects the default reranker.
             lane: priority; None selects it by the number of documents.
             use_cache: False computes the scores and doesn't store them.
+            trace_context: see `embed`.
 
         Returns:
             The scores as the model's library returns them, of shape (n,), float32, in the order of
@@ -247,7 +259,7 @@ class HttpReplica:
         """
         pairs = tuple(TextPair(query, document) for document in _as_tuple(documents))
         job = ScoreJob(pairs, lane=lane, use_cache=use_cache)
-        return (await self._run(job, model)).scores[:, 0]
+        return (await self._run(job, model, trace_context)).scores[:, 0]
 
     async def classify(
         self,
@@ -255,6 +267,7 @@ class HttpReplica:
         model: str | None = None,
         lane: Lane | None = None,
         use_cache: bool = True,
+        trace_context: Mapping[str, str] | None = None,
     ) -> Float32:
         """Scores the labels of a classifier; the arguments are those of `embed`.
 
@@ -265,10 +278,19 @@ class HttpReplica:
             EmbedServeError: see `EmbedService.run`; the caller gets the same type.
         """
         job = ScoreJob(_as_tuple(texts), "classify", lane=lane, use_cache=use_cache)
-        return (await self._run(job, model)).scores
+        return (await self._run(job, model, trace_context)).scores
 
-    async def _run(self, job: Job[ResultT], model: str | None) -> ResultT:
+    async def _run(
+        self, job: Job[ResultT], model: str | None, trace_context: Mapping[str, str] | None
+    ) -> ResultT:
         (task,) = job.tasks
+        if self._tracer is None:
+            return await self._run_task(job, model, task)
+        attributes = {"embedserve.texts": len(job.inputs)}
+        with current(self._tracer.start(f"handle {task}", trace_context or {}, attributes)):
+            return await self._run_task(job, model, task)
+
+    async def _run_task(self, job: Job[ResultT], model: str | None, task: Task) -> ResultT:
         result = await self._catalog.resolve(model, task).run(job)
         self._entrance.charge(None, cast(Result, result))
         return result
@@ -326,6 +348,8 @@ class HttpReplica:
         """Closes the cache and the quota store; Ray awaits it when the replica stops."""
         await self._entrance.close()
         await self._cache.close()
+        if self._tracer is not None:
+            await self._tracer.close()
 
 
 def _as_tuple(texts: Sequence[str]) -> tuple[str, ...]:

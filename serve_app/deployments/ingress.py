@@ -73,7 +73,7 @@ class Ingress(HttpReplica):
         specs = [selection.cached_spec for selection in selections]
         cache = CacheStack(
             specs,
-            group_call(RetryingCall(lookup, "run")),
+            group_call(RetryingCall(lookup, "run"), "CacheLookup"),
             l1_max_bytes=settings.l1_max_bytes,
             max_in_flight_calls=settings.max_in_flight_calls,
             dtype=config.cache.dtype,

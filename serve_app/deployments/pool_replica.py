@@ -1,6 +1,7 @@
 """A replica that computes the outputs of models for other deployments."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from serve_app.deployments.group_call import GroupResult, collect
 from serve_app.deployments.retrying_call import returns_errors
@@ -9,12 +10,16 @@ from serve_app.scheduler.caller_loads import CallerLoads
 from serve_app.scheduler.engine_pool import ModelPool
 from serve_app.types import EngineInfo, TextGroup, Tokenization
 
+if TYPE_CHECKING:
+    from serve_app.tracing.tracer import Tracer
+
 
 class PoolReplica:
     """Computes the outputs of the models of a pool. Doesn't cache."""
 
-    def __init__(self, pool: ModelPool) -> None:
+    def __init__(self, pool: ModelPool, tracer: "Tracer | None" = None) -> None:
         self._models = pool
+        self._tracer = tracer
         self._callers = CallerLoads()
 
     @returns_errors
@@ -34,6 +39,8 @@ class PoolReplica:
             self._callers.record(load)
         if engine_id not in self._models.engine_ids:
             return None
+        if self._tracer is not None:
+            groups = self._tracer.receive(groups)
         return await collect(partial(self._models.run, engine_id), groups)
 
     @returns_errors
@@ -64,3 +71,8 @@ class PoolReplica:
     async def describe(self, engine_id: str) -> EngineInfo | None:
         """Returns what runs a model, where, and at which precision; None for an unknown engine."""
         return self._models.describe(engine_id) if engine_id in self._models.engine_ids else None
+
+    async def _close_tracer(self) -> None:
+        """Exports the last spans."""
+        if self._tracer is not None:
+            await self._tracer.close()

@@ -18,6 +18,7 @@ from serve_app.model_prep.engine_selection import EngineSelection
 from serve_app.providers import load_provider
 from serve_app.providers.base import Provider
 from serve_app.service.composition import create_provider_pool
+from serve_app.tracing import open_tracer
 
 
 class Providers(PoolReplica):
@@ -41,9 +42,10 @@ class Providers(PoolReplica):
             ConfigurationError: a client library isn't installed, or there is no API key.
         """
         log_to_serve()
+        deployment = selections[0].model.deployment
         self._meter = Meter()
         self._pool = create_provider_pool(config, selections, meter=self._meter, load=load)
-        super().__init__(self._pool)
+        super().__init__(self._pool, open_tracer(config.tracing, self._meter, deployment))
         self._export_task: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
@@ -60,3 +62,4 @@ class Providers(PoolReplica):
     async def __del__(self) -> None:
         """Cancels the calls and closes the connections; Ray awaits it when the replica stops."""
         await self._pool.stop()
+        await self._close_tracer()

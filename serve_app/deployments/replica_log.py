@@ -6,6 +6,8 @@ Records of other loggers would reach standard error, which Serve logs at INFO, w
 
 import logging
 
+from serve_app.trace_ids import TraceIds
+
 _SERVE_LOGGER = logging.getLogger("ray.serve")
 
 
@@ -23,4 +25,6 @@ def log_to_serve() -> None:
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     if not any(isinstance(handler, _ServeHandler) for handler in logger.handlers):
-        logger.addHandler(_ServeHandler())
+        handler = _ServeHandler()
+        handler.addFilter(TraceIds())
+        logger.addHandler(handler)

@@ -13,6 +13,7 @@ from serve_app.providers.failed_call import FailedCall
 from serve_app.providers.http_provider import HttpProvider
 from serve_app.providers.reply import MalformedReply, Reply
 from serve_app.sources import ProviderSource
+from serve_app.spans import trace_headers
 
 
 class CohereProvider(HttpProvider):
@@ -52,7 +53,7 @@ class CohereProvider(HttpProvider):
                 input_type=prompt or self._default_input_type,
                 embedding_types=["base64"],
                 truncate="NONE",
-                request_options={"timeout": timeout_s},
+                request_options={"timeout": timeout_s, "additional_headers": trace_headers()},
                 **optional,
             )
         except ApiError as error:

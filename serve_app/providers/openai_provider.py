@@ -12,6 +12,7 @@ from serve_app.providers.http_provider import HttpProvider
 from serve_app.providers.openai_tokens import OpenAITokenCounter
 from serve_app.providers.reply import Reply, parse_openai_reply
 from serve_app.sources import AzureSource, CompatibleSource, ProviderSource
+from serve_app.spans import trace_headers
 
 #: Sent to servers that need no key: without one, the library would send that of OpenAI.
 _NO_KEY = "none"
@@ -66,6 +67,7 @@ class OpenAIProvider(HttpProvider):
                 dimensions=openai.omit if self.dimensions is None else self.dimensions,
                 encoding_format="base64",
                 timeout=timeout_s,
+                extra_headers=trace_headers(),
             )
         except openai.APIStatusError as error:
             raise FailedCall(error.status_code, error.response.headers, error.body) from None

@@ -37,6 +37,7 @@ from serve_app.providers.provider_group import (
     waiting,
 )
 from serve_app.providers.token_counts import distribute_tokens
+from serve_app.scheduler.batch_span import batch_span
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class ProviderCaller:
         self._meter = meter
         self._clock = clock
         self._sleep = sleep
+        self._attributes = {"embedserve.model": spec.name}
 
     async def run(self, batch: Sequence[ProviderText], *, is_probe: bool = False) -> None:
         """Resolves the groups of a batch, which is sent in one call if nothing fails.
@@ -151,10 +153,11 @@ class ProviderCaller:
 
     async def _embed(self, texts: Sequence[ProviderText], timeout_s: float) -> EmbeddedTexts:
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._provider.embed(
-                    [text.text for text in texts], texts[0].group.queue.prompt, timeout_s
-                )
+            with batch_span("provider call", texts, self._attributes, is_call=True):
+                async with asyncio.timeout(timeout_s):
+                    return await self._provider.embed(
+                        [text.text for text in texts], texts[0].group.queue.prompt, timeout_s
+                    )
         except EmbedServeError:
             raise
         except TimeoutError:

@@ -15,6 +15,7 @@ from serve_app.providers.failed_call import FailedCall
 from serve_app.providers.http_provider import HttpProvider
 from serve_app.providers.reply import MalformedReply, Reply, order_openai_reply
 from serve_app.sources import ProviderSource
+from serve_app.spans import trace_headers
 
 # Below this level the library logs texts, and what the API says about the key.
 logging.getLogger("voyage").setLevel(logging.WARNING)
@@ -81,10 +82,20 @@ def _session(base_url: str | None) -> aiohttp.ClientSession:
 
     With `trust_env`, aiohttp would read `~/.netrc` before each call, in a thread.
     """
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_start.append(_add_trace_headers)
     address = urlsplit(base_url or "https://api.voyageai.com")
     proxies = getproxies()
     proxy = proxies.get(address.scheme, proxies.get("all"))
     return aiohttp.ClientSession(
         proxy=None if proxy_bypass(address.hostname or "") else proxy,
         connector=aiohttp.TCPConnector(limit=0),  # the pool limits calls
+        trace_configs=[tracing],
     )
+
+
+async def _add_trace_headers(
+    session: aiohttp.ClientSession, context: object, request: aiohttp.TraceRequestStartParams
+) -> None:
+    """Adds headers to a request, which voyageai would remove from its own."""
+    request.headers.update(trace_headers())

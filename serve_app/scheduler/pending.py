@@ -61,6 +61,10 @@ class QueuedGroup:
         self.arrival_s = 0.0
         self.has_started = False  #: whether the wait for its first batch or call is over
         self._tokenize_s = self._infer_s = 0.0
+        #: Of the time until the first batch, which may never start; None: not traced.
+        self.queue_span = None if group.span is None else group.span.child("queue")
+        if self.queue_span is not None:
+            self.future.add_done_callback(self._end_queue_span)
 
     def _expect(
         self, tokens: Sequence[int], truncated: Sequence[bool], arrival_s: float, tokenize_s: float
@@ -73,6 +77,9 @@ class QueuedGroup:
         self._tokenize_s = tokenize_s
         self.tokens_in_queue = int(self._tokens.sum())
         self.arrival_s = arrival_s
+        if self.queue_span is not None and tokenize_s:
+            span = self.queue_span.child("tokenize", start_s=arrival_s)
+            span.end(end_s=arrival_s + tokenize_s)
 
     def enforce_deadline(self, now_s: float) -> None:
         """Fails the group with `DeadlineExceeded` if its deadline has passed."""
@@ -95,6 +102,16 @@ class QueuedGroup:
                 queue_s=max(queue_s, 0.0), tokenize_s=self._tokenize_s, infer_s=self._infer_s
             )
             self.future.set_result(self._outputs(timings))
+
+    def leave_queue(self) -> None:
+        """Ends the span of the queue, as a batch with texts of the group starts."""
+        if self.queue_span is not None:
+            self.queue_span.end()
+
+    def _end_queue_span(self, future: asyncio.Future[Outputs | EmbedServeError]) -> None:
+        error = asyncio.CancelledError() if future.cancelled() else future.result()
+        if self.queue_span is not None:
+            self.queue_span.end(error=error if isinstance(error, BaseException) else None)
 
     def add_inference_time(self, seconds: float) -> None:
         """Adds the duration of a batch that held texts of the group."""

@@ -37,6 +37,7 @@ from serve_app.metrics import (
 )
 from serve_app.scheduler.admission import QueueAdmission, is_large
 from serve_app.scheduler.batch_budget import BatchBudget, BatchBudgets
+from serve_app.scheduler.batch_span import batch_span
 from serve_app.scheduler.load import LoadMeter
 from serve_app.scheduler.model_speed import ComputedBatch
 from serve_app.scheduler.model_speeds import ModelSpeeds
@@ -284,7 +285,8 @@ class Scheduler:
         """Computes a batch. Bisects it on failure, so that only the group of a bad text fails."""
         run = self.load.start_batch(batch[0].group.queue.model)
         try:
-            output = await self._run_engine(batch, run)
+            with batch_span("batch", batch, {"embedserve.model": run.model}):
+                output = await self._run_engine(batch, run)
         except InvalidRequest as error:  # the engine lacks the operation, whatever the text
             fail_all(batch, error)
             return

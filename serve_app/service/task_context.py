@@ -21,6 +21,7 @@ from serve_app.service.validation import (
     validate_count,
     validate_inputs,
 )
+from serve_app.spans import current_span
 from serve_app.tasks import Task
 from serve_app.types import Bool, Lane, RaggedVectors, TextGroup, Vectors
 
@@ -165,14 +166,18 @@ class TaskContext:
         Raises:
             InvalidRequest: the model has no such input type.
         """
-        return TextGroup(
+        group = TextGroup(
             texts,
             self.spec.prompt(input_type),
             use_cache=use_cache and task not in self._uncached_tasks,
             lane=lane or self.default_lane(len(texts)),
             deadline_s=time.monotonic() + timeout_s,
             task=task,
+            span=current_span.get(),
         )
+        if group.span is not None:
+            group.span.set({"embedserve.lane": group.lane, "embedserve.task": task})
+        return group
 
     def default_lane(self, text_count: int) -> Lane:
         """Returns the lane of a request with this number of inputs."""

@@ -24,6 +24,7 @@ from serve_app.web.handler import RequestHandler
 from serve_app.web.schema.docs_page import docs_html
 from serve_app.web.schema.fields import SchemaContext
 from serve_app.web.schema.openapi import openapi
+from serve_app.web.traced_handler import RequestTracer, TracedHandler
 
 _RATE_LIMIT_HEADERS = tuple(
     f"x-ratelimit-{value}-{unit}"
@@ -56,6 +57,7 @@ def create_app(
     access: Entrance | None = None,
     cors_origins: Sequence[str] = (),
     dialects: Sequence[Dialect] | None = None,
+    tracer: RequestTracer | None = None,
 ) -> ASGIApp:
     """Returns the ASGI application for the models of a catalog.
 
@@ -65,10 +67,15 @@ def create_app(
         cors_origins: origins whose scripts may send requests from browsers, or patterns of them,
             such as `https://*.example.com`; `*` allows all.
         dialects: the dialects to serve; None serves all that are installed.
+        tracer: traces requests; None: they aren't traced.
     """
     access = access or Entrance(MemoryQuotaStore())
     dialects = load_dialects() if dialects is None else dialects
-    handler = RequestHandler(catalog, Admission(access), dialects)
+    handler = (
+        RequestHandler(catalog, Admission(access), dialects)
+        if tracer is None
+        else TracedHandler(catalog, Admission(access), dialects, tracer)
+    )
     documentation = _Documentation(catalog, access, dialects)
     patterns = [origin for origin in cors_origins if "*" in origin and origin != "*"]
     app = Starlette(

@@ -114,11 +114,14 @@ class RequestHandler:
         """Responds to a request with a body, from the candidate that the body selects."""
         exchange = Exchange(request, candidates[0].dialect, candidates[0].endpoint.route)
         response = await self._respond(exchange, self._run_endpoint(exchange, candidates))
-        if response.status_code != _NGINX_CLIENT_CLOSED_REQUEST:
-            count_request(exchange, self._catalog, response.status_code)
-        if self._catalog.settings.request_log:
-            log_request(exchange, response.status_code)
+        self._on_response(exchange, response.status_code)
         return response
+
+    def _on_response(self, exchange: Exchange, status: int) -> None:
+        if status != _NGINX_CLIENT_CLOSED_REQUEST:
+            count_request(exchange, self._catalog, status)
+        if self._catalog.settings.request_log:
+            log_request(exchange, status)
 
     async def handle_view(self, request: Request, route: DialectView) -> Response:
         """Responds to a request that runs no job."""

@@ -1,5 +1,6 @@
 """The request log: one line for each request, without texts and keys. Off by default.
 
+JSON records also have `trace_id` and `span_id` if the request is traced; see `trace_ids`.
 `user_config` switches it on: `request_log: true`. Health checks are not logged.
 """
 
@@ -27,18 +28,19 @@ def log_request(exchange: Exchange, status: int) -> None:
     request, key, job, result = exchange.request, exchange.key, exchange.job, exchange.result
     fields = {
         "method": request.method,
-        "path": _printable(request.scope["path"]),
+        "path": printable(request.scope["path"]),
         "status": status,
         "ms": round(1e3 * (time.perf_counter() - exchange.started_s), 2),
         "texts": 0 if job is None else len(job.inputs),
         "tokens": 0 if result is None else result.billed_tokens,
         "cached": _cached_count(result),
+        "model": None if exchange.service is None else exchange.service.spec.name,
         "key": None if key is None else key.name,
-        "request_id": _printable(request.headers.get("x-request-id", "-")),
+        "request_id": printable(request.headers.get("x-request-id", "-")),
     }
     logger.info(
         "%(method)s %(path)s %(status)d %(ms)s ms texts=%(texts)d tokens=%(tokens)d "
-        "cached=%(cached)d key=%(key)s request_id=%(request_id)s",
+        "cached=%(cached)d model=%(model)s key=%(key)s request_id=%(request_id)s",
         fields,
         extra=fields,
     )
@@ -51,7 +53,7 @@ def _cached_count(result: Result | None) -> int:
     return len(tiers) - tiers.count(Tier.COMPUTED)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Returns a client's text so that it can't look like another line or another field."""
     text = text[:_MAX_CHARS]
     return text if text.isascii() and text.isprintable() and " " not in text else ascii(text)

@@ -5,6 +5,7 @@ import base64
 import io
 import os
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -14,7 +15,7 @@ import PIL.Image
 import pytest
 from ray.serve.schema import ReplicaRank
 
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, TracingConfig
 from serve_app.deployments import http_replica, replica_engine
 from serve_app.deployments.embed_server import EmbedServer
 from serve_app.deployments.replica_engine import ReplicaCpus
@@ -32,6 +33,7 @@ from serve_app.tasks import Task
 from serve_app.types import Float32
 from tests.deployments.conftest import RANK
 from tests.fakes import FakeEngine, as_text, fake_vector
+from tests.otlp_receiver import otlp_receiver
 
 SECOND_RANK = ReplicaRank(rank=1, node_rank=0, local_rank=1)
 #: The class without Ray's wrapper, which needs a running Ray.
@@ -62,12 +64,11 @@ def engine() -> PinnedEngine:
     return PinnedEngine()
 
 
-@pytest.fixture
-async def replica(
-    engine: PinnedEngine,
+@asynccontextmanager
+async def running(
+    engine: FakeEngine,
     config: AppConfig,
     selections: tuple[EngineSelection, ...],
-    assign_gpus: object,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Any]:
     async def http_host() -> str:
@@ -92,6 +93,18 @@ async def replica(
     await REPLICA.__del__(replica)
 
 
+@pytest.fixture
+async def replica(
+    engine: PinnedEngine,
+    config: AppConfig,
+    selections: tuple[EngineSelection, ...],
+    assign_gpus: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Any]:
+    async with running(engine, config, selections, monkeypatch) as replica:
+        yield replica
+
+
 async def test_it_embeds_for_ray_jobs(replica: Any, engine: PinnedEngine) -> None:
     vectors = await replica.embed(["a", "b", "a"])
     assert np.array_equal(vectors, [fake_vector(text) for text in "aba"])
@@ -101,6 +114,26 @@ async def test_it_embeds_for_ray_jobs(replica: Any, engine: PinnedEngine) -> Non
         await replica.embed(["a"], model="another")
     with pytest.raises(UnsupportedOperation):
         await replica.rerank("a", ["b"])
+
+
+async def test_a_call_of_a_job_is_part_of_its_trace(
+    config: AppConfig,
+    selections: tuple[EngineSelection, ...],
+    assign_gpus: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trace_id, span_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    context = {"traceparent": f"00-{trace_id}-{span_id}-01"}
+    with otlp_receiver() as collector:
+        tracing = TracingConfig(endpoint=collector.url)
+        traced = config.model_copy(update={"tracing": tracing, "topology": "colocated"})
+        async with running(FakeEngine(), traced, selections, monkeypatch) as replica:
+            await replica.embed(["a"], trace_context=context)
+            await replica.embed(["a"])
+    handle, other = (span for span in collector.spans if span.name == "handle embed")
+    assert (handle.trace_id, handle.parent_id, other.parent_id) == (trace_id, span_id, "")
+    assert handle.resource["embedserve.deployment"] == "EmbedServer"
+    assert {("handle embed", "cache"), ("infer", "batch")} <= collector.tree(trace_id)
 
 
 async def test_each_model_has_its_own_vectors_and_space(

@@ -1,5 +1,7 @@
-"""A local model and one that a fake provider runs, on Ray."""
+"""A local model and one that a fake provider runs, on Ray, with traces of both."""
 
+import asyncio
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,10 +17,20 @@ import pytest
 from serve_app.command.checked_service import CheckedService
 from serve_app.command.served_models import served_models
 from tests.on_ray.conftest import SEPARATE, Service, running_service, service_config
+from tests.otlp_receiver import EXPORT_SOON, OTLPReceiver, ReceivedSpan, otlp_receiver
 from tests.providers import fake_servers
 from tests.providers.fake_servers import DIM, KEY, FakeServer, fake_vectors, run_fake_server
 
 REMOTE = "text-embedding-3-small"
+#: Each batch takes a second, so that further requests share the next one.
+SLOW = {"name": "slow", "source": "hashing:24", "batch_cost": {"fixed_s": 1.0}}
+
+DRIVER = """
+from ray import serve
+handle = serve.get_app_handle("embedserve")
+context = {"traceparent": "%s"}
+print(handle.embed.remote(["from a job"], model="local", trace_context=context).result().shape)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +40,20 @@ def provider() -> Iterator[FakeServer]:
 
 
 @pytest.fixture(scope="module")
-def mixed(provider: FakeServer) -> Iterator[Service]:
-    """A service with a local model in the Embedder and a remote one in Providers."""
-    with tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch:
+def collector() -> Iterator[OTLPReceiver]:
+    with otlp_receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def mixed(provider: FakeServer, collector: OTLPReceiver) -> Iterator[Service]:
+    """A service with local models in the Embedder and a remote one in Providers."""
+    with (
+        tempfile.TemporaryDirectory(prefix="es-", dir="/tmp") as scratch,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        for name, value in EXPORT_SOON.items():
+            environment.setenv(name, value)
         config = service_config(SEPARATE, scratch)
         key_file = Path(scratch) / "key"
         key_file.write_text(KEY, "utf-8")
@@ -45,7 +68,9 @@ def mixed(provider: FakeServer) -> Iterator[Service]:
                     "dimensions": DIM,
                 },
             },
+            SLOW,
         ]
+        application["args"]["tracing"] = {"endpoint": collector.url, "sample_ratio": 0}
         del application["args"]["model"]
         application["deployments"].append({"name": "Providers", "num_replicas": 1})
         with running_service(SEPARATE, config, scratch) as service:
@@ -54,6 +79,90 @@ def mixed(provider: FakeServer) -> Iterator[Service]:
 
 def post(service: Service, path: str, **body: Any) -> httpx2.Response:
     return httpx2.post(f"{service.url}{path}", json=body, timeout=60)
+
+
+def new_trace() -> tuple[str, str]:
+    """Returns the id of a new trace, and the `traceparent` of a client that samples it."""
+    trace_id = secrets.token_hex(16)
+    return trace_id, f"00-{trace_id}-{secrets.token_hex(8)}-01"
+
+
+def paths(collector: OTLPReceiver, trace_id: str) -> list[str]:
+    """Returns each span of a trace, with its deployment, below the spans above it."""
+    spans = {span.span_id: span for span in collector.trace(trace_id)}
+
+    def path(span: ReceivedSpan) -> str:
+        name = f"{span.resource['embedserve.deployment']}/{span.name}"
+        parent = spans.get(span.parent_id)
+        return name if parent is None else f"{path(parent)} > {name}"
+
+    return sorted(path(span) for span in spans.values())
+
+
+async def test_a_trace_leads_through_all_deployments_to_the_batch(
+    mixed: Service, collector: OTLPReceiver
+) -> None:
+    async def embed(text: str) -> str:
+        trace_id, traceparent = new_trace()
+        async with httpx2.AsyncClient(timeout=60) as client:
+            reply = await client.post(
+                f"{mixed.url}/v1/embeddings",
+                json={"input": text, "model": "slow"},
+                headers={"traceparent": traceparent},
+            )
+        assert reply.status_code == 200, reply.text
+        return trace_id
+
+    first = asyncio.create_task(embed("the first batch"))
+    await asyncio.sleep(0.3)
+    await asyncio.gather(first, embed("one of two"), embed("two of two"))
+    await asyncio.to_thread(collector.wait_for, *3 * ["POST /v1/embeddings"], *2 * ["batch"])
+    batch = next(s for s in collector.spans if s.attributes.get("embedserve.texts") == 2)
+    shared = [span for span in collector.spans if span.span_id in batch.links]
+    assert len({span.trace_id for span in shared}) == 2
+    (other,) = (span for span in shared if span.trace_id != batch.trace_id)
+    assert other.links == {batch.span_id}
+    request = "Ingress/POST /v1/embeddings"
+    ingress = f"{request} > Ingress/cache"
+    lookup = f"{ingress} > Ingress/call CacheLookup > CacheLookup/cache"
+    embedder = f"{lookup} > CacheLookup/call Embedder"
+    assert paths(collector, batch.trace_id) == [
+        request,
+        ingress,
+        f"{ingress} > Ingress/call CacheLookup",
+        lookup,
+        f"{lookup} > CacheLookup/cache.l2",
+        embedder,
+        f"{embedder} > Embedder/infer",
+        f"{embedder} > Embedder/infer > Embedder/batch",
+        f"{embedder} > Embedder/queue",
+        f"{embedder} > Embedder/queue > Embedder/tokenize",
+    ]
+
+
+async def test_a_call_of_a_provider_is_part_of_the_trace(
+    mixed: Service, provider: FakeServer, collector: OTLPReceiver
+) -> None:
+    trace_id, traceparent = new_trace()
+    httpx2.post(
+        f"{mixed.url}/v1/embeddings",
+        json={"input": "traced", "model": REMOTE},
+        headers={"traceparent": traceparent},
+        timeout=60,
+    ).raise_for_status()
+    await asyncio.to_thread(collector.wait_for, "provider call")
+    call = collector.one("provider call", trace_id)
+    assert call.resource["embedserve.deployment"] == "Providers"
+    assert provider.received[-1].headers["traceparent"] == call.traceparent
+
+
+async def test_a_call_of_a_job_is_part_of_its_trace(
+    mixed: Service, collector: OTLPReceiver
+) -> None:
+    trace_id, traceparent = new_trace()
+    assert "(1, 16)" in await asyncio.to_thread(mixed.run_driver, DRIVER % traceparent)
+    await asyncio.to_thread(collector.wait_for, "handle embed")
+    assert "Embedder/batch" in paths(collector, trace_id)[-3]
 
 
 async def test_the_costs_of_replies_add_up(mixed: Service) -> None:
@@ -104,8 +213,10 @@ def test_the_replica_is_replaced(mixed: Service) -> None:
 
 
 async def test_the_status_lists_models_of_providers(mixed: Service) -> None:
+    expected = [("local", "ok", 1, 1), (REMOTE, "ok", 1, 0), ("slow", "ok", 1, 1)]
+
     def models() -> list[tuple[str, str, int, int]]:
         with closing(CheckedService(mixed.url, None, 30)) as service:
             return [(m.name, m.state, m.replicas, m.loaded) for m in served_models(service)]
 
-    await mixed.wait_until(lambda: models() == [("local", "ok", 1, 1), (REMOTE, "ok", 1, 0)])
+    await mixed.wait_until(lambda: models() == expected)

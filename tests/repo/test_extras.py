@@ -31,6 +31,12 @@ print(CohereProvider.library)
 from serve_app.providers.voyage_provider import VoyageProvider
 print(VoyageProvider.library)
 """,
+    "otel": """
+from serve_app.config import TracingConfig
+from serve_app.tracing import check_tracing
+check_tracing(TracingConfig(endpoint="http://127.0.0.1:4318"))
+print("traced")
+""",
     "bench": """
 from embedserve_client.command.main import main
 from embedserve_benchmarks.report import plots, publish
@@ -45,6 +51,7 @@ OUTPUT = {
     "openai": "openai\n",
     "cohere": "cohere\n",
     "voyage": "voyageai\n",
+    "otel": "traced\n",
     "bench": "0\n",
 }
 

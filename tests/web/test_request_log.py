@@ -76,7 +76,9 @@ def test_a_request_is_one_record_with_its_counts(
     assert fields(record) == ("POST", "/v1/embeddings", 200, 2, 3, 1, "search", "id-1")
     assert record.levelname == "INFO"
     assert record.getMessage().startswith("POST /v1/embeddings 200 ")
-    assert record.getMessage().endswith("texts=2 tokens=3 cached=1 key=search request_id=id-1")
+    assert record.getMessage().endswith(
+        "texts=2 tokens=3 cached=1 model=org/fake key=search request_id=id-1"
+    )
 
 
 @pytest.mark.parametrize(
