@@ -31,7 +31,7 @@ from serve_app.config import EmbedderSettings, PolicySettings
 from serve_app.scheduler.batch_cost import BatchCost
 from serve_app.simulation.result import SimulationResult
 from serve_app.simulation.scalers import TokenScaler
-from serve_app.simulation.service import SimulatedService
+from serve_app.simulation.service import RouterName, SimulatedService
 from serve_app.simulation.simulator import simulate
 from serve_app.simulation.trace import Trace
 
@@ -45,6 +45,7 @@ from .trace_player import Playback, play
 
 _CONFIGS = {"separate": "serve_config.yaml", "colocated": "configs/one-machine.yaml"}
 _ENGINE_DEPLOYMENTS = {"separate": "Embedder", "colocated": "EmbedServer"}
+_ROUTERS: dict[str, RouterName] = {"separate": "power_of_two", "colocated": "least_requests"}
 _MODEL = "words"
 _COST = BatchCost(fixed_s=0.015, token_s=0.0006)
 _BATCH_TARGET_S = 0.1
@@ -209,7 +210,7 @@ def forecast(record: Mapping[str, Any]) -> list[SimulationResult]:
         startup_s=times_s[0],
         startup_times_s=tuple(times_s),
         report_delay_s=_REPORT_DELAY_S,
-        router="least_requests" if record["topology"] == "colocated" else "least_tokens",
+        router=_ROUTERS[record["topology"]],
         bounds=Bounds(1, record["max_replicas"]),
     )
     trace, settings = recorded_trace(record["trace"]), PolicySettings.parse(policy)

@@ -14,6 +14,7 @@ from serve_app.deployments.embed_server import EmbedServer
 from serve_app.deployments.embedder import Embedder
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.providers import Providers
+from serve_app.deployments.token_router import TokenRouter
 from serve_app.model_prep.engine_selection import EngineSelection, select_engines
 from serve_app.tracing import check_tracing
 
@@ -74,7 +75,10 @@ def build(args: AppConfig) -> Application:
     deployments = {
         **dict.fromkeys(
             args.engine_deployments,
-            _model_deployment(Embedder).options(ray_actor_options=resources),
+            _model_deployment(Embedder).options(
+                ray_actor_options=resources,
+                request_router_config={"request_router_class": TokenRouter},
+            ),
         ),
         **dict.fromkeys(args.provider_deployments, _cpu_free_deployment(Providers)),
     }

@@ -79,9 +79,21 @@ Input = str | tuple[int, ...] | QueryText | TextPair | Image
 #: An input of a request.
 RequestInput = Input | ImageUrl
 
+_CHARS_PER_TOKEN = 4
+
 
 def with_prompt(value: Input, prompt: str) -> Input:
     """Returns an input with the prompt prepended to its text; token ids and images have none."""
     if not prompt or isinstance(value, tuple):
         return value
     return prompt + value if isinstance(value, str) else value.with_prompt(prompt)
+
+
+def estimated_tokens(value: RequestInput) -> int:
+    """Returns the number of tokens without a tokenizer, from an average length.
+
+    0 for images, whose cost only the model knows.
+    """
+    if isinstance(value, str | QueryText | TextPair):
+        return len(value) // _CHARS_PER_TOKEN + 1
+    return len(value) if isinstance(value, tuple) else 0

@@ -9,6 +9,8 @@ from serve_app.errors import Unavailable
 from serve_app.types import EncodedVectors, TextGroup
 
 _MAX_GROUPS = 64  # in one call
+#: Smaller calls are not split further: each costs about as much as a query.
+_MIN_SPLIT_GROUPS = 8
 #: Larger groups are sent in a call of their own, since they would delay smaller ones.
 _MAX_COALESCED_TEXTS = 32
 _MAX_COALESCED_CHARS = 16384
@@ -80,8 +82,11 @@ class Coalescer:
         while self._pending and (
             self._in_flight < self.max_in_flight_calls or len(self._pending) >= _MAX_GROUPS
         ):
+            # The calls of a burst are of one size, since they go to different replicas.
+            free = max(self.max_in_flight_calls - self._in_flight, 1)
+            size = min(max(len(self._pending) / free, _MIN_SPLIT_GROUPS), _MAX_GROUPS)
             batch: list[Submission] = []
-            while self._pending and len(batch) < _MAX_GROUPS:
+            while self._pending and len(batch) < size:
                 submission = self._pending.popleft()
                 if not submission.done:
                     batch.append(submission)

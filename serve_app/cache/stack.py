@@ -40,7 +40,6 @@ class CacheStack:
         *,
         l1_max_bytes: int,
         l1_eviction: EvictionName = "s3-fifo",
-        max_in_flight_calls: float = math.inf,
         dtype: CacheDtype,
         meter: Meter,
         l2: L2Cache | None = None,
@@ -52,9 +51,6 @@ class CacheStack:
             send: returns for an engine's id the function that computes what is in neither tier.
             l1_max_bytes: memory limit of L1.
             l1_eviction: its eviction policy.
-            max_in_flight_calls: of each local model; see `Coalescer`. Texts for providers join
-                calls of the provider instead, and waiting for a slow call would cost more time
-                than it saves.
             dtype: stored component type of the vectors.
             meter: counts hits and misses.
             l2: the tier that processes share; None: the next tier may have one.
@@ -68,8 +64,9 @@ class CacheStack:
         lookups = dict[str, Lookup]()
         flights = defaultdict[str, dict[bytes, Flight]](dict)
         for spec in self._specs:
-            limit = math.inf if spec.is_remote else max_in_flight_calls
-            coalescer = Coalescer(send(spec.engine_id), limit)
+            coalescer = Coalescer(send(spec.engine_id), math.inf)
+            # Texts for providers join calls of the provider instead, and waiting for a slow call
+            # would cost more time than it saves.
             if not spec.is_remote:
                 self._limited.append(coalescer)
             lookups[spec.engine_id] = Lookup(
@@ -88,15 +85,12 @@ class CacheStack:
         if self._l2 is not None:
             self._l2.start()
 
-    def apply(
-        self,
-        *,
-        l1_max_bytes: int,
-        l1_eviction: EvictionName = "s3-fifo",
-        max_in_flight_calls: float = math.inf,
-    ) -> None:
-        """Applies new limits and L1's policy. Cached values remain as far as they fit into L1."""
+    def apply(self, *, l1_max_bytes: int, l1_eviction: EvictionName = "s3-fifo") -> None:
+        """Applies L1's limit and policy. Cached values remain as far as they fit into L1."""
         self._memory.apply(l1_max_bytes, l1_eviction)
+
+    def limit_calls(self, max_in_flight_calls: float) -> None:
+        """Limits the calls in flight of each local model; see `Coalescer`."""
         for coalescer in self._limited:
             coalescer.max_in_flight_calls = max_in_flight_calls
 

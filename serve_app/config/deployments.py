@@ -215,9 +215,9 @@ class IngressSettings(RequestSettings):
         default=4,
         ge=1,
         le=1024,
-        description="Calls to the next tier in flight from one replica. At the limit, interactive "
-        "requests wait and are sent together in the next call. A full call (64 requests) is sent "
-        "at once.",
+        description="Calls to the next tier in flight from one replica, for each replica that "
+        "runs models. At the limit, interactive requests wait and are sent together in the next "
+        "call. A full call (64 requests) is sent at once.",
     )
 
 

@@ -14,6 +14,7 @@ from serve_app.cache.lookup import Lookup
 from serve_app.cache.report import CacheReport
 from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, CacheLookupSettings
+from serve_app.deployments.call_limit import CallLimit
 from serve_app.deployments.group_call import GroupResult, collect, group_call
 from serve_app.deployments.replica_counter import ReplicaCounter
 from serve_app.deployments.replica_log import log_to_serve
@@ -47,9 +48,10 @@ class CacheLookup:
         log_to_serve()
         settings = CacheLookupSettings()
         self._meter = Meter()
+        counters = {name: ReplicaCounter(name) for name in embedders}
         wake_ups = {
-            name: WakeUp(name, ReplicaCounter(name), timeout_s=config.wake_up_timeout_s)
-            for name in embedders
+            name: WakeUp(name, counter, timeout_s=config.wake_up_timeout_s)
+            for name, counter in counters.items()
         }
         calls = {
             name: group_call(RetryingCall(h, "run", wake_up=wake_ups[name]), name)
@@ -68,12 +70,12 @@ class CacheLookup:
                 lambda engine_id: calls[deployments[engine_id]](engine_id), self._meter
             ),
             l1_max_bytes=settings.l1_max_bytes,
-            max_in_flight_calls=settings.max_in_flight_calls,
             dtype=config.cache.dtype,
             meter=self._meter,
             l2=open_l2_cache(config.cache, current_service(), self._meter),
         )
         self._tracer = open_tracer(config.tracing, self._meter, "CacheLookup")
+        self._call_limit = CallLimit([*counters.values()], self._cache.limit_calls)
         self._export_task: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
@@ -84,17 +86,15 @@ class CacheLookup:
         """
         settings = CacheLookupSettings.parse(user_config)
         self._start()
-        self._cache.apply(
-            l1_max_bytes=settings.l1_max_bytes,
-            l1_eviction=settings.l1_eviction,
-            max_in_flight_calls=settings.max_in_flight_calls,
-        )
+        self._cache.apply(l1_max_bytes=settings.l1_max_bytes, l1_eviction=settings.l1_eviction)
+        self._call_limit.set(settings.max_in_flight_calls)
 
     def _start(self) -> None:
         """Starts the background tasks on the first call."""
         if self._export_task is None:
             self._export_task = asyncio.create_task(export(self._meter, self._cache.gauges))
             self._cache.start()
+            self._call_limit.start()
 
     async def run(self, engine_id: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
         """Returns each group's outputs, or an error as a value; None for an unknown engine."""
@@ -122,6 +122,7 @@ class CacheLookup:
 
     async def __del__(self) -> None:
         """Closes the cache; Ray awaits it when the replica stops."""
+        await self._call_limit.stop()
         await self._cache.close()
         if self._tracer is not None:
             await self._tracer.close()

@@ -16,6 +16,7 @@ from serve_app.config import AppConfig, EmbedderSettings
 from serve_app.deployments.pool_replica import PoolReplica
 from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engines
 from serve_app.deployments.replica_log import log_to_serve
+from serve_app.deployments.token_router import SPEED
 from serve_app.engines.base import Engine
 from serve_app.meter import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
@@ -88,6 +89,10 @@ class Embedder(PoolReplica):
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns the metrics that `autoscale.TokenPolicy` scales by."""
         return dataclasses.asdict(self._callers.add_to(self._pool.sample_load()))
+
+    async def record_routing_stats(self) -> dict[str, float]:
+        """Returns what `TokenRouter` knows of this replica."""
+        return {SPEED: self._pool.capacity_tokens_per_s}
 
     async def __del__(self) -> None:
         """Stops the workers; Ray awaits it when the replica stops."""

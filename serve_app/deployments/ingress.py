@@ -9,6 +9,7 @@ from ray.serve.schema import ReplicaRank
 
 from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, IngressSettings
+from serve_app.deployments.call_limit import CallLimit
 from serve_app.deployments.engine_call import EngineCall
 from serve_app.deployments.group_call import group_call
 from serve_app.deployments.http_replica import HttpReplica
@@ -75,11 +76,11 @@ class Ingress(HttpReplica):
             specs,
             group_call(RetryingCall(lookup, "run"), "CacheLookup"),
             l1_max_bytes=settings.l1_max_bytes,
-            max_in_flight_calls=settings.max_in_flight_calls,
             dtype=config.cache.dtype,
             meter=meter,
         )
         counters = {name: ReplicaCounter(name) for name in embedders}
+        self._call_limit = CallLimit([*counters.values()], cache.limit_calls)
         engines = {
             name: _RemoteEngines(
                 embedder, WakeUp(name, counters[name], timeout_s=config.wake_up_timeout_s)
@@ -104,8 +105,11 @@ class Ingress(HttpReplica):
         )
 
     def _apply(self, settings: IngressSettings, rank: ReplicaRank) -> None:
-        self._cache.apply(
-            l1_max_bytes=settings.l1_max_bytes,
-            l1_eviction=settings.l1_eviction,
-            max_in_flight_calls=settings.max_in_flight_calls,
-        )
+        self._cache.apply(l1_max_bytes=settings.l1_max_bytes, l1_eviction=settings.l1_eviction)
+        self._call_limit.set(settings.max_in_flight_calls)
+        self._call_limit.start()
+
+    async def __del__(self) -> None:
+        """Stops counting, and closes what the base class opened; Ray awaits it."""
+        await self._call_limit.stop()
+        await super().__del__()

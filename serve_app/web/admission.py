@@ -5,15 +5,12 @@ from collections.abc import Mapping
 
 from serve_app.access.entrance import Entrance
 from serve_app.config import ApiKey
-from serve_app.inputs import RequestInput, TextPair
+from serve_app.inputs import estimated_tokens
 from serve_app.jobs import Job
 from serve_app.results import Result
 from serve_app.service.embed import EmbedService
 from serve_app.web.endpoint import Account
 from serve_app.web.request_headers import unfold
-
-#: Average characters per token, for the estimate that the tokenizer's count replaces.
-_CHARS_PER_TOKEN = 4
 
 
 class Admission:
@@ -57,7 +54,7 @@ class Admission:
         spec = service.spec
         if spec.nano_usd_per_1k_tokens:
             self._access.check_budget(key, spec.name)
-        estimate = sum(min(_estimated_tokens(text), spec.max_tokens) for text in job.inputs)
+        estimate = sum(min(estimated_tokens(text), spec.max_tokens) for text in job.inputs)
         reservation = await self._access.admit(key, spec.name, estimate)
         billed_tokens: int | None = None
         try:
@@ -83,9 +80,3 @@ class Admission:
     def _charge(self, key: ApiKey | None, result: Result) -> None:
         if result.cost is not None:
             self._access.charge(key, result)
-
-
-def _estimated_tokens(text: RequestInput) -> int:
-    if isinstance(text, str | TextPair):
-        return len(text) // _CHARS_PER_TOKEN + 1
-    return len(text) if isinstance(text, tuple) else 0  # only the model knows the cost of an image

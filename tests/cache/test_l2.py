@@ -48,7 +48,6 @@ async def opened(
         [replace(SPEC, space_id=space_id)],
         lambda space: fake_send(FakeBackend().run),
         l1_max_bytes=8 << 20,
-        max_in_flight_calls=4,
         dtype=config.dtype,
         meter=meter,
         l2=l2,

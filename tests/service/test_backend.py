@@ -85,11 +85,10 @@ async def test_texts_for_providers_never_wait_for_calls_in_flight() -> None:
         specs,
         send,
         l1_max_bytes=1 << 20,
-        max_in_flight_calls=1,
         dtype="float32",
         meter=Meter(),
     )
-    cache.apply(l1_max_bytes=1 << 20, max_in_flight_calls=1)
+    cache.limit_calls(1)
     runs = list[asyncio.Task[Outputs]]()
     for text in "abc":
         for spec in specs:

@@ -1,0 +1,85 @@
+"""The tokens that a caller has sent to each replica of a deployment, until their calls end."""
+
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from serve_app.types import Lane
+
+R = TypeVar("R", bound=Hashable)  #: what identifies a replica
+
+#: A call that hasn't ended after this time has been lost on its way.
+_FORGET_AFTER_S = 900.0
+#: An interactive text waits for the batch that runs, which takes about this long, but not for
+#: further bulk texts.
+_BATCH_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[R]):
+    replica: R
+    lane: Lane
+    tokens: int
+    sent_s: float
+
+
+class AssignedTokens(Generic[R]):
+    """Ranks replicas by how long a call would wait for what this caller has sent to them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Creates an empty collection; `clock` returns monotonic time in seconds."""
+        self._clock = clock
+        self._calls: dict[str, _Call[R]] = {}  # by ascending time
+        self._tokens: dict[R, dict[Lane, int]] = {}
+        self._turn = 0
+
+    def rank(self, speeds: Mapping[R, float], lane: Lane) -> list[R]:
+        """Returns the replicas by ascending waiting time; equal ones take turns.
+
+        Args:
+            speeds: tokens per second of each replica; 0: unknown, taken to be the mean.
+            lane: of the call.
+        """
+        self._forget_lost_calls()
+        known = [speed for speed in speeds.values() if speed > 0]
+        default = sum(known) / len(known) if known else 1.0
+        self._turn = (self._turn + 1) % max(len(speeds), 1)
+        replicas = [*speeds]
+        replicas = [*replicas[self._turn :], *replicas[: self._turn]]
+        return sorted(replicas, key=lambda r: self._wait_s(r, speeds[r] or default, lane))
+
+    def assign(self, call: str, replica: R, lane: Lane, tokens: int) -> None:
+        """Counts a call for a replica, in place of an earlier assignment of the same call."""
+        self.release(call)
+        self._calls[call] = _Call(replica, lane, tokens, self._clock())
+        by_lane = self._tokens.setdefault(replica, {"interactive": 0, "bulk": 0})
+        by_lane[lane] += tokens
+
+    def release(self, call: str) -> None:
+        """Ends a call. Unknown calls are ignored."""
+        ended = self._calls.pop(call, None)
+        if ended is not None and ended.replica in self._tokens:
+            self._tokens[ended.replica][ended.lane] -= ended.tokens
+
+    def keep(self, replicas: Iterable[R]) -> None:
+        """Forgets all other replicas."""
+        kept = {*replicas}
+        self._tokens = {r: tokens for r, tokens in self._tokens.items() if r in kept}
+        self._calls = {c: call for c, call in self._calls.items() if call.replica in kept}
+
+    def _wait_s(self, replica: R, tokens_per_s: float, lane: Lane) -> float:
+        tokens = self._tokens.get(replica)
+        if tokens is None:
+            return 0.0
+        bulk_s = tokens["bulk"] / tokens_per_s
+        ahead_s = bulk_s if lane == "bulk" else min(bulk_s, _BATCH_S)
+        return tokens["interactive"] / tokens_per_s + ahead_s
+
+    def _forget_lost_calls(self) -> None:
+        before_s = self._clock() - _FORGET_AFTER_S
+        while self._calls:
+            call = next(iter(self._calls))
+            if self._calls[call].sent_s > before_s:
+                return
+            self.release(call)
