@@ -92,7 +92,7 @@ class Embedder(PoolReplica):
 
     async def record_routing_stats(self) -> dict[str, float]:
         """Returns what `TokenRouter` knows of this replica."""
-        return {SPEED: self._pool.capacity_tokens_per_s}
+        return {SPEED: self._pool.capacity_tokens_per_s()}
 
     async def __del__(self) -> None:
         """Stops the workers; Ray awaits it when the replica stops."""

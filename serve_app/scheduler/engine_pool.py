@@ -292,10 +292,9 @@ class EnginePool:
         """Returns the load; rates are over the time since the previous call."""
         return dataclasses.replace(self._scheduler.sample_load(), startup_s=self._startup.total_s)
 
-    @property
     def capacity_tokens_per_s(self) -> float:
-        """Tokens per second in full batches; 0: unknown."""
-        return self._scheduler.capacity_tokens_per_s
+        """Returns the speed of all models together in full batches; 0: unknown."""
+        return self._speeds.capacity_tokens_per_s(self._scheduler.settings)
 
 
 class ModelPool(Protocol):

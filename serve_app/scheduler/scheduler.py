@@ -361,13 +361,8 @@ class Scheduler:
         """Returns the load; rates are over the time since the previous call."""
         return self.load.report(
             oldest_interactive_s=self._oldest_interactive_s(),
-            capacity_tokens_per_s=self.capacity_tokens_per_s,
+            capacity_tokens_per_s=self._speeds.capacity_tokens_per_s(self.settings),
         )
-
-    @property
-    def capacity_tokens_per_s(self) -> float:
-        """Tokens per second in full batches; 0: unknown."""
-        return self._speeds.capacity_tokens_per_s(self.settings)
 
     def _oldest_interactive_s(self) -> float:
         arrival_s = self._queues.oldest_arrival_s("interactive")

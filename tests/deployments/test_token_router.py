@@ -1,0 +1,94 @@
+"""Ray's hooks of the router: what is chosen, assigned and released."""
+
+import asyncio
+from typing import Any, cast
+
+from ray.serve._private.common import (
+    DeploymentHandleSource,
+    DeploymentID,
+    ReplicaID,
+    RequestMetadata,
+)
+from ray.serve.request_router import PendingRequest, RunningReplica
+
+from serve_app.deployments.token_router import SPEED, TokenRouter
+from serve_app.types import Lane, TextGroup
+
+DEPLOYMENT = DeploymentID("Embedder", "embedserve")
+
+
+class FakeReplica:
+    """What the router reads of a replica."""
+
+    def __init__(self, name: str, tokens_per_s: float = 100.0) -> None:
+        self.replica_id = ReplicaID(name, DEPLOYMENT)
+        self.routing_stats = {SPEED: tokens_per_s}
+
+
+class Routing:
+    """A router with replicas."""
+
+    def __init__(self, **tokens_per_s: float) -> None:
+        self.router = TokenRouter(DEPLOYMENT, DeploymentHandleSource.REPLICA)
+        self.router.initialize_state()
+        self.replicas = [FakeReplica(name, speed) for name, speed in tokens_per_s.items()]
+        self._requests = 0
+
+    async def route(self, *args: Any) -> tuple[str, PendingRequest]:
+        """Returns the replica that a call goes to, and the call."""
+        self._requests += 1
+        metadata = RequestMetadata(str(self._requests), str(self._requests))
+        request = PendingRequest([*args], {}, metadata)
+        ranks = await self.router.choose_replicas(
+            cast(list[RunningReplica], self.replicas), request
+        )
+        assert sorted(r.replica_id.unique_id for rank in ranks for r in rank) == sorted(
+            replica.replica_id.unique_id for replica in self.replicas
+        )
+        return ranks[0][0].replica_id.unique_id, request
+
+    async def run(self, *texts: str, lane: Lane = "interactive") -> tuple[str, PendingRequest]:
+        return await self.route("engine", (TextGroup(texts, lane=lane),))
+
+    def complete(self, request: PendingRequest) -> None:
+        id_ = request.metadata.internal_request_id
+        self.router.on_request_completed(self.replicas[0].replica_id, id_)
+
+
+async def test_calls_that_are_routed_before_any_is_sent_go_to_different_replicas() -> None:
+    routing = Routing(a=100, b=100)
+    documents, _ = await routing.run(*["some words " * 20] * 64)
+    queries = {(await routing.run("a query"))[0] for _ in range(20)}
+    assert queries == {"a", "b"} - {documents}
+
+
+async def test_the_end_of_a_call_frees_its_replica() -> None:
+    routing = Routing(a=100, b=100)
+    first, request = await routing.run("long " * 1000)
+    second, _ = await routing.run("short " * 100)
+    assert first != second
+    routing.complete(request)
+    assert (await routing.run("a query"))[0] == first
+
+
+async def test_a_call_that_is_cancelled_before_it_is_sent_frees_its_replica() -> None:
+    routing = Routing(a=100, b=100)
+    first, request = await routing.run("long " * 1000)
+    await routing.run("short " * 100)
+    request.future.cancel()
+    await asyncio.sleep(0)
+    assert (await routing.run("a query"))[0] == first
+
+
+async def test_a_slow_replica_gets_less() -> None:
+    routing = Routing(fast=300, slow=100)
+    chosen = [(await routing.run("words " * 40, lane="bulk"))[0] for _ in range(40)]
+    assert chosen.count("slow") == 10
+
+
+async def test_other_calls_take_no_room() -> None:
+    routing = Routing(a=100, b=100)
+    for args in (("engine", ("a text", "another"), True), (), ("engine", ())):
+        await routing.route(*args)
+    chosen = {(await routing.route("engine"))[0] for _ in range(2)}
+    assert chosen == {"a", "b"}
