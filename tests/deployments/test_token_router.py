@@ -29,7 +29,7 @@ class Routing:
     """A router with replicas."""
 
     def __init__(self, **tokens_per_s: float) -> None:
-        self.router = TokenRouter(DEPLOYMENT, DeploymentHandleSource.REPLICA)
+        self.router = TokenRouter(DEPLOYMENT, DeploymentHandleSource.REPLICA)  # type: ignore[no-untyped-call]
         self.router.initialize_state()
         self.replicas = [FakeReplica(name, speed) for name, speed in tokens_per_s.items()]
         self._requests = 0
