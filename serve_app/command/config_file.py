@@ -25,7 +25,13 @@ from serve_app.errors import ConfigurationError
 
 _LOCAL_CONFIG = Path("serve_config.yaml")
 _PACKAGE = Path(__file__).parents[1]
-_PACKAGED_CONFIGS = {file.stem: file for file in sorted((_PACKAGE / "configs").glob("*.yaml"))}
+#: Docker Compose's file, which is next to the configurations.
+_COMPOSE = "compose"
+_PACKAGED_CONFIGS = {
+    file.stem: file
+    for file in sorted((_PACKAGE / "configs").glob("*.yaml"))
+    if file.stem != _COMPOSE
+}
 #: HAProxy, which the default configuration uses, has a binary for Linux only.
 _DEFAULT_CONFIG = (
     _PACKAGE / "serve_config.yaml" if sys.platform == "linux" else _PACKAGED_CONFIGS["portable"]

@@ -17,8 +17,8 @@ from serve_app.command.config_file import (
 )
 from serve_app.config import EmbedServerSettings
 from serve_app.errors import ConfigurationError
+from tests.repo.source import CONFIG_FILES, ROOT
 
-ROOT = Path(__file__).parents[2]
 
 
 def config(**user_configs: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def test_other_machines_need_a_key_of_the_deployment_that_takes_requests(
     check_access(content | {"proxy_location": "Disabled"})
 
 
-CONFIGS = sorted(file.stem for file in (ROOT / "configs").glob("*.yaml"))
+CONFIGS = [file.stem for file in CONFIG_FILES if file.parent.name == "configs"]
 
 
 def selected_config(*arguments: str) -> Path:
@@ -115,6 +115,11 @@ def test_a_packaged_configuration_has_a_name(name: str) -> None:
     file = selected_config(name)
     assert file.read_text("utf-8") == (ROOT / "configs" / f"{name}.yaml").read_text("utf-8")
     read_config(file, ray=False)
+
+
+def test_the_file_of_docker_compose_is_no_configuration() -> None:
+    assert (ROOT / "configs" / "compose.yaml").is_file()
+    assert selected_config("compose") == Path("compose")
 
 
 def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,11 @@ CLIENT_ROOT = ROOT / "clients" / "python"
 SERVICE_FILES = sorted((ROOT / "serve_app").rglob("*.py"))
 CLIENT_FILES = sorted((CLIENT_ROOT / "embedserve_client").rglob("*.py"))
 BENCHMARK_FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
+#: The configurations of a service. `configs/` also has Docker Compose's file.
+CONFIG_FILES = [
+    ROOT / "serve_config.yaml",
+    *sorted(file for file in (ROOT / "configs").glob("*.yaml") if file.stem != "compose"),
+]
 SOURCE_FILES = [*SERVICE_FILES, *CLIENT_FILES, *BENCHMARK_FILES]
 
 

@@ -7,12 +7,18 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.command.config_file import check_access, http_address, read_config
 from serve_app.config import AppConfig, PolicySettings, deployment_names, user_config_type
+from tests.repo.source import CONFIG_FILES
 
-ROOT = Path(__file__).parents[2]
 #: Their number of replicas is fixed.
 FIXED = ("Ingress", "CacheLookup", "Providers")
-FILES = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
+#: Reachable from other machines, with API keys.
+CONTAINERS = ("container", "container-gpu", "container-valkey")
+FILES = CONFIG_FILES
+
+
+LOCAL = [file for file in FILES if file.stem not in CONTAINERS]
 
 
 @pytest.fixture(params=FILES, ids=lambda file: file.name)
@@ -34,8 +40,20 @@ def test_it_is_valid(config: dict[str, Any]) -> None:
         section.parse(deployment.get("user_config"))
 
 
-def test_it_is_reachable_from_this_machine_only(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("file", LOCAL, ids=lambda file: file.name)
+def test_it_is_reachable_from_this_machine_only(file: Path) -> None:
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert config["http_options"]["host"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_in_a_container_it_is_reachable_with_keys(name: str) -> None:
+    file = next(file for file in FILES if file.stem == name)
+    config, _ = read_config(file)
+    assert http_address(config) == ("0.0.0.0", 8000)
+    check_access(config)
+    server = config["applications"][0]["deployments"][0]
+    assert server["user_config"]["access"] == {"keys_file": "/etc/embedserve/keys.yaml"}
 
 
 def test_models_scale_by_tokens_and_never_to_zero(config: dict[str, Any]) -> None:

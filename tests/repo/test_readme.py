@@ -5,10 +5,10 @@ import subprocess
 
 import pytest
 
-from tests.repo.source import ROOT
+from tests.repo.source import CONFIG_FILES, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONFIGS = ["serve_config.yaml", *(f"configs/{f.name}" for f in (ROOT / "configs").glob("*.yaml"))]
+CONFIGS = [str(file.relative_to(ROOT)) for file in CONFIG_FILES]
 
 
 def test_it_has_at_most_180_lines() -> None:
