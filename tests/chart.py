@@ -1,6 +1,6 @@
 """Renders the Helm chart, with Helm's own library.
 
-    python -m tests.chart     writes configs/kubernetes/cpu.yaml and gpu.yaml
+python -m tests.chart     writes configs/kubernetes/cpu.yaml and gpu.yaml
 """
 
 import sys

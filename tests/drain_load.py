@@ -1,6 +1,6 @@
 """Clients that send requests until the service accepts no more connections.
 
-    python -m tests.drain_load URL [--key KEY]      prints the counts as JSON
+python -m tests.drain_load URL [--key KEY]      prints the counts as JSON
 """
 
 import argparse
@@ -30,7 +30,7 @@ async def send_until_refused(
 ) -> Counts:
     """Returns the counts once each client has been refused.
 
-    Each client sends one request after another, always with new texts, on a connection that it keeps.
+    Each client keeps a connection, and sends one request after another, always with new texts.
 
     Args:
         url: of the service.

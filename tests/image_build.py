@@ -2,8 +2,9 @@
 
     sudo python -m tests.image_build --root /tmp/image
 
-The base image is this machine's own root directory, with the running Python in /usr/local; each stage
-is a layer (overlay) above it. It takes root, Linux, and Debian's package index.
+The base image is this machine's own root directory, with the running Python in /usr/local; each
+stage is a layer (overlay) above it, so the folder must be on another file system than the root. It
+takes root, Linux, and the registries of packages. `Container` runs an image's command.
 """
 
 import argparse
@@ -178,7 +179,7 @@ class ImageBuild:
             f"mount --rbind /dev {merged}/dev; mount -t proc proc {merged}/proc; "
             f"mount -t tmpfs tmpfs {merged}/tmp; cd /; "
             f"exec chroot --userspec={user}:{user} {merged} "
-            f"{_env_command(variables)} sh -c 'cd \"$0\" && exec \"$@\"' "
+            f'{_env_command(variables)} sh -c \'cd "$0" && exec "$@"\' '
             f"{self._image.workdir} {shlex.join(command)}"
         )
         subprocess.run(["unshare", "--mount", "sh", "-ec", script], check=True)
@@ -240,7 +241,7 @@ class Container:
         return (
             f"chroot {merged} setpriv --reuid={user} --regid={user} --clear-groups "
             f"--no-new-privs --bounding-set=-all {_env_command(self._image.env)} "
-            f"sh -c 'cd \"$0\" && exec \"$@\"' {self._image.workdir}"
+            f'sh -c \'cd "$0" && exec "$@"\' {self._image.workdir}'
         )
 
     @property
@@ -270,9 +271,7 @@ class Container:
 
 def _mount(upper: Path, lower: Sequence[Path], work: Path, merged: Path) -> str:
     layers = ":".join([*map(str, lower), "/"])
-    return (
-        f"mount -t overlay overlay -o lowerdir={layers},upperdir={upper},workdir={work} {merged}"
-    )
+    return f"mount -t overlay overlay -o lowerdir={layers},upperdir={upper},workdir={work} {merged}"
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -20,7 +20,6 @@ from serve_app.errors import ConfigurationError
 from tests.repo.source import CONFIG_FILES, ROOT
 
 
-
 def config(**user_configs: dict[str, Any]) -> dict[str, Any]:
     """Returns a configuration with these deployments."""
     deployments = [{"name": n, "user_config": settings} for n, settings in user_configs.items()]

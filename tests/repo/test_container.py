@@ -183,15 +183,15 @@ def test_the_grace_period_is_longer_than_the_drain(services: dict[str, dict[str,
     assert float(service["stop_grace_period"].rstrip("s")) >= drain_s + STOP_S
 
 
-def test_the_service_uses_the_cache_of_the_compose_file(services: dict[str, dict[str, Any]]) -> None:
+def test_the_service_uses_the_cache_of_the_compose_file(
+    services: dict[str, dict[str, Any]],
+) -> None:
     _, application = read_config(config_path(services["embedserve"]["command"][1]))
     assert application.cache.url.get_secret_value() == "redis://valkey:6379/0"
     assert set(services["valkey"]["networks"]) <= set(services["embedserve"]["networks"])
 
 
-def test_the_first_start_makes_one_key(
-    services: dict[str, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_the_first_start_makes_one_key(services: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     service = services["keys"]
     (script,) = service["command"]
     keys, temporary = tmp_path / "keys", tmp_path / "tmp"
@@ -207,7 +207,11 @@ def test_the_first_start_makes_one_key(
     (entry,) = yaml.safe_load((keys / "keys.yaml").read_text("utf-8"))["keys"]
     hashed = subprocess.run(
         [sys.executable, "-m", "serve_app.command.main", "key", "hash"],
-        input=key, capture_output=True, text=True, check=True, cwd=ROOT,
+        input=key,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
     assert entry["sha256"] in hashed.stdout
     assert not psutil.Process().children()
@@ -258,6 +262,6 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd isn't installed")
 def test_the_unit_exposes_little() -> None:
-    command = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", UNIT]
+    command = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", str(UNIT)]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stdout[-400:]

@@ -363,7 +363,11 @@ EFFECTS: dict[str, tuple[Any, Callable[[Objects], Any], Any]] = {
         "bf16",
     ),
     "ingress.replicas": (3, lambda d: deployment(d, "CacheLookup")["num_replicas"], 3),
-    "ingress.cpus": (0.25, lambda d: deployment(d, "Ingress")["ray_actor_options"]["num_cpus"], 0.25),
+    "ingress.cpus": (
+        0.25,
+        lambda d: deployment(d, "Ingress")["ray_actor_options"]["num_cpus"],
+        0.25,
+    ),
     "models.cpus": (4, lambda d: deployment(d, "Embedder")["ray_actor_options"]["num_cpus"], 4),
     "models.minReplicas": (3, lambda d: scaling(d)["min_replicas"], 3),
     "models.maxReplicas": (30, lambda d: scaling(d)["max_replicas"], 30),
