@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 
 import aiohttp
 
-_CLIENTS = 20
-_DIMENSIONS = 384
+CLIENTS = 20
+_TEXTS = 4
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class Counts:
 
 
 async def send_until_refused(
-    url: str, *, key: str | None = None, time_limit_s: float = 120.0
+    url: str, *, key: str | None = None, dimensions: int = 384, time_limit_s: float = 120.0
 ) -> Counts:
     """Returns the counts once each client has been refused.
 
@@ -35,6 +35,7 @@ async def send_until_refused(
     Args:
         url: of the service.
         key: API key.
+        dimensions: of the vectors.
         time_limit_s: after which clients stop all the same.
     """
     counts = Counts()
@@ -42,23 +43,30 @@ async def send_until_refused(
     headers = {"authorization": f"Bearer {key}"} if key else {}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
-        clients = (_send(session, url, n, deadline, counts) for n in range(_CLIENTS))
+        clients = (_send(session, url, n, dimensions, deadline, counts) for n in range(CLIENTS))
         await asyncio.gather(*clients)
     return counts
 
 
 async def _send(
-    session: aiohttp.ClientSession, url: str, client: int, deadline: float, counts: Counts
+    session: aiohttp.ClientSession,
+    url: str,
+    client: int,
+    dimensions: int,
+    deadline: float,
+    counts: Counts,
 ) -> None:
     number = 0
     while time.monotonic() < deadline:
         number += 1
-        texts = [f"client {client} request {number} text {n} " + "word " * 40 for n in range(4)]
+        texts = [
+            f"client {client} request {number} text {n} " + "word " * 40 for n in range(_TEXTS)
+        ]
         try:
             async with session.post(f"{url}/v1/embeddings", json={"input": texts}) as reply:
                 body = await reply.json()
                 vectors = [entry["embedding"] for entry in body.get("data", [])]
-                if reply.status == 200 and [len(v) for v in vectors] == [_DIMENSIONS] * 4:
+                if reply.status == 200 and [len(v) for v in vectors] == [dimensions] * _TEXTS:
                     counts.succeeded += 1
                 else:
                     counts.failures.append(f"{reply.status} {str(body)[:200]}")

@@ -17,6 +17,9 @@ MAX_HEADER_BYTES = 32768
 #: Time to read an error. Closing a connection with unread data resets it, which can discard the
 #: error.
 _LINGER_S = 1.0
+#: How long an idle connection is kept when the service stops. A client that sends a request at the
+#: moment at which its connection closes can't know whether it was read.
+_LAST_REQUEST_S = 0.5
 _INVALID_HTTP = "The request is not valid HTTP."
 
 
@@ -29,6 +32,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._is_refused = False
         self._header_timer: TimerHandle | None = None
+        self._is_stopping = False
+        self._idle_timer: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Limits the time to the first request."""
@@ -36,8 +41,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the timer."""
+        """Stops the timers."""
         self._stop_header_timer()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -65,6 +72,24 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_header = False
         self._stop_header_timer()
         super().on_headers_complete()
+        if self._is_stopping:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """Closes after the request in flight, or after one that arrives right now."""
+        self._is_stopping = True
+        if self._is_idle():
+            self._idle_timer = self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
+        else:
+            super().shutdown()
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _close_if_idle(self) -> None:
+        """Closes, unless a request has begun: its response, or the header's timer, closes."""
+        if self._is_idle() and not (self._in_header and self._header_bytes):
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Answers data that isn't HTTP, unless the response to a request before it is due."""

@@ -1,5 +1,6 @@
 """`embedserve serve --standalone` as a process, from start to end."""
 
+import asyncio
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import yaml
 
 from embedserve_client.command.main import main
 from serve_app.command.ports import free_port
+from tests.drain_load import CLIENTS, send_until_refused
 
 COMMAND = (sys.executable, "-m", "serve_app.command.main", "serve", "--standalone")
 #: The end of what the command prints when it is ready.
@@ -120,6 +123,18 @@ def test_from_start_to_end(file: Path, tmp_path: Path, number: signal.Signals | 
         assert "stopped" in final_output
         assert "Traceback" not in final_output
     assert processes_mentioning(tmp_path) == []
+
+
+def test_clients_are_answered_until_the_port_closes(file: Path) -> None:
+    with running(file) as (process, output), ThreadPoolExecutor(1) as pool:
+        load = pool.submit(asyncio.run, send_until_refused(service_url(output), dimensions=64))
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+        counts = load.result()
+    assert counts.failures == []
+    assert counts.succeeded > CLIENTS
+    assert counts.refused == CLIENTS
 
 
 def test_the_cache_survives_a_restart(file: Path) -> None:

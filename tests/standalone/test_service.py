@@ -1,6 +1,7 @@
 """The standalone service in this process, with an engine that tests can hold."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -59,6 +60,15 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def until_refused(url: httpx2.URL) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        with contextlib.suppress(ConnectionError):
+            while True:
+                _, writer = await asyncio.open_connection(url.host, url.port)
+                writer.close()
+                await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -161,19 +171,37 @@ async def test_a_signal_lets_requests_in_flight_end(running: Running) -> None:
     running.engine.hold()
     first = await running.start_embedding("first")
     running.stop()
-    url = httpx2.URL(running.url)
-    async with asyncio.timeout(LIMIT_S):  # until the port is closed
-        while True:
-            try:
-                _, writer = await asyncio.open_connection(url.host, url.port)
-            except ConnectionRefusedError:
-                break
-            writer.close()
-            await asyncio.sleep(0.01)
+    await until_refused(httpx2.URL(running.url))
     assert not running.task.done()
     running.engine.release()
     assert (await first).status_code == 200
     await running.task
+
+
+async def test_a_request_that_crosses_the_end_on_an_idle_connection_is_answered(
+    running: Running,
+) -> None:
+    assert (await running.embed("a")).headers.get("connection") is None
+    running.stop()
+    await until_refused(httpx2.URL(running.url))
+    last = await running.embed("b")  # on the connection of the first one
+    assert (last.status_code, last.headers["connection"]) == (200, "close")
+    await running.task
+
+
+async def test_idle_connections_and_incomplete_headers_do_not_keep_the_service(
+    running: Running,
+) -> None:
+    url = httpx2.URL(running.url)
+    connections = [await asyncio.open_connection(url.host, url.port) for _ in range(2)]
+    connections[0][1].write(b"POST /v1/emb")
+    assert (await running.embed("a")).status_code == 200
+    running.stop()
+    async with asyncio.timeout(LIMIT_S):
+        await running.task
+    for reader, writer in connections:
+        assert b"200" not in await reader.read()
+        writer.close()
 
 
 async def test_requests_that_outlast_the_drain_timeout_are_cut_off(running: Running) -> None:
