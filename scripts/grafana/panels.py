@@ -95,7 +95,6 @@ _DATA_SOURCE: Json = {
     "label": "data source",
     "type": "datasource",
     "query": "prometheus",
-    "current": {},
 }
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
@@ -199,7 +198,7 @@ def _style(panel: Panel) -> Json:
 
 def _options(panel: Panel) -> Json:
     reduce = {"calcs": ["lastNotNull"], "fields": "", "values": False}
-    legend = {"displayMode": "list", "placement": "bottom", "showLegend": True}
+    legend = {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []}
     if panel.kind == "stat":
         return {"reduceOptions": reduce, "colorMode": "value", "graphMode": "area"}
     if panel.kind == "bargauge":

@@ -16,7 +16,7 @@ from scripts.grafana.queries import (
 
 _FAILED = rate("requests_total", f'status=~"5..",{MODEL}')
 _SUCCESSFUL = rate("requests_total", f'status="200",{MODEL}')
-_STAGES = rate("stage_seconds_total", f'stage!="total",{MODEL}', "stage")
+_STAGES = rate("stage_seconds_total", by="stage")
 _OVERVIEW = (
     stat("Requests", "Of all statuses.", rate("requests_total"), "reqps"),
     stat("Texts per second", "Of successful requests.", rate("texts_total"), "short"),
@@ -96,7 +96,7 @@ _LOAD = (
 _LATENCY = (
     Panel(
         "Latency by lane",
-        "From the arrival of a request to its reply.",
+        "From the end of a request to its reply, of requests that fail too.",
         quantiles("request_duration_seconds", MODEL_LANE, "lane"),
         "s",
     ),
@@ -135,9 +135,9 @@ _LANES = (
         "s",
     ),
 )
-_BATCH_SIZE = rate("batch_size_texts_sum", by="model")
-_BATCH_COUNT = rate("batch_size_texts_count", by="model")
-_BATCH_TOKENS = rate("text_length_tokens_sum", by="model")
+_TEXTS_COMPUTED = rate("batch_size_texts_sum", by="model")
+_BATCHES = rate("batch_size_texts_count", by="model")
+_TOKENS_COMPUTED = rate("text_length_tokens_sum", by="model")
 _PADDED_TOKENS = rate("padded_tokens_total", by="model")
 _BUDGET = gauge("avg", "model", "budget_tokens", MODEL)
 _BATCH_ROW = (
@@ -146,19 +146,19 @@ _BATCH_ROW = (
         "Small under load: `batch_target_s` is too short.",
         [
             *quantiles("batch_size_texts", shares=(50, 95)),
-            Query(f"{_BATCH_SIZE} / {_BATCH_COUNT}", "{{model}} mean"),
+            Query(f"{_TEXTS_COMPUTED} / {_BATCHES}", "{{model}} mean"),
         ],
     ),
     Panel(
         "Fill of a batch",
         "Padded tokens of the mean batch, as a share of the budget. Near 1 under load.",
-        [Query(f"{_PADDED_TOKENS} / {_BATCH_COUNT} / {_BUDGET}", "{{model}}")],
+        [Query(f"{_PADDED_TOKENS} / {_BATCHES} / {_BUDGET}", "{{model}}")],
         "percentunit",
     ),
     Panel(
         "Padding waste",
         "Share of computed tokens that are padding. Large: raise `batch_lookahead_texts`.",
-        [Query(f"1 - {_BATCH_TOKENS} / {_PADDED_TOKENS}", "{{model}}")],
+        [Query(f"1 - {_TOKENS_COMPUTED} / {_PADDED_TOKENS}", "{{model}}")],
         "percentunit",
         maximum=1,
     ),
@@ -172,7 +172,7 @@ _BATCH_ROW = (
         "Tokens computed, and capacity",
         "The capacity falls while another program uses the same cores.",
         [
-            Query(_BATCH_TOKENS, "{{model}} computed per second"),
+            Query(_TOKENS_COMPUTED, "{{model}} computed per second"),
             Query(gauge("sum", "model", "capacity_tokens_per_second", MODEL), "{{model}} capacity"),
         ],
     ),

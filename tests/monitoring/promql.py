@@ -65,7 +65,6 @@ def _exported_names(metric: Metric) -> Iterator[tuple[str, set[str]]]:
         yield metric.name, set()
     elif metric in HISTOGRAMS:
         yield f"{metric.name}_bucket", {"le"}
-        yield f"{metric.name}_sum", set()
-        yield f"{metric.name}_count", set()
+        yield from ((f"{metric.name}_{part}", set()) for part in ("sum", "count"))
     else:
         yield f"{metric.name}_total", set()

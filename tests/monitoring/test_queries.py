@@ -28,7 +28,7 @@ OF_PROVIDERS = ("provider_", "fallback_texts", "image_fetches")
 OF_FAILURES = ("refused", "batch_failures", "l2_failures", "l2_write_drops")
 OF_THE_SHARED_SERVER = ("quota_fallbacks", "ledger_failures")
 ABSENT = tuple(
-    f"ray_embedserve_{name.removeprefix('embedserve_')}"
+    f"ray_embedserve_{name}"
     for name in (*ON_RAY, *OF_PROVIDERS, *OF_FAILURES, *OF_THE_SHARED_SERVER)
 )
 LOAD_S = 8.0
