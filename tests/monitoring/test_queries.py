@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 import yaml
+from matplotlib.image import imread
 
+from scripts.grafana.picture import PrometheusRange, draw
 from serve_app.command.ports import free_port
 from serve_app.command.service_process import ServiceProcess
 from tests.monitoring import promql
@@ -76,6 +79,7 @@ class Prometheus:
     """A Prometheus server, and what it answers."""
 
     def __init__(self, http: httpx2.Client) -> None:
+        self.url = str(http.base_url)
         self._http = http
 
     def is_ready(self) -> bool:
@@ -204,6 +208,14 @@ def test_each_query_of_the_board_has_a_result(prometheus: Prometheus) -> None:
     expected = {query for query in queries if needs_more(query[1])}
     assert without - expected == set()
     assert expected - without == set(), "these are evaluated: take them from the list"
+
+
+def test_rows_can_be_drawn_without_grafana(prometheus: Prometheus, tmp_path: Path) -> None:
+    file = tmp_path / "board.png"
+    draw(PrometheusRange(prometheus.url, minutes=0.5), ("Latency", "Vectors"), "Two rows", file)
+    picture = imread(file)
+    assert picture.shape[1] > 1000
+    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 100  # colors
 
 
 def test_each_alert_is_evaluated(prometheus: Prometheus) -> None:
