@@ -1,6 +1,7 @@
 """The commands `embedserve bench …` and `embedserve compare`: their options and handlers."""
 
 import argparse
+import os
 import sys
 import time
 from importlib.util import find_spec
@@ -34,6 +35,7 @@ EXAMPLES = """\
 ERRORS: tuple[type[Exception], ...] = ()
 DEFAULT_URL = "http://127.0.0.1:8000"
 _WORKLOADS = "\n".join(f"  {w.name:<10} {w.description}" for w in WORKLOADS.values())
+_API_KEY_ENV = "EMBEDSERVE_API_KEY"
 _NO_CHECKOUT = f"{CONFIG} doesn't exist: run this in a checkout of the repository"
 _OPEN_LOOP_CONNECTIONS, _CLOSED_LOOP_CONNECTIONS = 256, 8
 
@@ -191,12 +193,19 @@ def _url(text: str) -> str:
     return text
 
 
-def _target(url: str, dialect: str, model: str) -> Target:
+def _target(url: str, dialect: str, model: str, api_key: str | None = None) -> Target:
     if url.startswith(HANDLE_SCHEME):
         return HandleTarget(url.removeprefix(HANDLE_SCHEME))
     if url.startswith(CLIENT_SCHEME):
         return ClientTarget(url.removeprefix(CLIENT_SCHEME))
-    return HttpTarget(url, dialect, model)
+    return HttpTarget(url, dialect, model, api_key)
+
+
+def _api_key() -> str | None:
+    key = os.environ.get(_API_KEY_ENV, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"{_API_KEY_ENV} holds characters that a header can't hold")
+    return key or None
 
 
 def _read_texts(path: str) -> list[str]:
@@ -271,7 +280,11 @@ def _plan(
 def _run_workload(arguments: argparse.Namespace) -> int:
     from .bench import bench
 
-    target = _target(arguments.url, arguments.dialect, arguments.model)
+    try:
+        key = _api_key()
+    except ValueError as error:
+        return _fail(str(error))
+    target = _target(arguments.url, arguments.dialect, arguments.model, key)
     workload = WORKLOADS[arguments.workload]
     if workload.shape is not None and arguments.rate is None:
         return _fail(f"the workload {workload.name} varies a rate: set it with --rate")

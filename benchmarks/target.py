@@ -4,7 +4,7 @@ import asyncio
 import logging
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -70,6 +70,7 @@ class HttpTarget:
     url: str
     dialect: str = "openai"
     model: str = "all-MiniLM-L6-v2"
+    api_key: str | None = field(default=None, repr=False)  #: sent as a bearer token
 
     def describe(self) -> dict[str, str]:
         """Returns the fields of a record that describe the target."""
@@ -91,9 +92,10 @@ class HttpTarget:
         head = (
             f"POST {urlsplit(self.url).path.rstrip('/')}{path} HTTP/1.1\r\n"
             f"host: {urlsplit(self.url).netloc}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(content)}\r\n"
         )
-        return head.encode() + content
+        headers = (f"{name}: {value}\r\n" for name, value in self._authorization().items())
+        return "".join((head, *headers, "\r\n")).encode() + content
 
     def embed(self, texts: list[str]) -> Float32:
         """Returns the server's vectors of texts, shape (n, dim)."""
@@ -101,7 +103,7 @@ class HttpTarget:
         request = urllib.request.Request(
             f"{self.url.rstrip('/')}{path}",
             orjson.dumps(body(texts, self.model)),
-            {"content-type": "application/json"},
+            {"content-type": "application/json", **self._authorization()},
         )
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
@@ -111,6 +113,9 @@ class HttpTarget:
         if self.dialect != "tei":
             content = [item["embedding"] for item in content["data"]]
         return np.array(content, dtype=np.float32)
+
+    def _authorization(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     @property
     def address(self) -> tuple[str, int]:

@@ -245,6 +245,14 @@ _VECTORS = (
         stacked=True,
     ),
     Panel(
+        "Spans of traces per second",
+        "Dropped: the queue of a process is full, or the collector doesn't take them.",
+        [
+            Query(rate("spans_exported_total", PROCESS), "exported"),
+            Query(rate("spans_dropped_total", PROCESS, "reason"), "dropped: {{reason}}"),
+        ],
+    ),
+    Panel(
         "Providers and images",
         "Whether a model's provider gets calls (1) or not (0), and images that can't be fetched.",
         [
@@ -263,5 +271,5 @@ OPERATION_ROWS = {
     "Autoscaling": _AUTOSCALING,
     "Replicas": _REPLICAS,
     "Providers": _PROVIDERS,
-    "Vectors": _VECTORS,
+    "Vectors and traces": _VECTORS,
 }

@@ -33,6 +33,7 @@ _TIMEOUT_S = 30.0
 _COLUMN_IN, _LINE_IN = 0.56, 0.3
 _MAX_LEGENDS = 9
 _MAX_LEGEND_CHARS = 46
+_LEGEND_SHARE = 0.11  #: of the height of a diagram, for each line
 _GREY = "#666666"
 
 
@@ -46,12 +47,18 @@ class Series:
 
 
 class PrometheusRange:
-    """Answers queries about an interval that ends now."""
+    """Answers queries about an interval."""
 
-    def __init__(self, url: str, minutes: float) -> None:
-        """Takes the address of a Prometheus server and the length of the interval."""
+    def __init__(self, url: str, minutes: float, end_s: float | None = None) -> None:
+        """Takes the address of a Prometheus server and an interval.
+
+        Args:
+            url: the address.
+            minutes: the length of the interval.
+            end_s: its end in Unix time; None: now.
+        """
         self._url = url.rstrip("/")
-        self._end = time.time()
+        self._end = time.time() if end_s is None else end_s
         self._start = self._end - 60 * minutes
 
     def series(self, expr: str, legend: str) -> Iterator[Series]:
@@ -172,6 +179,8 @@ def _draw_lines(axes: Axes, series: Sequence[Series], panel: Json, unit: str) ->
     handles, names = axes.get_legend_handles_labels()
     short = [name[:_MAX_LEGEND_CHARS] for name in names[:_MAX_LEGENDS]]
     if any(short):
+        # The legend is above the lines.
+        axes.set_ylim(top=axes.get_ylim()[1] * (1 + _LEGEND_SHARE * len(short)))
         axes.legend(handles[:_MAX_LEGENDS], short, loc="upper left", fontsize=6, framealpha=0.7)
 
 
@@ -193,7 +202,7 @@ def _draw_states(axes: Axes, series: Sequence[Series]) -> None:
     for number, one in enumerate(series):
         active = one.times[one.values > 0]
         ranges = [(start, _STEP_S / 60) for start in active]
-        axes.broken_barh(ranges, (number - 0.4, 0.8), alpha=0.65)
+        axes.broken_barh(ranges, (number - 0.4, 0.8), alpha=0.35)
     axes.set_yticks(range(len(series)), [one.name[:_MAX_LEGEND_CHARS] for one in series])
     axes.set_ylim(-0.6, len(series) - 0.4)
     axes.tick_params(axis="y", direction="in", pad=-6)
@@ -230,11 +239,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.grafana.picture")
     parser.add_argument("url", help="of Prometheus")
     parser.add_argument("file", type=Path, help="the picture, a .png")
-    parser.add_argument("--minutes", type=float, default=5.0, help="until now (default: 5)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="(default: 5)")
+    parser.add_argument("--end", type=float, help="of the interval, in Unix time (default: now)")
     parser.add_argument("--rows", nargs="*", default=[], help="titles (default: all)")
     parser.add_argument("--title", default="The board's queries, drawn with matplotlib")
     args = parser.parse_args()
-    draw(PrometheusRange(args.url, args.minutes), args.rows, args.title, args.file)
+    draw(PrometheusRange(args.url, args.minutes, args.end), args.rows, args.title, args.file)
 
 
 if __name__ == "__main__":

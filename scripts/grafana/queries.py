@@ -45,6 +45,11 @@ def quantiles(
     ]
 
 
+def whole(queries: Sequence[Query]) -> list[Query]:
+    """Returns quantiles of a count, rounded up: within a bucket they are interpolated."""
+    return [Query(f"ceil({query.expr})", query.legend) for query in queries]
+
+
 def gauge(function: str, by: str, metric: str, labels: str) -> str:
     """Returns the query of a gauge, aggregated over all labels but `by`."""
     return f"{function} by ({by}) (ray_embedserve_{metric}{{{labels}}})"

@@ -12,6 +12,7 @@ from scripts.grafana.queries import (
     quantiles,
     rate,
     stat,
+    whole,
 )
 
 _FAILED = rate("requests_total", f'status=~"5..",{MODEL}')
@@ -90,7 +91,7 @@ _LOAD = (
     Panel(
         "Tokens of a text",
         "As the model reads them, after truncation.",
-        quantiles("text_length_tokens"),
+        whole(quantiles("text_length_tokens")),
     ),
 )
 _LATENCY = (
@@ -145,7 +146,7 @@ _BATCH_ROW = (
         "Texts of a batch",
         "Small under load: `batch_target_s` is too short.",
         [
-            *quantiles("batch_size_texts", shares=(50, 95)),
+            *whole(quantiles("batch_size_texts", shares=(50, 95))),
             Query(f"{_TEXTS_COMPUTED} / {_BATCHES}", "{{model}} mean"),
         ],
     ),
@@ -158,7 +159,7 @@ _BATCH_ROW = (
     Panel(
         "Padding waste",
         "Share of computed tokens that are padding. Large: raise `batch_lookahead_texts`.",
-        [Query(f"1 - {_TOKENS_COMPUTED} / {_PADDED_TOKENS}", "{{model}}")],
+        [Query(f"clamp_min(1 - {_TOKENS_COMPUTED} / {_PADDED_TOKENS}, 0)", "{{model}}")],
         "percentunit",
         maximum=1,
     ),

@@ -32,6 +32,7 @@ class FakeServer:
         self.max_per_s = float("inf")
         self._recent = deque[float]()
         self.requests: list[tuple[str, Any]] = []
+        self.authorizations = set[str | None]()  #: of all requests
         self._lock = threading.Lock()
 
     def respond(self, path: str, body: Any) -> tuple[int, bytes]:
@@ -55,6 +56,7 @@ def listen(server: FakeServer, port: int) -> ThreadingHTTPServer:
         wbufsize = -1  # head and body in one packet: two would wait for delayed acknowledgements
 
         def do_POST(self) -> None:
+            server.authorizations.add(self.headers["authorization"])
             body = orjson.loads(self.rfile.read(int(self.headers["content-length"])))
             status, content = server.respond(self.path, body)
             self.send_response(status)

@@ -50,6 +50,33 @@ def test_each_dialect_has_its_path_and_field(
 
 
 @pytest.mark.parametrize(
+    ("key", "sent"), [("es-key\n", {"Bearer es-key"}), (None, {None})], ids=["key", "no key"]
+)
+def test_the_api_key_is_sent_and_not_shown(
+    server: FakeServer,
+    key: str | None,
+    sent: set[str | None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if key is not None:
+        monkeypatch.setenv("EMBEDSERVE_API_KEY", key)
+    assert main(["bench", "run", server.url, *SHORT]) == 0
+    assert server.authorizations == sent
+    captured = capsys.readouterr()
+    assert "es-key" not in captured.out + captured.err
+
+
+def test_a_key_that_no_header_holds_is_refused(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMBEDSERVE_API_KEY", "es-key\r\nx-other: 1")
+    assert main(["bench", "run", server.url, *SHORT]) == 1
+    assert "EMBEDSERVE_API_KEY" in capsys.readouterr().err
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["bench", "run", "--rate", "0"],

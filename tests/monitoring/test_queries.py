@@ -28,11 +28,12 @@ MODEL = "words"
 #: What a service that does well in one process doesn't export.
 ON_RAY = ("autoscaling_",)
 OF_PROVIDERS = ("provider_", "fallback_texts", "image_fetches")
+OF_TRACES = ("spans_",)
 OF_FAILURES = ("refused", "batch_failures", "l2_failures", "l2_write_drops")
 OF_THE_SHARED_SERVER = ("quota_fallbacks", "ledger_failures")
 ABSENT = tuple(
     f"ray_embedserve_{name}"
-    for name in (*ON_RAY, *OF_PROVIDERS, *OF_FAILURES, *OF_THE_SHARED_SERVER)
+    for name in (*ON_RAY, *OF_PROVIDERS, *OF_TRACES, *OF_FAILURES, *OF_THE_SHARED_SERVER)
 )
 LOAD_S = 8.0
 LIMIT_S = 30.0
@@ -205,14 +206,18 @@ def test_it_gets_the_metrics_with_an_api_key(prometheus: Prometheus) -> None:
 def test_each_query_of_the_board_has_a_result(prometheus: Prometheus) -> None:
     queries = [*promql.board_queries()]
     without = {query for query in queries if not prometheus.values(evaluated(query[1]))}
-    expected = {query for query in queries if needs_more(query[1])}
-    assert without - expected == set()
-    assert expected - without == set(), "these are evaluated: take them from the list"
+    # On a slow machine a call of the shared server may fail, and then has a metric.
+    assert {query for query in without if not needs_more(query[1])} == set()
+
+
+def test_no_metric_is_excused_that_the_board_does_not_read() -> None:
+    read = {name for _, query in promql.board_queries() for name, _ in promql.series(query)}
+    assert [prefix for prefix in ABSENT if not any(name.startswith(prefix) for name in read)] == []
 
 
 def test_rows_can_be_drawn_without_grafana(prometheus: Prometheus, tmp_path: Path) -> None:
     file = tmp_path / "board.png"
-    draw(PrometheusRange(prometheus.url, minutes=0.5), ("Latency", "Vectors"), "Two rows", file)
+    draw(PrometheusRange(prometheus.url, minutes=0.5), ("Latency", "Autoscaling"), "Two rows", file)
     picture = imread(file)
     assert picture.shape[1] > 1000
     assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 100  # colors
