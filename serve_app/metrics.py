@@ -160,6 +160,11 @@ QUEUED_TOKENS = Metric(
     "Tokens queued or being computed, by lane (`interactive`, `bulk`), task and model.",
     ("lane", "task", "model"),
 )
+QUEUED_TEXTS = Metric(
+    "embedserve_queued_texts",
+    "Texts that wait for a batch or a call, by lane, task and model.",
+    ("lane", "task", "model"),
+)
 BUDGET_TOKENS = Metric(
     "embedserve_budget_tokens", "Current limit of padded tokens in a batch.", ("model",)
 )
@@ -258,7 +263,8 @@ PROCESS_MEMORY_BYTES = Metric(
 
 #: All metrics that are neither gauges nor histograms are counters.
 GAUGES = {
-    *(CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, BUDGET_TOKENS, MODEL_LOADED),
+    *(CACHE_BYTES, CACHE_ENTRIES, L2_UP, QUEUED_TOKENS, QUEUED_TEXTS, BUDGET_TOKENS),
+    MODEL_LOADED,
     *(OLDEST_INTERACTIVE, BUSY_SHARE, CAPACITY, STARTUP_SECONDS),
     *(PROVIDER_CALLS_IN_FLIGHT, PROVIDER_UP, VECTOR_DRIFT),
     *(PROCESS_CPU_SECONDS, PROCESS_MEMORY_BYTES, AUTOSCALING_TARGET_REPLICAS),

@@ -182,6 +182,12 @@ class RequestSettings(Section):
         "tokens, texts served from the cache, model, name of the key, request id. Never a text or "
         "a key. Health checks are left out.",
     )
+    tei_metrics: bool = Field(
+        default=False,
+        description="`/metrics` also has the metrics under the names of Hugging Face's "
+        "text-embeddings-inference, such as `te_request_duration`, for boards and autoscalers that "
+        "read those.",
+    )
     access: AccessSettings = Field(
         default=AccessSettings(), description="API keys and their permissions."
     )

@@ -110,6 +110,13 @@ class CallScheduler:
         """Returns the tokens that are queued or in flight, by lane."""
         return {lane: admission.tokens for lane, admission in self._admission.items()}
 
+    def queued_texts(self) -> dict[Lane, int]:
+        """Returns the texts that wait for a call, by lane."""
+        return {
+            lane: self._queues.count_lane(lane) + admission.backlog_texts
+            for lane, admission in self._admission.items()
+        }
+
     async def submit(self, groups: Sequence[ProviderGroup]) -> None:
         """Counts tokens, then queues or rejects each group as a whole.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from serve_app.config import ProviderSettings, QueueSettings
 from serve_app.errors import EmbedServeError, UnsupportedOperation
 from serve_app.meter import Gauges, Meter
-from serve_app.metrics import PROVIDER_CALLS_IN_FLIGHT, PROVIDER_UP, QUEUED_TOKENS
+from serve_app.metrics import PROVIDER_CALLS_IN_FLIGHT, PROVIDER_UP, QUEUED_TEXTS, QUEUED_TOKENS
 from serve_app.model_spec import ModelSpec
 from serve_app.providers.base import Provider
 from serve_app.providers.call_scheduler import CallScheduler
@@ -96,6 +96,11 @@ class ProviderPool:
                 (lane, "embed", name): tokens
                 for name, scheduler in schedulers.items()
                 for lane, tokens in scheduler.queued_tokens().items()
+            },
+            QUEUED_TEXTS: {
+                (lane, "embed", name): texts
+                for name, scheduler in schedulers.items()
+                for lane, texts in scheduler.queued_texts().items()
             },
             PROVIDER_CALLS_IN_FLIGHT: {
                 (name,): float(s.in_flight) for name, s in schedulers.items()

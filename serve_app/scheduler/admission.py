@@ -69,6 +69,11 @@ class QueueAdmission(Generic[TextT]):
         """Whether parts of large groups wait to be queued."""
         return bool(self._backlog)
 
+    @property
+    def backlog_texts(self) -> int:
+        """The number of texts that wait to be queued."""
+        return sum(len(large.texts) for large in self._backlog)
+
     def refusal(
         self, tokens: int, timeout_s: float, *, limit: int, tokens_per_s: float
     ) -> Overloaded | None:

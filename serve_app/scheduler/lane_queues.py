@@ -47,6 +47,14 @@ class LaneQueues(Generic[KeyT, TextT]):
     def __iter__(self) -> Iterator[TextT]:
         return chain.from_iterable(self._queues.values())
 
+    def count(self, key: KeyT) -> int:
+        """Returns the number of texts in a queue."""
+        return len(self._queues.get(key, ()))
+
+    def count_lane(self, lane: Lane) -> int:
+        """Returns the number of texts in the queues of a lane."""
+        return sum(len(queue) for key, queue in self._queues.items() if key.lane == lane)
+
     def extend(self, key: KeyT, texts: Sequence[TextT]) -> None:
         """Adds texts to a queue."""
         if key not in self._queues:

@@ -14,12 +14,7 @@ from itertools import chain, islice
 
 from serve_app.config import EmbedderSettings
 from serve_app.engines.base import Rows, finite_mask
-from serve_app.errors import (
-    EmbedServeError,
-    InferenceError,
-    InvalidRequest,
-    Unavailable,
-)
+from serve_app.errors import EmbedServeError, InferenceError, InvalidRequest, Unavailable
 from serve_app.meter import Gauges, Meter
 from serve_app.metrics import (
     BATCH_DURATION,
@@ -31,6 +26,7 @@ from serve_app.metrics import (
     OLDEST_INTERACTIVE,
     PADDED_TOKENS,
     QUEUE_DURATION,
+    QUEUED_TEXTS,
     QUEUED_TOKENS,
     REFUSED,
     TEXT_LENGTH,
@@ -373,6 +369,10 @@ class Scheduler:
         return {
             QUEUED_TOKENS: {
                 (key.lane, key.task, key.model): queue.tokens
+                for key, queue in self._admission.items()
+            },
+            QUEUED_TEXTS: {
+                (key.lane, key.task, key.model): self._queues.count(key) + queue.backlog_texts
                 for key, queue in self._admission.items()
             },
             BUDGET_TOKENS: {

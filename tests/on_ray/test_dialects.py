@@ -1,12 +1,13 @@
 """All dialects with the real model: each route returns the same vector."""
 
 import base64
-import re
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 from sentence_transformers import SentenceTransformer
 
 from serve_app.config import MINILM
@@ -21,6 +22,11 @@ LONG = "A long text about rivers, bridges and harbours in winter. " * 40
 #: The model's token limit without special tokens.
 MAX_TEXT_TOKENS = 254
 RAW = {"accept": "application/octet-stream"}
+#: Those that each topology has after a text that isn't cached.
+HISTOGRAMS = (
+    *("request_duration_seconds", "queue_duration_seconds", "batch_duration_seconds"),
+    *("batch_size_texts", "text_length_tokens", "lookup_duration_seconds"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +155,28 @@ def test_statistics_count_requests_and_texts(service: Service) -> None:
 
 
 async def test_metrics_are_in_prometheus_format(service: Service) -> None:
-    post(service, "/v1/embeddings", input=TEXT)
+    post(service, "/v1/embeddings", input=f"{TEXT} measured")
+    families: dict[str, Metric] = {}
 
     def has_metrics() -> bool:
         text = httpx2.get(f"{service.url}/metrics", timeout=60).text
-        return re.search(r"^ray_embedserve_texts_total[{ ]", text, re.MULTILINE) is not None
+        families.update((family.name, family) for family in text_string_to_metric_families(text))
+        return {f"ray_embedserve_{name}" for name in ("texts", *HISTOGRAMS)} <= set(families)
 
     await service.wait_until(has_metrics, timeout_s=60)
+    for name in HISTOGRAMS:
+        family = families[f"ray_embedserve_{name}"]
+        assert family.type == "histogram"
+        counts = [s.value for s in family.samples if s.name.endswith("_bucket")]
+        total = sum(s.value for s in family.samples if s.name.endswith("_sum"))
+        number = sum(s.value for s in family.samples if s.name.endswith("_count"))
+        assert 1 <= number <= sum(counts)
+        assert total > 0
+    durations = families["ray_embedserve_request_duration_seconds"].samples
+    labels = {"route": "/v1/embeddings", "lane": "interactive"}
+    buckets = [s for s in durations if labels.items() <= s.labels.items() and "le" in s.labels]
+    assert buckets[-1].labels["le"] == "+Inf"
+    assert buckets[-1].value >= 1
 
 
 def test_the_docs_page(service: Service) -> None:

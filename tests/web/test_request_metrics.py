@@ -110,6 +110,16 @@ def test_unknown_paths_and_views_are_not_counted(client: TestClient, meter: Mete
     assert (durations(meter), requests(meter)) == ({}, {})
 
 
+def test_tei_s_names_are_an_option(lookup: FakeBackend) -> None:
+    for is_on in (False, True):
+        service = EmbedService(SPEC, lookup, RequestSettings(tei_metrics=is_on))
+        client = TestClient(create_app(Catalog([service])))
+        client.post(EMBEDDINGS, json={"input": "a"})
+        page = client.get("/metrics").text
+        assert (f'te_request_success{{model="{SPEC.name}"}} 1.0' in page) is is_on
+        assert "ray_embedserve_requests_total" in page
+
+
 def test_totals_have_the_seconds_of_all_requests(
     client: TestClient, lookup: FakeBackend, meter: Meter
 ) -> None:

@@ -14,6 +14,7 @@ from serve_app.autoscale.scaling_record import ScalingRecord
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.service.health import HealthReport, service_report
+from serve_app.service.tei_metrics import tei_page
 from serve_app.web.dialect import Dialect
 from serve_app.web.dialects import openai
 from serve_app.web.endpoint import ViewResponse, ViewRoute
@@ -153,7 +154,11 @@ def _rounded(age_s: float | None) -> float | None:
 
 
 async def _metrics(catalog: Catalog, path_params: Mapping[str, str]) -> ViewResponse:
-    return ViewResponse((await catalog.replica_stats.prometheus_text()).encode())
+    page = await catalog.replica_stats.prometheus_text()
+    if catalog.settings.tei_metrics:
+        specs = [service.spec for service in catalog.services]
+        page += await asyncio.to_thread(tei_page, page, specs)
+    return ViewResponse(page.encode())
 
 
 class AutoscalingReply(TypedDict):
