@@ -284,10 +284,12 @@ class HttpReplica:
         self, job: Job[ResultT], model: str | None, trace_context: Mapping[str, str] | None
     ) -> ResultT:
         (task,) = job.tasks
-        if self._tracer is None:
+        tracer = self._tracer
+        span = tracer and tracer.start(f"handle {task}", trace_context or {})
+        if span is None:
             return await self._run_task(job, model, task)
-        attributes = {"embedserve.texts": len(job.inputs)}
-        with current(self._tracer.start(f"handle {task}", trace_context or {}, attributes)):
+        span.set({"embedserve.texts": len(job.inputs)})
+        with current(span):
             return await self._run_task(job, model, task)
 
     async def _run_task(self, job: Job[ResultT], model: str | None, task: Task) -> ResultT:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def open_tracer(config: TracingConfig, meter: Meter, deployment: str) -> "Tracer | None":
-    """Returns the tracer of this process; None: tracing is off.
+    """Returns the tracer of this process; None: tracing is off, or `OTEL_SDK_DISABLED` is set.
 
     Args:
         config: the settings.
@@ -29,7 +29,8 @@ def open_tracer(config: TracingConfig, meter: Meter, deployment: str) -> "Tracer
     check_tracing(config)
     from serve_app.tracing.tracer import Tracer
 
-    return Tracer(config, meter, deployment)
+    tracer = Tracer(config, meter, deployment)
+    return tracer if tracer.is_enabled else None
 
 
 def check_tracing(config: TracingConfig) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -102,13 +103,10 @@ class SpanQueue(BatchSpanProcessor):
 
     def _count(self, spans: int, dropped: str | None) -> None:
         """Counts spans in the event loop, to which the meter belongs."""
-        loop = self._loop
-        if loop is None or loop.is_closed():
-            return
-        if dropped is None:
-            loop.call_soon_threadsafe(self._meter.add, SPANS_EXPORTED, spans)
-        else:
-            loop.call_soon_threadsafe(self._meter.add, SPANS_DROPPED, spans, dropped)
+        metric, tags = (SPANS_EXPORTED, ()) if dropped is None else (SPANS_DROPPED, (dropped,))
+        with suppress(RuntimeError):  # the loop has ended, and nobody reads the meter any more
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._meter.add, metric, spans, *tags)
 
 
 def _url(config: TracingConfig) -> str | None:

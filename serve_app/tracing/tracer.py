@@ -6,18 +6,19 @@ import socket
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from random import random
 from uuid import uuid4
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from serve_app import __version__
 from serve_app.config import TracingConfig
 from serve_app.meter import Meter
-from serve_app.spans import Attributes, Span, UnrecordedSpan
+from serve_app.spans import Span, TraceContext, UnrecordedSpan
 from serve_app.tracing.exporter import SpanQueue
 from serve_app.tracing.recorded_span import RecordedSpan, remote_context
 from serve_app.types import TextGroup
@@ -35,9 +36,10 @@ class Tracer:
 
     def __init__(self, config: TracingConfig, meter: Meter, deployment: str) -> None:
         """Starts a thread that exports spans; see `open_tracer`."""
+        self._sample_ratio = config.sample_ratio
         self._queue = SpanQueue(config, meter)
         self._provider = TracerProvider(
-            sampler=ParentBasedTraceIdRatio(config.sample_ratio),
+            sampler=DEFAULT_ON,  # `start` has decided
             resource=_resource(config, deployment),
             span_limits=SpanLimits(max_links=_MAX_LINKS),
             shutdown_on_exit=False,  # it would wait for half a minute
@@ -45,22 +47,31 @@ class Tracer:
         self._provider.add_span_processor(self._queue)
         self._tracer = self._provider.get_tracer("embedserve", __version__)
 
-    def start(self, name: str, headers: Mapping[str, str], attributes: Attributes) -> Span:
-        """Starts the span of a request.
+    @property
+    def is_enabled(self) -> bool:
+        """False if `OTEL_SDK_DISABLED` is set."""
+        return not isinstance(self._tracer, trace.NoOpTracer)
+
+    def start(self, name: str, headers: Mapping[str, str]) -> Span | None:
+        """Starts the span of a request; None: it isn't sampled, and part of no trace.
 
         Args:
             name: of the operation.
-            headers: of the request; a valid `traceparent` makes the span part of its trace.
-            attributes: what is known of the request.
+            headers: of the request. A valid `traceparent` makes the span part of that trace, and
+                decides whether it is recorded.
         """
-        span = self._tracer.start_span(
-            name,
-            _PROPAGATOR.extract(headers),
-            trace.SpanKind.SERVER,
-            dict(attributes),
-        )
-        recorded = RecordedSpan(self._tracer, span)
-        return recorded if span.is_recording() else UnrecordedSpan(recorded.context)
+        parent = _PROPAGATOR.extract(headers)
+        context = trace.get_current_span(parent).get_span_context()
+        if not context.is_valid:
+            # Before the library has made ids for a span that it drops: that takes tens of
+            # microseconds.
+            if random() >= self._sample_ratio:
+                return None
+        elif not context.trace_flags.sampled:
+            state = context.trace_state.to_header()
+            return UnrecordedSpan(TraceContext(headers["traceparent"], state))
+        span = self._tracer.start_span(name, parent, trace.SpanKind.SERVER)
+        return RecordedSpan(self._tracer, span)
 
     def receive(self, groups: Sequence[TextGroup]) -> tuple[TextGroup, ...]:
         """Returns groups of another process so that spans below theirs are recorded here."""

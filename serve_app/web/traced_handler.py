@@ -18,8 +18,8 @@ from serve_app.web.request_log import printable
 class RequestTracer(Protocol):
     """Starts the spans of requests; see `tracing.tracer`."""
 
-    def start(self, name: str, headers: Mapping[str, str], attributes: Attributes) -> Span:
-        """Starts the span of a request with these headers."""
+    def start(self, name: str, headers: Mapping[str, str]) -> Span | None:
+        """Starts the span of a request with these headers; None: it isn't traced."""
         ...
 
 
@@ -42,12 +42,18 @@ class TracedHandler(RequestHandler):
     ) -> Response:
         """Responds to a request; its span ends when the response is complete."""
         route = candidates[0].endpoint.route
-        attributes = {
-            "http.request.method": request.method,
-            "http.route": route,
-            "embedserve.request_id": printable(request.headers.get("x-request-id", "-")),
-        }
-        with current(self._tracer.start(f"{request.method} {route}", request.headers, attributes)):
+        span = self._tracer.start(f"{request.method} {route}", request.headers)
+        if span is None:
+            return await super().handle_endpoint(request, candidates)
+        request_id = request.headers.get("x-request-id", "-")
+        span.set(
+            {
+                "http.request.method": request.method,
+                "http.route": route,
+                "embedserve.request_id": printable(request_id),
+            }
+        )
+        with current(span):
             return await super().handle_endpoint(request, candidates)
 
     def _on_response(self, exchange: Exchange, status: int) -> None:

@@ -29,7 +29,9 @@ configure_component_logger(
 )
 from serve_app.deployments.replica_log import log_to_serve
 log_to_serve()
-logging.getLogger("serve_app.cache").warning("the cache is gone")
+from serve_app.spans import TraceContext, UnrecordedSpan, current
+with current(UnrecordedSpan(TraceContext("00-%s-%s-01" % ("a" * 32, "b" * 16)))):
+    logging.getLogger("serve_app.cache").warning("the cache is gone")
 logging.getLogger("serve_app.cache").info("hidden")
 requests = logging.getLogger("serve_app.requests")
 requests.setLevel(logging.INFO)
@@ -95,6 +97,8 @@ def test_serve_writes_both_to_the_file_of_the_replica(tmp_path: Path, encoding: 
             "POST /v1/embeddings 200",
         ]
         assert (lines[0]["levelname"], lines[1]["levelname"]) == ("WARNING", "INFO")
+        assert (lines[0]["trace_id"], lines[0]["span_id"]) == ("a" * 32, "b" * 16)
+        assert "trace_id" not in lines[1]
         assert (lines[1]["path"], lines[1]["status"]) == ("/v1/embeddings", 200)
         assert lines[1]["deployment"] == "EmbedServer"
     else:

@@ -379,6 +379,15 @@ async def test_settings_name_path_service_and_headers(
     assert collector.spans[0].resource["service.name"] == "search"
 
 
+async def test_the_environment_can_switch_traces_off(
+    engine: FakeEngine, collector: OTLPReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    async with running(engine, {"endpoint": collector.url}) as service:
+        assert (await service.embed("a", traceparent=SAMPLED)).status_code == 200
+    assert collector.bodies == []
+
+
 @pytest.mark.parametrize("value", [None, "hush", "a b=hush", "=hush"])
 async def test_headers_that_are_missing_or_malformed_stop_the_start(
     engine: FakeEngine,
