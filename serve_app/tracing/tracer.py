@@ -18,7 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from serve_app import __version__
 from serve_app.config import TracingConfig
 from serve_app.meter import Meter
-from serve_app.spans import Span, TraceContext, UnrecordedSpan
+from serve_app.spans import Span, UnrecordedSpan
 from serve_app.tracing.exporter import SpanQueue
 from serve_app.tracing.recorded_span import RecordedSpan, remote_context
 from serve_app.types import TextGroup
@@ -61,15 +61,15 @@ class Tracer:
                 decides whether it is recorded.
         """
         parent = _PROPAGATOR.extract(headers)
-        context = trace.get_current_span(parent).get_span_context()
+        parent_span = trace.get_current_span(parent)
+        context = parent_span.get_span_context()
         if not context.is_valid:
             # Before the library has made ids for a span that it drops: that takes tens of
             # microseconds.
             if random() >= self._sample_ratio:
                 return None
         elif not context.trace_flags.sampled:
-            state = context.trace_state.to_header()
-            return UnrecordedSpan(TraceContext(headers["traceparent"], state))
+            return UnrecordedSpan(RecordedSpan(self._tracer, parent_span).context)
         span = self._tracer.start_span(name, parent, trace.SpanKind.SERVER)
         return RecordedSpan(self._tracer, span)
 
