@@ -33,9 +33,9 @@ BODY = json.dumps({"input": "a query"}).encode()
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())]
 
 async def request(app):
-    messages = []
+    messages, parts = [], [{"type": "http.request", "body": BODY, "more_body": False}]
     async def receive():
-        return {"type": "http.request", "body": BODY, "more_body": False}
+        return parts.pop() if parts else await asyncio.Event().wait()  # the client stays
     async def send(message):
         messages.append(message)
     await app({"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": [*HEADERS],
