@@ -284,8 +284,9 @@ class HttpReplica:
         self, job: Job[ResultT], model: str | None, trace_context: Mapping[str, str] | None
     ) -> ResultT:
         (task,) = job.tasks
-        tracer = self._tracer
-        span = tracer and tracer.start(f"handle {task}", trace_context or {})
+        span = None
+        if self._tracer is not None:
+            span = self._tracer.start(f"handle {task}", trace_context or {})
         if span is None:
             return await self._run_task(job, model, task)
         span.set({"embedserve.texts": len(job.inputs)})
