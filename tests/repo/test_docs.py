@@ -59,6 +59,13 @@ def test_every_relative_link_resolves() -> None:
     assert [problem for page in PAGES for problem in broken_links(page)] == []
 
 
+def test_each_example_of_deployment_says_what_it_was_run_with_or_needs() -> None:
+    text = page_text(DOCS / "deploy.md")
+    paragraphs = re.findall(r"([^\n]+(?:\n[^\n]+)*)\n\n```bash\n", text)
+    assert len(paragraphs) == text.count("```bash\n")
+    assert [p for p in paragraphs if not re.match(r"(Needs|Run with|Run on) ", p)] == []
+
+
 def test_the_settings_page_is_generated_from_the_settings() -> None:
     assert page_text(DOCS / "settings.md").endswith(settings_markdown())
 
