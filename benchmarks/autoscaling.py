@@ -45,7 +45,7 @@ from .trace_player import Playback, play
 
 _CONFIGS = {"separate": "serve_config.yaml", "colocated": "configs/one-machine.yaml"}
 _ENGINE_DEPLOYMENTS = {"separate": "Embedder", "colocated": "EmbedServer"}
-_ROUTERS: dict[str, RouterName] = {"separate": "power_of_two", "colocated": "least_requests"}
+_ROUTERS: dict[str, RouterName] = {"separate": "least_tokens", "colocated": "least_requests"}
 _MODEL = "words"
 _COST = BatchCost(fixed_s=0.015, token_s=0.0006)
 _BATCH_TARGET_S = 0.1

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from statistics import median_low
 
 from serve_app.scheduler.replica_load import ReplicaLoad
@@ -44,24 +44,11 @@ class FleetLoad:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class CallersLoad:
-    """The load of all callers of a deployment: what they keep back, and what arrives at them."""
-
-    held_interactive_tokens: float = 0.0
-    held_bulk_tokens: float = 0.0
-    oldest_held_s: float = 0.0
-    arrived_interactive_tokens_per_s: float = 0.0
-    arrived_bulk_tokens_per_s: float = 0.0
-
-
 def sum_reports(reports: Mapping[str, ReplicaLoad], running: int) -> FleetLoad:
     """Adds up the reports.
 
     Replicas that report impossible values count as lost. The capacity and the start-up time are
-    medians, so a minority of wrong values moves neither. Each replica reports the callers that have
-    called it, so the largest value is the most complete one; of three or more replicas the second
-    largest counts, so that a single wrong value moves nothing.
+    medians, so a minority of wrong values moves neither.
 
     Args:
         reports: by replica; recent ones only.
@@ -77,7 +64,7 @@ def sum_reports(reports: Mapping[str, ReplicaLoad], running: int) -> FleetLoad:
     def total(name: str) -> float:
         return scale * math.fsum(getattr(load, name) for load in healthy)
 
-    load = FleetLoad(
+    return FleetLoad(
         replicas=running,
         reported=len(plausible),
         stuck=stuck,
@@ -95,36 +82,6 @@ def sum_reports(reports: Mapping[str, ReplicaLoad], running: int) -> FleetLoad:
         capacity_tokens_per_s=capacity,
         startup_s=_median([load.startup_s for load in healthy]),
     )
-    seen = {name: _largest([getattr(load, name) for load in healthy]) for name in _CALLER_FIELDS}
-    return with_callers(load, CallersLoad(**seen))
-
-
-def with_callers(load: FleetLoad, callers: CallersLoad) -> FleetLoad:
-    """Adds the load that callers keep back.
-
-    While they keep something back, replicas are offered what arrived earlier, so the arrivals are
-    those at the callers. Otherwise they are the larger number: callers estimate tokens.
-    """
-
-    def arrivals(offered: float, arrived: float, held: float) -> float:
-        return arrived if held > 0 else max(offered, arrived)
-
-    return replace(
-        load,
-        queued_interactive_tokens=load.queued_interactive_tokens + callers.held_interactive_tokens,
-        queued_bulk_tokens=load.queued_bulk_tokens + callers.held_bulk_tokens,
-        oldest_interactive_s=max(load.oldest_interactive_s, callers.oldest_held_s),
-        offered_interactive_tokens_per_s=arrivals(
-            load.offered_interactive_tokens_per_s,
-            callers.arrived_interactive_tokens_per_s,
-            callers.held_interactive_tokens,
-        ),
-        offered_bulk_tokens_per_s=arrivals(
-            load.offered_bulk_tokens_per_s,
-            callers.arrived_bulk_tokens_per_s,
-            callers.held_bulk_tokens,
-        ),
-    )
 
 
 def _is_stuck(load: ReplicaLoad) -> bool:
@@ -138,11 +95,3 @@ def _is_stuck(load: ReplicaLoad) -> bool:
 def _median(values: list[float]) -> float:
     known = [value for value in values if value > 0]
     return median_low(known) if known else 0.0
-
-
-def _largest(values: list[float]) -> float:
-    ordered = sorted(values)
-    return ordered[-2 if len(ordered) >= 3 else -1] if ordered else 0.0
-
-
-_CALLER_FIELDS = tuple(field.name for field in fields(CallersLoad))

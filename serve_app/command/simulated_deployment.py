@@ -112,8 +112,8 @@ def read_deployment(arguments: argparse.Namespace) -> SimulatedDeployment:
         EmbedderSettings.parse(settings),
         startup_s=arguments.startup or policy.default_startup_s,
         bounds=Bounds(lowest, highest),
-        # HAProxy's choice, or that of Ray's handles
-        router="least_requests" if args.topology == "colocated" else "power_of_two",
+        # HAProxy's choice, or that of the service's router
+        router="least_requests" if args.topology == "colocated" else "least_tokens",
     )
     return SimulatedDeployment(name, service, policy)
 

@@ -88,7 +88,7 @@ class Embedder(PoolReplica):
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns the metrics that `autoscale.TokenPolicy` scales by."""
-        return dataclasses.asdict(self._callers.add_to(self._pool.sample_load()))
+        return dataclasses.asdict(self._pool.sample_load())
 
     async def record_routing_stats(self) -> dict[str, float]:
         """Returns what `TokenRouter` knows of this replica."""

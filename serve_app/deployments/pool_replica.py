@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 
 from serve_app.deployments.group_call import GroupResult, collect
 from serve_app.deployments.retrying_call import returns_errors
-from serve_app.scheduler.caller_load import CallerLoad
-from serve_app.scheduler.caller_loads import CallerLoads
 from serve_app.scheduler.engine_pool import ModelPool
 from serve_app.types import EngineInfo, TextGroup, Tokenization
 
@@ -20,23 +18,13 @@ class PoolReplica:
     def __init__(self, pool: ModelPool, tracer: "Tracer | None" = None) -> None:
         self._models = pool
         self._tracer = tracer
-        self._callers = CallerLoads()
 
     @returns_errors
-    async def run(
-        self, engine_id: str, groups: tuple[TextGroup, ...], load: CallerLoad | None = None
-    ) -> list[GroupResult] | None:
+    async def run(self, engine_id: str, groups: tuple[TextGroup, ...]) -> list[GroupResult] | None:
         """Returns each group's outputs, or an error as a value; None for an unknown engine.
 
         One error as a value if the model can't be loaded.
-
-        Args:
-            engine_id: the model.
-            groups: the texts.
-            load: of the caller, for the autoscaler.
         """
-        if load is not None:
-            self._callers.record(load)
         if engine_id not in self._models.engine_ids:
             return None
         if self._tracer is not None:

@@ -19,12 +19,6 @@ class ReplicaLoad:
     busy_share: float = 0.0  #: share of the time in which the engine ran, from 0 to 1
     capacity_tokens_per_s: float = 0.0  #: speed in full batches; 0: unknown
     startup_s: float = 0.0  #: from the start of the process to the first vector; 0: unknown
-    # The sums over the callers that have called this replica, each of which sees all replicas:
-    held_interactive_tokens: float = 0.0  #: kept back by callers
-    held_bulk_tokens: float = 0.0  #: kept back by callers
-    oldest_held_s: float = 0.0  #: age of the oldest interactive request that is kept back; 0: none
-    arrived_interactive_tokens_per_s: float = 0.0  #: arrived at callers
-    arrived_bulk_tokens_per_s: float = 0.0  #: arrived at callers
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, float]) -> Self | None:

@@ -23,6 +23,9 @@ RAY_TUNED = {
     "downscaling_factor": 0.3,
 }
 
+#: A router that keeps requests back does so while all replicas have work for this long.
+_MAX_ASSIGNED_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -79,8 +82,9 @@ def _tokens_with_standby(scenario: Scenario) -> SimulationResult:
     return scenario.run(TokenScaler(settings))
 
 
-def _tokens_routed_by_tokens(scenario: Scenario) -> SimulationResult:
-    return scenario.run(TokenScaler(scenario.settings), router="least_tokens")
+def _tokens_held(scenario: Scenario) -> SimulationResult:
+    scaler = TokenScaler(scenario.settings)
+    return scenario.run(scaler, router="least_tokens", max_assigned_s=_MAX_ASSIGNED_S)
 
 
 def _ray(config: Mapping[str, float], scenario: Scenario) -> SimulationResult:
@@ -96,7 +100,7 @@ def _oracle(scenario: Scenario) -> SimulationResult:
         raise ValueError("The oracle simulates each text: it can't be compared on so many texts.")
     return simulate_oracle(
         scenario.trace,
-        replace(scenario.service, router="least_tokens"),
+        replace(scenario.service, router="least_tokens", max_assigned_s=_MAX_ASSIGNED_S),
         target_queue_s=scenario.settings.target_queue_s,
         bulk_drain_target_s=scenario.settings.bulk_drain_target_s,
         seed=scenario.seed,
@@ -108,7 +112,7 @@ _FIXED = "fixed"
 POLICIES: Mapping[str, tuple[str, Callable[[Scenario], SimulationResult]]] = {
     "tokens": ("tokens", _tokens),
     "tokens-standby": ("tokens, one standby", _tokens_with_standby),
-    "tokens-routed": ("tokens, routed by tokens", _tokens_routed_by_tokens),
+    "tokens-held": ("tokens, kept back", _tokens_held),
     "ray": ("Ray's default", lambda scenario: _ray({}, scenario)),
     "ray-tuned": ("Ray's, tuned", lambda scenario: _ray(RAY_TUNED, scenario)),
     "oracle": ("oracle", _oracle),

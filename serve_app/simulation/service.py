@@ -1,5 +1,6 @@
 """The simulated service: its replicas' speed, settings and router."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,7 +29,8 @@ class SimulatedService:
     initial_replicas: int = 1
     router: RouterName = "least_tokens"
     #: `least_tokens` keeps requests back while all replicas have work of their lane for this long.
-    max_assigned_s: float = 1.0
+    #: The service's router keeps nothing back.
+    max_assigned_s: float = math.inf
     #: `power_of_two`, as Ray, keeps requests back while all replicas have this many.
     max_ongoing_requests: int = 512
     fill: float = 0.85  #: tokens of a full batch relative to its padded tokens

@@ -9,7 +9,8 @@ from operator import attrgetter
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.autoscale.fleet_load import CallersLoad, FleetLoad, sum_reports, with_callers
+from serve_app.autoscale.fleet_load import FleetLoad, sum_reports
+from serve_app.simulation.held_load import HeldLoad, with_held
 from serve_app.simulation.replica import Replica
 from serve_app.simulation.result import SimulationResult, Timeline, Waiting
 from serve_app.simulation.scalers import Observation, Scaler
@@ -17,11 +18,8 @@ from serve_app.simulation.service import SimulatedService
 from serve_app.simulation.trace import Trace
 
 _TOKENS, _REQUESTS = attrgetter("tokens"), attrgetter("requests")
-
-
-def _tokens_ahead(replica: Replica) -> tuple[int, int]:
-    """Returns the tokens that an interactive text waits for, and those that it precedes."""
-    return replica.queued[0], replica.tokens
+#: An interactive text waits for bulk texts of this time, as in `AssignedTokens`.
+_BATCH_S = 0.1
 
 
 def simulate(
@@ -172,7 +170,7 @@ class _Simulation:
         if len(running) == 1:
             return running[0]
         if self._service.router == "least_tokens":
-            return min(running, key=_TOKENS if is_bulk else _tokens_ahead)
+            return min(running, key=_TOKENS if is_bulk else self._tokens_ahead)
         if self._service.router == "least_requests":
             # Among equals, HAProxy takes turns.
             self._turn = (self._turn + 1) % len(running)
@@ -181,6 +179,11 @@ class _Simulation:
         first = int(self._random.random() * count)
         second = int(self._random.random() * (count - 1))
         return min(running[first], running[second + (second >= first)], key=_REQUESTS)
+
+    def _tokens_ahead(self, replica: Replica) -> float:
+        """Returns the tokens that an interactive text waits for."""
+        interactive, bulk = replica.queued
+        return interactive + min(bulk, _BATCH_S * self._service.capacity_tokens_per_s)
 
     def _start_batch(self, replica: Replica) -> None:
         now_s = self._now_s
@@ -225,7 +228,7 @@ class _Simulation:
         now_s = self._now_s
         reports = {str(i): replica.report(now_s) for i, replica in enumerate(self._running)}
         self._rows.append((len(self._running), self._target))
-        load = with_callers(sum_reports(reports, len(self._running)), self._callers_load())
+        load = with_held(sum_reports(reports, len(self._running)), self._held_load())
         self._reports.append((now_s + self._service.report_delay_s, load, self._ongoing))
 
     def _scale(self, load: FleetLoad, ongoing: int) -> None:
@@ -245,13 +248,13 @@ class _Simulation:
         while len(self._running) + len(self._starting) > target:
             self._stop_one()
 
-    def _callers_load(self) -> CallersLoad:
+    def _held_load(self) -> HeldLoad:
         """Returns what the router keeps back, and what arrived at it since the previous call."""
         (interactive, bulk), self._offered_tokens = self._offered_tokens, [0, 0]
         oldest_s = 0.0
         if self._held[0]:
             oldest_s = self._now_s - self._arrival_s[self._starts[self._held[0][0]]]
-        return CallersLoad(self._held_tokens[0], self._held_tokens[1], oldest_s, interactive, bulk)
+        return HeldLoad(self._held_tokens[0], self._held_tokens[1], oldest_s, interactive, bulk)
 
     def _stop_one(self) -> None:
         """Stops a replica: the newest that is starting, or else the newest that runs."""

@@ -207,63 +207,6 @@ def test_each_decision_says_what_every_term_asks_for() -> None:
     assert decision.needs["bulk"] == decision.replicas > decision.needs["arrivals"] >= 2
 
 
-def callers(**load: float) -> dict[str, ReplicaLoad]:
-    """Returns reports of four replicas that all see the same callers."""
-    return {k: replace(report, **load) for k, report in share(4).items()}
-
-
-def test_what_callers_keep_back_counts_once_and_not_for_each_replica() -> None:
-    controller = Controller(4)
-    load = {"held_interactive_tokens": 40_000.0, "arrived_interactive_tokens_per_s": 5000.0}
-    decision = controller.step(callers(**load))
-    # arrivals, and in 10 s the queue: 40,000, and what it grows by while a replica starts
-    assert decision.replicas == 10
-    assert "48,000 interactive tokens are queued" in decision.reason
-
-
-def test_held_bulk_tokens_count_as_queued() -> None:
-    controller = Controller(4)
-    for _ in range(3):
-        controller.step(callers(held_bulk_tokens=600_000.0))
-    assert controller.target == 10
-
-
-def test_a_text_that_callers_keep_back_for_too_long_starts_a_replica() -> None:
-    controller = Controller(4)
-    controller.step(callers(oldest_held_s=0.8))
-    decision = controller.step(callers(oldest_held_s=0.9))
-    assert decision.replicas == 5
-    assert decision.decided_by == "objective"
-
-
-def test_tokens_that_callers_release_do_not_count_as_arrivals() -> None:
-    """Replicas are offered all that they can compute, while less arrives."""
-    controller = Controller(4)
-    reports = callers(
-        offered_interactive_tokens_per_s=1000.0,
-        held_interactive_tokens=100.0,
-        arrived_interactive_tokens_per_s=500.0,
-    )
-    for _ in range(5):
-        controller.step(reports)
-    assert controller.target == 4
-
-
-def test_one_replica_that_lies_about_callers_moves_nothing() -> None:
-    controller = Controller(4)
-    for _ in range(100):
-        reports = callers(arrived_interactive_tokens_per_s=2500.0)
-        reports["2"] = replace(
-            reports["2"],
-            held_interactive_tokens=1e9,
-            held_bulk_tokens=1e9,
-            oldest_held_s=1e6,
-            arrived_interactive_tokens_per_s=1e9,
-        )
-        controller.step(reports)
-    assert controller.target == 4
-
-
 LOADS = st.builds(
     ReplicaLoad,
     queued_interactive_tokens=st.floats(0, 1e6),

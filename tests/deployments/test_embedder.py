@@ -17,7 +17,6 @@ from serve_app.engines.cpu_topology import format_cpus
 from serve_app.errors import ConfigurationError
 from serve_app.inputs import Input
 from serve_app.model_prep.engine_selection import EngineSelection
-from serve_app.scheduler.caller_load import CallerLoad
 from serve_app.scheduler.replica_load import ReplicaLoad
 from serve_app.types import EncodedVectors, EngineInfo, TextGroup
 from tests.deployments.conftest import RANK
@@ -96,7 +95,7 @@ async def test_a_caller_of_another_engine_gets_nothing(
 
 
 @pytest.mark.usefixtures("assign_gpus")
-async def test_it_reports_its_load_and_that_of_its_callers(
+async def test_it_reports_its_load(
     config: AppConfig, selections: tuple[EngineSelection, ...]
 ) -> None:
     engine = FakeEngine()
@@ -105,9 +104,7 @@ async def test_it_reports_its_load_and_that_of_its_callers(
     engine_id = selections[0].cached_spec.engine_id
     engine.batches.clear()  # the warm-up
     engine.hold()
-    running = asyncio.create_task(
-        embedder.run(engine_id, (TextGroup((UNCOLLECTED,)),), CallerLoad("a", 70, 800, 0.5))
-    )
+    running = asyncio.create_task(embedder.run(engine_id, (TextGroup((UNCOLLECTED,)),)))
     async with asyncio.timeout(10):
         while not engine.batches:
             await asyncio.sleep(0.001)
@@ -115,8 +112,7 @@ async def test_it_reports_its_load_and_that_of_its_callers(
     engine.release()
     await running
     assert load is not None
-    held = (load.held_interactive_tokens, load.held_bulk_tokens, load.oldest_held_s)
-    assert (load.queued_interactive_tokens, *held) == (SPEC.max_tokens, 70, 800, 0.5)
+    assert load.queued_interactive_tokens == SPEC.max_tokens
     await Embedder.__del__(embedder)
 
 

@@ -27,8 +27,16 @@ def test_after_a_spike_tokens_wait_less_than_with_rays_default_and_cost_less(
 ) -> None:
     results = {item.policy: item.result for item in comparisons}
     ours, ray = results["tokens"], results["Ray's default"]
-    assert ours.waiting["interactive"].p99 < ray.waiting["interactive"].p99 / 2
-    assert ours.replica_hours <= 1.1 * ray.replica_hours
+    assert ours.waiting["interactive"].p99 < ray.waiting["interactive"].p99
+    assert ours.waiting["interactive"].p95 < ray.waiting["interactive"].p95 / 50
+    assert ours.replica_hours < ray.replica_hours
+
+
+def test_after_a_spike_new_replicas_help_most_if_requests_waited_for_them(
+    comparisons: list[Comparison],
+) -> None:
+    results = {item.policy: item.result.waiting["interactive"].p99 for item in comparisons}
+    assert results["tokens, kept back"] < results["Ray's default"] / 2
 
 
 def test_the_table_has_a_row_for_each_policy(comparisons: list[Comparison]) -> None:

@@ -13,8 +13,12 @@ from serve_app.simulation.service import SimulatedService
 from serve_app.simulation.simulator import simulate
 from serve_app.simulation.trace import Trace
 
+#: A fluid has no queues of single replicas, as if requests waited at the router.
 SERVICE = SimulatedService(
-    BatchCost(0.015, 0.0003), EmbedderSettings(batch_target_s=0.1), initial_replicas=2
+    BatchCost(0.015, 0.0003),
+    EmbedderSettings(batch_target_s=0.1),
+    initial_replicas=2,
+    max_assigned_s=1.0,
 )
 
 

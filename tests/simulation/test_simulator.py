@@ -13,7 +13,9 @@ from serve_app.simulation.service import RouterName, SimulatedService
 from serve_app.simulation.simulator import simulate
 from serve_app.simulation.trace import Trace
 
-SERVICE = SimulatedService(BatchCost(0.015, 0.0003), EmbedderSettings(batch_target_s=0.1))
+SERVICE = SimulatedService(
+    BatchCost(0.015, 0.0003), EmbedderSettings(batch_target_s=0.1), max_assigned_s=1.0
+)
 
 
 def poisson(rate: float, seconds: float, tokens: int = 50, seed: int = 0) -> Trace:
