@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,8 @@ _DEFAULT_ENV = {
 }
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 _READY_TIMEOUT_S = 240.0
+_STOP_TIMEOUT_S = 60.0
+_LOAD_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +251,10 @@ class Container:
     def init(self) -> int:
         """The first process of the container, as this machine numbers it."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return int(children.read_text().split()[0])
+        while not (pids := children.read_text().split()):
+            assert self.process.poll() is None, "The container has ended."
+            time.sleep(0.05)
+        return int(pids[0])
 
     def execute(self, command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[str]":
         """Runs another command in the container, as `docker exec` does."""
@@ -309,8 +315,43 @@ def base_layer(folder: Path) -> Path:
     return folder
 
 
+def stop_under_load(image: Image, folder: Path) -> int:
+    """Runs the CPU image, checks it, and stops it while clients send; returns the exit status."""
+    key = subprocess.run(
+        [sys.executable, "-m", "serve_app.command.main", "key", "new", "test"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    secret = key.stderr.split("anywhere: ")[1].split()[0]
+    container = Container(
+        image, folder, files={"/etc/embedserve/keys.yaml": f"keys:\n{key.stdout}"}
+    )
+    try:
+        container.wait_until_healthy()
+        print(container.execute(["embedserve", "check", "--key", secret]).stdout)
+        command = [
+            sys.executable,
+            "-m",
+            "tests.drain_load",
+            "http://127.0.0.1:8000",
+            "--key",
+            secret,
+        ]
+        load = subprocess.Popen([*container.enter_network(), *command])
+        time.sleep(_LOAD_S)
+        started_at = time.monotonic()
+        os.kill(container.init, signal.Signals[image.stop_signal])
+        status = container.process.wait(_STOP_TIMEOUT_S)
+        print(f"exit status {status} after {time.monotonic() - started_at:.1f} s")
+        return status or load.wait(_STOP_TIMEOUT_S)
+    finally:
+        container.process.kill()
+        container.process.wait()
+
+
 def main() -> int:
-    """Builds the CPU image; returns the exit status."""
+    """Builds an image, and runs that for CPUs; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, required=True, help="a folder that doesn't exist yet")
     parser.add_argument("--target", default="cpu", choices=["cpu", "cuda"])
@@ -319,7 +360,7 @@ def main() -> int:
     base = base_layer(arguments.root / "base")
     image = ImageBuild(ROOT / "Dockerfile", arguments.root, base).build(arguments.target)
     print(f"built in {time.monotonic() - started_at:.0f} s: {image}")
-    return 0
+    return 0 if arguments.target == "cuda" else stop_under_load(image, arguments.root / "run")
 
 
 if __name__ == "__main__":
