@@ -196,7 +196,7 @@ def require_keys_beyond_loopback(host: str | None, settings: AccessSettings) -> 
     Raises:
         ConfigurationError: other machines could use the service without a key.
     """
-    if settings.required or settings.allow_unauthenticated or host is None or _is_loopback(host):
+    if settings.required or settings.allow_unauthenticated or host is None or is_loopback(host):
         return
     raise ConfigurationError(
         f"`http_options.host` is {host}, which admits other machines, and no API key is "
@@ -206,7 +206,8 @@ def require_keys_beyond_loopback(host: str | None, settings: AccessSettings) -> 
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Returns whether only programs on the same machine reach an address."""
     if host == "localhost":
         return True
     try:

@@ -3,9 +3,13 @@
 import argparse
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from serve_app.access.entrance import is_loopback
+from serve_app.command.config_file import http_address
+from serve_app.config import AppConfig
 from serve_app.errors import ConfigurationError
 
 
@@ -39,6 +43,31 @@ def connect(address: str) -> Any:
             "cache at `/metrics`, and fill the cache with `embedserve cache warm --url`."
         ) from None
     return serve
+
+
+def count_machines() -> int:
+    """Returns how many machines the cluster has; call `connect` before."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+
+
+def single_machine_settings(config: Mapping[str, Any]) -> list[str]:
+    """Returns what a configuration sets that doesn't fit to several machines, with the remedies."""
+    application = AppConfig.parse(config["applications"][0].get("args"))
+    host, _ = http_address(config)
+    found = []
+    if application.cache.url.get_secret_value() == "embedded":
+        found.append(
+            "each machine has a cache server of its own, and counts quotas and budgets by itself: "
+            "set `cache.url` to a server that all machines reach"
+        )
+    if config.get("proxy_location") != "Disabled" and is_loopback(host):
+        found.append(
+            f"HAProxy reaches no replica on another machine, since they listen on {host}: set "
+            "`http_options.host: 0.0.0.0`"
+        )
+    return found
 
 
 def use_token() -> None:

@@ -1,7 +1,7 @@
 """`embedserve deploy`: applies a changed configuration file to a running service.
 
-file → check settings and access → prepare the models → Serve's controller → wait until every
-replica is up to date, or restore the previous configuration
+file → check settings and access → prepare the models → Serve's controller, started if none runs →
+wait until every replica is up to date, or restore the previous configuration
 """
 
 import argparse
@@ -11,7 +11,13 @@ from dataclasses import asdict
 from typing import Any
 
 from serve_app.command.application_status import describe_replicas, failure_reasons
-from serve_app.command.cluster import add_address_argument, connect, use_token
+from serve_app.command.cluster import (
+    add_address_argument,
+    connect,
+    count_machines,
+    single_machine_settings,
+    use_token,
+)
 from serve_app.command.config_file import add_config_argument, check_access, read_config
 from serve_app.command.prepare import prepare_models
 from serve_app.command.progress import print_step
@@ -28,7 +34,8 @@ def add_commands(commands: Any) -> None:
         description="Check a configuration file, prepare its models, apply it to the service that "
         "runs on this machine's Ray cluster, and wait until the service is healthy again. If it "
         "can't run, the configuration before it is deployed again. `http_options` and "
-        "`controller_options` apply at the next start only.",
+        "`controller_options` apply at the next start only. On a cluster without a service this "
+        "starts one, which `serve shutdown` stops.",
     )
     add_config_argument(deploy)
     add_address_argument(deploy)
@@ -47,22 +54,17 @@ def _deploy(arguments: argparse.Namespace) -> int:
     config, application = read_config(arguments.config)
     check_access(config)
     serve = connect(arguments.address)
+    if (machines := count_machines()) > 1:
+        for warning in single_machine_settings(config):
+            print_step("warning", f"the cluster has {machines} machines, and {warning}")
     prepare_models(application)  # before replicas that run are replaced
 
-    from ray.serve.context import _get_global_client
-    from ray.serve.exceptions import RayServeException
     from ray.serve.schema import ServeDeploySchema
 
     schema = ServeDeploySchema.model_validate(config)
-    try:
-        client = _get_global_client()
-        assert client is not None, "It raises without a controller. This is a bug in Ray."
-        previous = _running_config(client.get_serve_details())
-        client.deploy_apps(schema)
-    except RayServeException as error:
-        raise ConfigurationError(
-            f"No service runs on the Ray cluster ({error}). Start it with `embedserve serve`."
-        ) from None
+    client = _connect_to_controller(schema)
+    previous = _running_config(client.get_serve_details())
+    client.deploy_apps(schema)
     started_at = time.monotonic()
     names = [application.name for application in schema.applications]
     try:
@@ -78,9 +80,32 @@ def _deploy(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _connect_to_controller(schema: Any) -> Any:
+    """Returns Ray's client of the controller, which is started if the cluster has none."""
+    from ray.exceptions import RayActorError
+    from ray.serve._private.api import serve_start
+
+    def start() -> Any:
+        return serve_start(
+            http_options=schema.http_options.model_dump(),
+            grpc_options=schema.grpc_options.model_dump(),
+            global_logging_config=schema.logging_config,
+            controller_options=schema.controller_options,
+            proxy_location=schema.proxy_location,
+        )
+
+    try:
+        return start()
+    except (RayActorError, TimeoutError):
+        # The controller runs, and replaces a proxy that starts slowly: the second call finds it.
+        return start()
+
+
 def _running_config(details: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the configuration of the applications; None: one of them doesn't run."""
+    """Returns the configuration of the applications; None: one of them doesn't run, or none do."""
     applications = [*details["applications"].values()]
+    if not applications:
+        return None
     configs = [application.get("deployed_app_config") for application in applications]
     if not all(a["status"] == "RUNNING" for a in applications) or not all(configs):
         return None

@@ -24,6 +24,15 @@ _LIMITS = "    tune.bufsize 32768\n    tune.http.maxhdr 1000\n"
 _MAX_BUFFERED_BYTES = 24_000
 #: Longest time for a client to send such a body.
 _BODY_TIMEOUT_S = 30
+#: A replica whose machine answers nothing for six seconds has failed, however long a request takes:
+#: the kernel of a machine that runs acknowledges data and probes even while the replica computes.
+_DEAD_MACHINE = (
+    "option srvtcpka",
+    "srvtcpka-idle 3s",
+    "srvtcpka-intvl 1s",
+    "srvtcpka-cnt 3",
+    "default-server tcp-ut 6s",
+)
 #: Suffix of the copy of a backend that serves GET and HEAD requests.
 _READS = "-reads"
 #: HAProxy's own errors: status → error code, message, seconds of `Retry-After` or None.
@@ -56,6 +65,8 @@ def complete(config: str) -> str:
     - A client that sends its header slowly is disconnected.
     - A body that fits into a buffer is received before a replica is selected: only a complete
       request can be sent again when a replica dies.
+    - A machine that vanishes without closing its connections is noticed within seconds. Otherwise
+      its requests in flight wait for minutes.
     - Headers that Ray interprets are removed, since Ray answers some values with a plain 500.
     - Replies don't name the HTTP server of the replicas.
     - GET and HEAD requests are answered although the client has closed its sending side, which RFC
@@ -95,7 +106,8 @@ def _complete_defaults(section: str) -> str:
         for status in _ERRORS
         if status != 404  # HAProxy itself has no such error
     ]
-    return f"{section}    timeout http-request {_HEADER_TIMEOUT_S}s\n{''.join(errors)}"
+    added = [f"timeout http-request {_HEADER_TIMEOUT_S}s", *_DEAD_MACHINE]
+    return section + "".join(f"    {line}\n" for line in added) + "".join(errors)
 
 
 def _complete_frontend(section: str) -> str:

@@ -1,7 +1,32 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import ray
+import yaml
 
 from embedserve_client.command.main import main
+from serve_app.command.cluster import single_machine_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def packaged(file: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+    return config
+
+
+def test_settings_that_do_not_fit_to_several_machines() -> None:
+    cache, host = single_machine_settings(packaged("serve_config.yaml"))
+    assert "`cache.url`" in cache
+    assert "`http_options.host: 0.0.0.0`" in host
+    assert single_machine_settings(packaged("configs/cluster.yaml")) == []
+
+
+def test_a_service_without_http_may_listen_on_loopback() -> None:
+    config = packaged("configs/cluster.yaml") | {"proxy_location": "Disabled"}
+    config["http_options"]["host"] = "127.0.0.1"
+    assert single_machine_settings(config) == []
 
 
 @pytest.mark.parametrize("command", [["cache", "stats"], ["cache", "purge"], ["deploy"]])
