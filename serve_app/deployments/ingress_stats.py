@@ -2,16 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-from urllib.request import urlopen
 
-import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.autoscale.publisher import read_record
 from serve_app.autoscale.scaling_record import ScalingRecord
+from serve_app.deployments.metrics_agents import MetricsAgents
 from serve_app.errors import Unavailable
 from serve_app.meter import Meter
 from serve_app.service.prometheus_text import merge_pages
@@ -20,7 +19,7 @@ from serve_app.totals import Totals
 logger = logging.getLogger(__name__)
 
 _BROADCAST_TIMEOUT_S = 5.0
-_SCRAPE_TIMEOUT_S = 2.0
+_READ_TIMEOUT_S = 2.0
 
 
 class IngressStats:
@@ -35,6 +34,7 @@ class IngressStats:
         """
         self._meter = meter
         self._deployments = deployments
+        self._agents = MetricsAgents()
         self._handle: DeploymentHandle[Any] | None = None
 
     async def totals(self) -> Totals:
@@ -54,8 +54,12 @@ class IngressStats:
         """Returns the service's metrics of all nodes in Prometheus' text format.
 
         Ray's agents collect them every 10 s.
+
+        Raises:
+            Unavailable: see `MetricsAgents.pages`.
         """
-        return await asyncio.to_thread(lambda: merge_pages(_scrape_nodes()))
+        pages = await self._agents.pages()
+        return await asyncio.to_thread(merge_pages, pages)
 
     async def scaling(self) -> list[ScalingRecord]:
         """Returns the decisions that the policies in Ray's controller have published.
@@ -70,7 +74,7 @@ class IngressStats:
             return [record for record in records if record is not None]
 
         try:
-            return await asyncio.wait_for(asyncio.to_thread(read), _SCRAPE_TIMEOUT_S)
+            return await asyncio.wait_for(asyncio.to_thread(read), _READ_TIMEOUT_S)
         except Exception as error:
             raise Unavailable(
                 f"Ray's control service can't be read: {error!r}. Try again, or look into the log "
@@ -89,16 +93,3 @@ class IngressStats:
             logger.warning("The broadcast to the Ingress replicas failed: %r", error)
             return []
         return [Totals(*response) for response in responses if isinstance(response, tuple)]
-
-
-def _scrape_nodes() -> Iterator[str]:
-    """Yields the Prometheus text of each live node's metrics agent."""
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if not node["Alive"]:
-            continue
-        address = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
-        try:
-            with urlopen(f"http://{address}/metrics", timeout=_SCRAPE_TIMEOUT_S) as reply:
-                yield reply.read().decode()
-        except OSError as error:
-            logger.warning("Could not read the metrics of node %s: %s", address, error)
