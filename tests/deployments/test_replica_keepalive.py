@@ -1,13 +1,18 @@
-"""The keepalive between replicas doesn't break calls that take long."""
+"""Calls between replicas: a long one goes on, and one to a machine that vanishes fails."""
 
 import asyncio
+import subprocess
+import sys
 
 import grpc
+import pytest
 from ray.serve._private import replica
 from ray.serve._private.request_router import replica_wrapper
 
 import serve_app.deployments  # noqa: F401  # sets the keepalive
+from benchmarks.machines import unavailable_reason
 from serve_app.command.ports import free_port
+from tests.repo.source import ROOT
 
 #: By default a server closes a connection after the third ping during which it sent nothing.
 _CALL_S = 5.5
@@ -39,3 +44,17 @@ async def test_a_long_call_outlives_many_pings() -> None:
     finally:
         await channel.close()
         await server.stop(None)
+
+
+def test_a_call_to_a_machine_that_vanishes_fails_so_that_it_can_be_repeated() -> None:
+    if reason := unavailable_reason():
+        pytest.skip(f"Several machines can't be run here: {reason}.")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.deployments.lost_replica"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "UNAVAILABLE\n", done.stderr
