@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 
 from benchmarks.machines import Machine, isolate
 
@@ -37,7 +37,9 @@ async def serve() -> None:
 
     import serve_app.deployments  # noqa: F401  # sets the keepalive
 
-    server = replica.create_grpc_server_with_interceptors(asynchronous=True)
+    server = replica.create_grpc_server_with_interceptors(  # type: ignore[attr-defined]
+        asynchronous=True
+    )
     server.add_generic_rpc_handlers((Replica(),))
     server.add_insecure_port(f"0.0.0.0:{_PORT}")
     await server.start()
@@ -49,7 +51,9 @@ async def call(machine: Machine) -> str:
 
     import serve_app.deployments  # noqa: F401
 
-    channel = replica_wrapper.init_grpc_channel(f"{machine.address}:{_PORT}", asynchronous=True)
+    channel = replica_wrapper.init_grpc_channel(  # type: ignore[attr-defined]
+        f"{machine.address}:{_PORT}", asynchronous=True
+    )
     ping = channel.unary_unary("/replica/ping")
     await ping(b"", wait_for_ready=True, timeout=_TIMEOUT_S)
     computing = asyncio.ensure_future(channel.unary_unary("/replica/run")(b"a text"))

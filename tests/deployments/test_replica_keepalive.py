@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import pytest
 from ray.serve._private import replica
 from ray.serve._private.request_router import replica_wrapper
@@ -32,11 +32,13 @@ class LongCall(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 async def test_a_long_call_outlives_many_pings() -> None:
     port = free_port()
-    server = replica.create_grpc_server_with_interceptors(asynchronous=True)
+    server = replica.create_grpc_server_with_interceptors(  # type: ignore[attr-defined]
+        asynchronous=True
+    )
     server.add_generic_rpc_handlers((LongCall(),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    channel = replica_wrapper.init_grpc_channel(
+    channel = replica_wrapper.init_grpc_channel(  # type: ignore[attr-defined]
         f"127.0.0.1:{port}", options=[("grpc.keepalive_time_ms", _PING_MS)], asynchronous=True
     )
     try:
