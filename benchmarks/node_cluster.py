@@ -29,7 +29,7 @@ _VALKEY_PORT = 6380
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 #: An Embedder takes two, an Ingress and a CacheLookup a tenth each.
 _CPUS = 3
-_TIMEOUT_S = 180.0
+_TIMEOUT_S = 300.0
 _POLL_S = 0.25
 _DEPLOYMENTS = ("Ingress", "CacheLookup", "Embedder")
 #: The beginning of the titles of replicas' processes.
@@ -177,7 +177,7 @@ class NodeCluster:
         file = self._logs / "cluster.yaml"
         file.write_text(yaml.safe_dump(self._config()), encoding="utf-8")
         address = f"--address={self.head.address}:{_GCS_PORT}"
-        return self.head.call([*_EMBEDSERVE, "deploy", str(file), address])
+        return self.head.call([*_EMBEDSERVE, "deploy", str(file), address], timeout_s=_TIMEOUT_S)
 
     def _config(self) -> dict[str, Any]:
         """Returns configs/cluster.yaml with a model that takes no CPU, and files that vanish."""

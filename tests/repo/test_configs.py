@@ -81,7 +81,8 @@ def test_haproxy_is_set_up_as_in_the_default(config: dict[str, Any]) -> None:
     expected, actual = (
         content["controller_options"]["runtime_env"]["env_vars"] for content in (default, config)
     )
-    if config["proxy_location"] == "EveryNode":  # behind a load balancer, which notices late
+    if "max_replicas_per_node" in config["applications"][0]["deployments"][0]:
+        # On several machines: behind a load balancer, which notices late.
         expected |= {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "30"}
     if actual["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
         assert actual == expected
