@@ -106,7 +106,13 @@ class StandaloneService:
             engine_failures=chains.engine_failures,
         )
         self.app: ASGIApp = RequestLifecycle(
-            create_app(catalog, self._entrance, config.cors_origins, tracer=self._tracer)
+            create_app(
+                catalog,
+                self._entrance,
+                config.cors_origins,
+                tracer=self._tracer,
+                console=config.console,
+            )
         )
 
     def _gauges(self) -> Gauges:

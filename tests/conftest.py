@@ -35,6 +35,7 @@ _SLOW_PATHS = (
     "tests/command/test_service_process.py",
     "tests/command/test_simulate.py",
     "tests/command/test_supervision.py",
+    "tests/console",
     "tests/embedserve_client/test_command.py",
     "tests/embedserve_client/test_embedder_service.py",
     "tests/embedserve_client/test_extras.py",

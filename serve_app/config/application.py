@@ -179,6 +179,11 @@ class AppConfig(Section):
         "`https://app.example`, `https://*.app.example` or `chrome-extension://*`; `*` allows all. "
         "An origin that no browser sends, such as one with a path, stops the start.",
     )
+    console: bool = Field(
+        default=True,
+        description="Serve the page at `/console`, on which people try the models and see the load. "
+        "The page itself has no data and needs no API key. Its requests for data do.",
+    )
     topology: Literal["separate", "colocated"] = Field(
         default="separate",
         description="`separate`: the deployments Ingress, CacheLookup and Embedder, each with its "

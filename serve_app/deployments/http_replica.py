@@ -77,7 +77,7 @@ class HttpReplica:
         self._meter = meter
         self._cache = cache
         self._tracer = open_tracer(config.tracing, meter, deployment_names(config)[0])
-        self._cors_origins = config.cors_origins
+        self._config = config
         stats = IngressStats(meter, deployment_names(config))
         self._catalog = create_catalog(
             config,
@@ -100,7 +100,13 @@ class HttpReplica:
         self._export_task: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._catalog, self._entrance, self._cors_origins, tracer=self._tracer)
+        return create_app(
+            self._catalog,
+            self._entrance,
+            self._config.cors_origins,
+            tracer=self._tracer,
+            console=self._config.console,
+        )
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
         """Applies settings.

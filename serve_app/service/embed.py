@@ -191,6 +191,8 @@ class EmbedService:
             "model": self.spec.name,
             "version": __version__,
             "aliases": list(self.spec.aliases),
+            "kind": self.spec.kind,
+            "tasks": list(self.spec.tasks),
             "dim": self.spec.dim,
             "max_tokens": self.spec.max_tokens,
             "input_types": sorted(self.spec.prompts),

@@ -17,6 +17,7 @@ from serve_app.access.entrance import Entrance
 from serve_app.access.quota import MemoryQuotaStore
 from serve_app.service.catalog import Catalog
 from serve_app.web.admission import Admission
+from serve_app.web.console_files import ConsoleFiles
 from serve_app.web.content_encoding import compress
 from serve_app.web.dialect import Dialect, DialectEndpoint, DialectView
 from serve_app.web.dialects import load_dialects
@@ -58,6 +59,8 @@ def create_app(
     cors_origins: Sequence[str] = (),
     dialects: Sequence[Dialect] | None = None,
     tracer: RequestTracer | None = None,
+    *,
+    console: bool = True,
 ) -> ASGIApp:
     """Returns the ASGI application for the models of a catalog.
 
@@ -68,6 +71,7 @@ def create_app(
             such as `https://*.example.com`; `*` allows all.
         dialects: the dialects to serve; None serves all that are installed.
         tracer: traces requests; None: they aren't traced.
+        console: whether to serve the page at `/console`.
     """
     access = access or Entrance(MemoryQuotaStore())
     dialects = load_dialects() if dialects is None else dialects
@@ -90,6 +94,7 @@ def create_app(
             ),
             Route("/openapi.json", documentation.openapi_json),
             Route("/docs", documentation.html_page),
+            *(ConsoleFiles(catalog).routes if console else ()),
         ],
         exception_handlers={
             HTTPException: handler.handle_http_exception,

@@ -132,6 +132,8 @@ class InfoReply(tei.InfoReply):
     model: str
     version: str
     aliases: list[str]
+    kind: str
+    tasks: list[str]
     dim: int
     max_tokens: int
     input_types: list[str]
