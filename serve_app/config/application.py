@@ -181,7 +181,7 @@ class AppConfig(Section):
     )
     console: bool = Field(
         default=True,
-        description="Serve the page at `/console`, on which people try the models and see the load. "
+        description="Serve the page at `/console`, on which people try models and see the load. "
         "The page itself has no data and needs no API key. Its requests for data do.",
     )
     topology: Literal["separate", "colocated"] = Field(

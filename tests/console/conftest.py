@@ -1,17 +1,15 @@
 """A browser and two services: one that is open, and one that requires an API key."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from serve_app.access.keys import digest
+from tests.console.browser import CHROMIUM, launch
 from tests.console.console_service import real_models, run_service
 
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 KEY = "es-console-0123456789"
 #: Far more than any step needs.
 TIMEOUT_MS = 20_000
@@ -22,10 +20,7 @@ def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.skip(f"There is no browser at {CHROMIUM}. Set CHROMIUM to its path.")
     with sync_playwright() as playwright:
-        # Chromium's sandbox needs another user than root.
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
+        browser = launch(playwright)
         yield browser
         browser.close()
 
