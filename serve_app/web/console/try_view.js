@@ -69,13 +69,22 @@ export class TryView {
     const run = { body, reply, info, vector: reply.body.data[0].embedding };
     this.#runs.unshift({ text: body.input, source: info.source, ms: info.stages.total });
     this.#runs.length = Math.min(this.#runs.length, MAX_RUNS);
-    this.#show(run, null, null);
+    const summary = element("div", {}, this.#facts(run, null));
+    const tokens = element("div", {}, element("p", { class: "muted" }, "…"));
+    this.#result.replaceChildren(
+      summary,
+      section("Vector", vectorStrip(run.vector)),
+      section("Tokens", tokens),
+      section("Time", waterfall(info.stages, reply.elapsedMs)),
+      section("Last requests", this.#runTable()),
+    );
     try {
-      const [tokens, promptLength] = await this.#tokens(body, signal);
-      this.#show(run, tokens, promptLength);
+      const [row, promptLength] = await this.#tokens(body, signal);
+      summary.replaceChildren(this.#facts(run, row.length));
+      tokens.replaceChildren(tokenList(body.input, row, this.#model.maxTokens, promptLength));
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      this.#show(run, null, 0, error.message);
+      tokens.firstChild.textContent = error.message;
     }
   }
 
@@ -94,39 +103,26 @@ export class TryView {
     return [tokens, length(tokens) - length(plain)];
   }
 
-  #show({ body, reply, info, vector }, tokens, promptLength, tokensError = "…") {
+  #facts({ reply, info, vector }, tokenCount) {
     const { maxTokens, engine } = this.#model;
-    const count = tokens ? tokens.length : reply.body.usage.prompt_tokens;
-    const truncated = info.isTruncated
-      ? `yes${tokens ? `, ${count - maxTokens} tokens dropped` : ""}`
-      : "no";
+    const count = tokenCount ?? reply.body.usage.prompt_tokens;
+    const dropped = tokenCount === null ? "" : `, ${tokenCount - maxTokens} tokens dropped`;
     const hit = element(
       "span",
       { class: `badge ${info.hits ? "hit" : "miss"}`, id: "cache-tier" },
       info.hits ? `hit · ${info.source}` : "miss · computed",
     );
-    this.#result.replaceChildren(
-      facts([
-        ["Dimensions", String(vector.length)],
-        ["Norm", norm(vector).toFixed(4)],
-        ["Tokens", maxTokens ? `${count} of ${maxTokens}` : String(count)],
-        ["Truncated", truncated],
-        ["Cache", hit],
-        ["Cost", info.costUsd ? `$${info.costUsd}` : "no price"],
-        ["Engine", engine],
-        ["Space", element("code", {}, info.space ?? "–")],
-        ...(info.answeredBy ? [["Answered by", info.answeredBy]] : []),
-      ]),
-      section("Vector", vectorStrip(vector)),
-      section(
-        "Tokens",
-        tokens
-          ? tokenList(body.input, tokens, maxTokens, promptLength)
-          : element("p", { class: "muted" }, tokensError),
-      ),
-      section("Time", waterfall(info.stages, reply.elapsedMs)),
-      section("Last requests", this.#runTable()),
-    );
+    return facts([
+      ["Dimensions", String(vector.length)],
+      ["Norm", norm(vector).toFixed(4)],
+      ["Tokens", maxTokens ? `${count} of ${maxTokens}` : String(count)],
+      ["Truncated", info.isTruncated ? `yes${dropped}` : "no"],
+      ["Cache", hit],
+      ["Cost", info.costUsd ? `$${info.costUsd}` : "no price"],
+      ["Engine", engine],
+      ["Space", element("code", {}, info.space ?? "–")],
+      ...(info.answeredBy ? [["Answered by", info.answeredBy]] : []),
+    ]);
   }
 
   get #model() {
