@@ -28,6 +28,7 @@ from serve_app.errors import InferenceError
 from serve_app.meter import Gauges, Meter, process_gauges
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.providers import load_provider
+from serve_app.service.catalog import Catalog
 from serve_app.service.composition import create_catalog, create_engine_pool, create_provider_pool
 from serve_app.service.engine_chains import EngineChains
 from serve_app.service.model_pools import ModelPools
@@ -105,14 +106,15 @@ class StandaloneService:
             cache_state=self._cache.cache_state,
             engine_failures=chains.engine_failures,
         )
-        self.app: ASGIApp = RequestLifecycle(
-            create_app(
-                catalog,
-                self._entrance,
-                config.cors_origins,
-                tracer=self._tracer,
-                console=config.console,
-            )
+        self.app: ASGIApp = RequestLifecycle(self._create_app(catalog, config))
+
+    def _create_app(self, catalog: Catalog, config: AppConfig) -> ASGIApp:
+        return create_app(
+            catalog,
+            self._entrance,
+            config.cors_origins,
+            tracer=self._tracer,
+            console=config.console,
         )
 
     def _gauges(self) -> Gauges:

@@ -81,7 +81,6 @@ def create_app(
         else TracedHandler(catalog, Admission(access), dialects, tracer)
     )
     documentation = _Documentation(catalog, access, dialects)
-    patterns = [origin for origin in cors_origins if "*" in origin and origin != "*"]
     app = Starlette(
         routes=[
             *(
@@ -104,11 +103,15 @@ def create_app(
     app.router.redirect_slashes = False  # several clients don't follow a 307 with a body
     app.router.default = _NormalizedPaths(app.router)
     direct = _DirectRoutes(app, handler)
-    if not cors_origins:
-        return direct
+    return _allow_origins(direct, cors_origins) if cors_origins else direct
+
+
+def _allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Returns an application that scripts of these origins may call from browsers."""
+    patterns = [origin for origin in origins if "*" in origin and origin != "*"]
     return CORSMiddleware(
-        direct,
-        allow_origins=[origin for origin in cors_origins if origin not in patterns],
+        app,
+        allow_origins=[origin for origin in origins if origin not in patterns],
         allow_origin_regex="|".join(map(_origin_regex, patterns)) or None,
         allow_private_network=True,
         allow_methods=["GET", "POST"],
