@@ -15,8 +15,9 @@ KEY = "es-console-0123456789"
 TIMEOUT_MS = 20_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    # Of the module: while Playwright is open, no asynchronous test can run in the process.
     if not CHROMIUM.exists():
         pytest.skip(f"There is no browser at {CHROMIUM}. Set CHROMIUM to its path.")
     with sync_playwright() as playwright:
@@ -25,13 +26,13 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service_url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with run_service(real_models(tmp_path_factory.mktemp("models"))) as url:
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def keyed_url(browser: Browser) -> Iterator[str]:
     """A service without a reranker, whose clients need `KEY`."""
     access = {"keys": [{"name": "team", "sha256": digest(KEY), "tokens_per_minute": 100_000}]}
