@@ -92,7 +92,7 @@ class NodeCluster:
     def copy_logs(self) -> None:
         """Copies Ray's logs of the machines that run."""
         for machine in (self.head, *self.workers):
-            if machine.is_running:
+            if machine.is_running and "Ray runtime started" in self._log(machine).read_text():
                 machine.copy("ray/session_latest/logs", self._logs / machine.name)
 
     def add_worker(self) -> None:
@@ -124,12 +124,7 @@ class NodeCluster:
     def is_served(self, workers: int) -> bool:
         """Whether so many workers run, each with a replica of each deployment and with HAProxy."""
         running = [machine for machine in self.workers if machine.is_running]
-        return len(running) == workers and all(
-            all(any(t.startswith(_REPLICA + name) for t in titles) for name in _DEPLOYMENTS)
-            and self._answers(machine)
-            for machine in running
-            if (titles := _titles(machine))
-        )
+        return len(running) == workers and all(map(self._has_replicas, running))
 
     def wait_until(self, condition: Callable[[], bool], name: str) -> None:
         """Waits until a condition is met.
@@ -161,6 +156,12 @@ class NodeCluster:
                 *(f"--object-store-memory={_OBJECT_STORE_BYTES}", "--include-dashboard=false"),
             ],
             self._log(self.head),
+        )
+
+    def _has_replicas(self, machine: Machine) -> bool:
+        titles = _titles(machine)
+        return self._answers(machine) and all(
+            any(title.startswith(_REPLICA + name) for title in titles) for name in _DEPLOYMENTS
         )
 
     def _has_started(self, machine: Machine) -> bool:

@@ -20,6 +20,7 @@ MODEL = {"name": "hashing", "source": "hashing:64"}
 _LOST_AFTER_S = 60.0
 _PAUSE_S = 0.03
 _RECOVERED_REQUESTS, _RECOVERED_LATENCY_S = 50, 0.5
+_PENDING_S = 1.0
 _REFUSALS = (http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.SERVICE_UNAVAILABLE)
 
 
@@ -67,6 +68,7 @@ class Load:
         self.requests: list[Request] = []
         self._port = port
         self._stopped = threading.Event()
+        self._in_flight: dict[int, tuple[str, float]] = {}  #: address and start, by client
         self._engine = HashingEngine(resolve(ModelConfig.model_validate(MODEL)))
         self._threads: list[threading.Thread] = []
 
@@ -111,9 +113,16 @@ class Load:
             **{kind: kinds[kind] for kind in ("right", "refused", "failed", "lost", "wrong")},
         )
 
-    def has_answered(self, address: str) -> bool:
-        """Whether a machine's last requests were answered as fast as without an event."""
-        last = [r for r in [*self.requests] if r.address == address][-_RECOVERED_REQUESTS:]
+    def has_answered(self, address: str, since_s: float) -> bool:
+        """Whether a machine answers requests as fast as without an event, after a moment.
+
+        None that it got before, or shortly after, is in flight any more.
+        """
+        until_s = since_s + _PENDING_S
+        if any(a == address and s < until_s for a, s in [*self._in_flight.values()]):
+            return False
+        since = [r for r in [*self.requests] if r.address == address and r.started_s >= since_s]
+        last = since[-_RECOVERED_REQUESTS:]
         return len(last) == _RECOVERED_REQUESTS and all(
             r.kind == "right" and r.ended_s - r.started_s < _RECOVERED_LATENCY_S for r in last
         )
@@ -132,6 +141,7 @@ class Load:
             texts = [f"client {client} sends text {number} at {time.monotonic()}", f"text {number}"]
             started_s, repeated = time.monotonic(), 0
             while True:
+                self._in_flight[client] = addresses[current], started_s
                 kind, error = self._send(connections[current], texts)
                 is_broken = kind in ("failed", "lost") and not error.isdecimal()
                 if is_broken:
@@ -140,6 +150,7 @@ class Load:
                     break
                 repeated += 1
                 current = (current + 1) % len(addresses)
+            del self._in_flight[client]
             self.requests.append(
                 Request(addresses[current], started_s, time.monotonic(), error, kind, repeated)
             )

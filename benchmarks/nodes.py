@@ -51,7 +51,7 @@ class Events:
         self,
         name: str,
         event: Callable[[], object],
-        until: Callable[[], bool],
+        until: Callable[[float], bool],
         failed: Collection[Machine] = (),
     ) -> Outcome:
         """Causes an event, waits until the cluster has recovered, and returns the outcome.
@@ -59,7 +59,7 @@ class Events:
         Args:
             name: of the event.
             event: causes it.
-            until: whether the cluster has recovered.
+            until: whether the cluster has recovered, since the event's moment.
             failed: machines that fail.
 
         Raises:
@@ -67,7 +67,7 @@ class Events:
         """
         started_s = time.monotonic()
         event()
-        self._cluster.wait_until(until, name)
+        self._cluster.wait_until(lambda: until(started_s), name)
         recovered_s = time.monotonic() - started_s
         time.sleep(_SETTLE_S)
         addresses = [machine.address for machine in failed]
@@ -85,20 +85,25 @@ class Events:
             (second.address, head.address, first.address),
         ):
             load.add_client(*addresses)
-        outcomes = [self.run("none", lambda: time.sleep(_WARM_UP_S), lambda: True)]
+        outcomes = [self.run("none", lambda: time.sleep(_WARM_UP_S), lambda since_s: True)]
         outcomes.append(
             self.run(
                 "a worker is killed",
                 second.kill,
-                lambda: load.has_answered(first.address) and load.has_answered(head.address),
+                self._others_answer(first, head),
                 [second],
             )
         )
         outcomes.append(
-            self.run("the head is restarted", cluster.restart_head, cluster.is_head_back, [head])
+            self.run(
+                "the head is restarted",
+                cluster.restart_head,
+                lambda since_s: cluster.is_head_back(),
+                [head],
+            )
         )
         outcomes.append(
-            self.run("a worker joins", cluster.add_worker, lambda: cluster.is_served(2))
+            self.run("a worker joins", cluster.add_worker, lambda since_s: cluster.is_served(2))
         )
         joined = cluster.workers[-1]
         load.add_client(joined.address)
@@ -108,11 +113,16 @@ class Events:
             self.run(
                 "a worker loses power",
                 joined.disconnect,
-                lambda: load.has_answered(first.address) and load.has_answered(head.address),
+                self._others_answer(first, head),
                 [joined],
             )
         )
         return outcomes
+
+    def _others_answer(self, *machines: Machine) -> Callable[[float], bool]:
+        return lambda since_s: all(
+            self._load.has_answered(machine.address, since_s) for machine in machines
+        )
 
 
 def main() -> int:
