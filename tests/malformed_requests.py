@@ -30,7 +30,11 @@ from serve_app.web.schema.input_type import InputTypeField
 _LIMITS = IngressSettings()
 _ENDPOINTS = [endpoint for dialect in load_dialects() for endpoint in dialect.endpoints]
 _VIEWS = [
-    *((view.method, view.path) for dialect in load_dialects() for view in dialect.views),
+    *(
+        (view.method, f"{view.path}?once=true" if view.has_stream else view.path)
+        for dialect in load_dialects()
+        for view in dialect.views
+    ),
     ("GET", "/docs"),
     ("GET", "/openapi.json"),
 ]
