@@ -71,15 +71,9 @@ class StandaloneService:
         """
         meter = Meter()
         self._settings = settings
-        cpus = available_cpus()
-        threads = min(_MAX_THREADS, len(cpus))
-        self._pool = ModelPools(
-            create_engine_pool(
-                config, selections, threads=threads, cpus=cpus, meter=meter, load=load_engine
-            ),
-            create_provider_pool(config, selections, meter=meter, load=load_provider),
-        )
-        self._cpus, self._tracer = cpus, open_tracer(config.tracing, meter, "standalone")
+        self._cpus = available_cpus()
+        self._pool = _load_models(config, selections, self._cpus, meter)
+        self._tracer = open_tracer(config.tracing, meter, "standalone")
         identity = ServiceIdentity(service=name, owner_pid=os.getpid())
         specs = [selection.cached_spec for selection in selections]
         chains = EngineChains(config.served_models, specs)
@@ -97,15 +91,7 @@ class StandaloneService:
             meter,
             ledger=open_ledger(config.cache, identity, meter, specs),
         )
-        limiter = ConcurrencyLimiter()
-        sampler = ReplicaSampler(
-            this_process(),
-            meter,
-            in_flight=lambda: limiter.in_progress,
-            pool=self._pool.sample,
-            cache=self._cache,
-            keys=self._entrance.key_levels,
-        )
+        self._limiter = ConcurrencyLimiter()
         catalog = create_catalog(
             config,
             specs,
@@ -113,24 +99,32 @@ class StandaloneService:
             chains.calls(self._pool.model),
             settings,
             meter,
-            SingleReplica(meter, self._gauges, sampler),
+            SingleReplica(meter, self._gauges, self._sampler(meter)),
             cache_state=self._cache.cache_state,
             engine_failures=chains.engine_failures,
             topology="standalone",
         )
         self._live = catalog.live
-        self.app: ASGIApp = RequestLifecycle(self._create_app(catalog, config, limiter))
+        self.app: ASGIApp = RequestLifecycle(self._create_app(catalog, config))
 
-    def _create_app(
-        self, catalog: Catalog, config: AppConfig, limiter: ConcurrencyLimiter
-    ) -> ASGIApp:
+    def _sampler(self, meter: Meter) -> ReplicaSampler:
+        return ReplicaSampler(
+            this_process(),
+            meter,
+            in_flight=lambda: self._limiter.in_progress,
+            pool=self._pool.sample,
+            cache=self._cache,
+            keys=self._entrance.key_levels,
+        )
+
+    def _create_app(self, catalog: Catalog, config: AppConfig) -> ASGIApp:
         return create_app(
             catalog,
             self._entrance,
             config.cors_origins,
             tracer=self._tracer,
             console=config.console,
-            limiter=limiter,
+            limiter=self._limiter,
         )
 
     def _gauges(self) -> Gauges:
@@ -168,6 +162,18 @@ class StandaloneService:
         await self._cache.close()
         if self._tracer is not None:
             await self._tracer.close()
+
+
+def _load_models(
+    config: AppConfig, selections: Sequence[EngineSelection], cpus: Sequence[int], meter: Meter
+) -> ModelPools:
+    threads = min(_MAX_THREADS, len(cpus))
+    return ModelPools(
+        create_engine_pool(
+            config, selections, threads=threads, cpus=cpus, meter=meter, load=load_engine
+        ),
+        create_provider_pool(config, selections, meter=meter, load=load_provider),
+    )
 
 
 async def run(

@@ -31,9 +31,10 @@ _LIMITS = IngressSettings()
 _ENDPOINTS = [endpoint for dialect in load_dialects() for endpoint in dialect.endpoints]
 _VIEWS = [
     *(
-        (view.method, f"{view.path}?once=true" if view.has_stream else view.path)
+        (view.method, view.path)
         for dialect in load_dialects()
         for view in dialect.views
+        if not view.has_stream  # whose replies don't end
     ),
     ("GET", "/docs"),
     ("GET", "/openapi.json"),

@@ -4,7 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from serve_app.live.fleet_sample import FleetSample
-from serve_app.live.replica_sample import NamedCounts, ReplicaIdentity, ReplicaSample
+from serve_app.live.quantile import quantile
+from serve_app.live.replica_sample import ReplicaIdentity, ReplicaSample
+from serve_app.meter import BUCKET
 from serve_app.metrics import Metric
 
 
@@ -23,9 +25,9 @@ class Interval:
             after: the later one.
         """
         self._before = before
-        self._amounts = defaultdict[tuple[str, tuple[str, ...]], float](float)
-        self._http_amounts = defaultdict[tuple[str, tuple[str, ...]], float](float)
-        self._rates = defaultdict[tuple[str, tuple[str, ...]], float](float)
+        self._amounts = _Sums()
+        self._http_amounts = _Sums()
+        self._rates = _Sums()
         self._busy_shares: dict[ReplicaIdentity, float] = {}
         self._seconds = 0.0
         for earlier, later, seconds in self._pairs(before, after):
@@ -37,19 +39,36 @@ class Interval:
         """Whether any replica is in both samples."""
         return self._seconds > 0
 
-    def amount(self, metric: Metric, *tags: str | None, http: bool = False) -> float:
+    def amount(
+        self, metric: Metric, *tags: str | None, suffix: str = "", http: bool = False
+    ) -> float:
         """Returns by how much a counter has risen, over all replicas.
 
         Args:
             metric: the counter.
             tags: the values of its first tags; None stands for any value.
+            suffix: of a histogram's counter.
             http: whether to count those replicas only that take HTTP requests.
         """
-        return _total(self._http_amounts if http else self._amounts, metric, tags)
+        amounts = self._http_amounts if http else self._amounts
+        return amounts.total(metric.name + suffix, tags)
 
-    def per_s(self, metric: Metric, *tags: str | None) -> float | None:
+    def per_s(self, metric: Metric, *tags: str | None, suffix: str = "") -> float | None:
         """Returns the rise of a counter per second, over all replicas; None: it isn't known."""
-        return _total(self._rates, metric, tags) if self.is_known else None
+        return self._rates.total(metric.name + suffix, tags) if self.is_known else None
+
+    def quantile(self, share: float, metric: Metric, *tags: str | None) -> float | None:
+        """Returns a quantile of the values that a histogram has got; None: it has got none.
+
+        Args:
+            share: of the values that are at most the result, from 0 to 1.
+            metric: the histogram.
+            tags: the values of its first tags; None stands for any value.
+        """
+        buckets = defaultdict[float, float](float)
+        for values, amount in self._amounts.matching(metric.name + BUCKET, tags):
+            buckets[float(values[-1])] += amount
+        return quantile(share, buckets)
 
     def ratio(self, part: float, whole: float) -> float | None:
         """Returns the quotient of two amounts; None: there is nothing to divide by."""
@@ -80,11 +99,11 @@ class Interval:
         counts = {} if earlier is None else earlier.counts
         for key, value in later.counts.items():
             rise = value - counts.get(key, 0.0)
-            if rise > 0:
-                self._amounts[key] += rise
-                self._rates[key] += rise / seconds
+            if rise >= 0:  # an empty bucket is a bound of the next one
+                self._amounts.add(key, rise)
+                self._rates.add(key, rise / seconds)
                 if later.takes_requests:
-                    self._http_amounts[key] += rise
+                    self._http_amounts.add(key, rise)
         busy_s = None if later.pool is None else later.pool.busy_s
         if busy_s is not None:
             before_s = earlier.pool.busy_s if earlier and earlier.pool else 0.0
@@ -92,10 +111,24 @@ class Interval:
             self._busy_shares[later.identity] = min(1.0, max(0.0, share))
 
 
-def _total(counts: NamedCounts, metric: Metric, tags: tuple[str | None, ...]) -> float:
-    return sum(
-        value
-        for (name, values), value in counts.items()
-        if name == metric.name
-        if all(tag in (None, value) for tag, value in zip(tags, values, strict=False))
-    )
+class _Sums:
+    """Sums by name and tags."""
+
+    def __init__(self) -> None:
+        self._by_name = defaultdict[str, defaultdict[tuple[str, ...], float]](
+            lambda: defaultdict(float)
+        )
+
+    def add(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
+        name, tags = key
+        self._by_name[name][tags] += amount
+
+    def matching(
+        self, name: str, tags: tuple[str | None, ...]
+    ) -> Iterator[tuple[tuple[str, ...], float]]:
+        for values, amount in self._by_name.get(name, {}).items():
+            if all(tag in (None, value) for tag, value in zip(tags, values, strict=False)):
+                yield values, amount
+
+    def total(self, name: str, tags: tuple[str | None, ...]) -> float:
+        return sum(amount for _, amount in self.matching(name, tags))

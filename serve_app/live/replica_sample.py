@@ -9,6 +9,8 @@ from serve_app.scheduler.pool_sample import PoolSample
 from serve_app.types import CacheState
 
 #: The values of counters since the start of the process, by a metric's name and its tags' values.
+#: Those of histograms have the suffixes of Prometheus' text format; the last tag of a bucket is its
+#: upper bound, and `embedserve_request_duration_seconds` has no route.
 NamedCounts = Mapping[tuple[str, tuple[str, ...]], float]
 
 

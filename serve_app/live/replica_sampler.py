@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import psutil
@@ -9,19 +10,19 @@ import psutil
 from serve_app.access.entrance import KeyLevel
 from serve_app.cache.stack import CacheStack
 from serve_app.live.replica_sample import NamedCounts, ReplicaIdentity, ReplicaSample
-from serve_app.meter import Meter
+from serve_app.meter import BUCKET, COUNT, SUM, Meter
 from serve_app.metrics import (
-    BATCH_TEXTS,
-    BATCH_TOKENS,
-    BATCHES,
+    BATCH_SIZE,
     CACHE_HITS,
     CACHE_MISSES,
     CACHED_TEXTS,
     COST_NANO_USD,
     KEY_TOKENS,
     PADDED_TOKENS,
+    REQUEST_DURATION,
     REQUESTS,
     SAVED_NANO_USD,
+    TEXT_LENGTH,
     TEXTS,
     TOKENS,
 )
@@ -30,9 +31,10 @@ from serve_app.scheduler.pool_sample import PoolSample
 #: The counters that a snapshot is made of. Others would only be sent in vain.
 _COUNTERS = {
     *(REQUESTS, TEXTS, TOKENS, CACHED_TEXTS, CACHE_HITS, CACHE_MISSES),
-    *(BATCHES, BATCH_TEXTS, BATCH_TOKENS, PADDED_TOKENS),
-    *(COST_NANO_USD, SAVED_NANO_USD, KEY_TOKENS),
+    *(PADDED_TOKENS, COST_NANO_USD, SAVED_NANO_USD, KEY_TOKENS),
 }
+#: Histograms of which a snapshot has the number of values and their sum.
+_SUMMED = {BATCH_SIZE, TEXT_LENGTH}
 
 
 class ReplicaSampler:
@@ -86,8 +88,16 @@ class ReplicaSampler:
 
     def _counts(self) -> NamedCounts:
         # By name: a metric is compared by identity, which doesn't survive a call between processes.
-        return {
-            (metric.name, tags): value
-            for (metric, tags), value in self._meter.lifetime_counts().items()
-            if metric in _COUNTERS
-        }
+        counts = defaultdict[tuple[str, tuple[str, ...]], float](float)
+        for (metric, tags), value in self._meter.lifetime_counts().items():
+            if metric in _COUNTERS:
+                counts[metric.name, tags] = value
+        for (metric, tags), histogram in self._meter.histograms().items():
+            if metric in _SUMMED:
+                counts[metric.name + COUNT, tags] = histogram.count
+                counts[metric.name + SUM, tags] = histogram.sum
+            elif metric is REQUEST_DURATION:
+                _, *lane_and_model = tags  # there may be dozens of routes
+                for bound, count in histogram.buckets():
+                    counts[metric.name + BUCKET, (*lane_and_model, bound)] += count
+        return dict(counts)

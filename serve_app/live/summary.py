@@ -22,18 +22,19 @@ from serve_app.live.snapshot import (
     RequestRates,
     Snapshot,
 )
+from serve_app.meter import COUNT, SUM
 from serve_app.metrics import (
-    BATCH_TEXTS,
-    BATCH_TOKENS,
-    BATCHES,
+    BATCH_SIZE,
     CACHE_HITS,
     CACHE_MISSES,
     CACHED_TEXTS,
     COST_NANO_USD,
     KEY_TOKENS,
     PADDED_TOKENS,
+    REQUEST_DURATION,
     REQUESTS,
     SAVED_NANO_USD,
+    TEXT_LENGTH,
     TEXTS,
     TOKENS,
 )
@@ -93,8 +94,8 @@ def _requests(interval: Interval, http: Sequence[ReplicaSample]) -> RequestRates
     return {
         "per_s": _known(per_s),
         "errors_per_s": _known(errors),
-        "p50_ms": None,
-        "p99_ms": None,
+        "p50_ms": _ms(interval.quantile(0.5, REQUEST_DURATION)),
+        "p99_ms": _ms(interval.quantile(0.99, REQUEST_DURATION)),
         "in_flight": sum(sample.in_flight or 0 for sample in http),
     }
 
@@ -110,26 +111,27 @@ def _lane(lane: Lane, interval: Interval, replicas: Iterable[ReplicaSample]) -> 
             if queue_lane == lane
         ),
         "oldest_s": _known(max(ages, default=None)),
-        "p50_ms": None,
-        "p99_ms": None,
+        "p50_ms": _ms(interval.quantile(0.5, REQUEST_DURATION, lane)),
+        "p99_ms": _ms(interval.quantile(0.99, REQUEST_DURATION, lane)),
     }
 
 
 def _batches(interval: Interval, replicas: Iterable[ReplicaSample]) -> BatchRates:
-    batches, padded = interval.amount(BATCHES), interval.amount(PADDED_TOKENS)
+    batches, padded = interval.amount(BATCH_SIZE, suffix=COUNT), interval.amount(PADDED_TOKENS)
+    tokens = interval.amount(TEXT_LENGTH, suffix=SUM)
     limits: dict[str, list[float]] = {}
     for sample in replicas:
         for model, limit in sample.pool.budget_tokens.items() if sample.pool else ():
             limits.setdefault(model, []).append(limit)
     room = sum(
-        interval.amount(BATCHES, model) * sum(values) / len(values)
+        interval.amount(BATCH_SIZE, model, suffix=COUNT) * sum(values) / len(values)
         for model, values in limits.items()
     )
     return {
-        "per_s": _known(interval.per_s(BATCHES)),
-        "texts_mean": _known(interval.ratio(interval.amount(BATCH_TEXTS), batches)),
+        "per_s": _known(interval.per_s(BATCH_SIZE, suffix=COUNT)),
+        "texts_mean": _known(interval.ratio(interval.amount(BATCH_SIZE, suffix=SUM), batches)),
         "fill": _known(interval.ratio(padded, room)),
-        "padding_share": _known(interval.ratio(padded - interval.amount(BATCH_TOKENS), padded)),
+        "padding_share": _known(interval.ratio(padded - tokens, padded)),
     }
 
 
@@ -274,6 +276,10 @@ def _key(name: str, level: KeyLevel, interval: Interval) -> KeyLive:
         "limit": level.limit,
         "remaining": None if level.remaining is None else float(round(level.remaining)),
     }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def _rounded(value: float) -> float:

@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from itertools import chain, islice
 
 from serve_app.config import EmbedderSettings
-from serve_app.engines.base import Rows, finite_mask
+from serve_app.engines.base import Rows
 from serve_app.errors import EmbedServeError, InferenceError, InvalidRequest, Unavailable
 from serve_app.meter import Gauges, Meter
 from serve_app.metrics import (
@@ -394,8 +394,5 @@ class Scheduler:
             BUDGET_TOKENS: {(model,): n for model, n in self._budget_tokens().items()},
             BUSY_SHARE: self.load.busy_share(),
             OLDEST_INTERACTIVE: self._oldest_s("interactive"),
-            CAPACITY: {
-                (model,): tokens_per_s
-                for model, tokens_per_s in self._speeds.capacities(self.settings).items()
-            },
+            CAPACITY: {(model,): n for model, n in self._speeds.capacities(self.settings).items()},
         }

@@ -54,6 +54,10 @@ class _OnceField(StringField):
     def _value_schema(self, context: SchemaContext) -> Schema:
         return {**BOOLEAN, "default": False}
 
+    def query_parameter(self, context: SchemaContext) -> dict[str, Any]:
+        """Returns the OpenAPI parameter; the examples of `/docs` ask for a reply that ends."""
+        return {**StringField.query_parameter(self, context), "example": True}
+
     def __call__(self, body: Mapping[str, Any]) -> bool:  # type: ignore[override]
         value = body.get(self.name, "false")
         if value not in _BOOLEANS:

@@ -342,8 +342,7 @@ def _with_stream(view: ViewRoute, response: dict[str, Any]) -> dict[str, Any]:
     """Adds the stream of events of a view that has one to its response."""
     if not view.has_stream:
         return response
-    stream = {"text/event-stream": {"schema": STRING}}
-    return {**response, "content": {**stream, **response["content"]}}
+    return {**response, "content": {"text/event-stream": {"schema": STRING}, **response["content"]}}
 
 
 def _response(media_type: str, schema: Schema, description: str = _SUCCESS) -> dict[str, Any]:
