@@ -107,6 +107,13 @@ class Meter:
         self.drain()
         return self._drained
 
+    def lifetime_counts(self) -> Counts:
+        """Returns the counts since the start. Doesn't affect `drain`."""
+        counts = self._drained.copy()
+        for key, amount in self._undrained().items():
+            counts[key] += amount
+        return counts
+
     def value(self, metric: Metric, *tags: str) -> float:
         """Returns a counter's value since the start. Doesn't affect `drain`."""
         return self._drained.get((metric, tags), 0.0) + self._undrained().get((metric, tags), 0.0)

@@ -25,6 +25,7 @@ from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, EmbedServerSettings
 from serve_app.engines.affinity import available_cpus
 from serve_app.errors import InferenceError
+from serve_app.live.replica_sampler import ReplicaSampler
 from serve_app.meter import Gauges, Meter, process_gauges
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.providers import load_provider
@@ -32,11 +33,12 @@ from serve_app.service.catalog import Catalog
 from serve_app.service.composition import create_catalog, create_engine_pool, create_provider_pool
 from serve_app.service.engine_chains import EngineChains
 from serve_app.service.model_pools import ModelPools
-from serve_app.service.replica_stats import SingleReplica
+from serve_app.service.replica_stats import SingleReplica, this_process
 from serve_app.tracing import open_tracer
 from serve_app.valkey.shared_server import ServiceIdentity
 from serve_app.web.app import create_app
 from serve_app.web.http_protocol import HttpProtocol
+from serve_app.web.limits import ConcurrencyLimiter
 from serve_app.web.request_lifecycle import RequestLifecycle
 
 #: With one CPU a single text is slow, and additional cores scale poorly.
@@ -69,15 +71,9 @@ class StandaloneService:
         """
         meter = Meter()
         self._settings = settings
-        cpus = available_cpus()
-        threads = min(_MAX_THREADS, len(cpus))
-        self._pool = ModelPools(
-            create_engine_pool(
-                config, selections, threads=threads, cpus=cpus, meter=meter, load=load_engine
-            ),
-            create_provider_pool(config, selections, meter=meter, load=load_provider),
-        )
-        self._cpus, self._tracer = cpus, open_tracer(config.tracing, meter, "standalone")
+        self._cpus = available_cpus()
+        self._pool = _load_models(config, selections, self._cpus, meter)
+        self._tracer = open_tracer(config.tracing, meter, "standalone")
         identity = ServiceIdentity(service=name, owner_pid=os.getpid())
         specs = [selection.cached_spec for selection in selections]
         chains = EngineChains(config.served_models, specs)
@@ -95,6 +91,7 @@ class StandaloneService:
             meter,
             ledger=open_ledger(config.cache, identity, meter, specs),
         )
+        self._limiter = ConcurrencyLimiter()
         catalog = create_catalog(
             config,
             specs,
@@ -102,11 +99,23 @@ class StandaloneService:
             chains.calls(self._pool.model),
             settings,
             meter,
-            SingleReplica(meter, self._gauges),
+            SingleReplica(meter, self._gauges, self._sampler(meter)),
             cache_state=self._cache.cache_state,
             engine_failures=chains.engine_failures,
+            topology="standalone",
         )
+        self._live = catalog.live
         self.app: ASGIApp = RequestLifecycle(self._create_app(catalog, config))
+
+    def _sampler(self, meter: Meter) -> ReplicaSampler:
+        return ReplicaSampler(
+            this_process(),
+            meter,
+            in_flight=lambda: self._limiter.in_progress,
+            pool=self._pool.sample,
+            cache=self._cache,
+            keys=self._entrance.key_levels,
+        )
 
     def _create_app(self, catalog: Catalog, config: AppConfig) -> ASGIApp:
         return create_app(
@@ -115,6 +124,7 @@ class StandaloneService:
             config.cors_origins,
             tracer=self._tracer,
             console=config.console,
+            limiter=self._limiter,
         )
 
     def _gauges(self) -> Gauges:
@@ -141,6 +151,10 @@ class StandaloneService:
                 print(f"embedserve: {error} The process ends.", file=sys.stderr, flush=True)
                 os._exit(1)  # any other exit waits for the batch
 
+    def end_streams(self) -> None:
+        """Ends replies that would go on for ever, so that a stop doesn't wait for them."""
+        self._live.close()
+
     async def stop(self) -> None:
         """Stops background tasks and closes the cache. Queued texts fail."""
         await self._pool.stop()
@@ -148,6 +162,18 @@ class StandaloneService:
         await self._cache.close()
         if self._tracer is not None:
             await self._tracer.close()
+
+
+def _load_models(
+    config: AppConfig, selections: Sequence[EngineSelection], cpus: Sequence[int], meter: Meter
+) -> ModelPools:
+    threads = min(_MAX_THREADS, len(cpus))
+    return ModelPools(
+        create_engine_pool(
+            config, selections, threads=threads, cpus=cpus, meter=meter, load=load_engine
+        ),
+        create_provider_pool(config, selections, meter=meter, load=load_provider),
+    )
 
 
 async def run(
@@ -184,6 +210,7 @@ async def run(
             timeout_graceful_shutdown=max(1, round(drain_timeout_s)),
         ),
         on_ready,
+        service.end_streams,
     )
     watch = asyncio.create_task(service.exit_on_stall())
     try:
@@ -199,9 +226,15 @@ async def run(
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_ready: Callable[[], None],
+        on_shutdown: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._on_shutdown = on_shutdown
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -223,3 +256,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_shutdown()
+        await super().shutdown(sockets)

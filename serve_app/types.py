@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ CacheDtype = Literal["float32", "float16", "int8"]
 
 #: The priority class of a job: `interactive` texts are computed before `bulk` ones.
 Lane = Literal["interactive", "bulk"]
+LANES: tuple[Lane, ...] = get_args(Lane)
 
 #: The treatment of a text over the token limit: drop tokens at its `end` or its `start`, raise an
 #: `error`, or embed each `chunk` and return the mean of the chunks, weighted by their tokens.

@@ -30,7 +30,12 @@ from serve_app.web.schema.input_type import InputTypeField
 _LIMITS = IngressSettings()
 _ENDPOINTS = [endpoint for dialect in load_dialects() for endpoint in dialect.endpoints]
 _VIEWS = [
-    *((view.method, view.path) for dialect in load_dialects() for view in dialect.views),
+    *(
+        (view.method, view.path)
+        for dialect in load_dialects()
+        for view in dialect.views
+        if not view.has_stream  # whose replies don't end
+    ),
     ("GET", "/docs"),
     ("GET", "/openapi.json"),
 ]

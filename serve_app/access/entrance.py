@@ -7,18 +7,29 @@ import asyncio
 import contextlib
 import contextvars
 import ipaddress
+import math
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from serve_app.access.budget import BudgetStatus
 from serve_app.access.keys import KeyRing
 from serve_app.access.ledger import Ledger, MemoryLedger, Usage
-from serve_app.access.quota import QuotaStore, Reservation
+from serve_app.access.quota import BucketLevel, QuotaStore, Reservation
 from serve_app.config import AccessSettings, ApiKey
 from serve_app.errors import ConfigurationError, Forbidden, QuotaExceeded, Unauthorized, UnknownKey
 from serve_app.meter import Meter
 from serve_app.metrics import COST_NANO_USD, KEY_REQUESTS, KEY_TOKENS, SAVED_NANO_USD
 from serve_app.results import Result, TokenizerResult
+
+
+class KeyLevel(NamedTuple):
+    """How much of its token quota a key has left, of the model of which it has the least."""
+
+    limit: int | None  #: tokens per minute; None: no limit
+    remaining: float | None = None  #: None: no limit, or no request with the key has come
+    age_s: float = math.inf  #: since the request that told; the quota's refill since is included
 
 
 class Entrance:
@@ -47,6 +58,7 @@ class Entrance:
         self._keys = keys or KeyRing()
         self.ledger = ledger or MemoryLedger()
         self._watch_task: asyncio.Task[None] | None = None
+        self._levels: dict[str, dict[str, tuple[float, BucketLevel]]] = {}
 
     def apply(self, settings: AccessSettings) -> None:
         """Applies new settings; call it in the event loop. Admitted requests are unaffected.
@@ -152,6 +164,9 @@ class Entrance:
                 )
             if key.is_limited:
                 reservation = await self._quotas.reserve(key, estimated_tokens, model)
+                if reservation.status.tokens is not None:
+                    level = (time.monotonic(), reservation.status.tokens)
+                    self._levels.setdefault(key.name, {})[model] = level
             else:
                 reservation = Reservation(key, estimated_tokens, model)
         except (Forbidden, QuotaExceeded) as error:
@@ -159,6 +174,22 @@ class Entrance:
             raise
         self._meter.add(KEY_REQUESTS, 1, key.name, "admitted", model)
         return reservation
+
+    def key_levels(self) -> Mapping[str, KeyLevel]:
+        """Returns the quota of each known key, as of its latest request to this process."""
+        now_s = time.monotonic()
+        return {key.name: self._key_level(key, now_s) for key in self._keys.known}
+
+    def _key_level(self, key: ApiKey, now_s: float) -> KeyLevel:
+        limit = key.tokens_per_minute
+        levels = self._levels.get(key.name)
+        if limit is None or not levels:
+            return KeyLevel(limit)
+        remaining, age_s = min(
+            (min(limit, level.remaining + (now_s - known_s) * limit / 60), now_s - known_s)
+            for known_s, level in levels.values()
+        )
+        return KeyLevel(limit, remaining, age_s)
 
     async def release(self, reservation: Reservation, tokens: int | None) -> None:
         """Ends an admitted request. Never raises, and never waits for a server.

@@ -83,6 +83,11 @@ class KeyRing:
         """Whether requests need a key."""
         return self._settings.required
 
+    @property
+    def known(self) -> list[ApiKey]:
+        """The entries of all keys."""
+        return [key for keys in self._index.values() for key in keys]
+
     def apply(self, settings: AccessSettings) -> None:
         """Applies new settings. Blocks while it reads the file, if there is one.
 

@@ -10,7 +10,7 @@ from serve_app.cache.in_flight import Flight
 from serve_app.cache.l2 import L2Cache
 from serve_app.cache.lookup import Lookup
 from serve_app.cache.memory import MemoryCache
-from serve_app.cache.report import CacheReport, ModelCacheStats
+from serve_app.cache.report import CacheReport, MemoryStats, ModelCacheStats
 from serve_app.config.deployments import EvictionName
 from serve_app.meter import Meter
 from serve_app.metrics import (
@@ -98,6 +98,11 @@ class CacheStack:
     def state(self) -> CacheState:
         """The state of L2."""
         return CacheState("off") if self._l2 is None else self._l2.state
+
+    @property
+    def l1_stats(self) -> MemoryStats:
+        """Statistics of L1."""
+        return self._memory.stats()
 
     async def cache_state(self) -> CacheState:
         """Returns the state of L2."""

@@ -19,9 +19,11 @@ from serve_app.deployments.group_call import GroupResult, collect, group_call
 from serve_app.deployments.replica_counter import ReplicaCounter
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import RetryingCall, returns_errors
-from serve_app.deployments.service_identity import current_service
+from serve_app.deployments.service_identity import current_replica, current_service
 from serve_app.deployments.wake_up import WakeUp
 from serve_app.errors import EmbedServeError
+from serve_app.live.replica_sample import ReplicaSample
+from serve_app.live.replica_sampler import ReplicaSampler
 from serve_app.meter import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection
 from serve_app.service.engine_chains import EngineChains
@@ -76,6 +78,7 @@ class CacheLookup:
         )
         self._tracer = open_tracer(config.tracing, self._meter, "CacheLookup")
         self._call_limit = CallLimit([*counters.values()], self._cache.limit_calls)
+        self._sampler = ReplicaSampler(current_replica(), self._meter, cache=self._cache)
         self._export_task: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
@@ -110,6 +113,10 @@ class CacheLookup:
     async def engine_failures(self) -> Mapping[str, str]:
         """Returns the models whose fallback answers at the moment, with the reasons."""
         return await self._chains.engine_failures()
+
+    async def replica_sample(self) -> ReplicaSample:
+        """Returns the state of this replica, for live views."""
+        return self._sampler.sample()
 
     async def cache_report(self) -> CacheReport:
         """Returns statistics of this replica's cache tiers."""

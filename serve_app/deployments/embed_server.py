@@ -66,6 +66,7 @@ class EmbedServer(HttpReplica):
             meter,
             cache_state=cache.cache_state,
             engine_failures=chains.engine_failures,
+            pool=self._pool.sample,
         )
 
     def _apply(self, settings: EmbedServerSettings, rank: ReplicaRank) -> None:

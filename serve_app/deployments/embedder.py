@@ -45,7 +45,9 @@ class Embedder(PoolReplica):
         deployment = selections[0].model.deployment
         self._cpus = ReplicaCpus(config, deployment)
         self._pool = load_replica_engines(config, selections, self._cpus, self._meter, load=load)
-        super().__init__(self._pool, open_tracer(config.tracing, self._meter, deployment))
+        super().__init__(
+            self._pool, self._meter, open_tracer(config.tracing, self._meter, deployment)
+        )
         self._queue = self._pool.submit
         self._pool.submit = self._submit
         self._export_task: asyncio.Task[None] | None = None

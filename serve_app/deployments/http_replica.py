@@ -15,13 +15,16 @@ from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, RequestSettings, deployment_names
 from serve_app.deployments.ingress_stats import IngressStats
 from serve_app.deployments.retrying_call import returns_errors
-from serve_app.deployments.service_identity import current_service, http_host
+from serve_app.deployments.service_identity import current_replica, current_service, http_host
 from serve_app.errors import UnsupportedOperation
 from serve_app.inputs import Image, TextPair
 from serve_app.jobs import EmbedJob, Job, ResultT, ScoreJob, SparseJob, TokenVectorsJob
+from serve_app.live.replica_sample import ReplicaSample
+from serve_app.live.replica_sampler import ReplicaSampler
 from serve_app.meter import Gauges, Meter, export
 from serve_app.models import ModelSpec
 from serve_app.results import ComputedResult, Result
+from serve_app.scheduler.pool_sample import PoolSample
 from serve_app.service.backend import EngineCalls
 from serve_app.service.catalog import EngineFailures
 from serve_app.service.composition import create_catalog
@@ -32,6 +35,7 @@ from serve_app.totals import Totals
 from serve_app.tracing import open_tracer
 from serve_app.types import CacheState, Float32, Lane, Row, Tier
 from serve_app.web.app import create_app
+from serve_app.web.limits import ConcurrencyLimiter
 from serve_app.web.schema.images import parse_image
 
 #: The job that computes what the cache keeps of a text, by the main task of its model.
@@ -61,6 +65,7 @@ class HttpReplica:
         cache_state: Callable[[], Coroutine[Any, Any, CacheState]],
         engine_failures: EngineFailures,
         count_replicas: Callable[[str], CountReplicas] | None = None,
+        pool: Callable[[], PoolSample] | None = None,
     ) -> None:
         """Creates the services.
 
@@ -73,12 +78,28 @@ class HttpReplica:
             cache_state: returns the state of L2.
             engine_failures: see `Catalog`.
             count_replicas: see `create_catalog`.
+            pool: returns the state of the models that this process runs; None: it runs none.
         """
         self._meter = meter
         self._cache = cache
         self._tracer = open_tracer(config.tracing, meter, deployment_names(config)[0])
         self._config = config
-        stats = IngressStats(meter, deployment_names(config))
+        service = current_service()
+        self._entrance = Entrance(
+            open_quota_store(config.cache, service, meter),
+            meter,
+            ledger=open_ledger(config.cache, service, meter, specs),
+        )
+        self._limiter = ConcurrencyLimiter()
+        self._sampler = ReplicaSampler(
+            current_replica(),
+            meter,
+            in_flight=lambda: self._limiter.in_progress,
+            pool=pool,
+            cache=cache,
+            keys=self._entrance.key_levels,
+        )
+        stats = IngressStats(meter, deployment_names(config), self._sampler)
         self._catalog = create_catalog(
             config,
             specs,
@@ -91,12 +112,6 @@ class HttpReplica:
             engine_failures=engine_failures,
             count_replicas=count_replicas,
         )
-        service = current_service()
-        self._entrance = Entrance(
-            open_quota_store(config.cache, service, meter),
-            meter,
-            ledger=open_ledger(config.cache, service, meter, specs),
-        )
         self._export_task: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -106,6 +121,7 @@ class HttpReplica:
             self._config.cors_origins,
             tracer=self._tracer,
             console=self._config.console,
+            limiter=self._limiter,
         )
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:
@@ -353,8 +369,13 @@ class HttpReplica:
         """Resets the totals of this replica to zero."""
         self._meter.reset()
 
+    async def replica_sample(self) -> ReplicaSample:
+        """Returns the state of this replica, for live views."""
+        return self._sampler.sample()
+
     async def __del__(self) -> None:
         """Closes the cache and the quota store; Ray awaits it when the replica stops."""
+        self._catalog.live.close()
         await self._entrance.close()
         await self._cache.close()
         if self._tracer is not None:

@@ -10,8 +10,11 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.autoscale.publisher import read_record
 from serve_app.autoscale.scaling_record import ScalingRecord
+from serve_app.deployments.fleet_sampler import FleetSampler
 from serve_app.deployments.metrics_agents import MetricsAgents
 from serve_app.errors import Unavailable
+from serve_app.live.fleet_sample import FleetSample
+from serve_app.live.replica_sampler import ReplicaSampler
 from serve_app.meter import Meter
 from serve_app.service.prometheus_text import merge_pages
 from serve_app.totals import Totals
@@ -25,13 +28,15 @@ _READ_TIMEOUT_S = 2.0
 class IngressStats:
     """`ReplicaStats` of all Ingress replicas of one application."""
 
-    def __init__(self, meter: Meter, deployments: Sequence[str]) -> None:
+    def __init__(self, meter: Meter, deployments: Sequence[str], sampler: ReplicaSampler) -> None:
         """Creates the statistics.
 
         Args:
             meter: counts of this replica, which are used if the broadcast fails.
             deployments: names of the application's deployments.
+            sampler: samples this replica.
         """
+        self._fleet = FleetSampler(sampler, deployments, self.scaling)
         self._meter = meter
         self._deployments = deployments
         self._agents = MetricsAgents()
@@ -80,6 +85,10 @@ class IngressStats:
                 f"Ray's control service can't be read: {error!r}. Try again, or look into the log "
                 "of Serve's controller."
             ) from None
+
+    async def sample(self) -> FleetSample:
+        """Returns the state of all replicas of the application."""
+        return await self._fleet.sample()
 
     async def _broadcast(self, method: str) -> list[Totals]:
         if self._handle is None:  # cached, since each handle keeps a router alive

@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 
 from serve_app.deployments.group_call import GroupResult, collect
 from serve_app.deployments.retrying_call import returns_errors
+from serve_app.deployments.service_identity import current_replica
+from serve_app.live.replica_sample import ReplicaSample
+from serve_app.live.replica_sampler import ReplicaSampler
+from serve_app.meter import Meter
 from serve_app.scheduler.engine_pool import ModelPool
 from serve_app.types import EngineInfo, TextGroup, Tokenization
 
@@ -15,8 +19,9 @@ if TYPE_CHECKING:
 class PoolReplica:
     """Computes the outputs of the models of a pool. Doesn't cache."""
 
-    def __init__(self, pool: ModelPool, tracer: "Tracer | None" = None) -> None:
+    def __init__(self, pool: ModelPool, meter: Meter, tracer: "Tracer | None" = None) -> None:
         self._models = pool
+        self._sampler = ReplicaSampler(current_replica(), meter, pool=pool.sample)
         self._tracer = tracer
 
     @returns_errors
@@ -59,6 +64,10 @@ class PoolReplica:
     async def describe(self, engine_id: str) -> EngineInfo | None:
         """Returns what runs a model, where, and at which precision; None for an unknown engine."""
         return self._models.describe(engine_id) if engine_id in self._models.engine_ids else None
+
+    async def replica_sample(self) -> ReplicaSample:
+        """Returns the state of this replica, for live views."""
+        return self._sampler.sample()
 
     async def _close_tracer(self) -> None:
         """Exports the last spans."""

@@ -45,7 +45,9 @@ class Providers(PoolReplica):
         deployment = selections[0].model.deployment
         self._meter = Meter()
         self._pool = create_provider_pool(config, selections, meter=self._meter, load=load)
-        super().__init__(self._pool, open_tracer(config.tracing, self._meter, deployment))
+        super().__init__(
+            self._pool, self._meter, open_tracer(config.tracing, self._meter, deployment)
+        )
         self._export_task: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any] | None, rank: ReplicaRank) -> None:

@@ -8,6 +8,7 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import ProxyLocation
 
+from serve_app.live.replica_sample import ReplicaIdentity
 from serve_app.valkey.shared_server import ServiceIdentity
 
 
@@ -22,6 +23,13 @@ async def http_host() -> str | None:
     options = await controller.get_http_config.remote()
     host: str | None = options.host
     return host
+
+
+def current_replica() -> ReplicaIdentity:
+    """Returns the identity of this replica."""
+    context = serve.get_replica_context()
+    node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return ReplicaIdentity(context.deployment, context.replica_tag, node)
 
 
 def current_service() -> ServiceIdentity:

@@ -20,6 +20,7 @@ from serve_app.scheduler.canaries import Canaries, CanarySchedule
 from serve_app.scheduler.canary import Canary
 from serve_app.scheduler.delivery import Encode, deliver_outputs
 from serve_app.scheduler.engine_pool import PooledEngine
+from serve_app.scheduler.pool_sample import PoolSample
 from serve_app.tasks import Task
 from serve_app.types import EncodedVectors, EngineInfo, Outputs, TextGroup, Tokenization
 
@@ -108,6 +109,19 @@ class ProviderPool:
             PROVIDER_UP: {(name,): float(s.failure is None) for name, s in schedulers.items()},
             **self._canaries.gauges(),
         }
+
+    def sample(self) -> PoolSample:
+        """Returns the state of the queues; there are no engines, and no age of texts is known."""
+        return PoolSample(
+            {
+                (lane, model.spec.name): tokens
+                for engine_id, model in self._models.items()
+                for lane, tokens in self._schedulers[engine_id].queued_tokens().items()
+            },
+            {},
+            {},
+            None,
+        )
 
     def start(self) -> None:
         """Starts the canaries. Idempotent; call it in the event loop."""

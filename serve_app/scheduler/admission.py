@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from serve_app.errors import Overloaded
+from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.scheduler.load import SpeedMeter
 from serve_app.scheduler.pending import QueuedGroup
 
@@ -161,3 +161,12 @@ def is_large(tokens: int, limit: int) -> bool:
 
 def _part_tokens(limit: int) -> int:
     return int(limit * _PART_SHARE)
+
+
+def too_many_tokens(tokens: int, limit: int) -> InvalidRequest:
+    """Returns the error of a request whose texts have too many tokens."""
+    return InvalidRequest(
+        f"The texts have {tokens} tokens; at most {limit} are accepted. Send fewer: split the list "
+        "into several requests.",
+        "texts",
+    )

@@ -23,6 +23,7 @@ from serve_app.scheduler.delivery import Encode, deliver_outputs
 from serve_app.scheduler.loaded_models import LoadedModel, LoadedModels
 from serve_app.scheduler.model_speeds import ModelSpeeds
 from serve_app.scheduler.pending import PendingGroup
+from serve_app.scheduler.pool_sample import PoolSample
 from serve_app.scheduler.replica_load import ReplicaLoad
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.scheduler.speed_checkpoints import SpeedCheckpoints
@@ -130,6 +131,10 @@ class EnginePool:
     def model(self, engine_id: str) -> "PooledEngine":
         """Returns the calls of one model."""
         return PooledEngine(self, engine_id)
+
+    def sample(self) -> PoolSample:
+        """Returns the state of the queues and the engines."""
+        return self._scheduler.sample()
 
     def gauges(self) -> Gauges:
         """Returns the current value of each gauge."""
@@ -328,6 +333,10 @@ class ModelPool(Protocol):
 
     def describe(self, engine_id: str) -> EngineInfo:
         """Returns what runs the model."""
+        ...
+
+    def sample(self) -> PoolSample:
+        """Returns the state of the queues and the engines."""
         ...
 
 

@@ -71,6 +71,11 @@ class LoadMeter:
         return self._speed.tokens_per_s
 
     @property
+    def busy_s(self) -> float:
+        """How long at least one batch has run, since the start of the process."""
+        return self._running.busy_s
+
+    @property
     def longest_batch_s(self) -> float:
         """For how long the oldest batch has been running; 0: none runs."""
         return self._running.longest_s

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serve_app.engines.base import Engine, ModelInput
+from serve_app.engines.base import Engine, ModelInput, Rows, finite_mask
 from serve_app.errors import DeadlineExceeded, EmbedServeError, InferenceError, InvalidRequest
 from serve_app.tasks import RAGGED_TASKS, Task
 from serve_app.types import (
@@ -204,3 +204,23 @@ def fail_text(text: QueuedText, error: Exception) -> None:
     """Fails the group of a text that the engine can't compute."""
     logger.error("The engine failed on a text of %d tokens", text.length, exc_info=error)
     text.group.fail(InferenceError(f"The model failed on {text.quote()}: {type(error).__name__}."))
+
+
+def padded_tokens(batch: Sequence[QueuedText]) -> int:
+    """Returns the tokens of a batch, with those that pad each text to the longest one."""
+    return max(text.length for text in batch) * len(batch)
+
+
+def set_results(batch: Sequence[QueuedText], output: Rows, start_s: float, seconds: float) -> None:
+    """Delivers the outputs of a batch, of shape (n, …), to the groups of its texts.
+
+    A group fails whose output isn't finite.
+    """
+    for group in {id(text.group): text.group for text in batch}.values():
+        group.add_inference_time(seconds)
+    for text, result, is_finite in zip(batch, output, finite_mask(output), strict=True):
+        if is_finite:
+            text.group.set_result(text.index, result, start_s + seconds)
+        else:
+            message = f"The model returned a non-finite vector for {text.quote()}."
+            text.group.fail(InferenceError(message))

@@ -8,12 +8,13 @@ batching timeout: an idle engine starts at once, and while it is busy the next b
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import chain, islice
 
 from serve_app.config import EmbedderSettings
-from serve_app.engines.base import Rows, finite_mask
+from serve_app.engines.base import Rows
 from serve_app.errors import EmbedServeError, InferenceError, InvalidRequest, Unavailable
 from serve_app.meter import Gauges, Meter
 from serve_app.metrics import (
@@ -31,17 +32,27 @@ from serve_app.metrics import (
     REFUSED,
     TEXT_LENGTH,
 )
-from serve_app.scheduler.admission import QueueAdmission, is_large
+from serve_app.scheduler.admission import QueueAdmission, is_large, too_many_tokens
 from serve_app.scheduler.batch_budget import BatchBudget, BatchBudgets
 from serve_app.scheduler.batch_span import batch_span
 from serve_app.scheduler.load import LoadMeter
 from serve_app.scheduler.model_speed import ComputedBatch
 from serve_app.scheduler.model_speeds import ModelSpeeds
-from serve_app.scheduler.pending import PendingGroup, QueuedText, QueueKey, fail_all, fail_text
+from serve_app.scheduler.pending import (
+    PendingGroup,
+    QueuedText,
+    QueueKey,
+    fail_all,
+    fail_text,
+    padded_tokens,
+    set_results,
+)
+from serve_app.scheduler.pool_sample import PoolSample
 from serve_app.scheduler.queues import TextQueues
 from serve_app.scheduler.replica_load import ReplicaLoad
 from serve_app.scheduler.running_batches import RunningBatch
 from serve_app.scheduler.tokenization import tokenize
+from serve_app.types import LANES, Lane
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +199,7 @@ class Scheduler:
         if self._stopping:
             return Unavailable(_SHUTTING_DOWN)
         if tokens > settings.max_request_tokens:
-            return _too_many_tokens(tokens, settings.max_request_tokens)
+            return too_many_tokens(tokens, settings.max_request_tokens)
         return self._queue_admission(group.queue).refusal(
             tokens,
             group.text_group.deadline_s - self._clock(),
@@ -290,7 +301,7 @@ class Scheduler:
             halves = self._bisect(batch, error)
         else:
             self._record_batch(batch, run, budget)
-            self._set_results(batch, output, run.start_s, run.seconds)
+            set_results(batch, output, run.start_s, run.seconds)
             return
         for half in halves:
             await self._compute(half, budget)
@@ -315,7 +326,7 @@ class Scheduler:
         model = batch[0].group.queue.model
         self.meter.add(BATCH_FAILURES, 1, model)
         if isinstance(error, MemoryError):
-            padded = _padded_tokens(batch)
+            padded = padded_tokens(batch)
             logger.warning("Out of memory at %d texts, %d tokens", len(batch), padded)
             self._budgets.record_out_of_memory(model, padded)
         if len(batch) == 1:
@@ -324,22 +335,10 @@ class Scheduler:
         half = len(batch) // 2
         return [batch[:half], batch[half:]]
 
-    def _set_results(
-        self, batch: Sequence[QueuedText], output: Rows, start_s: float, seconds: float
-    ) -> None:
-        for group in {id(text.group): text.group for text in batch}.values():
-            group.add_inference_time(seconds)
-        for text, result, is_finite in zip(batch, output, finite_mask(output), strict=True):
-            if is_finite:
-                text.group.set_result(text.index, result, start_s + seconds)
-            else:
-                message = f"The model returned a non-finite vector for {text.quote()}."
-                text.group.fail(InferenceError(message))
-
     def _record_batch(
         self, batch: Sequence[QueuedText], run: RunningBatch, budget: BatchBudget
     ) -> None:
-        settings, padded = self.settings, _padded_tokens(batch)
+        settings, padded = self.settings, padded_tokens(batch)
         limit = settings.max_batch_tokens
         is_full = 2 * padded >= budget.tokens(limit) or 2 * len(batch) >= settings.max_batch_texts
         budget.record_batch(padded, run.seconds, target_s=settings.batch_target_s, limit=limit)
@@ -356,13 +355,30 @@ class Scheduler:
     def sample_load(self) -> ReplicaLoad:
         """Returns the load; rates are over the time since the previous call."""
         return self.load.report(
-            oldest_interactive_s=self._oldest_interactive_s(),
+            oldest_interactive_s=self._oldest_s("interactive"),
             capacity_tokens_per_s=self._speeds.capacity_tokens_per_s(self.settings),
         )
 
-    def _oldest_interactive_s(self) -> float:
-        arrival_s = self._queues.oldest_arrival_s("interactive")
+    def _oldest_s(self, lane: Lane) -> float:
+        """Returns for how long the oldest text of a lane has waited; 0: none waits."""
+        arrival_s = self._queues.oldest_arrival_s(lane)
         return 0.0 if arrival_s is None else self._clock() - arrival_s
+
+    def sample(self) -> PoolSample:
+        """Returns the state of the queues and the engines."""
+        queued = Counter[tuple[Lane, str]]()
+        for key, queue in self._admission.items():
+            queued[key.lane, key.model] += queue.tokens
+        return PoolSample(
+            dict(queued),
+            {lane: self._oldest_s(lane) for lane in LANES},
+            self._budget_tokens(),
+            self.load.busy_s,
+        )
+
+    def _budget_tokens(self) -> Mapping[str, int]:
+        limit = self.settings.max_batch_tokens
+        return {model: self._select_budget(model).tokens(limit) for model in self._budgets.models}
 
     def gauges(self) -> Gauges:
         """Returns the current value of each gauge."""
@@ -375,26 +391,8 @@ class Scheduler:
                 (key.lane, key.task, key.model): self._queues.count(key) + queue.backlog_texts
                 for key, queue in self._admission.items()
             },
-            BUDGET_TOKENS: {
-                (model,): self._select_budget(model).tokens(self.settings.max_batch_tokens)
-                for model in self._budgets.models
-            },
+            BUDGET_TOKENS: {(model,): n for model, n in self._budget_tokens().items()},
             BUSY_SHARE: self.load.busy_share(),
-            OLDEST_INTERACTIVE: self._oldest_interactive_s(),
-            CAPACITY: {
-                (model,): tokens_per_s
-                for model, tokens_per_s in self._speeds.capacities(self.settings).items()
-            },
+            OLDEST_INTERACTIVE: self._oldest_s("interactive"),
+            CAPACITY: {(model,): n for model, n in self._speeds.capacities(self.settings).items()},
         }
-
-
-def _too_many_tokens(tokens: int, limit: int) -> InvalidRequest:
-    return InvalidRequest(
-        f"The texts have {tokens} tokens; at most {limit} are accepted. Send fewer: split the list "
-        "into several requests.",
-        "texts",
-    )
-
-
-def _padded_tokens(batch: Sequence[QueuedText]) -> int:
-    return max(text.length for text in batch) * len(batch)

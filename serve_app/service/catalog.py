@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from serve_app.config import RequestSettings
 from serve_app.errors import EmbedServeError, ModelNotFound, UnsupportedOperation, short_repr
+from serve_app.live.live_feed import LiveFeed, Topology
+from serve_app.live.model_status import ModelStatus
 from serve_app.models import ModelSpec
 from serve_app.service.embed import EmbedService
 from serve_app.service.health import HealthReport, service_report
@@ -28,6 +30,7 @@ class Catalog:
         defaults: Mapping[Task, str] | None = None,
         fallbacks: Mapping[str, Sequence[str]] | None = None,
         engine_failures: EngineFailures | None = None,
+        topology: Topology = "standalone",
     ) -> None:
         """Creates a catalog.
 
@@ -39,6 +42,7 @@ class Catalog:
             fallbacks: for the name of a model those of the models that answer while it fails.
             engine_failures: returns the models whose own engine fails, with the reasons; called
                 only if there are fallbacks.
+            topology: of the service, for `live`.
         """
         self.services = services
         self.meter = services[0].meter.process
@@ -57,6 +61,13 @@ class Catalog:
         }
 
         self.fallbacks = fallbacks or {}
+        #: Snapshots of the service, for those who watch it.
+        self.live = LiveFeed(
+            self.replica_stats.sample,
+            self.model_statuses,
+            models=[service.unknown_status for service in services],
+            topology=topology,
+        )
         self._engine_failures = engine_failures
 
     @property
@@ -93,6 +104,10 @@ class Catalog:
         reports = await asyncio.gather(*(service.health() for service in self.services))
         names = (service.spec.name for service in self.services)
         return dict(zip(names, reports, strict=True))
+
+    async def model_statuses(self) -> Sequence[ModelStatus]:
+        """Returns the state of each model."""
+        return await asyncio.gather(*(service.status() for service in self.services))
 
     async def engine_failures(self) -> Mapping[str, str]:
         """Returns the models whose fallback answers at the moment, with the reasons."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from serve_app.cache.codec import task_codecs
 from serve_app.config import AppConfig, ModelConfig, RequestSettings
 from serve_app.engines.base import Engine
+from serve_app.live.live_feed import Topology
 from serve_app.meter import Meter
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine
 from serve_app.models import ModelSpec
@@ -148,6 +149,7 @@ def create_catalog(
     cache_state: Callable[[], Coroutine[Any, Any, CacheState]],
     engine_failures: EngineFailures,
     count_replicas: Callable[[str], CountReplicas] | None = None,
+    topology: Topology | None = None,
 ) -> Catalog:
     """Returns the services of all models.
 
@@ -162,6 +164,7 @@ def create_catalog(
         cache_state: returns the state of L2.
         engine_failures: see `Catalog`.
         count_replicas: for an engine's id, see `EmbedService`; None: engines are in this process.
+        topology: of the service; None: that of the configuration.
 
     Raises:
         ConfigurationError: see `EmbedService.apply`.
@@ -187,4 +190,5 @@ def create_catalog(
         defaults=defaults,
         fallbacks=fallbacks,
         engine_failures=engine_failures,
+        topology=topology or config.topology,
     )

@@ -24,6 +24,8 @@ from serve_app.errors import (
 )
 from serve_app.inputs import Input, TextPair
 from serve_app.jobs import Job, ResultT
+from serve_app.live.model_status import ModelStatus
+from serve_app.live.snapshot import ModelState
 from serve_app.meter import Meter, ModelMeter
 from serve_app.models import ModelSpec
 from serve_app.scheduler.canary import MAX_DRIFT
@@ -165,6 +167,22 @@ class EmbedService:
             None if healthy else f"No replica starts: {count.failure}",
             is_proven=not healthy,
             is_asleep=count.is_asleep,
+        )
+
+    @property
+    def unknown_status(self) -> ModelStatus:
+        """The model, before anything is known of its state."""
+        spec = self.spec
+        return ModelStatus(spec.name, spec.main_task, bool(spec.nano_usd_per_1k_tokens))
+
+    async def status(self) -> ModelStatus:
+        """Returns the state of the model, and what runs it; probes it like `health`."""
+        report, engine = await asyncio.gather(self.health(), self._describe_engine())
+        state: ModelState = "ready" if report.healthy else "unavailable"
+        return self.unknown_status._replace(
+            state="asleep" if report.is_asleep else state,
+            engine=None if engine is None else engine.engine,
+            precision=None if engine is None else engine.precision,
         )
 
     async def is_asleep(self) -> bool:

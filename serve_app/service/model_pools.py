@@ -8,6 +8,7 @@ from serve_app.meter import Gauges
 from serve_app.metrics import Metric
 from serve_app.providers.provider_pool import ProviderPool
 from serve_app.scheduler.engine_pool import EnginePool, PooledEngine
+from serve_app.scheduler.pool_sample import PoolSample
 from serve_app.scheduler.replica_load import ReplicaLoad
 
 
@@ -32,6 +33,10 @@ class ModelPools:
             assert isinstance(others, Mapping)
             gauges[metric] = {**others, **values}
         return gauges
+
+    def sample(self) -> PoolSample:
+        """Returns the state of the queues and the engines, of both pools."""
+        return self._engines.sample().plus(self._providers.sample())
 
     def start(self) -> None:
         """Starts the workers. Idempotent; call it in the event loop."""

@@ -1,5 +1,7 @@
 """Statistics over all replicas of a service."""
 
+import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
@@ -9,6 +11,9 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from serve_app.autoscale.scaling_record import ScalingRecord
+from serve_app.live.fleet_sample import FleetSample
+from serve_app.live.replica_sample import ReplicaIdentity
+from serve_app.live.replica_sampler import ReplicaSampler
 from serve_app.meter import Counts, Gauges, Histograms, Meter
 from serve_app.metrics import RAY_PREFIX, Metric
 from serve_app.totals import Totals
@@ -37,19 +42,30 @@ class ReplicaStats(Protocol):
         """
         ...
 
+    async def sample(self) -> FleetSample:
+        """Returns the state of all replicas. Bounded in time; those that don't answer are named."""
+        ...
+
 
 class SingleReplica:
     """The statistics of a service that runs in one process."""
 
-    def __init__(self, meter: Meter, gauges: Callable[[], Gauges] = dict) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        gauges: Callable[[], Gauges] = dict,
+        sampler: ReplicaSampler | None = None,
+    ) -> None:
         """Creates the statistics.
 
         Args:
             meter: the counts of the process.
             gauges: returns the current value of each gauge.
+            sampler: samples the process; None: one that knows nothing but the meter.
         """
         self._meter = meter
         self._gauges = gauges
+        self._sampler = sampler or ReplicaSampler(this_process(), meter, in_flight=lambda: 0)
 
     async def totals(self) -> Totals:
         """Returns the totals of this process."""
@@ -69,6 +85,16 @@ class SingleReplica:
     async def scaling(self) -> list[ScalingRecord]:
         """Returns nothing: one process doesn't scale."""
         return []
+
+    async def sample(self) -> FleetSample:
+        """Returns the state of this process."""
+        sample = self._sampler.sample()
+        return FleetSample([sample], targets={sample.identity.deployment: 1})
+
+
+def this_process() -> ReplicaIdentity:
+    """Returns the identity of a process that is the whole service."""
+    return ReplicaIdentity("standalone", str(os.getpid()), socket.gethostname())
 
 
 class _Collector(Collector):

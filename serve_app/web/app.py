@@ -22,6 +22,7 @@ from serve_app.web.content_encoding import compress
 from serve_app.web.dialect import Dialect, DialectEndpoint, DialectView
 from serve_app.web.dialects import load_dialects
 from serve_app.web.handler import RequestHandler
+from serve_app.web.limits import ConcurrencyLimiter
 from serve_app.web.schema.docs_page import docs_html
 from serve_app.web.schema.fields import SchemaContext
 from serve_app.web.schema.openapi import openapi
@@ -61,6 +62,7 @@ def create_app(
     tracer: RequestTracer | None = None,
     *,
     console: bool = True,
+    limiter: ConcurrencyLimiter | None = None,
 ) -> ASGIApp:
     """Returns the ASGI application for the models of a catalog.
 
@@ -72,13 +74,14 @@ def create_app(
         dialects: the dialects to serve; None serves all that are installed.
         tracer: traces requests; None: they aren't traced.
         console: whether to serve the page at `/console`.
+        limiter: bounds the requests in progress; None: one that nobody else reads.
     """
     access = access or Entrance(MemoryQuotaStore())
     dialects = load_dialects() if dialects is None else dialects
     handler = (
-        RequestHandler(catalog, Admission(access), dialects)
+        RequestHandler(catalog, Admission(access), dialects, limiter)
         if tracer is None
-        else TracedHandler(catalog, Admission(access), dialects, tracer)
+        else TracedHandler(catalog, Admission(access), dialects, tracer, limiter)
     )
     documentation = _Documentation(catalog, access, dialects)
     app = Starlette(

@@ -131,6 +131,14 @@ class ViewResponse(NamedTuple):
     status: int = 200
 
 
+class ViewStream(NamedTuple):
+    """A response of server-sent events, which ends when `next` returns None."""
+
+    #: Returns the next part of the stream, in the format of server-sent events.
+    next: Callable[[], Awaitable[bytes | None]]
+    close: Callable[[], None]  #: called once, however the response ends
+
+
 class Account(NamedTuple):
     """What a request may know of the costs of API keys."""
 
@@ -146,7 +154,9 @@ class ViewRoute:
     summary: str
     #: Returns the response, from the catalog, and the parameters of the path, the query and the
     #: body.
-    respond: Callable[[Catalog, Mapping[str, Any]], Awaitable[ViewResponse]] | None = None
+    respond: Callable[[Catalog, Mapping[str, Any]], Awaitable[ViewResponse | ViewStream]] | None = (
+        None
+    )
     #: In place of `respond`: returns the response, from costs and the same parameters.
     report_costs: Callable[[Account, Mapping[str, Any]], Awaitable[ViewResponse]] | None = None
     reply_schema: Schema
@@ -155,12 +165,14 @@ class ViewRoute:
     query: tuple[Field, ...] = ()  #: optional parameters of the query; their values are strings
     media_type: str = "application/json"
     public: bool = False  #: whether clients need no API key
+    #: Whether the reply is a `ViewStream` of JSON, unless the query says otherwise.
+    has_stream: bool = False
     #: Statuses in addition to 200 with the same reply, and their meanings.
     statuses: Mapping[int, str] = field(default_factory=dict)
 
     async def run(
         self, catalog: Catalog, account: Account, arguments: Mapping[str, Any]
-    ) -> ViewResponse:
+    ) -> ViewResponse | ViewStream:
         """Returns the response, from what this route responds with."""
         if self.report_costs is not None:
             return await self.report_costs(account, arguments)

@@ -7,13 +7,11 @@ import logging
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
 
 from serve_app.errors import (
     BodyTimeout,
@@ -47,7 +45,8 @@ from serve_app.web.dialect import (
     all_views,
     endpoints_by_path,
 )
-from serve_app.web.endpoint import ViewRoute, documented_path
+from serve_app.web.endpoint import ViewRoute, ViewStream
+from serve_app.web.event_stream import event_stream
 from serve_app.web.exchange import Exchange
 from serve_app.web.limits import ConcurrencyLimiter, LingeringResponse
 from serve_app.web.request_headers import (
@@ -66,11 +65,11 @@ from serve_app.web.response_headers import (
     truncation_headers,
 )
 from serve_app.web.schema.vector_encoding import serialize_rows
+from serve_app.web.unmatched_path import allowed_methods, matching_routes, not_found_message
 
 logger = logging.getLogger(__name__)
 
 _NGINX_CLIENT_CLOSED_REQUEST = 499
-_PATH_SIMILARITY = 0.7  #: difflib's ratio from which a 404 names the most similar path
 _BODY_GRACE_S = 0.1  #: time for the rest of a small body to arrive before an error is sent
 _MAX_UNIDENTIFIED_BODY_BYTES = 65_536  #: of a body that is parsed without a valid key
 _MAX_DISCARDED_BODIES = 8  #: bytes of a rejected body that are discarded, by `max_body_bytes`
@@ -88,17 +87,24 @@ class _Reply(NamedTuple):
 class RequestHandler:
     """Handles the requests of all dialects, for all models."""
 
-    def __init__(self, catalog: Catalog, admission: Admission, dialects: Sequence[Dialect]) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        admission: Admission,
+        dialects: Sequence[Dialect],
+        limiter: ConcurrencyLimiter | None = None,
+    ) -> None:
         """Binds the routes of the dialects to the models.
 
         Args:
             catalog: the models.
             admission: checks API keys and their limits.
             dialects: the first one renders the errors of unknown paths.
+            limiter: bounds the requests in progress; None: one that nobody else reads.
         """
         self._catalog = catalog
         self._admission = admission
-        self._limiter = ConcurrencyLimiter()
+        self._limiter = limiter or ConcurrencyLimiter()
         self.endpoints = endpoints_by_path(dialects)
         self.views = all_views(dialects)
         self._default_dialect = dialects[0]
@@ -163,7 +169,10 @@ class RequestHandler:
         if view.fields:
             arguments = await self._read_fields(exchange, headers)
         account = self._admission.account(exchange.key)
-        body, status = await view.run(self._catalog, account, arguments)
+        reply = await view.run(self._catalog, account, arguments)
+        if isinstance(reply, ViewStream):
+            return event_stream(reply, request.method, self._headers(exchange, headers))
+        body, status = reply
         response = self._response(exchange, headers, _Reply(body, {}, view.media_type, status))
         return await self._compressed(response, headers)
 
@@ -253,10 +262,10 @@ class RequestHandler:
             log_request(exchange, error.status_code)
         path = request.url.path
         if error.status_code == 404:
-            not_found = RouteNotFound(_not_found_message(request))
+            not_found = RouteNotFound(not_found_message(request))
             return await self._error_response(exchange, not_found)
         if error.status_code == 405:
-            allowed = _allowed_methods(request)
+            allowed = allowed_methods(request)
             not_allowed = MethodNotAllowed(f"{path} takes {allowed}, not {request.method}.")
             response = await self._error_response(exchange, not_allowed)
             response.headers["allow"] = allowed
@@ -309,7 +318,7 @@ class RequestHandler:
         return await exchange.body.discard(max_bytes=max_bytes, timeout_s=_BODY_GRACE_S)
 
     def _dialect_of_path(self, request: Request) -> Dialect:
-        paths = (route.path for route in _matching_routes(request))
+        paths = (route.path for route in matching_routes(request))
         dialects = (self._path_dialects[path] for path in paths if path in self._path_dialects)
         return next(dialects, self._default_dialect)
 
@@ -320,35 +329,16 @@ class RequestHandler:
     def _response(
         self, exchange: Exchange, request_headers: Mapping[str, str], reply: _Reply
     ) -> Response:
-        headers = {
+        headers = {**self._headers(exchange, request_headers), **reply.headers}
+        return Response(reply.body, reply.status, headers, media_type=reply.media_type)
+
+    def _headers(self, exchange: Exchange, request_headers: Mapping[str, str]) -> Mapping[str, str]:
+        """Returns the headers that every response has."""
+        return {
             **exchange.space_header(self._catalog),
             **trace_headers(request_headers),
             **self._admission.budget_headers(exchange.key),
-            **reply.headers,
         }
-        return Response(reply.body, reply.status, headers, media_type=reply.media_type)
-
-
-def _not_found_message(request: Request) -> str:
-    """Returns the message of a 404, which names the most similar path that is served."""
-    path = request.url.path
-    served = [documented_path(route.path) for route in request.app.routes]
-    similar = get_close_matches(path, served, n=1, cutoff=_PATH_SIMILARITY)
-    hint = f" The nearest route is {similar[0]}." if similar else ""
-    return f"Nothing is served at {path}.{hint}"
-
-
-def _allowed_methods(request: Request) -> str:
-    """Returns the methods of all routes with the path of the first match, as `Allow` lists them."""
-    routes = _matching_routes(request)
-    methods = [route.methods or set() for route in routes if route.path == routes[0].path]
-    return ", ".join(sorted(set().union(*methods)))
-
-
-def _matching_routes(request: Request) -> list[Route]:
-    """Returns the routes of the request's path, whatever their methods."""
-    routes: Sequence[Route] = request.app.routes
-    return [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
 
 
 async def _select_dialect(exchange: Exchange, candidates: Sequence[DialectEndpoint]) -> None:

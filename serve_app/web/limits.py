@@ -23,6 +23,11 @@ class ConcurrencyLimiter:
     def __init__(self) -> None:
         self._in_progress = 0
 
+    @property
+    def in_progress(self) -> int:
+        """The number of requests in progress."""
+        return self._in_progress
+
     @contextmanager
     def slot(self, limit: int) -> Iterator[None]:
         """Holds one of `limit` slots inside a `with` block.

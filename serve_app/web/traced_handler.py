@@ -12,6 +12,7 @@ from serve_app.web.admission import Admission
 from serve_app.web.dialect import Dialect, DialectEndpoint
 from serve_app.web.exchange import Exchange
 from serve_app.web.handler import RequestHandler
+from serve_app.web.limits import ConcurrencyLimiter
 from serve_app.web.request_log import printable
 
 
@@ -32,9 +33,10 @@ class TracedHandler(RequestHandler):
         admission: Admission,
         dialects: Sequence[Dialect],
         tracer: RequestTracer,
+        limiter: ConcurrencyLimiter | None = None,
     ) -> None:
         """Binds the routes of the dialects to the models; see `RequestHandler`."""
-        super().__init__(catalog, admission, dialects)
+        super().__init__(catalog, admission, dialects, limiter)
         self._tracer = tracer
 
     async def handle_endpoint(

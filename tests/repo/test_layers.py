@@ -48,6 +48,7 @@ SERVICE_LAYERS = [
     ["access", "cache", "model_prep", "scheduler"],
     ["autoscale", "providers"],
     ["simulation"],
+    ["live"],
     ["service"],
     ["web"],
     ["deployments"],

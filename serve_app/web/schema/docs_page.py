@@ -112,13 +112,17 @@ def _operation_html(
 
 
 def _url(base_url: str, path: str, operation: Mapping[str, Any]) -> str:
-    """Returns the URL of a path, with the first allowed value for each path parameter."""
-    values = {
-        parameter["name"]: parameter["schema"]["enum"][0]
-        for parameter in operation.get("parameters", ())
-        if parameter["in"] == "path"
-    }
-    return quote(base_url + re.sub(r"{(\w+)}", lambda match: values[match[1]], path))
+    """Returns the URL of a path: path parameters have their first allowed value.
+
+    It has the query parameters that have an example.
+    """
+    parameters = operation.get("parameters", ())
+    values = {p["name"]: p["schema"]["enum"][0] for p in parameters if p["in"] == "path"}
+    query = "&".join(
+        f"{p['name']}={json.dumps(p['example'])}" for p in parameters if "example" in p
+    )
+    url = base_url + re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
+    return quote(f"{url}?{query}" if query else url)
 
 
 def _parameter_rows(operation: Mapping[str, Any]) -> Iterator[str]:

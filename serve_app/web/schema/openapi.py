@@ -35,7 +35,7 @@ from serve_app.web.dialect import (
     all_views,
     endpoints_by_path,
 )
-from serve_app.web.endpoint import Endpoint, ParsedRequest, documented_path
+from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewRoute, documented_path
 from serve_app.web.response_headers import cost_headers, raw_vector_headers, result_headers
 from serve_app.web.schema.fields import Field, SchemaContext, object_example, object_schema
 from serve_app.web.schema.json_schema import STRING, Schema, any_of, enum
@@ -310,6 +310,7 @@ def _view_operation(
         *((Unauthorized,) if keys and not view.public else ()),
         *((ModelNotFound,) if path_parameters else ()),
         *(_WITH_FIELDS if view.fields else (InvalidRequest,) if view.query else ()),
+        *((Overloaded, Unavailable) if view.has_stream else ()),
         *_ALWAYS,
     )
     request_body = _request_body(
@@ -327,7 +328,7 @@ def _view_operation(
         ],
         **({"requestBody": request_body} if view.fields else {}),
         "responses": {
-            "200": _response(media_type, view.reply_schema),
+            "200": _with_stream(view, _response(media_type, view.reply_schema)),
             **_error_responses([dialect], errors),
             **{
                 str(status): _response(media_type, view.reply_schema, meaning)
@@ -335,6 +336,13 @@ def _view_operation(
             },
         },
     }
+
+
+def _with_stream(view: ViewRoute, response: dict[str, Any]) -> dict[str, Any]:
+    """Adds the stream of events of a view that has one to its response."""
+    if not view.has_stream:
+        return response
+    return {**response, "content": {"text/event-stream": {"schema": STRING}, **response["content"]}}
 
 
 def _response(media_type: str, schema: Schema, description: str = _SUCCESS) -> dict[str, Any]:

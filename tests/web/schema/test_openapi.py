@@ -121,7 +121,8 @@ def test_every_route_is_documented_and_nothing_else(document: dict[str, Any]) ->
     app = create_app(Catalog([EmbedService(SPEC, FakeBackend(), IngressSettings())]))
     with TestClient(app, raise_server_exceptions=False) as client:
         for path, method in documented:
-            assert client.request(method, re.sub("{.*?}", "x", path)).status_code != 405, path
+            request = client.request(method, re.sub("{.*?}", "x", path), params={"once": "true"})
+            assert request.status_code != 405, path
 
 
 def test_the_document_is_well_formed(document: dict[str, Any]) -> None:

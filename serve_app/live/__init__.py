@@ -1,0 +1,1 @@
+"""What a service does at the moment: counts of its replicas → rates over a second → snapshot."""
