@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import NoReturn
 
 import uvicorn
@@ -165,7 +165,7 @@ class StandaloneService:
 
 
 def _load_models(
-    config: AppConfig, selections: Sequence[EngineSelection], cpus: Sequence[int], meter: Meter
+    config: AppConfig, selections: Sequence[EngineSelection], cpus: Set[int], meter: Meter
 ) -> ModelPools:
     threads = min(_MAX_THREADS, len(cpus))
     return ModelPools(
