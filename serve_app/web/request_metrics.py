@@ -2,7 +2,7 @@
 
 import time
 
-from serve_app.jobs import BatchJob, QueuedJob, TokenVectorsJob
+from serve_app.jobs import BatchJob, EmbedJob, QueuedJob, TokenVectorsJob
 from serve_app.meter import ModelMeter
 from serve_app.metrics import (
     CACHED_TEXTS,
@@ -17,6 +17,9 @@ from serve_app.service.catalog import Catalog
 from serve_app.types import Lane, Tier
 from serve_app.web.exchange import Exchange
 from serve_app.web.response_headers import STAGES
+
+#: Comparing with the member of the enumeration takes longer, and most requests are a cached text.
+_COMPUTED = int(Tier.COMPUTED)
 
 
 def count_request(exchange: Exchange, catalog: Catalog, status: int) -> None:
@@ -38,10 +41,10 @@ def count_request(exchange: Exchange, catalog: Catalog, status: int) -> None:
 
 def _count_result(meter: ModelMeter, result: Result) -> None:
     for part in result.parts:
-        n = len(part.token_counts)
-        meter.add(TEXTS, n)
-        meter.add(CACHED_TEXTS, n - part.tiers.tolist().count(Tier.COMPUTED))
-        meter.add(TOKENS, part.total_tokens)
+        tokens, tiers = part.token_counts.tolist(), part.tiers.tolist()
+        meter.add(TEXTS, len(tokens))
+        meter.add(CACHED_TEXTS, len(tiers) - tiers.count(_COMPUTED))
+        meter.add(TOKENS, sum(tokens))
         for stage, seconds in zip(STAGES, part.timings, strict=False):
             if seconds:
                 meter.add(STAGE_SECONDS, seconds, stage)
@@ -52,7 +55,9 @@ def _lane(exchange: Exchange) -> Lane | None:
     job, service, key = exchange.job, exchange.service, exchange.key
     if service is None:
         return None
-    if isinstance(job, QueuedJob):
+    if type(job) is EmbedJob:  # most jobs are
+        lane = job.lane
+    elif isinstance(job, QueuedJob):
         lane = job.lane
         if isinstance(job, TokenVectorsJob) and service.spec.kind != "multi-vector":
             lane = "bulk"
