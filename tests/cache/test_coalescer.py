@@ -103,6 +103,15 @@ async def test_groups_of_one_turn_of_the_loop_are_sent_together(send: GatedSend)
     await asyncio.gather(*replies)
 
 
+async def test_a_burst_is_split_evenly_over_the_calls_that_may_be_sent(send: GatedSend) -> None:
+    coalescer = Coalescer(send, max_in_flight_calls=4)
+    replies = [start(coalescer, str(i)) for i in range(40)]
+    await run_loop()
+    assert [len(texts) for texts in send.calls] == [10, 10, 10, 10]
+    send.complete(4)
+    await asyncio.gather(*replies)
+
+
 async def test_a_full_call_never_waits(send: GatedSend) -> None:
     coalescer = Coalescer(send, max_in_flight_calls=1)
     replies = [start(coalescer, "first")]
