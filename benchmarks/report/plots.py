@@ -32,18 +32,17 @@ _MIN_DISTANCE_X, _MIN_DISTANCE_Y = 0.42, 0.06
 _MAX_LABEL_Y = 0.96
 _TITLE_CHARS = 72
 
+_STYLE = {
+    "svg.hashsalt": "embedserve",  # makes the ids in the SVG reproducible
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+}
+
 mpl.use("svg")
-mpl.rcParams.update(
-    {
-        "svg.hashsalt": "embedserve",  # makes the ids in the SVG reproducible
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#E4E4E4",
-    }
-)
 
 Draw = Callable[[Axes], None]
 
@@ -72,11 +71,10 @@ def _save_plot(folder: Path, name: str, title: str, subtitle: str, draw: Draw) -
 
 def draw_plots(results: SuiteResults, folder: Path) -> list[str]:
     """Draws all plots that have records, as SVG and PNG, and returns their names."""
-    drawn = []
-    for name, draw in _PLOTS.items():
-        if results.peers(name):
-            draw(results, folder)
-            drawn.append(name)
+    drawn = [name for name in _PLOTS if results.peers(name)]
+    with mpl.rc_context(_STYLE):
+        for name in drawn:
+            _PLOTS[name](results, folder)
     return drawn
 
 

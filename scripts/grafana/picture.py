@@ -92,7 +92,11 @@ def draw(prometheus: PrometheusRange, rows: Sequence[str], title: str, file: Pat
         title: says what is seen.
         file: the picture.
     """
-    mpl.rcParams.update({"font.size": 7.5, "axes.grid": True, "grid.color": "#E8E8E8"})
+    with mpl.rc_context({"font.size": 7.5, "axes.grid": True, "grid.color": "#E8E8E8"}):
+        _draw_rows(prometheus, rows, title).savefig(file, dpi=100, metadata={"Software": None})
+
+
+def _draw_rows(prometheus: PrometheusRange, rows: Sequence[str], title: str) -> Figure:
     panels = list(_selected(json.loads(FILE.read_text("utf-8")), rows))
     lines = sum(height for _, _, height in _lines(panels)) + 1.5
     figure = Figure(figsize=(24 * _COLUMN_IN, lines * _LINE_IN))
@@ -115,7 +119,7 @@ def draw(prometheus: PrometheusRange, rows: Sequence[str], title: str, file: Pat
             )
         )
         _draw_panel(axes, panel, prometheus)
-    figure.savefig(file, dpi=100, metadata={"Software": None})
+    return figure
 
 
 def _selected(board: Json, rows: Sequence[str]) -> Iterator[Json]:

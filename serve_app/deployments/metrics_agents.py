@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from urllib.request import urlopen
 
 import ray
@@ -82,6 +83,6 @@ def _read(address: str, timeout_s: float) -> str | None:
         with urlopen(f"http://{address}/metrics", timeout=timeout_s) as reply:
             text: str = reply.read().decode()
             return text
-    except OSError as error:
-        logger.warning("Could not read the metrics of %s: %s", address, error)
+    except (OSError, HTTPException, UnicodeDecodeError) as error:
+        logger.warning("Could not read the metrics of %s: %r", address, error)
         return None

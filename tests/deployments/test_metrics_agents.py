@@ -11,14 +11,21 @@ from serve_app.command.ports import free_port
 from serve_app.deployments.metrics_agents import MetricsAgents
 from serve_app.errors import Unavailable
 
+REPLIES = {
+    "": b"HTTP/1.0 200 OK\r\n\r\nmetrics",
+    "/nothing": b"",
+    "/stopped": b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\nmetrics",
+    "/cut": b"HTTP/1.0 200 OK\r\n\r\nmetrics\xc3",
+    "/garbage": b"metrics\r\n\r\n",
+    "/error": b"HTTP/1.0 500 Internal Server Error\r\n\r\n",
+}
+
 
 class Agent(BaseHTTPRequestHandler):
-    """A metrics agent."""
+    """A metrics agent. At other paths than `/metrics`, one that fails in the path's way."""
 
     def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"metrics")
+        self.wfile.write(REPLIES[self.path.partition("/metrics")[0]])
 
     def log_message(self, *arguments: object) -> None:
         """Prints nothing."""
@@ -50,6 +57,13 @@ class Head:
 async def test_a_machine_that_does_not_respond_is_left_out(address: str) -> None:
     head = Head(f"127.0.0.1:{free_port()}", address)
     assert await MetricsAgents(head).pages() == ["metrics"]
+
+
+@pytest.mark.parametrize("fault", [path for path in REPLIES if path])
+async def test_a_machine_that_is_stopped_while_it_replies_is_left_out(
+    address: str, fault: str
+) -> None:
+    assert await MetricsAgents(Head(f"{address}{fault}", address)).pages() == ["metrics"]
 
 
 async def test_without_the_head_the_machines_are_those_that_it_named_last(address: str) -> None:

@@ -195,6 +195,7 @@ def test_the_first_start_makes_one_key(services: dict[str, dict[str, Any]], tmp_
     service = services["keys"]
     (script,) = service["command"]
     keys, temporary = tmp_path / "keys", tmp_path / "tmp"
+    others = psutil.Process().children()
     keys.mkdir()
     temporary.mkdir()
     script = script.replace("/tmp/", f"{temporary}/").replace("/etc/embedserve", str(keys))
@@ -214,7 +215,7 @@ def test_the_first_start_makes_one_key(services: dict[str, dict[str, Any]], tmp_
         cwd=ROOT,
     )
     assert entry["sha256"] in hashed.stdout
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= set(others)
 
 
 def test_prometheus_reads_the_metrics_with_the_key(
