@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -32,7 +32,7 @@ _MIN_DISTANCE_X, _MIN_DISTANCE_Y = 0.42, 0.06
 _MAX_LABEL_Y = 0.96
 _TITLE_CHARS = 72
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "embedserve",  # makes the ids in the SVG reproducible
     "font.size": 10,
     "axes.spines.top": False,

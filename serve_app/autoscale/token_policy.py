@@ -11,6 +11,7 @@ from serve_app.autoscale.fleet_load import sum_reports
 from serve_app.autoscale.latest_reports import LatestReports
 from serve_app.autoscale.policy import Bounds, PolicyState, decide_for_fleet
 from serve_app.autoscale.publisher import Publisher
+from serve_app.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
@@ -32,12 +33,18 @@ class TokenPolicy:
     def __init__(self, **settings: Any) -> None:
         """Takes the fields of `PolicySettings`.
 
-        Raises:
-            ConfigurationError: a setting is unknown or not valid.
+        With settings that aren't valid, the number of replicas stays. Replicas that start report
+        them: see `load_replica_engines`.
         """
         from serve_app.config import PolicySettings
 
-        self._settings = PolicySettings.parse(settings)
+        self._settings = PolicySettings()
+        self._invalid = ""
+        try:
+            self._settings = PolicySettings.parse(settings)
+        except ConfigurationError as error:  # Ray's control loop would end, for all deployments
+            self._invalid = str(error)
+            _logger.error("The number of replicas stays. %s", error)
         self._reports = LatestReports()
         self._log: DecisionLog | None = None
         self._publisher: Publisher | None = None
@@ -45,6 +52,8 @@ class TokenPolicy:
 
     def __call__(self, ctx: "AutoscalingContext") -> tuple[int, dict[str, Any]]:
         """Returns the desired number of replicas and the state for the next call."""
+        if self._invalid:
+            return ctx.target_num_replicas, dict(ctx.policy_state or {})
         try:
             return self._decide(ctx)
         except Exception as error:  # Ray's control loop would end, for all deployments

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import ray
 from ray import serve
 
-from serve_app.config import AppConfig
+from serve_app.config import TOKEN_POLICY, AppConfig, PolicySettings
 from serve_app.engines.affinity import available_cpus, choose_cpus
 from serve_app.engines.base import Engine
 from serve_app.engines.cpu_quota import read_cpu_quota
@@ -72,9 +72,11 @@ def load_replica_engines(
         load: returns the engine for a selection and `threads`.
 
     Raises:
-        ConfigurationError: an engine can't run on the device that Ray assigned.
+        ConfigurationError: an engine can't run on the device that Ray assigned, or the settings of
+            the autoscaling policy aren't valid.
         SpaceMismatch: the model files of this node differ from those of the application.
     """
+    _check_scaling_settings()
     local = [selection for selection in selections if not selection.spec.is_remote]
     startup = StartupTimer()
     with startup.step("check"):
@@ -93,6 +95,22 @@ def load_replica_engines(
         # A number of GPUs that isn't a fraction is one of whole GPUs.
         gpu_share=_assigned_resources().get("GPU", 0.0) % 1 or None,
     )
+
+
+def _check_scaling_settings() -> None:
+    """Checks `policy_kwargs` of this deployment.
+
+    Where the policy itself runs, in Ray's controller, an error would end the loop that controls all
+    deployments. The error of a replica fails the deployment, with its message.
+
+    Raises:
+        ConfigurationError: a setting is unknown or not valid.
+    """
+    context = serve.get_replica_context()
+    scaling = context._deployment_config.autoscaling_config  # Ray has no public API for it
+    if scaling is not None and scaling.policy.policy_function == TOKEN_POLICY:
+        location = f"{context.deployment}: autoscaling_config.policy.policy_kwargs"
+        PolicySettings.parse(scaling.policy.policy_kwargs, location)
 
 
 def _assigned_resources() -> dict[str, float]:

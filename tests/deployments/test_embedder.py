@@ -2,14 +2,17 @@ import asyncio
 import platform
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import ReplicaRank
 
-from serve_app.config import AppConfig
+from serve_app.config import TOKEN_POLICY, AppConfig
 from serve_app.deployments.embedder import Embedder
 from serve_app.engines.affinity import available_cpus
 from serve_app.engines.base import Engine, TokenIds
@@ -92,6 +95,19 @@ async def test_a_caller_of_another_engine_gets_nothing(
     assert await embedder.decode("f00d-fp32/another", ((1,),), True) is None
     assert await embedder.describe("f00d-fp32/another") is None
     assert engine.batches == []
+
+
+@pytest.mark.usefixtures("assign_gpus")
+@pytest.mark.parametrize(("setting", "accepted"), [("headroom", True), ("headrom", False)])
+def test_it_does_not_start_with_unknown_settings_of_the_policy(
+    config: AppConfig, selections: tuple[EngineSelection, ...], setting: str, accepted: bool
+) -> None:
+    policy = AutoscalingPolicy(policy_function=TOKEN_POLICY, policy_kwargs={setting: 0.3})  # type: ignore[no-untyped-call]
+    deployment = serve.get_replica_context()._deployment_config
+    deployment.autoscaling_config = AutoscalingConfig(policy=policy)
+    refused = pytest.raises(ConfigurationError, match=r"Embedder: .*headrom: there is no such")
+    with nullcontext() if accepted else refused:
+        ClosedByTest(config, selections[:1], load=lambda selection, threads: FakeEngine())
 
 
 @pytest.mark.usefixtures("assign_gpus")
