@@ -22,6 +22,7 @@ from serve_app.command import (
     run,
     serve,
     simulate,
+    top,
 )
 from serve_app.command.service_process import StartupError
 from serve_app.config import settings_markdown
@@ -34,6 +35,7 @@ EXAMPLES = """\
   embedserve run --workers 3 -- python app.py
                                            run a service and three workers that use it
   embedserve check http://127.0.0.1:8000   test a running service from end to end
+  embedserve top                           show what the running service does
   embedserve deploy my.yaml                apply a changed configuration to the running service
   embedserve prepare                       prepare the models, for example in an image build
   embedserve models list                   print the prepared models of this machine
@@ -56,7 +58,20 @@ ERRORS = (EmbedServeError, StartupError)
 
 def add_commands(commands: Any) -> None:
     """Adds the subcommands to the parser of `embedserve`."""
-    modules = (serve, run, check, prepare, deploy, autoscale, cache, cost, simulate, capacity, key)
+    modules = (
+        serve,
+        run,
+        check,
+        prepare,
+        deploy,
+        autoscale,
+        cache,
+        cost,
+        simulate,
+        capacity,
+        key,
+        top,
+    )
     for module in modules:
         module.add_commands(commands)
     settings = commands.add_parser(

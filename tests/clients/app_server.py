@@ -131,8 +131,9 @@ def run_server(
     app: ASGIApp,
     start: Callable[[], Awaitable[None]] = _nothing,
     stop: Callable[[], Awaitable[None]] = _nothing,
+    port: int = 0,
 ) -> Iterator[str]:
-    """Serves an application on a free port of the loopback interface, whose URL it yields.
+    """Serves an application on a port of the loopback interface, a free one for 0; yields the URL.
 
     `start` and `stop` run on the event loop of the application.
     """
@@ -145,7 +146,7 @@ def run_server(
         finally:
             await stop()
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(serve()))
         thread.start()
         try:
