@@ -56,10 +56,25 @@ class AssignedTokens(Generic[R]):
         by_lane = self._tokens.setdefault(replica, {"interactive": 0, "bulk": 0})
         by_lane[lane] += tokens
 
-    def release(self, call: str) -> None:
-        """Ends a call. Unknown calls are ignored."""
-        ended = self._calls.pop(call, None)
-        if ended is not None and ended.replica in self._tokens:
+    def move(self, call: str, replica: R) -> None:
+        """Counts a call for another replica than it was assigned to. Unknown calls are ignored."""
+        assigned = self._calls.get(call)
+        if assigned is not None and assigned.replica != replica:
+            self.assign(call, replica, assigned.lane, assigned.tokens)
+
+    def release(self, call: str, replica: R | None = None) -> None:
+        """Ends a call. Unknown calls are ignored.
+
+        Args:
+            call: the call.
+            replica: ignore the end if the call is assigned to another replica: an earlier attempt
+                has ended, whose successor is in flight. None: end it wherever it is.
+        """
+        ended = self._calls.get(call)
+        if ended is None or replica not in (None, ended.replica):
+            return
+        del self._calls[call]
+        if ended.replica in self._tokens:
             self._tokens[ended.replica][ended.lane] -= ended.tokens
 
     def keep(self, replicas: Iterable[R]) -> None:

@@ -51,16 +51,23 @@ class TokenRouter(FIFOMixin, RequestRouter):
             call = pending_request.metadata.internal_request_id
             # At once: further calls are routed before this one is on its way.
             self._assigned.assign(call, ranked[0], lane, tokens)
-            pending_request.future.add_done_callback(lambda f: self._release_if_cancelled(f, call))
+            pending_request.future.add_done_callback(lambda f: self._on_routed(f, call))
         return [[replicas[id_]] for id_ in ranked]
 
-    def _release_if_cancelled(self, future: asyncio.Future[Any], call: str) -> None:
+    def _on_routed(self, future: asyncio.Future[Any], call: str) -> None:
         if future.cancelled():
             self._assigned.release(call)
+        elif future.exception() is None:
+            # The first replica may have been full, and another one got the call.
+            self._assigned.move(call, future.result().replica_id)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Releases the tokens of a call."""
-        self._assigned.release(internal_request_id)
+        """Releases the tokens of a call, unless it has been sent to another replica since.
+
+        A call whose replica dies or is full is routed again under the same id, and may be assigned
+        before Ray reports the end of its first attempt.
+        """
+        self._assigned.release(internal_request_id, replica_id)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Forgets what was sent to replicas that have gone."""

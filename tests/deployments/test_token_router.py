@@ -50,9 +50,28 @@ class Routing:
     async def run(self, *texts: str, lane: Lane = "interactive") -> tuple[str, PendingRequest]:
         return await self.route("engine", (TextGroup(texts, lane=lane),))
 
-    def complete(self, request: PendingRequest) -> None:
+    def complete(self, request: PendingRequest, replica: str) -> None:
+        """Ends an attempt of a call on a replica."""
         id_ = request.metadata.internal_request_id
-        self.router.on_request_completed(self.replicas[0].replica_id, id_)
+        self.router.on_request_completed(ReplicaID(replica, DEPLOYMENT), id_)
+
+    async def send(self, request: PendingRequest, replica: str) -> None:
+        """Sends a call to a replica, as Ray does: the first one with room."""
+        request.future.set_result(
+            cast(
+                RunningReplica,
+                next(r for r in self.replicas if str(r.replica_id.unique_id) == replica),
+            )
+        )
+        await asyncio.sleep(0)
+
+    async def route_again(self, request: PendingRequest) -> str:
+        """Returns the replica that a call goes to whose first attempt failed."""
+        request.reset_future()  # type: ignore[no-untyped-call]
+        ranks = await self.router.choose_replicas(
+            cast(list[RunningReplica], self.replicas), request
+        )
+        return ranks[0][0].replica_id.unique_id
 
 
 async def test_calls_that_are_routed_before_any_is_sent_go_to_different_replicas() -> None:
@@ -67,7 +86,7 @@ async def test_the_end_of_a_call_frees_its_replica() -> None:
     first, request = await routing.run("long " * 1000)
     second, _ = await routing.run("short " * 100)
     assert first != second
-    routing.complete(request)
+    routing.complete(request, first)
     assert (await routing.run("a query"))[0] == first
 
 
@@ -78,6 +97,29 @@ async def test_a_call_that_is_cancelled_before_it_is_sent_frees_its_replica() ->
     request.future.cancel()
     await asyncio.sleep(0)
     assert (await routing.run("a query"))[0] == first
+
+
+async def test_the_end_of_an_attempt_leaves_the_next_one_assigned() -> None:
+    routing = Routing(a=100, b=100)
+    first, request = await routing.run("long " * 1000)
+    await routing.send(request, first)
+    second = await routing.route_again(request)
+    assert second != first
+    await routing.send(request, second)
+    routing.complete(request, first)
+    assert {(await routing.run("a query"))[0] for _ in range(4)} == {first}
+    routing.complete(request, second)
+    assert {(await routing.run("a query"))[0] for _ in range(8)} == {first, second}
+
+
+async def test_a_call_counts_for_the_replica_that_got_it() -> None:
+    routing = Routing(a=100, b=100)
+    full, request = await routing.run("long " * 1000)
+    (other,) = {"a", "b"} - {full}
+    await routing.send(request, other)
+    assert {(await routing.run("a query"))[0] for _ in range(4)} == {full}
+    routing.complete(request, other)
+    assert {(await routing.run("a query"))[0] for _ in range(8)} == {full, other}
 
 
 async def test_a_slow_replica_gets_less() -> None:
