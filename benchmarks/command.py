@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .faults import command as faults_command
 from .paths import CONFIG
 from .target import (
     CLIENT_SCHEME,
@@ -30,6 +31,7 @@ EXAMPLES = """\
   embedserve bench run --rate 50           latency at 50 requests/s
   embedserve bench capacity                the highest rate at which p99 stays below 50 ms
   embedserve compare URL URL               compare the speed and the vectors of two servers
+  embedserve faults                        inject faults into a service under load
 """
 #: The handlers print their errors themselves.
 ERRORS: tuple[type[Exception], ...] = ()
@@ -44,6 +46,7 @@ def add_commands(commands: Any) -> None:
     """Adds the commands to the subparsers of `embedserve`, the result of `add_subparsers`."""
     _add_bench(commands)
     _add_compare(commands)
+    faults_command.add_commands(commands)
 
 
 def _add_bench(commands: Any) -> None:

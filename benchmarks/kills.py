@@ -25,23 +25,13 @@ from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import NamedTuple
 
-import psutil
-
 from serve_app.command.ports import free_port
 
+from .service_processes import NAMES, select
 from .usage import process_tree
 
-#: How the command lines of processes begin, and the names of programs.
-_TITLES = {
-    "Ingress": "ray::ServeReplica:embedserve:Ingress",
-    "CacheLookup": "ray::ServeReplica:embedserve:CacheLookup",
-    "Embedder": "ray::ServeReplica:embedserve:Embedder",
-    "ServeController": "ray::ServeController",
-    "ProxyActor": "ray::ProxyActor",
-    "HAProxyManager": "ray::HAProxyManager",
-    "dashboard agent": "ray::DashboardAgent",
-}
-_PROGRAMS = {"HAProxy": "haproxy", "Valkey": "valkey-server", "raylet": "raylet"}
+#: The processes of serve_config.yaml.
+_DEFAULT = [name for name in NAMES if name != "EmbedServer"]
 _CLIENTS = 8
 _WARM_UP_S = 3.0
 _SETTLE_S = 4.0
@@ -152,26 +142,11 @@ def wait_until_ready(port: int) -> None:
     raise TimeoutError("The service is not ready.")
 
 
-def find_processes(service_pid: int, name: str) -> list[psutil.Process]:
-    """Returns the processes of a service that a name of the table selects."""
-    found = []
-    for process in process_tree(service_pid):
-        with suppress(psutil.Error):
-            command = process.cmdline()
-            if name in _PROGRAMS:
-                matches = process.name() == _PROGRAMS[name]
-            else:
-                matches = bool(command) and command[0].startswith(_TITLES[name])
-            if matches:
-                found.append(process)
-    return found
-
-
 def measure(service_pid: int, port: int, name: str) -> Outcome:
     """Kills the processes of a name under load, and returns what the clients saw."""
     with Load(port) as load:
         time.sleep(_WARM_UP_S)
-        processes = find_processes(service_pid, name)
+        processes = select(process_tree(service_pid), name)
         if not processes:
             raise SystemExit(f"No process {name} runs.")
         killed_at = time.monotonic()
@@ -197,8 +172,7 @@ def main() -> int:
     """Measures each kill and prints a Markdown table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills")
     parser.add_argument("config", nargs="?", help="default: serve_config.yaml")
-    names = [*_TITLES, *_PROGRAMS]
-    parser.add_argument("--kill", nargs="+", choices=names, default=names, help="default: all")
+    parser.add_argument("--kill", nargs="+", choices=NAMES, default=_DEFAULT, help="default: all")
     parser.add_argument("--rounds", type=int, default=1, help="default: %(default)s")
     arguments = parser.parse_args()
     print("| killed | in flight, failed | later, failed | seconds without a reply |")

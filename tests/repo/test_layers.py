@@ -121,10 +121,11 @@ BENCHMARK_IMPORTS = {
     *("serve_app.config", "serve_app.models", "serve_app.engines.cpu_features"),
     *("serve_app.command.ports", "serve_app.command.process_tree"),
 }
-#: Benchmarks of parts of the service: the engine, the simulator, a cluster.
+#: Benchmarks of parts of the service: the engine, the simulator, a cluster, a service with faults.
 INTERNAL_BENCHMARKS = {
     *("benchmarks.gpu", "benchmarks.peers.engine_in_process"),
     *("benchmarks.autoscaling", "benchmarks.node_cluster", "benchmarks.node_load"),
+    "benchmarks.faults.service",
 }
 
 SERVICE_IMPORTS = {

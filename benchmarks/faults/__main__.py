@@ -1,0 +1,11 @@
+"""`python -m benchmarks.faults`: the command `embedserve faults`."""
+
+import argparse
+import sys
+
+from .command import add_arguments
+
+parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
+add_arguments(parser)
+arguments = parser.parse_args()
+sys.exit(arguments.run(arguments))
