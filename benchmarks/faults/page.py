@@ -45,7 +45,7 @@ def page(records: Sequence[Record], faults: Mapping[str, Fault] = FAULTS) -> str
         records: the newest record of each fault in each topology.
         faults: all faults, by name, in the order of the table.
     """
-    ordered = order(records, faults)
+    ordered = [record for record in order(records, faults) if not record["problem"]]
     rate = ordered[0]["rate"] if ordered else 0
     lines = [_INTRODUCTION.format(rate=rate, deadline=DEADLINE_S, lost=LOST_AFTER_S)]
     lines += [f"![Recovery and slowest replies of each fault]({PLOT})\n"]

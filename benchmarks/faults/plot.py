@@ -28,7 +28,7 @@ def draw(results: Path, folder: Path) -> None:
     """Draws `faults.svg` and `faults.png` into a folder from the records in another."""
     mpl.use("svg")
     with mpl.rc_context(_STYLE):
-        figure = _figure(order(read_newest(results), FAULTS))
+        figure = _figure([r for r in order(read_newest(results), FAULTS) if not r["problem"]])
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / "faults.svg", metadata={"Date": None})
         figure.savefig(folder / "faults.png", dpi=120, metadata={"Software": None})

@@ -1,5 +1,6 @@
-"""The service that faults are injected into, with ports, API keys and a cache of its own."""
+"""The service that faults are injected into, with ports, keys, a cache and a disk of its own."""
 
+import shutil
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ from typing import Any, Self
 import psutil
 import redis
 import yaml
+from platformdirs import user_cache_path
 
 from serve_app.access.keys import digest, generate_key
 from serve_app.command.ports import free_port, with_free_ports
@@ -22,12 +24,15 @@ from serve_app.command.ray_service import RayService
 
 from ..paths import ROOT
 from ..service_processes import select
+from .disk import Disk
 
 #: The topologies, and the configuration of each.
 TOPOLOGIES = {"separate": "serve_config.yaml", "colocated": "configs/one-machine.yaml"}
 _START_TIMEOUT_S = 240.0
 _POLL_S = 0.25
 _VALKEY_TIMEOUT_S = 5.0
+#: Room for about 75 vectors, so that most texts are read from Valkey.
+_L1_MAX_BYTES = 150_000
 
 
 class FaultyService:
@@ -45,13 +50,24 @@ class FaultyService:
         self.folder = Path(self._scratch.name)
         self.api_key = generate_key()
         self.keys_file = self.folder / "keys.yaml"
+        self.disk = Disk(self.folder / "disk")
         self.config = self._make_config()
         self._process = RayService(self.config, env=self.ray_env)
 
     @property
     def ray_env(self) -> dict[str, str]:
         """Environment variables that keep the service's Ray apart from others."""
-        return {"RAY_TMPDIR": self._scratch.name, "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "token"}
+        return {
+            "RAY_TMPDIR": self._scratch.name,
+            "RAY_ADDRESS": "local",
+            "RAY_AUTH_MODE": "token",
+            "XDG_CACHE_HOME": str(self.disk.folder),
+        }
+
+    @property
+    def prepared_models(self) -> Path:
+        """The prepared models, a copy of those of the user."""
+        return self.disk.folder / "embedserve" / "prepared"
 
     @property
     def url(self) -> str:
@@ -71,6 +87,7 @@ class FaultyService:
         # A stopped process doesn't end on SIGINT.
         send_signal(self._process.processes(), signal.SIGCONT)
         self._process.stop()
+        self.disk.remove()
         self._scratch.cleanup()
 
     def start(self) -> Iterator[str]:
@@ -79,6 +96,11 @@ class FaultyService:
         Raises:
             StartupError: it doesn't start.
         """
+        yield "copying the prepared models"
+        self.disk.create()
+        prepared = user_cache_path("embedserve") / "prepared"
+        if prepared.is_dir():
+            shutil.copytree(prepared, self.prepared_models)
         self._process.start()
         yield from self._process.wait_until_ready(_START_TIMEOUT_S)
 
@@ -117,9 +139,7 @@ class FaultyService:
         Raises:
             FileNotFoundError: there is no server.
         """
-        sockets = sorted((self.folder / "cache").rglob("*.sock"))
-        sockets += sorted(self.folder.rglob("valkey*.sock"))
-        for path in sockets:
+        for path in sorted(self.disk.folder.rglob("*.sock")):
             if path.is_socket() and _listens(path):
                 return redis.Redis(
                     unix_socket_path=str(path),
@@ -145,9 +165,10 @@ class FaultyService:
         content = (ROOT / TOPOLOGIES[self.topology]).read_text("utf-8")
         config = with_free_ports(yaml.safe_load(content), free_port(), self.folder)
         (application,) = config["applications"]
-        application.setdefault("args", {})["cache"] = {"data_dir": str(self.folder / "cache")}
+        application.setdefault("args", {})["cache"] = {"data_dir": str(self.disk.folder / "cache")}
         http, *_ = application["deployments"]
         http["user_config"]["access"] = {"keys_file": str(self.keys_file)}
+        http["user_config"]["l1_max_bytes"] = _L1_MAX_BYTES
         return config
 
 
