@@ -14,14 +14,14 @@ _RATE = 25.0
 #: What a fault takes besides its duration: the load before and after it, and a check of health.
 _OVERHEAD_S = 25.0
 _START_S = 60.0
-DESCRIPTION = (
-    "Start a service on free ports, send it a steady mixed load, and inject one fault at a time: "
-    "processes are killed or stopped, Valkey fails, clients misbehave, operators err. Every "
-    "request is counted: right, refused, failed, lost, or answered with wrong vectors. Appends a "
-    "record of each fault to benchmarks/results and exits with 1 if a request was failed, lost or "
-    "wrong, or the service did not recover. Other services on the machine are left alone. Ctrl-C "
-    "ends everything that the command started. Needs a checkout of the repository."
-)
+DESCRIPTION = """\
+Start a service on free ports, send it a steady mixed load, and inject one fault at a time:
+processes are killed or stopped, Valkey fails, clients misbehave, operators err. Every request is
+counted: right, refused, failed, lost, or answered with wrong vectors.
+
+Appends a record of each fault to benchmarks/results. Exits with 1 if a request was failed, lost or
+wrong, or the service did not recover. Other services on the machine are left alone; Ctrl-C ends
+everything that the command started. Needs a checkout of the repository."""
 EPILOG = """\
 examples:
   embedserve faults --list                           print all faults
@@ -89,7 +89,7 @@ def _write_report(results: Path) -> int:
     from .page import write_page
     from .plot import draw
 
-    draw(results, REPORT_FOLDER / "pictures")
+    draw(results, REPORT_FOLDER / "faults" / "pictures")
     print(write_page(results, REPORT_FOLDER))
     return 0
 

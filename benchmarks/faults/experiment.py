@@ -56,12 +56,13 @@ class Experiment:
             injected_s = time.monotonic()
             on_progress("during")
             try:
-                fault.inject(scene)
-                time.sleep(fault.duration_s)
-            except (RuntimeError, OSError) as error:
+                try:
+                    fault.inject(scene)
+                    time.sleep(fault.duration_s)
+                finally:
+                    fault.heal(scene)
+            except Exception as error:  # the record says that this was no experiment
                 problem = f"{type(error).__name__}: {error}"
-            finally:
-                fault.heal(scene)
             healed_s = time.monotonic()
             on_progress("after")
             recovered_s = self._wait_for_recovery(load, healed_s)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from .load import Load
 from .service import TOPOLOGIES, FaultyService
@@ -23,7 +23,7 @@ class Fault(ABC):
     topologies: Sequence[str] = tuple(TOPOLOGIES)
     duration_s: float = 8.0
     #: Why requests fail that the service can't save; empty if none may.
-    reason: ClassVar[str] = ""
+    reason: str = ""
 
     @abstractmethod
     def inject(self, scene: Scene) -> None:

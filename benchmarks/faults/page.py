@@ -9,7 +9,7 @@ from .fault import Fault
 from .load import DEADLINE_S, LOST_AFTER_S
 from .records import broken_requests, order, read_newest, total, worst_p99_ms
 
-PLOT = "pictures/faults.svg"
+PLOT = "faults/pictures/faults.svg"
 _COLUMNS = (
     *("fault", "what happens", "sent", "refused", "failed", "lost", "wrong"),
     *("worst p99, ms", "recovery, s"),

@@ -18,6 +18,17 @@ _TOPOLOGIES = {
 }
 
 
+_NO_LISTENER = (
+    "HAProxy is the only process that listens for clients. Its connections end with it, and until "
+    "Ray has replaced it, the kernel refuses new ones."
+)
+#: Why requests fail that a killed process takes along.
+_REASONS = {
+    "HAProxy": _NO_LISTENER,
+    "HAProxyManager": f"HAProxy ends with the manager that started it. {_NO_LISTENER}",
+}
+
+
 class ProcessFault(Fault):
     """All processes of a name get a signal. Stopped ones go on when the fault ends."""
 
@@ -39,6 +50,8 @@ class ProcessFault(Fault):
         self.topologies = _TOPOLOGIES.get(process, Fault.topologies)
         self.duration_s = duration_s
         self._process, self._number = process, number
+        if number is signal.SIGKILL:
+            self.reason = _REASONS.get(process, "")
         self._hit: Sequence[psutil.Process] = ()
 
     def inject(self, scene: Scene) -> None:

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.faults.catalog import FAULTS
+from benchmarks.faults.page import page as fault_page
+from benchmarks.faults.plot import draw
+from benchmarks.faults.records import broken_requests, read_newest
 from benchmarks.paths import README, REPORT_FOLDER
+from benchmarks.paths import RESULTS as RESULTS_FOLDER
 from benchmarks.report.page import extract_table, readme_table
 from benchmarks.report.publish import newest_records, publish
 from benchmarks.report.results import SuiteResults
@@ -37,6 +42,23 @@ def test_the_plots_are_generated_from_the_newest_records(published: Path) -> Non
         for name, file in drawn.items()
         if file.suffix == ".svg" and file.read_text("utf-8") != (saved / name).read_text("utf-8")
     ] == []
+
+
+def test_the_page_of_faults_is_generated_from_the_newest_records() -> None:
+    assert (REPORT_FOLDER / "FAULTS.md").read_text("utf-8") == fault_page(
+        read_newest(RESULTS_FOLDER)
+    )
+
+
+def test_the_plot_of_faults_is_generated_from_the_newest_records(tmp_path: Path) -> None:
+    draw(RESULTS_FOLDER, tmp_path)
+    saved = REPORT_FOLDER / "faults" / "pictures" / "faults.svg"
+    assert (tmp_path / "faults.svg").read_text("utf-8") == saved.read_text("utf-8")
+
+
+def test_each_fault_that_broke_requests_has_a_reason() -> None:
+    broken = {r["fault"] for r in read_newest(RESULTS_FOLDER) if broken_requests(r)}
+    assert [name for name in sorted(broken) if not FAULTS[name].reason] == []
 
 
 def test_the_table_of_the_readme_is_generated_from_the_newest_records() -> None:
