@@ -143,6 +143,13 @@ class ModelNotFound(ClientError):
     code = "model_not_found"
 
 
+class SpaceConflict(ClientError):
+    """The request requires vectors of another space than that of the model."""
+
+    status = HTTPStatus.CONFLICT
+    code = "embedding_space_conflict"
+
+
 class RouteNotFound(ClientError):
     """The path doesn't exist."""
 

@@ -13,7 +13,11 @@ from serve_app.service.embed import EmbedService
 from serve_app.web.admission import Admission
 from serve_app.web.endpoint import Endpoint, ParsedRequest
 from serve_app.web.exchange import Exchange
-from serve_app.web.request_headers import apply_request_headers, request_timeout_s
+from serve_app.web.request_headers import (
+    apply_request_headers,
+    request_timeout_s,
+    require_space,
+)
 
 
 class Alternative(NamedTuple):
@@ -60,6 +64,7 @@ async def run_alternative(
         if left_s <= 0:
             break
         try:
+            require_space(headers, other.spec.space_id)
             parsed = endpoint.parse(endpoint.name_model(fields, other.spec.name), other.spec)
             job = apply_request_headers(parsed.job, headers)
             result, key_headers = await admission.run(exchange.key, other, job, left_s)

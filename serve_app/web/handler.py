@@ -53,6 +53,7 @@ from serve_app.web.request_headers import (
     apply_request_headers,
     decode_headers,
     request_timeout_s,
+    require_space,
 )
 from serve_app.web.request_log import log_request
 from serve_app.web.request_metrics import count_request
@@ -195,6 +196,7 @@ class RequestHandler:
             endpoint = endpoint.for_model(exchange.service.spec, fields)
         task = endpoint.default_task(fields) if name is None else None
         service = exchange.service = self._catalog.resolve(name, task)
+        require_space(headers, service.spec.space_id)
         parsed = endpoint.parse(fields, service.spec)
         job = exchange.job = apply_request_headers(parsed.job, headers)
         timeout_s = request_timeout_s(headers)

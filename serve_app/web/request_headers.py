@@ -4,14 +4,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from serve_app.errors import InvalidRequest, short_repr
+from serve_app.embedding_space import is_comparable
+from serve_app.errors import InvalidRequest, SpaceConflict, short_repr
 from serve_app.jobs import Job
 from serve_app.results import Result
 from serve_app.types import Lane
 
 #: Headers with one value. Proxies in a chain may each add the same one.
 _SINGLE_VALUED = frozenset(
-    ("api-key", "authorization", "content-type", "x-api-key", "x-priority", "x-request-timeout-s")
+    (
+        *("api-key", "authorization", "content-type", "x-api-key"),
+        *("x-embedding-space", "x-priority", "x-request-timeout-s"),
+    )
 )
 
 _NUMBER = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?", re.ASCII)
@@ -80,6 +84,26 @@ def request_timeout_s(headers: Mapping[str, str]) -> float:
             "x-request-timeout-s",
         )
     return float(value)
+
+
+def require_space(headers: Mapping[str, str], space_id: str) -> None:
+    """Checks that a client which requires a space by `x-embedding-space` can use another one.
+
+    Args:
+        headers: of the request.
+        space_id: of the model that is to run.
+
+    Raises:
+        SpaceConflict: vectors of the two spaces can't be compared.
+    """
+    value = headers.get("x-embedding-space")
+    if value is not None and not is_comparable(unfold(value), space_id):
+        raise SpaceConflict(
+            f"The model's vectors are of the space {space_id}. Those of the space that the request "
+            f"requires, {short_repr(value)}, can't be compared with them. Embed the old texts "
+            "again, or request the model that they were embedded with.",
+            "x-embedding-space",
+        )
 
 
 def _lane(headers: Mapping[str, str]) -> Lane | None:

@@ -38,6 +38,7 @@ SERVICE_LAYERS = [
         "totals",
         "quantization",
         "breaker",
+        "embedding_space",
         "proxy",
     ],
     ["model_spec"],

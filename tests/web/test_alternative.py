@@ -97,6 +97,17 @@ def test_a_model_that_answers_has_no_fallback() -> None:
     assert "x-embedding-model" not in reply.headers
 
 
+def test_a_client_that_requires_the_space_of_its_model_gets_no_other(models: Models) -> None:
+    def embed(space: str) -> httpx2.Response:
+        headers = {"x-embedding-space": space}
+        return models.client.post("/v1/embeddings", json={"input": "a"}, headers=headers)
+
+    assert (embed(SPEC.space_id).status_code, models.other.groups) == (503, [])
+    assert embed(OTHER.space_id).status_code == 409
+    models.first.error = None
+    assert embed(SPEC.space_id).status_code == 200
+
+
 @pytest.mark.parametrize("error", [Unavailable("no"), InferenceError("no"), Overloaded("full")])
 def test_each_reply_says_which_model_it_is_from(models: Models, error: EmbedServeError) -> None:
     models.first.error = error

@@ -34,6 +34,7 @@ SINGLE_VALUED = (
     "authorization",
     "content-type",
     "x-api-key",
+    "x-embedding-space",
     "x-priority",
     "x-request-timeout-s",
 )

@@ -28,7 +28,7 @@ _CHECKS = (
     "allow_header_conformance",
 )
 #: Statuses that may reject an invalid request.
-_REJECTIONS = ["400", "404", "405", "413", "415", "422", "424"]
+_REJECTIONS = ["400", "404", "405", "409", "413", "415", "422", "424"]
 _CONFIG = SchemathesisConfig.from_dict(
     {
         "seed": 1,

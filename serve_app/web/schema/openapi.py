@@ -20,6 +20,7 @@ from serve_app.errors import (
     InvalidRequest,
     ModelNotFound,
     Overloaded,
+    SpaceConflict,
     Unauthorized,
     Unavailable,
     UnsupportedMediaType,
@@ -38,6 +39,7 @@ from serve_app.web.dialect import (
 from serve_app.web.endpoint import Endpoint, ParsedRequest, ViewRoute, documented_path
 from serve_app.web.response_headers import cost_headers, raw_vector_headers, result_headers
 from serve_app.web.schema.fields import Field, SchemaContext, object_example, object_schema
+from serve_app.web.schema.header_parameters import header_parameters
 from serve_app.web.schema.json_schema import STRING, Schema, any_of, enum
 
 _DESCRIPTION = """\
@@ -54,19 +56,6 @@ _SECURITY = {
     "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
     "azure": {"type": "apiKey", "in": "header", "name": "api-key"},
 }
-_PRIORITY = {
-    "name": "x-priority",
-    "in": "header",
-    "description": "Scheduling lane: `interactive` texts are computed before `bulk` texts.",
-    "schema": enum(("interactive", "bulk")),
-}
-_TIMEOUT = {
-    "name": "x-request-timeout-s",
-    "in": "header",
-    "description": "Time limit in seconds, if it is lower than the service's own; after it the "
-    "response is a 504, and texts that are still queued are not computed.",
-    "schema": {"type": "string", "pattern": r"^([1-9]\d{0,5}(\.\d{1,3})?|0\.\d{0,2}[1-9])$"},
-}
 
 #: Errors of every route; of routes that check keys; that read a body; and that run a job.
 _ALWAYS: Final = (EmbedServeError, Unavailable)
@@ -82,6 +71,7 @@ _WITH_BODY: Final = (
     *_WITH_FIELDS,
     EmptyInput,
     UnsupportedOperation,
+    SpaceConflict,
     Overloaded,
     InferenceError,
     UpstreamError,
@@ -204,8 +194,7 @@ def _endpoint_operation(
         "summary": " ".join(summaries),
         "parameters": [
             *_path_parameters(path, context),
-            _TIMEOUT,
-            *([_PRIORITY] if embedding else []),
+            *header_parameters(context, has_lanes=bool(embedding)),
         ],
         "requestBody": _request_body(
             _any_distinct(_body_schemas(candidates)), _examples(candidates)

@@ -16,7 +16,7 @@ from serve_app.web.schema.fields import object_example
 from tests.fakes import SPEC, FakeBackend
 from tests.web.dialects.test_images import CLIP
 from tests.web.dialects.test_scores import SPECS
-from tests.web.schema.test_openapi import check, documented, each_route, each_view, url
+from tests.web.schema.test_openapi import check, documented, each_route, each_view, query, url
 
 MODELS = (*SPECS, replace(CLIP, name="org/clip", aliases=(), space_id="dead-fp32"))
 
@@ -60,7 +60,8 @@ def test_each_view_is_as_documented(
 ) -> None:
     body = object_example(view.fields) if view.fields else None
     for spec in MODELS if "{" in view.path else (SPEC,):
-        reply = client.request(view.method, url(view.path, spec.name), json=body)
+        path = url(view.path, spec.name)
+        reply = client.request(view.method, path, params=query(view), json=body)
         check(reply, document, documented(view.path), view.method.lower())
 
 
