@@ -20,7 +20,6 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 _ON_RAY = "tests/on_ray/"
-_BENCHMARKS = "tests/benchmarks/"
 _SLOW_PATHS = (
     "tests/access/test_shared_ledger.py",
     "tests/benchmarks",
@@ -140,11 +139,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 
 class _FolderScheduling(LoadScopeScheduling):
-    """Runs each folder of tests in one process, and all folders with services in the same one."""
+    """Runs each folder of tests in one process."""
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith((_ON_RAY, _BENCHMARKS)):
-            return "services"
         return nodeid.partition("::")[0].rpartition("/")[0]  # a folder shares what it has loaded
 
 

@@ -158,7 +158,7 @@ def test_the_capacity_is_the_rate_that_the_server_answers(
     assert main(["bench", "capacity", server.url, *plan, *objective]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     record = json.loads(last)
-    assert 10 < record["capacity_per_s"] < 120
+    assert 0 < record["capacity_per_s"] < 120
     assert lines[-1].endswith(f"max_replicas: {record['scale_factor']}")
 
 
