@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from serve_app.live.fleet_sample import FleetSample
 from serve_app.live.quantile import quantile
 from serve_app.live.replica_sample import ReplicaIdentity, ReplicaSample
+from serve_app.live.sampled_metrics import SAMPLED
 from serve_app.meter import BUCKET
 from serve_app.metrics import Metric
 
@@ -15,6 +16,8 @@ class Interval:
 
     Counts are compared replica by replica, each by its own clock. A replica that is in one of the
     samples only doesn't count, unless it has started in between: then it has counted from 0.
+
+    A metric that isn't one of `SAMPLED` would always be 0; its methods raise a `ValueError`.
     """
 
     def __init__(self, before: FleetSample | None, after: FleetSample) -> None:
@@ -51,11 +54,12 @@ class Interval:
             http: whether to count those replicas only that take HTTP requests.
         """
         amounts = self._http_amounts if http else self._amounts
-        return amounts.total(metric.name + suffix, tags)
+        return amounts.total(_sampled_name(metric) + suffix, tags)
 
     def per_s(self, metric: Metric, *tags: str | None, suffix: str = "") -> float | None:
         """Returns the rise of a counter per second, over all replicas; None: it isn't known."""
-        return self._rates.total(metric.name + suffix, tags) if self.is_known else None
+        name = _sampled_name(metric) + suffix
+        return self._rates.total(name, tags) if self.is_known else None
 
     def quantile(self, share: float, metric: Metric, *tags: str | None) -> float | None:
         """Returns a quantile of the values that a histogram has got; None: it has got none.
@@ -66,7 +70,7 @@ class Interval:
             tags: the values of its first tags; None stands for any value.
         """
         buckets = defaultdict[float, float](float)
-        for values, amount in self._amounts.matching(metric.name + BUCKET, tags):
+        for values, amount in self._amounts.matching(_sampled_name(metric) + BUCKET, tags):
             buckets[float(values[-1])] += amount
         return quantile(share, buckets)
 
@@ -109,6 +113,12 @@ class Interval:
             before_s = earlier.pool.busy_s if earlier and earlier.pool else 0.0
             share = (busy_s - (before_s or 0.0)) / seconds
             self._busy_shares[later.identity] = min(1.0, max(0.0, share))
+
+
+def _sampled_name(metric: Metric) -> str:
+    if metric not in SAMPLED:
+        raise ValueError(f"{metric.name} isn't sampled. Add it to `live/sampled_metrics.py`.")
+    return metric.name
 
 
 class _Sums:

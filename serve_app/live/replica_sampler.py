@@ -10,31 +10,9 @@ import psutil
 from serve_app.access.entrance import KeyLevel
 from serve_app.cache.stack import CacheStack
 from serve_app.live.replica_sample import NamedCounts, ReplicaIdentity, ReplicaSample
+from serve_app.live.sampled_metrics import BUCKETED, COUNTERS, SUMMED
 from serve_app.meter import BUCKET, COUNT, SUM, Meter
-from serve_app.metrics import (
-    BATCH_SIZE,
-    CACHE_HITS,
-    CACHE_MISSES,
-    CACHED_TEXTS,
-    COST_NANO_USD,
-    KEY_TOKENS,
-    PADDED_TOKENS,
-    REQUEST_DURATION,
-    REQUESTS,
-    SAVED_NANO_USD,
-    TEXT_LENGTH,
-    TEXTS,
-    TOKENS,
-)
 from serve_app.scheduler.pool_sample import PoolSample
-
-#: The counters that a snapshot is made of. Others would only be sent in vain.
-_COUNTERS = {
-    *(REQUESTS, TEXTS, TOKENS, CACHED_TEXTS, CACHE_HITS, CACHE_MISSES),
-    *(PADDED_TOKENS, COST_NANO_USD, SAVED_NANO_USD, KEY_TOKENS),
-}
-#: Histograms of which a snapshot has the number of values and their sum.
-_SUMMED = {BATCH_SIZE, TEXT_LENGTH}
 
 
 class ReplicaSampler:
@@ -90,14 +68,14 @@ class ReplicaSampler:
         # By name: a metric is compared by identity, which doesn't survive a call between processes.
         counts = defaultdict[tuple[str, tuple[str, ...]], float](float)
         for (metric, tags), value in self._meter.lifetime_counts().items():
-            if metric in _COUNTERS:
+            if metric in COUNTERS:
                 counts[metric.name, tags] = value
         for (metric, tags), histogram in self._meter.histograms().items():
-            if metric in _SUMMED:
+            if metric in SUMMED:
                 counts[metric.name + COUNT, tags] = histogram.count
                 counts[metric.name + SUM, tags] = histogram.sum
-            elif metric is REQUEST_DURATION:
-                _, *lane_and_model = tags  # there may be dozens of routes
+            elif metric in BUCKETED:
+                _, *other_tags = tags
                 for bound, count in histogram.buckets():
-                    counts[metric.name + BUCKET, (*lane_and_model, bound)] += count
+                    counts[metric.name + BUCKET, (*other_tags, bound)] += count
         return dict(counts)

@@ -89,6 +89,22 @@ async def test_each_listener_has_its_own_interval(service: Service) -> None:
     assert snapshot["requests"]["per_s"] == 1  # over all samples since its previous snapshot
 
 
+async def test_a_slow_listener_gets_one_snapshot_of_all_it_has_missed(service: Service) -> None:
+    slow, fast = service.feed.listen(INTERVAL_S), service.feed.listen(INTERVAL_S)
+    async with asyncio.timeout(LIMIT_S):
+        await slow.next()
+        for _ in range(20):
+            await fast.next()
+        fast.close()
+        sampled = service.samples
+        first, second = await slow.next(), await slow.next()
+    slow.close()
+    assert first is not None
+    assert second is not None
+    assert first["requests"]["per_s"] == second["requests"]["per_s"] == 1
+    assert service.samples <= sampled + 2  # nothing is kept for it
+
+
 async def test_who_comes_later_gets_rates_at_once(service: Service) -> None:
     first = service.feed.listen(INTERVAL_S)
     async with asyncio.timeout(LIMIT_S):

@@ -11,6 +11,7 @@ from serve_app.access.entrance import KeyLevel
 from serve_app.autoscale.scaling_record import ScalingRecord
 from serve_app.cache.report import MemoryStats
 from serve_app.live.fleet_sample import FleetSample, SilentReplica
+from serve_app.live.interval import Interval
 from serve_app.live.model_status import ModelStatus
 from serve_app.live.quantile import quantile
 from serve_app.live.replica_sample import ReplicaIdentity
@@ -26,6 +27,7 @@ from serve_app.metrics import (
     COST_NANO_USD,
     KEY_TOKENS,
     PADDED_TOKENS,
+    PROCESS_CPU_SECONDS,
     REQUEST_DURATION,
     REQUESTS,
     SAVED_NANO_USD,
@@ -280,3 +282,9 @@ def test_a_sample_takes_nothing_from_the_exported_metrics(process: Process) -> N
     assert process.meter.drain() == {(REQUESTS, ("200", "m")): 3}
     process.meter.add(REQUESTS, 1, "200", "m")
     assert process.sampler.sample().counts == {(REQUESTS.name, ("200", "m")): 4}
+
+
+def test_a_metric_that_is_not_sampled_is_an_error_not_zero() -> None:
+    interval = Interval(fleet(replica()), fleet(replica(taken_s=1.0)))
+    with pytest.raises(ValueError, match="sampled_metrics"):
+        interval.per_s(PROCESS_CPU_SECONDS)

@@ -12,20 +12,19 @@ from tests.clients.app_server import run_server
 MODEL = "words"
 
 
-@contextmanager
-def run_hashing_service(port: int = 0, **settings: Any) -> Iterator[str]:
-    """Serves on a port, a free one for 0; yields the URL.
-
-    Args:
-        port: to listen on.
-        settings: those of the EmbedServer.
-    """
+def hashing_service(**settings: Any) -> StandaloneService:
+    """Returns a service that isn't started; `settings` are those of the EmbedServer."""
     models = [{"name": MODEL, "source": "hashing:64"}]
     config = AppConfig.parse({"models": models, "cache": {"url": "none"}})
-    service = StandaloneService(
+    return StandaloneService(
         config, select_engines(config), EmbedServerSettings(**settings), "hashing"
     )
 
+
+@contextmanager
+def run_hashing_service(port: int = 0) -> Iterator[str]:
+    """Serves on a port, a free one for 0; yields the URL."""
+    service = hashing_service()
     with run_server(service.app, service.start, service.stop, port) as url:
         try:
             yield url
