@@ -109,7 +109,7 @@ class Load:
         self._url, self._api_key = url, api_key
         self._texts, self._check = texts, check
         self._rate = rate
-        self._factor = 1.0
+        self._extra = 0
         self._calls = make_calls(len(texts), seed)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run_loop, daemon=True)
@@ -123,9 +123,9 @@ class Load:
         self._thread.join(LOST_AFTER_S + 10)
         self.ledger.give_up(time.monotonic())
 
-    def set_factor(self, factor: float) -> None:
-        """Multiplies the rate by a factor from now on; 1: the rate of the start."""
-        self._factor = factor
+    def send_at_once(self, requests: int) -> None:
+        """Sends further requests without waiting for the time at which the next one is due."""
+        self._extra = requests
 
     def _run_loop(self) -> None:
         asyncio.run(self._run())
@@ -139,10 +139,12 @@ class Load:
         ) as client:
             due_s = time.monotonic()
             while not self._stopped.is_set():
-                task = asyncio.create_task(self._send(client, next(self._calls)))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-                due_s += 1 / (self._rate * self._factor)
+                extra, self._extra = self._extra, 0
+                for _ in range(1 + extra):
+                    task = asyncio.create_task(self._send(client, next(self._calls)))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                due_s += 1 / self._rate
                 await asyncio.sleep(max(0.0, due_s - time.monotonic()))
             await asyncio.gather(*tasks)
 

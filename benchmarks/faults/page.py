@@ -69,7 +69,7 @@ def _section(topology: str, rows: Sequence[Record], faults: Mapping[str, Fault])
     lines = [
         f"## `{topology}`\n",
         f"{len(rows)} faults, {sum(total(row, 'sent') for row in rows):,} requests. "
-        f"{machine['cores']} cores ({machine['cpu']}), {' to '.join(days)}.\n",
+        f"{machine['cores']} cores ({machine['cpu']}), {' to '.join(days)}.{_other_work(rows)}\n",
         f"| {' | '.join(_COLUMNS)} |",
         f"|{'---|' * len(_COLUMNS)}",
         *(_row(row, faults[row["fault"]]) for row in rows),
@@ -80,6 +80,14 @@ def _section(topology: str, rows: Sequence[Record], faults: Mapping[str, Fault])
         errors = ", ".join(f"{n} × {error}" for error, n in row["errors"].items())
         lines.append(f"- `{row['fault']}`: {reason} ({errors})")
     return [*lines, ""] if broken else lines
+
+
+def _other_work(rows: Sequence[Record]) -> str:
+    """Returns a sentence on the work of the machine, where the records have its load average."""
+    averages = sorted(row["load_average"] for row in rows if "load_average" in row)
+    if not averages:
+        return ""
+    return f" Load average before each fault: {averages[0]} to {averages[-1]}."
 
 
 def _row(record: Record, fault: Fault) -> str:

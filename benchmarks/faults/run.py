@@ -1,6 +1,7 @@
 """Runs faults on a service of one topology and saves the records."""
 
 import itertools
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -55,7 +56,11 @@ def run_topology(
                 break
             name = f"{topology}: {fault.name}"
             found = experiment.run(fault, seed + number, partial(_show, display, name))
-            parameters = {"bench": "faults", "description": fault.description}
+            parameters = {
+                "bench": "faults",
+                "description": fault.description,
+                "load_average": round(os.getloadavg()[0], 1),
+            }
             record = make_record(parameters, found)
             append_record(file, record)
             is_good &= not broken_requests(record) and record["recovery_s"] is not None

@@ -27,6 +27,7 @@ class Server(http.server.ThreadingHTTPServer):
     """A service with known vectors. `mode` returns the status of each request, by its id."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -162,3 +163,14 @@ def test_calls_are_mixed_and_repeatable() -> None:
     headers = {name for call in calls for name in call.headers}
     assert headers == {"cache-control", "x-priority"}
     assert len({*make_texts(500, seed=0)}) == 500
+
+
+def test_further_requests_are_sent_at_once(server: Server) -> None:
+    check = ReplyCheck(VECTORS, SPACE)
+    with Load(server.url, "a key", TEXTS, check, rate=1, seed=1) as load:
+        load.send_at_once(30)
+        deadline_s = time.monotonic() + 20
+        while len(load.ledger.outcomes) < 31 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+    assert len(load.ledger.outcomes) >= 31
+    assert kinds(load.ledger.outcomes) == {Kind.RIGHT}
