@@ -58,6 +58,7 @@ def run_topology(
             found = experiment.run(fault, seed + number, partial(_show, display, name))
             parameters = {
                 "bench": "faults",
+                "command": f"embedserve faults --topology {topology} --only {fault.name}",
                 "description": fault.description,
                 "load_average": round(os.getloadavg()[0], 1),
             }
