@@ -14,6 +14,9 @@ _FORGET_AFTER_S = 900.0
 #: An interactive text waits for the batch that runs, which takes about this long, but not for
 #: further bulk texts.
 _BATCH_S = 0.1
+#: A replica that could not be reached is the last choice for this long. Ray takes a minute to
+#: declare a machine dead that has lost power, and a call to it fails after ten seconds.
+_AVOID_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +35,13 @@ class AssignedTokens(Generic[R]):
         self._clock = clock
         self._calls: dict[str, _Call[R]] = {}  # by ascending time
         self._tokens: dict[R, dict[Lane, int]] = {}
+        self._avoided: dict[R, float] = {}  # until when
         self._turn = 0
 
     def rank(self, speeds: Mapping[R, float], lane: Lane) -> list[R]:
         """Returns the replicas by ascending waiting time; equal ones take turns.
+
+        Those that could not be reached come last.
 
         Args:
             speeds: tokens per second of each replica; 0: unknown, taken to be the mean.
@@ -47,7 +53,18 @@ class AssignedTokens(Generic[R]):
         self._turn = (self._turn + 1) % max(len(speeds), 1)
         replicas = [*speeds]
         replicas = [*replicas[self._turn :], *replicas[: self._turn]]
-        return sorted(replicas, key=lambda r: self._wait_s(r, speeds[r] or default, lane))
+        now_s = self._clock()
+        return sorted(
+            replicas,
+            key=lambda r: (
+                self._avoided.get(r, now_s) > now_s,
+                self._wait_s(r, speeds[r] or default, lane),
+            ),
+        )
+
+    def avoid(self, replica: R) -> None:
+        """Makes a replica the last choice for a while: it could not be reached."""
+        self._avoided[replica] = self._clock() + _AVOID_S
 
     def assign(self, call: str, replica: R, lane: Lane, tokens: int) -> None:
         """Counts a call for a replica, in place of an earlier assignment of the same call."""
@@ -80,6 +97,7 @@ class AssignedTokens(Generic[R]):
     def keep(self, replicas: Iterable[R]) -> None:
         """Forgets all other replicas."""
         kept = {*replicas}
+        self._avoided = {r: until_s for r, until_s in self._avoided.items() if r in kept}
         self._tokens = {r: tokens for r, tokens in self._tokens.items() if r in kept}
         self._calls = {c: call for c, call in self._calls.items() if call.replica in kept}
 

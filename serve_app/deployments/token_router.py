@@ -69,6 +69,11 @@ class TokenRouter(FIFOMixin, RequestRouter):
         """
         self._assigned.release(internal_request_id, replica_id)
 
+    def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
+        """Prefers other replicas for a while: Ray could not reach this one."""
+        self._assigned.avoid(replica_id)
+        super().on_replica_actor_unavailable(replica_id)
+
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Forgets what was sent to replicas that have gone."""
         self._assigned.keep(replica.replica_id for replica in replicas)

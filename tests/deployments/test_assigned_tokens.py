@@ -85,3 +85,21 @@ def test_a_call_that_never_ends_is_forgotten(elapsed_s: float, order: list[str])
     now_s = elapsed_s
     tokens.assign("x", "b", "bulk", 10)
     assert tokens.rank(EQUAL, "bulk") == order
+
+
+@pytest.mark.parametrize(("elapsed_s", "order"), [(14, ["b", "a"]), (16, ["a", "b"])])
+def test_a_replica_that_could_not_be_reached_is_avoided_for_a_while(
+    elapsed_s: float, order: list[str]
+) -> None:
+    now_s = 0.0
+    tokens = AssignedTokens[str](lambda: now_s)
+    tokens.assign("x", "b", "interactive", 1000)
+    tokens.avoid("a")
+    now_s = elapsed_s
+    assert tokens.rank(EQUAL, "interactive") == order
+
+
+def test_the_only_replica_is_chosen_even_if_it_could_not_be_reached() -> None:
+    tokens = AssignedTokens[str]()
+    tokens.avoid("a")
+    assert tokens.rank({"a": 100.0}, "bulk") == ["a"]

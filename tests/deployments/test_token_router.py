@@ -122,6 +122,12 @@ async def test_a_call_counts_for_the_replica_that_got_it() -> None:
     assert {(await routing.run("a query"))[0] for _ in range(8)} == {full, other}
 
 
+async def test_a_replica_that_cannot_be_reached_is_the_last_choice() -> None:
+    routing = Routing(a=100, b=100)
+    routing.router.on_replica_actor_unavailable(ReplicaID("a", DEPLOYMENT))
+    assert {(await routing.run("long " * 1000))[0] for _ in range(6)} == {"b"}
+
+
 async def test_a_slow_replica_gets_less() -> None:
     routing = Routing(fast=300, slow=100)
     chosen = [(await routing.run("words " * 40, lane="bulk"))[0] for _ in range(40)]
