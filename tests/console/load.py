@@ -1,4 +1,4 @@
-"""Sends requests to a service in the background: queries, some of which repeat, and bulk texts."""
+"""Sends requests to a service in the background: queries that repeat, and new bulk texts."""
 
 import random
 import threading
@@ -36,7 +36,8 @@ def _send(url: str, model: str, lane: str, stop: threading.Event) -> None:
     with httpx2.Client(timeout=30) as client:
         while not stop.wait(0.03 if lane == "interactive" else 0.2):
             count = 1 if lane == "interactive" else BULK_TEXTS
-            texts = [_text(random.Random(draw.randrange(DISTINCT))) for _ in range(count)]
+            distinct = DISTINCT if lane == "interactive" else 1 << 62
+            texts = [_text(random.Random(draw.randrange(distinct))) for _ in range(count)]
             client.post(
                 f"{url}/v1/embeddings",
                 json={"model": model, "input": texts},

@@ -19,12 +19,10 @@ from tests.console.console_service import DENSE, real_models, run_service
 from tests.console.load import run_load
 
 WIDTH, PHONE_WIDTH = 1120, 390
-#: Colors of a picture. Text is drawn in few shades, and the files are a third as large.
-COLORS = 96
 LOAD_S = 75
 LONG_TEXT = (
     "EmbedServe batches requests by tokens, so an uncharacteristically long sentence about "
-    "Zürich and 北京 doesn't delay a short one."
+    "Zürich and São Paulo doesn't delay a short one."
 )
 TOPICS = {
     "animals": (
@@ -92,14 +90,17 @@ def opened(
 
 
 def run(page: Page) -> None:
-    page.locator("form.panel button.primary").click()
+    with page.expect_response(lambda response: response.request.method == "POST"):
+        page.locator("form.panel button.primary").click()
     page.locator(".result > section").first.wait_for()
+    page.wait_for_load_state("networkidle")
 
 
 def save(page: Page, file: Path) -> None:
     page.screenshot(path=file, full_page=True)
     with Image.open(file) as image:
-        image.convert("RGB").quantize(COLORS).save(file, optimize=True)
+        # Not of fewer colors: those of a few points would become each other's.
+        image.convert("RGB").save(file, optimize=True)
     print(f"{file}: {file.stat().st_size / 1000:.0f} KB")
 
 
@@ -114,7 +115,7 @@ def take_try(
         run(page)
         page.locator(".token").first.wait_for()
         page.locator(".strip").press("End")
-        page.locator("h2").click()
+        page.locator("main h2").click()
         save(page, file)
 
 

@@ -1,6 +1,7 @@
 """The console in a browser, against real services: what a person does."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from tests.console.conftest import KEY, ConsolePage
+from tests.console.console_service import DENSE
+from tests.console.load import run_load
 
 VIEWS = ("try", "compare", "rerank", "projection", "live")
 TOPICS = {
@@ -254,6 +257,20 @@ def test_the_theme_is_switched_and_remembered(new_page: Any, service_url: str) -
     assert page.evaluate(background) == dark
 
 
+def test_the_live_view_shows_what_a_service_does(console: ConsolePage, service_url: str) -> None:
+    page = console.open(service_url, "live")
+    with run_load(service_url, DENSE):
+        expect(fact(page, "Requests")).to_have_text(re.compile(r"^[1-9][\d.]* /s"))
+        row = page.get_by_role("row", name=re.compile(f"^{DENSE} embed ready"))
+        expect(row).to_have_text(re.compile(r"openvino"))
+        page.get_by_role("button", name="Pause").click()
+        before = page.locator(".live").inner_text()
+        page.wait_for_timeout(1500)  # in which a snapshot comes
+        assert page.locator(".live").inner_text() == before
+    page.get_by_role("button", name="Continue").click()
+    expect(fact(page, "Requests")).to_have_text(re.compile(r"^0 /s"))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_each_view_is_accessible_and_fits(
@@ -262,7 +279,10 @@ def test_each_view_is_accessible_and_fits(
     console = new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
     for view in VIEWS:
         page = console.open(service_url, view)
-        if view != "live":
+        if view == "live":
+            expect(page.locator(".live .badge")).to_have_text("connected")
+            page.get_by_role("cell", name=DENSE).wait_for()
+        else:
             run(page)
             page.locator(".result > section").first.wait_for()
         overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")

@@ -4,6 +4,7 @@ import { heatMap } from "./heat_map.js";
 import { lines, shorten } from "./lines.js";
 import { ModelSelect } from "./model_select.js";
 import { call } from "./service.js";
+import { textColumns } from "./text_columns.js";
 import { TextForm, textArea } from "./text_form.js";
 import { cosine } from "./vector.js";
 
@@ -31,20 +32,8 @@ export class CompareView {
     this.form = new TextForm([field, this.select.element], "Compare", (signal) =>
       this.#run(signal),
     );
-    this.element = element(
-      "div",
-      { class: "columns" },
-      element("div", {}, element("h2", {}, this.title), this.form.element),
-      this.#result,
-      this.#curl.element,
-    );
-    this.#result.append(
-      element(
-        "p",
-        { class: "empty" },
-        "A matrix of cosine similarities and the nearest pairs appear here.",
-      ),
-    );
+    const hint = "A matrix of cosine similarities and the nearest pairs appear here.";
+    this.element = textColumns(this.title, this.form, this.#result, this.#curl, hint);
     changed();
   }
 

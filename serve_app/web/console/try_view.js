@@ -5,6 +5,7 @@ import { shorten } from "./lines.js";
 import { ModelSelect } from "./model_select.js";
 import { ReplyInfo } from "./reply_info.js";
 import { call } from "./service.js";
+import { textColumns } from "./text_columns.js";
 import { TextForm, textArea } from "./text_form.js";
 import { tokenList } from "./token_list.js";
 import { norm } from "./vector.js";
@@ -34,20 +35,8 @@ export class TryView {
       (signal) => this.#run(signal),
       element("label", { class: "check" }, this.cache, "use the cache"),
     );
-    this.element = element(
-      "div",
-      { class: "columns" },
-      element("div", {}, element("h2", {}, this.title), this.form.element),
-      this.#result,
-      this.#curl.element,
-    );
-    this.#result.append(
-      element(
-        "p",
-        { class: "empty" },
-        "The vector, its tokens and where the time went appear here.",
-      ),
-    );
+    const hint = "The vector, its tokens and where the time went appear here.";
+    this.element = textColumns(this.title, this.form, this.#result, this.#curl, hint);
     changed();
   }
 
@@ -137,7 +126,7 @@ export class TryView {
         "tr",
         {},
         element("td", {}, shorten(text, 60)),
-        element("td", {}, source),
+        element("td", { class: "word" }, source),
         element("td", { class: "number" }, ms === undefined ? "–" : ms.toFixed(2)),
       ),
     );
