@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from serve_app.meter import HISTOGRAM_SUFFIXES
+from serve_app.meter import BUCKET, HISTOGRAM_SUFFIXES
 from serve_app.metrics import HISTOGRAMS, RAY_PREFIX
 
 _METRIC_PREFIX = f"{RAY_PREFIX}embedserve_"
@@ -14,6 +14,8 @@ _HISTOGRAMS = {
     for suffix in HISTOGRAM_SUFFIXES
 }
 _BOUND = re.compile(r'(?<=[{,])le="([^"]*)",?')
+#: Ray gives all series of a name the same labels; the value of those that one lacks is empty.
+_NO_BOUND = re.compile(r'(?<=[{,])le="",?')
 
 
 def merge_pages(pages: Iterable[str]) -> str:
@@ -25,7 +27,7 @@ def merge_pages(pages: Iterable[str]) -> str:
     headers: dict[str, dict[str, str]] = {}
     for page in pages:
         name = ""
-        for line in page.splitlines():
+        for line in page.split("\n"):
             if line.startswith(("# HELP ", "# TYPE ")):
                 _, kind, name, _ = line.split(" ", 3)
                 headers.setdefault(name, {}).setdefault(kind, line)
@@ -38,7 +40,13 @@ def _grouped(samples: dict[str, list[str]], headers: dict[str, dict[str, str]]) 
     histograms: dict[str, list[str]] = {}
     for name, lines in sorted(samples.items()):
         if name in _HISTOGRAMS:
-            histograms.setdefault(_HISTOGRAMS[name].name, []).extend(lines)
+            complete = (_NO_BOUND.sub("", line) for line in lines)
+            histograms.setdefault(_HISTOGRAMS[name].name, []).extend(
+                # A bucket without its bound means nothing.
+                line
+                for line in complete
+                if not name.endswith(BUCKET) or _BOUND.search(line)
+            )
         else:
             yield from headers[name].values()
             yield from lines

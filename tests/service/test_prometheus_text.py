@@ -52,6 +52,22 @@ def test_each_metric_has_one_type_and_its_lines_are_together() -> None:
     assert names == ["ray_embedserve_texts_total", "ray_embedserve_batch_size_texts"]
 
 
+def test_labels_that_ray_fills_with_nothing_are_no_bounds() -> None:
+    page = PAGE.format(replica="a")
+    filled = page.replace("_sum{", '_sum{le="",').replace("_count{", '_count{le="",')
+    name = "ray_embedserve_batch_size_texts_bucket"
+    without = f'{name}{{le="+Inf"'
+    assert without in filled
+    filled = filled.replace(without, f'{name}{{le="",model="",replica=""}} 0.0\n{without}', 1)
+    assert merge_pages([filled]) == merge_pages([page])
+
+
+def test_a_tag_may_hold_separators_of_lines() -> None:
+    name = "ray_embedserve_texts_total"
+    line = f'{name}{{model="a\u2028b\x85c"}} 3.0'
+    assert line in merge_pages([f"# TYPE {name} counter\n{line}\n"]).split("\n")
+
+
 def test_tags_may_look_like_the_format() -> None:
     name = "ray_embedserve_request_duration_seconds_bucket"
     line = f'{name}{{le="1.0",route="/a/{{model}}/ le=\\"2\\""}} 3.0'
