@@ -87,7 +87,7 @@ def _other_work(rows: Sequence[Record]) -> str:
     averages = sorted(row["load_average"] for row in rows if "load_average" in row)
     if not averages:
         return ""
-    return f" Load average before each fault: {averages[0]} to {averages[-1]}."
+    return f" Load average before {len(averages)} of them: {averages[0]} to {averages[-1]}."
 
 
 def _row(record: Record, fault: Fault) -> str:
