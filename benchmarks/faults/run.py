@@ -65,6 +65,7 @@ def run_topology(
             record = make_record(parameters, found)
             append_record(file, record)
             is_good &= not broken_requests(record) and record["recovery_s"] is not None
+            is_good &= not record["problem"]
             display.finish_step(fault.duration_s + _OVERHEAD_S, summary(record))
             if not record["healthy_again"]:
                 display.print(f"{topology}: the service is not healthy after {fault.name}")
