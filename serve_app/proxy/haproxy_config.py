@@ -20,6 +20,8 @@ _HEADER_TIMEOUT_S = 10
 #: HAProxy's limits for headers. It answers a request beyond them in HTML, before any rule applies.
 #: A buffer also bounds the requests that HAProxy can send again when a replica dies.
 _LIMITS = "    tune.bufsize 32768\n    tune.http.maxhdr 1000\n"
+#: Digits of the largest `Content-Length` that fits into 63 bits.
+_MAX_DIGITS = 19
 #: Bodies of up to this size fit into a buffer, next to the header.
 _MAX_BUFFERED_BYTES = 24_000
 #: Longest time for a client to send such a body.
@@ -67,6 +69,7 @@ def complete(config: str) -> str:
       request can be sent again when a replica dies.
     - A machine that vanishes without closing its connections is noticed within seconds. Otherwise
       its requests in flight wait for minutes.
+    - A request whose `Content-Length` overflows ends its connection.
     - Headers that Ray interprets are removed, since Ray answers some values with a plain 500.
     - Replies don't name the HTTP server of the replicas.
     - GET and HEAD requests are answered although the client has closed its sending side, which RFC
@@ -111,7 +114,9 @@ def _complete_defaults(section: str) -> str:
 
 
 def _complete_frontend(section: str) -> str:
-    rules = [f"    http-request del-header {name}\n" for name in _RAY_HEADERS]
+    # HAProxy takes such a length for another one, and the rest of the body for a request.
+    rules = [f"    http-request reject if {{ req.hdr(content-length) -m len gt {_MAX_DIGITS} }}\n"]
+    rules += [f"    http-request del-header {name}\n" for name in _RAY_HEADERS]
     rules.append(
         "    http-request del-header x-request-id"
         " if { req.hdr(x-request-id) -m reg [^\\x21-\\x7e] }\n"

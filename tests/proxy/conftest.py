@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.command.ports import free_port
 
@@ -101,10 +101,15 @@ def accepts(port: int) -> bool:
 
 
 @contextmanager
-def running_proxy(folder: Path, *, with_application: bool = True) -> Iterator[Proxy]:
+def running_proxy(
+    folder: Path, *, with_application: bool = True, application: ASGIApp | None = None
+) -> Iterator[Proxy]:
+    """Starts HAProxy before `application`; None: before the proxy's `upstream`."""
     upstream, upstream_port, port = Upstream(), free_port(), free_port()
     server = uvicorn.Server(
-        uvicorn.Config(upstream, port=upstream_port, log_level="error", timeout_keep_alive=60)
+        uvicorn.Config(
+            application or upstream, port=upstream_port, log_level="error", timeout_keep_alive=60
+        )
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
