@@ -213,3 +213,46 @@ def test_a_transformer_may_be_in_a_folder_of_its_own(model_copy: Path) -> None:
     spec = resolve(config(model_copy))
     assert (spec.dim, spec.max_tokens) == (expected.dim, expected.max_tokens)
     assert spec.weights_sha256 == expected.weights_sha256
+
+
+def add_dense_layer(model: Path, path: str = "2_Dense") -> Path:
+    """Adds a module to the list of a model and returns its folder."""
+    modules = json.loads((model / "modules.json").read_text())
+    modules.append(
+        {"idx": 9, "name": "9", "path": path, "type": "sentence_transformers.models.Dense"}
+    )
+    (model / "modules.json").write_text(json.dumps(modules))
+    folder = model / path
+    folder.mkdir()
+    (folder / "config.json").write_text('{"in_features": 384, "out_features": 16}')
+    return folder
+
+
+@pytest.mark.parametrize("path", ["2_Dense", "layers/2_Dense"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_the_weights_of_every_module_change_the_space(
+    model_copy: Path, path: str, name: str
+) -> None:
+    (model_copy / "layers").mkdir()
+    weights = add_dense_layer(model_copy, path) / name
+    weights.write_bytes(b"some weights")
+    before = resolve(config(model_copy)).space_id
+    weights.write_bytes(b"others")
+    assert resolve(config(model_copy)).space_id != before
+
+
+@pytest.mark.parametrize("path", ["../other", "2_Dense/../../other", "/other"])
+def test_a_module_outside_the_folder_is_refused(model_copy: Path, path: str) -> None:
+    modules = json.loads((model_copy / "modules.json").read_text())
+    modules[-1]["path"] = path
+    (model_copy / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelSourceError, match="isn't in the model's folder"):
+        resolve(config(model_copy))
+
+
+@pytest.mark.parametrize("shard", ["../other.safetensors", "/other.safetensors"])
+def test_a_shard_outside_the_folder_is_refused(model_copy: Path, shard: str) -> None:
+    index = model_copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": shard}}))
+    with pytest.raises(ModelSourceError, match="isn't in its folder"):
+        resolve(config(model_copy))

@@ -1,6 +1,7 @@
 """Models as sentence-transformers loads and runs them: what every engine is compared with."""
 
 from collections.abc import Mapping, Sequence
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from serve_app.config import ModelConfig
 from serve_app.engines.multi_vector_tokenizer import MultiVectorRules, MultiVectorTokenizer
 from serve_app.engines.rows import sparse_row
 from serve_app.engines.tokenizer import INPUT_TYPES, TextTokenizer
+from serve_app.errors import ModelSourceError
 from serve_app.inputs import Image, Input, QueryText, TextPair
 from serve_app.models import ModelSpec, model_dir
 from serve_app.tasks import Task
@@ -58,13 +60,23 @@ class _MaxActiveDims(torch.nn.Module):
 
 
 def load_model(config: ModelConfig, spec: ModelSpec, device: str) -> LibraryModel:
-    """Loads a model at fp32, whatever the precision of its files."""
-    model: LibraryModel = _CLASSES[spec.kind](
-        str(model_dir(config)),
-        device=device,
-        trust_remote_code=config.trust_remote_code,
-        local_files_only=True,
-    )
+    """Loads a model at fp32, whatever the precision of its files.
+
+    Raises:
+        ModelSourceError: a file of weights holds more than weights, which isn't run.
+    """
+    try:
+        model: LibraryModel = _CLASSES[spec.kind](
+            str(model_dir(config)),
+            device=device,
+            trust_remote_code=config.trust_remote_code,
+            local_files_only=True,
+        )
+    except UnpicklingError as error:
+        raise ModelSourceError(
+            f"The weights of {config.name} in a `.bin` file are damaged, or hold code, which isn't "
+            "run. Use a model with `*.safetensors`."
+        ) from error
     if config.max_tokens is not None:
         _limit_tokens(model, config.max_tokens)
     if isinstance(model, SparseEncoder) and model.max_active_dims is not None:

@@ -9,7 +9,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 #: Keys of `config.json` that don't affect what the model computes.
@@ -32,6 +32,8 @@ INPUT_TYPE_ALIASES = (
 _STATIC_MAX_TOKENS = 131_072
 #: sentence-transformers' modules that can't be first: each takes other inputs than token ids.
 _UNSUPPORTED_MODULES = {"Asym", "BoW", "Router", "WordEmbeddings"}
+#: Weights that PyTorch saved. They are loaded with `weights_only`, which runs no code.
+_PICKLED_WEIGHTS = "pytorch_model*.bin"
 #: The file of a model's kind, prompts and similarity.
 _SETTINGS = "config_sentence_transformers.json"
 #: The file of the first module's settings: modalities, and the lengths of a multi-vector model.
@@ -113,7 +115,8 @@ class ModelFiles:
             raise ValueError(
                 f"Its first module is {first}. Only transformers and StaticEmbedding can be served."
             )
-        weights = {file: (digest or _sha256)(file) for file in _weight_files(path, first_dir)}
+        weight_files = _weight_files(path, first_dir, [path / entry["path"] for entry in entries])
+        weights = {file: (digest or _sha256)(file) for file in weight_files}
         own_prompts = _own_prompts(kind, settings)
         sources = _prompt_sources(own_prompts) if prompts is None else {}
         limit = max_tokens or _limit(first_dir, kind, modules, settings)
@@ -308,22 +311,54 @@ def _limit(first_dir: Path, kind: Kind, modules: Modules, settings: Mapping[str,
 
 
 def _module(path: Path, entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns class name and configuration of a module; the first one's is in the root."""
+    """Returns class name and configuration of a module; the first one's is in the root.
+
+    Raises:
+        ValueError: the module is outside the model's folder.
+    """
+    folder = PurePath(entry["path"])
+    if folder.is_absolute() or ".." in folder.parts:
+        raise ValueError(f"modules.json names {str(folder)!r}, which isn't in the model's folder.")
     name = entry["type"].rpartition(".")[2]
     if not entry["path"]:
         return name, {}
     return name, read_json(path / entry["path"] / "config.json", default={})
 
 
-def _weight_files(path: Path, first_module_dir: Path) -> list[Path]:
-    """Returns the weight files: the first module's, then those of the other modules."""
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+def _weight_files(path: Path, first_module_dir: Path, module_dirs: list[Path]) -> list[Path]:
+    """Returns the weight files: the first module's, then those of the other modules.
+
+    Raises:
+        FileNotFoundError: the first module has none.
+        ValueError: a list of shards names a file outside its folder.
+    """
+    for folder in module_dirs:
+        _check_shards(folder)
+    for pattern in ("*.safetensors", _PICKLED_WEIGHTS):
         files = sorted(first_module_dir.glob(pattern))
         if files:
-            return files + [file for file in sorted(path.glob(f"*/{pattern}")) if file not in files]
+            files += [file for file in sorted(path.glob(f"*/{pattern}")) if file not in files]
+            return files + _other_weights(module_dirs, {file.parent for file in files})
     raise FileNotFoundError(
-        f"{path.name} has no weights (`*.safetensors` or `pytorch_model*.bin`)."
+        f"{path.name} has no weights (`*.safetensors` or `{_PICKLED_WEIGHTS}`)."
     )
+
+
+def _other_weights(module_dirs: list[Path], known: set[Path]) -> list[Path]:
+    """Returns the files of modules whose weights are in another format than the first one's."""
+    found: list[Path] = []
+    for folder in dict.fromkeys(module_dirs):
+        if folder not in known:
+            found += sorted(folder.glob("*.safetensors")) or sorted(folder.glob(_PICKLED_WEIGHTS))
+    return found
+
+
+def _check_shards(folder: Path) -> None:
+    """Checks that all shards are in `folder`: the digests of others would not be known."""
+    for index in folder.glob("*.index.json"):
+        for name in set(read_json(index).get("weight_map", {}).values()):
+            if Path(name).name != name:
+                raise ValueError(f"{index.name} names {name!r}, which isn't in its folder.")
 
 
 def _static_max_tokens(path: Path) -> int:
