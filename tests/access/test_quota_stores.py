@@ -234,6 +234,17 @@ async def test_processes_share_the_limits(valkey: ValkeyProcess) -> None:
         await refusal(one, limited, 1)
 
 
+async def test_64_racing_processes_get_no_more_than_the_limit(valkey: ValkeyProcess) -> None:
+    limited = key(requests_per_minute=20, tokens_per_minute=10**6, concurrent_tokens=1000)
+    async with contextlib.AsyncExitStack() as stack:
+        stores = [await stack.enter_async_context(opened(valkey.url)) for _ in range(64)]
+        results = await asyncio.gather(
+            *(store.reserve(limited, 100) for store in stores * 4), return_exceptions=True
+        )
+        assert {type(result) for result in results} == {Reservation, QuotaExceeded}
+        assert sum(isinstance(result, Reservation) for result in results) == 10  # 1000 tokens
+
+
 async def test_processes_with_another_prefix_do_not_share(valkey: ValkeyProcess) -> None:
     limited = key(requests_per_minute=SLOW)
     async with opened(valkey.url) as one, opened(valkey.url, prefix="other") as other:
