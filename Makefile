@@ -8,9 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := pyproject.toml clients/python/pyproject.toml constraints.txt
 CLIENT := clients/python
+NODE_LOCKS := clients/typescript clients/typescript/examples/nestjs tests/clients/node_packages
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast bench check constraints
+.PHONY: help install serve test test-fast bench check audit constraints
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +34,13 @@ check: $(VENV)/.installed-dev  ## Check formatting, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+audit:  ## Look up known vulnerabilities of all pinned dependencies (needs PyPI and npm)
+	@rm -rf $(VENV)-audit && $(PYTHON) -m venv $(VENV)-audit
+	@$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	@$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+	@rm -rf $(VENV)-audit
+	@for folder in $(NODE_LOCKS); do npm audit --package-lock-only --prefix $$folder || exit 1; done
 
 constraints:  ## Resolve all dependencies again and write constraints.txt
 	@rm -rf $(VENV)-resolve && $(PYTHON) -m venv $(VENV)-resolve

@@ -59,6 +59,18 @@ def test_every_relative_link_resolves() -> None:
     assert [problem for page in PAGES for problem in broken_links(page)] == []
 
 
+def test_each_protection_names_a_test_that_exists() -> None:
+    section = page_text(ROOT / "SECURITY.md").split("| protection | test |")[1].split("\n\n")[0]
+    rows = section.strip().splitlines()[1:]
+    named = re.findall(r"\| `(tests/[\w/]+\.py)::(test_\w+)` \|$", section, re.MULTILINE)
+    assert len(named) == len(rows)
+    assert [
+        f"{file}::{test}"
+        for file, test in named
+        if not re.search(rf"^(async )?def {test}\(", page_text(ROOT / file), re.MULTILINE)
+    ] == []
+
+
 def test_each_example_of_deployment_says_what_it_was_run_with_or_needs() -> None:
     text = page_text(DOCS / "deploy.md")
     paragraphs = re.findall(r"([^\n]+(?:\n[^\n]+)*)\n\n```bash\n", text)
