@@ -65,7 +65,7 @@ REQUESTS = {
 
 
 class Recorder:
-    """An ASGI application that records the paths of its requests."""
+    """An ASGI application that records the paths of the clients' requests."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
@@ -73,7 +73,8 @@ class Recorder:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        self.paths.append(scope["path"])
+        if scope["path"] != "/-/healthz":  # HAProxy's own request
+            self.paths.append(scope["path"])
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
