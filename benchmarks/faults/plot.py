@@ -42,6 +42,8 @@ def _figure(records: Sequence[Record]) -> Figure:
         rows = [record for record in records if record["topology"] == topology]
         for is_broken, marker in ((False, "o"), (True, "X")):
             chosen = [row for row in rows if bool(broken_requests(row)) is is_broken]
+            if not chosen:
+                continue
             axes.scatter(
                 [_recovery_s(row) for row in chosen],
                 [names.index(row["fault"]) for row in chosen],
@@ -57,10 +59,10 @@ def _figure(records: Sequence[Record]) -> Figure:
     axes.set_xlim(-0.1, RECOVERY_TIMEOUT_S * 1.2)
     axes.set_xticks([0, 1, 2, 5, 10, 20, 60], ["0", "1", "2", "5", "10", "20", "60"])
     axes.set_xlabel("seconds from the end of the fault until every request is right within 1 s")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
     spared = sum(not broken_requests(record) for record in records)
     figure.suptitle(
-        f"In {spared} of {len(records)} experiments no request fails",
+        f"In {spared} of {len(records)} experiments, no request failed",
         x=0.01,
         ha="left",
         fontsize=12,
