@@ -14,6 +14,7 @@ The tree:
       - UnknownKey            401
     + Forbidden               403
     + ModelNotFound           404
+    + SpaceConflict           409   the request requires vectors of another space
     + RouteNotFound           404
     + MethodNotAllowed        405
     + BodyTimeout             408

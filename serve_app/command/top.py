@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -136,6 +137,10 @@ async def _watch(stream: LiveStream, console: Console) -> None:
             pump = asyncio.create_task(_pump(events, inputs))
             try:
                 while True:
+                    # Of the window, whatever COLUMNS and LINES were when the command started.
+                    window = os.get_terminal_size(sys.stdout.fileno())
+                    if window.columns and window.lines:
+                        console.size = (window.columns, window.lines)
                     width, height = console.size
                     view = frame(history, stream.url, max(MIN_WIDTH, width), height)
                     live.update(view, refresh=True)
