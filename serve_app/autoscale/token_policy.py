@@ -39,11 +39,11 @@ class TokenPolicy:
         from serve_app.config import PolicySettings
 
         self._settings = PolicySettings()
-        self._invalid = ""
+        self._is_valid = True
         try:
             self._settings = PolicySettings.parse(settings)
         except ConfigurationError as error:  # Ray's control loop would end, for all deployments
-            self._invalid = str(error)
+            self._is_valid = False
             _logger.error("The number of replicas stays. %s", error)
         self._reports = LatestReports()
         self._log: DecisionLog | None = None
@@ -52,7 +52,7 @@ class TokenPolicy:
 
     def __call__(self, ctx: "AutoscalingContext") -> tuple[int, dict[str, Any]]:
         """Returns the desired number of replicas and the state for the next call."""
-        if self._invalid:
+        if not self._is_valid:
             return ctx.target_num_replicas, dict(ctx.policy_state or {})
         try:
             return self._decide(ctx)

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from serve_app.embedding_space import is_comparable
+from embedserve_client.space import Space
 from serve_app.errors import InvalidRequest, SpaceConflict, short_repr
 from serve_app.jobs import Job
 from serve_app.results import Result
@@ -87,7 +87,7 @@ def request_timeout_s(headers: Mapping[str, str]) -> float:
 
 
 def require_space(headers: Mapping[str, str], space_id: str) -> None:
-    """Checks that a client which requires a space by `x-embedding-space` can use another one.
+    """Checks that a model's vectors can be compared with those of the space that a client requires.
 
     Args:
         headers: of the request.
@@ -97,13 +97,20 @@ def require_space(headers: Mapping[str, str], space_id: str) -> None:
         SpaceConflict: vectors of the two spaces can't be compared.
     """
     value = headers.get("x-embedding-space")
-    if value is not None and not is_comparable(unfold(value), space_id):
+    if value is not None and not _is_comparable(unfold(value), space_id):
         raise SpaceConflict(
             f"The model's vectors are of the space {space_id}. Those of the space that the request "
             f"requires, {short_repr(value)}, can't be compared with them. Embed the old texts "
             "again, or request the model that they were embedded with.",
             "x-embedding-space",
         )
+
+
+def _is_comparable(required: str, space_id: str) -> bool:
+    try:
+        return Space.parse(required).is_comparable_to(Space.parse(space_id))
+    except ValueError:
+        return False
 
 
 def _lane(headers: Mapping[str, str]) -> Lane | None:

@@ -38,7 +38,6 @@ SERVICE_LAYERS = [
         "totals",
         "quantization",
         "breaker",
-        "embedding_space",
         "proxy",
     ],
     ["model_spec"],
