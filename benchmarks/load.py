@@ -41,6 +41,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +129,14 @@ class Outcome:
 class _LoadRun:
     """One plan in progress."""
 
-    def __init__(self, target: Target, requests: Iterator[list[str]], plan: Plan) -> None:
+    def __init__(
+        self, target: Target, requests: Iterator[list[str]], plan: Plan, clock: Clock
+    ) -> None:
         self._client = target.client(plan.connections)
         self._requests = requests
         self._plan = plan
-        self._start = time.perf_counter()
+        self._clock = clock
+        self._start = clock()
         self._measure_from = self._start + plan.warmup_s
         self._measure_until = self._measure_from + plan.duration_s
         self._tasks: set[asyncio.Task[None]] = set()
@@ -143,14 +147,14 @@ class _LoadRun:
 
     async def run(self, on_progress: OnProgress | None) -> Outcome:
         reporter = asyncio.create_task(self._report(on_progress))
-        cpu_start, wall_start = time.process_time(), time.perf_counter()
+        cpu_start, wall_start = time.process_time(), self._clock()
         if self._plan.rate is None:
             await asyncio.gather(
                 *(self._closed_loop_client() for _ in range(self._plan.connections))
             )
         else:
             await self._open_loop(self._plan.rate)
-        wall_s = time.perf_counter() - wall_start
+        wall_s = self._clock() - wall_start
         self.outcome.cpu_share = (time.process_time() - cpu_start) / wall_s
         await asyncio.gather(*self._tasks)
         # An overloaded server answers after the end of the interval, which lowers its throughput.
@@ -162,7 +166,7 @@ class _LoadRun:
         return self.outcome
 
     async def _closed_loop_client(self) -> None:
-        while (now := time.perf_counter()) < self._measure_until:
+        while (now := self._clock()) < self._measure_until:
             await self._send(next(self._requests), now)
 
     async def _open_loop(self, rate: float) -> None:
@@ -177,11 +181,11 @@ class _LoadRun:
                 factor = shape.rate_factor(self._elapsed_share(due))
                 if rng.random() > factor / shape.peak_factor:
                     continue
-            delay_s = due - time.perf_counter()
+            delay_s = due - self._clock()
             if delay_s > 0:
                 await asyncio.sleep(delay_s)
             if due >= self._measure_from:
-                self.outcome.lags_s.append(max(0.0, time.perf_counter() - due))
+                self.outcome.lags_s.append(max(0.0, self._clock() - due))
             task = asyncio.create_task(self._send(next(self._requests), due))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -200,7 +204,7 @@ class _LoadRun:
         except OSError as error:
             failure = type(error).__name__
         self._pending -= 1
-        done = time.perf_counter()
+        done = self._clock()
         if failure is None:
             self._recent_latencies_s.append(done - due)
         elif self._plan.rate is None:
@@ -222,9 +226,9 @@ class _LoadRun:
 
     async def _report(self, on_progress: OnProgress | None) -> None:
         while on_progress is not None:
-            last = time.perf_counter()
+            last = self._clock()
             await asyncio.sleep(1)
-            now = time.perf_counter()
+            now = self._clock()
             latencies_s, self._recent_latencies_s = self._recent_latencies_s, []
             p50_s, p99_s = np.percentile(latencies_s, (50, 99)) if latencies_s else (0.0, 0.0)
             on_progress(
@@ -244,6 +248,15 @@ async def run_load(
     requests: Iterator[list[str]],
     plan: Plan,
     on_progress: OnProgress | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Outcome:
-    """Runs a plan against a target. An open loop waits for every request that was due."""
-    return await _LoadRun(target, requests, plan).run(on_progress)
+    """Runs a plan against a target. An open loop waits for every request that was due.
+
+    Args:
+        target: the server under load.
+        requests: the texts of each request.
+        plan: how much load, and for how long.
+        on_progress: receives the state of the run once a second.
+        clock: returns seconds; it must agree with the delays of the running event loop.
+    """
+    return await _LoadRun(target, requests, plan, clock).run(on_progress)

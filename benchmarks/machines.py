@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -143,7 +144,9 @@ class Machine:
         """Returns all processes of the machine."""
         if self._process is None or not self.is_running:
             return []
-        return psutil.Process(self._process.pid).children(recursive=True)
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._process.pid).children(recursive=True)
+        return []
 
     def copy(self, directory: str, target: Path) -> None:
         """Copies a directory of the machine's file system to this one."""

@@ -31,6 +31,7 @@ from .autoscaling import running_service, service_config
 from .loop import run_async
 from .paths import RESULTS
 from .record import append_record, make_record
+from .service_processes import select
 from .target import HttpTarget
 from .trace_player import Playback, play
 
@@ -121,7 +122,7 @@ def _batch_seconds(url: str) -> dict[str, float]:
 
 def _embedder(processes: Iterable[psutil.Process]) -> psutil.Process:
     """Returns the process of one of the replicas."""
-    return next(p for p in processes if any("Embedder" in part for part in p.cmdline()[:1]))
+    return select(processes, "Embedder")[0]
 
 
 def measure(router: str, calls: int, replicas: int, seed: int, cache_timeout_s: str) -> Any:

@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 #: Far more than a test needs.
-_LIMIT_S = 30
+_LIMIT_S = 60
 #: Makes exporters send spans soon.
 EXPORT_SOON = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
 
@@ -58,14 +58,23 @@ class OTLPReceiver:
         self.answers = threading.Event()
         self.answers.set()
 
-    def wait_for(self, *names: str) -> None:
-        """Waits until spans with all of these names have arrived; a name may occur twice."""
+    def wait_for(self, *names: str, trace_id: str | None = None) -> None:
+        """Waits until spans with all of these names have arrived; a name may occur twice.
+
+        A process sends its spans in the order in which they end. Those of different processes
+        arrive in any order: name the last span of each process.
+
+        Args:
+            names: the names of spans.
+            trace_id: the trace of the spans; None: any.
+        """
         deadline = time.monotonic() + _LIMIT_S
         while True:
-            missing = Counter(names) - Counter(span.name for span in self.spans)
+            spans = [*self.spans] if trace_id is None else self.trace(trace_id)
+            missing = Counter(names) - Counter(span.name for span in spans)
             if not missing:
                 return
-            assert time.monotonic() < deadline, (missing, [span.name for span in self.spans])
+            assert time.monotonic() < deadline, (missing, [span.name for span in spans])
             time.sleep(0.02)
 
     def trace(self, trace_id: str) -> list[ReceivedSpan]:
@@ -97,7 +106,7 @@ def otlp_receiver() -> Iterator[OTLPReceiver]:
             receiver.headers.append({k.lower(): v for k, v in self.headers.items()})
             receiver.answers.wait(_LIMIT_S)
             if receiver.status == 200:
-                receiver.spans.extend(_spans(ExportTraceServiceRequest.FromString(body)))
+                receiver.spans += [*_spans(ExportTraceServiceRequest.FromString(body))]
             reply = ExportTraceServiceResponse().SerializeToString()
             self.send_response(receiver.status)
             self.send_header("content-length", str(len(reply)))

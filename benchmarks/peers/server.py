@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-import psutil
-
 from serve_app.command.ports import free_port
+from serve_app.command.process_tree import wait_or_kill
 from serve_app.types import Float32
 
 from ..target import HttpTarget
@@ -98,10 +97,7 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        for process in processes:
-            if process.is_running():
-                process.kill()
-        psutil.wait_procs(processes, _STOP_S)
+        wait_or_kill(processes, 0)
         self._scratch.cleanup()
 
     def _output_tail(self) -> str:

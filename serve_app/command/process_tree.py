@@ -48,6 +48,14 @@ def process_name(process: psutil.Process) -> str:
         return ""
 
 
+def command_line(process: psutil.Process) -> list[str]:
+    """Returns the command line of a process; empty if it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
 def is_running(process: psutil.Process) -> bool:
     """Returns whether a process runs. A zombie doesn't: it has exited but is still listed."""
     try:

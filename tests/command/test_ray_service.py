@@ -14,6 +14,7 @@ import redis
 import yaml
 
 from serve_app.command.ports import free_port
+from serve_app.command.process_tree import process_name
 from serve_app.command.ray_service import RayService
 from serve_app.command.service_process import ServiceFailure, StartupError
 from serve_app.valkey.embedded import lease_server
@@ -167,7 +168,7 @@ def test_a_service_is_ready_without_a_dashboard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gcs_server", "raylet"])
 def test_the_death_of_rays_node_is_a_failure(ray: FakeRay, name: str) -> None:
-    (process,) = (p for p in ray.service.processes() if Path(p.cmdline()[0]).name == name)
+    (process,) = (p for p in ray.service.processes() if process_name(p) == name)
     process.kill()
     with pytest.raises(ServiceFailure, match="Ray's node died"):
         ray.service.watch()
@@ -187,7 +188,7 @@ def test_the_successor_runs_what_was_deployed_last(
 ) -> None:
     if deployment is not None:
         ray.deploy(**deployment)
-    (raylet,) = (p for p in ray.service.processes() if Path(p.cmdline()[0]).name == "raylet")
+    (raylet,) = (p for p in ray.service.processes() if process_name(p) == "raylet")
     timer = threading.Timer(2, raylet.kill)
     timer.start()
     with pytest.raises(ServiceFailure):

@@ -111,7 +111,7 @@ def test_concurrent_starts_launch_one_service(environment: Environment) -> None:
     for thread in threads:
         thread.join()
     assert len({service_pid(supervisor) for supervisor in supervisors}) == 1
-    command_lines = [process.cmdline() for process in environment.processes()]
+    command_lines = [process.info["cmdline"] for process in environment.processes()]
     module = "embedserve_client.supervisor_process"
     assert len([line for line in command_lines if module not in line]) == 1
 
@@ -276,7 +276,7 @@ def test_killed_supervisor_process_ends_the_service_and_is_relaunched(
     supervisor.start()
     pid = service_pid(supervisor)
     module = "embedserve_client.supervisor_process"
-    [process] = [p for p in environment.processes() if module in p.cmdline()]
+    [process] = [p for p in environment.processes() if module in p.info["cmdline"]]
     process.kill()
     wait_until(lambda: pid not in [process.pid for process in environment.processes()])
     wait_until(lambda: supervisor.status().healthy and service_pid(supervisor) != pid)

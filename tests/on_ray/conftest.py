@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import yaml
 from openai import AsyncOpenAI, OpenAI
 
 from serve_app.command.ports import free_port, with_free_ports
+from serve_app.command.process_tree import command_line, process_name
 from serve_app.command.ray_service import RayService
 from serve_app.command.service_process import ServiceProcess
 
@@ -93,12 +94,11 @@ class Service:
 
     def replica_pids(self, deployment: str) -> list[int]:
         title = f"ray::ServeReplica:embedserve:{deployment}"
-        pids = []
-        for process in self.process.processes():
-            with suppress(psutil.NoSuchProcess):
-                if process.cmdline()[:1] and process.cmdline()[0].startswith(title):
-                    pids.append(process.pid)
-        return pids
+        return [
+            process.pid
+            for process in self.process.processes()
+            if "".join(command_line(process)[:1]).startswith(title)
+        ]
 
     def health(self) -> dict[str, Any]:
         health: dict[str, Any] = httpx2.get(f"{self.url}/health", timeout=30).json()
@@ -132,7 +132,7 @@ class Service:
 
     def cache_servers(self) -> list[psutil.Process]:
         """Returns the service's embedded Valkey servers."""
-        return [p for p in self._process.processes() if p.name() == "valkey-server"]
+        return [p for p in self._process.processes() if process_name(p) == "valkey-server"]
 
     def run_driver(self, code: str) -> str:
         """Runs code as a Ray driver on the service's cluster; returns its output."""
@@ -140,9 +140,8 @@ class Service:
 
     def _gcs_address(self) -> str:
         for process in self.process.processes():
-            with suppress(psutil.NoSuchProcess):
-                if match := re.search(r"--gcs-address=(\S+)", " ".join(process.cmdline())):
-                    return match.group(1)
+            if match := re.search(r"--gcs-address=(\S+)", " ".join(command_line(process))):
+                return match.group(1)
         raise AssertionError("The service has no Ray process.")
 
     def run_python(self, *args: str) -> str:

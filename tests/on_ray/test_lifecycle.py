@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from serve_app.command.ports import free_port
+from serve_app.command.process_tree import command_line, process_name
 from tests.on_ray.test_cache import embed, new_texts
 
 ROOT = Path(__file__).parents[2]
@@ -33,14 +34,6 @@ READY = r"curl [\s\S]*'\n"
 def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """Returns all descendants of a process."""
     return psutil.Process(process.pid).children(recursive=True)
-
-
-def is_haproxy(process: psutil.Process) -> bool:
-    """Returns whether a process is HAProxy; False if it has ended."""
-    try:
-        return process.name() == "haproxy"
-    except psutil.NoSuchProcess:
-        return False
 
 
 def processes_mentioning(path: str) -> list[psutil.Process]:
@@ -135,9 +128,9 @@ def serve_command(
             on_ray = not standalone
             assert ("Ray" in output, "replicas" in output) == (on_ray, on_ray)
             has_proxy = on_ray and config != "configs/portable.yaml"
-            assert any(map(is_haproxy, started)) == has_proxy
+            assert ("haproxy" in map(process_name, started)) == has_proxy
             assert any(
-                "valkey-server" in p.name() for p in processes_mentioning(f"{scratch}/cache")
+                "valkey-server" in process_name(p) for p in processes_mentioning(f"{scratch}/cache")
             )
             curl = output[output.index("curl ") :]
             reply = subprocess.run(
@@ -192,7 +185,7 @@ def test_the_cache_survives_a_restart_with_another_topology() -> None:
 def gcs_address(process: "subprocess.Popen[str]") -> str:
     """Returns the address of a service's Ray cluster."""
     for descendant in descendants(process):
-        if match := re.search(r"--gcs-address=(\S+)", " ".join(descendant.cmdline())):
+        if match := re.search(r"--gcs-address=(\S+)", " ".join(command_line(descendant))):
             return match[1]
     raise AssertionError("The service has no Ray process.")
 
@@ -326,7 +319,7 @@ def test_a_service_whose_ray_node_dies_starts_again() -> None:
         config = with_cache_in("serve_config.yaml", scratch)
         with running_command(config, scratch=scratch) as process:
             url = service_url(read_until(process, READY, timeout_s=180))
-            (raylet,) = (p for p in descendants(process) if p.name() == "raylet")
+            (raylet,) = (p for p in descendants(process) if process_name(p) == "raylet")
             before = descendants(process)
             raylet.kill()
             output = read_until(process, READY, timeout_s=180)

@@ -25,6 +25,17 @@ REMOTE = "text-embedding-3-small"
 #: Each batch takes a second, so that further requests share the next one.
 SLOW = {"name": "slow", "source": "hashing:24", "batch_cost": {"fixed_s": 1.0}}
 
+#: The spans of a request below the one of the ingress. A batch ends before its `infer`.
+STAGES = (
+    *2 * ["cache"],
+    "cache.l2",
+    "call CacheLookup",
+    "call Embedder",
+    "queue",
+    "tokenize",
+    "infer",
+)
+
 DRIVER = """
 from ray import serve
 handle = serve.get_app_handle("embedserve")
@@ -113,15 +124,19 @@ async def test_a_trace_leads_through_all_deployments_to_the_batch(
         assert reply.status_code == 200, reply.text
         return trace_id
 
-    first = asyncio.create_task(embed("the first batch"))
-    await asyncio.sleep(0.3)
-    await asyncio.gather(first, embed("one of two"), embed("two of two"))
-    await asyncio.to_thread(collector.wait_for, *3 * ["POST /v1/embeddings"], *2 * ["batch"])
-    batch = next(s for s in collector.spans if s.attributes.get("embedserve.texts") == 2)
+    # They share a batch: the first one, or the next one if one of them arrives before the others.
+    for trace_id in await asyncio.gather(*(embed(f"text {i}") for i in range(4))):
+        await asyncio.to_thread(
+            collector.wait_for, "POST /v1/embeddings", *STAGES, trace_id=trace_id
+        )
+    batch = max(
+        (span for span in collector.spans if span.name == "batch"),
+        key=lambda span: span.attributes["embedserve.texts"],
+    )
     shared = [span for span in collector.spans if span.span_id in batch.links]
-    assert len({span.trace_id for span in shared}) == 2
-    (other,) = (span for span in shared if span.trace_id != batch.trace_id)
-    assert other.links == {batch.span_id}
+    assert len({span.trace_id for span in shared}) == batch.attributes["embedserve.texts"] > 1
+    others = [span for span in shared if span.trace_id != batch.trace_id]
+    assert {span.links for span in others} == {frozenset({batch.span_id})}
     request = "Ingress/POST /v1/embeddings"
     ingress = f"{request} > Ingress/cache"
     lookup = f"{ingress} > Ingress/call CacheLookup > CacheLookup/cache"
@@ -150,7 +165,7 @@ async def test_a_call_of_a_provider_is_part_of_the_trace(
         headers={"traceparent": traceparent},
         timeout=60,
     ).raise_for_status()
-    await asyncio.to_thread(collector.wait_for, "provider call")
+    await asyncio.to_thread(collector.wait_for, "provider call", trace_id=trace_id)
     call = collector.one("provider call", trace_id)
     assert call.resource["embedserve.deployment"] == "Providers"
     assert provider.received[-1].headers["traceparent"] == call.traceparent
@@ -161,8 +176,10 @@ async def test_a_call_of_a_job_is_part_of_its_trace(
 ) -> None:
     trace_id, traceparent = new_trace()
     assert "(1, 16)" in await asyncio.to_thread(mixed.run_driver, DRIVER % traceparent)
-    await asyncio.to_thread(collector.wait_for, "handle embed")
-    assert "Embedder/batch" in paths(collector, trace_id)[-3]
+    await asyncio.to_thread(collector.wait_for, "handle embed", *STAGES, trace_id=trace_id)
+    (batch,) = (path for path in paths(collector, trace_id) if path.endswith("/batch"))
+    assert batch.startswith("Ingress/handle embed > Ingress/cache > Ingress/call CacheLookup > ")
+    assert batch.endswith("CacheLookup/call Embedder > Embedder/infer > Embedder/batch")
 
 
 async def test_the_costs_of_replies_add_up(mixed: Service) -> None:
