@@ -36,6 +36,7 @@ from serve_app.tracing import open_tracer
 from serve_app.types import CacheState, Float32, Lane, Row, Tier
 from serve_app.web.app import create_app
 from serve_app.web.limits import ConcurrencyLimiter
+from serve_app.web.request_headers import require_space
 from serve_app.web.schema.images import parse_image
 
 #: The job that computes what the cache keeps of a text, by the main task of its model.
@@ -158,6 +159,7 @@ class HttpReplica:
         lane: Lane | None = None,
         use_cache: bool = True,
         trace_context: Mapping[str, str] | None = None,
+        space: str | None = None,
     ) -> Float32:
         """Embeds texts for another Ray job.
 
@@ -172,15 +174,17 @@ class HttpReplica:
             use_cache: False computes the vectors and doesn't store them.
             trace_context: `traceparent` and `tracestate` of the caller, as OpenTelemetry's
                 `inject` writes them into a dict; the call becomes part of that trace.
+            space: the space that the vectors must be comparable with; None accepts any.
 
         Returns:
             Vectors of shape (n, dim), float32, in the order of the texts.
 
         Raises:
+            SpaceConflict: they can't be compared with `space`; nothing was computed.
             EmbedServeError: see `EmbedService.run`; the caller gets the same type.
         """
         job = EmbedJob(_as_tuple(texts), input_type, lane=lane, use_cache=use_cache)
-        return (await self._run(job, model, trace_context)).vectors
+        return (await self._run(job, model, trace_context, space)).vectors
 
     async def embed_images(
         self,
@@ -303,20 +307,28 @@ class HttpReplica:
         return (await self._run(job, model, trace_context)).scores
 
     async def _run(
-        self, job: Job[ResultT], model: str | None, trace_context: Mapping[str, str] | None
+        self,
+        job: Job[ResultT],
+        model: str | None,
+        trace_context: Mapping[str, str] | None,
+        space: str | None = None,
     ) -> ResultT:
         (task,) = job.tasks
         span = None
         if self._tracer is not None:
             span = self._tracer.start(f"handle {task}", trace_context or {})
         if span is None:
-            return await self._run_task(job, model, task)
+            return await self._run_task(job, model, task, space)
         span.set({"embedserve.texts": len(job.inputs)})
         with current(span):
-            return await self._run_task(job, model, task)
+            return await self._run_task(job, model, task, space)
 
-    async def _run_task(self, job: Job[ResultT], model: str | None, task: Task) -> ResultT:
-        result = await self._catalog.resolve(model, task).run(job)
+    async def _run_task(
+        self, job: Job[ResultT], model: str | None, task: Task, space: str | None
+    ) -> ResultT:
+        service = self._catalog.resolve(model, task)
+        require_space(space, service.spec.space_id)
+        result = await service.run(job)
         self._entrance.charge(None, cast(Result, result))
         return result
 

@@ -64,7 +64,7 @@ async def run_alternative(
         if left_s <= 0:
             break
         try:
-            require_space(headers, other.spec.space_id)
+            require_space(headers.get("x-embedding-space"), other.spec.space_id)
             parsed = endpoint.parse(endpoint.name_model(fields, other.spec.name), other.spec)
             job = apply_request_headers(parsed.job, headers)
             result, key_headers = await admission.run(exchange.key, other, job, left_s)

@@ -196,7 +196,7 @@ class RequestHandler:
             endpoint = endpoint.for_model(exchange.service.spec, fields)
         task = endpoint.default_task(fields) if name is None else None
         service = exchange.service = self._catalog.resolve(name, task)
-        require_space(headers, service.spec.space_id)
+        require_space(headers.get("x-embedding-space"), service.spec.space_id)
         parsed = endpoint.parse(fields, service.spec)
         job = exchange.job = apply_request_headers(parsed.job, headers)
         timeout_s = request_timeout_s(headers)

@@ -86,21 +86,20 @@ def request_timeout_s(headers: Mapping[str, str]) -> float:
     return float(value)
 
 
-def require_space(headers: Mapping[str, str], space_id: str) -> None:
+def require_space(required: str | None, space_id: str) -> None:
     """Checks that a model's vectors can be compared with those of the space that a client requires.
 
     Args:
-        headers: of the request.
+        required: the value of `x-embedding-space`; None: the client accepts any space.
         space_id: of the model that is to run.
 
     Raises:
         SpaceConflict: vectors of the two spaces can't be compared.
     """
-    value = headers.get("x-embedding-space")
-    if value is not None and not _is_comparable(unfold(value), space_id):
+    if required is not None and not _is_comparable(unfold(required), space_id):
         raise SpaceConflict(
             f"The model's vectors are of the space {space_id}. Those of the space that the request "
-            f"requires, {short_repr(value)}, can't be compared with them. Embed the old texts "
+            f"requires, {short_repr(required)}, can't be compared with them. Embed the old texts "
             "again, or request the model that they were embedded with.",
             "x-embedding-space",
         )

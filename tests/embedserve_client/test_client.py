@@ -23,6 +23,7 @@ from embedserve_client import (
     RequestTimeoutError,
     ServerError,
     Space,
+    SpaceConflictError,
     SpaceMismatchError,
     Vectors,
 )
@@ -366,6 +367,43 @@ def test_expected_space_is_required_of_the_first_vectors(
 ) -> None:
     with pytest.raises(SpaceMismatchError):
         make_client(server.url, expected_space="f" * 16 + "-fp32").embed(["a"])
+
+
+def space_conflict(handler: Handler) -> None:
+    """Replies like a service whose model has another space than the request requires."""
+    assert handler.headers["x-embedding-space"] == SPACE
+    body = {"message": "Another space.", "code": "embedding_space_conflict", "type": "t"}
+    handler.respond(409, {"error": body})
+
+
+def test_pinned_space_is_sent_and_its_conflict_has_a_class(
+    make_client: Any, server: ScriptedServer
+) -> None:
+    client = make_client(server.url, expected_space=SPACE)
+    server.script = [vectors(), space_conflict, error(409)]
+    assert len(client.embed(["a"])) == 1
+    with pytest.raises(SpaceConflictError, match="Another space") as raised:
+        client.embed(["a"])
+    assert server.posts == 2  # no retry: it would fail again
+    conflict = raised.value
+    assert isinstance(conflict, SpaceMismatchError)
+    assert (conflict.status, conflict.code) == (409, "SPACE_CONFLICT")
+    copied = pickle.loads(pickle.dumps(conflict))
+    assert (type(copied), str(copied), copied.status) == (SpaceConflictError, str(conflict), 409)
+    with pytest.raises(HTTPError) as other:  # a conflict of anything else
+        client.embed(["a"])
+    assert type(other.value) is HTTPError
+
+
+def test_only_a_pinned_space_is_sent(make_client: Any, server: ScriptedServer) -> None:
+    client = make_client(server.url)
+    client.embed(["a"])
+    client.embed(["a"])
+    make_client(server.url, expected_space=SPACE, allow_mixed_spaces=True).embed(["a"])
+    pinned = make_client(server.url, expected_space=SPACE)
+    server.script = [respond(200, [[]])]
+    pinned.call("embed_sparse", ["a"])  # its vectors are of another model
+    assert not any("x-embedding-space" in headers for headers in server.headers)
 
 
 def test_first_failed_batch_ends_the_call(make_client: Any, server: ScriptedServer) -> None:

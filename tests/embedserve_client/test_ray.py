@@ -23,6 +23,7 @@ from embedserve_client.errors import (
     RequestTimeoutError,
     ServerError,
     ServiceNotRunningError,
+    SpaceConflictError,
     SpaceMismatchError,
 )
 from embedserve_client.ray import Embedder, embed_dataset
@@ -152,6 +153,7 @@ def test_batch_gets_a_column_of_vectors(handle: FakeHandle) -> None:
     assert result["vector"].tolist() == expected(["a", "b"])
     assert list(batch) == ["words", "n"]
     options = {"model": "m", "input_type": "query", "lane": "bulk", "use_cache": False}
+    options["space"] = "f00d-bf16"
     assert handle.calls == [(["a", "b"], options)]
     assert all(type(text) is str for text in handle.calls[0][0])
 
@@ -336,6 +338,16 @@ def test_space_is_that_of_the_model(handle: FakeHandle) -> None:
     assert embedder.space == Space("beef", "fp32")
     embedder({"text": np.array(["a"])})
     assert handle.calls[-1][1]["model"] == "m"
+
+
+def test_model_of_another_space_ends_a_job(handle: FakeHandle, delays: list[float]) -> None:
+    embedder = Embedder()
+    handle.fail(None, service.SpaceConflict("Another space.", "x-embedding-space"))
+    embed(embedder)
+    with pytest.raises(SpaceConflictError, match="Another space"):
+        embed(embedder)
+    assert [options["space"] for _, options in handle.calls] == ["f00d-bf16"] * 2
+    assert delays == []
 
 
 @pytest.mark.parametrize("space", ["nonsense", None])

@@ -211,9 +211,16 @@ def test_another_ray_job_embeds_through_the_handle(service: Service) -> None:
         """
 import json, ray
 from ray import serve
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, SpaceConflict
 ray.init(log_to_driver=False)
 handle = serve.get_app_handle("embedserve")
+space = handle.space.remote().result()
+assert len(handle.embed.remote(["pinned"], space=space).result()) == 1
+try:
+    handle.embed.remote(["pinned"], space="f00d-fp32").result()
+    raise AssertionError("A handle returned vectors of another space.")
+except SpaceConflict:
+    pass
 vectors = handle.embed.remote(["a job's text", "another"], input_type="query").result()
 try:
     handle.embed.remote(["fine", ""]).result()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RequestTimeoutError,
         ServerError,
         ServiceNotRunningError,
+        SpaceConflictError,
         SpaceMismatchError,
     )
     from embedserve_client.index import VectorIndex
@@ -53,6 +54,7 @@ _MODULES = {
     "ServerError": "errors",
     "ServiceNotRunningError": "errors",
     "Space": "space",
+    "SpaceConflictError": "errors",
     "SpaceMismatchError": "errors",
     "SparseVector": "sparse",
     "Supervisor": "supervisor",
@@ -80,6 +82,7 @@ __all__ = [
     "ServerError",
     "ServiceNotRunningError",
     "Space",
+    "SpaceConflictError",
     "SpaceMismatchError",
     "SparseVector",
     "Supervisor",

@@ -140,7 +140,8 @@ class ClientOptions(TypedDict, total=False):
             doesn't; None: `EMBEDSERVE_FALLBACK`, or `none`. Or a `Fallback` of your own.
         local_model: the model of the fallback; None: `EMBEDSERVE_LOCAL_MODEL`, or the service's
             default model.
-        expected_space: the space that all vectors must be comparable with; None: the space of the
+        expected_space: pins the space of all vectors of texts and images: requests name it, and a
+            service with another one computes nothing: `SpaceConflictError`. None: the space of the
             first response of each model.
         allow_mixed_spaces: accepts vectors of different spaces. Default: False.
     """
@@ -255,7 +256,8 @@ class BaseClient:
                 context.space_guard.check(vectors.space, params.model)
                 return vectors
 
-            message = embedding_request(batch, params, context.encoding_format)
+            pinned = context.space_guard.pinned
+            message = embedding_request(batch, params, context.encoding_format, pinned)
             return request(message, parse, context, timeout_s, "embed images")
 
         return Call(batches, flow, concatenate, "images")

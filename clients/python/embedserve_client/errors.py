@@ -7,6 +7,7 @@ The tree, with the `code` of each class:
   x RequestTimeoutError      TIMEOUT               the timeout of the call expired
   x HTTPError                HTTP_ERROR            an error response; `status`, `retry_after_s`
     + RateLimitError         RATE_LIMITED          429: overload or quota
+    + SpaceConflictError     SPACE_CONFLICT        409: the service has another space than pinned
     + ServerError            SERVER_ERROR          5xx: the service failed or isn't ready
   x ParseError               PARSE_ERROR           a response without valid vectors
   x SpaceMismatchError       SPACE_MISMATCH        vectors of an incompatible embedding space
@@ -108,6 +109,15 @@ class SpaceMismatchError(EmbedError):
     """Vectors belong to a space that can't be compared with the expected one."""
 
     code = "SPACE_MISMATCH"
+
+
+class SpaceConflictError(HTTPError, SpaceMismatchError):
+    """409: the model's vectors can't be compared with the space that the client pins.
+
+    The service computed nothing.
+    """
+
+    code = "SPACE_CONFLICT"
 
 
 class LocalModelError(EmbedError):

@@ -19,7 +19,7 @@ from embedserve_client.wire import (
     EncodingFormat,
     Request,
     Response,
-    embed_request,
+    embedding_request,
     get_request,
     parse_vectors,
 )
@@ -67,7 +67,8 @@ def embed(
     fallback = _fallback_for(params.model, context)
     if fallback is not None and (yield from _bypass_service(fallback, params.model)):
         return (yield from _embed_locally(texts, params, context, fallback))
-    request = embed_request(texts, params, context.encoding_format)
+    pinned = context.space_guard.pinned
+    request = embedding_request(list(texts), params, context.encoding_format, pinned)
     deadline = context.clock() + timeout_s
     try:
         response = yield from send_with_retries(

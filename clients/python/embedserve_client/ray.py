@@ -29,11 +29,13 @@ from embedserve_client.errors import (
     RequestTimeoutError,
     ServerError,
     ServiceNotRunningError,
+    SpaceConflictError,
     SpaceMismatchError,
 )
 from embedserve_client.retry import RetryPolicy
 from embedserve_client.space import Space
 from embedserve_client.vectors import Float32
+from embedserve_client.wire import SPACE_CONFLICT_CODE
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -111,6 +113,8 @@ class Embedder:
                 f"{app_name!r} returns vectors in space {self.space}, which can't be compared with "
                 f"{expected_space}. Embed everything again, or serve the earlier model."
             )
+        # Pinned, so that a model that is replaced in the middle of a job ends it.
+        self._options["space"] = str(self.space)
         self._embed = _method(handle, "embed")
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -119,6 +123,7 @@ class Embedder:
         Raises:
             ValueError: the batch has no such column.
             RequestTimeoutError: the timeout of the batch expired.
+            SpaceConflictError: the application has been given a model of another space meanwhile.
             HTTPError: the service rejected a text; positions are relative to this batch.
             EmbedError: any other failure.
         """
@@ -190,7 +195,8 @@ def embed_dataset(
         batch_size: texts per call.
         concurrency: concurrent calls.
         timeout_s: the timeout of each call, retries included.
-        expected_space: the space that the vectors must be comparable with; None: any.
+        expected_space: the space that the vectors must be comparable with; None: that of the first
+            call. A model of another one that replaces it ends the job: `SpaceConflictError`.
 
     Raises:
         ValueError: there is no such column, or an argument is invalid.
@@ -300,10 +306,14 @@ def _map_error(error: BaseException) -> EmbedError:
     status = getattr(error, "status", None)
     if not isinstance(status, int):
         return ServerError(f"The service failed: {error!r}", 500)
-    return (ServerError if status >= 500 else HTTPError)(
+    code = getattr(error, "code", None)
+    cls = ServerError if status >= 500 else HTTPError
+    if status == 409 and code == SPACE_CONFLICT_CODE:
+        cls = SpaceConflictError
+    return cls(
         str(error),
         int(status),
-        server_code=getattr(error, "code", None),
+        server_code=code,
         param=getattr(error, "param", None),
     )
 

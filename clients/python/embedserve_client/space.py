@@ -67,6 +67,11 @@ class SpaceGuard:
         # `setdefault` is atomic: of two threads with the first vectors, one wins.
         self._spaces: dict[str | None, Space | None] = {}
 
+    @property
+    def pinned(self) -> Space | None:
+        """The space that requests name, so that the service computes no vectors of another one."""
+        return self._required if self._strict else None
+
     def expected(self, model: str | None = None) -> Space | None:
         """Returns the space to require of a model's vectors.
 

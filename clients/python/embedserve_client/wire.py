@@ -19,7 +19,13 @@ from urllib.parse import urlencode
 import numpy as np
 import orjson
 
-from embedserve_client.errors import HTTPError, ParseError, RateLimitError, ServerError
+from embedserve_client.errors import (
+    HTTPError,
+    ParseError,
+    RateLimitError,
+    ServerError,
+    SpaceConflictError,
+)
 from embedserve_client.space import Space
 from embedserve_client.vectors import Float32, VectorInfo, Vectors
 
@@ -35,6 +41,8 @@ _OCTET_STREAM = "application/octet-stream"
 _ACCEPT = {"raw": f"{_OCTET_STREAM}, application/json;q=0.5", "base64": "application/json"}
 #: Statuses for which RFC 6585 and RFC 9110 define `Retry-After`.
 _RETRY_AFTER_STATUSES = (429, 503)
+#: The service's code of the 409 for `x-embedding-space`; a 409 of anything else has another one.
+SPACE_CONFLICT_CODE = "embedding_space_conflict"
 _TRUNCATE = {"start": "START", "error": "NONE"}
 
 
@@ -69,17 +77,20 @@ class EmbedParams:
     use_cache: bool = True
 
 
-def embed_request(
-    texts: Sequence[str], params: EmbedParams, encoding_format: EncodingFormat
-) -> Request:
-    """Builds the request for the vectors of texts."""
-    return embedding_request(list(texts), params, encoding_format)
-
-
 def embedding_request(
-    inputs: list[Any], params: EmbedParams, encoding_format: EncodingFormat
+    inputs: list[Any],
+    params: EmbedParams,
+    encoding_format: EncodingFormat,
+    space: Space | None = None,
 ) -> Request:
-    """Builds the request for the vectors of inputs: texts, or objects in Jina's format."""
+    """Builds the request for the vectors of inputs: texts, or objects in Jina's format.
+
+    Args:
+        inputs: the texts or objects.
+        params: the other parameters.
+        encoding_format: of the vectors in the response.
+        space: the space that the service's vectors must be comparable with; None: any.
+    """
     body = {
         "input": inputs,
         "encoding_format": "base64",
@@ -90,7 +101,7 @@ def embedding_request(
         "chunk": True if params.truncation == "chunk" else None,
         "use_cache": None if params.use_cache else False,
     }
-    return post_request("/v1/embeddings", body, params.lane, _ACCEPT[encoding_format])
+    return post_request("/v1/embeddings", body, params.lane, _ACCEPT[encoding_format], space)
 
 
 def tokenize_request(texts: Sequence[str], model: str | None) -> Request:
@@ -99,12 +110,18 @@ def tokenize_request(texts: Sequence[str], model: str | None) -> Request:
 
 
 def post_request(
-    path: str, body: Mapping[str, Any], lane: Lane | None = None, accept: str = "application/json"
+    path: str,
+    body: Mapping[str, Any],
+    lane: Lane | None = None,
+    accept: str = "application/json",
+    space: Space | None = None,
 ) -> Request:
     """Builds a request with a JSON body, from which values that are None are left out."""
     headers = {"content-type": "application/json", "accept": accept}
     if lane is not None:
         headers["x-priority"] = lane
+    if space is not None:
+        headers["x-embedding-space"] = str(space)
     members = {name: value for name, value in body.items() if value is not None}
     content = json.dumps(members, ensure_ascii=False, separators=(",", ":"))
     return Request("POST", path, headers, content.encode("utf-8", "surrogatepass"))
@@ -123,6 +140,8 @@ def status_error(response: Response) -> HTTPError | None:
     cls = ServerError if response.status >= 500 else HTTPError
     if response.status == 429:
         cls = RateLimitError
+    elif response.status == 409 and details.get("server_code") == SPACE_CONFLICT_CODE:
+        cls = SpaceConflictError
     error = cls(message, response.status, **details)
     if response.status in _RETRY_AFTER_STATUSES:
         error.retry_after_s = _parse_retry_after(response.headers.get("retry-after"))

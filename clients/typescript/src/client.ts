@@ -127,9 +127,11 @@ export class Client {
     // The fallback replaces the client's model, and others that have vectors of the same space.
     const isReplaceable = model === this.#model || this.#spaceGuard.expected(model) !== undefined;
     const fallback = useFallback && isReplaceable ? this.#fallback : undefined;
+    const message = (batch: readonly string[]) =>
+      embedRequest(batch, params, this.#spaceGuard.pinned);
     const parts = await this.#run(batches, params, async (batch, call) => {
       const embed = async () =>
-        parseVectors(await this.#send(embedRequest(batch, params), params, call), batch.length);
+        parseVectors(await this.#send(message(batch), params, call), batch.length);
       const vectors = await (fallback === undefined
         ? embed()
         : this.#breaker.call(embed, () => this.isHealthy({ model }), () =>
@@ -169,7 +171,8 @@ export class Client {
     if (batches.length === 0) return this.#noVectors();
     const params = this.#params(options, batches.length);
     const parts = await this.#run(batches, params, async (batch, call) => {
-      const response = await this.#sendOnly(embedRequest(batch, params), params, call);
+      const request = embedRequest(batch, params, this.#spaceGuard.pinned);
+      const response = await this.#sendOnly(request, params, call);
       const vectors = parseVectors(response, batch.length);
       this.#spaceGuard.check(vectors.space, params.model);
       return vectors;

@@ -9,6 +9,7 @@
  *   x HTTPError                HTTP_ERROR            an error response; `status`, `retryAfterMs`
  *     + RateLimitError         RATE_LIMITED          429: overload or quota
  *     + ServerError            SERVER_ERROR          5xx: the service failed or isn't ready
+ *     + SpaceConflictError     SPACE_CONFLICT        409: the service has another space than pinned
  *   x ParseError               PARSE_ERROR           a response without valid vectors
  *   x SpaceMismatchError       SPACE_MISMATCH        vectors of an incompatible embedding space
  *   x InvalidURLError          INVALID_URL           the URL of the service is malformed
@@ -28,6 +29,7 @@ export type ErrorCode =
   | "SERVER_ERROR"
   | "PARSE_ERROR"
   | "SPACE_MISMATCH"
+  | "SPACE_CONFLICT"
   | "INVALID_URL"
   | "SERVICE_NOT_RUNNING"
   | "WORKER_ERROR";
@@ -69,7 +71,7 @@ export interface ErrorResponse {
 
 /** The service returned an error response, whose message this is. */
 export class HTTPError extends EmbedError implements ErrorResponse {
-  readonly code: "HTTP_ERROR" | "RATE_LIMITED" | "SERVER_ERROR" = "HTTP_ERROR";
+  readonly code: "HTTP_ERROR" | "RATE_LIMITED" | "SERVER_ERROR" | "SPACE_CONFLICT" = "HTTP_ERROR";
   readonly status: number;
   readonly serverCode: string | undefined;
   readonly param: string | undefined;
@@ -94,6 +96,13 @@ export class RateLimitError extends HTTPError {
 /** 5xx: the service failed or isn't ready. */
 export class ServerError extends HTTPError {
   override readonly code = "SERVER_ERROR";
+}
+
+/**
+ * 409: the model's vectors can't be compared with `expectedSpace`. The service computed nothing.
+ */
+export class SpaceConflictError extends HTTPError {
+  override readonly code = "SPACE_CONFLICT";
 }
 
 /** The response is truncated, has another shape, or holds no vectors. */

@@ -14,6 +14,7 @@ export {
   RequestTimeoutError,
   ServerError,
   ServiceNotRunningError,
+  SpaceConflictError,
   SpaceMismatchError,
   WorkerError,
 } from "./errors.js";

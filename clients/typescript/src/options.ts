@@ -46,8 +46,9 @@ export interface ClientOptions {
   /** Concurrent requests of one call. Default: 4. */
   readonly concurrency?: number | undefined;
   /**
-   * The space that all vectors must be comparable with. Default: that of the first response of each
-   * model.
+   * Pins the space of all vectors of texts and images: requests name it, and a service with another
+   * one computes nothing, which is a `SpaceConflictError`. Default: the space of the first response
+   * of each model.
    */
   readonly expectedSpace?: string | undefined;
   /** Accepts vectors of different spaces. Default: false. */

@@ -59,6 +59,11 @@ export class SpaceGuard {
     this.#strict = strict;
   }
 
+  /** The space that requests name, so that the service computes no vectors of another one. */
+  get pinned(): string | undefined {
+    return this.#strict ? this.#required : undefined;
+  }
+
   /**
    * Returns the space to require of a model's vectors; undefined: there are none yet, or the service
    * doesn't report spaces.

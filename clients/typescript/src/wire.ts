@@ -7,6 +7,7 @@ import {
   ParseError,
   RateLimitError,
   ServerError,
+  SpaceConflictError,
 } from "./errors.js";
 import type { EmbedOptions, Lane } from "./options.js";
 import { type Vectors, withInfo } from "./vectors.js";
@@ -14,6 +15,8 @@ import { type Vectors, withInfo } from "./vectors.js";
 const MAX_MESSAGE_LENGTH = 2000;
 /** Statuses for which RFC 6585 and RFC 9110 define `Retry-After`. */
 const RETRY_AFTER_STATUSES = new Set([429, 503]);
+/** The service's code of the 409 for `x-embedding-space`; a 409 of anything else has another one. */
+const SPACE_CONFLICT_CODE = "embedding_space_conflict";
 const TRUNCATE = { end: undefined, start: "START", error: "NONE", chunk: undefined };
 
 /**
@@ -87,9 +90,14 @@ function withModel(path: string, model: string | undefined): string {
 
 /**
  * Builds the request for the vectors of texts, or of images in Jina's format.
+ * @param space the space that the vectors must be comparable with; undefined: any
  * @internal
  */
-export function embedRequest(inputs: readonly unknown[], options: EmbedOptions): Request {
+export function embedRequest(
+  inputs: readonly unknown[],
+  options: EmbedOptions,
+  space: string | undefined,
+): Request {
   const { truncation = "end" } = options;
   const body = {
     input: inputs,
@@ -102,15 +110,24 @@ export function embedRequest(inputs: readonly unknown[], options: EmbedOptions):
     chunk: truncation === "chunk" || undefined,
     use_cache: falseOrUndefined(options.useCache),
   };
-  return postRequest("/v1/embeddings", body, options.lane);
+  return postRequest("/v1/embeddings", body, options.lane, space);
 }
 
 /**
  * Builds a request with a JSON body, from which undefined values are left out.
  * @internal
  */
-export function postRequest(path: string, body: object, lane: Lane | undefined): Request {
-  const headers = { "content-type": "application/json", ...(lane && { "x-priority": lane }) };
+export function postRequest(
+  path: string,
+  body: object,
+  lane: Lane | undefined,
+  space?: string | undefined,
+): Request {
+  const headers = {
+    "content-type": "application/json",
+    ...(lane && { "x-priority": lane }),
+    ...(space && { "x-embedding-space": space }),
+  };
   return { path, headers, body: JSON.stringify(body) };
 }
 
@@ -243,9 +260,15 @@ export function statusError(status: number, headers: Headers, text: string): HTT
       ? parseRetryAfter(headers.get("retry-after"))
       : undefined,
   };
-  const Class = status === 429 ? RateLimitError : status >= 500 ? ServerError : HTTPError;
+  const Class = errorClass(response);
   const full = isNonEmptyString(reason) ? `${summary}: ${reason}` : summary;
   return new Class(full.slice(0, MAX_MESSAGE_LENGTH), response);
+}
+
+function errorClass({ status, serverCode }: ErrorResponse): typeof HTTPError {
+  if (status === 409 && serverCode === SPACE_CONFLICT_CODE) return SpaceConflictError;
+  if (status === 429) return RateLimitError;
+  return status >= 500 ? ServerError : HTTPError;
 }
 
 /** Parses `Retry-After`, in seconds or as a date; returns milliseconds. */

@@ -6,9 +6,11 @@ import {
   Client,
   type ClientOptions,
   EmbedError,
+  HTTPError,
   InvalidURLError,
   ParseError,
   ServerError,
+  SpaceConflictError,
   SpaceMismatchError,
 } from "embedserve-client";
 import { embedReply, encodeBase64, SPACE, send, startService, vectorOf } from "./service.js";
@@ -283,6 +285,34 @@ test("a change of the space during a call is detected", async (t) => {
   );
   const client = new Client({ baseUrl: url, batchSize: 1 });
   await assert.rejects(client.embed(["1", "2", "3"]), SpaceMismatchError);
+});
+
+test("a pinned space is sent, and its conflict has a class", async (t) => {
+  const replies = ["ok", "embedding_space_conflict", "other"];
+  const { url, requests } = await startService(t, ({ body }, response, n) => {
+    const code = replies[n - 1] ?? "ok";
+    if (code === "ok") send(response, 200, embedReply(body.input), { "x-embedding-space": SPACE });
+    else send(response, 409, { error: { message: "Another space.", code, type: "t" } });
+  });
+  const client = new Client({ baseUrl: url, expectedSpace: SPACE, maxRetries: 3, retryDelayMs: 1 });
+  await client.embed(["a"]);
+  await assert.rejects(client.embed(["a"]), (error) => {
+    assert.ok(error instanceof SpaceConflictError && error instanceof HTTPError);
+    assert.deepEqual([error.name, error.code], ["SpaceConflictError", "SPACE_CONFLICT"]);
+    assert.deepEqual([error.status, error.message], [409, "Another space."]);
+    return true;
+  });
+  await assert.rejects(client.embed(["a"]), (error) => {
+    assert.ok(error instanceof HTTPError && !(error instanceof SpaceConflictError));
+    return true;
+  });
+  const mixed = new Client({ baseUrl: url, expectedSpace: SPACE, allowMixedSpaces: true });
+  await mixed.embed(["a"]);
+  await new Client({ baseUrl: url }).embed(["a"]);
+  assert.deepEqual(
+    requests.map(({ headers }) => headers["x-embedding-space"]),
+    [SPACE, SPACE, SPACE, undefined, undefined],
+  );
 });
 
 test("the URL of the service", () => {

@@ -12,7 +12,7 @@ const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const EXPORTS = [
   ...["Client", "EmbedError", "HTTPError", "InvalidURLError", "NetworkError", "ParseError"],
   ...["RateLimitError", "RequestTimeoutError", "ServerError", "ServiceNotRunningError"],
-  ...["SpaceMismatchError", "WorkerError"],
+  ...["SpaceConflictError", "SpaceMismatchError", "WorkerError"],
 ];
 const NODE_EXPORTS = [...EXPORTS, "LocalModel", "StdioWorker", "Supervisor"].sort();
 const COMPAT_EXPORTS = [
