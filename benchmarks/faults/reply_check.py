@@ -44,8 +44,11 @@ class ReplyCheck:
             vectors: of shape (texts, dim): the vector of each text, of length 1.
             space: the space of these vectors.
         """
-        self._vectors = vectors
-        self._space = space
+        self._vectors = {space: vectors}
+
+    def accept(self, vectors: Float32, space: str) -> None:
+        """Adds the vectors of another space, which may come instead if the reply names it."""
+        self._vectors[space] = vectors
 
     def judge(self, api: Api, texts: Sequence[int], reply: Reply) -> tuple[Kind, str]:
         """Returns how a request ended and, unless it is right, what is wrong.
@@ -70,7 +73,10 @@ class ReplyCheck:
             vectors = np.array(api.vectors(orjson.loads(reply.body)), np.float32)
         except (ValueError, KeyError, TypeError):
             return Kind.FAILED, "status 200 with a body that isn't one of the API"
-        expected = self._vectors[[*texts]]
+        space = reply.headers.get(_SPACE)
+        if space not in self._vectors:
+            return Kind.WRONG, f"the space {space} in the header"
+        expected = self._vectors[space][[*texts]]
         if vectors.shape != expected.shape:
             return Kind.WRONG, f"vectors of shape {vectors.shape}, not {expected.shape}"
         # NaN compares as false, so that it is wrong.
@@ -78,8 +84,6 @@ class ReplyCheck:
             return Kind.WRONG, "other vectors"
         if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-2):
             return Kind.WRONG, "vectors of another length"
-        if (space := reply.headers.get(_SPACE)) != self._space:
-            return Kind.WRONG, f"the space {space} in the header"
         return Kind.RIGHT, ""
 
 

