@@ -86,7 +86,15 @@ SERVICE_LIBRARIES = {
     "embedserve_benchmarks": (),
 }
 CLIENT_LAYERS = [
-    ["errors", "settings", "fork_safe_lock", "read_write_lock", "prefetch", "model_files"],
+    [
+        "errors",
+        "settings",
+        "fork_safe_lock",
+        "read_write_lock",
+        "prefetch",
+        "in_order",
+        "model_files",
+    ],
     ["space", "vectors"],
     ["wire"],
     ["retry", "local_model", "rerank", "classify", "sparse", "images"],
@@ -96,7 +104,7 @@ CLIENT_LAYERS = [
     ["client", "async_base", "async_client"],
     [
         *("shared_service_dir", "supervisor_process", "supervisor", "hit", "index"),
-        *("index_files", "search", "ray", "files"),
+        *("index_files", "search", "ray", "files", "migration"),
     ],
     ["stdio", "compat"],
     ["command"],
@@ -108,7 +116,7 @@ CLIENT_LIBRARIES = {
     "rich": ("command", "sentence_transformer"),
     "sentence_transformers": ("local_model",),
     "faiss": ("index_files",),
-    "pyarrow": ("files", "ray"),
+    "pyarrow": ("files", "migration.parquet_store", "ray"),
     "ray": ("ray",),
     "torch": ("sentence_transformer",),
     "serve_app": (),

@@ -18,7 +18,7 @@ from embedserve_client.hit import Hit, rerank_hits
 from embedserve_client.index_files import IndexData, import_faiss, load, save
 from embedserve_client.read_write_lock import ReadWriteLock
 from embedserve_client.space import Space
-from embedserve_client.vectors import Float32, Vectors
+from embedserve_client.vectors import Float32, Vectors, unit_length
 
 if TYPE_CHECKING:
     from embedserve_client.base import EmbedOptions
@@ -110,7 +110,7 @@ class VectorIndex:
             self._add(batch, values)
 
     def _add(self, batch: _VectorBatch, metadata: list[Any]) -> None:
-        normalized = _normalize(batch.values)
+        normalized = unit_length(batch.values)
         with self._lock.write_lock():
             if self._data is None:
                 empty = import_faiss().IndexFlatIP(normalized.shape[1])
@@ -183,7 +183,7 @@ class VectorIndex:
         if isinstance(query, str):
             query = self._embed_query(query, client)
         batch = _validate(query, space)
-        normalized = _normalize(batch.values)
+        normalized = unit_length(batch.values)
         with self._lock.read_lock():
             if self._data is None:
                 hits: list[list[Hit]] = [[] for _ in normalized]
@@ -345,16 +345,6 @@ def _copy_json(metadata: Sequence[Any], n: int) -> list[Any]:
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"Metadata {i} isn't a JSON value: {error}.") from None
     return values
-
-
-def _normalize(values: Float32) -> Float32:
-    """Returns copies of length 1; zero vectors stay zero."""
-    # At float64, because the squares of large and small float32 values overflow or vanish.
-    norms = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
-    norms[norms == 0] = 1.0
-    normalized = np.empty_like(values, order="C")
-    np.divide(values, norms[:, None], out=normalized, casting="same_kind")
-    return normalized
 
 
 def _search(data: IndexData, queries: Float32, k: int) -> list[list[Hit]]:

@@ -14,15 +14,19 @@ import hashlib
 import json
 import os
 import re
+import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 from filelock import FileLock
 
 from embedserve_client.errors import FileError
 from embedserve_client.space import Space
+from embedserve_client.vectors import Float32
 
 _FORMAT = "embedserve-index"
 _VERSION = 2
@@ -46,7 +50,7 @@ class IndexData:
 
 
 @dataclass(frozen=True, slots=True)
-class _Manifest:
+class Manifest:
     """The content of `manifest.json`."""
 
     space: str | None
@@ -61,10 +65,12 @@ class _Manifest:
 
     @property
     def vectors_name(self) -> str:
+        """The file with the vectors."""
         return f"vectors-{self.vectors_sha256[:16]}.faiss"
 
     @property
     def metadata_name(self) -> str:
+        """The file with the metadata."""
         return f"metadata-{self.metadata_sha256[:16]}.jsonl"
 
 
@@ -93,7 +99,7 @@ def save(path: Path, data: IndexData) -> None:
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / "save.lock", timeout=_LOCK_TIMEOUT_S):
             if (path / _MANIFEST).exists():
-                _read_manifest(path)
+                read_manifest(path)
             _save(path, data)
     except (OSError, RuntimeError) as error:  # faiss raises RuntimeError for I/O errors
         raise FileError(f"The index can't be written to {path}: {error}") from error
@@ -106,17 +112,30 @@ def _save(path: Path, data: IndexData) -> None:
         for value in data.metadata:
             text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
             lines.write(text.encode("utf-8", "surrogatepass") + b"\n")
-    manifest = _Manifest(
-        None if data.space is None else str(data.space),
-        data.model,
-        data.query_options,
-        data.vectors.d,
-        data.vectors.ntotal,
-        _sync(vectors),
-        _sync(metadata),
+    _publish(path, data.vectors, data.space, data.model, data.query_options, _sync(metadata))
+
+
+def _publish(
+    path: Path,
+    vectors: Any,
+    space: Space | None,
+    model: str,
+    query_options: dict[str, Any],
+    metadata_sha256: str,
+) -> None:
+    """Replaces the index by the temporary files. Metadata that stay have no temporary file."""
+    manifest = Manifest(
+        None if space is None else str(space),
+        model,
+        query_options,
+        vectors.d,
+        vectors.ntotal,
+        _sync(path / "vectors.new"),
+        metadata_sha256,
     )
-    os.replace(vectors, path / manifest.vectors_name)
-    os.replace(metadata, path / manifest.metadata_name)
+    os.replace(path / "vectors.new", path / manifest.vectors_name)
+    if (path / "metadata.new").exists():
+        os.replace(path / "metadata.new", path / manifest.metadata_name)
     temporary = path / "manifest.new"
     temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n", "utf-8")
     _sync(temporary)
@@ -127,6 +146,78 @@ def _save(path: Path, data: IndexData) -> None:
         if is_old_data or file.name in _TEMPORARY:
             with suppress(OSError):  # on Windows, while it is read; the next save removes it
                 file.unlink()
+
+
+def replace_vectors(
+    path: Path,
+    manifest: Manifest,
+    data: IndexData,
+    target: Path | None = None,
+) -> None:
+    """Replaces the vectors of an index and keeps its metadata, or writes them to another directory.
+
+    Like that of `save`, the replacement is atomic.
+
+    Args:
+        path: the index.
+        manifest: what `read_manifest` has returned, when the vectors were begun.
+        data: the new vectors, one for each of the old ones; its metadata aren't used.
+        target: a directory without an index; None: the index itself.
+
+    Raises:
+        FileError: the index has changed since then, the target holds something, or a file can't be
+            written.
+    """
+    target = target or path
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with FileLock(target / "save.lock", timeout=_LOCK_TIMEOUT_S):
+            if read_manifest(path) != manifest:
+                raise FileError(f"{path} has changed meanwhile. Start over with --restart.")
+            if target != path:
+                if (target / _MANIFEST).exists():
+                    raise FileError(f"{target} exists. Use another directory.")
+                shutil.copyfile(path / manifest.metadata_name, target / "metadata.new")
+                _sync(target / "metadata.new")
+            import_faiss().write_index(data.vectors, str(target / "vectors.new"))
+            _publish(
+                target,
+                data.vectors,
+                data.space,
+                data.model,
+                data.query_options,
+                manifest.metadata_sha256,
+            )
+    except (OSError, RuntimeError) as error:  # faiss raises RuntimeError for I/O errors
+        raise FileError(f"The index can't be written to {target}: {error}") from error
+
+
+def open_metadata(path: Path, manifest: Manifest) -> IO[bytes]:
+    """Opens the metadata of an index, one JSON value in each line; a replaced index stays readable.
+
+    Raises:
+        FileError: the file is missing or damaged.
+    """
+    file = path / manifest.metadata_name
+    _check_digest(file, manifest.metadata_sha256)
+    return file.open("rb")
+
+
+def read_vectors(path: Path, manifest: Manifest, positions: Sequence[int]) -> Float32:
+    """Returns some vectors of an index, float32 of shape (n, dim).
+
+    Raises:
+        FileError: the file is missing or damaged.
+    """
+    file = path / manifest.vectors_name
+    _check_digest(file, manifest.vectors_sha256)
+    faiss = import_faiss()
+    try:
+        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+        vectors: Float32 = index.reconstruct_batch(np.asarray(positions, dtype=np.int64))
+    except RuntimeError as error:
+        raise FileError(f"The index in {path} can't be read: {error}") from error
+    return vectors
 
 
 def _sync(file: Path) -> str:
@@ -142,18 +233,18 @@ def load(path: Path) -> IndexData:
     Raises:
         FileError: there is no index, or it is damaged.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     while True:
         try:
             return _load(path, manifest)
         except FileError:
             # A concurrent writer may have removed the files after the manifest was read.
-            previous, manifest = manifest, _read_manifest(path)
+            previous, manifest = manifest, read_manifest(path)
             if manifest == previous:
                 raise
 
 
-def _load(path: Path, manifest: _Manifest) -> IndexData:
+def _load(path: Path, manifest: Manifest) -> IndexData:
     vectors, metadata = path / manifest.vectors_name, path / manifest.metadata_name
     _check_digest(vectors, manifest.vectors_sha256)
     _check_digest(metadata, manifest.metadata_sha256)
@@ -194,7 +285,12 @@ def _check_digest(file: Path, expected: str) -> None:
         )
 
 
-def _read_manifest(path: Path) -> _Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Reads what an index consists of, without its vectors and metadata.
+
+    Raises:
+        FileError: there is no index, or it has another version.
+    """
     file = path / _MANIFEST
     try:
         body = json.loads(file.read_bytes())
@@ -210,14 +306,14 @@ def _read_manifest(path: Path) -> _Manifest:
             f"{_VERSION}. Install the client that wrote it, or rebuild the index."
         )
     try:
-        manifest = _Manifest(**body)
+        manifest = Manifest(**body)
         _check_manifest(manifest)
     except (TypeError, ValueError) as error:
         raise FileError(f"{file} doesn't describe an index: {error}.") from error
     return manifest
 
 
-def _check_manifest(manifest: _Manifest) -> None:
+def _check_manifest(manifest: Manifest) -> None:
     """Checks the types of a manifest, whose digests become parts of file names.
 
     Raises:

@@ -91,6 +91,16 @@ def concatenate(parts: list[Vectors]) -> Vectors:
     return Vectors(np.concatenate([np.asarray(part) for part in parts]), info)
 
 
+def unit_length(values: Float32) -> Float32:
+    """Returns copies of vectors, shape (n, dim), of length 1; zero vectors stay zero."""
+    # At float64, because the squares of large and small float32 values overflow or vanish.
+    norms = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
+    norms[norms == 0] = 1.0
+    normalized = np.empty_like(values, order="C")
+    np.divide(values, norms[:, None], out=normalized, casting="same_kind")
+    return normalized
+
+
 def sum_usd(amounts: Iterable[float]) -> float:
     """Returns the sum of amounts in US dollars, to the nano-dollar."""
     return round(fsum(amounts), 9)

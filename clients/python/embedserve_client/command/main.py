@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from embedserve_client import __version__
-from embedserve_client.command import embed_command, service_command, stdio_command
+from embedserve_client.command import embed_command, migrate_command, service_command, stdio_command
 from embedserve_client.errors import (
     EmbedError,
     NetworkError,
@@ -24,7 +24,7 @@ from embedserve_client.errors import (
 
 _PLUGIN_GROUP = "embedserve.commands"
 #: Subcommands of this package. They start faster without the imports of the others.
-_CLIENT_COMMANDS = ("embed", "stdio", "health", "info", "models")
+_CLIENT_COMMANDS = ("embed", "migrate", "stdio", "health", "info", "models")
 #: Subcommands of the package `embedserve`, to name it in the error when it isn't installed.
 _SERVICE_COMMANDS = (
     *("serve", "run", "check", "prepare", "deploy", "cache", "key", "settings", "top"),
@@ -34,6 +34,7 @@ _SERVICE_COMMANDS = (
 _EXAMPLES = """\
   embedserve embed texts.txt               embed a file into texts.npy; run again to resume
   echo Hello | embedserve embed -          print vectors as JSON lines
+  embedserve migrate my-index --model new  embed an index again, with another model
   embedserve health                        check whether the service is healthy
   embedserve stdio                         serve vectors over standard input and output
 """
@@ -91,7 +92,7 @@ def _parser(plugins: list[Any]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for plugin in plugins:
         plugin.add_commands(commands)
-    for module in (embed_command, stdio_command, service_command):
+    for module in (embed_command, migrate_command, stdio_command, service_command):
         module.add_commands(commands)
     for plugin in plugins:
         if hasattr(plugin, "extend_commands"):

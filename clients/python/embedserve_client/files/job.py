@@ -5,12 +5,10 @@ the source. After an interruption the next run discards everything after the las
 there, so no text is lost and none is written twice.
 """
 
-import asyncio
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +22,7 @@ from embedserve_client.errors import FileError, HTTPError, SpaceMismatchError
 from embedserve_client.files.journal import Journal, Progress
 from embedserve_client.files.sink import STDOUT, Sink, open_sink, partial_path
 from embedserve_client.files.source import STDIN, Record, Source
+from embedserve_client.in_order import in_order
 from embedserve_client.prefetch import Prefetcher
 from embedserve_client.space import Space
 from embedserve_client.vectors import Vectors
@@ -130,24 +129,12 @@ class JobRun:
             EmbedError: the run failed; saved vectors stay, and the next run resumes.
         """
         batches = Prefetcher(self._batches())
-        in_flight: deque[tuple[_Batch, asyncio.Task[Vectors | None]]] = deque()
-        exhausted = False
         try:
-            while in_flight or not exhausted:
-                while not exhausted and len(in_flight) < self._job.concurrency:
-                    batch = await anext(batches, None)
-                    if batch is None:
-                        exhausted = True
-                    else:
-                        in_flight.append((batch, asyncio.create_task(self._embed(batch))))
-                if in_flight:
-                    self._write(in_flight[0][0], await in_flight[0][1])
-                    in_flight.popleft()
+            async with aclosing(in_order(batches, self._embed, self._job.concurrency)) as results:
+                async for batch, vectors in results:
+                    self._write(batch, vectors)
             self._finish()
         except BaseException:
-            for _, task in in_flight:
-                task.cancel()
-            await asyncio.gather(*(task for _, task in in_flight), return_exceptions=True)
             if not self._write_failed:
                 with suppress(FileError):  # the first error is the one to report
                     self._save()
