@@ -60,7 +60,7 @@ def make_changes(folder: Path) -> Iterator[Change]:
         Change("engine back", lambda c: _args(c).update(engine="auto")),
         Change("setting of a deployment", _change_user_config),
         Change("code that fails", _break_import, is_good=False),
-        Change("setting of the service", lambda c: _args(c).update(console=False)),
+        Change("setting of the service", _switch_console),
         Change("two replicas", lambda c: _set_replicas(c, 2)),
         Change("parity fails", lambda c: _set_model(c, _folder(broken)), is_good=False),
         Change("one replica", lambda c: _set_replicas(c, 1)),
@@ -101,6 +101,10 @@ def _deployment_of_models(config: Config) -> dict[str, Any]:
 def _change_user_config(config: Config) -> None:
     settings = _deployment_of_models(config).setdefault("user_config", {})
     settings["max_batch_tokens"] = settings.get("max_batch_tokens", 8192) // 2
+
+
+def _switch_console(config: Config) -> None:
+    _args(config)["console"] = not _args(config).get("console", True)
 
 
 def _set_replicas(config: Config, replicas: int) -> None:

@@ -104,3 +104,17 @@ def test_only_a_refusal_says_when_to_retry() -> None:
     assert Reply(429, {"retry-after": "3"}, b"").retry_after_s == 3
     assert Reply(200, {"retry-after": "3"}, b"").retry_after_s is None
     assert Reply(503, {"retry-after": "soon"}, b"").retry_after_s is None
+
+
+def test_vectors_of_an_accepted_space_are_right_under_its_name_only() -> None:
+    check = ReplyCheck(VECTORS, SPACE)
+    others = np.roll(VECTORS, 1, axis=1)
+    check.accept(others, "fedcba9876543210-fp32")
+    (api,) = (api for api in APIS if api.name == "tei")
+    body = json.dumps(others[[2, 0]].tolist()).encode()
+    for space, kind in {
+        "fedcba9876543210-fp32": Kind.RIGHT,
+        SPACE: Kind.WRONG,
+        "00000000000000ff-fp32": Kind.WRONG,
+    }.items():
+        assert check.judge(api, [2, 0], Reply(200, {"x-embedding-space": space}, body))[0] is kind
