@@ -1,6 +1,7 @@
 """`python -m benchmarks.rollouts`: roll-outs under load."""
 
 import argparse
+import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,7 @@ def main() -> int:
     if not CONFIG.is_file():
         print(f"{CONFIG} doesn't exist: run this in a checkout of the repository", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the service ends as well
     topologies = [arguments.topology] if arguments.topology else [*TOPOLOGIES]
     file = arguments.results / f"rollouts-{datetime.now(UTC):%Y-%m-%dT%H%M}.jsonl"
     records = []
