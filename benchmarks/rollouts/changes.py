@@ -24,7 +24,7 @@ class Change(NamedTuple):
 
     name: str
     apply: Callable[[Config], None]  #: changes the configuration in place
-    is_good: bool = True  #: whether the service can run it
+    reason: str = ""  #: part of the message if the service can't run it; empty if it can
 
 
 def base_config(config: Mapping[str, Any]) -> Config:
@@ -54,18 +54,18 @@ def make_changes(folder: Path) -> Iterator[Change]:
     changes = (
         Change("another model", lambda c: _set_model(c, _HASHING)),
         Change("model back", lambda c: _set_model(c, _MINILM)),
-        Change("unknown setting", lambda c: _args(c).update(enginee="torch"), is_good=False),
+        Change("unknown setting", lambda c: _args(c).update(enginee="torch"), "no such setting"),
         Change("engine torch", lambda c: _args(c).update(engine="torch")),
-        Change("missing model", lambda c: _set_model(c, _folder(folder / "none")), is_good=False),
+        Change("missing model", lambda c: _set_model(c, _folder(folder / "none")), "none"),
         Change("engine back", lambda c: _args(c).update(engine="auto")),
         Change("setting of a deployment", _change_user_config),
-        Change("code that fails", _break_import, is_good=False),
+        Change("code that fails", _break_import, "can't be imported"),
         Change("setting of the service", _switch_console),
         Change("two replicas", lambda c: _set_replicas(c, 2)),
-        Change("parity fails", lambda c: _set_model(c, _folder(broken)), is_good=False),
+        Change("parity fails", lambda c: _set_model(c, _folder(broken)), "nan"),
         Change("one replica", lambda c: _set_replicas(c, 1)),
         Change("code version", _change_release),
-        Change("replica fails", lambda c: _args(c).update(device="cuda"), is_good=False),
+        Change("replica fails", lambda c: _args(c).update(device="cuda"), "needs a GPU"),
     )
     yield from cycle(changes)
 
@@ -87,7 +87,8 @@ def _set_model(config: Config, model: Mapping[str, Any]) -> None:
 
 
 def _folder(path: Path) -> dict[str, str]:
-    return {"name": MODEL, "source": f"folder:{path}"}
+    # An engine that is named: `auto` would try the next one.
+    return {"name": MODEL, "source": f"path:{path}", "engine": "openvino"}
 
 
 def _deployment_of_models(config: Config) -> dict[str, Any]:

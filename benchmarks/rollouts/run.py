@@ -77,10 +77,14 @@ def run_topology(
 
 
 def is_good(record: Record) -> bool:
-    """Whether no request was broken, and the command ended as it should."""
+    """Whether no request was broken, and the command ended as it should, with the reason."""
     figures = record.get("during") or record["total"]
     is_unbroken = not any(figures[kind] for kind in ("failed", "lost", "wrong"))
-    return is_unbroken and record.get("exit_status") == record.get("expected_exit_status")
+    return (
+        is_unbroken
+        and record.get("exit_status") == record.get("expected_exit_status")
+        and record.get("expected_message", "") in record.get("message", "")
+    )
 
 
 def summary(record: Record) -> str:
@@ -157,7 +161,8 @@ def _record(
         "load_average": round(os.getloadavg()[0], 1),
     }
     found = {
-        "expected_exit_status": 0 if change.is_good else 1,
+        "expected_exit_status": 1 if change.reason else 0,
+        "expected_message": change.reason,
         "exit_status": deployed.status,
         "seconds": round(deployed.seconds, 1),
         "message": deployed.message,
