@@ -65,7 +65,7 @@ def run_topology(
                 records.append(record)
                 display.finish_step(_ROUND_S, f"{topology} {number}: {summary(record)}")
         total = make_record(
-            {"bench": "rollouts", "topology": topology, "rounds": rounds, "rate": rate},
+            {**_bench(topology), "rounds": rounds, "rate": rate},
             {
                 "change": "all",
                 "total": Figures.of(load.ledger.outcomes)._asdict(),
@@ -146,15 +146,20 @@ def _deploy(service: FaultyService, config: Config) -> _Deployed:
         timeout=_COMMAND_TIMEOUT_S,
         check=False,
     )
-    return _Deployed(done.returncode, time.monotonic() - start_s, done.stderr.strip())
+    message = done.stderr.strip().replace(f"{service.folder}/", "")
+    return _Deployed(done.returncode, time.monotonic() - start_s, message)
+
+
+def _bench(topology: str) -> dict[str, Any]:
+    command = f"python -m benchmarks.rollouts --topology {topology}"
+    return {"bench": "rollouts", "topology": topology, "command": command}
 
 
 def _record(
     topology: str, number: int, change: Change, deployed: _Deployed, rate: float, figures: Figures
 ) -> dict[str, Any]:
     parameters = {
-        "bench": "rollouts",
-        "topology": topology,
+        **_bench(topology),
         "round": number,
         "change": change.name,
         "rate": rate,
