@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from serve_app.scheduler.rebalancing import SentCall, choose_moves
 from serve_app.types import Lane
 
 R = TypeVar("R", bound=Hashable)  #: what identifies a replica
@@ -48,8 +49,7 @@ class AssignedTokens(Generic[R]):
             lane: of the call.
         """
         self._forget_lost_calls()
-        known = [speed for speed in speeds.values() if speed > 0]
-        default = sum(known) / len(known) if known else 1.0
+        default = _mean_speed(speeds)
         self._turn = (self._turn + 1) % max(len(speeds), 1)
         replicas = [*speeds]
         replicas = [*replicas[self._turn :], *replicas[: self._turn]]
@@ -61,6 +61,28 @@ class AssignedTokens(Generic[R]):
                 self._wait_s(r, speeds[r] or default, lane),
             ),
         )
+
+    def choose_moves(self, speeds: Mapping[R, float]) -> list[str]:
+        """Returns the calls that start sooner on other replicas: see `rebalancing.choose_moves`.
+
+        Replicas that could not be reached neither give nor get any.
+
+        Args:
+            speeds: tokens per second of each replica; 0: unknown, taken to be the mean.
+        """
+        self._forget_lost_calls()
+        default, now_s = _mean_speed(speeds), self._clock()
+        reachable = {
+            replica: speed or default
+            for replica, speed in speeds.items()
+            if self._avoided.get(replica, now_s) <= now_s
+        }
+        calls = (
+            SentCall(id_, call.replica, call.lane, call.tokens)
+            for id_, call in self._calls.items()
+            if call.replica in reachable
+        )
+        return [call.call for call, _ in choose_moves(calls, reachable)]
 
     def avoid(self, replica: R) -> None:
         """Makes a replica the last choice for a while: it could not be reached."""
@@ -116,3 +138,8 @@ class AssignedTokens(Generic[R]):
             if self._calls[call].sent_s > before_s:
                 return
             self.release(call)
+
+
+def _mean_speed(speeds: Mapping[R, float]) -> float:
+    known = [speed for speed in speeds.values() if speed > 0]
+    return sum(known) / len(known) if known else 1.0

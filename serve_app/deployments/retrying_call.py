@@ -1,4 +1,4 @@
-"""Calls to another deployment, retried on another replica if the first one dies."""
+"""Calls to another deployment, retried on another replica if the first one dies, or moved to it."""
 
 import asyncio
 import functools
@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.deployments.movable_calls import MOVABLE_CALLS
 from serve_app.deployments.wake_up import WakeUp
 from serve_app.errors import EmbedServeError, Overloaded, Unavailable
 
@@ -23,7 +24,8 @@ class RetryingCall:
     """One method of another deployment as a coroutine function.
 
     The method must be idempotent, because a call whose replica dies is retried. The number of
-    attempts is bounded, because the request itself may kill replicas. Methods return errors of the
+    attempts is bounded, because the request itself may kill replicas. `TokenRouter` may end a call
+    that waits, to have it sent to a replica that is free. Methods return errors of the
     service as values: Ray logs a stack trace for each exception that crosses a handle.
     """
 
@@ -71,12 +73,8 @@ class RetryingCall:
 
     async def _try(self, args: Sequence[Any]) -> Any:
         for attempt in range(1, self._max_attempts + 1):
-            call = self._method.remote(*args)
             try:
-                reply = await call
-            except asyncio.CancelledError:
-                call.cancel()  # type: ignore[no-untyped-call]
-                raise
+                reply = await self._send(args)
             except RayActorError as error:
                 logger.warning("A replica died during %s (attempt %d)", self._method, attempt)
                 if attempt == self._max_attempts:
@@ -91,6 +89,18 @@ class RetryingCall:
                     raise reply
                 return reply
         raise AssertionError("The last attempt returns or raises. This is a bug.")
+
+    async def _send(self, args: Sequence[Any]) -> Any:
+        """Returns the reply, of another replica each time that the router moves the call."""
+        while True:
+            with MOVABLE_CALLS.register(args) as call:
+                response = self._method.remote(*args)
+                try:
+                    return await response
+                except asyncio.CancelledError:
+                    response.cancel()  # type: ignore[no-untyped-call]
+                    if not call.is_to_be_sent_again():
+                        raise
 
 
 def returns_errors(

@@ -1,7 +1,8 @@
 """Ray's request router for deployments that run models: calls go where the fewest tokens wait."""
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 from ray.serve.request_router import (
@@ -13,8 +14,11 @@ from ray.serve.request_router import (
 )
 
 from serve_app.deployments.assigned_tokens import AssignedTokens
+from serve_app.deployments.movable_calls import MOVABLE_CALLS, groups_of
 from serve_app.inputs import estimated_tokens
-from serve_app.types import Lane, TextGroup
+from serve_app.types import TextGroup
+
+logger = logging.getLogger(__name__)
 
 #: Key of `record_routing_stats`: the replica's speed in full batches.
 SPEED = "tokens_per_s"
@@ -26,6 +30,8 @@ class TokenRouter(FIFOMixin, RequestRouter):
     Ray's own router compares the numbers of requests on two replicas, as it last heard of them: a
     query counts like 2,048 documents, and a number is up to
     `RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S` old.
+
+    Calls that wait on busy replicas move to new ones: see `choose_moves`.
     """
 
     def initialize_state(self, **kwargs: Any) -> None:
@@ -41,16 +47,16 @@ class TokenRouter(FIFOMixin, RequestRouter):
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True
-        lane, tokens = _work(pending_request.args)
+        groups = groups_of(pending_request.args)
+        # A call has groups of one lane: bulk groups travel alone.
+        lane = groups[0].lane if groups else "interactive"
         replicas = {replica.replica_id: replica for replica in candidate_replicas}
-        speeds: dict[ReplicaID, float] = {
-            id_: r.routing_stats.get(SPEED, 0.0) for id_, r in replicas.items()
-        }
-        ranked = self._assigned.rank(speeds, lane)
-        if tokens:
+        ranked = self._assigned.rank(_speeds(candidate_replicas), lane)
+        if groups:
             call = pending_request.metadata.internal_request_id
             # At once: further calls are routed before this one is on its way.
-            self._assigned.assign(call, ranked[0], lane, tokens)
+            self._assigned.assign(call, ranked[0], lane, _estimated_tokens(groups))
+            MOVABLE_CALLS.identify(groups, call)
             pending_request.future.add_done_callback(lambda f: self._on_routed(f, call))
         return [[replicas[id_]] for id_ in ranked]
 
@@ -75,16 +81,25 @@ class TokenRouter(FIFOMixin, RequestRouter):
         super().on_replica_actor_unavailable(replica_id)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Forgets what was sent to replicas that have gone."""
+        """Forgets what was sent to replicas that have gone, and gives new ones of what waits."""
         self._assigned.keep(replica.replica_id for replica in replicas)
         super().update_replicas(replicas)
+        self._rebalance(_speeds(replicas))
+
+    def _rebalance(self, speeds: dict[ReplicaID, float]) -> None:
+        moved = 0
+        for call in self._assigned.choose_moves(speeds):
+            if MOVABLE_CALLS.move(call):
+                # At once: it is sent again before Ray reports its end.
+                self._assigned.release(call)
+                moved += 1
+        if moved:
+            logger.info("Calls that start sooner on other replicas were moved: %d", moved)
 
 
-def _work(args: Sequence[Any]) -> tuple[Lane, int]:
-    """Returns the lane of a call and its tokens; 0 if it runs no model."""
-    candidates = args[1] if len(args) > 1 and isinstance(args[1], tuple) else ()
-    groups = [group for group in candidates if isinstance(group, TextGroup)]
-    if not groups:
-        return "interactive", 0
-    # A call has groups of one lane: bulk groups travel alone.
-    return groups[0].lane, sum(estimated_tokens(i) + 1 for group in groups for i in group.texts)
+def _speeds(replicas: Iterable[RunningReplica]) -> dict[ReplicaID, float]:
+    return {replica.replica_id: replica.routing_stats.get(SPEED, 0.0) for replica in replicas}
+
+
+def _estimated_tokens(groups: Iterable[TextGroup]) -> int:
+    return sum(estimated_tokens(text) + 1 for group in groups for text in group.texts)

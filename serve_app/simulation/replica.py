@@ -99,6 +99,20 @@ class Replica:
         self.tokens += tokens
         self.requests += 1
 
+    def waiting(self, is_bulk: bool) -> Sequence[int]:
+        """Returns the texts that wait for a batch."""
+        return tuple(self._bulk if is_bulk else self._interactive)
+
+    def remove(self, start: int, end: int, tokens: int, is_bulk: bool) -> None:
+        """Removes the texts of a request, all of which wait."""
+        queue = self._bulk if is_bulk else self._interactive
+        kept = [text for text in queue if not start <= text < end]
+        queue.clear()
+        queue.extend(kept)
+        self.queued[is_bulk] -= tokens
+        self.tokens -= tokens
+        self.requests -= 1
+
     def start_batch(self, now_s: float) -> tuple[Sequence[int], float]:
         """Starts a batch; returns its texts and its duration, or no texts if none wait."""
         interactive, bulk = self._interactive, self._bulk

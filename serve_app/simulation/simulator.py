@@ -3,13 +3,14 @@
 import heapq
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
 from serve_app.autoscale.fleet_load import FleetLoad, sum_reports
+from serve_app.scheduler.rebalancing import SentCall, choose_moves
 from serve_app.simulation.held_load import HeldLoad, with_held
 from serve_app.simulation.replica import Replica
 from serve_app.simulation.result import SimulationResult, Timeline, Waiting
@@ -223,6 +224,37 @@ class _Simulation:
         self._starting.remove(ready)
         self._running.append(self._new_replica(ordered_s))
         self._assign_held(self._running[-1])
+        if self._service.router == "least_tokens":
+            self._rebalance()
+
+    def _rebalance(self) -> None:
+        """Moves waiting requests to a new replica, as `TokenRouter` does."""
+        calls = [
+            SentCall(request, replica, "bulk" if is_bulk else "interactive", tokens)
+            for replica in self._running
+            for is_bulk in (False, True)
+            for request, tokens in self._waiting(replica, is_bulk)
+        ]
+        calls.sort(key=lambda call: call.call)
+        speeds = dict.fromkeys(self._running, self._service.capacity_tokens_per_s)
+        for call, target in choose_moves(calls, speeds):
+            start, end = self._starts[call.call], self._ends[call.call]
+            is_bulk = call.lane == "bulk"
+            call.replica.remove(start, end, call.tokens, is_bulk)
+            target.add(start, end, call.tokens, is_bulk)
+        for replica in self._running:
+            if not replica.is_busy:
+                self._start_batch(replica)
+
+    def _waiting(self, replica: Replica, is_bulk: bool) -> list[tuple[int, int]]:
+        """Returns the requests all of whose texts wait, with their tokens."""
+        texts = Counter(self._request_of[text] for text in replica.waiting(is_bulk))
+        sizes = ((r, self._starts[r], self._ends[r], count) for r, count in texts.items())
+        return [
+            (r, sum(self._tokens[start:end]))
+            for r, start, end, count in sizes
+            if count == end - start
+        ]
 
     def _report(self) -> None:
         now_s = self._now_s

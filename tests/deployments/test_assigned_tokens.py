@@ -103,3 +103,20 @@ def test_the_only_replica_is_chosen_even_if_it_could_not_be_reached() -> None:
     tokens = AssignedTokens[str]()
     tokens.avoid("a")
     assert tokens.rank({"a": 100.0}, "bulk") == ["a"]
+
+
+def test_calls_move_to_an_idle_replica_but_not_to_one_that_cannot_be_reached() -> None:
+    tokens = AssignedTokens[str]()
+    for i in range(40):
+        tokens.assign(str(i), "a", "interactive", 10)
+    assert 15 <= len(tokens.choose_moves(EQUAL)) <= 20
+    tokens.avoid("b")
+    assert tokens.choose_moves(EQUAL) == []
+
+
+def test_calls_on_a_replica_that_cannot_be_reached_are_left_to_ray() -> None:
+    tokens = AssignedTokens[str]()
+    for i in range(40):
+        tokens.assign(str(i), "a", "interactive", 10)
+    tokens.avoid("a")
+    assert tokens.choose_moves({**EQUAL, "c": 0.0}) == []

@@ -1,3 +1,4 @@
+import asyncio
 from typing import Any
 
 import pytest
@@ -16,7 +17,10 @@ class FakeHandle:
     def options(self, **options: Any) -> "FakeHandle":
         return self
 
-    async def remote(self, engine_id: str, argument: str) -> str | None:
+    def remote(self, engine_id: str, argument: str) -> asyncio.Future[str | None]:
+        return asyncio.ensure_future(self._reply(engine_id, argument))
+
+    async def _reply(self, engine_id: str, argument: str) -> str | None:
         own = self._engines.pop(0) if len(self._engines) > 1 else self._engines[0]
         return f"{argument} in {own}" if engine_id == own else None
 

@@ -6,8 +6,10 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 
+from serve_app.deployments.movable_calls import MOVABLE_CALLS
 from serve_app.deployments.retrying_call import RetryingCall
 from serve_app.errors import InferenceError, Overloaded, Unavailable
+from serve_app.types import TextGroup
 
 
 class FakeHandle:
@@ -22,9 +24,14 @@ class FakeHandle:
         self.handle_options = options
         return self
 
-    async def remote(self, *arguments: object) -> object:
+    def remote(self, *arguments: object) -> asyncio.Future[object]:
+        return asyncio.ensure_future(self._reply(arguments))
+
+    async def _reply(self, arguments: object) -> object:
         self.calls.append(arguments)
         outcome = self.outcomes.pop(0)
+        if isinstance(outcome, asyncio.Event):
+            await outcome.wait()
         if isinstance(outcome, Exception) and not isinstance(outcome, InferenceError):
             raise outcome
         return outcome
@@ -96,3 +103,40 @@ async def test_cancelling_a_call_cancels_the_remote_call() -> None:
 async def test_backpressure_raises_overloaded() -> None:
     with pytest.raises(Overloaded):
         await retrying_call(FakeHandle(BackPressureError(10, 10)))("argument")
+
+
+GROUPS = (TextGroup(("a text",)),)
+
+
+async def test_a_call_that_the_router_moves_is_sent_again() -> None:
+    handle = FakeHandle(asyncio.Event(), asyncio.Event(), "reply")
+    task = asyncio.ensure_future(retrying_call(handle)("engine", GROUPS))
+    for attempt in ("1", "2"):
+        await asyncio.sleep(0.01)
+        MOVABLE_CALLS.identify(GROUPS, attempt)
+        assert MOVABLE_CALLS.move(attempt)
+    assert await task == "reply"
+    assert handle.calls == [("engine", GROUPS)] * 3
+    assert not MOVABLE_CALLS.move("2")  # it has ended
+
+
+async def test_a_call_that_its_caller_gives_up_is_not_sent_again() -> None:
+    handle = FakeHandle(asyncio.Event(), "reply")
+    task = asyncio.ensure_future(retrying_call(handle)("engine", GROUPS))
+    await asyncio.sleep(0.01)
+    MOVABLE_CALLS.identify(GROUPS, "1")
+    MOVABLE_CALLS.move("1")
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert len(handle.calls) == 1
+
+
+async def test_a_call_that_runs_no_model_is_not_movable() -> None:
+    handle = FakeHandle(asyncio.Event())
+    task = asyncio.ensure_future(retrying_call(handle)("engine", ()))
+    await asyncio.sleep(0.01)
+    MOVABLE_CALLS.identify((), "1")
+    assert not MOVABLE_CALLS.move("1")
+    task.cancel()
+    await asyncio.wait([task])

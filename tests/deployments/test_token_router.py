@@ -9,8 +9,10 @@ from ray.serve._private.common import (
     ReplicaID,
     RequestMetadata,
 )
+from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, RunningReplica
 
+from serve_app.deployments.movable_calls import MOVABLE_CALLS
 from serve_app.deployments.token_router import SPEED, TokenRouter
 from serve_app.types import Lane, TextGroup
 
@@ -24,12 +26,18 @@ class FakeReplica:
         self.replica_id = ReplicaID(name, DEPLOYMENT)
         self.routing_stats = {SPEED: tokens_per_s}
 
+    async def get_queue_len(self, *, deadline_s: float) -> int:
+        return 0
+
 
 class Routing:
     """A router with replicas."""
 
     def __init__(self, **tokens_per_s: float) -> None:
-        self.router = TokenRouter(DEPLOYMENT, DeploymentHandleSource.REPLICA)  # type: ignore[no-untyped-call]
+        # As Ray gets it: unpickled, after it was pickled with its module.
+        config = RequestRouterConfig(request_router_class=TokenRouter)  # type: ignore[arg-type]
+        router_class = cast(type[TokenRouter], config.get_request_router_class())
+        self.router = router_class(DEPLOYMENT, DeploymentHandleSource.REPLICA)
         self.router.initialize_state()
         self.replicas = [FakeReplica(name, speed) for name, speed in tokens_per_s.items()]
         self._requests = 0
@@ -140,3 +148,34 @@ async def test_other_calls_take_no_room() -> None:
         await routing.route(*args)
     chosen = {(await routing.route("engine"))[0] for _ in range(2)}
     assert chosen == {"a", "b"}
+
+
+async def test_what_waits_moves_to_a_new_replica() -> None:
+    routing, cancelled = Routing(old=1), list[int]()
+
+    async def wait(i: int) -> None:
+        groups = (TextGroup((f"text {i}",)),)
+        with MOVABLE_CALLS.register(("engine", groups)) as call:
+            _, request = await routing.route("engine", groups)
+            await routing.send(request, "old")
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if call.is_to_be_sent_again():
+                    cancelled.append(i)
+
+    calls = [asyncio.ensure_future(wait(i)) for i in range(40)]
+    await asyncio.sleep(0.01)
+    routing.router.update_replicas(cast(list[RunningReplica], routing.replicas))
+    await asyncio.sleep(0.01)
+    assert cancelled == []
+    routing.replicas.append(FakeReplica("new", 1))
+    routing.router.update_replicas(cast(list[RunningReplica], routing.replicas))
+    await asyncio.sleep(0.01)
+    assert 15 <= len(cancelled) <= 20
+    assert cancelled == sorted(cancelled)
+    for call in calls:
+        call.cancel()
+    # Sent again, they go to the new replica, which has as much then.
+    chosen = [(await routing.run(f"text {i}"))[0] for i in cancelled]
+    assert set(chosen) == {"new"}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -106,24 +107,23 @@ class Service:
 
     async def counter(self, name: str, at_least: float) -> float:
         """Waits until a metric, summed over replicas, is `at_least`; returns its settled value."""
-        total = 0.0
-        standalone = self.kind == STANDALONE
-        url = self.url if standalone else f"http://{self._metrics_address()}"
-
-        def read() -> bool:
-            nonlocal total
-            text = httpx2.get(f"{url}/metrics", timeout=10).text
-            values = re.findall(
-                rf"^ray_{name}(?:_total)?(?:{{.*}})? ([\d.e+]+)$", text, re.MULTILINE
-            )
-            total = sum(map(float, values))
-            return total >= at_least
-
-        await self.wait_until(read, timeout_s=60)
-        if not standalone:
+        await self.wait_until(lambda: sum(self.counts(name).values()) >= at_least, timeout_s=60)
+        if self.kind != STANDALONE:
             await asyncio.sleep(METRICS_DELAY_S)  # until all counts are exported
-        read()
-        return total
+        return sum(self.counts(name).values())
+
+    def counts(self, name: str) -> Counter[str]:
+        """Returns a metric of each replica, by the replica's id."""
+        url = self.url if self.kind == STANDALONE else f"http://{self._metrics_address()}"
+        text = httpx2.get(f"{url}/metrics", timeout=10).text
+        samples = re.findall(
+            rf"^ray_{name}(?:_total)?(?:{{(.*)}})? ([\d.e+]+)$", text, re.MULTILINE
+        )
+        counts = Counter[str]()
+        for labels, value in samples:
+            replica = re.search(r'replica="([^"]*)"', labels)
+            counts[replica[1] if replica else ""] += float(value)  # type: ignore[assignment]
+        return counts
 
     def _metrics_address(self) -> str:
         file = Path(self._env["RAY_TMPDIR"]) / "ray" / "prom_metrics_service_discovery.json"

@@ -150,6 +150,30 @@ def offered_tokens(record: ScalingRecord) -> float:
     return record["load"]["offered_interactive_tokens_per_s"]
 
 
+@pytest.mark.parametrize("scaling_service", [SEPARATE], indirect=True)
+async def test_new_replicas_compute_texts_that_came_before_them(scaling_service: Service) -> None:
+    clients = Clients(scaling_service)
+    name = "embedserve_batch_size_texts_sum"
+    async with clients.run(), httpx2.AsyncClient(base_url=scaling_service.url, timeout=150) as http:
+        await clients.wait_until(lambda record: record["running"] == 1)
+        await clients.post(http, ["the first text"])
+        await scaling_service.counter(name, at_least=1)
+        before = set(scaling_service.counts(name))
+        # CacheLookup sends each of these requests at once, and keeps none of them back. One replica
+        # would take 80 s for them, longer than others take to start.
+        requests = [[f"{time.time_ns()} {i} {TEXT}" for i in range(40)] for _ in range(36)]
+        replies = asyncio.gather(*(clients.post(http, texts) for texts in requests))
+
+        def are_moved() -> bool:
+            counts = scaling_service.counts(name)
+            return sum(count for replica, count in counts.items() if replica not in before) >= 80
+
+        await scaling_service.wait_until(are_moved)
+        await replies
+        await clients.wait_until(lambda record: record["running"] == record["target"] == 1)
+    assert clients.succeeded == 37
+
+
 async def test_one_request_of_many_documents_adds_replicas(scaling_service: Service) -> None:
     clients = Clients(scaling_service)
     documents = [f"{time.time_ns()} {i} some words" for i in range(2048)]

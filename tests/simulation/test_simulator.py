@@ -156,6 +156,26 @@ def test_a_replica_that_leaves_finishes_its_texts() -> None:
     assert result.waiting["interactive"].p99 > 0
 
 
+def test_what_waits_moves_to_a_replica_that_starts() -> None:
+    """40 s of work on one replica take both 20 s once the second one is there."""
+    trace = Trace.from_arrays("burst", np.arange(1000) * 1e-6, np.full(1000, 100))
+    settings = EmbedderSettings(max_batch_texts=1, max_queued_tokens=2**30)
+    service = replace(
+        SERVICE,
+        cost=BatchCost(0.0, 0.0004),
+        settings=settings,
+        startup_s=2.0,
+        max_assigned_s=math.inf,
+    )
+    waiting = {
+        router: simulate(trace, replace(service, router=router), FixedScaler(2)).waiting
+        for router in ("least_tokens", "least_requests")
+    }
+    assert waiting["least_requests"]["interactive"].p99 > 38
+    # The first 3 s pass until the order and the start.
+    assert waiting["least_tokens"]["interactive"].p99 == pytest.approx(21.5, abs=1)
+
+
 def test_without_replicas_texts_wait_for_the_first_one() -> None:
     class Wake:
         def decide(self, seen: Observation) -> Decision:
