@@ -38,6 +38,12 @@ client = Client()
 VectorIndex.build(["abc", "de"], client).save("index")
 print(VectorIndex.load("index", client).search("de", k=1)[0].metadata)
 """,
+    "pgvector": """
+from embedserve_client.command.main import main
+assert main(["migrate", "postgresql://127.0.0.1:9/d", "--table", "t"]) == 1
+from embedserve_client.migration.pgvector_store import PgVectorStore
+print(PgVectorStore.__name__)
+""",
     "ray": """
 import ray.data
 from ray.serve.handle import DeploymentHandle
@@ -50,10 +56,18 @@ OUTPUT = {
     "local": "local (1, 384)\ntorch.Size([4])\n",
     "parquet": "['text', 'embedding']\n",
     "search": "de\n",
+    "pgvector": "PgVectorStore\n",
     "ray": "Embedder embed_dataset\n",
 }
 #: A library of another extra, which proves that the environment is isolated.
-ABSENT = {"": "torch", "local": "faiss", "parquet": "faiss", "search": "torch", "ray": "torch"}
+ABSENT = {
+    "pgvector": "faiss",
+    "": "torch",
+    "local": "faiss",
+    "parquet": "faiss",
+    "search": "torch",
+    "ray": "torch",
+}
 
 
 def test_each_extra_is_tested() -> None:

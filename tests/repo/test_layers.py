@@ -117,6 +117,7 @@ CLIENT_LIBRARIES = {
     "sentence_transformers": ("local_model",),
     "faiss": ("index_files",),
     "pyarrow": ("files", "migration.parquet_store", "ray"),
+    "psycopg": ("migration.pgvector_schema", "migration.pgvector_store"),
     "ray": ("ray",),
     "torch": ("sentence_transformer",),
     "serve_app": (),

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from embedserve_client.classify import LabelScore
     from embedserve_client.client import Client
     from embedserve_client.errors import (
+        DatabaseError,
         EmbedError,
         FileError,
         HTTPError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "AsyncClient": "async_client",
     "Client": "client",
+    "DatabaseError": "errors",
     "EmbedError": "errors",
     "FileError": "errors",
     "HTTPError": "errors",
@@ -66,6 +68,7 @@ _MODULES = {
 __all__ = [
     "AsyncClient",
     "Client",
+    "DatabaseError",
     "EmbedError",
     "FileError",
     "HTTPError",

@@ -15,6 +15,7 @@ The tree, with the `code` of each class:
   x InvalidURLError          INVALID_URL           the URL of the service is malformed
   x ServiceNotRunningError   SERVICE_NOT_RUNNING   the service can't be started or keeps failing
   x FileError                FILE_ERROR            an input or output file can't be read or written
+  x DatabaseError            DATABASE_ERROR        a database can't be read or written
   x IndexMismatchError       INDEX_MISMATCH        arguments that don't fit the vector index
 
 All of them can be pickled, so they cross process boundaries. None contains an API key.
@@ -142,6 +143,12 @@ class FileError(EmbedError):
     """A file of texts, of vectors, or of an index can't be read or written."""
 
     code = "FILE_ERROR"
+
+
+class DatabaseError(EmbedError):
+    """A table of a database can't be read or written. The message quotes no row and no password."""
+
+    code = "DATABASE_ERROR"
 
 
 class IndexMismatchError(EmbedError):

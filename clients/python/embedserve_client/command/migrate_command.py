@@ -14,7 +14,7 @@ from rich.progress import Progress as ProgressBar
 from embedserve_client.async_client import AsyncClient
 from embedserve_client.base import EmbedOptions
 from embedserve_client.command.backend_options import add_model_option, add_url_option
-from embedserve_client.errors import FileError
+from embedserve_client.errors import DatabaseError, FileError
 from embedserve_client.files.source import open_source
 from embedserve_client.migration.index_store import IndexStore
 from embedserve_client.migration.migration import (
@@ -29,7 +29,7 @@ from embedserve_client.migration.store import Store
 from embedserve_client.wire import Truncation
 
 _EPILOG = """\
-INDEX is a directory with a VectorIndex, or a Parquet file.
+INDEX is a directory with a VectorIndex, a Parquet file, or the URL of a PostgreSQL database.
 The old vectors stay in use until every row has a new one; then all are replaced at once. To resume
 an interrupted run, run the same command again.
 
@@ -38,6 +38,7 @@ examples:
   embedserve migrate my-index --texts texts.txt        where the metadata aren't the texts
   embedserve migrate rows.parquet --column body --no-switch
                                                        embed and compare, but keep the old vectors
+  embedserve migrate postgresql://user@host/database --table documents
 """
 #: Long enough for a service that restarts; after it the run fails and can be resumed.
 _TIMEOUT_S = 600.0
@@ -53,10 +54,11 @@ def add_commands(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("index", metavar="INDEX", help="a directory with a VectorIndex, or a Parquet file")
+    add("index", metavar="INDEX", help="a directory, a Parquet file, or the URL of a database")
     add_url_option(parser)
     add_model_option(parser)
     add("-o", "--output", help="write the new index here, and keep the old one")
+    add("--table", metavar="NAME", help="the table, if INDEX is the URL of a PostgreSQL database")
     add("--column", default="text", help="column or field with the text (default: %(default)s)")
     add("--vector-column", default="embedding", help="column with the vectors (default: embedding)")
     add("--texts", metavar="FILE", help="a file with one text for each row, if the index has none")
@@ -169,6 +171,8 @@ def _migrate(arguments: argparse.Namespace) -> int:
 
 
 def _open_store(arguments: argparse.Namespace) -> Store:
+    if arguments.index.startswith(("postgresql://", "postgres://")):
+        return _open_table(arguments)
     path = Path(arguments.index)
     output = None if arguments.output is None else Path(arguments.output)
     texts = arguments.texts
@@ -183,6 +187,24 @@ def _open_store(arguments: argparse.Namespace) -> Store:
         arguments.vector_column,
         source,
         output,
+        restart=arguments.restart,
+    )
+
+
+def _open_table(arguments: argparse.Namespace) -> Store:
+    if arguments.table is None or arguments.texts is not None or arguments.output is not None:
+        raise DatabaseError("A database needs --table NAME, and neither --texts nor --output.")
+    try:
+        from embedserve_client.migration.pgvector_store import PgVectorStore
+    except ImportError:
+        raise DatabaseError(
+            "PostgreSQL needs psycopg: pip install 'embedserve-client[pgvector]'"
+        ) from None
+    return PgVectorStore(
+        arguments.index,
+        arguments.table,
+        arguments.column,
+        arguments.vector_column,
         restart=arguments.restart,
     )
 
