@@ -47,8 +47,9 @@ async def test_a_call_does_not_wait_for_ever() -> None:
 
 
 async def test_a_call_whose_engine_is_gone_is_refused_soon() -> None:
-    present = call(FakeHandle("new", "old"), departure_s=0)
+    present = call(FakeHandle("new", "old"), arrival_s=3600, departure_s=0)
     assert await present("text") == "text in new"
-    with pytest.raises(Unavailable, match="changes its model") as caught:
-        await present("text")
+    async with asyncio.timeout(60):
+        with pytest.raises(Unavailable, match="changes its model") as caught:
+            await present("text")
     assert caught.value.retry_after_s == 1
