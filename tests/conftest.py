@@ -1,9 +1,10 @@
 """How tests are distributed over processes, and which of them `--fast` skips.
 
-A run of all tests uses two processes, because tests of a service mostly wait. One process runs the
-tests that start a service or measure, the other runs the remaining folders. Timing-sensitive tests
-run exclusively: the other process pauses. A run of named files or tests uses one process, so that
-its output and a debugger are usable; so does `-n 0`.
+A run of all tests uses two processes, because tests of a service mostly wait. One begins with the
+tests on Ray that share a service. The other begins with those that start `embedserve serve` on a
+Ray of their own, then runs the remaining folders. Tests marked `exclusive` run alone: the other
+process pauses. A run of named files or tests uses one process, so that its output and a debugger
+are usable; so does `-n 0`.
 
 `--fast` skips the paths below without importing them: they need Ray, a real model or other people's
 clients, or start and stop processes. It runs all other tests, so new ones are included.
@@ -35,6 +36,7 @@ _SLOW_PATHS = (
     "tests/command/test_simulate.py",
     "tests/command/test_supervision.py",
     "tests/console",
+    "tests/deployments/test_replica_keepalive.py",
     "tests/embedserve_client/test_command.py",
     "tests/embedserve_client/test_embedder_service.py",
     "tests/embedserve_client/test_extras.py",
@@ -59,6 +61,8 @@ _SLOW_PATHS = (
     "tests/on_ray",
     "tests/providers",
     "tests/proxy/test_launcher.py",
+    "tests/proxy/test_machine_loss.py",
+    "tests/proxy/test_smuggling.py",
     "tests/repo/test_extras.py",
     "tests/service/test_image_fetcher.py",
     "tests/simulation",
@@ -66,8 +70,11 @@ _SLOW_PATHS = (
     "tests/standalone/test_cost.py",
     "tests/standalone/test_fallback.py",
     "tests/standalone/test_hang.py",
+    "tests/standalone/test_live.py",
     "tests/standalone/test_provider_kinds.py",
     "tests/standalone/test_providers.py",
+    "tests/standalone/test_service.py",
+    "tests/standalone/test_top.py",
     "tests/test_model_kinds.py",
     "tests/test_quantization.py",
     "tests/valkey/test_embedded.py",
@@ -75,8 +82,8 @@ _SLOW_PATHS = (
     "tests/web/test_fuzz.py",
     "tests/web/test_schemathesis.py",
 )
-#: Other load on the cores changes the results of these tests.
-_EXCLUSIVE = (_ON_RAY + "test_faults.py", _ON_RAY + "test_served.py")
+#: Each of its tests has a Ray of its own, which needs nothing of the service that others share.
+_OWN_RAY = _ON_RAY + "test_lifecycle.py"
 
 # huggingface_hub reads these when it is imported. Without them it sends telemetry once a day.
 os.environ |= {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -104,6 +111,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="skip slow tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "exclusive: other load on the cores changes its results")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -139,10 +150,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 
 class _FolderScheduling(LoadScopeScheduling):
-    """Runs each folder of tests in one process."""
+    """Runs each folder of tests in one process, except for the file with Rays of its own."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid.partition("::")[0].rpartition("/")[0]  # a folder shares what it has loaded
+        file = nodeid.partition("::")[0]
+        # A folder shares what it has loaded.
+        return file if file == _OWN_RAY else file.rpartition("/")[0]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -160,7 +173,7 @@ def pytest_runtest_protocol(
 
 
 def _is_exclusive(item: pytest.Item) -> bool:
-    return item.nodeid.startswith(_EXCLUSIVE)
+    return item.get_closest_marker("exclusive") is not None
 
 
 class _MachineLock:

@@ -13,6 +13,8 @@ import pytest
 from serve_app.engines.cpu_quota import read_cpu_quota
 from tests.on_ray.conftest import EVERYWHERE, ON_RAY, LoadGenerator, Service
 
+pytestmark = pytest.mark.exclusive
+
 
 def have_disjoint_cpus(service: Service) -> bool:
     """Returns whether the replicas with engines pin threads to disjoint sets of CPUs."""

@@ -14,8 +14,8 @@ QUERY_CLIENTS = 4
 
 
 def large_request() -> list[str]:
-    """Returns texts of at least 100 tokens each, twice as many as fit into the queue."""
-    count = 2 * USER_CONFIG["Embedder"]["max_queued_tokens"] // 100
+    """Returns texts of more than 120 tokens each, a quarter more than fit into the queue."""
+    count = int(1.25 * USER_CONFIG["Embedder"]["max_queued_tokens"]) // 120
     return [f"{time.time_ns()} text {i} " + "some more words " * 40 for i in range(count)]
 
 

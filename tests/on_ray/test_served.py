@@ -183,6 +183,7 @@ def test_packed_requests_and_replies_pass_the_proxy(service: Service) -> None:
     assert packed.json()["data"] == plain.json()["data"]
 
 
+@pytest.mark.exclusive
 @EVERYWHERE
 def test_overload_is_rejected_with_429_and_other_requests_succeed(service: Service) -> None:
     service.wait_for_one_replica()  # each has a queue
@@ -236,6 +237,7 @@ print(json.dumps([str(vectors.dtype), vectors.shape, vectors.tolist(), message])
     assert vectors[0] == over_http.data[0].embedding
 
 
+@pytest.mark.exclusive
 @EVERYWHERE
 @pytest.mark.parametrize(("clients_n", "texts_n"), [(20, 50), (200, 8)], ids=["bulk", "queries"])
 def test_texts_of_disconnected_clients_leave_the_queue(
