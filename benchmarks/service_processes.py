@@ -17,8 +17,10 @@ _TITLES = {
     "dashboard agent": "ray::DashboardAgent",
 }
 _PROGRAMS = {"HAProxy": "haproxy", "Valkey": "valkey-server", "raylet": "raylet"}
+#: Modules that run as processes of their own.
+_MODULES = {"ProxyGuard": "serve_app.proxy.guard"}
 #: The names that `select` knows.
-NAMES = (*_TITLES, *_PROGRAMS)
+NAMES = (*_TITLES, *_PROGRAMS, *_MODULES)
 
 
 def select(processes: Iterable[psutil.Process], name: str) -> list[psutil.Process]:
@@ -34,6 +36,8 @@ def select(processes: Iterable[psutil.Process], name: str) -> list[psutil.Proces
             command = process.cmdline()
             if name in _PROGRAMS:
                 matches = process.name() == _PROGRAMS[name]
+            elif name in _MODULES:
+                matches = _MODULES[name] in command
             else:
                 matches = bool(command) and command[0].startswith(_TITLES[name])
             if matches:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from serve_app.command.process_tree import send_signal
@@ -124,6 +125,33 @@ class CorruptModel(Fault):
         send_signal(processes, signal.SIGKILL)
 
 
+class NanModel(Fault):
+    """The weights of a prepared model become NaN while replicas use them."""
+
+    name = "model-nan"
+    description = "weights of the prepared model are overwritten by NaN while it runs, for 8 s"
+
+    def __init__(self) -> None:
+        self._originals: dict[Path, bytes] = {}
+
+    def inject(self, scene: Scene) -> None:
+        """Overwrites the second half of the weights. In all float formats, ones are a NaN."""
+        for path in scene.service.prepared_models.glob("*/model.bin"):
+            self._originals[path] = path.read_bytes()
+            with path.open("r+b") as file:
+                file.seek(len(self._originals[path]) // 2)
+                file.write(b"\xff" * (len(self._originals[path]) // 2))
+        if not self._originals:
+            raise RuntimeError("No model is prepared.")
+
+    def heal(self, scene: Scene) -> None:
+        """Restores the weights."""
+        while self._originals:
+            path, content = self._originals.popitem()
+            with path.open("r+b") as file:
+                file.write(content)
+
+
 class SecondService(Fault):
     """A second service of the same user starts and ends on the machine."""
 
@@ -170,5 +198,6 @@ FAULTS: list[Fault] = [
     ),
     FullDisk(),
     CorruptModel(),
+    NanModel(),
     SecondService(),
 ]

@@ -18,14 +18,9 @@ _TOPOLOGIES = {
 }
 
 
-_NO_LISTENER = (
-    "HAProxy is the only process that listens for clients. Its connections end with it, and until "
-    "Ray has replaced it, the kernel refuses new ones."
-)
 #: Why requests fail that a killed process takes along.
 _REASONS = {
-    "HAProxy": _NO_LISTENER,
-    "HAProxyManager": f"HAProxy ends with the manager that started it. {_NO_LISTENER}",
+    "HAProxy": "The connections of clients end with HAProxy, and with them the requests in flight.",
 }
 
 
@@ -76,6 +71,7 @@ _PROCESSES = {
     "ServeController": "Serve's controller",
     "HAProxy": "",
     "HAProxyManager": "Ray's manager of HAProxy",
+    "ProxyGuard": "the guard of HAProxy's port",
     "Valkey": "",
 }
 FAULTS = [

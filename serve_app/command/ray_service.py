@@ -20,15 +20,24 @@ import yaml
 
 from serve_app.command.application_status import describe_replicas, failure_reasons
 from serve_app.command.config_file import http_address, http_url
-from serve_app.command.process_tree import have_exited, is_running, process_name, send_signal
+from serve_app.command.process_tree import (
+    command_line,
+    have_exited,
+    is_running,
+    process_name,
+    send_signal,
+)
 from serve_app.command.scratch_dir import ScratchDir
 from serve_app.command.service_process import ServiceProcess, StartupError
+from serve_app.proxy import guard
 
 _DASHBOARD = re.compile(r"View the dashboard at \S*?(http://[\d.:]+)")
 #: Ray's node ends with each of these processes.
 _NODE_PROGRAMS = ("gcs_server", "raylet")
 #: The start of the title of Ray's actor that starts HAProxy.
 _PROXY_MANAGER = "ray::HAProxyMan"
+#: An argument of the process that keeps the port while HAProxy is replaced.
+_GUARD = guard.__name__
 
 
 class RayService(ServiceProcess):
@@ -85,6 +94,8 @@ class RayService(ServiceProcess):
         HAProxy this returns at once.
         """
         tree = self._process_tree()
+        # It holds the listening socket, and would replace a proxy that has ended.
+        send_signal([p for p in tree if _GUARD in command_line(p)], signal.SIGTERM)
         proxies = [p for p in tree if process_name(p) == "haproxy"]
         # Paused, because it would replace a proxy that doesn't listen any more.
         managers = [p for p in tree if process_name(p).startswith(_PROXY_MANAGER)]

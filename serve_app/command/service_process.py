@@ -23,7 +23,7 @@ from serve_app.command.process_tree import (
     stop_cache_servers,
     wait_or_kill,
 )
-from serve_app.valkey.parent_death import die_with_parent
+from serve_app.parent_death import die_with_parent
 
 _POLL_S = 0.3
 _STOP_TIMEOUT_S = 60.0

@@ -35,6 +35,10 @@ _DEAD_MACHINE = (
     "srvtcpka-cnt 3",
     "default-server tcp-ut 6s",
 )
+#: The environment variable with the descriptor of the listening socket that HAProxy inherits.
+LISTENER_VARIABLE = "EMBEDSERVE_HAPROXY_LISTENER"
+_HTTP_BIND = re.compile(r"^(frontend http_frontend\n    bind )(\S*):(\d+)$", re.MULTILINE)
+_APPLICATION = re.compile(r"^    use_backend ", re.MULTILINE)
 #: Suffix of the copy of a backend that serves GET and HEAD requests.
 _READS = "-reads"
 #: HAProxy's own errors: status → error code, message, seconds of `Retry-After` or None.
@@ -83,6 +87,27 @@ def complete(config: str) -> str:
     return "".join(text for section in sections for text in _complete_section(section, config))
 
 
+def has_application(config: str) -> bool:
+    """Whether requests reach an application."""
+    return _APPLICATION.search(config) is not None
+
+
+def http_address(config: str) -> tuple[str, int] | None:
+    """Returns the host and the port at which HTTP is served; None if it is an inherited socket."""
+    bind = _HTTP_BIND.search(config)
+    return None if bind is None else (bind[2].strip("[]"), int(bind[3]))
+
+
+def with_inherited_listener(config: str) -> str:
+    """Returns a configuration whose HAProxy serves HTTP at the socket that it inherits."""
+    return _HTTP_BIND.sub(rf"\1fd@${{{LISTENER_VARIABLE}}}", config)
+
+
+def without_admin_socket(config: str) -> str:
+    """Returns a configuration whose HAProxy doesn't take the admin socket of another one."""
+    return re.sub(r"^    stats socket .*\n", "", config, flags=re.MULTILINE)
+
+
 def _complete_section(section: str, config: str) -> Iterator[str]:
     kind, _, name = section.partition("\n")[0].partition(" ")
     if kind == "global":
@@ -92,8 +117,7 @@ def _complete_section(section: str, config: str) -> Iterator[str]:
     elif name == "http_frontend":
         yield _complete_frontend(section)
     elif name == "default_backend":
-        has_application = re.search(r"^    use_backend ", config, re.MULTILINE)
-        status = 404 if has_application else 503
+        status = 404 if has_application(config) else 503
         yield f"{kind} {name}\n    http-request return status {status} {_error_body(status)}\n"
     elif kind == "backend" and "\n    option httpchk" in section:
         yield section

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from serve_app.valkey.parent_death import die_with_parent
+from serve_app.parent_death import die_with_parent
 from serve_app.valkey.server_dir import (
     FileLock,
     ServerDir,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import uvicorn
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
@@ -18,6 +19,7 @@ from ray.serve.config import HTTPOptions
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.command.ports import free_port
+from serve_app.proxy import guard
 
 LAUNCHER = [sys.executable, "-m", "serve_app.proxy.launcher"]
 
@@ -95,9 +97,35 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
         time.sleep(0.02)
 
 
+def proxy_config(folder: Path, port: int) -> HAProxyConfig:
+    """Returns the settings of an HAProxy whose files are in a folder, on free ports."""
+    return HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=port),
+        socket_path=str(folder / "admin.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "server-state"),
+        stats_port=free_port(),
+        metrics_port=free_port(),
+        metrics_enabled=False,
+        nbthread=1,
+        is_head=True,
+    )
+
+
 def accepts(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def guards(folder: Path) -> list[psutil.Process]:
+    """Returns the guard of the HAProxy whose files are in a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if guard.__name__ in command and str(folder / "guard.sock") in command:
+                found.append(process)
+    return found
 
 
 @contextmanager
@@ -114,17 +142,7 @@ def running_proxy(
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started)
-    config = HAProxyConfig(
-        http_options=HTTPOptions(host="127.0.0.1", port=port),
-        socket_path=str(folder / "admin.sock"),
-        server_state_base=str(folder),
-        server_state_file=str(folder / "server-state"),
-        stats_port=free_port(),
-        metrics_port=free_port(),
-        metrics_enabled=False,
-        nbthread=1,
-        is_head=True,
-    )
+    config = proxy_config(folder, port)
     servers = [ServerConfig(name="replica", host="127.0.0.1", port=upstream_port)]
     backends = {
         "app": BackendConfig(name="http-app", path_prefix="/", app_name="app", servers=servers)
@@ -144,6 +162,9 @@ def running_proxy(
         wait_until(lambda: accepts(port))
         yield Proxy(port, upstream, process, stop_upstream)
     finally:
+        for guard in guards(folder):
+            guard.terminate()
+            guard.wait(10)
         process.send_signal(signal.SIGTERM)
         process.wait(10)
         log.close()

@@ -1,6 +1,13 @@
 """What the completion changes in the text of a configuration."""
 
-from serve_app.proxy.haproxy_config import complete
+import pytest
+
+from serve_app.proxy.haproxy_config import (
+    complete,
+    has_application,
+    http_address,
+    with_inherited_listener,
+)
 
 #: The sections of Ray's configuration in short, for an application named `batch-reads`.
 CONFIG = """global
@@ -30,3 +37,24 @@ def test_the_name_of_an_application_does_not_matter() -> None:
 def test_a_complete_configuration_stays_as_it_is() -> None:
     completed = complete(CONFIG)
     assert complete(completed) == completed
+
+
+def test_haproxy_inherits_the_socket_of_http_only() -> None:
+    config = complete(CONFIG + "listen stats\n    bind *:8404\n")
+    inherited = with_inherited_listener(config)
+    assert http_address(config) == ("127.0.0.1", 8000)
+    assert "    bind fd@${EMBEDSERVE_HAPROXY_LISTENER}\n" in inherited
+    assert "    bind *:8404\n" in inherited
+    assert http_address(inherited) is None
+
+
+@pytest.mark.parametrize(
+    ("bind", "address"), [("[::]:80", ("::", 80)), (":::80", ("::", 80)), ("*:80", ("*", 80))]
+)
+def test_addresses_of_http(bind: str, address: tuple[str, int]) -> None:
+    assert http_address(f"frontend http_frontend\n    bind {bind}\n") == address
+
+
+def test_a_configuration_of_ray_has_an_application_or_none() -> None:
+    assert has_application(complete(CONFIG))
+    assert not has_application(complete(CONFIG.replace("    use_backend", "    #")))

@@ -4,16 +4,13 @@ import asyncio
 import json
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
 import httpx2
 import openai
-import psutil
 import pytest
 import requests
 
@@ -220,24 +217,6 @@ backend default_backend
 """
     )
     return file, port
-
-
-def test_haproxy_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    file, port = _write_configuration(tmp_path)
-    script = "import subprocess, sys; subprocess.run(sys.argv[1:])"
-    starter = subprocess.Popen(
-        [sys.executable, "-c", script, *LAUNCHER, "-db", "-f", file],
-        stderr=subprocess.DEVNULL,
-    )
-    wait_until(lambda: accepts(port))
-    (haproxy,) = psutil.Process(starter.pid).children()
-    try:
-        starter.kill()
-        starter.wait()
-        wait_until(lambda: not accepts(port))
-    finally:
-        with suppress(psutil.NoSuchProcess):
-            haproxy.kill()
 
 
 def test_haproxy_does_not_start_after_the_process_that_started_it_ended(tmp_path: Path) -> None:

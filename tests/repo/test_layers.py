@@ -38,6 +38,7 @@ SERVICE_LAYERS = [
         "totals",
         "quantization",
         "breaker",
+        "parent_death",
         "proxy",
     ],
     ["model_spec"],

@@ -6,7 +6,7 @@ import psutil
 
 PROGRAM = """
 import signal, subprocess, sys, time
-from serve_app.valkey.parent_death import die_with_parent
+from serve_app.parent_death import die_with_parent
 child = subprocess.Popen(
     [sys.executable, "-c", "import time; time.sleep(60)"], preexec_fn=die_with_parent(signal.SIGINT)
 )
