@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..record import Record
 from .catalog import FAULTS
+from .elsewhere import NODES, TESTED
 from .fault import Fault
 from .load import DEADLINE_S, LOST_AFTER_S
 from .records import broken_requests, order, read_newest, total, worst_p99_ms
@@ -52,6 +53,9 @@ def page(records: Sequence[Record], faults: Mapping[str, Fault] = FAULTS) -> str
     for topology in dict.fromkeys(record["topology"] for record in ordered):
         rows = [record for record in ordered if record["topology"] == topology]
         lines += _section(topology, rows, faults)
+    lines += ["## Tested one by one\n", "| fault | what follows | test |", "|---|---|---|"]
+    lines += [f"| {fault} | {outcome} | `{test}` |" for fault, outcome, test in TESTED]
+    lines += ["", NODES]
     return "\n".join(lines) + "\n"
 
 

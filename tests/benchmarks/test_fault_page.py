@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from benchmarks.faults.catalog import FAULTS
+from benchmarks.faults.elsewhere import TESTED
 from benchmarks.faults.page import page
 from benchmarks.faults.records import broken_requests, read_newest, summary
 from benchmarks.faults.service import TOPOLOGIES
@@ -90,3 +91,9 @@ def test_unknown_faults_are_refused() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2
     assert "kill-everything" in done.stderr
+
+
+@pytest.mark.parametrize("test", [test for *_, test in TESTED])
+def test_the_page_names_tests_that_exist(test: str) -> None:
+    file, name = test.split("::")
+    assert f"def {name}(" in (ROOT / file).read_text("utf-8")
