@@ -46,6 +46,8 @@ TESTED: tuple[tuple[str, str, str], ...] = (
 )
 
 NODES = """\
+The kernel kills a replica for lack of memory as `kill-embedder` and `kill-embedserver` do.
+
 A worker and the head of a cluster, with Ray's state on a Valkey server, are killed, restarted and
 taken off the network by `python -m benchmarks.nodes`:
 [When machines fail](../docs/deploy.md#when-machines-fail). A clock that jumps on a running service

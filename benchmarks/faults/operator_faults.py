@@ -130,6 +130,10 @@ class NanModel(Fault):
 
     name = "model-nan"
     description = "weights of the prepared model are overwritten by NaN while it runs, for 8 s"
+    reason = (
+        "All replicas map the same weights into memory, so that none can compute. What the engine "
+        "returns is an error, and no vector: nothing wrong is answered or cached."
+    )
 
     def __init__(self) -> None:
         self._originals: dict[Path, bytes] = {}

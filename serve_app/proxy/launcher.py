@@ -63,6 +63,8 @@ def _prepare(file: Path, binary: str, arguments: Sequence[str]) -> list[str]:
         _end_with_parent()
         file.write_text(config, encoding="utf-8")
         return [*arguments]
+    # Ray kills the process group of an actor that has ended. HAProxy goes on for the next actor.
+    os.setpgid(0, 0)
     listener, displaced = guarded
     config = with_inherited_listener(config)
     if has_application(config):

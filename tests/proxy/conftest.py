@@ -29,6 +29,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
+        self.posts: set[str] = set()  #: paths of POSTs, also of those in progress
         self.outcomes: dict[str, str] = {}  #: path → outcome of the last POST
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,6 +41,7 @@ class Upstream:
             await send({"type": "http.response.body", "body": b"too large"})
             return
         if scope["method"] == "POST":
+            self.posts.add(scope["path"])
             while (await receive()).get("more_body"):
                 pass
             disconnected = asyncio.create_task(_disconnect(receive))

@@ -46,6 +46,7 @@ async def _serve(folder: Path, port: int, upstream_port: int, commands: Connecti
 def _run_actor(
     folder: Path, port: int, upstream_port: int, commands: Connection, other_end: Connection
 ) -> None:
+    os.setpgid(0, 0)
     other_end.close()  # so that the actor reads the end of the node
     with suppress(EOFError):
         asyncio.run(_serve(folder, port, upstream_port, commands))
@@ -61,7 +62,7 @@ def run_node(folder: Path, port: int, upstream_port: int, connection: Connection
         if command == "kill":
             assert actor is not None
             assert actor.pid is not None
-            os.kill(actor.pid, signal.SIGKILL)
+            os.killpg(actor.pid, signal.SIGKILL)  # as Ray does with an actor that has ended
             actor.join()
             connection.send("killed")
             continue

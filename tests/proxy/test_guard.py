@@ -28,8 +28,8 @@ _CONTEXT.set_forkserver_preload(["tests.proxy.haproxy_node"])
 class Node:
     """A node of Ray, as far as HAProxy is concerned, with an upstream server."""
 
-    def __init__(self, folder: Path, upstream_port: int) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, upstream: Upstream, upstream_port: int) -> None:
+        self.folder, self.port, self.upstream = folder, free_port(), upstream
         self._connection, end = _CONTEXT.Pipe()
         arguments = (folder, self.port, upstream_port, end)
         self.process = _CONTEXT.Process(target=run_node, args=arguments)
@@ -87,12 +87,13 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     launcher = shutil.which("embedserve-haproxy", path=str(Path(sys.executable).parent))
     assert launcher is not None
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", launcher)
-    config = uvicorn.Config(Upstream(), port=free_port(), log_level="error")
+    upstream = Upstream()
+    config = uvicorn.Config(upstream, port=free_port(), log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started)
-    running = Node(tmp_path, config.port)
+    running = Node(tmp_path, upstream, config.port)
     try:
         yield running
     finally:
@@ -127,6 +128,7 @@ def test_clients_do_not_notice_that_the_actor_is_replaced(node: Node) -> None:
     with node.load() as outcomes:
         thread = threading.Thread(target=lambda: replies.append(httpx2.post(url, timeout=20)))
         thread.start()
+        wait_until(lambda: "/long" in node.upstream.posts)
         node.tell("kill")
         assert node.tell("actor empty") == "done"
         assert node.tell("reload ready") == "done"
