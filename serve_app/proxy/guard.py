@@ -25,8 +25,8 @@ from serve_app.parent_death import die_with_parent
 from serve_app.proxy.haproxy_config import LISTENER_VARIABLE, without_admin_socket
 from serve_app.proxy.launch import Launch, admin_socket_pid, saved_config
 
-#: Ray replaces its actor within about ten seconds, and within a minute if the machine is busy.
-_SUCCESSOR_TIMEOUT_S = 60.0
+#: Ray replaces its actor within about ten seconds, and within 75 s on a machine under heavy load.
+_SUCCESSOR_TIMEOUT_S = 120.0
 #: Stand-ins that end at once are not started for ever.
 _MAX_STAND_INS = 5
 _BACKLOG = 4096  # HAProxy's own, if the kernel allows so many
