@@ -87,6 +87,7 @@ class TextGroup:
     #: The cache key of each text; empty until the first cache has computed them.
     keys: tuple[bytes, ...] = ()
     task: Task = "embed"
+    is_resent: bool = False  #: another replica had it before, and has counted its arrival
     span: Span | None = None  #: of the operation that waits for the group; None: not traced
 
     @property
@@ -105,8 +106,9 @@ class TextGroup:
     def __reduce__(self) -> tuple[Any, ...]:
         # Clocks differ between machines, so what is left of the time is sent.
         left_s = self.deadline_s - time.monotonic()
-        fields = (self.texts, self.prompt, self.use_cache, self.lane, left_s, self.keys, self.task)
-        return TextGroup._received, (None if self.span is None else self.span.context, *fields)
+        fields = (self.texts, self.prompt, self.use_cache, self.lane, left_s, self.keys)
+        context = None if self.span is None else self.span.context
+        return TextGroup._received, (context, *fields, self.task, self.is_resent)
 
     @classmethod
     def _received(cls, context: TraceContext | None, *fields: Any) -> Self:

@@ -23,6 +23,11 @@ def test_a_group_travels_with_what_is_left_of_its_deadline(
     assert received == group
 
 
+def test_a_group_travels_with_its_task_and_whether_another_replica_had_it() -> None:
+    group = TextGroup(("a",), task="classify", is_resent=True)
+    assert pickle.loads(pickle.dumps(group)) == group
+
+
 def test_a_group_without_a_deadline_has_none_on_another_machine() -> None:
     received = pickle.loads(pickle.dumps(TextGroup(("a",))))
     assert received == TextGroup(("a",))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from serve_app.types import TextGroup
@@ -86,3 +87,11 @@ def groups_of(args: Sequence[Any]) -> tuple[TextGroup, ...]:
     if isinstance(groups, tuple) and groups and isinstance(groups[0], TextGroup):
         return groups
     return ()
+
+
+def resent(args: Sequence[Any]) -> Sequence[Any]:
+    """Returns arguments whose groups tell the next replica that they are no new arrivals."""
+    groups = groups_of(args)
+    if not groups:
+        return args
+    return (args[0], tuple(replace(group, is_resent=True) for group in groups), *args[2:])

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.deployments.movable_calls import MOVABLE_CALLS
+from serve_app.deployments.movable_calls import MOVABLE_CALLS, resent
 from serve_app.deployments.wake_up import WakeUp
 from serve_app.errors import EmbedServeError, Overloaded, Unavailable
 
@@ -79,6 +79,7 @@ class RetryingCall:
                 logger.warning("A replica died during %s (attempt %d)", self._method, attempt)
                 if attempt == self._max_attempts:
                     raise Unavailable("The replicas died during the request; try again.") from error
+                args = resent(args)
                 await asyncio.sleep(self._backoff_s * 2 ** (attempt - 1))
             except BackPressureError as error:
                 raise Overloaded(f"The queue is full: {error}") from None
@@ -101,6 +102,7 @@ class RetryingCall:
                     response.cancel()  # type: ignore[no-untyped-call]
                     if not call.is_to_be_sent_again():
                         raise
+                    args = resent(args)
 
 
 def returns_errors(

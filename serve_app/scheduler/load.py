@@ -44,17 +44,18 @@ class LoadMeter:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._queued: dict[Lane, int] = {"interactive": 0, "bulk": 0}
-        self._admitted: dict[Lane, int] = {"interactive": 0, "bulk": 0}
+        self._arrived: dict[Lane, int] = {"interactive": 0, "bulk": 0}
         self._computed_tokens = 0
         self._running = RunningBatches(clock)
         self._speed = SpeedMeter(clock)
         self._rates = Rates(self._counts, clock)
         self._busy_rate = Rates(lambda: [self._running.busy_s], clock)
 
-    def admit(self, lane: Lane, tokens: int) -> None:
-        """Adds tokens that enter the queue."""
+    def admit(self, lane: Lane, tokens: int, *, is_arrival: bool = True) -> None:
+        """Adds tokens that enter the queue; `is_arrival`: no other replica had them before."""
         self._queued[lane] += tokens
-        self._admitted[lane] += tokens
+        if is_arrival:
+            self._arrived[lane] += tokens
 
     def release(self, lane: Lane, tokens: int) -> None:
         """Removes tokens that were computed, failed or cancelled."""
@@ -121,10 +122,10 @@ class LoadMeter:
         )
 
     def _counts(self) -> Sequence[float]:
-        admitted = self._admitted
+        arrived = self._arrived
         return (
-            admitted["interactive"],
-            admitted["bulk"],
+            arrived["interactive"],
+            arrived["bulk"],
             self._computed_tokens,
             self._running.busy_s,
         )

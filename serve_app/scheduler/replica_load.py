@@ -13,8 +13,8 @@ class ReplicaLoad:
     queued_interactive_tokens: float = 0.0  #: waiting or being computed
     queued_bulk_tokens: float = 0.0  #: waiting or being computed
     oldest_interactive_s: float = 0.0  #: age of the oldest interactive text that waits; 0: none
-    offered_interactive_tokens_per_s: float = 0.0  #: admitted
-    offered_bulk_tokens_per_s: float = 0.0  #: admitted
+    offered_interactive_tokens_per_s: float = 0.0  #: admitted for the first time
+    offered_bulk_tokens_per_s: float = 0.0  #: admitted for the first time
     served_tokens_per_s: float = 0.0  #: computed, of both lanes
     busy_share: float = 0.0  #: share of the time in which the engine ran, from 0 to 1
     capacity_tokens_per_s: float = 0.0  #: speed in full batches; 0: unknown

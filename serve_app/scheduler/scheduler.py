@@ -187,7 +187,8 @@ class Scheduler:
         if refusal is not None:
             self._reject(group, refusal)
             return
-        self.load.admit(group.queue.lane, tokens)
+        is_arrival = not group.text_group.is_resent
+        self.load.admit(group.queue.lane, tokens, is_arrival=is_arrival)
         if group.queue.lane == "interactive":
             self._budgets.record_interactive()
         group.future.add_done_callback(lambda _: self._release(group))

@@ -89,13 +89,15 @@ class Replica:
         limit, queued = self._limits.max_queued_tokens, self.queued[is_bulk]
         return not queued or queued + (tokens if tokens <= limit // 8 else 0) <= limit
 
-    def add(self, start: int, end: int, tokens: int, is_bulk: bool) -> None:
-        """Queues the texts of a request."""
+    def add(
+        self, start: int, end: int, tokens: int, is_bulk: bool, *, is_moved: bool = False
+    ) -> None:
+        """Queues the texts of a request. One that is moved is no arrival."""
         (self._bulk if is_bulk else self._interactive).extend(range(start, end))
         if not is_bulk:
             self._budgets.record_interactive()
         self.queued[is_bulk] += tokens
-        self._offered[is_bulk] += tokens
+        self._offered[is_bulk] += 0 if is_moved else tokens
         self.tokens += tokens
         self.requests += 1
 

@@ -241,7 +241,7 @@ class _Simulation:
             start, end = self._starts[call.call], self._ends[call.call]
             is_bulk = call.lane == "bulk"
             call.replica.remove(start, end, call.tokens, is_bulk)
-            target.add(start, end, call.tokens, is_bulk)
+            target.add(start, end, call.tokens, is_bulk, is_moved=True)
         for replica in self._running:
             if not replica.is_busy:
                 self._start_batch(replica)

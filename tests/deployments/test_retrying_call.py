@@ -108,16 +108,29 @@ async def test_backpressure_raises_overloaded() -> None:
 GROUPS = (TextGroup(("a text",)),)
 
 
+def sent_groups(arguments: Any) -> tuple[TextGroup, ...]:
+    groups: tuple[TextGroup, ...] = arguments[1]
+    return groups
+
+
+async def test_texts_of_a_replica_that_died_are_no_new_arrivals() -> None:
+    handle = FakeHandle(actor_died(), "reply")
+    assert await retrying_call(handle)("engine", GROUPS) == "reply"
+    assert [sent_groups(call)[0].is_resent for call in handle.calls] == [False, True]
+
+
 async def test_a_call_that_the_router_moves_is_sent_again() -> None:
     handle = FakeHandle(asyncio.Event(), asyncio.Event(), "reply")
     task = asyncio.ensure_future(retrying_call(handle)("engine", GROUPS))
-    for attempt in ("1", "2"):
+    for attempt in range(2):
         await asyncio.sleep(0.01)
-        MOVABLE_CALLS.identify(GROUPS, attempt)
-        assert MOVABLE_CALLS.move(attempt)
+        MOVABLE_CALLS.identify(sent_groups(handle.calls[-1]), f"{attempt}")
+        assert MOVABLE_CALLS.move(f"{attempt}")
     assert await task == "reply"
-    assert handle.calls == [("engine", GROUPS)] * 3
-    assert not MOVABLE_CALLS.move("2")  # it has ended
+    sent = [sent_groups(call)[0] for call in handle.calls]
+    assert [group.texts for group in sent] == [("a text",)] * 3
+    assert [group.is_resent for group in sent] == [False, True, True]
+    assert not MOVABLE_CALLS.move("1")  # it has ended
 
 
 async def test_a_call_that_its_caller_gives_up_is_not_sent_again() -> None:

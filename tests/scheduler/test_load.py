@@ -35,6 +35,14 @@ def test_a_report_covers_the_time_since_the_previous_one(
     assert load == ReplicaLoad(queued_interactive_tokens=200, queued_bulk_tokens=1000)
 
 
+def test_texts_that_another_replica_had_before_are_queued_but_do_not_arrive(
+    meter: LoadMeter, clock: FakeClock
+) -> None:
+    meter.admit("interactive", 300, is_arrival=False)
+    clock.now_s = 2
+    assert report(meter) == ReplicaLoad(queued_interactive_tokens=300)
+
+
 def test_reports_in_quick_succession_have_the_same_rates(
     meter: LoadMeter, clock: FakeClock
 ) -> None:

@@ -78,6 +78,21 @@ async def test_the_oldest_interactive_text_is_one_that_somebody_waits_for() -> N
     assert len(engine.batches) == 3
 
 
+async def test_texts_that_another_replica_had_before_are_no_arrivals() -> None:
+    engine, clock = FakeEngine(), FakeClock()
+    engine.hold()
+    async with run_scheduler(engine, clock) as scheduler:
+        groups = [scheduler.group(TextGroup(("a text",), is_resent=i > 0)) for i in range(3)]
+        for group in groups:
+            await scheduler.submit([group])
+        clock.now_s = 1
+        load = scheduler.sample_load()
+        assert load.queued_interactive_tokens == 3 * load.offered_interactive_tokens_per_s > 0
+        engine.release()
+        for group in groups:
+            await group.future
+
+
 async def run_batches(
     scheduler: EngineScheduler, engine: FakeEngine, clock: FakeClock, count: int, seconds: float
 ) -> None:
