@@ -1,10 +1,9 @@
 """How tests are distributed over processes, and which of them `--fast` skips.
 
-A run of all tests uses two processes, because tests of a service mostly wait. One begins with the
-tests on Ray that share a service. The other begins with those that start `embedserve serve` on a
-Ray of their own, then runs the remaining folders. Tests marked `exclusive` run alone: the other
-process pauses. A run of named files or tests uses one process, so that its output and a debugger
-are usable; so does `-n 0`.
+A run of all tests uses two processes, because tests of a service mostly wait. One process runs the
+tests that start a service or measure, the other runs the remaining folders: two Rays at once need
+more than two cores. Tests marked `exclusive` run alone: the other process pauses. A run of named
+files or tests uses one process, so that its output and a debugger are usable; so does `-n 0`.
 
 `--fast` skips the paths below without importing them: they need Ray, a real model or other people's
 clients, or start and stop processes. It runs all other tests, so new ones are included.
@@ -82,8 +81,6 @@ _SLOW_PATHS = (
     "tests/web/test_fuzz.py",
     "tests/web/test_schemathesis.py",
 )
-#: Each of its tests has a Ray of its own, which needs nothing of the service that others share.
-_OWN_RAY = _ON_RAY + "test_lifecycle.py"
 
 # huggingface_hub reads these when it is imported. Without them it sends telemetry once a day.
 os.environ |= {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -150,12 +147,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 
 class _FolderScheduling(LoadScopeScheduling):
-    """Runs each folder of tests in one process, except for the file with Rays of its own."""
+    """Runs each folder of tests in one process."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        # A folder shares what it has loaded.
-        return file if file == _OWN_RAY else file.rpartition("/")[0]
+        return nodeid.partition("::")[0].rpartition("/")[0]  # a folder shares what it has loaded
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -280,14 +280,19 @@ def test_deploy_and_the_end_cut_off_no_request(config: str) -> None:
             texts = new_texts(6 * 60)
             statuses: list[int] = []
 
+            all_connected = threading.Barrier(7)
+
             def send(first: int) -> None:
                 body = {"input": [f"{text} " + "word " * 200 for text in texts[first::6]]}
-                reply = httpx2.post(f"{url}/v1/embeddings", json=body, timeout=120)
-                statuses.append(reply.status_code)
+                with httpx2.Client(base_url=url, timeout=120) as client:
+                    client.get("/health")
+                    all_connected.wait(60)
+                    statuses.append(client.post("/v1/embeddings", json=body).status_code)
 
             threads = [threading.Thread(target=send, args=(i,)) for i in range(6)]
             for thread in threads:
                 thread.start()
+            all_connected.wait(60)
             time.sleep(0.5)  # until all are in flight
             assert statuses == []
             process.send_signal(signal.SIGTERM)
