@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from embedserve_client.index_files import (
     replace_vectors,
 )
 from embedserve_client.migration.agreement import Sample
+from embedserve_client.migration.file_store import FileStore
 from embedserve_client.migration.staged_vectors import StagedVectors
-from embedserve_client.migration.store import Pin, Row
-from embedserve_client.migration.texts import read_texts
 from embedserve_client.space import Space
-from embedserve_client.vectors import Float32, unit_length
+from embedserve_client.vectors import unit_length
 
 #: Options of the texts that queries must share, as in `VectorIndex.build`.
 _QUERY_OPTIONS = ("dimensions", "model")
@@ -33,7 +32,7 @@ _IDENTIFIER = re.compile(r"[a-z][a-z0-9+.-]*://\S+|[./~]*/\S+|[0-9a-fA-F-]{32,36
 _CHECKED_METADATA = 100
 
 
-class IndexStore:
+class IndexStore(FileStore):
     """An index whose texts are its metadata, a field of them, or a file."""
 
     is_nullable = False
@@ -63,65 +62,37 @@ class IndexStore:
             import_faiss()
         except ImportError as error:
             raise FileError(str(error)) from None
-        self._path, self._output, self._column, self._texts = path, output, column, texts
+        self._path, self._output, self._column = path, output, column
         self._manifest = manifest = read_manifest(path)
         if output is not None and output.exists():
             raise FileError(f"{output} exists. Use another directory.")
         self.name = str(path)
         self.size = manifest.count
+        if not self.size:
+            raise FileError(f"{self.name} holds no vectors.")
         self.space = None if manifest.space is None else Space.parse(manifest.space)
         self._metadata = open_metadata(path, manifest)
         try:
-            self._check_texts()
+            if texts is None:
+                self._check_texts()
             source: dict[str, Any] = {"vectors": manifest.vectors_sha256, "column": column}
             source["metadata"] = manifest.metadata_sha256
             source["texts"] = None if texts is None else texts.fingerprint()
-            self._staged = StagedVectors(path, source, restart=restart)
+            staged = StagedVectors(path, source, restart=restart)
         except BaseException:
             self._metadata.close()
             raise
-        self.done, self.pin = self._staged.done, self._staged.pin
-
-    def begin(self, pin: Pin) -> None:
-        """Opens the file of new vectors."""
-        self.pin = pin
-        self._staged.begin(pin)
-
-    def rows(self) -> Iterator[Row]:
-        """Yields the rows after the last new vector."""
-        done = self._staged.done
-        if self._texts is None:
-            texts = self._metadata_texts(done)
-        else:
-            texts = read_texts(self._texts, self.size, done)
-        for i, text in enumerate(texts, done):
-            yield Row(i, text)
-
-    def write(self, rows: Sequence[Row], vectors: Float32) -> int:
-        """Appends vectors, in the order of the rows."""
-        self._staged.write(vectors)
-        return len(rows)
-
-    def save(self) -> None:
-        """Makes the new vectors durable."""
-        self._staged.save()
+        super().__init__(staged, texts)
 
     def sample(self, size: int, seed: int) -> Sample:
         """Returns random rows in random order, by the seed."""
         self._staged.finish()
         count = min(size, self.size)
         order = np.random.default_rng(seed).choice(self.size, count, replace=False)
-        wanted = dict.fromkeys(order.tolist(), "")
-        texts = (
-            self._metadata_texts(0)
-            if self._texts is None
-            else (record.text for record in self._texts.records())
-        )
-        for i, text in enumerate(texts):
-            if i in wanted:
-                wanted[i] = text
-        old = read_vectors(self._path, self._manifest, order.tolist())
-        return Sample(list(wanted.values()), old, np.asarray(self._staged.array()[order]))
+        rows = order.tolist()
+        texts = self._texts_of({*rows})
+        old = read_vectors(self._path, self._manifest, rows)
+        return Sample([texts[i] for i in rows], old, np.asarray(self._staged.array()[order]))
 
     def switch(self) -> bool:
         """Writes the new vectors and replaces the manifest; metadata stay as they are."""
@@ -150,7 +121,7 @@ class IndexStore:
     def close(self) -> None:
         """Closes the files."""
         self._metadata.close()
-        self._staged.close()
+        super().close()
 
     def _check_texts(self) -> None:
         """Checks that the first metadata are texts.
@@ -158,11 +129,7 @@ class IndexStore:
         Raises:
             FileError: there are none, or all of them look like names of documents.
         """
-        if not self.size:
-            raise FileError(f"{self.name} holds no vectors.")
-        if self._texts is not None:
-            return
-        values = self._metadata_texts(0)
+        values = self._own_texts(0)
         first = [text for _, text in zip(range(_CHECKED_METADATA), values, strict=False)]
         if all(_IDENTIFIER.fullmatch(text) for text in first):
             raise FileError(
@@ -170,7 +137,7 @@ class IndexStore:
                 "texts of its vectors. Name a file with one text for each vector: --texts FILE."
             )
 
-    def _metadata_texts(self, done: int) -> Iterator[str]:
+    def _own_texts(self, done: int) -> Iterator[str]:
         self._metadata.seek(0)
         for i, line in enumerate(self._metadata):
             if i < done:

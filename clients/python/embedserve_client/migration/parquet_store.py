@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ import numpy as np
 from embedserve_client.errors import FileError
 from embedserve_client.files.source import Source, open_parquet
 from embedserve_client.migration.agreement import Sample
+from embedserve_client.migration.file_store import FileStore
 from embedserve_client.migration.staged_vectors import StagedVectors
-from embedserve_client.migration.store import Pin, Row
-from embedserve_client.migration.texts import read_texts
 from embedserve_client.space import Space
 from embedserve_client.vectors import Float32
 
@@ -21,7 +20,7 @@ _BATCH_ROWS = 4096
 _ROW_GROUP_ROWS = 16384
 
 
-class ParquetStore:
+class ParquetStore(FileStore):
     """A file whose rows have a text and a vector. The other columns stay as they are."""
 
     is_nullable = True
@@ -50,13 +49,13 @@ class ParquetStore:
             FileError: the file lacks a column, can't be read, or another program migrates it.
         """
         self._path, self._output = path, output
-        self._column, self._vector_column, self._texts = column, vector_column, texts
+        self._column, self._vector_column = column, vector_column
         self.name = str(path)
         if output is not None and output.exists():
             raise FileError(f"{output} exists. Use another file.")
         file = open_parquet(self.name)
         schema = file.schema_arrow
-        self._check_columns(schema)
+        self._check_columns(schema, needs_texts=texts is None)
         self.size = file.metadata.num_rows
         if not self.size:
             raise FileError(f"{self.name} holds no rows.")
@@ -65,32 +64,7 @@ class ParquetStore:
         self._fingerprint = self._read_fingerprint()
         source: dict[str, Any] = {"file": self._fingerprint, "columns": [column, vector_column]}
         source["texts"] = None if texts is None else texts.fingerprint()
-        self._staged = StagedVectors(path, source, restart=restart)
-        self.done, self.pin = self._staged.done, self._staged.pin
-
-    def begin(self, pin: Pin) -> None:
-        """Opens the file of new vectors."""
-        self.pin = pin
-        self._staged.begin(pin)
-
-    def rows(self) -> Iterator[Row]:
-        """Yields the rows after the last new vector."""
-        done = self._staged.done
-        if self._texts is None:
-            texts = self._column_texts(done)
-        else:
-            texts = read_texts(self._texts, self.size, done)
-        for i, text in enumerate(texts, done):
-            yield Row(i, text)
-
-    def write(self, rows: Sequence[Row], vectors: Float32) -> int:
-        """Appends vectors, in the order of the rows."""
-        self._staged.write(vectors)
-        return len(rows)
-
-    def save(self) -> None:
-        """Makes the new vectors durable."""
-        self._staged.save()
+        super().__init__(StagedVectors(path, source, restart=restart), texts)
 
     def sample(self, size: int, seed: int) -> Sample:
         """Returns random rows in random order, by the seed."""
@@ -102,11 +76,7 @@ class ParquetStore:
         for i, value in enumerate(self._old_vectors()):
             if i in wanted and value is not None:
                 olds[i] = np.asarray(value.values.to_numpy(zero_copy_only=False), dtype=np.float32)
-        texts: dict[int, str] = {}
-        column = self._column_texts(0) if self._texts is None else self._file_texts()
-        for i, text in enumerate(column):
-            if i in wanted:
-                texts[i] = text
+        texts = self._texts_of(wanted)
         kept = [i for i in order.tolist() if i in olds and np.isfinite(new[i]).all()]
         try:
             old = np.stack([olds[i] for i in kept]) if kept else np.empty((0, 1), np.float32)
@@ -138,15 +108,11 @@ class ParquetStore:
         """Returns where the new file is, if the old one was kept."""
         return "" if self._output is None else f"The new file is {self._output}."
 
-    def close(self) -> None:
-        """Closes the files."""
-        self._staged.close()
-
-    def _check_columns(self, schema: Any) -> None:
+    def _check_columns(self, schema: Any, *, needs_texts: bool) -> None:
         import pyarrow.types as types
 
         columns = ", ".join(schema.names)
-        if self._texts is None and self._column not in schema.names:
+        if needs_texts and self._column not in schema.names:
             raise FileError(
                 f"{self.name} has no column {self._column!r} with texts, only {columns}. Select "
                 "one (--column NAME), or name a file with one text for each row (--texts FILE)."
@@ -167,11 +133,7 @@ class ParquetStore:
         status = self._path.stat()
         return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "rows": self.size}
 
-    def _file_texts(self) -> Iterator[str]:
-        assert self._texts is not None, "Texts of a file, but there is none. A bug."
-        return (record.text for record in self._texts.records())
-
-    def _column_texts(self, done: int) -> Iterator[str]:
+    def _own_texts(self, done: int) -> Iterator[str]:
         row = 0
         for batch in open_parquet(self.name).iter_batches(_BATCH_ROWS, columns=[self._column]):
             skip = max(0, done - row)
