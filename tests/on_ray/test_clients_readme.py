@@ -25,6 +25,7 @@ EXAMPLES = {
     "compat.ipc": r"torch.Size\(\[2, 384\]\)\n/(cats|dogs) 3\n",
     "embedder_service": r"384 (\S+) 0\.0\n2 0\.0\n\['\1'.*\]\n",
     "Supervisor": r"\(384,\)\n",
+    "SpaceConflictError": r"True\n409\n",
     "VectorIndex.load": r"(\d\.\d+ (A dog|Cats).*\n){2}The stock market fell\.\n",
     "from openai": r"384\n",
     "langchain_openai": r"384\n",
