@@ -27,12 +27,13 @@ def test_after_a_spike_tokens_wait_less_than_with_rays_default_and_cost_less(
 ) -> None:
     results = {item.policy: item.result for item in comparisons}
     ours, ray = results["tokens"], results["Ray's default"]
-    assert ours.waiting["interactive"].p99 < ray.waiting["interactive"].p99
-    assert ours.waiting["interactive"].p95 < ray.waiting["interactive"].p95 / 50
+    # Moving requests to new replicas shares the wait: more of them wait, and none as long.
+    assert ours.waiting["interactive"].p99 < ray.waiting["interactive"].p99 / 2
+    assert ours.waiting["interactive"].p95 < ray.waiting["interactive"].p95 / 10
     assert ours.replica_hours < ray.replica_hours
 
 
-def test_after_a_spike_new_replicas_help_most_if_requests_waited_for_them(
+def test_after_a_spike_requests_that_are_kept_back_wait_less_than_with_rays_default(
     comparisons: list[Comparison],
 ) -> None:
     results = {item.policy: item.result.waiting["interactive"].p99 for item in comparisons}
