@@ -65,11 +65,14 @@ class AssignedTokens(Generic[R]):
     def choose_moves(self, speeds: Mapping[R, float]) -> list[str]:
         """Returns the calls that start sooner on other replicas: see `rebalancing.choose_moves`.
 
-        Replicas that could not be reached neither give nor get any.
+        Replicas that could not be reached neither give nor get any. While no speed is known, nobody
+        knows how long a call waits, and none moves.
 
         Args:
             speeds: tokens per second of each replica; 0: unknown, taken to be the mean.
         """
+        if not any(speeds.values()):
+            return []
         self._forget_lost_calls()
         default, now_s = _mean_speed(speeds), self._clock()
         reachable = {

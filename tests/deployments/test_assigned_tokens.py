@@ -120,3 +120,11 @@ def test_calls_on_a_replica_that_cannot_be_reached_are_left_to_ray() -> None:
         tokens.assign(str(i), "a", "interactive", 10)
     tokens.avoid("a")
     assert tokens.choose_moves({**EQUAL, "c": 0.0}) == []
+
+
+def test_no_call_moves_while_no_speed_is_known() -> None:
+    tokens = AssignedTokens[str]()
+    for i in range(40):
+        tokens.assign(str(i), "a", "interactive", 10)
+    assert tokens.choose_moves({"a": 0.0, "b": 0.0}) == []
+    assert tokens.choose_moves({"a": 100.0, "b": 0.0}) != []
