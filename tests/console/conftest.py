@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from serve_app.access.keys import digest
 from tests.console.browser import CHROMIUM, launch
@@ -48,6 +48,7 @@ class ConsolePage:
         self.errors: list[str] = []
         self.urls: list[str] = []
         page.set_default_timeout(TIMEOUT_MS)
+        expect.set_options(timeout=TIMEOUT_MS)
         page.on("console", lambda message: self._note(message.type, message.text))
         page.on("pageerror", lambda error: self._note("error", str(error)))
         page.on("request", lambda request: self.urls.append(request.url))
@@ -58,9 +59,16 @@ class ConsolePage:
             self.errors.append(text)
 
     def open(self, url: str, view: str) -> Page:
-        """Opens a view of the console."""
+        """Opens a view of the console, and waits until it is shown."""
         self.page.goto(f"{url}/console#{view}")
+        self.wait_for(view)
         return self.page
+
+    def wait_for(self, view: str) -> None:
+        """Waits until a view is shown: a change of the address takes effect a moment later."""
+        expect(self.page.locator(f'#views a[href="#{view}"]')).to_have_attribute(
+            "aria-current", "page"
+        )
 
 
 @pytest.fixture

@@ -43,9 +43,9 @@ def test_a_text_is_embedded_and_comes_from_the_cache_the_next_time(
     expect(fact(page, "Norm")).to_have_text("1.0000")
     expect(fact(page, "Truncated")).to_have_text("no")
     expect(fact(page, "Cost")).to_have_text("$0.000000240")  # 12 tokens
-    tokens = page.locator(".token:not(.special)").all_inner_texts()
-    assert "".join(tokens) == "Unbelievableembeddingsof北京😀!"
-    assert len(tokens) == 10, "`embeddings` has several tokens"
+    tokens = page.locator(".token:not(.special)")
+    expect(tokens).to_have_count(10)  # `embeddings` has several
+    assert "".join(tokens.all_inner_texts()) == "Unbelievableembeddingsof北京😀!"
     bars = "".join(
         page.locator(f".strip .{sign}").get_attribute("d") or ""
         for sign in ("positive", "negative")
@@ -73,7 +73,9 @@ def test_the_curl_command_is_the_request(console: ConsolePage, service_url: str)
     page = console.open(service_url, "try")
     expect(page.get_by_label("Model")).to_have_value("all-MiniLM-L6-v2")
     page.get_by_label("Text", exact=True).fill('it\'s "quoted"')
-    command = page.locator(".curl code").inner_text()
+    code = page.locator(".curl code")
+    expect(code).to_contain_text("quoted")
+    command = code.inner_text()
     assert command.splitlines()[0] == f"curl {service_url}/v1/embeddings \\"
     body = command.partition("-d '")[2].removesuffix("'").replace("'\\''", "'")
     assert json.loads(body) == {"model": "all-MiniLM-L6-v2", "input": 'it\'s "quoted"'}
@@ -177,10 +179,10 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(console: ConsolePage, keyed
     expect(page.get_by_label("Model")).to_have_value("words")
     run(page)
     expect(fact(page, "Dimensions")).to_have_text("64")
-    assert "$EMBEDSERVE_API_KEY" in page.locator(".curl code").inner_text()
+    expect(page.locator(".curl code")).to_contain_text("$EMBEDSERVE_API_KEY")
     assert KEY not in page.content()
     assert KEY not in page.evaluate("document.cookie + JSON.stringify(localStorage) + location")
-    page.goto(f"{keyed_url}/console#rerank")
+    console.open(keyed_url, "rerank")
     expect(page.locator(".notice")).to_contain_text("No served model reranks.")
     expect(page.get_by_role("button", name="Rerank")).to_be_disabled()
 
@@ -192,7 +194,7 @@ def test_data_is_never_markup(console: ConsolePage, service_url: str) -> None:
     run(page)
     expect(page.locator(".heat tbody tr")).to_have_count(2)
     assert page.locator("main img, main .heat b").count() == 0
-    page.goto(f"{service_url}/console#try")
+    console.open(service_url, "try")
     page.get_by_label("Text", exact=True).fill(markup)
     run(page)
     expect(page.locator(".token").nth(1)).to_have_text("<")
@@ -229,6 +231,7 @@ def test_the_keyboard_is_enough(console: ConsolePage, service_url: str) -> None:
     expect(page.get_by_role("heading", name="Compare texts")).to_be_visible()
     page.get_by_role("link", name="Projection").focus()
     page.keyboard.press("Enter")
+    console.wait_for("projection")
     page.get_by_label("Texts").focus()
     page.keyboard.press("Control+Enter")
     page.locator(".scatter").focus()
@@ -240,12 +243,14 @@ def test_views_keep_what_was_typed(console: ConsolePage, service_url: str) -> No
     page = console.open(service_url, "try")
     page.get_by_label("Text", exact=True).fill("kept")
     page.get_by_role("link", name="Compare").click()
+    console.wait_for("compare")
     page.go_back()
     expect(page.get_by_label("Text", exact=True)).to_have_value("kept")
 
 
 def test_the_theme_is_switched_and_remembered(new_page: Any, service_url: str) -> None:
     page = new_page(color_scheme="light").open(service_url, "try")
+    expect(page.get_by_role("button", name="Theme: auto")).to_be_visible()
     background = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(background)
     page.get_by_role("button", name="Theme").click()
@@ -254,6 +259,7 @@ def test_the_theme_is_switched_and_remembered(new_page: Any, service_url: str) -
     dark = page.evaluate(background)
     assert dark != light
     page.reload()
+    expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
     assert page.evaluate(background) == dark
 
 
