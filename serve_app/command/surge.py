@@ -19,9 +19,9 @@ def with_surge(
     """Returns a copy of a configuration that replaces replicas without a gap, where it can be.
 
     Ray stops a replica before it starts the one that replaces it, unless `max_surge_percent` is
-    set. With it, a replica for which no machine has room would be waited for without end, so it is
-    set only if one more replica fits. Separate deployments don't get it: a previous Ingress would
-    go on while the replicas that it calls are replaced one by one.
+    set. With it, a replica for which no machine has room would be waited for without end. So all
+    deployments get it if one more replica of each fits, and none otherwise: an Ingress that goes on
+    while its Embedder is gone could only refuse requests.
 
     Args:
         config: the content of a configuration file.
@@ -34,10 +34,7 @@ def with_surge(
     """
     result = copy.deepcopy(dict(config))
     application = result["applications"][0]
-    args = AppConfig.parse(application.get("args"))
-    if args.topology != "colocated":
-        return result, []
-    names = deployment_names(args)
+    names = deployment_names(AppConfig.parse(application.get("args")))
     entries: dict[str, dict[str, Any]] = {d["name"]: d for d in application.get("deployments", [])}
     present = running["applications"].get(application["name"], {}).get("deployments", {})
     without_room = [

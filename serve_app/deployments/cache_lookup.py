@@ -19,6 +19,7 @@ from serve_app.deployments.group_call import GroupResult, collect, group_call
 from serve_app.deployments.replica_counter import ReplicaCounter
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import RetryingCall, returns_errors
+from serve_app.deployments.rollout_order import wait_for_callers
 from serve_app.deployments.service_identity import current_replica, current_service
 from serve_app.deployments.wake_up import WakeUp
 from serve_app.errors import EmbedServeError
@@ -88,6 +89,8 @@ class CacheLookup:
         call it even without a `user_config`.
         """
         settings = CacheLookupSettings.parse(user_config)
+        if self._export_task is None:
+            await wait_for_callers(("Ingress",))
         self._start()
         self._cache.apply(l1_max_bytes=settings.l1_max_bytes, l1_eviction=settings.l1_eviction)
         self._call_limit.set(settings.max_in_flight_calls)

@@ -16,6 +16,7 @@ from serve_app.config import AppConfig, EmbedderSettings
 from serve_app.deployments.pool_replica import PoolReplica
 from serve_app.deployments.replica_engine import ReplicaCpus, load_replica_engines
 from serve_app.deployments.replica_log import log_to_serve
+from serve_app.deployments.rollout_order import wait_for_callers
 from serve_app.deployments.token_router import SPEED
 from serve_app.engines.base import Engine
 from serve_app.meter import Meter, export
@@ -59,6 +60,8 @@ class Embedder(PoolReplica):
         reassigns ranks.
         """
         settings = EmbedderSettings.parse(user_config)
+        if self._export_task is None:
+            await wait_for_callers(("Ingress", "CacheLookup"))
         self._start()
         self._pool.apply(settings, self._cpus.of_rank(rank.local_rank))
 

@@ -13,6 +13,7 @@ from ray.serve.schema import ReplicaRank
 from serve_app.config import AppConfig, ProvidersSettings
 from serve_app.deployments.pool_replica import PoolReplica
 from serve_app.deployments.replica_log import log_to_serve
+from serve_app.deployments.rollout_order import wait_for_callers
 from serve_app.meter import Meter, export
 from serve_app.model_prep.engine_selection import EngineSelection
 from serve_app.providers import load_provider
@@ -58,6 +59,7 @@ class Providers(PoolReplica):
         """
         self._pool.apply(ProvidersSettings.parse(user_config))
         if self._export_task is None:
+            await wait_for_callers(("Ingress", "CacheLookup"))
             self._pool.start()
             self._export_task = asyncio.create_task(export(self._meter, self._pool.gauges))
 

@@ -37,7 +37,7 @@ class ReplicaCounter:
             clock: returns monotonic seconds.
         """
         self._deployment = deployment
-        self._fetch = fetch or _fetch_details
+        self._fetch = fetch or fetch_details
         self._clock = clock
         self._count: ReplicaCount | None = None
         self._counted_s: float | None = None
@@ -67,7 +67,8 @@ def _count(details: DeploymentDetails) -> ReplicaCount:
     )
 
 
-async def _fetch_details(deployment: str) -> DeploymentDetails:
+async def fetch_details(deployment: str) -> DeploymentDetails:
+    """Returns what Ray Serve's controller knows of a deployment of this application."""
     # Ray's public API has only the status of everything that runs on the cluster.
     controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     application = serve.get_replica_context().app_name
