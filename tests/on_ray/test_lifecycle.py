@@ -1,5 +1,6 @@
 """`embedserve serve` from start to end: run the printed command, Ctrl-C, no process is left."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +24,7 @@ import yaml
 
 from serve_app.command.ports import free_port
 from serve_app.command.process_tree import command_line, process_name
+from tests.drain_load import CLIENTS, send_until_refused
 from tests.on_ray.test_cache import embed, new_texts
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +225,17 @@ def steady_load(url: str) -> Iterator[list[httpx2.Response]]:
         thread.join()
 
 
+def dimensions_by_space(replies: list[httpx2.Response]) -> dict[str, set[int]]:
+    """Returns the lengths of vectors by the space that their replies name, in order of time."""
+    dimensions: dict[str, set[int]] = {}
+    for reply in replies:
+        assert reply.status_code == 200, reply.text
+        (entry,) = reply.json()["data"]
+        space = dimensions.setdefault(reply.headers["x-embedding-space"], set())
+        space.add(len(entry["embedding"]))
+    return dimensions
+
+
 def wait_until_refused(url: str) -> None:
     """Waits until nothing listens at a URL."""
     deadline = time.monotonic() + 30
@@ -255,11 +269,13 @@ def test_deploy_and_the_end_cut_off_no_request(config: str) -> None:
             del args["model"]  # the default model
             args["device"] = "cuda"
             file.write_text(yaml.safe_dump(content), "utf-8")
-            completed = deploy(file, address)
+            with steady_load(url) as replies:
+                completed = deploy(file, address)
             assert completed.returncode == 1
             assert "`device: cuda` needs a GPU: set `num_gpus`" in completed.stderr
             assert "The configuration before it runs again." in completed.stderr
             assert "Traceback" not in completed.stderr
+            assert [*dimensions_by_space(replies).values()] == [{64}]
             assert httpx2.post(f"{url}/v1/embeddings", json={"input": "x"}).status_code == 401
 
             del args["device"]
@@ -267,16 +283,15 @@ def test_deploy_and_the_end_cut_off_no_request(config: str) -> None:
             file.write_text(yaml.safe_dump(content), "utf-8")
             with steady_load(url) as replies:
                 assert deploy(file, address).returncode == 0
-            # Replicas of separate deployments may meet others of the other model.
-            allowed = {200, 503} if config == "serve_config.yaml" else {200}
-            assert {reply.status_code for reply in replies} <= allowed
-            vectors = [
-                (r.headers["x-embedding-space"], len(r.json()["data"][0]["embedding"]))
-                for r in replies
-                if r.status_code == 200
-            ]
-            assert [dimensions for _, dimensions in dict.fromkeys(vectors)] == [64, 384]
+            # A previous Ingress whose Embedder is gone refuses requests.
+            refused = [r for r in replies if r.status_code == 503]
+            assert not refused or config == "serve_config.yaml"
+            assert all(r.headers["retry-after"] == "1" for r in refused)
+            dimensions = dimensions_by_space([r for r in replies if r not in refused])
+            assert [*dimensions.values()] == [{64}, {384}]
 
+            clients = ThreadPoolExecutor(1)
+            counts = clients.submit(asyncio.run, send_until_refused(url))
             texts = new_texts(6 * 60)
             statuses: list[int] = []
 
@@ -301,6 +316,10 @@ def test_deploy_and_the_end_cut_off_no_request(config: str) -> None:
             for thread in threads:
                 thread.join()
             assert statuses == [200] * 6
+            assert counts.result().failures == []
+            assert counts.result().succeeded > 0
+            assert counts.result().refused == CLIENTS
+            clients.shutdown()
             process.communicate(timeout=60)
             assert process.returncode == 0
             assert processes_mentioning(scratch) == []
