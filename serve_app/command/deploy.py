@@ -1,7 +1,8 @@
 """`embedserve deploy`: applies a changed configuration file to a running service.
 
-file → check settings, access and code → prepare the models → Serve's controller, started if none
-runs → wait until every replica is up to date, or return to the configuration before
+file → check settings, access and code → prepare the models → load them once on the cluster →
+Serve's controller, started if none runs → wait until every replica is up to date, or return to the
+configuration before
 """
 
 import argparse
@@ -18,6 +19,7 @@ from serve_app.command.cluster import (
     use_token,
 )
 from serve_app.command.config_file import add_config_argument, check_access, read_config
+from serve_app.command.engine_trial import EngineTrial, replaced_engines, try_engines
 from serve_app.command.import_check import check_import
 from serve_app.command.prepare import prepare_models
 from serve_app.command.progress import print_step
@@ -84,7 +86,9 @@ def _deploy(arguments: argparse.Namespace) -> int:
         for warning in single_machine_settings(config):
             print_step("warning", f"the cluster has {machines} machines, and {warning}")
     prepare_models(application)  # before replicas that run are replaced
-    seconds = roll_out(ServeController(config), config, arguments.timeout, free_resources)
+    seconds = roll_out(
+        ServeController(config), config, arguments.timeout, free_resources, try_engines
+    )
     names = ", ".join(entry["name"] for entry in config["applications"])
     print_step("deployed", f"{names} ({seconds:.0f} s)")
     return 0
@@ -95,6 +99,7 @@ def roll_out(
     config: Mapping[str, Any],
     timeout_s: float,
     free: Callable[[], Mapping[str, Mapping[str, float]]],
+    try_engines: EngineTrial,
 ) -> float:
     """Deploys a configuration and waits until it runs; returns how many seconds that took.
 
@@ -103,10 +108,11 @@ def roll_out(
         config: the content of a configuration file.
         timeout_s: how long it may take, and how long the return may take.
         free: returns the free resources of each machine.
+        try_engines: loads the engines of a deployment once, on the cluster.
 
     Raises:
-        ConfigurationError: it can't run, and the configuration before runs again, or there was
-            none; the message says why.
+        ConfigurationError: it can't run, and the configuration before runs still or again, or there
+            was none; the message says why.
         Unavailable: it wasn't deployed within the time limit, with the same consequence; or the
             controller doesn't answer.
     """
@@ -120,6 +126,10 @@ def roll_out(
             f"no machine has room for another replica of {' and '.join(without_room)}: the "
             "replicas that run stop first, and requests wait until new ones have started",
         )
+    for name, resources in replaced_engines(config, before).items():
+        if not without_room:
+            print_step("trying", f"the models of {name} are loaded once on the cluster")
+            try_engines(config["applications"][0], name, resources, timeout_s)
     try:
         controller.apply(surging)
         _wait(controller, Rollout(before, _names(config)), timeout_s)

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.autoscale.cluster_room import count_fitting
+from serve_app.command.replica_resources import replica_resources
 from serve_app.command.rollout import Details
 from serve_app.config import AppConfig, deployment_names
 
 _SETTING = "max_surge_percent"
-#: Ray's names of resources → the options of `ray_actor_options`.
-_OPTIONS = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
 
 def with_surge(
@@ -41,7 +40,7 @@ def with_surge(
         name
         for name in names
         if name in present
-        and count_fitting(_required(entries.get(name, {}), present[name]), free, {}) < 1
+        and count_fitting(_resources(entries.get(name, {}), present[name]), free, {}) < 1
     ]
     if not without_room:
         for name in names:
@@ -50,11 +49,5 @@ def with_surge(
     return result, without_room
 
 
-def _required(entry: Mapping[str, Any], running: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the resources of a replica: as the file sets them, or else as they are now."""
-    options = entry.get("ray_actor_options", {})
-    required: dict[str, float] = {**running.get("required_resources", {})}
-    for resource, option in _OPTIONS.items():
-        if option in options:
-            required[resource] = options[option]
-    return {**required, **options.get("resources", {})}
+def _resources(entry: Mapping[str, Any], running: Mapping[str, Any]) -> dict[str, float]:
+    return replica_resources(entry.get("ray_actor_options", {}), running)

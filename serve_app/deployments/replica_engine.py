@@ -1,6 +1,6 @@
 """The engines of a replica, on the CPUs or the GPU that Ray assigned to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import ray
 from ray import serve
@@ -39,7 +39,7 @@ class ReplicaCpus:
         ]
         self._deployments = pinned
         self._index = pinned.index(deployment) if deployment in pinned else None
-        self.count = max(1, int(_assigned_resources().get("CPU", 1)))
+        self.count = assigned_cpus()
         self._all = available_cpus()  # before any thread is pinned
         self._topology = CpuTopology.read(self._all)
         # The CPUs belong to other containers as well if this one may not use all of their time.
@@ -61,22 +61,40 @@ def load_replica_engines(
     *,
     load: Callable[..., Engine] = load_engine,
 ) -> EnginePool:
-    """Loads the selected engines and warms them up.
+    """Loads the engines of a replica; see `load_engines`.
+
+    Raises:
+        ConfigurationError: the settings of the autoscaling policy aren't valid.
+    """
+    _check_scaling_settings()
+    usable = cpus.of_rank(serve.get_replica_context().rank.local_rank)
+    return load_engines(config, selections, cpus.count, usable, meter, load=load)
+
+
+def load_engines(
+    config: AppConfig,
+    selections: Sequence[EngineSelection],
+    threads: int,
+    cpus: Set[int],
+    meter: Meter,
+    *,
+    load: Callable[..., Engine] = load_engine,
+) -> EnginePool:
+    """Loads the selected engines and warms them up, in a process that Ray started.
 
     Args:
         config: the application's configuration.
-        selections: the models of the replica and their engines, for one device; those that
-            providers run are left out.
-        cpus: the CPUs of this replica.
+        selections: the models and their engines, for one device; those that providers run are left
+            out.
+        threads: CPU threads for the models.
+        cpus: the CPUs that these threads may use.
         meter: counts batches.
         load: returns the engine for a selection and `threads`.
 
     Raises:
-        ConfigurationError: an engine can't run on the device that Ray assigned, or the settings of
-            the autoscaling policy aren't valid.
+        ConfigurationError: an engine can't run on the device that Ray assigned.
         SpaceMismatch: the model files of this node differ from those of the application.
     """
-    _check_scaling_settings()
     local = [selection for selection in selections if not selection.spec.is_remote]
     startup = StartupTimer()
     with startup.step("check"):
@@ -87,8 +105,8 @@ def load_replica_engines(
     return create_engine_pool(
         config,
         selections,
-        threads=cpus.count,
-        cpus=cpus.of_rank(serve.get_replica_context().rank.local_rank),
+        threads=threads,
+        cpus=cpus,
         meter=meter,
         load=load,
         startup=startup,
@@ -111,6 +129,11 @@ def _check_scaling_settings() -> None:
     if scaling is not None and scaling.policy.policy_function == TOKEN_POLICY:
         location = f"{context.deployment}: autoscaling_config.policy.policy_kwargs"
         PolicySettings.parse(scaling.policy.policy_kwargs, location)
+
+
+def assigned_cpus() -> int:
+    """Returns the number of CPUs that Ray assigned to this process, at least 1."""
+    return max(1, int(_assigned_resources().get("CPU", 1)))
 
 
 def _assigned_resources() -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 from embedserve_client.command.main import main
 from serve_app.command import deploy
 from serve_app.command.deploy import roll_out
+from serve_app.command.engine_trial import EngineTrial
 from serve_app.command.import_check import check_import
 from serve_app.errors import ConfigurationError, Unavailable
 
@@ -67,12 +68,19 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
 
 
-def run(controller: FakeController, timeout_s: float = 60) -> float:
+def no_trial(*_: object) -> None:
+    """A trial that finds nothing wrong."""
+
+
+def run(
+    controller: FakeController, timeout_s: float = 60, try_engines: EngineTrial = no_trial
+) -> float:
     return roll_out(
         controller,
         {"applications": [application("second")]},
         timeout_s,
         lambda: {"a": {"CPU": 0.0}},
+        try_engines,
     )
 
 
@@ -80,7 +88,7 @@ def test_a_good_configuration_is_deployed_once(capsys: pytest.CaptureFixture[str
     controller = FakeController("DEPLOYING", "DEPLOYING", "RUNNING")
     run(controller)
     assert controller.applied == ["second"]
-    assert capsys.readouterr().out.count("EmbedServer") == 1  # a line for each change
+    assert capsys.readouterr().out.count("deploying  EmbedServer") == 1  # a line for each change
 
 
 def test_a_failed_configuration_is_replaced_by_the_one_before_with_the_reason() -> None:
@@ -90,6 +98,20 @@ def test_a_failed_configuration_is_replaced_by_the_one_before_with_the_reason() 
     assert controller.applied == ["second", "first"]
     assert "`device: cuda` needs a GPU" in str(caught.value)
     assert "The configuration before it runs again." in str(caught.value)
+
+
+def test_models_that_cannot_be_loaded_replace_no_replica() -> None:
+    tried = []
+
+    def fail(application: Mapping[str, Any], deployment: str, *_: object) -> None:
+        tried.append((application["args"]["model"]["name"], deployment))
+        raise ConfigurationError("The models can't be loaded.")
+
+    controller = FakeController()
+    with pytest.raises(ConfigurationError, match="can't be loaded"):
+        run(controller, try_engines=fail)
+    assert controller.applied == []
+    assert tried == [("second", "EmbedServer")]
 
 
 def test_a_configuration_that_takes_too_long_is_replaced_by_the_one_before() -> None:

@@ -66,6 +66,7 @@ SERVICE_LIBRARIES = {
         "autoscale",
         "simulation.ray_scaler",
         "meter",
+        "command.engine_trial",
         "command.serve_controller",
         "command.cluster",
         "command.config_file",
