@@ -1,7 +1,7 @@
 """The cache deployment: groups of texts → in-flight requests → L2 → Embedder → outputs."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,9 @@ from serve_app.cache.report import CacheReport
 from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, CacheLookupSettings
 from serve_app.deployments.call_limit import CallLimit
-from serve_app.deployments.group_call import GroupResult, collect, group_call
+from serve_app.deployments.deliveries import GroupResult, Part, collect, deliveries
+from serve_app.deployments.group_call import group_call
+from serve_app.deployments.group_stream import GroupStream
 from serve_app.deployments.replica_counter import ReplicaCounter
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import RetryingCall, returns_errors
@@ -57,7 +59,7 @@ class CacheLookup:
             for name, counter in counters.items()
         }
         calls = {
-            name: group_call(RetryingCall(h, "run", wake_up=wake_ups[name]), name)
+            name: group_call(GroupStream(h, wake_up=wake_ups[name]), name)
             for name, h in embedders.items()
         }
         deployments = {s.cached_spec.engine_id: s.model.deployment for s in selections}
@@ -108,6 +110,17 @@ class CacheLookup:
         if self._tracer is not None:
             groups = self._tracer.receive(groups)
         return None if lookup is None else await collect(partial(_run, lookup), groups)
+
+    async def run_each(self, engine_id: str, groups: tuple[TextGroup, ...]) -> AsyncIterator[Part]:
+        """Yields the results of `run` as they become known, cached ones first."""
+        lookup = self._cache.lookups.get(engine_id)
+        if lookup is None:
+            yield None
+            return
+        if self._tracer is not None:
+            groups = self._tracer.receive(groups)
+        async for part in deliveries(partial(_run, lookup), groups):
+            yield part
 
     async def cache_state(self) -> CacheState:
         """Returns the state of the L2 cache."""

@@ -1,26 +1,22 @@
-"""Calls of a deployment that computes groups: the results of a call, and delivering them."""
+"""Sends groups to a deployment that computes them, with their traces."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
-from serve_app.cache.coalescer import Deliver, Send
+from serve_app.cache.coalescer import Deliver, Result, Send
 from serve_app.deployments.engine_call import EngineCall
-from serve_app.deployments.retrying_call import RetryingCall
-from serve_app.errors import EmbedServeError, Unavailable
+from serve_app.deployments.group_stream import GroupStream
+from serve_app.errors import EmbedServeError
 from serve_app.spans import ending
-from serve_app.types import EncodedVectors, TextGroup
-
-#: The outputs of a group, or its error as a value.
-GroupResult = EncodedVectors | EmbedServeError
+from serve_app.types import TextGroup
 
 
-def group_call(method: RetryingCall, deployment: str) -> Callable[[str], Send]:
+def group_call(method: GroupStream, deployment: str) -> Callable[[str], Send]:
     """Returns a function from an engine's id to the one that sends groups to it.
 
     Args:
-        method: takes groups.
+        method: those of the deployment that take groups.
         deployment: its name, in traces.
     """
 
@@ -30,12 +26,13 @@ def group_call(method: RetryingCall, deployment: str) -> Callable[[str], Send]:
         async def send(groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
             with ExitStack() as stack:
                 traced = _trace(groups, f"call {deployment}", stack)
-                results: Sequence[GroupResult] = await call(traced)
-                for group, result in zip(traced, results, strict=True):
-                    if group.span is not None and isinstance(result, EmbedServeError):
-                        group.span.end(error=result)
-            for i, result in enumerate(results):
-                deliver(i, result)
+
+                def deliver_traced(index: int, result: Result) -> None:
+                    if (span := traced[index].span) is not None:
+                        span.end(error=result if isinstance(result, EmbedServeError) else None)
+                    deliver(index, result)
+
+                await call(traced, deliver_traced)
 
         return send
 
@@ -52,10 +49,3 @@ def _trace(groups: tuple[TextGroup, ...], name: str, stack: ExitStack) -> tuple[
         else replace(group, span=stack.enter_context(ending(group.span.child(name, is_call=True))))
         for group in groups
     )
-
-
-async def collect(send: Send, groups: tuple[TextGroup, ...]) -> list[GroupResult]:
-    """Returns the result of each group, in their order."""
-    results: list[Any] = [Unavailable("The replica returned no outputs; try again.")] * len(groups)
-    await send(groups, results.__setitem__)
-    return results

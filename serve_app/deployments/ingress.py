@@ -12,6 +12,7 @@ from serve_app.config import AppConfig, IngressSettings
 from serve_app.deployments.call_limit import CallLimit
 from serve_app.deployments.engine_call import EngineCall
 from serve_app.deployments.group_call import group_call
+from serve_app.deployments.group_stream import GroupStream
 from serve_app.deployments.http_replica import HttpReplica
 from serve_app.deployments.replica_counter import ReplicaCounter
 from serve_app.deployments.replica_log import log_to_serve
@@ -74,7 +75,7 @@ class Ingress(HttpReplica):
         specs = [selection.cached_spec for selection in selections]
         cache = CacheStack(
             specs,
-            group_call(RetryingCall(lookup, "run"), "CacheLookup"),
+            group_call(GroupStream(lookup), "CacheLookup"),
             l1_max_bytes=settings.l1_max_bytes,
             dtype=config.cache.dtype,
             meter=meter,

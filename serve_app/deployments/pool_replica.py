@@ -1,9 +1,10 @@
 """A replica that computes the outputs of models for other deployments."""
 
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from serve_app.deployments.group_call import GroupResult, collect
+from serve_app.deployments.deliveries import GroupResult, Part, collect, deliveries
 from serve_app.deployments.retrying_call import returns_errors
 from serve_app.deployments.service_identity import current_replica
 from serve_app.live.replica_sample import ReplicaSample
@@ -35,6 +36,16 @@ class PoolReplica:
         if self._tracer is not None:
             groups = self._tracer.receive(groups)
         return await collect(partial(self._models.run, engine_id), groups)
+
+    async def run_each(self, engine_id: str, groups: tuple[TextGroup, ...]) -> AsyncIterator[Part]:
+        """Yields the results of `run` as soon as batches have been computed."""
+        if engine_id not in self._models.engine_ids:
+            yield None
+            return
+        if self._tracer is not None:
+            groups = self._tracer.receive(groups)
+        async for part in deliveries(partial(self._models.run, engine_id), groups):
+            yield part
 
     @returns_errors
     async def tokenize(

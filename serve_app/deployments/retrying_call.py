@@ -79,7 +79,7 @@ class RetryingCall:
                 logger.warning("A replica died during %s (attempt %d)", self._method, attempt)
                 if attempt == self._max_attempts:
                     raise Unavailable("The replicas died during the request; try again.") from error
-                args = resent(args)
+                args = self._again(args)
                 await asyncio.sleep(self._backoff_s * 2 ** (attempt - 1))
             except BackPressureError as error:
                 raise Overloaded(f"The queue is full: {error}") from None
@@ -95,14 +95,26 @@ class RetryingCall:
         """Returns the reply, of another replica each time that the router moves the call."""
         while True:
             with MOVABLE_CALLS.register(args) as call:
-                response = self._method.remote(*args)
+                response = self._request(args)
                 try:
-                    return await response
+                    return await self._receive(response, args)
                 except asyncio.CancelledError:
-                    response.cancel()  # type: ignore[no-untyped-call]
+                    response.cancel()
                     if not call.is_to_be_sent_again():
                         raise
-                    args = resent(args)
+                    args = self._again(args)
+
+    def _request(self, args: Sequence[Any]) -> Any:
+        """Sends a request, and returns Ray's response to it."""
+        return self._method.remote(*args)
+
+    async def _receive(self, response: Any, args: Sequence[Any]) -> Any:
+        """Returns the reply of a response to `args`."""
+        return await response
+
+    def _again(self, args: Sequence[Any]) -> Sequence[Any]:
+        """Returns the arguments of the next attempt."""
+        return resent(args)
 
 
 def returns_errors(

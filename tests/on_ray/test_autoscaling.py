@@ -174,6 +174,25 @@ async def test_new_replicas_compute_texts_that_came_before_them(scaling_service:
     assert clients.succeeded == 37
 
 
+@pytest.mark.parametrize("scaling_service", [SEPARATE], indirect=True)
+async def test_a_text_does_not_wait_for_the_others_of_its_call(scaling_service: Service) -> None:
+    async def post(texts: list[str]) -> float:
+        reply = await http.post("/v1/embeddings", json={"model": MODEL, "input": texts})
+        assert reply.status_code == 200
+        return time.monotonic()
+
+    now = time.time_ns()
+    async with httpx2.AsyncClient(base_url=scaling_service.url, timeout=60) as http:
+        # As many calls as may be in flight. What comes meanwhile leaves in one call.
+        calls = [asyncio.create_task(post([f"{now} {i} {2 * TEXT}"])) for i in range(4)]
+        await asyncio.sleep(0.05)
+        short = asyncio.create_task(post([f"{now} short"]))
+        await asyncio.sleep(0.01)
+        long = asyncio.create_task(post([f"{now} long {i} {2 * TEXT}" for i in range(30)]))
+        await asyncio.gather(*calls)
+        assert await long - await short > 1, "the long one takes 3 s"
+
+
 async def test_one_request_of_many_documents_adds_replicas(scaling_service: Service) -> None:
     clients = Clients(scaling_service)
     documents = [f"{time.time_ns()} {i} some words" for i in range(2048)]
