@@ -183,12 +183,16 @@ async def test_a_text_does_not_wait_for_the_others_of_its_call(scaling_service: 
 
     now = time.time_ns()
     async with httpx2.AsyncClient(base_url=scaling_service.url, timeout=60) as http:
-        # As many calls as may be in flight. What comes meanwhile leaves in one call.
-        calls = [asyncio.create_task(post([f"{now} {i} {2 * TEXT}"])) for i in range(4)]
-        await asyncio.sleep(0.05)
+
+        def send(name: str, texts: int) -> "asyncio.Task[float]":
+            return asyncio.create_task(post([f"{now} {name} {i} {2 * TEXT}" for i in range(texts)]))
+
+        # As many calls as may be in flight, for a second each. What comes then leaves in one call.
+        calls = [send(f"call {number}", 10) for number in range(4)]
+        await asyncio.sleep(0.3)
         short = asyncio.create_task(post([f"{now} short"]))
-        await asyncio.sleep(0.01)
-        long = asyncio.create_task(post([f"{now} long {i} {2 * TEXT}" for i in range(30)]))
+        await asyncio.sleep(0.1)
+        long = send("long", 30)
         await asyncio.gather(*calls)
         assert await long - await short > 1, "the long one takes 3 s"
 
