@@ -84,6 +84,11 @@ FALLBACK_TEXTS = Metric(
     "Texts that another model of a chain computed, by that model and the model that was asked for.",
     ("answered_by", "model"),
 )
+CANARY_REQUESTS = Metric(
+    "embedserve_canary_requests",
+    "Requests for an alias that has a canary, by the model that answers.",
+    ("alias", "model"),
+)
 CACHE_HITS = Metric(
     "embedserve_cache_hits", "Texts found in the cache, by tier (`l1`, `l2`).", ("tier", "model")
 )

@@ -245,6 +245,13 @@ _VECTORS = (
         stacked=True,
     ),
     Panel(
+        "Requests for an alias with a canary, per second",
+        "By the model that answers.",
+        [Query(rate("canary_requests_total", by="alias, model"), "{{alias}}: {{model}}")],
+        "reqps",
+        stacked=True,
+    ),
+    Panel(
         "Spans of traces per second",
         "Dropped: the queue of a process is full, or the collector doesn't take them.",
         [

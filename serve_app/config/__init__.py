@@ -13,6 +13,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from serve_app.config.access import AccessSettings, ApiKey
+from serve_app.config.alias import AliasConfig, CanarySettings, ShadowSettings
 from serve_app.config.application import AppConfig, CacheConfig
 from serve_app.config.autoscaling import TOKEN_POLICY, PolicySettings
 from serve_app.config.deployments import (
@@ -38,10 +39,12 @@ __all__ = [
     "TOPOLOGIES",
     "USER_CONFIGS",
     "AccessSettings",
+    "AliasConfig",
     "ApiKey",
     "AppConfig",
     "CacheConfig",
     "CacheLookupSettings",
+    "CanarySettings",
     "EmbedServerSettings",
     "EmbedderSettings",
     "EngineSettings",
@@ -52,6 +55,7 @@ __all__ = [
     "ProvidersSettings",
     "QueueSettings",
     "RequestSettings",
+    "ShadowSettings",
     "TracingConfig",
     "deployment_names",
     "settings_markdown",

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from serve_app.config.alias import AliasConfig, check_aliases
 from serve_app.config.cors_origin import CorsOrigin
 from serve_app.config.fallback import check_fallbacks
 from serve_app.config.model import (
@@ -115,6 +116,11 @@ class AppConfig(Section):
         default=(),
         min_length=1,
         description="The models that are served. Their names and aliases must differ.",
+    )
+    aliases: tuple[AliasConfig, ...] = Field(
+        default=(),
+        description="Names that clients request in place of a model's, so that another model can "
+        "replace it: [migrate.md](migrate.md#replace-a-model).",
     )
     max_loaded_models: int | None = Field(
         default=None,
@@ -239,6 +245,7 @@ class AppConfig(Section):
             )
         _check_unique(self.served_models)
         check_fallbacks(self.served_models)
+        check_aliases(self.aliases, self.served_models)
         for name, models in self.model_deployments.items():
             self._check_deployment(name, models)
         for model in self.served_models:

@@ -16,15 +16,16 @@ from serve_app.config import AppConfig, RequestSettings, deployment_names
 from serve_app.deployments.ingress_stats import IngressStats
 from serve_app.deployments.retrying_call import returns_errors
 from serve_app.deployments.service_identity import current_replica, current_service, http_host
-from serve_app.errors import UnsupportedOperation
+from serve_app.deployments.warm_job import warm_job
 from serve_app.inputs import Image, TextPair
 from serve_app.jobs import EmbedJob, Job, ResultT, ScoreJob, SparseJob, TokenVectorsJob
 from serve_app.live.replica_sample import ReplicaSample
 from serve_app.live.replica_sampler import ReplicaSampler
 from serve_app.meter import Gauges, Meter, export
 from serve_app.models import ModelSpec
-from serve_app.results import ComputedResult, Result
+from serve_app.results import Result
 from serve_app.scheduler.pool_sample import PoolSample
+from serve_app.service.alias import Requester
 from serve_app.service.backend import EngineCalls
 from serve_app.service.catalog import EngineFailures
 from serve_app.service.composition import create_catalog
@@ -38,13 +39,6 @@ from serve_app.web.app import create_app
 from serve_app.web.limits import ConcurrencyLimiter
 from serve_app.web.request_headers import require_space
 from serve_app.web.schema.images import parse_image
-
-#: The job that computes what the cache keeps of a text, by the main task of its model.
-_WARM_JOBS: Mapping[Task, Callable[[EmbedJob], Job[ComputedResult]]] = {
-    "embed": lambda job: job,
-    "embed_sparse": SparseJob,
-    "embed_tokens": TokenVectorsJob,
-}
 
 
 class HttpReplica:
@@ -326,7 +320,10 @@ class HttpReplica:
     async def _run_task(
         self, job: Job[ResultT], model: str | None, task: Task, space: str | None
     ) -> ResultT:
+        alias = self._catalog.alias(model, task)
         service = self._catalog.resolve(model, task)
+        if alias is not None:
+            service = alias.select(Requester(space=space))
         require_space(space, service.spec.space_id)
         result = await service.run(job)
         self._entrance.charge(None, cast(Result, result))
@@ -352,15 +349,7 @@ class HttpReplica:
             UnsupportedOperation: the model scores pairs of texts.
         """
         service = self._catalog.resolve(model, "embed")
-        task = service.spec.main_task
-        if task not in _WARM_JOBS:
-            raise UnsupportedOperation(
-                f"The model {service.spec.name!r} scores pairs of texts, which a list of texts "
-                "doesn't have. Name an embedding model.",
-                "model",
-            )
-        job = _WARM_JOBS[task](EmbedJob(tuple(texts), input_type=input_type, lane="bulk"))
-        result = await service.run(job)
+        result = await service.run(warm_job(service.spec, texts, input_type))
         self._entrance.charge(None, result)
         return WarmResult(len(texts), result.tiers.tolist().count(Tier.COMPUTED))
 

@@ -11,6 +11,7 @@ from serve_app.config import AppConfig, EngineSettings, ModelConfig
 from serve_app.engines.base import Engine
 from serve_app.engines.cpu_features import CpuFeatures
 from serve_app.errors import ConfigurationError, SpaceMismatch
+from serve_app.model_prep.alias_check import check_alias_models
 from serve_app.model_prep.artifact_cache import evict
 from serve_app.model_prep.prepared_model import get_prepared_model
 from serve_app.model_prep.quantization_ranges import (
@@ -82,8 +83,8 @@ def iter_engines(config: AppConfig, *, cpu: CpuFeatures | None = None) -> Iterat
         ModelSourceError: a model's files are missing, or have another digest than configured.
         ParityFailed: the configured engine's vectors are too far from sentence-transformers.
         ConfigurationError: no engine can be used, a model doesn't support a task of `default_for`,
-            two models are the same, a `fallback` is of another space, or vectors can't be cached
-            at int8; the message says which.
+            two models are the same, a `fallback` is of another space, models of an alias differ in
+            kind, or vectors can't be cached at int8; the message says which.
     """
     cpu = cpu or CpuFeatures.detect()
     specs = dict[str, ModelSpec]()
@@ -92,6 +93,7 @@ def iter_engines(config: AppConfig, *, cpu: CpuFeatures | None = None) -> Iterat
         spec = selection.spec
         specs[spec.name] = selection.cached_spec
         check_spaces(config.served_models, specs)
+        check_alias_models(config.aliases, specs)
         _check_cache_dtype(selection)
         for task in model.default_for:
             if task not in spec.tasks:

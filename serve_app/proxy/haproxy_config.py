@@ -73,6 +73,7 @@ def complete(config: str) -> str:
       request can be sent again when a replica dies.
     - A machine that vanishes without closing its connections is noticed within seconds. Otherwise
       its requests in flight wait for minutes.
+    - `x-forwarded-for` tells replicas the address of the client, unless it is set already.
     - A request whose `Content-Length` overflows ends its connection.
     - Headers that Ray interprets are removed, since Ray answers some values with a plain 500.
     - Replies don't name the HTTP server of the replicas.
@@ -133,7 +134,11 @@ def _complete_defaults(section: str) -> str:
         for status in _ERRORS
         if status != 404  # HAProxy itself has no such error
     ]
-    added = [f"timeout http-request {_HEADER_TIMEOUT_S}s", *_DEAD_MACHINE]
+    added = [
+        f"timeout http-request {_HEADER_TIMEOUT_S}s",
+        *_DEAD_MACHINE,
+        "option forwardfor if-none",
+    ]
     return section + "".join(f"    {line}\n" for line in added) + "".join(errors)
 
 

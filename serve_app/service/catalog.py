@@ -8,6 +8,7 @@ from serve_app.errors import EmbedServeError, ModelNotFound, UnsupportedOperatio
 from serve_app.live.live_feed import LiveFeed, Topology
 from serve_app.live.model_status import ModelStatus
 from serve_app.models import ModelSpec
+from serve_app.service.alias import Alias
 from serve_app.service.embed import EmbedService
 from serve_app.service.health import HealthReport, service_report
 from serve_app.service.replica_stats import ReplicaStats, SingleReplica
@@ -30,6 +31,7 @@ class Catalog:
         defaults: Mapping[Task, str] | None = None,
         fallbacks: Mapping[str, Sequence[str]] | None = None,
         engine_failures: EngineFailures | None = None,
+        aliases: Sequence[Alias] = (),
         topology: Topology = "standalone",
     ) -> None:
         """Creates a catalog.
@@ -42,6 +44,7 @@ class Catalog:
             fallbacks: for the name of a model those of the models that answer while it fails.
             engine_failures: returns the models whose own engine fails, with the reasons; called
                 only if there are fallbacks.
+            aliases: further names, each of one service, or of two.
             topology: of the service, for `live`.
         """
         self.services = services
@@ -52,6 +55,10 @@ class Catalog:
             for service in services
             for name in (service.spec.name, *service.spec.aliases)
         }
+        self._by_name |= {alias.name: alias.primary for alias in aliases}
+        self.aliases = aliases
+        #: Those of two models; None stands for requests for embeddings that name no model.
+        self._split: dict[str | None, Alias] = {a.name: a for a in aliases if a.canary is not None}
         last_to_first = services[::-1]
         #: For each task that is supported the service of requests that name no model.
         self.defaults: Mapping[Task, EmbedService] = {
@@ -59,6 +66,11 @@ class Catalog:
             **{service.spec.main_task: service for service in last_to_first},
             **{task: self._by_name[name] for task, name in (defaults or {}).items()},
         }
+        for alias in aliases:
+            if alias.is_default:
+                self.defaults = {**self.defaults, "embed": alias.primary}
+                if alias.name in self._split:
+                    self._split[None] = alias
 
         self.fallbacks = fallbacks or {}
         #: Snapshots of the service, for those who watch it.
@@ -79,7 +91,8 @@ class Catalog:
     def names(self) -> list[tuple[ModelSpec, str]]:
         """Each name and alias, with its model."""
         specs = [service.spec for service in self.services]
-        return [(spec, name) for spec in specs for name in (spec.name, *spec.aliases)]
+        names = [(spec, name) for spec in specs for name in (spec.name, *spec.aliases)]
+        return names + [(alias.primary.spec, alias.name) for alias in self.aliases]
 
     @property
     def settings(self) -> RequestSettings:
@@ -154,6 +167,17 @@ class Catalog:
                 f"The model {short_repr(name)} isn't served here. Served: {names}.", "model"
             )
         return service
+
+    def alias(self, name: str | None, task: Task | None = None) -> Alias | None:
+        """Returns the alias of two models that a request names; None: it names one model.
+
+        Args:
+            name: as in `resolve`.
+            task: of a request that names no model.
+        """
+        if not self._split or (name is None and task != "embed"):
+            return None
+        return self._split.get(name)
 
     def _default(self, task: Task) -> EmbedService:
         service = self.defaults.get(task)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from serve_app.cache.codec import task_codecs
-from serve_app.config import AppConfig, ModelConfig, RequestSettings
+from serve_app.config import AliasConfig, AppConfig, ModelConfig, RequestSettings
 from serve_app.engines.base import Engine
 from serve_app.live.live_feed import Topology
 from serve_app.meter import Meter
@@ -18,6 +18,7 @@ from serve_app.scheduler.canaries import CanarySchedule
 from serve_app.scheduler.delivery import Encode
 from serve_app.scheduler.engine_pool import EnginePool, PooledModel
 from serve_app.scheduler.startup_timer import StartupTimer
+from serve_app.service.alias import Alias, Canary
 from serve_app.service.backend import CachedBackend, EngineCalls
 from serve_app.service.cache_loss import measure_cache_loss
 from serve_app.service.catalog import Catalog, EngineFailures
@@ -184,11 +185,20 @@ def create_catalog(
     ]
     defaults = {task: model.name for model in config.served_models for task in model.default_for}
     fallbacks = {model.name: model.fallback for model in config.served_models if model.fallback}
+    by_name = {service.spec.name: service for service in services}
     return Catalog(
         services,
         replica_stats,
         defaults=defaults,
         fallbacks=fallbacks,
         engine_failures=engine_failures,
+        aliases=[_create_alias(alias, by_name) for alias in config.aliases],
         topology=topology or config.topology,
     )
+
+
+def _create_alias(config: AliasConfig, services: Mapping[str, EmbedService]) -> Alias:
+    settings, canary = config.canary, None
+    if settings.model is not None:
+        canary = Canary(services[settings.model], settings.share, frozenset(settings.keys))
+    return Alias(config.name, services[config.model], canary, is_default=config.is_default)

@@ -175,6 +175,7 @@ class _Documentation:
             tuple(service.spec for service in self._catalog.services),
             self._catalog.settings,
             {task: service.spec for task, service in self._catalog.defaults.items()},
+            tuple(alias.name for alias in self._catalog.aliases),
         )
         return openapi(context, self._dialects, keys=self._access.required)
 

@@ -165,6 +165,8 @@ class ViewRoute:
     query: tuple[Field, ...] = ()  #: optional parameters of the query; their values are strings
     media_type: str = "application/json"
     public: bool = False  #: whether clients need no API key
+    #: Whether the parameter `model` names the model that answers this client, if it is an alias.
+    by_client: bool = False
     #: Whether the reply is a `ViewStream` of JSON, unless the query says otherwise.
     has_stream: bool = False
     #: Statuses in addition to 200 with the same reply, and their meanings.

@@ -8,6 +8,7 @@ from serve_app.config import ApiKey
 from serve_app.jobs import Job
 from serve_app.meter import ModelMeter
 from serve_app.results import Result
+from serve_app.service.alias import Alias
 from serve_app.service.catalog import Catalog
 from serve_app.service.embed import EmbedService
 from serve_app.web.dialect import Dialect
@@ -18,8 +19,8 @@ class Exchange:
     """One request on its way through the handler."""
 
     __slots__ = (
-        *("body", "dialect", "job", "key", "read_s", "request", "result", "route", "service"),
-        "started_s",
+        *("alias", "body", "dialect", "job", "key", "read_s", "request", "result", "route"),
+        *("service", "started_s"),
     )
 
     def __init__(self, request: Request, dialect: Dialect, route: str = "") -> None:
@@ -38,6 +39,7 @@ class Exchange:
         self.read_s: float | None = None  #: when the body had arrived; None: it has not
         self.key: ApiKey | None = None
         self.service: EmbedService | None = None
+        self.alias: Alias | None = None  #: of two models, under which the service was requested
         self.job: Job[Result] | None = None
         self.result: Result | None = None
 

@@ -53,7 +53,6 @@ from serve_app.web.request_headers import (
     apply_request_headers,
     decode_headers,
     request_timeout_s,
-    require_space,
 )
 from serve_app.web.request_log import log_request
 from serve_app.web.request_metrics import count_request
@@ -66,6 +65,7 @@ from serve_app.web.response_headers import (
     truncation_headers,
 )
 from serve_app.web.schema.vector_encoding import serialize_rows
+from serve_app.web.service_selection import model_of_client, select_service
 from serve_app.web.unmatched_path import allowed_methods, matching_routes, not_found_message
 
 logger = logging.getLogger(__name__)
@@ -169,6 +169,8 @@ class RequestHandler:
         arguments: Mapping[str, Any] = {**request.query_params, **request.path_params}
         if view.fields:
             arguments = await self._read_fields(exchange, headers)
+        if view.by_client:
+            arguments = model_of_client(self._catalog, exchange, headers, arguments)
         account = self._admission.account(exchange.key)
         reply = await view.run(self._catalog, account, arguments)
         if isinstance(reply, ViewStream):
@@ -195,8 +197,7 @@ class RequestHandler:
             exchange.service = self._catalog.resolve(name)
             endpoint = endpoint.for_model(exchange.service.spec, fields)
         task = endpoint.default_task(fields) if name is None else None
-        service = exchange.service = self._catalog.resolve(name, task)
-        require_space(headers.get("x-embedding-space"), service.spec.space_id)
+        service = select_service(self._catalog, exchange, headers, name, task)
         parsed = endpoint.parse(fields, service.spec)
         job = exchange.job = apply_request_headers(parsed.job, headers)
         timeout_s = request_timeout_s(headers)

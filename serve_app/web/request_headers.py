@@ -4,10 +4,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from embedserve_client.space import Space
 from serve_app.errors import InvalidRequest, SpaceConflict, short_repr
 from serve_app.jobs import Job
 from serve_app.results import Result
+from serve_app.service.spaces import is_comparable
 from serve_app.types import Lane
 
 #: Headers with one value. Proxies in a chain may each add the same one.
@@ -96,20 +96,13 @@ def require_space(required: str | None, space_id: str) -> None:
     Raises:
         SpaceConflict: vectors of the two spaces can't be compared.
     """
-    if required is not None and not _is_comparable(unfold(required), space_id):
+    if required is not None and not is_comparable(unfold(required), space_id):
         raise SpaceConflict(
             f"The model's vectors are of the space {space_id}. Those of the space that the request "
             f"requires, {short_repr(required)}, can't be compared with them. Embed the old texts "
             "again, or request the model that they were embedded with.",
             "x-embedding-space",
         )
-
-
-def _is_comparable(required: str, space_id: str) -> bool:
-    try:
-        return Space.parse(required).is_comparable_to(Space.parse(space_id))
-    except ValueError:
-        return False
 
 
 def _lane(headers: Mapping[str, str]) -> Lane | None:

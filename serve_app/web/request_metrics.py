@@ -6,6 +6,7 @@ from serve_app.jobs import BatchJob, EmbedJob, QueuedJob, TokenVectorsJob
 from serve_app.meter import ModelMeter
 from serve_app.metrics import (
     CACHED_TEXTS,
+    CANARY_REQUESTS,
     REQUEST_DURATION,
     REQUESTS,
     STAGE_SECONDS,
@@ -32,6 +33,8 @@ def count_request(exchange: Exchange, catalog: Catalog, status: int) -> None:
     """
     meter = exchange.meter(catalog)
     meter.add(REQUESTS, 1, str(status))
+    if exchange.alias is not None and exchange.alias.canary is not None:
+        meter.add(CANARY_REQUESTS, 1, exchange.alias.name)
     if exchange.read_s is not None:
         seconds = time.perf_counter() - exchange.read_s
         meter.observe(REQUEST_DURATION, seconds, exchange.route, _lane(exchange) or "")

@@ -12,6 +12,7 @@ from serve_app.errors import EmbedServeError
 from serve_app.jobs import EmbedJob
 from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
+from serve_app.service.alias import Alias
 from serve_app.service.catalog import Catalog
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import tei
@@ -126,6 +127,23 @@ class ModelSummary(TypedDict):
     space: str
 
 
+class CanaryReport(TypedDict):
+    """The second model of an alias, and how its clients are selected."""
+
+    model: str
+    space: str
+    share: float | None  # of the clients; null: by API key
+
+
+class AliasReport(TypedDict):
+    """A name that stands for one model, or for two of them."""
+
+    alias: str
+    model: str
+    space: str
+    canary: NotRequired[CanaryReport]
+
+
 class InfoReply(tei.InfoReply):
     """The reply of `GET /info`. Fields of the engine are null while no replica answers."""
 
@@ -154,6 +172,7 @@ class InfoReply(tei.InfoReply):
     versions: _StringMapping
     fallback: NotRequired[list[str]]  #: the models that answer while this one fails, in this order
     models: NotRequired[list[ModelSummary]]  #: if several are served; `?model=` describes another
+    alias_models: NotRequired[list[AliasReport]]  #: the models of the setting `aliases`
 
 
 async def _info(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
@@ -177,7 +196,22 @@ async def _info(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
             }
             for spec in (service.spec for service in catalog.services)
         ]
+    if catalog.aliases:
+        reply["alias_models"] = [_alias_report(alias) for alias in catalog.aliases]
     return ViewResponse(orjson.dumps(reply))
+
+
+def _alias_report(alias: Alias) -> AliasReport:
+    spec, canary = alias.primary.spec, alias.canary
+    report: AliasReport = {"alias": alias.name, "model": spec.name, "space": spec.space_id}
+    if canary is not None:
+        second = canary.service.spec
+        report["canary"] = {
+            "model": second.name,
+            "space": second.space_id,
+            "share": canary.share,
+        }
+    return report
 
 
 DIALECT = Dialect(
@@ -200,6 +234,7 @@ DIALECT = Dialect(
             path="/info",
             summary="Describe the model, its limits and the engine that runs it.",
             respond=_info,
+            by_client=True,
             reply_schema=schema_of(InfoReply),
         ),
     ),

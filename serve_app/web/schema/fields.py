@@ -40,6 +40,7 @@ class SchemaContext(NamedTuple):
     specs: tuple[ModelSpec, ...]  #: the default model first
     settings: RequestSettings
     defaults: Mapping[Task, ModelSpec] = {}  #: the default model of tasks; else the first model
+    aliases: tuple[str, ...] = ()  #: further names in requests
 
     @property
     def spec(self) -> ModelSpec:
@@ -53,8 +54,9 @@ class SchemaContext(NamedTuple):
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """Names and aliases of all models."""
-        return tuple(name for spec in self.specs for name in (spec.name, *spec.aliases))
+        """All names of models that requests may have."""
+        names = (name for spec in self.specs for name in (spec.name, *spec.aliases))
+        return (*names, *self.aliases)
 
 
 @dataclass(frozen=True, slots=True)
