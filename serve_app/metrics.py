@@ -89,6 +89,46 @@ CANARY_REQUESTS = Metric(
     "Requests for an alias that has a canary, by the model that answers.",
     ("alias", "model"),
 )
+_SHADOW = ("alias", "model")
+SHADOW_TEXTS = Metric(
+    "embedserve_shadow_texts",
+    "Texts for the shadow of an alias, by outcome: `compared`, or dropped: `full` queue, "
+    "`timeout`, `overloaded`, `failed`.",
+    ("outcome", *_SHADOW),
+)
+SHADOW_TOKENS = Metric(
+    "embedserve_shadow_tokens",
+    "Tokens that were computed for a comparison, by each of both models.",
+    _SHADOW,
+)
+SHADOW_SECONDS = Metric(
+    "embedserve_shadow_seconds", "Seconds of the batches with these tokens.", _SHADOW
+)
+SHADOW_NANO_USD = Metric(
+    "embedserve_shadow_nanodollars",
+    "What the compared texts cost without a cache, by each of both models that has a price, in "
+    "billionths of a US dollar.",
+    _SHADOW,
+)
+SHADOW_SAMPLE_TEXTS = Metric(
+    "embedserve_shadow_sample_texts", "Texts in the sample that is compared.", _SHADOW
+)
+SHADOW_NEIGHBOR_AGREEMENT = Metric(
+    "embedserve_shadow_neighbor_agreement",
+    "Mean share, from 0 to 1, of the nearest neighbors of a text that both models have in common, "
+    "by their number: 10 or 1.",
+    ("neighbors", *_SHADOW),
+)
+SHADOW_RANK_CORRELATION = Metric(
+    "embedserve_shadow_rank_correlation",
+    "Spearman's rank correlation, from -1 to 1, of the similarities of pairs of texts.",
+    _SHADOW,
+)
+SHADOW_COSINE = Metric(
+    "embedserve_shadow_cosine",
+    "Mean cosine of both vectors of a text, if it is asked for.",
+    _SHADOW,
+)
 CACHE_HITS = Metric(
     "embedserve_cache_hits", "Texts found in the cache, by tier (`l1`, `l2`).", ("tier", "model")
 )
@@ -272,6 +312,7 @@ GAUGES = {
     MODEL_LOADED,
     *(OLDEST_INTERACTIVE, BUSY_SHARE, CAPACITY, STARTUP_SECONDS),
     *(PROVIDER_CALLS_IN_FLIGHT, PROVIDER_UP, VECTOR_DRIFT),
+    *(SHADOW_SAMPLE_TEXTS, SHADOW_NEIGHBOR_AGREEMENT, SHADOW_RANK_CORRELATION, SHADOW_COSINE),
     *(PROCESS_CPU_SECONDS, PROCESS_MEMORY_BYTES, AUTOSCALING_TARGET_REPLICAS),
     *(AUTOSCALING_NEEDED_REPLICAS, AUTOSCALING_DECIDED_BY),
 }

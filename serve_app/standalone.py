@@ -104,7 +104,7 @@ class StandaloneService:
             engine_failures=chains.engine_failures,
             topology="standalone",
         )
-        self._live = catalog.live
+        self._catalog = catalog
         self.app: ASGIApp = RequestLifecycle(self._create_app(catalog, config))
 
     def _sampler(self, meter: Meter) -> ReplicaSampler:
@@ -115,6 +115,7 @@ class StandaloneService:
             pool=self._pool.sample,
             cache=self._cache,
             keys=self._entrance.key_levels,
+            shadows=lambda: self._catalog.shadow_samples(),
         )
 
     def _create_app(self, catalog: Catalog, config: AppConfig) -> ASGIApp:
@@ -128,7 +129,12 @@ class StandaloneService:
         )
 
     def _gauges(self) -> Gauges:
-        return {**self._cache.gauges(), **self._pool.gauges(), **process_gauges()}
+        return {
+            **self._cache.gauges(),
+            **self._pool.gauges(),
+            **self._catalog.gauges(),
+            **process_gauges(),
+        }
 
     async def start(self) -> None:
         """Starts background tasks.
@@ -153,10 +159,11 @@ class StandaloneService:
 
     def end_streams(self) -> None:
         """Ends replies that would go on for ever, so that a stop doesn't wait for them."""
-        self._live.close()
+        self._catalog.live.close()
 
     async def stop(self) -> None:
         """Stops background tasks and closes the cache. Queued texts fail."""
+        await self._catalog.close()
         await self._pool.stop()
         await self._entrance.close()
         await self._cache.close()

@@ -252,6 +252,43 @@ _VECTORS = (
         stacked=True,
     ),
     Panel(
+        "Texts for the shadow of an alias, per second",
+        "Dropped: the second model is too slow, or fails. Answers don't wait for it.",
+        [
+            Query(
+                rate("shadow_texts_total", by="alias, model, outcome"),
+                "{{alias}}, {{model}}: {{outcome}}",
+            )
+        ],
+        stacked=True,
+    ),
+    Panel(
+        "Agreement of an alias' models",
+        "Shares of nearest neighbors that both models have in common, and the correlation.",
+        [
+            Query(
+                gauge("avg", "alias, model, neighbors", "shadow_neighbor_agreement", MODEL),
+                "{{alias}}, {{model}}: {{neighbors}} neighbors",
+            ),
+            Query(
+                gauge("avg", "alias, model", "shadow_rank_correlation", MODEL),
+                "{{alias}}, {{model}}: rank correlation",
+            ),
+            Query(gauge("avg", "alias, model", "shadow_cosine", MODEL), "{{alias}}: cosine"),
+        ],
+    ),
+    Panel(
+        "Tokens per second of an alias' models",
+        "In the batches that held compared texts.",
+        [
+            Query(
+                f"{rate('shadow_tokens_total', by='alias, model')} / "
+                f"{rate('shadow_seconds_total', by='alias, model')}",
+                "{{alias}}: {{model}}",
+            )
+        ],
+    ),
+    Panel(
         "Spans of traces per second",
         "Dropped: the queue of a process is full, or the collector doesn't take them.",
         [

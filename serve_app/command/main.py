@@ -21,6 +21,7 @@ from serve_app.command import (
     prepare,
     run,
     serve,
+    shadow,
     simulate,
     top,
 )
@@ -45,6 +46,7 @@ EXAMPLES = """\
   embedserve cache warm texts.jsonl        embed the texts of a file to fill the cache
   embedserve cache stats                   print the size and the hit rate of each cache
   embedserve cost --by model,day           print what models and days have cost
+  embedserve shadow report                 compare the second model of an alias with the first
   embedserve simulate spike --cost 0.015,0.0003
                                            simulate autoscaling, next to Ray's own policy
   embedserve capacity plan --cost 0.002,0.0001 --rate 300/s --p99 50ms
@@ -70,6 +72,7 @@ def add_commands(commands: Any) -> None:
         simulate,
         capacity,
         key,
+        shadow,
         top,
     )
     for module in modules:

@@ -75,7 +75,7 @@ class EmbedServer(HttpReplica):
         self._cache.apply(l1_max_bytes=settings.l1_max_bytes, l1_eviction=settings.l1_eviction)
 
     def _gauges(self) -> Gauges:
-        return {**self._cache.gauges(), **self._pool.gauges()}
+        return {**super()._gauges(), **self._pool.gauges()}
 
     async def check_health(self) -> None:
         """Raises if an engine stalls; Ray then replaces the replica."""

@@ -93,6 +93,7 @@ class HttpReplica:
             pool=pool,
             cache=cache,
             keys=self._entrance.key_levels,
+            shadows=lambda: self._catalog.shadow_samples(),
         )
         stats = IngressStats(meter, deployment_names(config), self._sampler)
         self._catalog = create_catalog(
@@ -143,7 +144,7 @@ class HttpReplica:
         raise NotImplementedError
 
     def _gauges(self) -> Gauges:
-        return self._cache.gauges()
+        return {**self._cache.gauges(), **self._catalog.gauges()}
 
     async def embed(
         self,
@@ -327,6 +328,8 @@ class HttpReplica:
         require_space(space, service.spec.space_id)
         result = await service.run(job)
         self._entrance.charge(None, cast(Result, result))
+        if alias is not None:
+            alias.observe(service, cast(Job[Result], job), cast(Result, result))
         return result
 
     async def space(self, model: str | None = None) -> str:
@@ -376,7 +379,7 @@ class HttpReplica:
 
     async def __del__(self) -> None:
         """Closes the cache and the quota store; Ray awaits it when the replica stops."""
-        self._catalog.live.close()
+        await self._catalog.close()
         await self._entrance.close()
         await self._cache.close()
         if self._tracer is not None:

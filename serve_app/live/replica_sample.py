@@ -1,10 +1,11 @@
 """What one replica has counted, at one moment. Samples are picklable, and hold no text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from serve_app.access.entrance import KeyLevel
 from serve_app.cache.report import MemoryStats
+from serve_app.live.shadow_sample import ShadowSample
 from serve_app.scheduler.pool_sample import PoolSample
 from serve_app.types import CacheState
 
@@ -37,6 +38,7 @@ class ReplicaSample(NamedTuple):
     l1: MemoryStats | None = None  #: None: the replica doesn't cache
     cache: CacheState | None = None  #: of the shared server; None: the replica doesn't cache
     keys: Mapping[str, KeyLevel] = {}  #: by name
+    shadows: Sequence[ShadowSample] = ()
 
     @property
     def takes_requests(self) -> bool:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 
@@ -11,6 +11,7 @@ from serve_app.access.entrance import KeyLevel
 from serve_app.cache.stack import CacheStack
 from serve_app.live.replica_sample import NamedCounts, ReplicaIdentity, ReplicaSample
 from serve_app.live.sampled_metrics import BUCKETED, COUNTERS, SUMMED
+from serve_app.live.shadow_sample import ShadowSample
 from serve_app.meter import BUCKET, COUNT, SUM, Meter
 from serve_app.scheduler.pool_sample import PoolSample
 
@@ -27,6 +28,7 @@ class ReplicaSampler:
         pool: Callable[[], PoolSample] | None = None,
         cache: CacheStack | None = None,
         keys: Callable[[], Mapping[str, KeyLevel]] = dict,
+        shadows: Callable[[], Sequence[ShadowSample]] = tuple,
     ) -> None:
         """Creates a sampler.
 
@@ -37,6 +39,7 @@ class ReplicaSampler:
             pool: returns the state of its models; None: it has none.
             cache: its tiers; None: it has none.
             keys: returns how much of its quota each API key has left, by name.
+            shadows: returns how models compare.
         """
         self.identity = identity
         self._meter = meter
@@ -44,6 +47,7 @@ class ReplicaSampler:
         self._pool = pool
         self._cache = cache
         self._keys = keys
+        self._shadows = shadows
         self._process = psutil.Process()
         self._started_unix = self._process.create_time()
 
@@ -62,6 +66,7 @@ class ReplicaSampler:
             None if cache is None else cache.l1_stats,
             None if cache is None else cache.state,
             self._keys(),
+            self._shadows(),
         )
 
     def _counts(self) -> NamedCounts:

@@ -1,12 +1,18 @@
-"""An alias with a second model: which of both answers a client."""
+"""An alias with a second model: which of both answers a client, and which texts both embed."""
 
+import logging
 from collections.abc import Set
 from hashlib import blake2b
 from typing import NamedTuple
 
 from serve_app.config import ApiKey
+from serve_app.jobs import Job
+from serve_app.results import Result
 from serve_app.service.embed import EmbedService
+from serve_app.service.shadow import Shadow
 from serve_app.service.spaces import is_comparable
+
+logger = logging.getLogger(__name__)
 
 _HASH_BYTES = 8
 _HASH_RANGE = 1 << 8 * _HASH_BYTES
@@ -44,6 +50,7 @@ class Alias:
         primary: EmbedService,
         canary: Canary | None = None,
         *,
+        shadow: Shadow | None = None,
         is_default: bool = False,
     ) -> None:
         """Creates an alias.
@@ -52,12 +59,19 @@ class Alias:
             name: that clients request.
             primary: answers all clients that the canary doesn't answer.
             canary: None: `primary` answers all clients.
+            shadow: compares another model with `primary`; None: none.
             is_default: whether embeddings without the name of a model are requested of it.
         """
         self.name = name
         self.primary = primary
         self.canary = canary
+        self.shadow = shadow
         self.is_default = is_default
+
+    @property
+    def has_second(self) -> bool:
+        """Whether there is a second model, so that its requests need more than a look-up."""
+        return self.canary is not None or self.shadow is not None
 
     def select(self, requester: Requester) -> EmbedService:
         """Returns the service that answers a client: the same one for all of its requests.
@@ -77,6 +91,15 @@ class Alias:
             if fits_primary is not fits_canary:
                 return second if fits_canary else self.primary
         return second if self._is_selected(requester, canary) else self.primary
+
+    def observe(self, service: EmbedService, job: Job[Result], result: Result) -> None:
+        """Passes a job that a service has answered to the shadow. Never raises or waits."""
+        if self.shadow is None or service is not self.primary:
+            return
+        try:
+            self.shadow.offer(job, result)
+        except Exception:
+            logger.exception("The shadow of the alias %s failed.", self.name)
 
     def _is_selected(self, requester: Requester, canary: Canary) -> bool:
         if canary.share is None:

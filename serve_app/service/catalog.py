@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from serve_app.config import RequestSettings
 from serve_app.errors import EmbedServeError, ModelNotFound, UnsupportedOperation, short_repr
 from serve_app.live.live_feed import LiveFeed, Topology
 from serve_app.live.model_status import ModelStatus
+from serve_app.live.shadow_sample import ShadowSample
+from serve_app.metrics import Metric
 from serve_app.models import ModelSpec
 from serve_app.service.alias import Alias
 from serve_app.service.embed import EmbedService
@@ -57,8 +60,9 @@ class Catalog:
         }
         self._by_name |= {alias.name: alias.primary for alias in aliases}
         self.aliases = aliases
+        self._shadows = [alias.shadow for alias in aliases if alias.shadow is not None]
         #: Those of two models; None stands for requests for embeddings that name no model.
-        self._split: dict[str | None, Alias] = {a.name: a for a in aliases if a.canary is not None}
+        self._split: dict[str | None, Alias] = {a.name: a for a in aliases if a.has_second}
         last_to_first = services[::-1]
         #: For each task that is supported the service of requests that name no model.
         self.defaults: Mapping[Task, EmbedService] = {
@@ -107,6 +111,24 @@ class Catalog:
         """
         for service in self.services:
             service.apply(settings)
+
+    def gauges(self) -> Mapping[Metric, Mapping[Any, float]]:
+        """Returns how far the models of aliases agree."""
+        gauges: dict[Metric, Mapping[Any, float]] = {}
+        for shadow in self._shadows:
+            for metric, values in shadow.gauges().items():
+                gauges[metric] = {**gauges.get(metric, {}), **values}
+        return gauges
+
+    def shadow_samples(self) -> Sequence[ShadowSample]:
+        """Returns what this process knows of each shadow."""
+        return [shadow.sample() for shadow in self._shadows]
+
+    async def close(self) -> None:
+        """Ends the streams of snapshots, and the comparisons of models."""
+        self.live.close()
+        for shadow in self._shadows:
+            await shadow.close()
 
     async def health(self) -> HealthReport:
         """Returns the health of the service; see `service_report`."""

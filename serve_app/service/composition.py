@@ -24,6 +24,7 @@ from serve_app.service.cache_loss import measure_cache_loss
 from serve_app.service.catalog import Catalog, EngineFailures
 from serve_app.service.embed import CountReplicas, EmbedService
 from serve_app.service.replica_stats import ReplicaStats
+from serve_app.service.shadow import Shadow
 from serve_app.tasks import Task
 from serve_app.types import CacheLoss, CacheState
 
@@ -201,4 +202,7 @@ def _create_alias(config: AliasConfig, services: Mapping[str, EmbedService]) -> 
     settings, canary = config.canary, None
     if settings.model is not None:
         canary = Canary(services[settings.model], settings.share, frozenset(settings.keys))
-    return Alias(config.name, services[config.model], canary, is_default=config.is_default)
+    primary, shadow = services[config.model], None
+    if config.shadow.model is not None:
+        shadow = Shadow(config.name, primary, services[config.shadow.model], config.shadow)
+    return Alias(config.name, primary, canary, shadow=shadow, is_default=config.is_default)

@@ -47,6 +47,11 @@ class Exchange:
         """Returns the meter of the request's model; without a name if none was selected."""
         return catalog.meter.for_model("") if self.service is None else self.service.meter
 
+    def observe(self) -> None:
+        """Passes the answer to the alias under which its model was requested, for a comparison."""
+        if self.alias and self.service and self.job is not None and self.result is not None:
+            self.alias.observe(self.service, self.job, self.result)
+
     def space_header(self, catalog: Catalog) -> dict[str, str]:
         """Returns `x-embedding-space`, unless several models are served and none was selected."""
         service = self.service

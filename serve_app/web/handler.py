@@ -127,6 +127,8 @@ class RequestHandler:
     def _on_response(self, exchange: Exchange, status: int) -> None:
         if status != _NGINX_CLIENT_CLOSED_REQUEST:
             count_request(exchange, self._catalog, status)
+        if exchange.alias is not None and status == 200:
+            exchange.observe()
         if self._catalog.settings.request_log:
             log_request(exchange, status)
 

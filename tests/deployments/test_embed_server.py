@@ -353,3 +353,27 @@ async def test_calls_of_ray_jobs_are_charged(
     totals = await replica.replica_totals()
     assert (totals.nano_usd, totals.saved_nano_usd) == (6000, 1000)
     await REPLICA.__del__(replica)
+
+
+async def test_ray_jobs_get_the_first_model_of_an_alias_unless_they_require_the_second(
+    engine: PinnedEngine,
+    assign_gpus: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alias = {
+        "name": "alias",
+        "model": "words",
+        "canary": {"model": "second", "share": 1},
+        "shadow": {"model": "second", "share": 1},
+    }
+    models = [{"name": "words", "source": "hashing:8"}, {"name": "second", "source": "hashing:16"}]
+    config = AppConfig.parse({"models": models, "aliases": [alias], "cache": {"url": "none"}})
+    async with running(engine, config, select_engines(config), monkeypatch) as replica:
+        assert (await replica.embed(["a"], "alias")).shape == (1, 8)
+        second = await replica.space("second")
+        assert (await replica.embed(["a"], "alias", space=second)).shape == (1, 16)
+        async with asyncio.timeout(30):
+            while not (await replica.replica_sample()).shadows[0].outcomes:
+                await asyncio.sleep(0.01)
+    (shadow,) = (await replica.replica_sample()).shadows
+    assert shadow.outcomes == {"compared": 1}

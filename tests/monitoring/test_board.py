@@ -45,6 +45,7 @@ def test_each_metric_is_on_the_board() -> None:
         *("ray_embedserve_cache_misses_total", "ray_embedserve_cache_entries"),
         *("ray_embedserve_cache_evictions_total", "ray_embedserve_l2_written_total"),
         "ray_embedserve_queued_texts",
+        *("ray_embedserve_shadow_sample_texts", "ray_embedserve_shadow_nanodollars_total"),
         *("ray_embedserve_provider_texts_total", "ray_embedserve_provider_tokens_total"),
     }
     part = re.compile(r"_(bucket|sum|count)$")

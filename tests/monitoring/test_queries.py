@@ -29,11 +29,19 @@ MODEL = "words"
 ON_RAY = ("autoscaling_",)
 OF_PROVIDERS = ("provider_", "fallback_texts", "image_fetches")
 OF_TRACES = ("spans_",)
+OF_ALIASES = ("canary_requests", "shadow_")
 OF_FAILURES = ("refused", "batch_failures", "l2_failures", "l2_write_drops")
 OF_THE_SHARED_SERVER = ("quota_fallbacks", "ledger_failures")
 ABSENT = tuple(
     f"ray_embedserve_{name}"
-    for name in (*ON_RAY, *OF_PROVIDERS, *OF_TRACES, *OF_FAILURES, *OF_THE_SHARED_SERVER)
+    for name in (
+        *ON_RAY,
+        *OF_PROVIDERS,
+        *OF_TRACES,
+        *OF_ALIASES,
+        *OF_FAILURES,
+        *OF_THE_SHARED_SERVER,
+    )
 )
 LOAD_S = 8.0
 LIMIT_S = 30.0

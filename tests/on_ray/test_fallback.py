@@ -1,4 +1,4 @@
-"""Models whose own deployment is absent or hangs: that of the next engine of the space answers."""
+"""Models for which others stand in: while their deployment is absent or hangs, and as an alias."""
 
 import os
 import signal
@@ -22,6 +22,13 @@ MODELS = [
     {"name": "absent", "deployment": "Absent"},
     {"name": "stopped", "deployment": "Stopped"},
 ]
+OTHER = {"name": "other", "source": "hashing:32"}
+ALIAS = {
+    "name": "words",
+    "model": "second",
+    "canary": {"model": "other", "share": 0},
+    "shadow": {"model": "other", "share": 1},
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +37,10 @@ def chained() -> Iterator[Service]:
         config = service_config(SEPARATE, scratch)
         (application,) = config["applications"]
         chain = {"source": SOURCE, "fallback": ["second"], "fallback_after_s": AFTER_S}
-        application["args"] |= {"models": [MODELS[0], *(m | chain for m in MODELS[1:])]}
+        application["args"] |= {
+            "models": [MODELS[0], OTHER, *(m | chain for m in MODELS[1:])],
+            "aliases": [ALIAS],
+        }
         application["args"].pop("model", None)
         embedder = application["deployments"][-1]
         embedder["ray_actor_options"] = {"num_cpus": 0.5}
@@ -103,3 +113,31 @@ def test_a_deployment_that_hangs_is_left_out_until_it_answers(chained: Service) 
     while chained.health()["fallbacks"]["stopped"]["status"] != "ok":
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_an_alias_compares_its_models_and_keeps_clients_in_their_space(chained: Service) -> None:
+    texts = [f"{word} {i}" for i in range(20) for word in ("red", "blue")]
+    spaces = {
+        info["name"]: info["space"]
+        for info in httpx2.get(f"{chained.url}/info", timeout=DEADLINE_S).json()["models"]
+    }
+    for model in ("second", "other"):
+        headers = {"x-embedding-space": spaces[model]}
+        reply = httpx2.post(
+            f"{chained.url}/v1/embeddings",
+            json={"model": "words", "input": texts},
+            headers=headers,
+            timeout=DEADLINE_S,
+        )
+        assert (reply.status_code, reply.json()["model"]) == (200, model)
+        assert reply.headers["x-embedding-space"] == spaces[model]
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        reply = httpx2.get(f"{chained.url}/shadow", timeout=DEADLINE_S)
+        (report,) = reply.json()["shadows"]
+        if report["kept"] is not None and report["outcomes"].get("compared") == len(texts):
+            break
+        assert time.monotonic() < deadline, report
+        time.sleep(0.1)
+    assert report["shadow"]["space"] == spaces["other"]
+    assert report["sample_texts"] == len(texts)

@@ -14,6 +14,7 @@ from serve_app.models import ModelSpec
 from serve_app.results import EmbedResult
 from serve_app.service.alias import Alias
 from serve_app.service.catalog import Catalog
+from serve_app.service.shadow import Shadow
 from serve_app.web.dialect import Dialect, ErrorResponse
 from serve_app.web.dialects import tei
 from serve_app.web.dialects.extensions import CHUNK, USE_CACHE
@@ -135,6 +136,19 @@ class CanaryReport(TypedDict):
     share: float | None  # of the clients; null: by API key
 
 
+class ShadowSummary(TypedDict):
+    """The second model that is compared, in the replica that answers; see `GET /shadow`."""
+
+    model: str
+    space: str
+    share: float  # of the texts
+    compared: int  # texts
+    kept: float | None  # share of the 10 nearest neighbours that are the same; null: too few texts
+    kept_first: float | None
+    rank_correlation: float | None
+    cosine: float | None  # null: not asked for
+
+
 class AliasReport(TypedDict):
     """A name that stands for one model, or for two of them."""
 
@@ -142,6 +156,7 @@ class AliasReport(TypedDict):
     model: str
     space: str
     canary: NotRequired[CanaryReport]
+    shadow: NotRequired[ShadowSummary]
 
 
 class InfoReply(tei.InfoReply):
@@ -211,7 +226,24 @@ def _alias_report(alias: Alias) -> AliasReport:
             "space": second.space_id,
             "share": canary.share,
         }
+    if alias.shadow is not None:
+        report["shadow"] = _shadow_summary(alias.shadow)
     return report
+
+
+def _shadow_summary(shadow: Shadow) -> ShadowSummary:
+    sample, spec = shadow.sample(), shadow.second.spec
+    found = sample.agreement
+    return {
+        "model": spec.name,
+        "space": spec.space_id,
+        "share": shadow.settings.share,
+        "compared": sample.outcomes.get("compared", 0),
+        "kept": found and found.kept,
+        "kept_first": found and found.kept_first,
+        "rank_correlation": found and found.rank_correlation,
+        "cosine": found and found.cosine,
+    }
 
 
 DIALECT = Dialect(

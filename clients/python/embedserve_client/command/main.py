@@ -27,7 +27,7 @@ _PLUGIN_GROUP = "embedserve.commands"
 _CLIENT_COMMANDS = ("embed", "migrate", "stdio", "health", "info", "models")
 #: Subcommands of the package `embedserve`, to name it in the error when it isn't installed.
 _SERVICE_COMMANDS = (
-    *("serve", "run", "check", "prepare", "deploy", "cache", "key", "settings", "top"),
+    *("serve", "run", "check", "prepare", "deploy", "cache", "key", "settings", "shadow", "top"),
     *("models list", "models prepare", "models remove", "models status", "models verify"),
     *("bench", "compare"),
 )
