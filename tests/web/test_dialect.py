@@ -88,7 +88,7 @@ def client_of(*served: Dialect) -> TestClient:
 def test_every_module_with_a_dialect_is_found_in_a_stable_order() -> None:
     names = [dialect.name for dialect in load_dialects()]
     assert names[:3] == ["OpenAI", "TEI", "sidecar"]
-    assert len(set(names)) == len(names) == 20
+    assert len(set(names)) == len(names) == 21
     assert load_dialects() == load_dialects()
 
 
