@@ -26,6 +26,7 @@ _NO_STORE_SHARE = 0.5
 _BULK_SHARE = 0.5
 _CLIENTS = 64
 _REFERENCE_BATCH = 64
+_POLL_S = 0.02
 _WORDS = ("harbor", "cedar", "violin", "glacier", "market", "copper", "lantern", "meadow", "engine")
 
 
@@ -35,6 +36,7 @@ class Call(NamedTuple):
     api: Api
     texts: Sequence[int]  #: their indexes
     headers: Mapping[str, str]
+    unknown: Sequence[str] = ()  #: further texts, whose vectors nobody knows
 
 
 def make_texts(count: int, seed: int) -> list[str]:
@@ -94,6 +96,9 @@ class Load:
         check: ReplyCheck,
         rate: float,
         seed: int,
+        *,
+        calls: Iterator[Call] | None = None,
+        max_open: int | None = None,
     ) -> None:
         """A load that hasn't started.
 
@@ -104,13 +109,17 @@ class Load:
             check: judges the replies.
             rate: requests per second.
             seed: decides which calls are sent.
+            calls: what is sent, without end; None: the calls of `make_calls`.
+            max_open: requests that have not ended, at most; None: no limit.
         """
         self.ledger = Ledger()
+        self.sent_texts = 0
         self._url, self._api_key = url, api_key
         self._texts, self._check = texts, check
         self._rate = rate
         self._extra = 0
-        self._calls = make_calls(len(texts), seed)
+        self._max_open = max_open
+        self._calls = make_calls(len(texts), seed) if calls is None else calls
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run_loop, daemon=True)
 
@@ -127,6 +136,10 @@ class Load:
         """Sends further requests without waiting for the time at which the next one is due."""
         self._extra = requests
 
+    def set_rate(self, rate: float) -> None:
+        """Changes the number of requests per second; 0 pauses the load."""
+        self._rate = rate
+
     def _run_loop(self) -> None:
         asyncio.run(self._run())
 
@@ -139,6 +152,10 @@ class Load:
         ) as client:
             due_s = time.monotonic()
             while not self._stopped.is_set():
+                if self._rate == 0 or len(tasks) == self._max_open:
+                    await asyncio.sleep(_POLL_S)
+                    due_s = time.monotonic()
+                    continue
                 extra, self._extra = self._extra, 0
                 for _ in range(1 + extra):
                     task = asyncio.create_task(self._send(client, next(self._calls)))
@@ -152,6 +169,7 @@ class Load:
         request_id = uuid.uuid4().hex
         started_s = time.monotonic()
         self.ledger.open(request_id, started_s)
+        self.sent_texts += len(call.texts) + len(call.unknown)
         attempts = 0
         while True:
             attempts += 1
@@ -173,7 +191,7 @@ class Load:
             ):
                 response = await client.post(
                     call.api.path,
-                    json=call.api.body([self._texts[i] for i in call.texts]),
+                    json=call.api.body([*(self._texts[i] for i in call.texts), *call.unknown]),
                     headers={
                         **call.headers,
                         "x-request-id": request_id,
@@ -185,5 +203,5 @@ class Load:
         except httpx2.HTTPError as error:
             return Kind.FAILED, type(error).__name__, None
         reply = Reply(response.status_code, response.headers, response.content)
-        kind, detail = self._check.judge(call.api, call.texts, reply)
+        kind, detail = self._check.judge(call.api, call.texts, reply, len(call.unknown))
         return kind, detail, reply.retry_after_s if kind is Kind.REFUSED else None

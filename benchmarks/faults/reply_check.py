@@ -50,16 +50,19 @@ class ReplyCheck:
         """Adds the vectors of another space, which may come instead if the reply names it."""
         self._vectors[space] = vectors
 
-    def judge(self, api: Api, texts: Sequence[int], reply: Reply) -> tuple[Kind, str]:
+    def judge(
+        self, api: Api, texts: Sequence[int], reply: Reply, unknown: int = 0
+    ) -> tuple[Kind, str]:
         """Returns how a request ended and, unless it is right, what is wrong.
 
         Args:
             api: the API of the request.
             texts: the indexes of its texts.
             reply: the reply.
+            unknown: number of further texts whose vectors are not known.
         """
         if reply.status == _OK:
-            return self._judge_vectors(api, texts, reply)
+            return self._judge_vectors(api, texts, reply, unknown)
         if reply.status not in _REFUSALS:
             return Kind.FAILED, f"status {reply.status}"
         if _REFUSALS[reply.status] and reply.retry_after_s is None:
@@ -68,7 +71,9 @@ class ReplyCheck:
             return Kind.FAILED, f"status {reply.status} without an error of the API"
         return Kind.REFUSED, f"status {reply.status}"
 
-    def _judge_vectors(self, api: Api, texts: Sequence[int], reply: Reply) -> tuple[Kind, str]:
+    def _judge_vectors(
+        self, api: Api, texts: Sequence[int], reply: Reply, unknown: int
+    ) -> tuple[Kind, str]:
         try:
             vectors = np.array(api.vectors(orjson.loads(reply.body)), np.float32)
         except (ValueError, KeyError, TypeError):
@@ -77,10 +82,12 @@ class ReplyCheck:
         if space not in self._vectors:
             return Kind.WRONG, f"the space {space} in the header"
         expected = self._vectors[space][[*texts]]
-        if vectors.shape != expected.shape:
-            return Kind.WRONG, f"vectors of shape {vectors.shape}, not {expected.shape}"
+        shape = (len(texts) + unknown, expected.shape[1])
+        if vectors.shape != shape:
+            return Kind.WRONG, f"vectors of shape {vectors.shape}, not {shape}"
         # NaN compares as false, so that it is wrong.
-        if not np.all(np.einsum("ij,ij->i", vectors, expected) >= _MIN_COSINE):
+        cosines = np.einsum("ij,ij->i", vectors[: len(texts)], expected)
+        if not np.all(cosines >= _MIN_COSINE):
             return Kind.WRONG, "other vectors"
         if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-2):
             return Kind.WRONG, "vectors of another length"

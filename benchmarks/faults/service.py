@@ -23,6 +23,7 @@ from serve_app.access.keys import digest, generate_key
 from serve_app.command.ports import free_port, with_free_ports
 from serve_app.command.process_tree import is_running, send_signal
 from serve_app.command.ray_service import RayService
+from serve_app.command.service_process import ServiceProcess
 
 from ..paths import ROOT
 from ..service_processes import select
@@ -58,7 +59,7 @@ class FaultyService:
         self.keys_file = self.folder / "keys.yaml"
         self.disk = Disk(self.folder / "disk")
         self.config = self._make_config(change)
-        self._process = RayService(self.config, env=self.ray_env)
+        self._process = self._make_process()
 
     @property
     def ray_env(self) -> dict[str, str]:
@@ -83,8 +84,8 @@ class FaultyService:
     @property
     def dashboard_url(self) -> str:
         """Where Ray's dashboard answers."""
-        assert self._process.dashboard_url, "The service is started. This is a bug."
-        return self._process.dashboard_url
+        assert self._ray.dashboard_url, "The service is started. This is a bug."
+        return self._ray.dashboard_url
 
     def gcs_address(self) -> str:
         """Returns the address of the service's Ray cluster, `host:port`.
@@ -128,7 +129,11 @@ class FaultyService:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Returns the running processes of a name of `service_processes`."""
-        return [p for p in select(self._process.processes(), name) if is_running(p)]
+        return select(self.all_processes(), name)
+
+    def all_processes(self) -> list[psutil.Process]:
+        """Returns all running processes of the service, its Valkey server included."""
+        return [process for process in self._process.processes() if is_running(process)]
 
     def is_healthy(self) -> bool:
         """Whether `GET /health` is answered with 200."""
@@ -142,7 +147,7 @@ class FaultyService:
         """Waits until the service is healthy and Ray runs what it should; returns whether it is."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            states = [s for states in self._process.replica_states().values() for s in states]
+            states = [s for states in self._ray.replica_states().values() for s in states]
             if states and all(s == "RUNNING" for s in states) and self.is_healthy():
                 return True
             time.sleep(_POLL_S)
@@ -177,6 +182,14 @@ class FaultyService:
         file = self.folder / name
         file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         return file
+
+    @property
+    def _ray(self) -> RayService:
+        assert isinstance(self._process, RayService), "The service runs on Ray. This is a bug."
+        return self._process
+
+    def _make_process(self) -> ServiceProcess:
+        return RayService(self.config, env=self.ray_env)
 
     def _make_config(self, change: ConfigChange) -> dict[str, Any]:
         self.write_keys()

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.faults.apis import APIS
 from benchmarks.faults.ledger import Kind, Outcome
-from benchmarks.faults.load import Load, fetch_references, make_calls, make_texts
+from benchmarks.faults.load import Call, Load, fetch_references, make_calls, make_texts
 from benchmarks.faults.reply_check import ReplyCheck
 
 SPACE = "0123456789abcdef-fp32"
@@ -54,7 +54,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         texts = next(body[key] for key in ("input", "inputs", "texts") if key in body)
         reply: Any = {"error": {"message": "no"}, "detail": "no"}
         if status == 200:
-            vectors = VECTORS[[TEXTS.index(text) for text in texts]].tolist()
+            known = {text: index for index, text in enumerate(TEXTS)}
+            vectors = VECTORS[[known.get(text, 0) for text in texts]].tolist()
             reply = {
                 "/v1/embeddings": {"data": [{"embedding": row} for row in vectors]},
                 "/v2/embed": {"embeddings": {"float": vectors}},
@@ -174,3 +175,33 @@ def test_further_requests_are_sent_at_once(server: Server) -> None:
             time.sleep(0.01)
     assert len(load.ledger.outcomes) >= 31
     assert kinds(load.ledger.outcomes) == {Kind.RIGHT}
+
+
+def test_a_load_pauses_sends_unknown_texts_too_and_limits_its_open_requests(
+    server: Server,
+) -> None:
+    released, waiting, peak = threading.Event(), set[str](), [0]
+
+    def wait(request_id: str) -> int:
+        waiting.add(request_id)
+        peak[0] = max(peak[0], len(waiting))
+        released.wait(20)
+        waiting.discard(request_id)
+        return 200
+
+    server.mode = wait
+    check = ReplyCheck(VECTORS, SPACE)
+    calls = itertools.repeat(Call(APIS[0], [4], {}, ["a new text", "another"]))
+    load = Load(server.url, "a key", TEXTS, check, rate=0, seed=1, calls=calls, max_open=3)
+    with load:
+        load.set_rate(500)
+        deadline_s = time.monotonic() + 20
+        while len(waiting) < 3 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        released.set()
+        while len(load.ledger.outcomes) < 30 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        load.set_rate(0)
+    assert peak == [3]
+    assert kinds(load.ledger.outcomes) == {Kind.RIGHT}
+    assert load.sent_texts == 3 * len(load.ledger.outcomes) >= 90

@@ -43,6 +43,25 @@ def test_the_vectors_of_the_texts_are_right(api: Api) -> None:
     assert judge(api, 200, reply_of(api, VECTORS[[2, 0]])) is Kind.RIGHT
 
 
+@pytest.mark.parametrize(
+    ("vectors", "kind"),
+    [
+        (VECTORS[[2, 1, 3]], Kind.RIGHT),
+        (VECTORS[[1, 2, 3]], Kind.WRONG),
+        (VECTORS[[2, 1]], Kind.WRONG),
+        (VECTORS[[2, 1, 3]] * [[1], [1], [2]], Kind.WRONG),
+    ],
+    ids=["right", "in another order", "too few", "an unknown one too long"],
+)
+def test_unknown_texts_have_vectors_of_length_1_after_those_of_known_texts(
+    vectors: Any, kind: Kind
+) -> None:
+    reply = Reply(
+        200, {"x-embedding-space": SPACE}, json.dumps(reply_of(APIS[0], vectors)).encode()
+    )
+    assert ReplyCheck(VECTORS, SPACE).judge(APIS[0], [2], reply, unknown=2)[0] is kind
+
+
 @EACH_API
 @pytest.mark.parametrize(
     "vectors",

@@ -136,7 +136,7 @@ BENCHMARK_IMPORTS = {
 INTERNAL_BENCHMARKS = {
     *("benchmarks.gpu", "benchmarks.peers.engine_in_process"),
     *("benchmarks.autoscaling", "benchmarks.node_cluster", "benchmarks.node_load"),
-    "benchmarks.faults.service",
+    *("benchmarks.faults.service", "benchmarks.soak.service"),
 }
 
 SERVICE_IMPORTS = {
