@@ -54,6 +54,9 @@ def soak(
         rate: interactive requests per second; the phases change it.
         seed: decides what is sent.
         display: shows the progress.
+
+    Raises:
+        ServiceFailure: the service ended, or nothing answers any more.
     """
     with SoakedService(topology) as service:
         display.start_step(f"{topology}: the service starts")
@@ -62,6 +65,7 @@ def soak(
         texts = make_texts(_TEXTS, seed)
         check = ReplyCheck(*fetch_references(service.url, service.api_key, texts))
         display.finish_step(_START_S, "")
+        service.watch()
         run = _load(service, texts, check, minutes, rate, seed, display)
     parameters = {
         "bench": "soak",
@@ -114,11 +118,11 @@ def _load(
                 interactive.set_rate(rate * phase.rate)
                 files.set_rate(_FILE_RATE if phase.bulk else 0)
                 end_s = start_s + min(phase_start_s + phase.duration_s, total_s)
-                time.sleep(max(0.0, end_s - time.monotonic()))
+                service.wait(end_s - time.monotonic())
                 display.finish_step(phase.duration_s, _progress(sampler, interactive, files))
         loaded = [*sampler.samples]
         display.start_step(f"{service.topology}: keys expire")
-        time.sleep(_SETTLE_S)
+        service.wait(_SETTLE_S)
         return _Run(start_s, interactive, files, side, loaded, sampler.take())
 
 

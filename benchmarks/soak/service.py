@@ -2,13 +2,15 @@
 
 import copy
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import redis
 
-from serve_app.command.service_process import ServiceProcess
+from serve_app.command.service_process import ServiceFailure, ServiceProcess
 
 from ..faults import service
 from ..faults.service import FaultyService
@@ -26,6 +28,7 @@ _MODEL_DEPLOYMENTS = ("Embedder", "EmbedServer")
 #: Three replicas share two cores.
 _CPUS = 0.5
 _DOWNSCALE_DELAY_S = 15.0
+_POLL_S = 1.0
 
 
 def soak_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +61,7 @@ class SoakedService(FaultyService):
         super().__init__("colocated" if self._is_standalone else topology, soak_config)
         self.topology = topology
         self._client: redis.Redis | None = None
+        self._failure = ""
 
     @property
     def ray_env(self) -> dict[str, str]:
@@ -65,6 +69,28 @@ class SoakedService(FaultyService):
         temporary = self.folder / "tmp"
         temporary.mkdir(exist_ok=True)
         return {**super().ray_env, "TMPDIR": str(temporary)}
+
+    def watch(self) -> None:
+        """Prints the output of the service from now on, and notices its end."""
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def wait(self, seconds: float) -> None:
+        """Waits.
+
+        Raises:
+            ServiceFailure: the service can't serve any more.
+        """
+        end_s = time.monotonic() + seconds
+        while (left_s := end_s - time.monotonic()) > 0:
+            if self._failure:
+                raise ServiceFailure(self._failure)
+            time.sleep(min(_POLL_S, left_s))
+
+    def _watch(self) -> None:
+        try:
+            self._process.watch()
+        except ServiceFailure as failure:
+            self._failure = str(failure)
 
     def _make_process(self) -> ServiceProcess:
         if not self._is_standalone:
