@@ -1,12 +1,14 @@
 """How tests are distributed over processes, and which of them `--fast` skips.
 
 A run of all tests uses two processes, because tests of a service mostly wait. One process runs the
-tests that start a service or measure, the other runs the remaining folders: two Rays at once need
-more than two cores. Tests marked `exclusive` run alone: the other process pauses. A run of named
-files or tests uses one process, so that its output and a debugger are usable; so does `-n 0`.
+tests on Ray, the other runs those of standalone services and the remaining folders: two Rays at
+once need more than two cores. Tests marked `exclusive` run alone: the other process pauses. A run
+of named files or tests uses one process, so that its output and a debugger are usable; so does
+`-n 0`.
 
-`--fast` skips the paths below without importing them: they need Ray, a real model or other people's
-clients, or start and stop processes. It runs all other tests, so new ones are included.
+`--fast` skips the paths below without importing them: they need Ray, a real model, a large library
+or other people's clients, or start and stop processes. It runs all other tests, so new ones are
+included, with fewer random examples.
 """
 
 import fcntl
@@ -29,6 +31,7 @@ _SLOW_PATHS = (
     "tests/clients",
     "tests/command/test_capacity.py",
     "tests/command/test_check.py",
+    "tests/command/test_installed_command.py",
     "tests/command/test_ray_service.py",
     "tests/command/test_run.py",
     "tests/command/test_service_process.py",
@@ -36,6 +39,7 @@ _SLOW_PATHS = (
     "tests/command/test_supervision.py",
     "tests/console",
     "tests/deployments/test_replica_keepalive.py",
+    "tests/deployments/test_replica_log.py",
     "tests/embedserve_client/test_command.py",
     "tests/embedserve_client/test_embedder_service.py",
     "tests/embedserve_client/test_extras.py",
@@ -54,6 +58,8 @@ _SLOW_PATHS = (
     "tests/engines/test_parity.py",
     "tests/engines/test_static_model.py",
     "tests/engines/test_torch_engine.py",
+    "tests/engines/test_untrusted_weights.py",
+    "tests/model_prep/test_artifact.py",
     "tests/model_prep/test_engine_selection.py",
     "tests/model_prep/test_openvino_export.py",
     "tests/model_prep/test_prepared_model.py",
@@ -66,6 +72,8 @@ _SLOW_PATHS = (
     "tests/proxy/test_machine_loss.py",
     "tests/proxy/test_smuggling.py",
     "tests/repo/test_extras.py",
+    "tests/repo/test_imports.py",
+    "tests/repo/test_report.py",
     "tests/service/test_image_fetcher.py",
     "tests/simulation",
     "tests/standalone/test_command.py",
@@ -78,6 +86,7 @@ _SLOW_PATHS = (
     "tests/standalone/test_service.py",
     "tests/standalone/test_top.py",
     "tests/standalone/test_tracing.py",
+    "tests/test_hub_model.py",
     "tests/test_model_kinds.py",
     "tests/test_quantization.py",
     "tests/valkey/test_embedded.py",
@@ -96,6 +105,8 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("embedserve")
+#: Examples of each property with `--fast`; without it, as many as by default: 100.
+_FAST_EXAMPLES = 20
 
 # Threads of torch that wait sleep, instead of using the cores that the other process needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -115,6 +126,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("fast"):
+        profile = hypothesis.settings.get_profile("embedserve")
+        hypothesis.settings.register_profile("fast", profile, max_examples=_FAST_EXAMPLES)
+        hypothesis.settings.load_profile("fast")
     config.addinivalue_line("markers", "exclusive: other load on the cores changes its results")
 
 
@@ -151,10 +166,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 
 class _FolderScheduling(LoadScopeScheduling):
-    """Runs each folder of tests in one process."""
+    """Runs each folder of tests in one process, because its tests share what they have loaded.
+
+    Tests of standalone services in the folder of the tests on Ray are a scope of their own.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid.partition("::")[0].rpartition("/")[0]  # a folder shares what it has loaded
+        path, _, test = nodeid.partition("::")
+        folder = path.rpartition("/")[0]
+        needs_no_ray = f"{folder}/" == _ON_RAY and "standalone" in test.partition("[")[2]
+        return f"{folder} standalone" if needs_no_ray else folder
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -26,7 +26,12 @@ class Counts:
 
 
 async def send_until_refused(
-    url: str, *, key: str | None = None, dimensions: int = 384, time_limit_s: float = 120.0
+    url: str,
+    *,
+    key: str | None = None,
+    dimensions: int = 384,
+    time_limit_s: float = 120.0,
+    counts: Counts | None = None,
 ) -> Counts:
     """Returns the counts once each client has been refused.
 
@@ -37,8 +42,9 @@ async def send_until_refused(
         key: API key.
         dimensions: of the vectors.
         time_limit_s: after which clients stop all the same.
+        counts: what is counted meanwhile; None: new ones.
     """
-    counts = Counts()
+    counts = Counts() if counts is None else counts
     deadline = time.monotonic() + time_limit_s
     headers = {"authorization": f"Bearer {key}"} if key else {}
     connector = aiohttp.TCPConnector(limit=0)

@@ -106,7 +106,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"not really weights")
     with Hub(folder) as hub:
-        thread = threading.Thread(target=hub.serve_forever)
+        thread = threading.Thread(target=hub.serve_forever, args=(0.02,))
         thread.start()
         yield hub
         hub.shutdown()

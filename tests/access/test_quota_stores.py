@@ -27,7 +27,7 @@ from serve_app.metrics import QUOTA_FALLBACKS
 from serve_app.valkey.shared_server import ServiceIdentity, SharedServer
 from tests.valkey_server import ValkeyProcess
 
-LIMIT_S = 20
+LIMIT_S = 30
 #: Requests per minute, so few that none refills during a test.
 SLOW = 1
 

@@ -76,7 +76,7 @@ def listen(server: FakeServer, port: int) -> ThreadingHTTPServer:
 def running_server() -> Iterator[FakeServer]:
     server = FakeServer()
     with listen(server, 0) as http:
-        thread = threading.Thread(target=http.serve_forever)
+        thread = threading.Thread(target=http.serve_forever, args=(0.02,))
         thread.start()
         yield server
         http.shutdown()

@@ -115,7 +115,8 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=settings().max_examples // 2,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(sequence=st.lists(requests, max_size=25))
 def test_a_result_equals_the_engines_bit_for_bit(socket: Path, sequence: list[Request]) -> None:

@@ -104,7 +104,7 @@ async def compute(send: Send, *groups: TextGroup) -> list[Result]:
         assert index not in results, "The result was delivered twice."
         results[index] = result
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await send(groups, deliver)
     return [results[i] for i in range(len(groups))]
 
@@ -289,6 +289,6 @@ async def test_calls_without_a_cache_fall_back_too(engines: list[FakeEngine]) ->
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.cache.codec import task_codecs
@@ -231,7 +231,6 @@ async def run_steps(
 
 
 @given(steps=st.lists(STEPS, max_size=12), tiers=st.integers(1, 2))
-@settings(max_examples=100, deadline=None)
 async def test_each_computed_text_is_in_one_reply_as_computed(
     steps: Sequence[Any], tiers: int
 ) -> None:

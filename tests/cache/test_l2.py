@@ -21,7 +21,7 @@ from serve_app.valkey.supervisor import parse_owner_pid
 from tests.fakes import SPEC, FakeBackend, as_vectors, fake_send
 from tests.valkey_server import ValkeyProcess
 
-LIMIT_S = 20.0
+LIMIT_S = 30.0
 
 
 def config(data_dir: Path | None = None, **settings: object) -> CacheConfig:

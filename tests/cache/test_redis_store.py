@@ -21,7 +21,7 @@ from serve_app.valkey.client import Client, connect
 from tests.valkey_server import ValkeyProcess
 
 #: Far more than any operation in these tests needs.
-LIMIT_S = 10
+LIMIT_S = 30
 MODEL = "org/model"
 REQUEST = contextvars.ContextVar("request", default="none")
 

@@ -102,7 +102,7 @@ def changed(url: str, change: Change) -> Iterator[str]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, client:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:
@@ -252,7 +252,7 @@ def test_another_server(capsys: pytest.CaptureFixture[str]) -> None:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
         status, outcomes = check(capsys, f"http://127.0.0.1:{server.server_address[1]}")
         server.shutdown()
     assert status == 1

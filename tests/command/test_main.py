@@ -1,12 +1,9 @@
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from embedserve_client.command.main import main
-from serve_app import __version__
 from serve_app.command import prepare
 from serve_app.command.ports import free_port
 from serve_app.config import MINILM, AppConfig, settings_markdown
@@ -147,10 +144,3 @@ def test_a_port_in_use_is_an_error_before_anything_starts(
 def test_settings_prints_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["settings"]) == 0
     assert capsys.readouterr().out == settings_markdown()
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"]])
-def test_the_installed_command_has_help(arguments: list[str]) -> None:
-    command = Path(sys.executable).parent / "embedserve"
-    output = subprocess.run([command, *arguments], capture_output=True, text=True, check=True)
-    assert __version__ in output.stdout or "usage: embedserve" in output.stdout

@@ -30,6 +30,20 @@ def test_an_exit_before_readiness_is_an_error_with_the_log() -> None:
         service.stop()
 
 
+def test_a_proxy_may_take_long_to_start(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nenv\nexit 1\n", "utf-8")
+    python.chmod(0o700)
+    service = RayService({"http_options": {"port": free_port()}}, python=str(python))
+    service.start()
+    try:
+        # Ray kills a proxy that isn't ready within this time, 5 s by default.
+        with pytest.raises(StartupError, match=r"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=120\n"):
+            list(service.wait_until_ready())
+    finally:
+        service.stop()
+
+
 OWNER = """
 import os, signal, time
 from pathlib import Path

@@ -31,7 +31,7 @@ class Counts:
             await limit.stop()
 
     async def until(self, limit: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self.limits[-1] != limit:
                 await asyncio.sleep(0.001)
 

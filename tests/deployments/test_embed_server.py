@@ -272,7 +272,7 @@ def test_a_container_with_less_time_than_cpus_is_not_pinned_and_neither_is_a_gpu
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 

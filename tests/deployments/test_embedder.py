@@ -121,7 +121,7 @@ async def test_it_reports_its_load(
     engine.batches.clear()  # the warm-up
     engine.hold()
     running = asyncio.create_task(embedder.run(engine_id, (TextGroup((UNCOLLECTED,)),)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not engine.batches:
             await asyncio.sleep(0.001)
     load = ReplicaLoad.from_metrics(await embedder.record_autoscaling_stats())

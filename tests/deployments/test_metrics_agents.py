@@ -34,7 +34,7 @@ class Agent(BaseHTTPRequestHandler):
 @pytest.fixture
 def address() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Agent) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"127.0.0.1:{server.server_port}"
         server.shutdown()
 
@@ -75,7 +75,7 @@ async def test_without_the_head_the_machines_are_those_that_it_named_last(addres
     assert head.questions == 2  # they share one thread, which waits for the head
     head.addresses = [address, address]
     head.is_up.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await agents.pages() != ["metrics"] * 2:
             await asyncio.sleep(0.05)
 

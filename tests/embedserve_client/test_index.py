@@ -280,7 +280,7 @@ def test_invalid_arguments_are_rejected_and_change_nothing(
 
 
 @given(st.lists(json_values, min_size=1, max_size=20), st.sampled_from([FP32, None]))
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 def test_saved_index_round_trips(metadata: list[Any], space: Space | None) -> None:
     values = np.random.default_rng(len(metadata)).standard_normal((len(metadata), 5))
     index = index_of(values, metadata, space)

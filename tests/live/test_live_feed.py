@@ -12,7 +12,7 @@ from serve_app.live.model_status import ModelStatus
 from serve_app.metrics import REQUESTS
 from tests.live.samples import fleet, replica
 
-LIMIT_S = 10
+LIMIT_S = 30
 #: The shortest that tests need; `GET /live` takes at least half a second.
 INTERVAL_S = 0.02
 MODEL = ModelStatus("m", "embed", is_priced=False)

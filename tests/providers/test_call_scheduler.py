@@ -40,7 +40,7 @@ from tests.providers.scripted_provider import MovingClock, ScriptedProvider, err
 PRICED = replace(SPEC, max_tokens=8191, nano_usd_per_1k_tokens=20_000)
 NAME = SPEC.name
 #: Far more than any test needs.
-LIMIT_S = 10
+LIMIT_S = 30
 
 
 class Fixture:

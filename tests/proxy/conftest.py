@@ -22,10 +22,12 @@ from serve_app.command.ports import free_port
 from serve_app.proxy import guard
 
 LAUNCHER = [sys.executable, "-m", "serve_app.proxy.launcher"]
+#: Below this path, a POST is computed until its client leaves.
+LEFT = "/left/"
 
 
 class Upstream:
-    """An ASGI application that takes 2 s for each POST, as a replica does that computes."""
+    """An ASGI application that takes 2 s for a POST, as a replica does that computes."""
 
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
@@ -45,7 +47,8 @@ class Upstream:
             while (await receive()).get("more_body"):
                 pass
             disconnected = asyncio.create_task(_disconnect(receive))
-            await asyncio.wait([disconnected], timeout=2)
+            timeout_s = 60 if scope["path"].startswith(LEFT) else 2
+            await asyncio.wait([disconnected], timeout=timeout_s)
             self.outcomes[scope["path"]] = "abandoned" if disconnected.done() else "completed"
             if disconnected.done():
                 return
@@ -92,7 +95,7 @@ class Proxy:
             return bytes(reply)
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, "timeout"

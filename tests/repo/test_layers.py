@@ -1,11 +1,7 @@
 """Modules import lower layers only, and each library is imported in a few modules only."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-
-import pytest
 
 from tests.repo.source import (
     BENCHMARK_FILES,
@@ -240,38 +236,6 @@ def test_files_have_at_most_400_lines_and_functions_at_most_60() -> None:
                 if lines > 60:
                     offenders.append(f"{file.relative_to(ROOT)}: {node.name} has {lines} lines")
     assert offenders == []
-
-
-@pytest.mark.parametrize(
-    ("module", "unwanted"),
-    [
-        ("serve_app", {"ray", "torch", "starlette", "numpy"}),
-        ("serve_app.models", {"ray", "torch", "transformers", "starlette"}),
-        ("serve_app.web.app", {"ray", "torch", "transformers"}),
-        ("serve_app.cache.lookup", {"ray", "torch", "starlette"}),
-        ("serve_app.access.entrance", {"ray", "torch", "starlette"}),
-        ("serve_app.providers", {"ray", "torch", "starlette", "openai", "cohere", "voyageai"}),
-        ("serve_app.scheduler.scheduler", {"ray", "torch", "starlette"}),
-        ("serve_app.model_prep.engine_selection", {"ray", "torch", "openvino", "tokenizers"}),
-        ("serve_app.engines.hashing_engine", {"ray", "torch", "openvino", "tokenizers"}),
-        ("serve_app.autoscale", {"ray", "torch", "numpy"}),
-        ("serve_app.command.main", {"ray", "torch", "starlette"}),
-        ("embedserve_benchmarks.command", {"ray", "torch", "matplotlib"}),
-        ("embedserve_client", {"httpx2", "numpy", "orjson"}),
-        ("embedserve_client.model_files", {"httpx2", "numpy"}),
-        ("embedserve_client.client", {"torch", "ray", "faiss", "pyarrow", "rich", "serve_app"}),
-        ("embedserve_client.supervisor", {"torch", "ray", "serve_app"}),
-        ("embedserve_client.search", {"torch", "ray", "faiss", "serve_app"}),
-        ("embedserve_client.compat.ipc", {"torch", "ray", "faiss", "rich", "serve_app"}),
-        ("embedserve_client.command.main", {"torch", "ray", "faiss", "pyarrow", "serve_app"}),
-    ],
-)
-def test_importing_a_module_loads_no_heavy_library(module: str, unwanted: set[str]) -> None:
-    code = f"import sys, {module}; print(*sys.modules)"
-    modules = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert unwanted & set(modules.stdout.split()) == set()
 
 
 def test_the_client_exports_the_names_that_it_declares() -> None:

@@ -72,7 +72,7 @@ async def fill(scheduler: EngineScheduler, lane: Lane) -> list[PendingGroup]:
 
 async def computed(group: PendingGroup) -> None:
     """Waits until a group has the vectors of its texts."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         result = await group.future
     assert isinstance(result, Vectors)
     expected = np.stack([fake_vector(str(text)) for text in group.text_group.texts])
@@ -81,7 +81,7 @@ async def computed(group: PendingGroup) -> None:
 
 async def rejected(group: PendingGroup) -> Overloaded:
     """Returns the error of a group that was rejected."""
-    error = await asyncio.wait_for(group.future, 5)
+    error = await asyncio.wait_for(group.future, 30)
     assert isinstance(error, Overloaded)
     return error
 

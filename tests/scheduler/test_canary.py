@@ -130,7 +130,7 @@ async def test_a_model_that_is_not_available_is_not_measured(
 
 
 async def wait_until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 

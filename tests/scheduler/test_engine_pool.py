@@ -89,7 +89,7 @@ def start(engine: EnginePool, *groups: TextGroup) -> "tuple[Delivered, asyncio.T
 
 
 async def until_delivered(delivered: Delivered, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(delivered) < count:
             await asyncio.sleep(0.001)
 
@@ -132,7 +132,7 @@ async def test_vectors_that_cannot_be_encoded_are_an_error_of_their_group(
     pool.start()
     engine.allow(100)
     delivered, task = start(pool, TextGroup(("a", "b")), TextGroup(("c",)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await task
     assert isinstance(delivered[0], InferenceError)
     assert np.array_equal(delivered.vectors(1), [fake_vector("c")])

@@ -57,7 +57,7 @@ def observed(scheduler: EngineScheduler, metric: Metric, *tags: str) -> tuple[in
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 

@@ -89,7 +89,7 @@ async def test_constant_use_of_the_others_keeps_no_model_out(
             models.release(model)
 
     others = [asyncio.create_task(use_for_ever(name)) for name in "aaabbb"]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await use(models, "c")
     for task in others:
         task.cancel()

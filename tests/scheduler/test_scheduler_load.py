@@ -44,7 +44,7 @@ async def submit(scheduler: EngineScheduler, text: str, lane: Lane = "interactiv
 
 
 async def wait_until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 

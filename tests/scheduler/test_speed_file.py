@@ -65,7 +65,7 @@ async def test_it_is_written_while_batches_run(cache: Path) -> None:
     await asyncio.sleep(0.05)
     assert files(cache) == []  # nothing is known
     run_batches(speed)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not restarted().capacity_tokens_per_s(SETTINGS):
             await asyncio.sleep(0.01)
     (file,) = files(cache)

@@ -323,7 +323,7 @@ async def test_a_request_of_slow_images_leaves_room_for_others(
     host = f"127.0.0.1:{server.port}"
     allowed = fetcher(meter, host, max_image_fetches=4, image_url_timeout_s=600)
     slow = asyncio.create_task(fetch(allowed, *(server.url(f"/slow?{i}") for i in range(9))))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(server.requests) < 2:
             await asyncio.sleep(0.01)
         assert await fetch(allowed, server.url(OK)) == (Image(CONTENT),)

@@ -28,7 +28,7 @@ from tests.providers.fake_servers import (
 )
 
 KEY_ENV = "FAKE_PROVIDER_KEY"
-LIMIT_S = 20
+LIMIT_S = 30
 
 
 @pytest.fixture

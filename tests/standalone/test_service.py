@@ -24,7 +24,7 @@ from tests.engines.static_model import save_static_model
 from tests.fakes import DIM, FakeEngine, fake_vector
 
 #: Far more than any test needs.
-LIMIT_S = 10
+LIMIT_S = 30
 DRAIN_TIMEOUT_S = 1.0
 SETTINGS = EmbedServerSettings(health_max_age_s=0.05, health_timeout_s=0.2)
 

@@ -29,7 +29,7 @@ from tests.providers.fake_servers import FakeServer, Kind, run_fake_server
 from tests.standalone.test_command import embed, service_url, write_config
 from tests.standalone.test_command import running as running_command
 
-LIMIT_S = 20
+LIMIT_S = 30
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN = "00f067aa0ba902b7"
 SAMPLED, NOT_SAMPLED = (f"00-{TRACE}-{SPAN}-{flags}" for flags in ("01", "00"))

@@ -8,7 +8,7 @@ from serve_app.breaker import Breaker
 from serve_app.valkey.client import Client
 from serve_app.valkey.guarded_client import GuardedClient
 
-LIMIT_S = 10
+LIMIT_S = 30
 
 
 class Probe:

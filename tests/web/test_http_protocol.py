@@ -14,7 +14,7 @@ from serve_app.web import http_protocol
 from serve_app.web.http_protocol import MAX_HEADER_BYTES, HttpProtocol
 
 #: Far more than any test needs.
-LIMIT_S = 10
+LIMIT_S = 30
 REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi"
 
 

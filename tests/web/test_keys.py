@@ -246,7 +246,7 @@ async def test_a_client_without_a_key_is_rejected_before_its_body_arrives(
     headers = [(b"content-type", b"application/json")]
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/embeddings"}
     scope |= {"headers": headers, "query_string": b"", "server": ("test", 80), "scheme": "http"}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await create_app(Catalog([service]), access)(scope, receive, send)
     assert rejected.is_set()
     assert chunks < 100  # the body is endless; what is discarded has a limit

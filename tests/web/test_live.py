@@ -21,7 +21,7 @@ from serve_app.web.app import create_app
 from tests.fakes import SPEC, FakeBackend
 from tests.web.test_keys import KEYS, SECRETS
 
-LIMIT_S = 10
+LIMIT_S = 30
 
 
 class Listener:

@@ -14,7 +14,7 @@ from serve_app.command.ports import free_port
 from serve_app.web.request_lifecycle import RequestLifecycle
 
 #: Far more than any test needs.
-LIMIT_S = 10
+LIMIT_S = 30
 #: Longer than a request is unwatched.
 PAUSE_S = 0.05
 

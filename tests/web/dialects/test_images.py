@@ -204,9 +204,7 @@ def test_a_file_of_too_many_bytes_is_rejected(client: TestClient, format_: Forma
     flips=st.lists(st.tuples(st.integers(0, len(PNG) - 1), st.integers(0, 255)), max_size=4),
     format_=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]),
 )
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_file_never_causes_a_server_error(
     client: TestClient, cut: int, flips: list[tuple[int, int]], format_: str
 ) -> None:

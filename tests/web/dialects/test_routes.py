@@ -379,7 +379,8 @@ def assert_success_or_client_error(client: TestClient, path: str, body: object) 
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=3 * settings().max_examples,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.one_of(*map(bodies, ROUTES)) | st.tuples(st.sampled_from(sorted(BY_PATH)), json_values))
 def test_arbitrary_json_never_causes_a_server_error(
