@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from serve_app.autoscale.cluster_room import count_fitting
 from serve_app.command.cluster import (
     add_address_argument,
     connect,
@@ -127,7 +128,7 @@ def roll_out(
             "replicas that run stop first, and requests wait until new ones have started",
         )
     for name, resources in replaced_engines(config, before).items():
-        if not without_room:
+        if count_fitting(resources, free(), {}) >= 1:
             print_step("trying", f"the models of {name} are loaded once on the cluster")
             try_engines(config["applications"][0], name, resources, timeout_s)
     try:

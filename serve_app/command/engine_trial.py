@@ -16,7 +16,10 @@ _DECIDING = ("import_path", "args", "runtime_env")
 
 
 def replaced_engines(config: Mapping[str, Any], running: Details) -> dict[str, dict[str, float]]:
-    """Returns the deployments whose engines a roll-out loads anew, with a replica's resources.
+    """Returns the deployments whose engines a roll-out loads anew, with the resources of a trial.
+
+    These are those of a replica without its CPUs, which the replicas that run may all have: a trial
+    is short, and can share them.
 
     Args:
         config: the content of a configuration file.
@@ -33,7 +36,7 @@ def replaced_engines(config: Mapping[str, Any], running: Details) -> dict[str, d
         if details := present.get("deployments", {}).get(name):
             options = _actor_options(application, name)
             if not is_same or options != _actor_options(before, name):
-                replaced[name] = replica_resources(options, details)
+                replaced[name] = replica_resources(options, details) | {"CPU": 0}
     return replaced
 
 
@@ -56,7 +59,7 @@ def try_engines(
     Args:
         application: an entry of `applications` in a configuration file.
         deployment: the name of one that runs models.
-        resources: those of a replica, by Ray's names.
+        resources: those of the task, by Ray's names.
         timeout_s: how long it may take.
 
     Raises:

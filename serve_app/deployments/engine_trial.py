@@ -12,7 +12,7 @@ from serve_app.model_prep.engine_selection import select_engines
 def load_once(args: dict[str, Any], deployment: str) -> None:
     """Loads the engines that a replica of the deployment would, and computes with each.
 
-    Runs as a task of Ray with the resources of a replica.
+    Runs as a task of Ray with the GPU and the memory of a replica.
 
     Args:
         args: those of the application, as in its configuration file.

@@ -23,11 +23,11 @@ def replaced(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[st
     return replaced_engines({"applications": [after]}, present)
 
 
-def test_another_model_is_tried_with_the_resources_of_a_replica() -> None:
+def test_another_model_is_tried_and_shares_the_cpus_of_the_replicas() -> None:
     other = {"model": {**MODEL, "source": "hashing:16"}}
-    assert replaced(application(), application(other)) == {"Embedder": {"CPU": 2.0}}
+    assert replaced(application(), application(other)) == {"Embedder": {"CPU": 0}}
     colocated = {**other, "topology": "colocated"}
-    assert replaced(application(), application(colocated)) == {"EmbedServer": {"CPU": 2.0}}
+    assert replaced(application(), application(colocated)) == {"EmbedServer": {"CPU": 0}}
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_other_code_or_another_environment_is_tried(changed: dict[str, Any]) -> 
     assert [*replaced(application(), changed)] == ["Embedder"]
 
 
-def test_other_resources_are_tried() -> None:
+def test_other_resources_are_tried_with_a_gpu_of_their_own() -> None:
     gpu = [{"name": "Embedder", "ray_actor_options": {"num_cpus": 1, "num_gpus": 1}}]
     assert replaced(application(), application(deployments=gpu)) == {
-        "Embedder": {"CPU": 1, "GPU": 1}
+        "Embedder": {"CPU": 0, "GPU": 1}
     }
 
 
