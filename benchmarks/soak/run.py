@@ -12,7 +12,7 @@ from ..faults.load import Load, fetch_references, make_texts
 from ..faults.reply_check import ReplyCheck
 from ..record import Record, make_record
 from .phases import file_calls, interactive_calls, phases
-from .sampler import Sample, Sampler
+from .sampler import INTERVAL_S, Sample, Sampler
 from .service import CACHE_MAX_BYTES, TTL_S, SoakedService
 from .side_clients import SideClients
 from .verdict import Finding, find, leaks, p99_by_minute, series_of
@@ -26,6 +26,8 @@ _FILE_RATE = 100.0
 _MINUTE_S = 60.0
 #: After the load, keys have expired and connections are closed.
 _SETTLE_S = TTL_S + 30.0
+#: With a longer gap between two samples, latencies and losses are not the service's.
+_MAX_GAP_S = 3 * INTERVAL_S
 _BROKEN = ("failed", "lost", "wrong")
 #: Points of the record's series at most.
 _MAX_POINTS = 240
@@ -146,6 +148,9 @@ def problems(
     figures = Figures.of(outcomes)._asdict()
     found += [f"{figures[kind]} requests {kind}" for kind in _BROKEN if figures[kind]]
     found += [f"{count} × {what}" for what, count in unexpected.items()]
+    gap_s = max((b.time_s - a.time_s for a, b in pairwise(samples)), default=0.0)
+    if gap_s > _MAX_GAP_S:
+        found.append(f"nothing was sampled for {gap_s:.0f} s: the machine or this program paused")
     sizes = [sample.cache["bytes"] for sample in samples if sample.cache]
     if sizes and max(sizes) > CACHE_MAX_BYTES * 1.1:
         found.append(f"Valkey held {max(sizes) / 2**20:.0f} MiB")

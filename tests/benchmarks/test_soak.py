@@ -229,9 +229,11 @@ def test_what_is_broken_is_a_problem() -> None:
     lost = [Outcome("1", 0.0, 30.0, Kind.LOST)]
     kept = after._replace(cache={"keys": 3, "expiring": 2})
     full = [sample._replace(cache={**sample.cache, "bytes": 900 * MIB}) for sample in fine]
-    assert problems([], lost, Counter({"scrapes: another status": 2}), full, kept) == [
+    paused = [*full[:10], *full[20:]]
+    assert problems([], lost, Counter({"scrapes: another status": 2}), paused, kept) == [
         "1 requests lost",
         "2 × scrapes: another status",
+        "nothing was sampled for 110 s: the machine or this program paused",
         "Valkey held 900 MiB",
         "2 keys did not expire",
     ]
