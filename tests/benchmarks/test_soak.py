@@ -174,6 +174,8 @@ def test_a_p99_that_rises_is_a_leak_and_one_that_follows_the_phases_is_none() ->
     assert [f.quantity for f in leaks(find([], rising, 50.0, 0))] == ["p99"]
     cyclic = outcomes(lambda t: 0.3 if phase_at(t * 3600).bulk else 0.1)
     assert not leaks(find([], cyclic, 50.0, 0))
+    both = outcomes(lambda t: (0.3 if phase_at(t * 3600).bulk else 0.1) + 0.2 * t)
+    assert [f.quantity for f in leaks(find([], both, 50.0, 0))] == ["p99"]
 
 
 def test_phases_repeat_until_the_end() -> None:
