@@ -20,6 +20,8 @@ RECORD = {
     "batch_target_s": 0.1,
     "autoscaling": {"policy": {"policy_kwargs": {"headroom": 0.3}}},
     "startup_s": [[8.0, 7.0, 9.0], [], [10.0]],
+    "lone_waiting_s": 0.01,
+    "changes": [[42.0, 2, "2,000 tokens/s arrive"], [44.0, 6, "5,000 tokens/s arrive"]],
     "client_lag_p99_ms": 1.0,
     "failed": 0,
 }
@@ -78,11 +80,13 @@ def test_the_report_compares_a_record_with_its_simulation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = forecast(RECORD)
-    result = results[len(results) // 2]
+    result = results[0]
     assert result.waits_s is not None
+    distances = [abs(other.reasons[0][0] - 42) for other in results]
+    assert distances == sorted(distances), "the closest first change comes first"
     assert result.waits_s.size == recorded_trace("spike").tokens.size
     assert result.timeline.running.max() > 3
-    slower_ms = [round(2 * s * 1e3, 3) for s in result.waits_s.tolist()]
+    slower_ms = [round(2 * (s + 0.01) * 1e3, 3) for s in result.waits_s.tolist()]
     running = result.timeline.running.tolist()
     report(RECORD | {"waiting_ms": slower_ms, "running": running}, tmp_path / "plot.png")
     output = capsys.readouterr().out
