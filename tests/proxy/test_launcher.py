@@ -141,7 +141,8 @@ def test_headers_that_ray_interprets_do_not_reach_it(proxy: Proxy, header: bytes
     request = b"GET / HTTP/1.1\r\nhost: x\r\nx-other: kept\r\n" + header
     reply = proxy.exchange(request + b"\r\nconnection: close\r\n\r\n")
     assert reply.startswith(b"HTTP/1.1 200 ")
-    assert proxy.upstream.headers == {"host": "x", "x-other": "kept"}
+    sent = {"host": "x", "x-other": "kept", "x-forwarded-for": "127.0.0.1"}
+    assert proxy.upstream.headers == sent
 
 
 def test_replies_do_not_name_the_server_of_the_replicas(proxy: Proxy) -> None:
