@@ -21,7 +21,7 @@ install: $(VENV)/.installed  ## Install the service and the command `embedserve`
 serve: $(VENV)/.installed  ## Serve on port 8000 until Ctrl-C (CONFIG=file, PORT=number)
 	@$(BIN)/embedserve serve $(CONFIG) $(if $(PORT),--port $(PORT))
 
-test: $(VENV)/.installed-dev  ## Run all tests, with Ray and real models (40 minutes on two cores)
+test: $(VENV)/.installed-dev  ## Run all tests, with Ray and real models (35 minutes on two cores)
 	@$(BIN)/pytest
 
 test-fast: $(VENV)/.installed-dev  ## Run the tests that need no Ray, real model or client library (three minutes)
