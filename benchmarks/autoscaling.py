@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -229,8 +229,13 @@ def forecast(record: Mapping[str, Any]) -> list[SimulationResult]:
         simulate(trace, replace(service, first_report_s=phase_s), TokenScaler(settings))
         for phase_s in _PHASES_S
     ]
-    first_s = record["changes"][0][0]
-    return sorted(results, key=lambda result: abs(result.reasons[0][0] - first_s))
+    first_s = _first_change_s(record["changes"], trace)
+    return sorted(results, key=lambda r: abs(_first_change_s(r.reasons, trace) - first_s))
+
+
+def _first_change_s(changes: Sequence[Sequence[Any]], trace: Trace) -> float:
+    """Returns when the target changed first; the end of the trace if it never did."""
+    return float(changes[0][0]) if changes else trace.duration_s
 
 
 def report(record: Mapping[str, Any], path: Path) -> None:
@@ -251,7 +256,8 @@ def report(record: Mapping[str, Any], path: Path) -> None:
     print(f"p95 simulated / measured: {ratio:.2f}; failed: {record['failed']}")
     print(f"p95 simulated, by the time of the reports: {min(p95_s):.3g} to {max(p95_s):.3g} s")
     print("changes: " + ", ".join(f"{n} at {at_s} s" for at_s, n, _ in record["changes"]))
-    print(f"first change: {record['changes'][0][0]} s; simulated: {result.reasons[0][0]:.1f} s")
+    first_s = [_first_change_s(c, trace) for c in (record["changes"], result.reasons)]
+    print(f"first change: {first_s[0]:.1f} s; simulated: {first_s[1]:.1f} s")
     print(f"time of a lone text outside its batch: {record['lone_waiting_s']} s")
     print(f"start-up: {record['startup_s']} s; client's lag p99: {record['client_lag_p99_ms']} ms")
     cost = BatchCost(**record["batch_cost"])

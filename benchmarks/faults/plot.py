@@ -13,7 +13,8 @@ from .experiment import RECOVERY_TIMEOUT_S
 from .records import broken_requests, order, read_newest
 
 _COLORS = {"separate": "#0072B2", "colocated": "#E69F00"}
-_STYLE: dict[Any, Any] = {
+#: Of all plots of a service under load, as matplotlib's settings.
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "embedserve",  # makes the ids in the SVG reproducible
     "font.size": 9,
     "axes.spines.top": False,
@@ -27,7 +28,7 @@ _STYLE: dict[Any, Any] = {
 def draw(results: Path, folder: Path) -> None:
     """Draws `faults.svg` and `faults.png` into a folder from the records in another."""
     mpl.use("svg")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = _figure([r for r in order(read_newest(results), FAULTS) if not r["problem"]])
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / "faults.svg", metadata={"Date": None})

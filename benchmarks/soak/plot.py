@@ -1,23 +1,14 @@
 """The plot of a soak: memory by role, p99 and replicas over time."""
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..faults.plot import STYLE
 from ..record import Record
 
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "embedserve",  # makes the ids in the SVG reproducible
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-}
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#666666")
 _MINUTE_S = 60.0
 
@@ -25,7 +16,7 @@ _MINUTE_S = 60.0
 def draw(record: Record, path: Path) -> None:
     """Draws the plot into a file, PNG or SVG by its name."""
     mpl.use("agg")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         path.parent.mkdir(parents=True, exist_ok=True)
         _figure(record).savefig(path, dpi=110, metadata={})
 

@@ -35,19 +35,16 @@ def with_surge(
     application = result["applications"][0]
     names = deployment_names(AppConfig.parse(application.get("args")))
     entries: dict[str, dict[str, Any]] = {d["name"]: d for d in application.get("deployments", [])}
+    options = {name: entry.get("ray_actor_options", {}) for name, entry in entries.items()}
     present = running["applications"].get(application["name"], {}).get("deployments", {})
     without_room = [
         name
         for name in names
         if name in present
-        and count_fitting(_resources(entries.get(name, {}), present[name]), free, {}) < 1
+        and count_fitting(replica_resources(options.get(name, {}), present[name]), free, {}) < 1
     ]
     if not without_room:
         for name in names:
             entries.setdefault(name, {"name": name}).setdefault(_SETTING, 100)
         application["deployments"] = [*entries.values()]
     return result, without_room
-
-
-def _resources(entry: Mapping[str, Any], running: Mapping[str, Any]) -> dict[str, float]:
-    return replica_resources(entry.get("ray_actor_options", {}), running)

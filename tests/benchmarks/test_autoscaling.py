@@ -92,3 +92,8 @@ def test_the_report_compares_a_record_with_its_simulation(
     output = capsys.readouterr().out
     assert "p95 simulated / measured: 0.50; failed: 0" in output
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_a_target_that_never_changed_is_compared_with_the_latest_first_change() -> None:
+    first_s = [result.reasons[0][0] for result in forecast(RECORD | {"changes": []})]
+    assert first_s == sorted(first_s, reverse=True)
