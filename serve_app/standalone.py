@@ -46,6 +46,8 @@ _MAX_THREADS = 2
 #: Longer than clients and load balancers keep idle connections.
 _KEEP_ALIVE_TIMEOUT_S = 620
 _HEALTH_CHECK_PERIOD_S = 1.0
+#: As Ray does. The clock also counts time in which the process was stopped, as by `docker pause`.
+_FAILED_HEALTH_CHECKS = 3
 
 
 class StandaloneService:
@@ -149,11 +151,16 @@ class StandaloneService:
 
     async def exit_on_stall(self) -> NoReturn:
         """Ends the process once a batch runs longer than `stall_timeout_s`: it may never end."""
+        failures = 0
         while True:
             await asyncio.sleep(_HEALTH_CHECK_PERIOD_S)
             try:
                 self._pool.check_health()
+                failures = 0
             except InferenceError as error:
+                failures += 1
+                if failures < _FAILED_HEALTH_CHECKS:
+                    continue
                 print(f"embedserve: {error} The process ends.", file=sys.stderr, flush=True)
                 os._exit(1)  # any other exit waits for the batch
 

@@ -3,6 +3,7 @@
 An error becomes a response in the format of the request's dialect.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Mapping, Sequence
@@ -74,6 +75,7 @@ _NGINX_CLIENT_CLOSED_REQUEST = 499
 _BODY_GRACE_S = 0.1  #: time for the rest of a small body to arrive before an error is sent
 _MAX_UNIDENTIFIED_BODY_BYTES = 65_536  #: of a body that is parsed without a valid key
 _MAX_DISCARDED_BODIES = 8  #: bytes of a rejected body that are discarded, by `max_body_bytes`
+_SHUTTING_DOWN = "The replica is shutting down; try again."
 
 
 class _Reply(NamedTuple):
@@ -148,6 +150,11 @@ class RequestHandler:
             return await self._error_response(exchange, error)
         except ClientDisconnect:  # for the access log: the client no longer reads
             return Response(status_code=_NGINX_CLIENT_CLOSED_REQUEST)
+        except asyncio.CancelledError:
+            if await exchange.request.is_disconnected():
+                raise
+            # The server's time to drain is over, and it would reply with a 500 in plain text.
+            return await self._error_response(exchange, Unavailable(_SHUTTING_DOWN, 1))
         except Exception as error:
             return await self._unexpected_error_response(exchange, error)
 

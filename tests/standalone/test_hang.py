@@ -5,8 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -33,6 +35,14 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+class Hanging(NamedTuple):
+    """A service whose engine hangs until the file is gone, and the client that waits for it."""
+
+    process: "subprocess.Popen[str]"
+    file: Path
+    client: socket.socket
+
+
 def read_until(process: "subprocess.Popen[str]", text: str) -> None:
     assert process.stdout
     while text not in (line := process.stdout.readline()):
@@ -40,8 +50,7 @@ def read_until(process: "subprocess.Popen[str]", text: str) -> None:
 
 
 @pytest.fixture
-def hanging(tmp_path: Path, stall_timeout_s: float) -> Iterator["subprocess.Popen[str]"]:
-    """A ready service whose engine hangs in a batch."""
+def hanging(tmp_path: Path, stall_timeout_s: float) -> Iterator[Hanging]:
     args = {"model": {"name": "words", "source": "hashing:64"}, "cache": {"url": "none"}}
     deployment = {"name": "EmbedServer", "user_config": {"stall_timeout_s": stall_timeout_s}}
     application = {"name": "embedserve", "args": args, "deployments": [deployment]}
@@ -62,20 +71,34 @@ def hanging(tmp_path: Path, stall_timeout_s: float) -> Iterator["subprocess.Pope
             head = "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             client.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
             read_until(process, "hangs")
-            yield process
+            client.settimeout(60)
+            yield Hanging(process, hang, client)
         process.kill()
 
 
 @pytest.mark.parametrize("stall_timeout_s", [0.5])
-def test_a_batch_that_takes_too_long_ends_the_process(hanging: "subprocess.Popen[str]") -> None:
-    output, _ = hanging.communicate(timeout=60)
-    assert hanging.returncode == 1
+def test_a_batch_that_takes_too_long_ends_the_process(hanging: Hanging) -> None:
+    output, _ = hanging.process.communicate(timeout=60)
+    assert hanging.process.returncode == 1
     assert "embedserve: One batch has been running for" in output
 
 
 @pytest.mark.parametrize("stall_timeout_s", [3600.0])
-def test_a_hanging_batch_does_not_delay_the_end(hanging: "subprocess.Popen[str]") -> None:
-    hanging.send_signal(signal.SIGTERM)
-    output, _ = hanging.communicate(timeout=60)
-    assert hanging.returncode == 0
+def test_a_hanging_batch_does_not_delay_the_end(hanging: Hanging) -> None:
+    hanging.process.send_signal(signal.SIGTERM)
+    head, _, body = hanging.client.recv(4096).decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 503")
+    assert "retry-after: 1" in head
+    assert "shutting down" in json.loads(body)["error"]["message"]
+    output, _ = hanging.process.communicate(timeout=60)
+    assert hanging.process.returncode == 0
     assert "stopped" in output
+
+
+@pytest.mark.parametrize("stall_timeout_s", [2.0])
+def test_a_process_that_was_stopped_computes_its_batch(hanging: Hanging) -> None:
+    hanging.process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    hanging.file.unlink()
+    hanging.process.send_signal(signal.SIGCONT)
+    assert hanging.client.recv(4096).startswith(b"HTTP/1.1 200")

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
@@ -245,6 +246,46 @@ async def test_a_client_that_disconnects_while_sending_is_not_counted_as_a_failu
     await create_app(Catalog([service]))(scope, receive, send)
     assert sent[0]["status"] == 499
     assert service.meter.process.totals().requests == 0
+
+
+@pytest.mark.parametrize("has_left", [False, True])
+async def test_a_cancelled_request_is_answered_unless_its_client_has_left(
+    service: EmbedService, lookup: FakeBackend, *, has_left: bool
+) -> None:
+    lookup.delay_s = 60
+    messages: list[Message] = [{"type": "http.request", "body": b'{"input": "a"}'}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/embeddings"}
+    scope |= {"headers": [(b"content-type", b"application/json")], "query_string": b""}
+    scope |= {"server": ("test", 80), "scheme": "http"}
+
+    async def run() -> None:
+        await create_app(Catalog([service]))(scope, receive, send)
+
+    request = asyncio.create_task(run())
+    async with asyncio.timeout(30):
+        while not lookup.groups:
+            await asyncio.sleep(0.001)
+    if has_left:
+        messages.append({"type": "http.disconnect"})
+    request.cancel()
+    if has_left:
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert not sent
+        return
+    await request
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"])["error"]["type"] == "server_error"
 
 
 def test_totals_count_successes_and_failures(
