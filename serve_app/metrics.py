@@ -84,6 +84,12 @@ FALLBACK_TEXTS = Metric(
     "Texts that another model of a chain computed, by that model and the model that was asked for.",
     ("answered_by", "model"),
 )
+SPILLED_TEXTS = Metric(
+    "embedserve_spilled_texts",
+    "Texts that another model of a chain computed because the one that was asked for had too much "
+    "to do, by both models.",
+    ("answered_by", "model"),
+)
 CANARY_REQUESTS = Metric(
     "embedserve_canary_requests",
     "Requests for an alias that has a canary, by the model that answers.",

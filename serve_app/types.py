@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.inputs import Input, with_prompt
+from serve_app.inputs import Input, estimated_tokens, with_prompt
 from serve_app.spans import Span, TraceContext, UnrecordedSpan
 from serve_app.tasks import Task
 
@@ -94,6 +94,11 @@ class TextGroup:
     def prompted_inputs(self) -> list[Input]:
         """The model's inputs: texts with the prompt prepended, token ids unchanged."""
         return [with_prompt(text, self.prompt) for text in self.texts]
+
+    @property
+    def estimated_tokens(self) -> int:
+        """About how many tokens the texts have, special ones included."""
+        return sum(estimated_tokens(text) + 1 for text in self.texts)
 
     def subset(self, indices: Sequence[int]) -> "TextGroup":
         """Returns a group of some of the texts, with their keys."""

@@ -19,6 +19,7 @@ from serve_app.errors import ConfigurationError
 
 HASHING = {"name": "words", "source": "hashing:64"}
 OTHER = {"name": "others", "source": "hashing:32"}
+SPILLING = HASHING | {"fallback": ["others"], "spill_over_after_s": 1}
 COST = {"fixed_s": 0.015, "token_s": 0.0003}
 EMBEDS = {"default_for": ["embed"]}
 
@@ -164,6 +165,19 @@ def test_settings_are_immutable() -> None:
         (
             {"models": [HASHING | {"fallback": ["others"]}, OTHER | {"fallback": ["words"]}]},
             "form a circle: words → others → words",
+        ),
+        ({"model": HASHING | {"spill_over_after_s": 1}}, "needs a model that takes its texts"),
+        (
+            {"models": [SPILLING, OTHER]},
+            "words can't spill over to others, because both run on .* deployment Embedder",
+        ),
+        (
+            {"models": [SPILLING, OTHER | {"source": "openai:m"}]},
+            "A provider runs others.*leave `spill_over_after_s` of words out",
+        ),
+        (
+            {"models": [SPILLING, OTHER], "topology": "colocated"},
+            "one process runs all models, so words has nowhere to spill over to",
         ),
         ({"model": HASHING, "max_loaded_models": 0}, "max_loaded_models"),
         ({"model": HASHING | {"sha256": "ab" * 32}}, "leave out `revision` and `sha256`"),

@@ -245,6 +245,18 @@ _VECTORS = (
         stacked=True,
     ),
     Panel(
+        "Texts that spill over, per second",
+        "More texts come than the model computes within `spill_over_after_s`; another one of its "
+        "space computes them.",
+        [
+            Query(
+                rate("spilled_texts_total", by="model, answered_by"),
+                "{{answered_by}} for {{model}}",
+            )
+        ],
+        stacked=True,
+    ),
+    Panel(
         "Requests for an alias with a canary, per second",
         "By the model that answers.",
         [Query(rate("canary_requests_total", by="alias, model"), "{{alias}}: {{model}}")],

@@ -35,7 +35,6 @@ class EngineLink:
         ping: Ping | None = None,
         *,
         after_s: float = 2.0,
-        is_last: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """An engine that is expected to answer.
@@ -44,14 +43,11 @@ class EngineLink:
             name: the engine's model.
             ping: None: the engine is in this process.
             after_s: how long a call waits before the engine is pinged, and then for the ping.
-            is_last: whether no other engine or model follows. Calls then wait for an answer as long
-                as it takes, and are always made.
             clock: returns monotonic seconds.
         """
         self.name = name
         self.failure: str | None = None  #: why calls fail; None: they don't, or only some do
-        self._ping = None if is_last else ping
-        self._is_last = is_last
+        self._ping = ping
         self._clock = clock
         self._retry_at_s = 0.0
         self._after_s = after_s
@@ -59,16 +55,28 @@ class EngineLink:
         self._is_absent = False
         self._failures = 0
 
-    async def run(self, call: Callable[[], Awaitable[T]]) -> T:
+    @property
+    def answers(self) -> bool:
+        """Whether the engine responds, as far as its calls have shown, and they don't all fail."""
+        return self.failure is None and not self._is_absent
+
+    async def run(self, call: Callable[[], Awaitable[T]], *, is_last: bool = False) -> T:
         """Returns the result of a call of the engine.
+
+        Args:
+            call: makes the call.
+            is_last: whether no other engine or model follows. The call is then always made, and
+                waits for an answer as long as it takes.
 
         Raises:
             Unavailable: no replica responds, or other calls have just failed.
             Exception: as raised by the call.
         """
+        if is_last:
+            return await call()
         if self._is_absent:
             raise self._unavailable()
-        if self.failure is not None and not self._is_last:
+        if self.failure is not None:
             now_s = self._clock()
             if now_s < self._retry_at_s:
                 raise Unavailable(self.failure)

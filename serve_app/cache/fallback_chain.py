@@ -9,7 +9,7 @@ from serve_app.cache.coalescer import Deliver, Result, Send
 from serve_app.cache.engine_link import EngineLink
 from serve_app.errors import EmbedServeError
 from serve_app.meter import ModelMeter
-from serve_app.metrics import FALLBACK_TEXTS
+from serve_app.metrics import FALLBACK_TEXTS, SPILLED_TEXTS
 from serve_app.types import TextGroup
 
 T = TypeVar("T")
@@ -19,14 +19,18 @@ EngineT = TypeVar("EngineT")
 class FallbackChain(Generic[EngineT]):
     """Makes a call of the first engine that answers it."""
 
-    def __init__(self, links: Sequence[EngineLink], engines: Sequence[EngineT]) -> None:
+    def __init__(
+        self, links: Sequence[EngineLink], engines: Sequence[EngineT], *, is_final: bool = True
+    ) -> None:
         """A chain.
 
         Args:
             links: the states of the engines.
             engines: the engines, the preferred one first.
+            is_final: whether no model of another space follows.
         """
         self._engines = [*zip(links, engines, strict=True)]
+        self._last = self._engines[-1][0] if is_final else None
 
     async def call(self, method: Callable[[EngineT], Awaitable[T]]) -> T:
         """Returns the result of `method` of the first engine that has one.
@@ -38,7 +42,7 @@ class FallbackChain(Generic[EngineT]):
         errors = list[EmbedServeError]()
         for link, engine in self._engines:
             try:
-                result = await link.run(partial(method, engine))
+                result = await link.run(partial(method, engine), is_last=link is self._last)
             except EmbedServeError as error:
                 if not error.allows_fallback:
                     raise
@@ -54,7 +58,12 @@ class SendChain:
     """A `Send` that computes each group with the first engine that can."""
 
     def __init__(
-        self, links: Sequence[EngineLink], sends: Sequence[Send], meter: ModelMeter
+        self,
+        links: Sequence[EngineLink],
+        sends: Sequence[Send],
+        meter: ModelMeter,
+        *,
+        is_final: bool = True,
     ) -> None:
         """A chain.
 
@@ -62,9 +71,11 @@ class SendChain:
             links: the states of the engines.
             sends: send groups to the engines, the preferred one first.
             meter: counts what other engines than the first one compute.
+            is_final: whether no model of another space follows.
         """
         self._engines = [*zip(links, sends, strict=True)]
         self._meter = meter
+        self._is_final = is_final
 
     async def __call__(self, groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
         """Computes groups, and delivers the outputs of each, or the first engine's error.
@@ -72,10 +83,14 @@ class SendChain:
         An error that doesn't allow a fallback is delivered at once. A group whose deadline has
         passed gets no further engine.
         """
-        await self._send(0, groups, deliver)
+        await self._send(range(len(self._engines)), groups, deliver)
 
-    async def _send(self, position: int, groups: Sequence[TextGroup], deliver: Deliver) -> None:
-        link, send = self._engines[position]
+    async def _send(
+        self, order: Sequence[int], groups: Sequence[TextGroup], deliver: Deliver
+    ) -> None:
+        """Sends groups to the first engine of an order, and those that fail to the following."""
+        position, following = order[0], order[1:]
+        link, _ = self._engines[position]
         failures = dict[int, EmbedServeError]()
         settled = set[int]()
         computed = False
@@ -91,31 +106,39 @@ class SendChain:
             if not isinstance(result, Exception):
                 computed = True
                 if position:
-                    self._meter.add(FALLBACK_TEXTS, len(groups[index].texts), link.name)
+                    metric = SPILLED_TEXTS if 0 in following else FALLBACK_TEXTS
+                    self._meter.add(metric, len(groups[index].texts), link.name)
             deliver(index, result)
 
         try:
-            await link.run(lambda: send(tuple(groups), settle))
+            await self._call(position, tuple(groups), settle, not following and self._is_final)
         except EmbedServeError as error:
             for index in range(len(groups)):
                 settle(index, error)
         if computed or failures:
             link.record(None if computed else next(iter(failures.values())))
         if failures:
-            await self._send_next(position + 1, groups, failures, deliver)
+            await self._send_next(following, groups, failures, deliver)
+
+    async def _call(
+        self, position: int, groups: tuple[TextGroup, ...], deliver: Deliver, is_last: bool
+    ) -> None:
+        """Makes the call of the engine at a position."""
+        link, send = self._engines[position]
+        await link.run(lambda: send(groups, deliver), is_last=is_last)
 
     async def _send_next(
         self,
-        position: int,
+        order: Sequence[int],
         groups: Sequence[TextGroup],
         failures: Mapping[int, EmbedServeError],
         deliver: Deliver,
     ) -> None:
-        """Computes the groups that failed with the engine at a position, if there is one."""
+        """Computes the groups that failed with the first engine of an order, if there is one."""
         now_s = time.monotonic()
         left = list[int]()
         for index, error in failures.items():
-            if position < len(self._engines) and groups[index].deadline_s > now_s:
+            if order and groups[index].deadline_s > now_s:
                 left.append(index)
             else:
                 deliver(index, error)
@@ -124,7 +147,7 @@ class SendChain:
             deliver(left[i], failures[left[i]] if _allows_fallback(result) else result)
 
         if left:
-            await self._send(position, [groups[index] for index in left], deliver_or_fail)
+            await self._send(order, [groups[index] for index in left], deliver_or_fail)
 
 
 def _allows_fallback(result: Result) -> TypeGuard[EmbedServeError]:

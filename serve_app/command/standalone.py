@@ -20,6 +20,8 @@ from serve_app.command.process_tree import stop_cache_servers
 from serve_app.command.progress import print_ready, print_step
 from serve_app.command.service_process import StartupError
 from serve_app.command.supervision import terminate_at_eof
+from serve_app.config.fallback import check_one_process
+from serve_app.errors import ConfigurationError
 from serve_app.standalone import StandaloneService
 
 if sys.platform == "win32":
@@ -42,6 +44,10 @@ def serve_standalone(arguments: argparse.Namespace) -> int:
         StartupError: the port is in use.
     """
     config, application = read_config(arguments.config, ray=False)
+    try:
+        check_one_process(application.served_models, "`--standalone`")
+    except ValueError as error:
+        raise ConfigurationError(f"{arguments.config}: {error}") from None
     settings = standalone_settings(config)
     host, port = http_address(config)
     require_keys_beyond_loopback(host, settings.access)

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from serve_app.config.alias import AliasConfig, check_aliases
 from serve_app.config.cors_origin import CorsOrigin
-from serve_app.config.fallback import check_fallbacks
+from serve_app.config.fallback import check_fallbacks, check_one_process
 from serve_app.config.model import (
     EMBEDDER,
     MINILM,
@@ -244,6 +244,8 @@ class AppConfig(Section):
                 "leave out `model`."
             )
         _check_unique(self.served_models)
+        if self.topology == "colocated":
+            check_one_process(self.served_models, "`topology: colocated`")
         check_fallbacks(self.served_models)
         check_aliases(self.aliases, self.served_models)
         for name, models in self.model_deployments.items():

@@ -163,6 +163,16 @@ class ModelConfig(Section):
         "deployment has a live replica, and how long it waits for that. Then the next model of "
         "`fallback` answers, and this one is left out until a replica responds again.",
     )
+    spill_over_after_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=3600,
+        description="Expected wait, in seconds, beyond which texts go to the first models of "
+        "`fallback` although this one works, if they are computed sooner there. The wait is what "
+        "is on its way to the replicas of the model's deployment, divided by their measured speed; "
+        "interactive texts don't wait for bulk. Needs `topology: separate`, and a model of the "
+        "same space with a `deployment` of its own. null: they answer only while this one fails.",
+    )
     allow_space_change: bool = Field(
         default=False,
         description="Whether `fallback` may name models of other vector spaces. Each reply then "

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from serve_app.scheduler.rebalancing import SentCall, choose_moves
-from serve_app.types import Lane
+from serve_app.types import LANES, Lane
 
 R = TypeVar("R", bound=Hashable)  #: what identifies a replica
 
@@ -26,6 +26,18 @@ class _Call(Generic[R]):
     lane: Lane
     tokens: int
     sent_s: float
+
+
+class Backlog(NamedTuple):
+    """What a replica has to do."""
+
+    tokens: int
+    tokens_per_s: float
+
+    @property
+    def wait_s(self) -> float:
+        """How long a call would wait."""
+        return self.tokens / self.tokens_per_s
 
 
 class AssignedTokens(Generic[R]):
@@ -71,21 +83,34 @@ class AssignedTokens(Generic[R]):
         Args:
             speeds: tokens per second of each replica; 0: unknown, taken to be the mean.
         """
-        if not any(speeds.values()):
-            return []
         self._forget_lost_calls()
-        default, now_s = _mean_speed(speeds), self._clock()
-        reachable = {
-            replica: speed or default
-            for replica, speed in speeds.items()
-            if self._avoided.get(replica, now_s) <= now_s
-        }
+        reachable = self._reachable(speeds)
         calls = (
             SentCall(id_, call.replica, call.lane, call.tokens)
             for id_, call in self._calls.items()
             if call.replica in reachable
         )
         return [call.call for call, _ in choose_moves(calls, reachable)]
+
+    def backlogs(self, speeds: Mapping[R, float], lane: Lane) -> list[Backlog]:
+        """Returns what each replica that can be reached computes before a call of a lane.
+
+        Interactive calls precede bulk texts, so these don't count for them. Empty if no speed is
+        known.
+
+        Args:
+            speeds: tokens per second of each replica; 0: unknown, taken to be the mean.
+            lane: of the call.
+        """
+        return [
+            Backlog(sum(self._tokens.get(replica, {}).get(n, 0) for n in ahead_of(lane)), speed)
+            for replica, speed in self._reachable(speeds).items()
+        ]
+
+    def total(self, lanes: Iterable[Lane]) -> int:
+        """Returns the tokens of lanes that have been sent to replicas."""
+        by_lane = [*self._tokens.values()]  # a router may run in another thread
+        return sum(tokens[lane] for lane in lanes for tokens in by_lane)
 
     def avoid(self, replica: R) -> None:
         """Makes a replica the last choice for a while: it could not be reached."""
@@ -134,6 +159,17 @@ class AssignedTokens(Generic[R]):
         ahead_s = bulk_s if lane == "bulk" else min(bulk_s, _BATCH_S)
         return tokens["interactive"] / tokens_per_s + ahead_s
 
+    def _reachable(self, speeds: Mapping[R, float]) -> dict[R, float]:
+        """Returns the speeds of the replicas that can be reached; empty if none is known."""
+        if not any(speeds.values()):
+            return {}
+        default, now_s = _mean_speed(speeds), self._clock()
+        return {
+            replica: speed or default
+            for replica, speed in speeds.items()
+            if self._avoided.get(replica, now_s) <= now_s
+        }
+
     def _forget_lost_calls(self) -> None:
         before_s = self._clock() - _FORGET_AFTER_S
         while self._calls:
@@ -141,6 +177,11 @@ class AssignedTokens(Generic[R]):
             if self._calls[call].sent_s > before_s:
                 return
             self.release(call)
+
+
+def ahead_of(lane: Lane) -> tuple[Lane, ...]:
+    """Returns the lanes whose texts a text of a lane waits for."""
+    return ("interactive",) if lane == "interactive" else LANES
 
 
 def _mean_speed(speeds: Mapping[R, float]) -> float:

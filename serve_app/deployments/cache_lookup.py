@@ -16,6 +16,7 @@ from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, CacheLookupSettings
 from serve_app.deployments.call_limit import CallLimit
 from serve_app.deployments.deliveries import GroupResult, Part, collect, deliveries
+from serve_app.deployments.deployment_queues import DEPLOYMENT_QUEUES
 from serve_app.deployments.group_call import group_call
 from serve_app.deployments.group_stream import GroupStream
 from serve_app.deployments.replica_counter import ReplicaCounter
@@ -68,6 +69,7 @@ class CacheLookup:
             config.served_models,
             specs,
             lambda engine_id: RetryingCall(embedders[deployments[engine_id]], "check_health"),
+            lambda engine_id: DEPLOYMENT_QUEUES[deployments[engine_id]],
         )
         self._cache = CacheStack(
             specs,

@@ -14,9 +14,8 @@ from ray.serve.request_router import (
 )
 
 from serve_app.deployments.assigned_tokens import AssignedTokens
+from serve_app.deployments.deployment_queues import DEPLOYMENT_QUEUES
 from serve_app.deployments.movable_calls import MOVABLE_CALLS, groups_of
-from serve_app.inputs import estimated_tokens
-from serve_app.types import TextGroup
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +36,9 @@ class TokenRouter(FIFOMixin, RequestRouter):
     def initialize_state(self, **kwargs: Any) -> None:
         """Starts with idle replicas."""
         self._assigned = AssignedTokens[ReplicaID]()
+        DEPLOYMENT_QUEUES[self._deployment_id.name].follow(
+            self._assigned, lambda: _speeds(self.curr_replicas.values())
+        )
 
     async def choose_replicas(
         self,
@@ -55,7 +57,8 @@ class TokenRouter(FIFOMixin, RequestRouter):
         if groups:
             call = pending_request.metadata.internal_request_id
             # At once: further calls are routed before this one is on its way.
-            self._assigned.assign(call, ranked[0], lane, _estimated_tokens(groups))
+            tokens = sum(group.estimated_tokens for group in groups)
+            self._assigned.assign(call, ranked[0], lane, tokens)
             MOVABLE_CALLS.identify(groups, call)
             pending_request.future.add_done_callback(lambda f: self._on_routed(f, call))
         return [[replicas[id_]] for id_ in ranked]
@@ -99,7 +102,3 @@ class TokenRouter(FIFOMixin, RequestRouter):
 
 def _speeds(replicas: Iterable[RunningReplica]) -> dict[ReplicaID, float]:
     return {replica.replica_id: replica.routing_stats.get(SPEED, 0.0) for replica in replicas}
-
-
-def _estimated_tokens(groups: Iterable[TextGroup]) -> int:
-    return sum(estimated_tokens(text) + 1 for group in groups for text in group.texts)

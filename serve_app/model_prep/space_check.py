@@ -16,7 +16,7 @@ def check_spaces(models: Sequence[ModelConfig], specs: Mapping[str, ModelSpec]) 
 
     Raises:
         ConfigurationError: two models are the same and not in one chain, or a `fallback` is of
-            another space without `allow_space_change`.
+            another space without `allow_space_change`, or a model spills over to one.
     """
     chains = [{model.name, *model.fallback} for model in models]
     first = dict[str, str]()  # space → the first model that has it
@@ -45,6 +45,13 @@ def _check_chain(model: ModelConfig, spec: ModelSpec, fallbacks: Sequence[ModelS
                 )
             continue
         changed = fallback
+        if model.spill_over_after_s is not None and fallback.name == model.fallback[0]:
+            raise ConfigurationError(
+                f"{spec.name} can't spill over to {fallback.name}, whose space is "
+                f"{fallback.space_id}, not {spec.space_id}: clients would get vectors of both. Set "
+                "the same source, precision and limits in both entries, such as `precision: fp32`, "
+                "or leave `spill_over_after_s` out."
+            )
         if not model.allow_space_change:
             raise ConfigurationError(
                 f"`fallback` of {spec.name} lists {fallback.name}, whose vectors can't be compared "

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from serve_app.cache.coalescer import Send
 from serve_app.cache.engine_link import EngineLink, Ping
 from serve_app.cache.fallback_chain import FallbackChain, SendChain
+from serve_app.cache.spill_over import EngineQueue, SpillOverChain, counting
 from serve_app.config import ModelConfig
 from serve_app.meter import Meter
 from serve_app.models import ModelSpec
@@ -20,6 +21,7 @@ class EngineChains:
         models: Sequence[ModelConfig],
         specs: Sequence[ModelSpec],
         ping: Callable[[str], Ping] | None = None,
+        queue: Callable[[str], EngineQueue] | None = None,
     ) -> None:
         """Creates the chains.
 
@@ -28,9 +30,12 @@ class EngineChains:
             specs: the models.
             ping: returns for an engine's id what waits until a replica with it responds. None: the
                 engines are in this process.
+            queue: returns for an engine's id the queue of its deployment. None: the engines are in
+                this process, and none spills over.
         """
         by_name = {spec.name: spec for spec in specs}
         self._ping = ping
+        self._queue = queue
         #: Models with a fallback, each with the specs of the engines of its space.
         self._chains = [
             (
@@ -57,13 +62,43 @@ class EngineChains:
             send: returns for an engine's id the function that sends groups to it.
             meter: counts what fallbacks compute.
         """
-        chains = dict[str, Send]()
+        counted, chains = self._counted(send), dict[str, Send]()
         for model, specs in self._chains:
-            links = self._links(model, specs)
+            links, model_meter = self._links(model, specs), meter.for_model(model.name)
             self._first_links.append(links[0])
-            sends = [send(spec.engine_id) for spec in specs]
-            chains[specs[0].engine_id] = SendChain(links, sends, meter.for_model(model.name))
-        return lambda engine_id: chains.get(engine_id) or send(engine_id)
+            engine_ids, is_final = [spec.engine_id for spec in specs], _is_final(model, specs)
+            if self._queue is None or model.spill_over_after_s is None:
+                sends = [*map(counted, engine_ids)]
+                chain = SendChain(links, sends, model_meter, is_final=is_final)
+            else:
+                chain = SpillOverChain(
+                    links,
+                    [*map(send, engine_ids)],  # it counts them itself
+                    model_meter,
+                    queues=[*map(self._queue, engine_ids)],
+                    after_s=model.spill_over_after_s,
+                    is_final=is_final,
+                )
+            chains[engine_ids[0]] = chain
+        return lambda engine_id: chains.get(engine_id) or counted(engine_id)
+
+    def _counted(self, send: Callable[[str], Send]) -> Callable[[str], Send]:
+        """Returns `send`, which also counts where the texts of some model may spill over."""
+        queue = self._queue
+        if queue is None:
+            return send
+        watched = [
+            queue(spec.engine_id)
+            for model, specs in self._chains
+            if model.spill_over_after_s is not None
+            for spec in specs
+        ]
+
+        def counted(engine_id: str) -> Send:
+            own = queue(engine_id)
+            return counting(send(engine_id), own) if own in watched else send(engine_id)
+
+        return counted
 
     def calls(self, engine: Callable[[str], EngineCalls]) -> Callable[[str], EngineCalls]:
         """Returns `engine` with the chains in place of their first engines.
@@ -74,28 +109,35 @@ class EngineChains:
         chains = dict[str, EngineCalls]()
         for model, specs in self._chains:
             engines = [engine(spec.engine_id) for spec in specs]
-            chains[specs[0].engine_id] = _ChainCalls(self._links(model, specs), engines)
+            chains[specs[0].engine_id] = _ChainCalls(
+                self._links(model, specs), engines, is_final=_is_final(model, specs)
+            )
         return lambda engine_id: chains.get(engine_id) or engine(engine_id)
 
     def _links(self, model: ModelConfig, specs: Sequence[ModelSpec]) -> list[EngineLink]:
-        """Returns the links of a chain, which a model of another space may follow."""
         return [
             EngineLink(
                 spec.name,
                 None if self._ping is None else self._ping(spec.engine_id),
                 after_s=model.fallback_after_s,
-                is_last=spec.name == model.fallback[-1],
             )
             for spec in specs
         ]
 
 
+def _is_final(model: ModelConfig, specs: Sequence[ModelSpec]) -> bool:
+    """Returns whether no model of another space follows on the engines of a chain."""
+    return specs[-1].name == model.fallback[-1]
+
+
 class _ChainCalls:
     """The calls of a chain of engines that bypass the cache."""
 
-    def __init__(self, links: Sequence[EngineLink], engines: Sequence[EngineCalls]) -> None:
+    def __init__(
+        self, links: Sequence[EngineLink], engines: Sequence[EngineCalls], *, is_final: bool
+    ) -> None:
         self._first = engines[0]
-        self._chain = FallbackChain(links, engines)
+        self._chain = FallbackChain(links, engines, is_final=is_final)
 
     async def describe(self) -> EngineInfo:
         """Returns the first engine."""

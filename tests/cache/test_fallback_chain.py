@@ -83,11 +83,8 @@ async def engines() -> list[FakeEngine]:
 
 
 def links(engines: Sequence[FakeEngine]) -> list[EngineLink]:
-    """The links of a chain; the last engine is waited for."""
     return [
-        EngineLink(
-            f"m{i}", engine.ping, after_s=AFTER_S, is_last=engine is engines[-1], clock=CLOCK.now
-        )
+        EngineLink(f"m{i}", engine.ping, after_s=AFTER_S, clock=CLOCK.now)
         for i, engine in enumerate(engines)
     ]
 

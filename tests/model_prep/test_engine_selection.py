@@ -258,6 +258,15 @@ def test_a_fallback_of_another_space_has_to_be_allowed(first: int) -> None:
         select_engines(AppConfig.model_validate({"models": [*models, third]}))
 
 
+def test_a_model_spills_over_within_its_space_only() -> None:
+    spilling = {"fallback": ["other"], "spill_over_after_s": 1, "allow_space_change": True}
+    models = [{**HASHING, **spilling}, {**HASHING, "name": "other", "deployment": "Other"}]
+    select_engines(AppConfig.model_validate({"models": models}))
+    models[1]["source"] = "hashing:32"
+    with pytest.raises(ConfigurationError, match=r"words can't spill over to other, whose space"):
+        select_engines(AppConfig.model_validate({"models": models}))
+
+
 def test_a_fallback_has_a_task_in_common(tmp_path: Path) -> None:
     reranker = tiny_models.cross_encoder(tmp_path).model_dump()
     first = {**HASHING, "fallback": [reranker["name"]], "allow_space_change": True}

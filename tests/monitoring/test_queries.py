@@ -27,7 +27,7 @@ KEYS = {"search": "es-search", "limited": "es-limited", "prometheus": "es-promet
 MODEL = "words"
 #: What a service that does well in one process doesn't export.
 ON_RAY = ("autoscaling_",)
-OF_PROVIDERS = ("provider_", "fallback_texts", "image_fetches")
+OF_PROVIDERS = ("provider_", "fallback_texts", "spilled_texts", "image_fetches")
 OF_TRACES = ("spans_",)
 OF_ALIASES = ("canary_requests", "shadow_")
 OF_FAILURES = ("refused", "batch_failures", "l2_failures", "l2_write_drops")

@@ -1,0 +1,99 @@
+"""What this process has on its way to each deployment, and when it will be computed."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from serve_app.cache.spill_over import Forecast
+from serve_app.deployments.assigned_tokens import AssignedTokens, Backlog, ahead_of
+from serve_app.types import Lane, TextGroup
+
+#: A deployment whose speed isn't known yet gets a call of up to so many tokens, one at a time.
+_TRIAL_TOKENS = 2048
+
+
+class DeploymentQueue:
+    """The tokens on their way to one deployment.
+
+    Those of calls that are to be routed are in no replica's queue yet: many calls are sent before
+    Ray routes the first of them. They are what has been sent and not assigned.
+    """
+
+    def __init__(self, callers: Callable[[], int]) -> None:
+        """Creates an empty queue; `callers` returns how many processes send as much as this one."""
+        self._callers = callers
+        self._sent: dict[Lane, int] = {"interactive": 0, "bulk": 0}
+        self._assigned = AssignedTokens[Any]()
+        self._speeds: Callable[[], Mapping[Any, float]] = dict
+
+    def follow(
+        self, assigned: AssignedTokens[Any], speeds: Callable[[], Mapping[Any, float]]
+    ) -> None:
+        """Takes what a router knows.
+
+        Args:
+            assigned: what it has sent to each replica.
+            speeds: returns tokens per second of each replica; 0: unknown.
+        """
+        self._assigned, self._speeds = assigned, speeds
+
+    @contextmanager
+    def sending(self, groups: tuple[TextGroup, ...]) -> Iterator[None]:
+        """Counts groups of one lane as long as the context lasts."""
+        lane, tokens = groups[0].lane, sum(group.estimated_tokens for group in groups)
+        self._sent[lane] += tokens
+        try:
+            yield
+        finally:
+            self._sent[lane] -= tokens
+
+    def forecast(self, lane: Lane, tokens: int) -> Forecast | None:
+        """Returns when texts of so many tokens would be computed.
+
+        None if no replica can be reached, or if no speed is known and other tokens are on their
+        way to find it out.
+        """
+        speeds = self._speeds()
+        backlogs = self._assigned.backlogs(speeds, lane)
+        if not backlogs:
+            is_unknown = bool(speeds) and not any(speeds.values())
+            is_trial = is_unknown and tokens <= _TRIAL_TOKENS and not any(self._sent.values())
+            return Forecast(0.0, 0.0) if is_trial else None
+        ahead, callers = ahead_of(lane), self._callers()
+        sent = sum(self._sent[lane] for lane in ahead)
+        unassigned = max(sent - self._assigned.total(ahead), 0)
+        backlogs = [backlog._replace(tokens=backlog.tokens * callers) for backlog in backlogs]
+        mean_speed = sum(backlog.tokens_per_s for backlog in backlogs) / len(backlogs)
+        return Forecast(_wait_s(backlogs, unassigned * callers), tokens / mean_speed)
+
+
+class DeploymentQueues(defaultdict[str, DeploymentQueue]):
+    """The queues of deployments, by name. Ray creates the routers, which know the replicas."""
+
+    def __init__(self) -> None:
+        """Creates an empty collection."""
+        self.callers = 1  #: processes that send as much as this one
+        super().__init__(lambda: DeploymentQueue(lambda: self.callers))
+
+    def __reduce__(self) -> Any:
+        # Ray pickles the class of a router by value, with the objects that its module refers to.
+        return "DEPLOYMENT_QUEUES"
+
+
+#: Of this process.
+DEPLOYMENT_QUEUES = DeploymentQueues()
+
+
+def _wait_s(backlogs: Sequence[Backlog], tokens: int) -> float:
+    """Returns when a replica is free, if further tokens fill the shortest queues first."""
+    level_s = tokens_per_s = 0.0
+    left = float(tokens)
+    for backlog in sorted(backlogs, key=lambda b: b.wait_s):
+        needed = (backlog.wait_s - level_s) * tokens_per_s
+        if needed >= left and tokens_per_s:
+            break
+        left -= needed
+        level_s = backlog.wait_s
+        tokens_per_s += backlog.tokens_per_s
+    return level_s + left / tokens_per_s
