@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 
@@ -95,6 +96,7 @@ class CacheLookup:
         settings = CacheLookupSettings.parse(user_config)
         if self._export_task is None:
             await wait_for_callers(("Ingress",))
+        DEPLOYMENT_QUEUES.callers = serve.get_replica_context().world_size or 1
         self._start()
         self._cache.apply(l1_max_bytes=settings.l1_max_bytes, l1_eviction=settings.l1_eviction)
         self._call_limit.set(settings.max_in_flight_calls)

@@ -1,10 +1,12 @@
 """Models for which others stand in: while their deployment is absent or hangs, and as an alias."""
 
 import os
+import re
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -23,6 +25,15 @@ MODELS = [
     {"name": "stopped", "deployment": "Stopped"},
 ]
 OTHER = {"name": "other", "source": "hashing:32"}
+#: Takes a minimum of time for each batch, so that a burst is more than it computes in its time.
+SLOW_BATCH_S = 0.05
+SLOW = {
+    "name": "slow",
+    "deployment": "Stopped",
+    "batch_cost": {"fixed_s": SLOW_BATCH_S, "token_s": 0.002},
+    "spill_over_after_s": 0.2,
+}
+BURST = 40
 ALIAS = {
     "name": "words",
     "model": "second",
@@ -38,7 +49,7 @@ def chained() -> Iterator[Service]:
         (application,) = config["applications"]
         chain = {"source": SOURCE, "fallback": ["second"], "fallback_after_s": AFTER_S}
         application["args"] |= {
-            "models": [MODELS[0], OTHER, *(m | chain for m in MODELS[1:])],
+            "models": [MODELS[0], OTHER, *(m | chain for m in (*MODELS[1:], SLOW))],
             "aliases": [ALIAS],
         }
         application["args"].pop("model", None)
@@ -60,12 +71,22 @@ def chained() -> Iterator[Service]:
             yield service
 
 
-def embed(service: Service, model: str, *texts: str) -> httpx2.Response:
+def embed(
+    service: Service, model: str, *texts: str, headers: dict[str, str] | None = None
+) -> httpx2.Response:
     body = {"model": model, "input": texts}
-    reply = httpx2.post(f"{service.url}/v1/embeddings", json=body, timeout=DEADLINE_S)
+    reply = httpx2.post(
+        f"{service.url}/v1/embeddings", json=body, headers=headers, timeout=DEADLINE_S
+    )
     assert reply.status_code == 200, reply.text
     assert reply.json()["model"] == model
     return reply
+
+
+def infer_s(reply: httpx2.Response) -> float:
+    """Returns the time of the model's batches, from the header `server-timing`."""
+    (duration_ms,) = re.findall(r"infer;dur=([\d.]+)", reply.headers["server-timing"])
+    return float(duration_ms) / 1000
 
 
 def vectors(reply: httpx2.Response) -> Any:
@@ -113,6 +134,28 @@ def test_a_deployment_that_hangs_is_left_out_until_it_answers(chained: Service) 
     while chained.health()["fallbacks"]["stopped"]["status"] != "ok":
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_a_burst_spills_over_to_the_second_deployment(chained: Service) -> None:
+    def spilled() -> float:
+        return sum(chained.counts("embedserve_spilled_texts").values())
+
+    for i in range(4):
+        reply = embed(chained, "slow", f"a text without load {i}")
+        assert infer_s(reply) >= SLOW_BATCH_S  # the first deployment computed it
+    texts, replies = list[str](), list[httpx2.Response]()
+    deadline = time.monotonic() + 2 * DEADLINE_S  # Ray reports speeds each ten seconds
+    with ThreadPoolExecutor(BURST) as pool:
+        while not spilled():
+            assert time.monotonic() < deadline
+            burst = [f"text {len(texts) + i} of a burst " + "word " * 20 for i in range(BURST)]
+            replies += pool.map(lambda text: embed(chained, "slow", text), burst)
+            texts += burst
+    assert spilled() < len(texts)
+    expected = embed(chained, "second", *texts, headers={"cache-control": "no-store"})
+    assert expected.headers["x-cache"].startswith("hits=0")
+    assert np.array_equal(np.concatenate([*map(vectors, replies)]), vectors(expected))
+    assert chained.health()["fallbacks"]["slow"]["status"] == "ok"
 
 
 def test_an_alias_compares_its_models_and_keeps_clients_in_their_space(chained: Service) -> None:

@@ -9,7 +9,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.command.config_file import check_access, http_address, read_config
 from serve_app.config import AppConfig, PolicySettings, deployment_names, user_config_type
-from tests.repo.source import CONFIG_FILES
+from tests.repo.source import CONFIG_FILES, ROOT
 
 #: Their number of replicas is fixed.
 FIXED = ("Ingress", "CacheLookup", "Providers")
@@ -38,6 +38,16 @@ def test_it_is_valid(config: dict[str, Any]) -> None:
         section = user_config_type(args, deployment["name"])
         assert section is not None
         section.parse(deployment.get("user_config"))
+
+
+def test_the_example_of_spill_over_is_valid() -> None:
+    section = (ROOT / "docs" / "autoscaling.md").read_text("utf-8").split("\n## Spill-over\n")[1]
+    example = yaml.safe_load(section.split("```yaml\n")[1].split("```")[0])
+    example |= {"name": "embedserve", "import_path": "serve_app.app:build"}
+    (application,) = ServeDeploySchema.model_validate({"applications": [example]}).applications
+    args = AppConfig.parse(application.args)
+    assert tuple(d.name for d in application.deployments) == deployment_names(args)
+    assert args.served_models[0].spill_over_after_s is not None
 
 
 @pytest.mark.parametrize("file", LOCAL, ids=lambda file: file.name)

@@ -167,6 +167,27 @@ def test_a_killed_service_leaves_no_process_and_starts_again(file: Path, tmp_pat
         assert embed(service_url(output), "a").status_code == 200
 
 
+def test_one_process_has_nowhere_to_spill_over_to(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load(file.read_text("utf-8"))
+    words = {"name": "words", "source": "hashing:64"}
+    config["applications"][0] |= {
+        "args": {
+            "models": [
+                words | {"fallback": ["others"], "spill_over_after_s": 1},
+                words | {"name": "others", "deployment": "Others"},
+            ]
+        },
+        "deployments": [{"name": "Ingress"}],
+    }
+    file.write_text(yaml.safe_dump(config), "utf-8")
+    assert main(["serve", "--standalone", str(file)]) == 1
+    error = capsys.readouterr().err
+    assert "With `--standalone` one process runs all models, so words has nowhere" in error
+    assert len(error.splitlines()) == 1
+
+
 def test_other_machines_need_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--standalone", str(write_config(tmp_path, "0.0.0.0"))]) == 1
     error = capsys.readouterr().err
