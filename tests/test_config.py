@@ -19,7 +19,7 @@ from serve_app.errors import ConfigurationError
 
 HASHING = {"name": "words", "source": "hashing:64"}
 OTHER = {"name": "others", "source": "hashing:32"}
-SPILLING = HASHING | {"fallback": ["others"], "spill_over_after_s": 1}
+SPILLING: dict[str, Any] = HASHING | {"fallback": ["others"], "spill_over_after_s": 1}
 COST = {"fixed_s": 0.015, "token_s": 0.0003}
 EMBEDS = {"default_for": ["embed"]}
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve_app.config import RequestSettings
 from serve_app.errors import EmbedServeError, ModelNotFound, UnsupportedOperation, short_repr
@@ -23,6 +23,13 @@ EngineFailures = Callable[[], Awaitable[Mapping[str, str]]]
 _STATUS_TIMEOUT_S = 2.0
 
 
+class Fallback(NamedTuple):
+    """The models that answer in place of another one."""
+
+    models: Sequence[str]  #: while that one fails, in this order
+    spill_over_after_s: float | None = None  #: the first also does beyond this wait; None: never
+
+
 class Catalog:
     """The services of all models, and what they share: settings and metrics."""
 
@@ -32,7 +39,7 @@ class Catalog:
         replica_stats: ReplicaStats | None = None,
         *,
         defaults: Mapping[Task, str] | None = None,
-        fallbacks: Mapping[str, Sequence[str]] | None = None,
+        fallbacks: Mapping[str, Fallback] | None = None,
         engine_failures: EngineFailures | None = None,
         aliases: Sequence[Alias] = (),
         topology: Topology = "standalone",
@@ -44,7 +51,7 @@ class Catalog:
             replica_stats: statistics over all replicas of the service; None: this process only.
             defaults: for each task the model of requests that name none; otherwise the first model
                 whose main task it is, or else the first one that supports it.
-            fallbacks: for the name of a model those of the models that answer while it fails.
+            fallbacks: for the name of a model which others answer in its place.
             engine_failures: returns the models whose own engine fails, with the reasons; called
                 only if there are fallbacks.
             aliases: further names, each of one service, or of two.
@@ -159,8 +166,8 @@ class Catalog:
 
         Models of its own space compute below the cache.
         """
-        names = self.fallbacks.get(service.spec.name, ())
-        services = map(self._by_name.__getitem__, names)
+        fallback = self.fallbacks.get(service.spec.name)
+        services = map(self._by_name.__getitem__, fallback.models if fallback else ())
         return [s for s in services if s.spec.space_id != service.spec.space_id]
 
     async def drifts(self) -> Mapping[str, float]:

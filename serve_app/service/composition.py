@@ -21,7 +21,7 @@ from serve_app.scheduler.startup_timer import StartupTimer
 from serve_app.service.alias import Alias, Canary
 from serve_app.service.backend import CachedBackend, EngineCalls
 from serve_app.service.cache_loss import measure_cache_loss
-from serve_app.service.catalog import Catalog, EngineFailures
+from serve_app.service.catalog import Catalog, EngineFailures, Fallback
 from serve_app.service.embed import CountReplicas, EmbedService
 from serve_app.service.replica_stats import ReplicaStats
 from serve_app.service.shadow import Shadow
@@ -185,7 +185,8 @@ def create_catalog(
         for spec in specs
     ]
     defaults = {task: model.name for model in config.served_models for task in model.default_for}
-    fallbacks = {model.name: model.fallback for model in config.served_models if model.fallback}
+    chained = (model for model in config.served_models if model.fallback)
+    fallbacks = {m.name: Fallback(m.fallback, m.spill_over_after_s) for m in chained}
     by_name = {service.spec.name: service for service in services}
     return Catalog(
         services,

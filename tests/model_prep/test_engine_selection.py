@@ -260,7 +260,10 @@ def test_a_fallback_of_another_space_has_to_be_allowed(first: int) -> None:
 
 def test_a_model_spills_over_within_its_space_only() -> None:
     spilling = {"fallback": ["other"], "spill_over_after_s": 1, "allow_space_change": True}
-    models = [{**HASHING, **spilling}, {**HASHING, "name": "other", "deployment": "Other"}]
+    models: list[dict[str, Any]] = [
+        {**HASHING, **spilling},
+        {**HASHING, "name": "other", "deployment": "Other"},
+    ]
     select_engines(AppConfig.model_validate({"models": models}))
     models[1]["source"] = "hashing:32"
     with pytest.raises(ConfigurationError, match=r"words can't spill over to other, whose space"):

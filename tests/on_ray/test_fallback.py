@@ -27,7 +27,7 @@ MODELS = [
 OTHER = {"name": "other", "source": "hashing:32"}
 #: Takes a minimum of time for each batch, so that a burst is more than it computes in its time.
 SLOW_BATCH_S = 0.05
-SLOW = {
+SLOW: dict[str, Any] = {
     "name": "slow",
     "deployment": "Stopped",
     "batch_cost": {"fixed_s": SLOW_BATCH_S, "token_s": 0.002},
@@ -156,6 +156,8 @@ def test_a_burst_spills_over_to_the_second_deployment(chained: Service) -> None:
     assert expected.headers["x-cache"].startswith("hits=0")
     assert np.array_equal(np.concatenate([*map(vectors, replies)]), vectors(expected))
     assert chained.health()["fallbacks"]["slow"]["status"] == "ok"
+    info = httpx2.get(f"{chained.url}/info?model=slow", timeout=DEADLINE_S).json()
+    assert (info["fallback"], info["spill_over_after_s"]) == (["second"], 0.2)
 
 
 def test_an_alias_compares_its_models_and_keeps_clients_in_their_space(chained: Service) -> None:

@@ -24,7 +24,7 @@ from serve_app.errors import (
     Unavailable,
 )
 from serve_app.metrics import FALLBACK_TEXTS, REQUESTS
-from serve_app.service.catalog import Catalog
+from serve_app.service.catalog import Catalog, Fallback
 from serve_app.service.embed import EmbedService
 from serve_app.web.app import create_app
 from serve_app.web.dialects.sidecar import InfoReply
@@ -61,7 +61,7 @@ class Models:
         services = [EmbedService(*pair, settings or IngressSettings()) for pair in pairs]
         self.catalog = Catalog(
             services,
-            fallbacks={SPEC.name: [OTHER.name]},
+            fallbacks={SPEC.name: Fallback([OTHER.name])},
             engine_failures=self.engine_failures,
         )
         entrance = Entrance(MemoryQuotaStore(), self.catalog.meter)

@@ -186,6 +186,7 @@ class InfoReply(tei.InfoReply):
     prompt_sources: NotRequired[_StringMapping]
     versions: _StringMapping
     fallback: NotRequired[list[str]]  #: the models that answer while this one fails, in this order
+    spill_over_after_s: NotRequired[float]  #: the wait beyond which the first of them answers too
     models: NotRequired[list[ModelSummary]]  #: if several are served; `?model=` describes another
     alias_models: NotRequired[list[AliasReport]]  #: the models of the setting `aliases`
 
@@ -196,8 +197,10 @@ async def _info(catalog: Catalog, arguments: Mapping[str, Any]) -> ViewResponse:
     reply = cast(InfoReply, {**tei.info(service, info["precision"]), **info})
     if service.spec.prompt_sources:
         reply["prompt_sources"] = service.spec.prompt_sources
-    if service.spec.name in catalog.fallbacks:
-        reply["fallback"] = [*catalog.fallbacks[service.spec.name]]
+    if fallback := catalog.fallbacks.get(service.spec.name):
+        reply["fallback"] = [*fallback.models]
+        if fallback.spill_over_after_s is not None:
+            reply["spill_over_after_s"] = fallback.spill_over_after_s
     if len(catalog.services) > 1:
         reply["models"] = [
             {

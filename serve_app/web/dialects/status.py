@@ -138,7 +138,7 @@ def _fallbacks(
         name: {
             "status": "failing" if name in failures else "ok",
             "reason": failures.get(name),
-            "models": [*catalog.fallbacks[name]],
+            "models": [*catalog.fallbacks[name].models],
         }
         for name in names
         if name in catalog.fallbacks
