@@ -55,11 +55,6 @@ class EngineLink:
         self._is_absent = False
         self._failures = 0
 
-    @property
-    def answers(self) -> bool:
-        """Whether the engine responds, as far as its calls have shown, and they don't all fail."""
-        return self.failure is None and not self._is_absent
-
     async def run(self, call: Callable[[], Awaitable[T]], *, is_last: bool = False) -> T:
         """Returns the result of a call of the engine.
 

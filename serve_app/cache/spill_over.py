@@ -42,7 +42,7 @@ def choose_engine(forecasts: Sequence[Forecast | None], after_s: float) -> int:
     sooner. So beyond the objective each engine gets a share by its speed.
 
     Args:
-        forecasts: of the engines, the preferred one first; None: unknown, or not to be used.
+        forecasts: of the engines, the preferred one first; None: unknown.
         after_s: the objective of the first one.
     """
     first = forecasts[0]
@@ -53,7 +53,10 @@ def choose_engine(forecasts: Sequence[Forecast | None], after_s: float) -> int:
 
 
 class SpillOverChain(SendChain):
-    """A chain whose calls begin with the engine that `choose_engine` returns."""
+    """A chain whose calls begin with the engine that `choose_engine` returns.
+
+    If that one fails, they go on with the others. Its link bounds how often it is tried then.
+    """
 
     def __init__(
         self,
@@ -87,11 +90,8 @@ class SpillOverChain(SendChain):
 
     def _choose(self, groups: tuple[TextGroup, ...]) -> int:
         lane, tokens = groups[0].lane, sum(group.estimated_tokens for group in groups)
-        forecasts = (
-            queue.forecast(lane, tokens) if link.answers else None
-            for queue, (link, _) in zip(self._queues, self._engines, strict=True)
-        )
-        return choose_engine([*forecasts], self._after_s)
+        forecasts = [queue.forecast(lane, tokens) for queue in self._queues]
+        return choose_engine(forecasts, self._after_s)
 
     async def _call(
         self, position: int, groups: tuple[TextGroup, ...], deliver: Deliver, is_last: bool

@@ -69,8 +69,10 @@ class FakeQueue:
     def sending(self, groups: tuple[TextGroup, ...]) -> Iterator[None]:
         tokens = sum(group.estimated_tokens for group in groups)
         self.sent += tokens
-        yield
-        self.sent -= tokens
+        try:
+            yield
+        finally:
+            self.sent -= tokens
 
 
 class FakeEngine:
@@ -97,7 +99,11 @@ class Chain:
     def __init__(self, after_s: float = 0.0) -> None:
         self.first, self.second = self.engines = FakeEngine(), FakeEngine()
         self.queues = FakeQueue(), FakeQueue()
-        self.links = [EngineLink(f"m{i}", e.ping) for i, e in enumerate(self.engines)]
+        self.now_s = 0.0
+        self.links = [
+            EngineLink(f"m{i}", e.ping, clock=lambda: self.now_s)
+            for i, e in enumerate(self.engines)
+        ]
         self.meter = Meter()
         self.chain = SpillOverChain(
             self.links,
@@ -110,6 +116,10 @@ class Chain:
     def open(self) -> None:
         for engine in self.engines:
             engine.is_open.set()
+
+    def close(self) -> None:
+        for engine in self.engines:
+            engine.is_open.clear()
 
     async def compute(self, text: str) -> Result:
         results = dict[int, Result]()
@@ -168,12 +178,19 @@ async def test_what_the_second_fails_to_compute_returns_to_the_first() -> None:
     assert chain.spilled() == 0
 
 
-async def test_an_engine_that_fails_gets_nothing_to_relieve_the_first() -> None:
+async def test_an_engine_that_fails_relieves_the_first_once_it_answers_again() -> None:
     chain = Chain()
     for _ in range(5):
         chain.links[1].record(Unavailable("no"))
     await chain.compute_at_once(12)
     assert chain.counts == (12, 0)
+    chain.close()
+    chain.now_s += 1
+    await chain.compute_at_once(12)  # one of which tries it
+    assert chain.counts == (23, 1)
+    chain.close()
+    await chain.compute_at_once(12)
+    assert chain.counts == (29, 7)
 
 
 async def test_what_the_first_fails_to_compute_is_a_fallback() -> None:

@@ -68,6 +68,8 @@ def test_other_callers_send_as_much() -> None:
     deployment = Deployment(callers=3, a=100)
     with deployment.queue.sending(texts(300)):
         assert deployment.wait_s() == pytest.approx(9)
+        deployment.assigned.assign("1", "a", "interactive", 300)
+        assert deployment.wait_s() == pytest.approx(9)
 
 
 def test_a_deployment_without_a_replica_has_no_forecast() -> None:
