@@ -12,6 +12,7 @@ from ray.serve._private.common import (
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import PendingRequest, RunningReplica
 
+from serve_app.deployments.deployment_queues import DEPLOYMENT_QUEUES
 from serve_app.deployments.movable_calls import MOVABLE_CALLS
 from serve_app.deployments.token_router import SPEED, TokenRouter
 from serve_app.types import Lane, TextGroup
@@ -179,3 +180,15 @@ async def test_what_waits_moves_to_a_new_replica() -> None:
     # Sent again, they go to the new replica, which has as much then.
     chosen = [(await routing.run(f"text {i}"))[0] for i in cancelled]
     assert set(chosen) == {"new"}
+
+
+async def test_a_deployment_computes_what_is_routed_before_further_texts() -> None:
+    routing = Routing(a=100)
+    routing.router.update_replicas(cast(list[RunningReplica], routing.replicas))
+    queue = DEPLOYMENT_QUEUES[DEPLOYMENT.name]
+    _, request = await routing.run("long " * 400)
+    busy = queue.forecast("interactive", 100)
+    assert busy is not None
+    assert (busy.wait_s > 4, busy.run_s) == (True, 1)
+    routing.complete(request, "a")
+    assert queue.forecast("interactive", 100) == (0, 1)
