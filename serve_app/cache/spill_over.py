@@ -1,7 +1,8 @@
 """Spill-over: texts go to the next engine of a chain while the first has too much to do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from serve_app.cache.coalescer import Deliver, Send
@@ -35,19 +36,22 @@ class EngineQueue(Protocol):
         ...
 
 
-def choose_engine(forecasts: Sequence[Forecast | None], after_s: float) -> int:
+def choose_engine(forecasts: Iterable[Forecast | None], after_s: float) -> int:
     """Returns the index of the engine that computes texts.
 
     The first one, unless they would wait there for longer than `after_s`, and another one is done
     sooner. So beyond the objective each engine gets a share by its speed.
 
     Args:
-        forecasts: of the engines, the preferred one first; None: unknown.
+        forecasts: of the engines, the preferred one first; None: unknown. Within the objective,
+            only the first one is taken from an iterator.
         after_s: the objective of the first one.
     """
-    first = forecasts[0]
+    forecasts = iter(forecasts)
+    first = next(forecasts)
     if first is None or first.wait_s <= after_s:
         return 0
+    forecasts = chain((first,), forecasts)
     done = {i: forecast.done_s for i, forecast in enumerate(forecasts) if forecast is not None}
     return min(done, key=done.__getitem__)
 
@@ -84,13 +88,13 @@ class SpillOverChain(SendChain):
 
     async def __call__(self, groups: tuple[TextGroup, ...], deliver: Deliver) -> None:
         """Computes groups of one lane; see `SendChain`."""
-        chosen = self._choose(groups)
-        others = (i for i in range(len(self._engines)) if i != chosen)
-        await self._send((chosen, *others), groups, deliver)
+        order = [*range(len(self._engines))]
+        order.insert(0, order.pop(self._choose(groups)))
+        await self._send(order, groups, deliver)
 
     def _choose(self, groups: tuple[TextGroup, ...]) -> int:
         lane, tokens = groups[0].lane, sum(group.estimated_tokens for group in groups)
-        forecasts = [queue.forecast(lane, tokens) for queue in self._queues]
+        forecasts = (queue.forecast(lane, tokens) for queue in self._queues)
         return choose_engine(forecasts, self._after_s)
 
     async def _call(

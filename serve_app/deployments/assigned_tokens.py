@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from serve_app.scheduler.rebalancing import SentCall, choose_moves
 from serve_app.types import LANES, Lane
@@ -26,18 +26,6 @@ class _Call(Generic[R]):
     lane: Lane
     tokens: int
     sent_s: float
-
-
-class Backlog(NamedTuple):
-    """What a replica has to do."""
-
-    tokens: int
-    tokens_per_s: float
-
-    @property
-    def wait_s(self) -> float:
-        """How long a call would wait."""
-        return self.tokens / self.tokens_per_s
 
 
 class AssignedTokens(Generic[R]):
@@ -92,20 +80,21 @@ class AssignedTokens(Generic[R]):
         )
         return [call.call for call, _ in choose_moves(calls, reachable)]
 
-    def backlogs(self, speeds: Mapping[R, float], lane: Lane) -> list[Backlog]:
-        """Returns what each replica that can be reached computes before a call of a lane.
+    def waits(self, speeds: Mapping[R, float], lane: Lane) -> list[tuple[float, float]]:
+        """Returns for each replica that can be reached how long a call waits, and the speed.
 
-        Interactive calls precede bulk texts, so these don't count for them. Empty if no speed is
-        known.
+        In seconds, and in tokens per second. Interactive calls precede bulk texts, so these don't
+        count for them. Empty if no speed is known.
 
         Args:
             speeds: tokens per second of each replica; 0: unknown, taken to be the mean.
             lane: of the call.
         """
-        return [
-            Backlog(sum(self._tokens.get(replica, {}).get(n, 0) for n in ahead_of(lane)), speed)
-            for replica, speed in self._reachable(speeds).items()
-        ]
+        lanes, waits = ahead_of(lane), []
+        for replica, speed in self._reachable(speeds).items():
+            tokens = self._tokens.get(replica)
+            waits.append((sum([tokens[n] for n in lanes]) / speed if tokens else 0.0, speed))
+        return waits
 
     def total(self, lanes: Iterable[Lane]) -> int:
         """Returns the tokens of lanes that have been sent to replicas."""

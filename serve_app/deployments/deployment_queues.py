@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from serve_app.cache.spill_over import Forecast
-from serve_app.deployments.assigned_tokens import AssignedTokens, Backlog, ahead_of
+from serve_app.deployments.assigned_tokens import AssignedTokens, ahead_of
 from serve_app.types import Lane, TextGroup
 
 #: A deployment whose speed isn't known yet gets a call of up to so many tokens, one at a time.
@@ -55,17 +55,17 @@ class DeploymentQueue:
         way to find it out.
         """
         speeds = self._speeds()
-        backlogs = self._assigned.backlogs(speeds, lane)
-        if not backlogs:
+        waits = self._assigned.waits(speeds, lane)
+        if not waits:
             is_unknown = bool(speeds) and not any(speeds.values())
             is_trial = is_unknown and tokens <= _TRIAL_TOKENS and not any(self._sent.values())
             return Forecast(0.0, 0.0) if is_trial else None
-        ahead, callers = ahead_of(lane), self._callers()
-        sent = sum(self._sent[lane] for lane in ahead)
+        ahead = ahead_of(lane)
+        sent = sum([self._sent[n] for n in ahead])
         unassigned = max(sent - self._assigned.total(ahead), 0)
-        backlogs = [backlog._replace(tokens=backlog.tokens * callers) for backlog in backlogs]
-        mean_speed = sum(backlog.tokens_per_s for backlog in backlogs) / len(backlogs)
-        return Forecast(_wait_s(backlogs, unassigned * callers), tokens / mean_speed)
+        mean_speed = sum([speed for _, speed in waits]) / len(waits)
+        # Times are in proportion to tokens, also to those of all callers.
+        return Forecast(_wait_s(waits, unassigned) * self._callers(), tokens / mean_speed)
 
 
 class DeploymentQueues(defaultdict[str, DeploymentQueue]):
@@ -85,15 +85,22 @@ class DeploymentQueues(defaultdict[str, DeploymentQueue]):
 DEPLOYMENT_QUEUES = DeploymentQueues()
 
 
-def _wait_s(backlogs: Sequence[Backlog], tokens: int) -> float:
-    """Returns when a replica is free, if further tokens fill the shortest queues first."""
-    level_s = tokens_per_s = 0.0
+def _wait_s(waits: Sequence[tuple[float, float]], tokens: int) -> float:
+    """Returns when a replica is free, if further tokens fill the shortest queues first.
+
+    Args:
+        waits: see `AssignedTokens.waits`.
+        tokens: the further ones.
+    """
+    if not tokens:
+        return min(waits)[0]
+    level_s = filled_per_s = 0.0
     left = float(tokens)
-    for backlog in sorted(backlogs, key=lambda b: b.wait_s):
-        needed = (backlog.wait_s - level_s) * tokens_per_s
-        if needed >= left and tokens_per_s:
+    for wait_s, tokens_per_s in sorted(waits):
+        needed = (wait_s - level_s) * filled_per_s
+        if needed >= left and filled_per_s:
             break
         left -= needed
-        level_s = backlog.wait_s
-        tokens_per_s += backlog.tokens_per_s
-    return level_s + left / tokens_per_s
+        level_s = wait_s
+        filled_per_s += tokens_per_s
+    return level_s + left / filled_per_s
