@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from serve_app.cache.coalescer import Coalescer, Deliver, Send
+from serve_app.cache.coalescer import Deliver, GroupCoalescer, Send
 from serve_app.cache.codec import Codec, task_codecs
 from serve_app.engines.base import ModelInput, Rows, TokenIds
 from serve_app.errors import EmbedServeError, InvalidRequest
@@ -205,9 +205,9 @@ def fake_send(embed: Embed, codec: Codec | None = None) -> Send:
     return send
 
 
-def coalesce(embed: Embed, codec: Codec | None = None) -> Coalescer:
+def coalesce(embed: Embed, codec: Codec | None = None) -> GroupCoalescer:
     """Returns a coalescer in front of `fake_send`."""
-    return Coalescer(fake_send(embed, codec), max_in_flight_calls=64)
+    return GroupCoalescer(fake_send(embed, codec), max_in_flight_calls=64)
 
 
 class FakeBackend:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from serve_app.cache.coalescer import Coalescer, Result
+from serve_app.cache.coalescer import GroupCoalescer, Result
 from serve_app.cache.codec import Codec
 from serve_app.cache.in_flight import Flight, wait_for
 from serve_app.cache.key import cache_key, space_prefix
@@ -50,7 +50,7 @@ class Lookup:
         space_id: str,
         codecs: Mapping[Task, Codec],
         memory: MemoryCache,
-        next_tier: Coalescer,
+        next_tier: GroupCoalescer,
         *,
         flights: dict[bytes, Flight] | None = None,
         store: Store | None = None,

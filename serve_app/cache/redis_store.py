@@ -8,13 +8,16 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 import re
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 from serve_app.breaker import Breaker
 from serve_app.cache.report import StoreStats
+from serve_app.coalescer import Coalescer, Deliver
 from serve_app.errors import Unavailable
 from serve_app.meter import Meter
 from serve_app.metrics import L2_FAILURES, L2_WRITE_DROPS, L2_WRITTEN, LOOKUP_DURATION
@@ -52,10 +55,10 @@ class _Read(NamedTuple):
     unwritten: list[bytes | None]  # values that the server doesn't have yet
     values: asyncio.Future[list[bytes | None]]
 
-    def resolve(self, values: Sequence[bytes | None]) -> None:
-        """Sets the result, from the values that the server has."""
+    def resolve(self, values: Sequence[bytes | None] | Exception = ()) -> None:
+        """Sets the result, from the values that the server has; without any, all are missing."""
         if not self.values.done():
-            found = zip(values, self.unwritten, strict=True)
+            found = zip_longest(() if isinstance(values, Exception) else values, self.unwritten)
             self.values.set_result([value if own is None else own for value, own in found])
 
 
@@ -104,9 +107,12 @@ class RedisStore:
         )
         self._write_failure: str | None = None
         self._write_failed_at = 0.0
-        self._reads: list[_Read] = []
+        # A read that waits for a connection misses after its own time limit, not after that of the
+        # reads before it: so the limit is on connections and not on calls.
+        self._reads: Coalescer[_Read, Sequence[bytes | None]] = Coalescer(
+            self._read, math.inf, max_size=_MAX_KEYS, size=lambda read: len(read.keys)
+        )
         self._read_slots = asyncio.Semaphore(_MAX_READS)
-        self._read_tasks = set[asyncio.Task[None]]()
         self._queue: dict[bytes, _Write] = {}
         self._writing: dict[bytes, _Write] = {}  # the batch that is being written
         self._queue_bytes = 0  # including the batch that is being written
@@ -144,7 +150,8 @@ class RedisStore:
         self._closed = True
         for task in self._background_tasks:
             task.cancel()
-        await asyncio.gather(*self._background_tasks, *self._read_tasks, return_exceptions=True)
+        await asyncio.gather(*self._background_tasks, return_exceptions=True)
+        await self._reads.flush(self._guarded.background_timeout_s)
         await self._guarded.close()
 
     def get_many(self, keys: Sequence[bytes]) -> asyncio.Future[list[bytes | None]]:
@@ -152,16 +159,13 @@ class RedisStore:
 
         A value that is still to be written is read from the queue.
         """
-        loop = asyncio.get_running_loop()
         writes = [self._queue.get(key) or self._writing.get(key) for key in keys]
         unwritten = [None if write is None else write.value for write in writes]
-        read = _Read(keys, unwritten, loop.create_future())
+        read = _Read(keys, unwritten, asyncio.get_running_loop().create_future())
         if None not in unwritten or not self._available:
-            read.resolve(unwritten)
-            return read.values
-        self._reads.append(read)
-        if len(self._reads) == 1:
-            loop.call_soon(self._send_reads)  # after the other reads of this turn of the loop
+            read.resolve()
+        else:
+            self._reads.submit(read, read.resolve)
         return read.values
 
     def put(self, key: bytes, value: bytes, model: str) -> None:
@@ -242,28 +246,9 @@ class RedisStore:
     def _available(self) -> bool:
         return not self._closed and self.state == "up"
 
-    def _send_reads(self) -> None:
-        reads, self._reads = self._reads, []
-        batch: list[_Read] = []
-        size = 0
-        for read in reads:
-            if read.values.done():
-                continue
-            if batch and size + len(read.keys) > _MAX_KEYS:
-                self._start_read(batch)
-                batch, size = [], 0
-            batch.append(read)
-            size += len(read.keys)
-        if batch:
-            self._start_read(batch)
-
-    def _start_read(self, batch: Sequence[_Read]) -> None:
-        task = _create_task(self._read(batch))
-        self._read_tasks.add(task)
-        task.add_done_callback(self._read_tasks.discard)
-
-    async def _read(self, batch: Sequence[_Read]) -> None:
-        keys = [self._prefix + key for read in batch for key in read.keys]
+    async def _read(self, batch: Sequence[_Read], deliver: Deliver[Sequence[bytes | None]]) -> None:
+        reads = [(i, read.keys) for i, read in enumerate(batch) if not read.values.done()]
+        keys = [self._prefix + key for _, keys in reads for key in keys]
         values: list[bytes | None] = []
         started = time.perf_counter()
         try:
@@ -280,11 +265,10 @@ class RedisStore:
         except Exception as error:
             self._guarded.record_failure(error)
         self._meter.observe(LOOKUP_DURATION, time.perf_counter() - started, "l2")
-        values += [None] * (len(keys) - len(values))
         start = 0
-        for read in batch:
-            read.resolve(values[start : start + len(read.keys)])
-            start += len(read.keys)
+        for i, read_keys in reads:
+            deliver(i, values[start : start + len(read_keys)])
+            start += len(read_keys)
 
     async def _run_writer(self) -> None:
         while True:

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
-from serve_app.cache.coalescer import Coalescer, Send
+from serve_app.cache.coalescer import GroupCoalescer, Send
 from serve_app.cache.codec import task_codecs
 from serve_app.cache.in_flight import Flight
 from serve_app.cache.l2 import L2Cache
@@ -60,11 +60,11 @@ class CacheStack:
         self._l2 = l2
         self._meter = meter
         self._evictions = 0
-        self._limited = list[Coalescer]()
+        self._limited = list[GroupCoalescer]()
         lookups = dict[str, Lookup]()
         flights = defaultdict[str, dict[bytes, Flight]](dict)
         for spec in self._specs:
-            coalescer = Coalescer(send(spec.engine_id), math.inf)
+            coalescer = GroupCoalescer(send(spec.engine_id), math.inf)
             # Texts for providers join calls of the provider instead, and waiting for a slow call
             # would cost more time than it saves.
             if not spec.is_remote:
@@ -90,7 +90,7 @@ class CacheStack:
         self._memory.apply(l1_max_bytes, l1_eviction)
 
     def limit_calls(self, max_in_flight_calls: float) -> None:
-        """Limits the calls in flight of each local model; see `Coalescer`."""
+        """Limits the calls in flight of each local model; see `GroupCoalescer`."""
         for coalescer in self._limited:
             coalescer.max_in_flight_calls = max_in_flight_calls
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.cache.coalescer import Coalescer, Deliver, Result
+from serve_app.cache.coalescer import Deliver, GroupCoalescer, Result
 from serve_app.cache.codec import VectorCodec
 from serve_app.errors import InferenceError, Unavailable
 from serve_app.inputs import Input
@@ -53,11 +53,13 @@ async def send() -> GatedSend:
     return GatedSend()
 
 
-def start(coalescer: Coalescer, *texts: str, lane: Lane = "interactive") -> asyncio.Task[Vectors]:
+def start(
+    coalescer: GroupCoalescer, *texts: str, lane: Lane = "interactive"
+) -> asyncio.Task[Vectors]:
     return asyncio.create_task(embed(coalescer, TextGroup(texts, lane=lane)))
 
 
-async def embed(coalescer: Coalescer, group: TextGroup) -> Vectors:
+async def embed(coalescer: GroupCoalescer, group: TextGroup) -> Vectors:
     reply: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
     submission = coalescer.submit(group, reply.set_result)
     try:
@@ -78,7 +80,7 @@ async def run_loop(turns: int = 8) -> None:
 async def test_groups_that_arrive_while_calls_are_in_flight_are_sent_together(
     send: GatedSend,
 ) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=2)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=2)
     replies = []
     for text in "abcde":
         replies.append(start(coalescer, text))
@@ -95,7 +97,7 @@ async def test_groups_that_arrive_while_calls_are_in_flight_are_sent_together(
 
 
 async def test_groups_of_one_turn_of_the_loop_are_sent_together(send: GatedSend) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=4)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=4)
     replies = [start(coalescer, text) for text in "abc"]
     await run_loop()
     assert send.calls == [["a", "b", "c"]]
@@ -104,7 +106,7 @@ async def test_groups_of_one_turn_of_the_loop_are_sent_together(send: GatedSend)
 
 
 async def test_a_burst_is_split_evenly_over_the_calls_that_may_be_sent(send: GatedSend) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=4)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=4)
     replies = [start(coalescer, str(i)) for i in range(40)]
     await run_loop()
     assert [len(texts) for texts in send.calls] == [10, 10, 10, 10]
@@ -113,7 +115,7 @@ async def test_a_burst_is_split_evenly_over_the_calls_that_may_be_sent(send: Gat
 
 
 async def test_a_full_call_never_waits(send: GatedSend) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=1)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=1)
     replies = [start(coalescer, "first")]
     await run_loop()
     replies += [start(coalescer, str(i)) for i in range(70)]
@@ -125,7 +127,7 @@ async def test_a_full_call_never_waits(send: GatedSend) -> None:
 
 
 async def test_a_group_of_long_texts_is_sent_at_once_in_its_own_call(send: GatedSend) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=1)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=1)
     long = "a long text " * 2000
     replies = [start(coalescer, text) for text in ("first", long, "query")]
     await run_loop()
@@ -135,7 +137,7 @@ async def test_a_group_of_long_texts_is_sent_at_once_in_its_own_call(send: Gated
 
 
 async def test_a_bulk_group_is_sent_at_once_in_its_own_call(send: GatedSend) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=1)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=1)
     replies = [start(coalescer, f"bulk {i}", lane="bulk") for i in range(2)]
     replies.append(start(coalescer, "query"))
     await run_loop()
@@ -145,7 +147,7 @@ async def test_a_bulk_group_is_sent_at_once_in_its_own_call(send: GatedSend) -> 
 
 
 async def test_a_large_group_is_sent_in_its_own_call(send: GatedSend) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=1)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=1)
     replies = [start(coalescer, "query"), start(coalescer, *map(str, range(33)))]
     await run_loop()
     assert [len(call) for call in send.calls] == [33, 1]
@@ -154,7 +156,7 @@ async def test_a_large_group_is_sent_in_its_own_call(send: GatedSend) -> None:
 
 
 async def test_a_cancelled_group_does_not_affect_others(send: GatedSend) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=1)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=1)
     cancelled, other = start(coalescer, "cancelled"), start(coalescer, "other")
     await run_loop()
     cancelled.cancel()
@@ -165,7 +167,7 @@ async def test_a_cancelled_group_does_not_affect_others(send: GatedSend) -> None
 
 
 async def test_a_call_without_waiters_is_cancelled_or_never_sent(send: GatedSend) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=1)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=1)
     in_flight = [start(coalescer, text) for text in "ab"]
     await run_loop()
     waiting = start(coalescer, "c")
@@ -189,7 +191,7 @@ async def test_a_result_is_delivered_before_its_call_ends(send: GatedSend) -> No
         await ended.wait()
         deliver(1, CODEC.encode(as_vectors(await FakeBackend().run(groups[1]))))
 
-    coalescer = Coalescer(send_slowly, max_in_flight_calls=1)
+    coalescer = GroupCoalescer(send_slowly, max_in_flight_calls=1)
     first, second = start(coalescer, "a"), start(coalescer, "b")
     assert (await first).computed_count == 1
     assert not second.done()
@@ -198,7 +200,7 @@ async def test_a_result_is_delivered_before_its_call_ends(send: GatedSend) -> No
 
 
 async def test_the_error_of_a_group_does_not_affect_others(send: GatedSend) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=1)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=1)
     bad, good = start(coalescer, "bad"), start(coalescer, "good")
     send.complete(1)
     with pytest.raises(InferenceError):
@@ -207,7 +209,7 @@ async def test_the_error_of_a_group_does_not_affect_others(send: GatedSend) -> N
 
 
 async def test_a_failed_call_fails_its_groups_only(send: GatedSend) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=1)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=1)
     send.error = Unavailable("down")
     send.complete(2)
     with pytest.raises(Unavailable):
@@ -217,7 +219,7 @@ async def test_a_failed_call_fails_its_groups_only(send: GatedSend) -> None:
 
 
 async def test_a_call_runs_outside_the_context_of_its_requests(send: GatedSend) -> None:
-    coalescer = Coalescer(send, max_in_flight_calls=1)
+    coalescer = GroupCoalescer(send, max_in_flight_calls=1)
     REQUEST.set("a request")
     send.complete(1)
     await embed(coalescer, TextGroup(("a",)))
@@ -235,7 +237,7 @@ async def test_a_call_runs_outside_the_context_of_its_requests(send: GatedSend) 
 async def test_each_group_gets_its_own_vectors(
     groups: list[tuple[Lane, bool, int]], max_in_flight_calls: int
 ) -> None:
-    coalescer = Coalescer(GatedSend(gated=False), max_in_flight_calls)
+    coalescer = GroupCoalescer(GatedSend(gated=False), max_in_flight_calls)
     replies = []
     for i, (lane, cancelled, pause) in enumerate(groups):
         reply = start(coalescer, str(i), lane=lane)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 import pytest
 
-from serve_app.cache.coalescer import Coalescer, Deliver, Result, Send
+from serve_app.cache.coalescer import Deliver, GroupCoalescer, Result, Send
 from serve_app.cache.codec import task_codecs
 from serve_app.cache.engine_link import EngineLink
 from serve_app.cache.fallback_chain import FallbackChain, SendChain
@@ -259,7 +259,7 @@ async def test_what_a_fallback_computes_is_cached_and_joined_like_all_else(
 ) -> None:
     engines[0].error = Unavailable("no")
     engines[1].delay_s = 0.01
-    coalescer = Coalescer(chain(engines), max_in_flight_calls=4)
+    coalescer = GroupCoalescer(chain(engines), max_in_flight_calls=4)
     lookup = Lookup("space", CODECS, MemoryCache(1 << 20), coalescer)
     await asyncio.gather(*(lookup.run(TextGroup(("a", f"{i}"))) for i in range(4)))
     await lookup.run(TextGroup(("a",)))

@@ -34,6 +34,7 @@ SERVICE_LAYERS = [
         "totals",
         "quantization",
         "breaker",
+        "coalescer",
         "parent_death",
         "proxy",
     ],
