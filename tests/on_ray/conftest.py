@@ -134,14 +134,46 @@ class Service:
         """Returns the service's embedded Valkey servers."""
         return [p for p in self._process.processes() if process_name(p) == "valkey-server"]
 
+    def nodes_of(self, deployment: str) -> set[str]:
+        """Returns the ids of the nodes on which a deployment has replicas."""
+        replicas = self.process.application()["deployments"][deployment]["replicas"]
+        return {replica["node_id"] for replica in replicas if replica["state"] == "RUNNING"}
+
+    def start_node(self) -> "subprocess.Popen[str]":
+        """Starts a node without CPUs, which joins the service's Ray; waits until it has."""
+        arguments = {
+            "address": self._gcs_address(),
+            "num-cpus": 0,
+            "object-store-memory": 100 << 20,
+            "include-log-monitor": "false",
+            "dashboard-agent-listen-port": free_port(),
+        }
+        options = [f"--{name}={value}" for name, value in arguments.items()]
+        drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+        for _ in range(4):  # Ray gives up on a start that takes half a minute
+            node = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options],
+                env={**os.environ, **self._env, **drain, "RAY_AUTH_MODE": "token"},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert node.stdout is not None
+            if any("Ray runtime started" in line for line in node.stdout):
+                return node
+            node.communicate()
+        raise AssertionError("No node starts.")
+
     def run_driver(self, code: str) -> str:
         """Runs code as a Ray driver on the service's cluster; returns its output."""
         return self.run_python("-c", code)
 
     def _gcs_address(self) -> str:
-        for process in self.process.processes():
-            if match := re.search(r"--gcs-address=(\S+)", " ".join(command_line(process))):
-                return match.group(1)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for process in self.process.processes():
+                if match := re.search(r"--gcs-address=(\S+)", " ".join(command_line(process))):
+                    return match.group(1)
+            time.sleep(0.5)  # Ray is starting
         raise AssertionError("The service has no Ray process.")
 
     def run_python(self, *args: str) -> str:
@@ -188,8 +220,10 @@ def service_config(kind: str, scratch: str) -> dict[str, Any]:
 
 
 @contextmanager
-def running_service(kind: str, config: dict[str, Any], scratch: str) -> Iterator[Service]:
-    """Runs a service until the end of the block."""
+def running_service(
+    kind: str, config: dict[str, Any], scratch: str, *, more_nodes: int = 0
+) -> Iterator[Service]:
+    """Runs a service until the end of the block, on a Ray with so many nodes more."""
     env = {"RAY_TMPDIR": scratch, "RAY_ADDRESS": "local", "RAY_metrics_report_interval_ms": "1000"}
     process: ServiceProcess
     if kind == STANDALONE:
@@ -200,12 +234,19 @@ def running_service(kind: str, config: dict[str, Any], scratch: str) -> Iterator
     else:
         process = RayService(config, env=env)
     process.start()
+    service = Service(process, kind, env)
+    nodes: list[subprocess.Popen[str]] = []
     try:
+        for _ in range(more_nodes):
+            nodes.append(service.start_node())
         for progress in process.wait_until_ready(timeout_s=180):
             print(progress)
-        yield Service(process, kind, env)
+        yield service
     finally:
         process.stop()
+        for node in nodes:
+            with node:  # waits, and closes the pipe
+                node.terminate()
 
 
 @pytest.fixture(scope="package", params=[SEPARATE])
