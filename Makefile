@@ -44,7 +44,7 @@ audit:  ## Look up known vulnerabilities of all pinned dependencies (needs PyPI 
 
 constraints:  ## Resolve all dependencies again and write constraints.txt
 	@rm -rf $(VENV)-resolve && $(PYTHON) -m venv $(VENV)-resolve
-	@$(VENV)-resolve/bin/pip install --quiet '.[tiktoken,openai,cohere,voyage,otel,bench,clients,dev]'
+	@$(VENV)-resolve/bin/pip install --quiet '.[tiktoken,openai,cohere,voyage,otel,int8,bench,clients,dev]'
 	@{ sed -n '/^#/p' constraints.txt; $(VENV)-resolve/bin/pip freeze \
 	  | grep -v '^embedserve' | sed 's/^torch==.*/torch==2.13.0/'; } > constraints.new
 	@mv constraints.new constraints.txt && rm -rf $(VENV)-resolve
@@ -66,5 +66,5 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo 'Installing the requirements of the tests.'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tiktoken,openai,cohere,voyage,otel,bench,clients,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tiktoken,openai,cohere,voyage,otel,int8,bench,clients,dev]'
 	@touch $@

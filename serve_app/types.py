@@ -245,6 +245,23 @@ class CacheState(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizationLoss:
+    """What the vectors of a quantized model lose against those of the same model at float32.
+
+    Measured with texts of other kinds than those of the calibration. Shares are from 0 to 1.
+    """
+
+    texts: int
+    cosine_min: float  #: smallest cosine similarity of the two vectors of a text
+    cosine_p1: float  #: that of which 1 % of the texts have a smaller one
+    cosine_mean: float
+    rank_correlation: float  #: Spearman's, of the similarities of pairs of texts
+    kept: float  #: mean share of the ten nearest neighbours that are the same
+    kept_first: float  #: share of the texts whose nearest neighbour is the same
+    kept_mixed: float  #: as `kept`, where quantized vectors search among those at float32
+
+
+@dataclass(frozen=True, slots=True)
 class Parity:
     """Agreement of an engine's outputs with those of sentence-transformers at float32.
 
@@ -255,12 +272,18 @@ class Parity:
     texts: int
     cosine_min: float | None = None  #: smallest cosine similarity of two vectors
     score_error_max: float | None = None  #: largest error of a score, see `engines.parity`
+    quantization_loss: QuantizationLoss | None = None  #: of int8 only
 
     @property
     def measure(self) -> str:
         """The measure of the model's kind, for people."""
         if self.score_error_max is not None:
             return f"error of scores <= {self.score_error_max:.7f}"
+        if (loss := self.quantization_loss) is not None:
+            return (
+                f"cosine {loss.cosine_mean:.4f} on average, >= {loss.cosine_min:.4f}; "
+                f"{loss.kept:.1%} of ten nearest neighbours kept"
+            )
         return f"cosine >= {self.cosine_min:.7f}"
 
     def report(self) -> dict[str, Any]:

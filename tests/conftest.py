@@ -61,6 +61,7 @@ _SLOW_PATHS = (
     "tests/engines/test_untrusted_weights.py",
     "tests/model_prep/test_artifact.py",
     "tests/model_prep/test_engine_selection.py",
+    "tests/model_prep/test_int8_export.py",
     "tests/model_prep/test_openvino_export.py",
     "tests/model_prep/test_prepared_model.py",
     "tests/model_prep/test_quantization_ranges.py",

@@ -52,4 +52,5 @@ def _print_selection(selection: EngineSelection, label: str) -> None:
         print_step("rejected", reason)
     print_step("engine", f"{selection.engine} at {selection.precision}")
     if parity is not None:
-        print_step("parity", f"{parity.measure} over {parity.texts} texts")
+        texts = (parity.quantization_loss or parity).texts
+        print_step("parity", f"{parity.measure} over {texts} texts")

@@ -156,8 +156,10 @@ class AppConfig(Section):
         default="auto",
         description="Arithmetic precision of the model. On CPUs `bf16` needs AVX512-BF16 or "
         "AMX-BF16, and `fp16` needs `torch` with AVX512-FP16 or AMX-FP16: a precision that the CPU "
-        "would emulate is rejected at start. Vector spaces differ by precision, so set it "
-        "explicitly on a cluster of different CPUs.",
+        "would emulate is rejected at start. `int8` and `int8-fast` run quantized models with "
+        "OpenVINO on x86 CPUs with VNNI, for dense models of texts; `auto` never selects them, "
+        "because their vectors can't be compared with those of the other precisions. Vector spaces "
+        "differ by precision, so set it explicitly on a cluster of different CPUs.",
     )
     prepared_models_max_bytes: int = Field(
         default=10 * GIB,
@@ -333,3 +335,5 @@ def _check_engine(model: ModelConfig, settings: EngineSettings) -> None:
         raise ValueError(f"`engine: openvino` runs on CPUs; with `device: {device}` use `torch`.")
     if engine == "openvino" and precision == "fp16":
         raise ValueError("`engine: openvino` has no `fp16`; use `bf16` or `fp32`.")
+    if precision.startswith("int8") and (device != "cpu" or engine == "torch"):
+        raise ValueError(f"`precision: {precision}` runs with `engine: openvino` on CPUs.")

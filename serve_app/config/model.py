@@ -22,7 +22,7 @@ from serve_app.tasks import Task
 
 Device = Literal["cpu", "cuda", "mps"]
 EngineName = Literal["auto", "openvino", "torch", "hashing"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "int8-fast"]
 
 #: The deployments of models that name no other: of those that engines run, and providers.
 EMBEDDER, PROVIDERS = "Embedder", "Providers"

@@ -3,7 +3,8 @@
 `/proc/cpuinfo` lists the instruction sets of the CPU. oneDNN, the kernel library of both OpenVINO
 and PyTorch, uses them up to the limit in `ONEDNN_MAX_CPU_ISA`. Without native instructions the
 libraries emulate a precision: OpenVINO at bf16 then takes 30 times as long as at fp32, PyTorch at
-fp16 three times. Such a precision is therefore rejected before anything is computed.
+fp16 three times. Without VNNI, sums of int8 products saturate, which gives other vectors. Such a
+precision is therefore rejected before anything is computed.
 """
 
 import os
@@ -15,18 +16,26 @@ from typing import Self
 
 from serve_app.errors import ConfigurationError
 
+#: The precisions that quantize a model: the careful one and the fast one.
+INT8_PRECISIONS = ("int8", "int8-fast")
 #: For each precision, the instruction sets that compute it natively, by their names in
 #: `/proc/cpuinfo`. Any CPU computes a precision that isn't listed.
 _X86 = {
     "bf16": {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"},
     "fp16": {"avx512_fp16": "AVX512-FP16", "amx_fp16": "AMX-FP16"},
+    "int8": {"avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI"},
 }
 _ARM = {"bf16": {"bf16": "FEAT_BF16"}, "fp16": {"asimdhp": "FEAT_FP16"}}
 _BELOW_BF16 = frozenset(
     {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 )
-#: For each precision, the values of `ONEDNN_MAX_CPU_ISA` that exclude those instruction sets.
-_EXCLUDING_LIMITS = {"bf16": _BELOW_BF16, "fp16": _BELOW_BF16 | {"AVX512_CORE_BF16"}}
+#: For each precision, the values of `ONEDNN_MAX_CPU_ISA` that exclude those instruction sets. Of
+#: those for int8, AVX2_VNNI excludes only one of them, which may be the only one of the CPU.
+_EXCLUDING_LIMITS = {
+    "bf16": _BELOW_BF16,
+    "fp16": _BELOW_BF16 | {"AVX512_CORE_BF16"},
+    "int8": _BELOW_BF16 - {"AVX512_CORE_VNNI"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,9 @@ class CpuFeatures:
 
     def unsupported_reason(self, precision: str, engine: str = "torch") -> str | None:
         """Returns why an engine can't compute a precision natively; None: it can."""
+        precision = "int8" if precision in INT8_PRECISIONS else precision
+        if self.is_arm and precision == "int8":
+            return "OpenVINO's int8 was measured on x86 CPUs only."
         names = (_ARM if self.is_arm else _X86).get(precision)
         if names is None:
             return None

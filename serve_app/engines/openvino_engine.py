@@ -34,8 +34,9 @@ GRAPH = "model.xml"
 _MAIN_OUTPUT, _TOKEN_EMBEDDINGS = 0, 1
 #: The task of the second output.
 _SECOND_OUTPUT: Task = "embed_tokens"
-#: Precisions by OpenVINO's names.
-_PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
+#: Precisions by OpenVINO's names. What a quantized graph doesn't compute at int8 it computes at
+#: fp32, on every CPU.
+_PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8-fast": "f32"}
 #: Padded tokens up to which a batch runs on all threads if no other batch is running.
 _LATENCY_MAX_TOKENS = 64
 #: A single text is padded to a multiple of this length. OpenVINO prepares its graph for each new
@@ -63,7 +64,7 @@ class OpenVinoEngine:
         Args:
             folder: holds graph, weights and tokenizer; see `model_prep.openvino_export`.
             spec: the model as the application promises it.
-            precision: `fp32` or `bf16`.
+            precision: `fp32`, `bf16`, `int8` or `int8-fast`.
             threads: CPU threads, each of which runs one batch at a time.
             parity: the result of the parity gate, for `info`.
 

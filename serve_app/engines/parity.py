@@ -12,13 +12,15 @@ from itertools import starmap
 import numpy as np
 
 from serve_app.engines.base import Engine
+from serve_app.engines.cpu_features import INT8_PRECISIONS
+from serve_app.engines.quantization_loss import shortfalls
 from serve_app.inputs import Image, Input, QueryText, TextPair
 from serve_app.models import ModelSpec
 from serve_app.tasks import Task
 from serve_app.types import Parity, Row
 
 #: For each precision, the minimal cosine to sentence-transformers at fp32.
-MIN_COSINE = {"fp32": 0.99999, "bf16": 0.9999, "fp16": 0.9999}
+MIN_COSINE = {"fp32": 0.99999, "bf16": 0.9999, "fp16": 0.9999, "int8": 0.95, "int8-fast": 0.9}
 #: For each precision, the maximal error of a logit of a cross-encoder: absolute up to 1, beyond
 #: relative to the logit. A sigmoid reduces it to a quarter or less.
 MAX_SCORE_ERROR = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2}
@@ -64,7 +66,9 @@ def has_parity(parity: Parity) -> bool:
     """Returns whether the outputs may be served. NaN never passes."""
     if parity.score_error_max is not None:
         return parity.score_error_max <= MAX_SCORE_ERROR[parity.precision]
-    return parity.cosine_min is not None and parity.cosine_min >= MIN_COSINE[parity.precision]
+    if parity.cosine_min is None or not parity.cosine_min >= MIN_COSINE[parity.precision]:
+        return False
+    return parity.precision not in INT8_PRECISIONS or not shortfalls(parity)
 
 
 def describe_shortfall(parity: Parity) -> str:
@@ -74,6 +78,8 @@ def describe_shortfall(parity: Parity) -> str:
             f"the scores are up to {parity.score_error_max:.6f} away from those of "
             f"sentence-transformers; {MAX_SCORE_ERROR[parity.precision]} is allowed"
         )
+    if parity.quantization_loss is not None and (missed := shortfalls(parity)):
+        return f"quantization loses too much on {parity.quantization_loss.texts} texts: {missed}"
     cosine_min = float("nan") if parity.cosine_min is None else parity.cosine_min
     return (
         f"the vectors are only within cosine {cosine_min:.6f} of sentence-transformers; "

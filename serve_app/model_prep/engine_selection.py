@@ -9,10 +9,11 @@ from hashlib import sha256
 
 from serve_app.config import AppConfig, EngineSettings, ModelConfig
 from serve_app.engines.base import Engine
-from serve_app.engines.cpu_features import CpuFeatures
+from serve_app.engines.cpu_features import INT8_PRECISIONS, CpuFeatures
 from serve_app.errors import ConfigurationError, SpaceMismatch
 from serve_app.model_prep.alias_check import check_alias_models
 from serve_app.model_prep.artifact_cache import evict
+from serve_app.model_prep.int8_recipe import recipe_space, space_precision
 from serve_app.model_prep.prepared_model import get_prepared_model
 from serve_app.model_prep.quantization_ranges import (
     get_or_build_quantization_ranges,
@@ -21,7 +22,7 @@ from serve_app.model_prep.quantization_ranges import (
 )
 from serve_app.model_prep.space_check import check_spaces
 from serve_app.models import ModelSpec, resolve
-from serve_app.types import CacheDtype, Float32, Parity
+from serve_app.types import CacheDtype, Parity
 
 #: For each device, engines and precisions in order of preference. On a GPU the first one is
 #: selected untried, because the node that builds the application may have no GPU.
@@ -110,13 +111,13 @@ def _select_engine(config: AppConfig, model: ModelConfig, cpu: CpuFeatures) -> E
     candidates = _candidates(model, settings)
     rejected: list[str] = []
     for engine, precision in candidates:
-        spec = resolve(model, precision)
+        spec = resolve(model, space_precision(precision))
         try:
             if settings.device == "cpu":
                 cpu.require(precision, engine)
             elif len(candidates) > 1:
                 _check_untried(spec, precision)
-            parity, ranges = _prepare(model, spec, engine, precision)
+            spec, parity = _prepare(model, spec, engine, precision)
         except ConfigurationError as error:
             if len(candidates) == 1:
                 raise
@@ -124,7 +125,7 @@ def _select_engine(config: AppConfig, model: ModelConfig, cpu: CpuFeatures) -> E
             continue
         return EngineSelection(
             model,
-            replace(spec, quantization_ranges=ranges),
+            spec,
             engine,
             precision,
             "remote" if engine == "provider" else settings.device,
@@ -162,6 +163,8 @@ def _check_cache_dtype(selection: EngineSelection) -> None:
 def _candidates(model: ModelConfig, settings: EngineSettings) -> list[tuple[str, str]]:
     if (engine := model.parsed_source.engine) is not None:
         return [(engine, "fp32")]
+    if settings.precision in INT8_PRECISIONS:
+        return [("openvino", settings.precision)]
     if settings.engine != "auto" and settings.precision != "auto":
         return [(settings.engine, settings.precision)]
     allowed = [
@@ -187,27 +190,35 @@ def _check_untried(spec: ModelSpec, precision: str) -> None:
 
 def _prepare(
     model: ModelConfig, spec: ModelSpec, engine: str, precision: str
-) -> tuple[Parity | None, Float32 | None]:
-    """Returns parity and quantization ranges; prepares or calibrates the model if necessary.
+) -> tuple[ModelSpec, Parity | None]:
+    """Returns spec and parity; prepares or calibrates the model if necessary.
 
-    The parity of torch is None: the replica measures it when it loads the model.
+    The spec gets its quantization ranges and, for int8, its space. The parity of torch is None: the
+    replica measures it when it loads the model.
     """
     if engine == "provider":
-        return None, None
+        return spec, None
     if engine == "hashing":
-        return None, hashing_quantization_ranges(spec.dim)
+        return replace(spec, quantization_ranges=hashing_quantization_ranges(spec.dim)), None
     if spec.is_static and (engine, precision) != ("torch", "fp32"):
         raise ConfigurationError("A static model runs with `engine: torch` at `precision: fp32`.")
     # Texts don't show the range of images' vectors, and outputs of other kinds aren't quantized.
     embeds_images = "embed_images" in spec.tasks
     has_ranges = spec.kind == "dense" and not embeds_images
     if engine == "torch":
-        return None, get_or_build_quantization_ranges(model, spec) if has_ranges else None
+        ranges = get_or_build_quantization_ranges(model, spec) if has_ranges else None
+        return replace(spec, quantization_ranges=ranges), None
     if embeds_images:
         # Its images are decoded by transformers, so a replica would import torch all the same.
         raise ConfigurationError("A model that embeds images runs with `engine: torch`.")
+    if precision in INT8_PRECISIONS and spec.kind != "dense":
+        raise ConfigurationError(
+            f"`precision: {precision}` is for dense models, whose loss is measured; {spec.name} is "
+            f"a {spec.kind} model. Set `precision: fp32`."
+        )
     prepared = get_prepared_model(model, spec, precision)
-    return prepared.parity, read_quantization_ranges(prepared.folder) if has_ranges else None
+    ranges = read_quantization_ranges(prepared.folder) if has_ranges else None
+    return replace(spec, space_id=prepared.space_id, quantization_ranges=ranges), prepared.parity
 
 
 def check_space(selection: EngineSelection) -> None:
@@ -216,8 +227,8 @@ def check_space(selection: EngineSelection) -> None:
     Raises:
         SpaceMismatch: they are not, so their vectors belong to another space.
     """
-    local = resolve(selection.model, selection.precision)
-    if local.space_id != selection.spec.space_id:
+    local = resolve(selection.model, space_precision(selection.precision))
+    if local.space_id != recipe_space(selection.spec.space_id, selection.precision):
         raise SpaceMismatch(
             f"The files of {local.name} on this node produce vectors of space {local.space_id}, "
             f"but the application was built for space {selection.spec.space_id}. Install the same "
@@ -241,6 +252,7 @@ def load_engine(
     Raises:
         ConfigurationError: this machine can't run the engine, or its vectors differ from the
             application's.
+        SpaceMismatch: a model was quantized here with other scales than the application's.
     """
     model, spec, precision = selection.model, selection.spec, selection.precision
     if selection.engine == "hashing":
@@ -260,7 +272,14 @@ def load_engine(
         )
     from serve_app.engines.openvino_engine import OpenVinoEngine
 
-    prepared = get_prepared_model(model, spec, precision)
+    recipe_spec = replace(spec, space_id=recipe_space(spec.space_id, precision))
+    prepared = get_prepared_model(model, recipe_spec, precision)
+    if prepared.space_id != spec.space_id:
+        raise SpaceMismatch(
+            f"Calibration on this node found other scales for {spec.name} than the application's: "
+            f"its space is {prepared.space_id}, not {spec.space_id}. Copy the prepared model to "
+            "this node, or share the user's cache directory."
+        )
     return OpenVinoEngine(
         prepared.folder,
         spec,

@@ -7,6 +7,7 @@ normalization is that library's own.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import openvino
@@ -28,8 +29,10 @@ from serve_app.engines.tokenizer import TextTokenizer
 from serve_app.inputs import Input, QueryText, TextPair
 from serve_app.model_prep.artifact import write_manifest
 from serve_app.model_prep.calibration import calibrate
+from serve_app.model_prep.int8_recipe import RECIPES, space_precision
 from serve_app.model_prep.prepared_model import write_parity
 from serve_app.models import ModelSpec, resolve
+from serve_app.types import Parity
 
 #: Examples of different lengths, so that tracing takes no dimension for a constant.
 _SHORT, _LONG = "An example.", "Another example, and a good deal longer than the first one is."
@@ -55,20 +58,32 @@ def export(config: ModelConfig, precision: str, folder: Path) -> None:
     """Fills an empty folder with graph, tokenizer, parity and manifest, and ranges if it is dense.
 
     Raises:
-        ConfigurationError: the CPU doesn't compute the precision natively.
+        ConfigurationError: the CPU doesn't compute the precision natively, or int8 needs NNCF.
         ModelSourceError: the model can't be read.
     """
     CpuFeatures.detect().require(precision, "openvino")
-    spec = resolve(config, precision)
+    spec = resolve(config, space_precision(precision))
     model = load_model(config, spec, "cpu")
     tokenizer = load_tokenizer(model, spec)
     tokenizer.save(folder)
     inputs = parity_inputs(spec)
     # Before the conversion: some modules set attributes in their first run, which can't be traced.
     expected = {task: reference_outputs(model, task, values) for task, values in inputs.items()}
-    _convert(model, spec, tokenizer, precision, folder)
-    engine = OpenVinoEngine(folder, spec, precision=precision, threads=1)
-    parity = measure_parity(engine, inputs, expected, precision)
+    graph = _convert(model, spec, tokenizer)
+
+    def measure(precision: str) -> Parity:
+        engine = OpenVinoEngine(folder, spec, precision=precision, threads=1)
+        return measure_parity(engine, inputs, expected, precision)
+
+    # fp16 stores more digits of a weight than bf16 computes with, in half the memory of fp32.
+    is_float = precision not in RECIPES
+    openvino.save_model(graph, folder / GRAPH, compress_to_fp16=is_float and precision != "fp32")
+    parity = measure(precision if is_float else "fp32")
+    if not is_float and has_parity(parity):
+        from serve_app.model_prep.int8_export import quantize_prepared
+
+        loss = quantize_prepared(graph, spec, precision, folder)
+        parity = replace(measure(precision), quantization_loss=loss)
     if not has_parity(parity):  # only the reason why it is never loaded is kept
         for file in folder.iterdir():
             file.unlink()
@@ -78,9 +93,7 @@ def export(config: ModelConfig, precision: str, folder: Path) -> None:
     write_manifest(folder)
 
 
-def _convert(
-    model: LibraryModel, spec: ModelSpec, tokenizer: TextTokenizer, precision: str, folder: Path
-) -> None:
+def _convert(model: LibraryModel, spec: ModelSpec, tokenizer: TextTokenizer) -> openvino.Model:
     inputs = tokenizer.padding.inputs
     outputs = dict.fromkeys(FEATURES[task] for task in spec.tasks if task in engine_tasks(spec))
     arrays = tokenizer.pad(tokenizer.encode(_examples(spec)))
@@ -92,8 +105,7 @@ def _convert(
     for port, name in zip(graph.inputs, inputs, strict=True):
         port.get_tensor().set_names({name})
     graph.reshape({name: openvino.PartialShape([-1, -1]) for name in inputs})
-    # fp16 stores more digits of a weight than bf16 computes with, in half the memory of fp32.
-    openvino.save_model(graph, folder / GRAPH, compress_to_fp16=precision != "fp32")
+    return graph
 
 
 def _examples(spec: ModelSpec) -> list[Input]:

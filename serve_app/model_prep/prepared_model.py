@@ -17,11 +17,14 @@ from serve_app.model_prep.artifact_cache import (
     build_in_subprocess,
     get_or_build,
 )
+from serve_app.model_prep.int8_recipe import RECIPES, prepared_space
 from serve_app.model_prep.quantization_ranges import RANGES_FORMAT
 from serve_app.models import ModelSpec
-from serve_app.types import Parity
+from serve_app.types import Parity, QuantizationLoss
 
 _PARITY = "parity.json"
+#: The ranges of a quantized model's activations, as JSON.
+SCALES = "scales.json"
 #: Format of the folder. Bump it when the files or the bounds of the gate change: every model is
 #: then prepared again. A model without parity has no files but the measure.
 _FORMAT = 3
@@ -33,6 +36,7 @@ class PreparedModel:
 
     folder: Path
     parity: Parity
+    space_id: str  #: the spec's, and for int8 the scales
 
 
 def get_prepared_model(
@@ -42,8 +46,8 @@ def get_prepared_model(
 
     Args:
         config: the model's source.
-        spec: the model as the application promises it.
-        precision: `fp32` or `bf16`.
+        spec: the model, whose space is that of `space_precision`.
+        precision: `fp32`, `bf16`, `int8` or `int8-fast`.
         build: runs the conversion.
 
     Raises:
@@ -72,7 +76,10 @@ def get_prepared_model(
             f"With OpenVINO at {precision}, {describe_shortfall(parity)} ({spec.name}). Set "
             "`precision: fp32`, or `engine: torch`."
         )
-    return PreparedModel(folder, parity)
+    space_id = spec.space_id
+    if precision in RECIPES:
+        space_id = prepared_space(space_id, (folder / SCALES).read_bytes())
+    return PreparedModel(folder, parity, space_id)
 
 
 def write_parity(folder: Path, parity: Parity) -> None:
@@ -82,4 +89,6 @@ def write_parity(folder: Path, parity: Parity) -> None:
 
 
 def _read_parity(folder: Path) -> Parity:
-    return Parity(**json.loads((folder / _PARITY).read_bytes()))
+    fields = json.loads((folder / _PARITY).read_bytes())
+    loss = fields.pop("quantization_loss", None)
+    return Parity(**fields, quantization_loss=loss and QuantizationLoss(**loss))

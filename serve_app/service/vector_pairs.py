@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedserve_client.migration import agreement as neighbours
+from serve_app.engines.rank_correlation import rank_correlation, similarities
 from serve_app.live.shadow_sample import Agreement
 from serve_app.types import Float32
 
@@ -63,27 +63,6 @@ def compare(
         found.rows,
         found.kept,
         found.kept_first,
-        rank_correlation(_similarities(first[ranked]), _similarities(second[ranked])),
+        rank_correlation(similarities(first[ranked]), similarities(second[ranked])),
         found.mean_cosine if cosine else None,
     )
-
-
-def rank_correlation(first: Float32, second: Float32) -> float | None:
-    """Returns Spearman's rank correlation of two arrays; None: all values of one are equal."""
-    first_ranks, second_ranks = _ranks(first), _ranks(second)
-    if np.ptp(first_ranks) == 0 or np.ptp(second_ranks) == 0:
-        return None
-    return float(np.corrcoef(first_ranks, second_ranks)[0, 1])
-
-
-def _ranks(values: Float32) -> NDArray[np.float64]:
-    """Returns the rank of each value; equal values share the mean of theirs."""
-    _, positions, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean_ranks = np.cumsum(counts) - (counts - 1) / 2
-    return np.asarray(mean_ranks[positions], dtype=np.float64)
-
-
-def _similarities(vectors: Float32) -> Float32:
-    """Returns the cosines of all pairs of rows."""
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return np.asarray((unit @ unit.T)[np.triu_indices(len(unit), 1)])

@@ -14,4 +14,8 @@ def needs(precision: str) -> pytest.MarkDecorator:
 
 
 #: The precisions of OpenVINO, as parameters of a test or fixture.
-OPENVINO_PRECISIONS = ("fp32", pytest.param("bf16", marks=needs("bf16")))
+OPENVINO_PRECISIONS = (
+    "fp32",
+    pytest.param("bf16", marks=needs("bf16")),
+    pytest.param("int8", marks=needs("int8")),
+)

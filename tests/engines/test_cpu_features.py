@@ -30,6 +30,10 @@ def cpu(tmp_path: Path, flags: str) -> CpuFeatures:
         ("fp16", "avx512_bf16 amx_bf16 f16c", False),
         ("fp16", "avx512_fp16", True),
         ("fp16", "amx_fp16", True),
+        ("int8", "avx512f avx2", False),
+        ("int8", "avx512f avx512_vnni", True),
+        ("int8-fast", "avx2", False),
+        ("int8-fast", "avx2 avx_vnni", True),
     ],
 )
 def test_flags_decide(tmp_path: Path, precision: str, flags: str, native: bool) -> None:
@@ -48,13 +52,16 @@ def test_flags_decide(tmp_path: Path, precision: str, flags: str, native: bool) 
         ("fp16", "AVX512_CORE_BF16", False),
         ("fp16", "AVX512_CORE_FP16", True),
         ("fp16", "DEFAULT", True),
+        ("int8", "AVX512_CORE", False),
+        ("int8-fast", "AVX2_VNNI", False),
+        ("int8-fast", "AVX512_CORE_VNNI", True),
     ],
 )
 def test_the_limit_of_onednn_decides_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, limit: str, native: bool
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    features = cpu(tmp_path, "avx512_bf16 avx512_fp16 amx_bf16")
+    features = cpu(tmp_path, "avx512_bf16 avx512_fp16 amx_bf16 avx512_vnni")
     assert (features.unsupported_reason(precision) is None) == native
 
 
@@ -84,6 +91,7 @@ CPU implementer\t: 0x41
         (" sve svebf16", "bf16", "torch", False),
         (" sve i8mm bf16", "bf16", "torch", True),
         (" sve i8mm bf16", "bf16", "openvino", False),
+        (" sve i8mm bf16", "int8", "openvino", False),
     ],
 )
 def test_features_of_an_arm_cpu(

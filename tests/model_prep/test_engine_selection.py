@@ -7,11 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedserve_client.space import Space
 from serve_app.config import MINILM, AppConfig, ModelConfig
-from serve_app.engines.cpu_features import CpuFeatures
-from serve_app.errors import ConfigurationError, ModelSourceError, ParityFailed
+from serve_app.engines.cpu_features import INT8_PRECISIONS, CpuFeatures
+from serve_app.errors import ConfigurationError, ModelSourceError, ParityFailed, SpaceMismatch
 from serve_app.model_prep import engine_selection
-from serve_app.model_prep.engine_selection import EngineSelection, load_engine, select_engines
+from serve_app.model_prep.engine_selection import (
+    EngineSelection,
+    check_space,
+    load_engine,
+    select_engines,
+)
 from serve_app.model_prep.prepared_model import PreparedModel
 from serve_app.models import ModelSpec
 from serve_app.types import Float32, Parity
@@ -19,7 +25,7 @@ from tests import tiny_models
 
 HASHING = {"name": "words", "source": "hashing:64"}
 #: A CPU that computes every precision natively, and one that computes fp32 only.
-FULL_CPU = CpuFeatures(frozenset({"avx512f", "avx512_bf16", "avx512_fp16"}))
+FULL_CPU = CpuFeatures(frozenset({"avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni"}))
 FP32_CPU = CpuFeatures(frozenset({"avx512f"}))
 
 
@@ -31,7 +37,10 @@ def preparation_errors(monkeypatch: pytest.MonkeyPatch) -> dict[str, Configurati
     def prepare(config: ModelConfig, spec: ModelSpec, precision: str) -> PreparedModel:
         if precision in errors:
             raise errors[precision]
-        return PreparedModel(Path("prepared"), Parity(precision, 50, 0.99995))
+        scales = ".scales" if precision.startswith("int8") else ""
+        return PreparedModel(
+            Path("prepared"), Parity(precision, 50, 0.99995), spec.space_id + scales
+        )
 
     monkeypatch.setattr(engine_selection, "get_prepared_model", prepare)
     return errors
@@ -128,6 +137,8 @@ def test_a_cpu_without_bf16_gets_fp32_and_the_reason() -> None:
     [
         {"precision": "bf16"},
         {"precision": "fp16"},
+        {"precision": "int8"},
+        {"precision": "int8-fast"},
         {"engine": "openvino", "precision": "bf16"},
         {"engine": "torch", "precision": "bf16"},
         {"engine": "torch", "precision": "fp16"},
@@ -140,6 +151,58 @@ def test_a_configured_precision_that_the_cpu_would_emulate_is_an_error(
     preparation_errors[settings["precision"]] = ParityFailed("it was prepared all the same")
     with pytest.raises(ConfigurationError, match=r"natively.*neither.*`precision: fp32`"):
         select(cpu=FP32_CPU, **settings)
+
+
+@pytest.mark.parametrize("precision", INT8_PRECISIONS)
+@pytest.mark.parametrize("engine", ["auto", "openvino"])
+def test_int8_runs_with_openvino_in_a_space_of_its_own(precision: str, engine: str) -> None:
+    selection = select(precision=precision, engine=engine)
+    assert (selection.engine, selection.precision) == ("openvino", precision)
+    space = Space.parse(selection.spec.space_id)
+    assert space.precision.endswith(".scales")
+    others = [select(precision=name).spec.space_id for name in ("fp32", "bf16")]
+    others += [
+        select(precision=name).spec.space_id for name in INT8_PRECISIONS if name != precision
+    ]
+    for other in map(Space.parse, others):
+        assert other.family == space.family
+        assert not space.is_comparable_to(other)
+    check_space(selection)
+
+
+def test_a_replica_that_quantized_with_other_scales_does_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    selection = select(precision="int8")
+
+    def prepare(config: ModelConfig, spec: ModelSpec, precision: str) -> PreparedModel:
+        return PreparedModel(Path("prepared"), Parity(precision, 50, 1.0), spec.space_id + ".other")
+
+    monkeypatch.setattr(engine_selection, "get_prepared_model", prepare)
+    with pytest.raises(SpaceMismatch, match=r"other scales.*\.other, not .*\.scales"):
+        load_engine(selection, threads=1)
+
+
+def test_a_replica_with_another_recipe_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    selection = select(precision="int8")
+    monkeypatch.setattr(
+        engine_selection, "space_precision", lambda precision: f"{precision}.recipe"
+    )
+    with pytest.raises(SpaceMismatch, match=r"int8\.recipe, but"):
+        check_space(selection)
+
+
+def test_auto_selects_no_int8(preparation_errors: dict[str, ConfigurationError]) -> None:
+    preparation_errors |= {name: ParityFailed("too far") for name in ("bf16", "fp32")}
+    assert (select().engine, select().precision) == ("torch", "fp32")
+    with pytest.raises(ConfigurationError, match="No configured engine"):
+        select(engine="openvino")
+
+
+def test_int8_is_for_dense_models(tmp_path: Path) -> None:
+    model = tiny_models.cross_encoder(tmp_path).model_dump()
+    with pytest.raises(ConfigurationError, match=r"`precision: int8` is for dense models"):
+        select(precision="int8", model=model)
 
 
 def test_a_gpu_needs_no_instruction_sets_of_the_cpu() -> None:

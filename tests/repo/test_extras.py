@@ -37,6 +37,10 @@ from serve_app.tracing import check_tracing
 check_tracing(TracingConfig(endpoint="http://127.0.0.1:4318"))
 print("traced")
 """,
+    "int8": """
+from serve_app.model_prep.int8_quantization import quantize
+print(quantize.__name__)
+""",
     "bench": """
 from embedserve_client.command.main import main
 from embedserve_benchmarks.report import plots, publish
@@ -52,6 +56,7 @@ OUTPUT = {
     "cohere": "cohere\n",
     "voyage": "voyageai\n",
     "otel": "traced\n",
+    "int8": "quantize\n",
     "bench": "0\n",
 }
 

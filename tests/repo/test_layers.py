@@ -70,7 +70,11 @@ SERVICE_LIBRARIES = {
     ),
     "torch": ("engines.torch_engine", "engines.library_model", "model_prep.openvino_export"),
     "sentence_transformers": ("engines.library_model",),
-    "openvino": ("engines.openvino_engine", "model_prep.openvino_export"),
+    "openvino": (
+        "engines.openvino_engine",
+        *("model_prep.openvino_export", "model_prep.int8_export", "model_prep.int8_quantization"),
+    ),
+    "nncf": ("model_prep.int8_quantization",),
     "tokenizers": ("engines.tokenizer", "engines.multi_vector_tokenizer"),
     "transformers": (),
     "starlette": ("web", "deployments.http_replica", "standalone"),

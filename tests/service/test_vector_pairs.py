@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from serve_app.service.vector_pairs import VectorPairs, compare, rank_correlation
+from serve_app.engines.rank_correlation import rank_correlation
+from serve_app.service.vector_pairs import VectorPairs, compare
 from serve_app.types import Float32
 
 

@@ -73,6 +73,19 @@ def render_error(error: EmbedServeError) -> ErrorResponse:
     return ErrorResponse(error.status, orjson.dumps(body))
 
 
+class QuantizationLossReport(TypedDict):
+    """What int8 vectors lose against float32, on texts of other kinds than the calibration's."""
+
+    texts: int
+    cosine_min: float  # of the two vectors of a text
+    cosine_p1: float  # 1 % of the texts have a smaller one
+    cosine_mean: float
+    rank_correlation: float  # Spearman's, of the similarities of pairs of texts
+    kept: float  # share of the 10 nearest neighbours that are the same
+    kept_first: float  # share of the texts whose nearest neighbour is the same
+    kept_mixed: float  # as `kept`, where int8 vectors search among those at float32
+
+
 class ParityReport(TypedDict):
     """Agreement of the engine's outputs with sentence-transformers at float32."""
 
@@ -80,6 +93,7 @@ class ParityReport(TypedDict):
     texts: int
     cosine_min: NotRequired[float | None]  # of vectors
     score_error_max: NotRequired[float | None]  # of scores
+    quantization_loss: NotRequired[QuantizationLossReport]  # at `int8` and `int8-fast`
 
 
 class CacheLossReport(TypedDict):
