@@ -49,7 +49,7 @@ def quantize(
         ),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             overflow_fix=nncf.OverflowFix.DISABLE,  # the engine requires VNNI, whose sums are exact
-            smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=recipe.smoothing),
         ),
     )
     return quantized, _round_scales(quantized)

@@ -29,6 +29,8 @@ class Int8Recipe:
     #: 0: every product is quantized.
     float_contraction: float
     texts: int  #: of the calibration corpus
+    #: How much of the outliers of activations moves into the weights, from 0 to 1 (SmoothQuant).
+    smoothing: float = 0.95
     #: Version of what `int8_quantization` does besides. Bump it whenever vectors change.
     version: int = 1
     nncf: str = "3.4.0"  #: the version that quantizes
