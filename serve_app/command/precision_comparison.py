@@ -29,7 +29,7 @@ _CHOICES = (
     ("torch", "fp32"),
     *(("openvino", precision) for precision in ("fp32", "bf16", *INT8_PRECISIONS)),
 )
-_ROUNDS = 5
+_ROUNDS = 9
 
 
 @dataclass(slots=True)

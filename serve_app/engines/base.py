@@ -113,7 +113,8 @@ class Engine(Protocol):
         """Returns the output of each input, from one run of the model.
 
         An output may differ with the other inputs of its batch: by up to 1e-5 at fp32, and by up to
-        2e-3 at bf16. The outputs of one text are equal bit for bit only while they are cached.
+        2e-3 at bf16 and int8. The outputs of one text are equal bit for bit only while they are
+        cached.
 
         Args:
             task: one of `tasks`.

@@ -2,7 +2,7 @@
 
 The gate compares the outputs for a fixed set of inputs: vectors of texts, images and tokens, and
 sparse vectors, by their cosine; scores by their error. It does not promise equal bits: at fp32 a
-vector varies with its batch by up to 1e-5, at bf16 by up to 2e-3.
+vector varies with its batch by up to 1e-5, at bf16 and int8 by up to 2e-3.
 """
 
 import random
@@ -20,7 +20,7 @@ from serve_app.tasks import Task
 from serve_app.types import Parity, Row
 
 #: For each precision, the minimal cosine to sentence-transformers at fp32.
-MIN_COSINE = {"fp32": 0.99999, "bf16": 0.9999, "fp16": 0.9999, "int8": 0.95, "int8-fast": 0.9}
+MIN_COSINE = {"fp32": 0.99999, "bf16": 0.9999, "fp16": 0.9999, "int8": 0.97, "int8-fast": 0.93}
 #: For each precision, the maximal error of a logit of a cross-encoder: absolute up to 1, beyond
 #: relative to the logit. A sigmoid reduces it to a quarter or less.
 MAX_SCORE_ERROR = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2}

@@ -16,22 +16,22 @@ from serve_app.types import Float32, Parity, QuantizationLoss
 #: For each precision, the smallest value of each measure.
 BOUNDS: Mapping[str, Mapping[str, float]] = {
     "int8": {
-        "cosine_min": 0.95,
-        "cosine_p1": 0.99,
-        "cosine_mean": 0.998,
-        "rank_correlation": 0.997,
-        "kept": 0.93,
+        "cosine_min": 0.98,
+        "cosine_p1": 0.995,
+        "cosine_mean": 0.9985,
+        "rank_correlation": 0.998,
+        "kept": 0.95,
         "kept_first": 0.94,
-        "kept_mixed": 0.94,
+        "kept_mixed": 0.96,
     },
     "int8-fast": {
-        "cosine_min": 0.9,
-        "cosine_p1": 0.97,
-        "cosine_mean": 0.994,
-        "rank_correlation": 0.99,
-        "kept": 0.88,
+        "cosine_min": 0.96,
+        "cosine_p1": 0.985,
+        "cosine_mean": 0.996,
+        "rank_correlation": 0.995,
+        "kept": 0.92,
         "kept_first": 0.9,
-        "kept_mixed": 0.9,
+        "kept_mixed": 0.94,
     },
 }
 #: Texts whose pairs are ranked: 80,000 similarities are enough for four digits.

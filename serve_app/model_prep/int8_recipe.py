@@ -14,7 +14,6 @@ from hashlib import sha256
 
 import orjson
 
-from serve_app.engines.cpu_features import INT8_PRECISIONS
 from serve_app.model_prep.calibration_corpus import calibration_texts
 
 _DIGEST_CHARACTERS = 8
@@ -30,23 +29,17 @@ class Int8Recipe:
     float_contraction: float
     texts: int  #: of the calibration corpus
     #: How much of the outliers of activations moves into the weights, from 0 to 1 (SmoothQuant).
-    smoothing: float = 0.95
+    smoothing: float
     #: Version of what `int8_quantization` does besides. Bump it whenever vectors change.
     version: int = 1
     nncf: str = "3.4.0"  #: the version that quantizes
 
 
-#: Recipes by precision.
-RECIPES: Mapping[str, Int8Recipe] = dict(
-    zip(
-        INT8_PRECISIONS,
-        (
-            Int8Recipe(float_contraction=2.0, texts=300),
-            Int8Recipe(float_contraction=0.0, texts=300),
-        ),
-        strict=True,
-    )
-)
+#: Recipes by precision. The outliers of the second products need more smoothing than all others.
+RECIPES: Mapping[str, Int8Recipe] = {
+    "int8": Int8Recipe(float_contraction=2.0, texts=300, smoothing=0.5),
+    "int8-fast": Int8Recipe(float_contraction=0.0, texts=300, smoothing=0.95),
+}
 
 
 def space_precision(precision: str) -> str:

@@ -20,6 +20,7 @@ from serve_app.engines.openvino_engine import OpenVinoEngine
 from serve_app.engines.parity import MIN_COSINE
 from serve_app.errors import ConfigurationError, SpaceMismatch
 from serve_app.model_prep.calibration_corpus import calibration_texts
+from serve_app.model_prep.int8_recipe import space_precision
 from serve_app.model_prep.prepared_model import PreparedModel, get_prepared_model
 from serve_app.model_prep.quantization_ranges import compute_ranges, read_quantization_ranges
 from serve_app.models import resolve
@@ -31,8 +32,11 @@ from tests.engines.texts import mixed_texts
 TEXTS = mixed_texts(100)
 #: Digest of the default model's ranges, the same on every machine: users store int8 vectors.
 RANGES_SHA256 = "692dcc0e3177c72007b7cba46252866f5ef7b57fa7b13c920b5fa709e9fe64dd"
-#: How far a vector may differ with its batch.
-BATCH_TOLERANCE = {"fp32": 1e-5, "bf16": 2e-3}
+#: How far a vector may differ with its batch. At int8 most don't: the rounding errors of the
+#: products at fp32, which depend on the batch, rarely decide how a value is rounded to int8.
+BATCH_TOLERANCE = {"fp32": 1e-5, "bf16": 2e-3, "int8": 2e-3}
+#: The share of vectors that may differ by more than at fp32.
+MAX_MOVED = {"fp32": 0.0, "bf16": 1.0, "int8": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,8 @@ def precision(request: pytest.FixtureRequest) -> str:
 def prepared(precision: str, cache: Path) -> PreparedModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
-        return get_prepared_model(MINILM, resolve(MINILM, precision), precision)
+        spec = resolve(MINILM, space_precision(precision))
+        return get_prepared_model(MINILM, spec, precision)
 
 
 def load(prepared: PreparedModel, precision: str) -> OpenVinoEngine:
@@ -102,8 +107,10 @@ def test_a_vector_does_not_depend_on_its_batch(
 ) -> None:
     tolerance = BATCH_TOLERANCE[precision]
     reversed_by_32 = embed(engine, TEXTS[::-1], 32)[::-1]
-    np.testing.assert_allclose(embed(engine, TEXTS, 1), reversed_by_32, atol=tolerance)
-    np.testing.assert_allclose(batches_of_16, reversed_by_32, atol=tolerance)
+    for vectors in (embed(engine, TEXTS, 1), batches_of_16):
+        np.testing.assert_allclose(vectors, reversed_by_32, atol=tolerance)
+        moved = np.abs(vectors - reversed_by_32).max(axis=1) > BATCH_TOLERANCE["fp32"]
+        assert moved.mean() <= MAX_MOVED[precision]
 
 
 def test_a_result_is_not_overwritten_by_the_next_run(engine: OpenVinoEngine) -> None:
@@ -200,9 +207,11 @@ def test_token_vectors_equal_those_of_sentence_transformers(
         assert vectors.dtype == np.float32
         cosine = (vectors * expected_vectors).sum(axis=1)
         cosine /= np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected_vectors, axis=1)
-        assert cosine.min() >= {"fp32": 0.99999, "bf16": 0.998}[precision]
+        assert cosine.min() >= {"fp32": 0.99999, "bf16": 0.998, "int8": 0.98}[precision]
     (single,) = engine.run("embed_tokens", [tokens[5]])
-    np.testing.assert_allclose(single, batches[0][5], atol={"fp32": 1e-5, "bf16": 5e-2}[precision])
+    np.testing.assert_allclose(
+        single, batches[0][5], atol={"fp32": 1e-5, "bf16": 5e-2, "int8": 5e-2}[precision]
+    )
 
 
 def test_token_vectors_do_not_change_the_vectors_of_texts(
@@ -219,6 +228,6 @@ def test_token_vectors_do_not_change_the_vectors_of_texts(
     sequential = [call(batch) for call, batch in zip(calls, batches, strict=True)]
     for actual, expected in zip(parallel, sequential * 2, strict=True):
         for values, expected_values in zip(actual, expected, strict=True):
-            tolerance = {"fp32": 1e-4, "bf16": 5e-2}[precision]
+            tolerance = {"fp32": 1e-4, "bf16": 5e-2, "int8": 5e-2}[precision]
             np.testing.assert_allclose(values, expected_values, atol=tolerance)
     assert np.array_equal(embed(engine, TEXTS[:40], 8), before)

@@ -34,7 +34,7 @@ def test_int8_vectors_compare_with_those_of_the_same_recipe_and_scales_only(prec
 
 
 @pytest.mark.parametrize(
-    "change", [{"float_contraction": 3.0}, {"texts": 200}, {"smoothing": 0.5}, {"version": 9}]
+    "change", [{"float_contraction": 3.0}, {"texts": 200}, {"smoothing": 0.7}, {"version": 9}]
 )
 def test_another_recipe_is_another_space(
     change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
