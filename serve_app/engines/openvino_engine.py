@@ -42,6 +42,9 @@ _LATENCY_MAX_TOKENS = 64
 #: A single text is padded to a multiple of this length. OpenVINO prepares its graph for each new
 #: shape, which takes longer for a short text than computing a few tokens more.
 _SINGLE_TEXT_MULTIPLE = 16
+#: What OpenVINO keeps of the shapes that it has run, in entries for each stream. By default it
+#: keeps 5,000, and the memory of a process grows for hours.
+_SHAPE_CACHE_ENTRIES = 256
 
 #: The idle inference requests of a compiled model.
 _RequestPool = SimpleQueue[openvino.InferRequest]
@@ -186,6 +189,7 @@ class OpenVinoEngine:
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self.streams,
             "ENABLE_CPU_PINNING": False,  # the replica pins its threads, see `affinity`
+            "CPU_RUNTIME_CACHE_CAPACITY": _SHAPE_CACHE_ENTRIES,
         }
         return self._core.compile_model(graph, "CPU", options)
 
