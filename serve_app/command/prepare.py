@@ -8,6 +8,7 @@ from serve_app.command.config_file import add_config_argument, read_config
 from serve_app.command.precision_comparison import compare_precisions
 from serve_app.command.progress import print_step
 from serve_app.config import AppConfig
+from serve_app.engines.cpu_features import INT8_PRECISIONS
 from serve_app.model_prep.engine_selection import EngineSelection, iter_engines
 
 
@@ -45,7 +46,11 @@ def prepare_models(application: AppConfig) -> tuple[EngineSelection, ...]:
     """Selects the engines as the application will, and prints each selection."""
     total = len(application.served_models)
     what = "the model" if total == 1 else f"{total} models"
-    print_step("preparing", f"{what}, where engines need it (half a minute each, once)")
+    duration = "half a minute each, once"
+    settings = map(application.engine_settings, application.served_models)
+    if any(each.precision in INT8_PRECISIONS for each in settings):
+        duration += "; minutes at int8"
+    print_step("preparing", f"{what}, where engines need it ({duration})")
     selections = []
     for number, selection in enumerate(iter_engines(application), 1):
         _print_selection(selection, "model" if total == 1 else f"{number}/{total}")

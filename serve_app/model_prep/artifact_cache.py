@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _KINDS = ("prepared", "ranges")
 _TEMPORARY_PREFIX = "building-"
 _LOCK_TIMEOUT_S = 900.0
+_BUILD_TIMEOUT_S = 3600.0
 _PATH = re.compile(r"[^\s'\"]*[/\\][^\s'\"]+")
 #: OpenVINO's converter sends telemetry to Intel unless it believes that it runs in CI.
 _NO_TELEMETRY = {"CI": "true"}
@@ -51,19 +52,28 @@ class BuildStep:
 Build = Callable[[BuildStep, Path], None]
 
 
-def build_in_subprocess(step: BuildStep, folder: Path) -> None:
+def build_in_subprocess(
+    step: BuildStep, folder: Path, *, timeout_s: float = _BUILD_TIMEOUT_S
+) -> None:
     """Runs a build step in a process of its own.
 
     Raises:
-        ConfigurationError: the process failed; the message holds the last line it wrote.
+        ConfigurationError: the process failed, and the message holds the last line it wrote; or it
+            took longer than `timeout_s` and was killed.
     """
-    process = subprocess.run(
-        [sys.executable, "-m", step.module, *step.arguments, str(folder)],
-        env={**os.environ, **_NO_TELEMETRY},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", step.module, *step.arguments, str(folder)],
+            env={**os.environ, **_NO_TELEMETRY},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigurationError(
+            f"Building {step.description} took longer than {timeout_s:.0f} s."
+        ) from None
     if process.returncode:
         logger.warning("Building %s failed:\n%s", step.description, process.stderr)
         last_line = (process.stderr.strip().splitlines() or ["no error output"])[-1]

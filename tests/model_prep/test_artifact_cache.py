@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.errors import ConfigurationError
 from serve_app.model_prep.artifact import write_manifest
-from serve_app.model_prep.artifact_cache import BuildStep, get_or_build
+from serve_app.model_prep.artifact_cache import BuildStep, build_in_subprocess, get_or_build
 
 STEP = BuildStep("the artifact", "no.such.module", ())
 
@@ -100,3 +100,9 @@ def test_a_failed_build_says_why_and_leaves_no_files(cache: Path) -> None:
 def test_a_build_without_a_manifest_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="`platform` wrote no complete artifact"):
         get_or_build("one", BuildStep("the artifact", "platform", ()))
+
+
+def test_a_build_that_hangs_is_killed(tmp_path: Path) -> None:
+    endless = BuildStep("the artifact", "http.server", ("0", "--directory"))
+    with pytest.raises(ConfigurationError, match=r"^Building the artifact took longer than 1 s\.$"):
+        build_in_subprocess(endless, tmp_path, timeout_s=1)
