@@ -15,14 +15,14 @@ def draw(model: str, choices: Sequence[Choice], path: Path) -> None:
     """Writes a plot of the measured choices of a model."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     figure.suptitle(model)
-    axes = figure.subplots(1, len(_KINDS))
+    axes = figure.subplots(1, len(_KINDS), sharey=True)
+    axes[0].invert_yaxis()
     for kind, axis in zip(_KINDS, axes, strict=True):
         speeds = [median(getattr(choice, kind)) for choice in choices]
         bars = axis.barh([choice.name for choice in choices], speeds, color="#4878a8")
         axis.bar_label(bars, [_label(choice, v) for choice, v in zip(choices, speeds, strict=True)])
         axis.set_xlabel(f"{kind}/s")
-        axis.set_xlim(0, 1.45 * max(speeds))
-        axis.invert_yaxis()
+        axis.set_xlim(0, 1.8 * max(speeds))  # with room for the labels
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 
