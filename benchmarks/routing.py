@@ -43,6 +43,7 @@ _LOAD = 0.35
 _TEXTS_PER_S = 22
 #: Ray's agents collect metrics every 10 s.
 _METRICS_AGE_S = 12.0
+_BATCH_SECONDS = "ray_embedserve_batch_duration_seconds_sum"
 _RAYS_ROUTER = {
     "request_router_class": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
 }
@@ -108,16 +109,23 @@ async def _burst(target: HttpTarget, seed: int) -> Playback:
 
 
 def _batch_seconds(url: str) -> dict[str, float]:
-    """Returns the seconds that each replica has computed for."""
+    """Returns the seconds that each replica has computed for.
+
+    Raises:
+        RuntimeError: the service has no such metric.
+    """
     time.sleep(_METRICS_AGE_S)
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
         families = text_string_to_metric_families(response.read().decode())
-        return {
+        found = {
             sample.labels.get("replica", sample.labels.get("WorkerId", "")): sample.value
             for family in families
             for sample in family.samples
-            if sample.name == "ray_embedserve_batch_seconds_total"
+            if sample.name == _BATCH_SECONDS
         }
+    if not found:
+        raise RuntimeError(f"{url}/metrics has no {_BATCH_SECONDS}.")
+    return found
 
 
 def _embedder(processes: Iterable[psutil.Process]) -> psutil.Process:

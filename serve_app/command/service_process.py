@@ -28,6 +28,7 @@ from serve_app.parent_death import die_with_parent
 _POLL_S = 0.3
 _STOP_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 3.0
+_OUTPUT_TIMEOUT_S = 2.0
 _MAX_FAILED_CHECKS = 24
 _MAX_LOG_LINES = 60
 _ANSI_COLOR = re.compile(r"\x1b\[[0-9;]*m")
@@ -100,7 +101,7 @@ class ServiceProcess:
         reported = ""
         while not self._answers("/health", 1):
             if reason := self._death():
-                raise StartupError(f"{reason} before the service was up:\n{''.join(self._log)}")
+                raise StartupError(f"{reason} before the service was up:\n{self._last_lines()}")
             if time.monotonic() - started_at > timeout_s:
                 raise StartupError(
                     f"The service was not ready after {timeout_s:.0f} s. Waiting for: {reported}."
@@ -178,6 +179,14 @@ class ServiceProcess:
         if self._child is None or (status := self._child.poll()) is not None:
             return f"{self._name} exited with status {status}"
         return None
+
+    def _last_lines(self) -> str:
+        """Returns the end of the output of a process that has exited."""
+        if self._reader is not None:
+            # The last lines, which tell the reason, may still be in the pipe. Processes that
+            # outlive the child can keep it open.
+            self._reader.join(_OUTPUT_TIMEOUT_S)
+        return "".join(self._log)
 
     def _progress(self) -> str:
         """Returns what the service waits for while it starts.

@@ -13,8 +13,9 @@ from serve_app.time_limit import limit_time
 
 #: A client that sends as fast as it can looks for a response only when its send buffer is full.
 _PAUSE_S = 0.05
-#: Time in which the buffers between the client and this process fill up, before they are given up.
-_LAST_PAUSE_S = 1.0
+#: Time in which the buffers between the client and this process fill up, before they are given up:
+#: some 20 MB with a proxy in between, on a machine with no core to spare.
+_LAST_PAUSE_S = 5.0
 
 
 class ConcurrencyLimiter:

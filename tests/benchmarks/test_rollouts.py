@@ -41,7 +41,7 @@ def test_good_configurations_are_valid_and_differ_from_the_one_before(tmp_path: 
     config = base_config(file)
     assert AppConfig.parse(with_hashing(config)["applications"][0]["args"])
     changes = make_changes(tmp_path)
-    for change, _ in zip(changes, range(28), strict=False):
+    for change, _ in zip(changes, range(40), strict=False):
         changed = applied(change, config)
         assert changed != config, change.name
         if not change.reason:

@@ -14,8 +14,9 @@ from serve_app.command.config_file import (
     http_url,
     read_config,
     standalone_settings,
+    unknown_canary_keys,
 )
-from serve_app.config import EmbedServerSettings
+from serve_app.config import AppConfig, EmbedServerSettings
 from serve_app.errors import ConfigurationError
 from tests.repo.source import CONFIG_FILES, ROOT
 
@@ -230,3 +231,29 @@ def test_a_deployment_that_takes_requests_cannot_scale_to_zero(
             read_config(path, ray=False)
     else:
         read_config(path, ray=False)
+
+
+def canary_config(names: list[str], **access: Any) -> dict[str, Any]:
+    content = config(Ingress={"access": access})
+    models = [{"name": name, "source": "hashing:8"} for name in ("first", "second")]
+    alias = {"name": "words", "model": "first", "canary": {"model": "second", "keys": names}}
+    content["applications"][0]["args"] = {"models": models, "aliases": [alias]}
+    return content
+
+
+def test_a_canary_for_a_key_that_does_not_exist_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text(f"keys: [{{name: bob, sha256: {'b' * 64}}}]", "utf-8")
+    access = {"keys": [{"name": "alice", "sha256": "a" * 64}], "keys_file": str(file)}
+    for keys, told in ((["alice", "bob"], []), (["alice", "bop"], ["bop"])):
+        content = canary_config(keys, **access)
+        application = AppConfig.parse(content["applications"][0]["args"])
+        warnings = unknown_canary_keys(content, application)
+        assert len(warnings) == len(told)
+        assert all("for bop," in text and "Known: alice, bob" in text for text in warnings)
+
+
+def test_keys_that_cannot_be_read_here_are_no_reason_to_warn(tmp_path: Path) -> None:
+    content = canary_config(["bob"], keys_file=str(tmp_path / "on another machine.yaml"))
+    application = AppConfig.parse(content["applications"][0]["args"])
+    assert unknown_canary_keys(content, application) == []

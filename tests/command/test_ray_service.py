@@ -30,6 +30,19 @@ def test_an_exit_before_readiness_is_an_error_with_the_log() -> None:
         service.stop()
 
 
+def test_the_log_of_an_exit_has_the_lines_that_come_last(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\n(sleep 0.5; echo the reason) &\nexit 1\n", "utf-8")
+    python.chmod(0o700)
+    service = RayService({"http_options": {"port": free_port()}}, python=str(python))
+    service.start()
+    try:
+        with pytest.raises(StartupError, match="the reason\n"):
+            list(service.wait_until_ready())
+    finally:
+        service.stop()
+
+
 def test_a_proxy_may_take_long_to_start(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nenv\nexit 1\n", "utf-8")
