@@ -15,7 +15,7 @@ _SATURATED = 0.9
 
 @dataclass(frozen=True, slots=True)
 class FleetLoad:
-    """Sums over all running replicas; those without a report count as the mean of the others."""
+    """Sums over all running replicas; those whose report is lost count as the mean of the others."""
 
     replicas: int  #: running
     reported: int  #: replicas with a plausible report
@@ -44,7 +44,7 @@ class FleetLoad:
         )
 
 
-def sum_reports(reports: Mapping[str, ReplicaLoad], running: int) -> FleetLoad:
+def sum_reports(reports: Mapping[str, ReplicaLoad], running: int, new: int = 0) -> FleetLoad:
     """Adds up the reports.
 
     Replicas that report impossible values count as lost. The capacity and the start-up time are
@@ -53,12 +53,14 @@ def sum_reports(reports: Mapping[str, ReplicaLoad], running: int) -> FleetLoad:
     Args:
         reports: by replica; recent ones only.
         running: number of running replicas.
+        new: how many of them have not reported yet, because they have just started. No load has
+            come to them that another one's report doesn't have.
     """
     plausible = [load for load in reports.values() if load.is_plausible]
     healthy = [load for load in plausible if not _is_stuck(load)]
     stuck = len(plausible) - len(healthy)
     capacity = _median([load.capacity_tokens_per_s for load in healthy])
-    count = max(running - stuck, len(healthy))
+    count = max(running - stuck - new, len(healthy))
     scale = count / len(healthy) if healthy else 0.0
 
     def total(name: str) -> float:

@@ -1,7 +1,7 @@
 """The latest report of each replica."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from serve_app.scheduler.replica_load import ReplicaLoad
@@ -26,6 +26,8 @@ class LatestReports:
 
     def __init__(self) -> None:
         self._reports: dict[str, _Report] = {}
+        #: When each running replica was seen first; those that ran before this process: long ago.
+        self._seen_s: dict[str, float] | None = None
         #: When the earliest of the latest reports has arrived.
         self.earliest_arrival_s = -math.inf
 
@@ -57,3 +59,16 @@ class LatestReports:
         recent = {r: x for r, x in self._reports.items() if now_s - x.arrived_s <= _MAX_AGE_S}
         self.earliest_arrival_s = min((x.arrived_s for x in recent.values()), default=-math.inf)
         return {r: report.load for r, report in recent.items() if report.load is not None}
+
+    def count_new(self, running: Collection[Any], now_s: float) -> int:
+        """Returns how many replicas started so recently that their first report is on its way.
+
+        Args:
+            running: the running replicas.
+            now_s: the current time.
+        """
+        first_s = -math.inf if self._seen_s is None else now_s
+        seen_s = self._seen_s or {}
+        self._seen_s = {r: seen_s.get(r, first_s) for r in map(str, running)}
+        unreported = (s for r, s in self._seen_s.items() if r not in self._reports)
+        return sum(now_s - s <= _MAX_AGE_S for s in unreported)

@@ -76,7 +76,8 @@ class TokenPolicy:
             return self._previous(ctx, bounds, state), {_STATE_KEY: state}
         if not self._settings.cluster_grows:
             bounds = replace(bounds, room=cluster_room(ctx.deployment_id))
-        load = sum_reports(reports, ctx.current_num_replicas)
+        new = self._reports.count_new(ctx.running_replicas, now_s)
+        load = sum_reports(reports, ctx.current_num_replicas, new)
         decision, state = decide_for_fleet(
             load,
             target=ctx.target_num_replicas,

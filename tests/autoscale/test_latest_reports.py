@@ -36,6 +36,17 @@ def test_a_report_from_before_a_controller_started_is_old() -> None:
     assert LatestReports().update(metrics(a=(900.0, 0.5)), 1000.0) == {}
 
 
+def test_a_replica_is_new_until_it_reports_or_has_run_for_some_seconds() -> None:
+    reports = LatestReports()
+    reports.update(metrics(a=(1000.0, 0.5)), 1000.0)
+    assert reports.count_new(["a", "b"], 1000.0) == 0  # they ran before this process
+    reports.update(metrics(a=(1001.0, 0.5)), 1001.0)
+    assert reports.count_new(["a", "b", "c", "d"], 1001.0) == 2
+    reports.update(metrics(a=(1002.0, 0.5), c=(1002.0, 0.1)), 1002.0)
+    assert reports.count_new(["a", "b", "c", "d"], 1002.0) == 1
+    assert reports.count_new(["a", "b", "c", "d"], 1010.0) == 0
+
+
 def test_impossible_values_and_replicas_that_left_are_left_out() -> None:
     reports = LatestReports()
     assert set(reports.update(metrics(a=(1000.0, 0.5), b=(1000.0, 77.0)), 1000.0)) == {"a"}

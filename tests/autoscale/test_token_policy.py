@@ -22,6 +22,7 @@ def context(target: int, *, age_s: float = 0.0, **metrics: dict[str, float]) -> 
         deployment_name="Embedder",
         app_name="embedserve",
         current_num_replicas=target,
+        running_replicas=[chr(ord("a") + i) for i in range(target)],
         target_num_replicas=target,
         capacity_adjusted_min_replicas=1,
         capacity_adjusted_max_replicas=10,
@@ -118,6 +119,25 @@ def test_it_decides_once_every_replica_has_sent_a_new_report() -> None:
     assert decide(0.8, {"a": 0.7, "b": 0.0}, 5000) == 2  # `b` will report soon
     assert decide(1.0, {"a": 0.7, "b": 0.9}, 5000) == 2  # a new level needs two reports
     assert decide(2.0, {"a": 1.7, "b": 1.9}, 5000) == 10
+
+
+def test_a_replica_that_has_just_started_adds_no_load_until_its_reports_are_lost() -> None:
+    policy, state = TokenPolicy(headroom=0.3), dict[str, Any]()
+    targets = []
+    for second in range(12):
+        ctx = context(
+            2,
+            age_s=-second,
+            offered_interactive_tokens_per_s={"a": 1200.0},
+            capacity_tokens_per_s={"a": 1000.0},
+        )
+        if second < 3:  # `b` is starting
+            ctx.running_replicas, ctx.current_num_replicas = ["a"], 1
+        ctx.current_time, ctx.policy_state = NOW_S + second, state
+        replicas, state = policy(ctx)
+        targets.append(replicas)
+    assert targets[:8] == [2] * 8
+    assert targets[-1] == 4  # it counts as one that has as much to do
 
 
 def test_a_failure_keeps_the_target_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
