@@ -41,6 +41,7 @@ from serve_app.simulation.simulator import simulate
 from serve_app.simulation.trace import Trace
 
 from .forecast import Run, plot_runs
+from .haproxy_servers import HAProxyServers
 from .loop import run_async
 from .paths import RESULTS, ROOT
 from .record import Record, append_record, make_record
@@ -133,7 +134,9 @@ def record(name: str, topology: str, max_replicas: int) -> Record:
             target = HttpTarget(service.url, model=_MODEL)
             warm_up = run_async(_play(_warm_up(trace), target, seed=1))
             _wait_for_one_replica(service, _ENGINE_DEPLOYMENTS[topology])
-            with ReplicaWatcher(service.application, _ENGINE_DEPLOYMENTS[topology]) as history:
+            routed = HAProxyServers(scratch).count if topology == "colocated" else lambda: None
+            deployment = _ENGINE_DEPLOYMENTS[topology]
+            with ReplicaWatcher(service.application, deployment, routed) as history:
                 playback = run_async(_play(trace, target))
             decision = _last_decision(service.url, playback.started_s)
     deployments = config["applications"][0]["deployments"]
@@ -196,9 +199,11 @@ def _metrics(trace: Trace, playback: Playback, history: ReplicaHistory) -> dict[
         "failures": [[round(at_s, 2), reason] for at_s, reason in playback.failures],
         "client_lag_p99_ms": round(float(np.quantile(playback.lag_s, 0.99)) * 1e3, 2),
         "startup_s": [[round(s, 2) for s in times_s] for times_s in history.startup_s],
+        "reload_s": [round(s, 2) for s in history.reload_s],
         "running": running.tolist(),
         "target": target.tolist(),
         "waiting_ms": _milliseconds(playback.waiting_s),
+        "queue_ms": _milliseconds(playback.queue_s),
         "latency_ms": _milliseconds(playback.latency_s),
     }
     for q in _PERCENTILES:
@@ -224,6 +229,8 @@ def forecast(record: Mapping[str, Any]) -> list[SimulationResult]:
         router=_ROUTERS[record["topology"]],
         bounds=Bounds(1, record["max_replicas"]),
     )
+    if delays_s := record.get("reload_s"):  # records of the first days don't have it
+        service = replace(service, reload_s=float(np.median(delays_s)))
     trace, settings = recorded_trace(record["trace"]), PolicySettings.parse(policy)
     results = [
         simulate(trace, replace(service, first_report_s=phase_s), TokenScaler(settings))
@@ -249,7 +256,14 @@ def report(record: Mapping[str, Any], path: Path) -> None:
     simulated = Run(result.waits_s + record["lone_waiting_s"], result.timeline.running)
     print(f"{record['trace']}, {record['topology']}: waiting time in seconds")
     print("| | p50 | p95 | p99 |\n|---|---|---|---|")
-    for name, run in (("measured", measured), ("simulated", simulated)):
+    runs = [("measured", measured), ("simulated", simulated)]
+    if "queue_ms" in record:  # without HTTP, calls between processes, and busy cores
+        queue_s = np.array([np.nan if ms is None else ms / 1e3 for ms in record["queue_ms"]])
+        runs.insert(1, ("measured, in the queue of the replica", Run(queue_s, measured.running)))
+        runs.append(
+            ("simulated, in the queue of the replica", Run(result.waits_s, simulated.running))
+        )
+    for name, run in runs:
         print(f"| {name} | " + " | ".join(f"{run.percentile(q):.3g}" for q in _PERCENTILES) + " |")
     ratio = simulated.percentile(95) / measured.percentile(95)
     p95_s = [r.waiting["interactive"].p95 + record["lone_waiting_s"] for r in results]
@@ -260,6 +274,7 @@ def report(record: Mapping[str, Any], path: Path) -> None:
     print(f"first change: {first_s[0]:.1f} s; simulated: {first_s[1]:.1f} s")
     print(f"time of a lone text outside its batch: {record['lone_waiting_s']} s")
     print(f"start-up: {record['startup_s']} s; client's lag p99: {record['client_lag_p99_ms']} ms")
+    print(f"until HAProxy sends to a new replica: {record.get('reload_s')} s")
     cost = BatchCost(**record["batch_cost"])
     capacity = 0.85 * cost.capacity(cost.tokens_within(record["batch_target_s"]))
     load = trace.tokens_per_second("interactive") / capacity

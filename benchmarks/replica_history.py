@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ class ReplicaSample:
     time_s: float  #: Unix time
     running: int
     target: int
+    routed: int | None = None  #: replicas that HAProxy sends to; None: it wasn't asked
 
 
 @dataclass(slots=True)
@@ -60,8 +62,27 @@ class ReplicaHistory:
         target = np.array([sample.target for sample in self.samples], dtype=np.int64)
         return running[at], target[at]
 
-    def add(self, deployment: dict[str, Any], time_s: float) -> None:
-        """Adds Ray's description of the deployment."""
+    @property
+    def reload_s(self) -> list[float]:
+        """How long HAProxy took to send to as many replicas as ran for the first time."""
+        delays = []
+        first, most = self.samples[0].running, max(sample.running for sample in self.samples)
+        for count in range(first + 1, most + 1):
+            ready_s = self._reached_s([sample.running for sample in self.samples], count)
+            routed_s = self._reached_s([sample.routed or 0 for sample in self.samples], count)
+            if ready_s is not None and routed_s is not None:
+                delays.append(max(routed_s - ready_s, 0.0))
+        return delays
+
+    def _reached_s(self, counts: list[int], count: int) -> float | None:
+        """Returns when a number was reached, which was between two samples."""
+        for (earlier, sample), reached in zip(pairwise(self.samples), counts[1:], strict=True):
+            if reached >= count:
+                return (earlier.time_s + sample.time_s) / 2
+        return None
+
+    def add(self, deployment: dict[str, Any], time_s: float, routed: int | None = None) -> None:
+        """Adds Ray's description of the deployment, and the replicas that HAProxy sends to."""
         running = [r for r in deployment["replicas"] if r["state"] == "RUNNING"]
         for replica in running:
             if self.samples and replica["replica_id"] not in self._seen:
@@ -69,16 +90,28 @@ class ReplicaHistory:
                 ready_s = (self.samples[-1].time_s + time_s) / 2
                 self.starts[replica["replica_id"]] = (replica["start_time_s"], ready_s)
             self._seen.add(replica["replica_id"])
-        self.samples.append(ReplicaSample(time_s, len(running), deployment["target_num_replicas"]))
+        target = deployment["target_num_replicas"]
+        self.samples.append(ReplicaSample(time_s, len(running), target, routed))
 
 
 class ReplicaWatcher:
     """Fills a history in a thread, until the end of the block."""
 
-    def __init__(self, application: Callable[[], dict[str, Any]], deployment: str) -> None:
-        """Watches a deployment of Ray's description of an application."""
+    def __init__(
+        self,
+        application: Callable[[], dict[str, Any]],
+        deployment: str,
+        routed: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        """Watches a deployment of Ray's description of an application.
+
+        Args:
+            application: returns the description.
+            deployment: name of the deployment.
+            routed: returns the number of replicas that HAProxy sends to.
+        """
         self.history = ReplicaHistory()
-        self._application, self._deployment = application, deployment
+        self._application, self._deployment, self._routed = application, deployment, routed
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -94,4 +127,4 @@ class ReplicaWatcher:
         while not self._stopped.wait(_INTERVAL_S):
             deployments = self._application().get("deployments", {})
             if self._deployment in deployments:
-                self.history.add(deployments[self._deployment], time.time())
+                self.history.add(deployments[self._deployment], time.time(), self._routed())

@@ -14,6 +14,7 @@ from .connection import Connection
 from .target import HttpTarget
 
 _INFERENCE = re.compile(rb"infer;dur=([\d.]+)")
+_QUEUE = re.compile(rb"queue;dur=([\d.]+)")
 #: As much of the body of a failure is kept.
 _MAX_BODY_BYTES = 300
 _SYLLABLES = ("ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu")
@@ -26,6 +27,7 @@ class Playback:
     started_s: float  #: Unix time of the trace's start
     latency_s: npt.NDArray[np.float64]  #: from the time of the text to its reply; NaN: it failed
     inference_s: npt.NDArray[np.float64]  #: duration of the text's batch; NaN: it failed
+    queue_s: npt.NDArray[np.float64]  #: time in the replica's queue; NaN: it failed
     lag_s: npt.NDArray[np.float64]  #: delay caused by the client
     #: Time of each text that failed; status code and body, or the name of the exception.
     failures: tuple[tuple[float, str], ...]
@@ -37,15 +39,19 @@ class Playback:
 
 
 class _TimedConnection(Connection):
-    """A connection that reads how long the batch of its text took, and the last body."""
+    """A connection that reads how long its text was queued and computed, and the last body."""
 
-    inference_s = 0.0
+    inference_s = queue_s = 0.0
     body = b""
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Implements the `httptools` protocol."""
-        if name.lower() == b"server-timing" and (match := _INFERENCE.search(value)):
+        if name.lower() != b"server-timing":
+            return
+        if match := _INFERENCE.search(value):
             self.inference_s = float(match[1]) / 1e3
+        if match := _QUEUE.search(value):
+            self.queue_s = float(match[1]) / 1e3
 
     def on_body(self, body: bytes) -> None:
         """Implements the `httptools` protocol: a part of the body."""
@@ -63,6 +69,7 @@ class _Player:
         self._idle: list[_TimedConnection] = []
         n = len(texts)
         self._latency_s, self._inference_s = np.full(n, np.nan), np.full(n, np.nan)
+        self._queue_s = np.full(n, np.nan)
         self._lag_s = np.zeros(n)
         self._failures: list[tuple[float, str]] = []
 
@@ -78,7 +85,12 @@ class _Player:
         for connection in self._idle:
             connection.close()
         return Playback(
-            started_s, self._latency_s, self._inference_s, self._lag_s, tuple(self._failures)
+            started_s,
+            self._latency_s,
+            self._inference_s,
+            self._queue_s,
+            self._lag_s,
+            tuple(self._failures),
         )
 
     async def _send(self, i: int, due: float) -> None:
@@ -96,7 +108,7 @@ class _Player:
             self._failures.append((self._arrival_s[i], f"{response.status} {body}"))
             return
         self._latency_s[i] = time.perf_counter() - due
-        self._inference_s[i] = connection.inference_s
+        self._inference_s[i], self._queue_s[i] = connection.inference_s, connection.queue_s
 
 
 async def play(

@@ -15,7 +15,7 @@ _SATURATED = 0.9
 
 @dataclass(frozen=True, slots=True)
 class FleetLoad:
-    """Sums over all running replicas; those whose report is lost count as the mean of the others."""
+    """Sums over all running replicas; those whose reports are lost count as the mean of others."""
 
     replicas: int  #: running
     reported: int  #: replicas with a plausible report

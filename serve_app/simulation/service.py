@@ -26,6 +26,8 @@ class SimulatedService:
     report_delay_s: float = 0.0  #: age of the reports when the policy decides
     first_report_s: float = 1.0  #: time of the first reports; the next ones follow every second
     bounds: Bounds = field(default_factory=lambda: Bounds(1, 20))
+    #: `least_requests`: from the readiness of a replica until HAProxy has reloaded and sends to it.
+    reload_s: float = 1.0
     initial_replicas: int = 1
     router: RouterName = "least_tokens"
     #: `least_tokens` keeps requests back while all replicas have work of their lane for this long.

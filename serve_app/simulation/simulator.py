@@ -4,13 +4,18 @@ import heapq
 import math
 import random
 from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.autoscale.fleet_load import FleetLoad, sum_reports
+from serve_app.autoscale.fleet_load import sum_reports
 from serve_app.scheduler.rebalancing import SentCall, choose_moves
+from serve_app.scheduler.replica_load import ReplicaLoad
+from serve_app.simulation.haproxy import HAProxy
 from serve_app.simulation.held_load import HeldLoad, with_held
 from serve_app.simulation.replica import Replica
 from serve_app.simulation.result import SimulationResult, Timeline, Waiting
@@ -37,6 +42,15 @@ def simulate(
     return _Simulation(trace, service, scaler, seed).run()
 
 
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What the replicas and the router report at one time."""
+
+    loads: Mapping[Replica, ReplicaLoad]
+    held: HeldLoad
+    ongoing_requests: int
+
+
 class _Simulation:
     """The state of one run."""
 
@@ -57,7 +71,8 @@ class _Simulation:
         self._latency_s = [math.nan] * trace.tokens.size
         self._now_s = 0.0
         self._order = 0  # makes events of the same time comparable
-        self._events: list[tuple[float, int, Replica | None, float]] = []
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._haproxy = HAProxy() if service.router == "least_requests" else None
         self._running: list[Replica] = []
         self._starting: list[tuple[float, float]] = []  # time of readiness, of the order
         self._held = (deque[int](), deque[int]())  # requests of each lane, while none has room
@@ -68,11 +83,10 @@ class _Simulation:
         self._ongoing = 0
         self._target = service.bounds.clip(service.initial_replicas)
         self._startup_s = service.startup_times_s or (service.startup_s,)
-        #: Reports on their way to the policy: time of arrival, load and requests.
-        self._reports = deque[tuple[float, FleetLoad, int]]()
+        #: Reports on their way to the policy, with the time of their arrival.
+        self._reports = deque[tuple[float, _Report]]()
         self._replica_s = 0.0
         self._leaving = 0
-        self._turn = 0
         self._refused = 0
         self._rows: list[tuple[int, int]] = []
         self._reasons: list[tuple[float, int, str]] = []
@@ -81,6 +95,7 @@ class _Simulation:
         """Runs to the end."""
         for _ in range(self._target):
             self._running.append(self._new_replica(0.0))
+        self._reload()
         events, arrivals, starts = self._events, self._arrival_s, self._starts
         next_request, requests = 0, len(starts)
         arrival_s, report_s = arrivals[0], self._service.first_report_s
@@ -93,15 +108,11 @@ class _Simulation:
                 next_request += 1
                 arrival_s = arrivals[starts[next_request]] if next_request < requests else math.inf
             elif event_s <= tick_s:
-                event_s, _, replica, started_s = heapq.heappop(events)
-                self._now_s = event_s
-                if replica is None:
-                    self._become_ready(started_s)
-                else:
-                    self._end_batch(replica, started_s)
+                self._now_s, _, handle = heapq.heappop(events)
+                handle()
             elif self._reports and self._reports[0][0] <= report_s:
-                self._now_s, load, ongoing = self._reports.popleft()
-                self._scale(load, ongoing)
+                self._now_s, report = self._reports.popleft()
+                self._scale(report)
             else:
                 self._now_s = report_s
                 self._report()
@@ -113,9 +124,9 @@ class _Simulation:
     def _new_replica(self, ordered_s: float) -> Replica:
         return Replica(self._service, self._arrival_s, self._tokens, ordered_s, lambda: self._now_s)
 
-    def _push(self, time_s: float, replica: Replica | None, started_s: float) -> None:
+    def _push(self, time_s: float, handle: Callable[[], None]) -> None:
         self._order += 1
-        heapq.heappush(self._events, (time_s, self._order, replica, started_s))
+        heapq.heappush(self._events, (time_s, self._order, handle))
 
     def _arrive(self, request: int) -> None:
         start, end = self._starts[request], self._ends[request]
@@ -123,7 +134,8 @@ class _Simulation:
         tokens = self._tokens[start] if end - start == 1 else sum(self._tokens[start:end])
         self._ongoing += 1
         self._offered_tokens[is_bulk] += tokens
-        if not self._held[is_bulk] and self._running:
+        is_routed = self._haproxy.has_replicas if self._haproxy else bool(self._running)
+        if is_routed and not self._held[is_bulk]:
             replica = self._choose_replica(is_bulk)
             if self._has_room(replica, is_bulk):
                 self._assign(request, tokens, replica)
@@ -138,7 +150,7 @@ class _Simulation:
     def _has_room(self, replica: Replica, is_bulk: bool) -> bool:
         if self._service.router == "least_tokens":
             return replica.queued[is_bulk] < self._max_tokens
-        if self._service.router == "least_requests":
+        if self._haproxy:
             return True
         return replica.requests < self._service.max_ongoing_requests
 
@@ -149,6 +161,8 @@ class _Simulation:
             self._refuse(request)
             return
         replica.add(start, end, tokens, is_bulk)
+        if self._haproxy:
+            self._haproxy.sent(request, replica)
         if not replica.is_busy:
             self._start_batch(replica)
 
@@ -168,14 +182,12 @@ class _Simulation:
 
     def _choose_replica(self, is_bulk: bool) -> Replica:
         running = self._running
+        if self._haproxy:
+            return self._haproxy.select()
         if len(running) == 1:
             return running[0]
         if self._service.router == "least_tokens":
             return min(running, key=_TOKENS if is_bulk else self._tokens_ahead)
-        if self._service.router == "least_requests":
-            # Among equals, HAProxy takes turns.
-            self._turn = (self._turn + 1) % len(running)
-            return min([*running[self._turn :], *running[: self._turn]], key=_REQUESTS)
         count = len(running)
         first = int(self._random.random() * count)
         second = int(self._random.random() * (count - 1))
@@ -195,7 +207,7 @@ class _Simulation:
         for text in batch:
             wait_s[text] = now_s - arrival_s[text]
             latency_s[text] = wait_s[text] + seconds
-        self._push(now_s + seconds, replica, now_s)
+        self._push(now_s + seconds, partial(self._end_batch, replica, now_s))
 
     def _end_batch(self, replica: Replica, started_s: float) -> None:
         remaining, request_of = self._remaining, self._request_of
@@ -204,6 +216,8 @@ class _Simulation:
             remaining[request] -= 1
             if not remaining[request]:
                 replica.requests -= 1
+                if self._haproxy:
+                    self._haproxy.ended(request)
                 self._unfinished -= 1
                 self._ongoing -= 1
         if not replica.is_leaving and (self._held[0] or self._held[1]):
@@ -223,9 +237,19 @@ class _Simulation:
             return  # it was stopped before
         self._starting.remove(ready)
         self._running.append(self._new_replica(ordered_s))
+        if self._haproxy:
+            self._push(self._now_s + self._service.reload_s, self._reload)
+            return
         self._assign_held(self._running[-1])
         if self._service.router == "least_tokens":
             self._rebalance()
+
+    def _reload(self) -> None:
+        """Tells HAProxy of the replicas that run."""
+        if self._haproxy:
+            self._haproxy.reload(self._running)
+            if self._running:
+                self._assign_held(self._running[-1])
 
     def _rebalance(self) -> None:
         """Moves waiting requests to a new replica, as `TokenRouter` does."""
@@ -258,15 +282,22 @@ class _Simulation:
 
     def _report(self) -> None:
         now_s = self._now_s
-        reports = {str(i): replica.report(now_s) for i, replica in enumerate(self._running)}
+        loads = {replica: replica.report(now_s) for replica in self._running}
         self._rows.append((len(self._running), self._target))
-        load = with_held(sum_reports(reports, len(self._running)), self._held_load())
-        self._reports.append((now_s + self._service.report_delay_s, load, self._ongoing))
+        report = _Report(loads, self._held_load(), self._ongoing)
+        self._reports.append((now_s + self._service.report_delay_s, report))
 
-    def _scale(self, load: FleetLoad, ongoing: int) -> None:
-        now_s = self._now_s
+    def _scale(self, report: _Report) -> None:
+        now_s, running = self._now_s, self._running
+        loads = {str(i): report.loads[r] for i, r in enumerate(running) if r in report.loads}
+        load = sum_reports(loads, len(running), new=len(running) - len(loads))
         seen = Observation(
-            now_s, len(self._running), self._target, self._service.bounds, load, ongoing
+            now_s,
+            len(running),
+            self._target,
+            self._service.bounds,
+            with_held(load, report.held),
+            report.ongoing_requests,
         )
         decision = self._scaler.decide(seen)
         target = self._service.bounds.clip(decision.replicas)
@@ -276,7 +307,7 @@ class _Simulation:
         while len(self._running) + len(self._starting) < target:
             ready_s = now_s + self._startup_s[min(len(self._starting), len(self._startup_s) - 1)]
             self._starting.append((ready_s, now_s))
-            self._push(ready_s, None, now_s)
+            self._push(ready_s, partial(self._become_ready, now_s))
         while len(self._running) + len(self._starting) > target:
             self._stop_one()
 
@@ -295,6 +326,7 @@ class _Simulation:
             self._replica_s += self._now_s - ordered_s
             return
         replica = self._running.pop()
+        self._reload()
         replica.is_leaving = True
         self._leaving += 1
         if not replica.is_busy:

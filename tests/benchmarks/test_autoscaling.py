@@ -47,6 +47,7 @@ async def test_a_player_sends_each_text_once_and_reads_the_duration_of_its_batch
     assert playback.failures == ((0.01, "503 busy"),)
     assert np.isnan(playback.waiting_s).tolist() == [False, True, False, False]
     assert playback.inference_s[[0, 2, 3]].tolist() == [0.0025] * 3
+    assert playback.queue_s[[0, 2, 3]].tolist() == [0.001] * 3
     np.testing.assert_allclose(
         playback.waiting_s[[0, 2, 3]], playback.latency_s[[0, 2, 3]] - 0.0025
     )
@@ -74,6 +75,15 @@ def test_a_history_has_the_replicas_of_each_second_and_their_start_up_times() ->
     running, target = history.by_second(started_s=100, seconds=5)
     assert running.tolist() == [1, 1, 1, 2, 3]
     assert target.tolist() == [3, 3, 3, 3, 3]
+
+
+def test_a_history_has_how_long_haproxy_takes_to_send_to_new_replicas() -> None:
+    history = ReplicaHistory()
+    replicas = [{"replica_id": n, "state": "RUNNING", "start_time_s": 100} for n in "abc"]
+    for second, (running, routed) in enumerate([(1, 1), (2, 1), (2, None), (3, 2), (3, 3), (1, 1)]):
+        deployment = {"replicas": replicas[:running], "target_num_replicas": 3}
+        history.add(deployment, 100 + second, routed)
+    assert history.reload_s == [2.0, 1.0]
 
 
 def test_the_report_compares_a_record_with_its_simulation(

@@ -77,15 +77,52 @@ def test_haproxy_sends_each_request_at_once_to_the_replica_with_the_fewest() -> 
     assert waits_s is not None
     np.testing.assert_allclose(waits_s, [0, 0, 1, 1, 2, 2], atol=0.01)
 
-    class OneMore:
-        def decide(self, seen: Observation) -> Decision:
-            return Decision(2, "test")
-
     # A replica that starts gets none of the requests that the first one has.
     later = replace(service, initial_replicas=1, startup_s=0.5)
     waits_s = simulate(trace, later, OneMore()).waits_s
     assert waits_s is not None
     np.testing.assert_allclose(waits_s, np.arange(6), atol=0.01)
+
+
+class OneMore:
+    """Starts a second replica with the first reports."""
+
+    def __init__(self) -> None:
+        self.seen = list[Observation]()
+
+    def decide(self, seen: Observation) -> Decision:
+        self.seen.append(seen)
+        return Decision(2, "test")
+
+
+@pytest.mark.parametrize(("reload_s", "waits"), [(0.0, [0, 1, 8, 9]), (1.0, [8, 9, 10, 11])])
+def test_haproxy_is_reloaded_for_a_new_replica_and_forgets_what_the_others_have(
+    reload_s: float, waits: list[float]
+) -> None:
+    """The second replica is ready at 1.5 s. Of four texts at 2 s, it gets half at most."""
+    service = replace(
+        SERVICE,
+        cost=BatchCost(1.0, 0.0),
+        settings=EmbedderSettings(max_batch_texts=1),
+        router="least_requests",
+        startup_s=0.5,
+        reload_s=reload_s,
+    )
+    arrival_s = np.concatenate([np.arange(10) * 1e-3, 2 + np.arange(4) * 1e-3])
+    trace = Trace.from_arrays("bursts", arrival_s, np.full(14, 10))
+    waits_s = simulate(trace, service, OneMore()).waits_s
+    assert waits_s is not None
+    np.testing.assert_allclose(np.sort(waits_s[10:]), waits, atol=0.02)
+
+
+def test_a_replica_that_has_not_reported_yet_adds_no_load() -> None:
+    scaler = OneMore()
+    trace = Trace.from_arrays("even", np.arange(200) * 0.1, np.full(200, 10))
+    simulate(trace, replace(SERVICE, startup_s=3.5, report_delay_s=1.0), scaler)
+    assert [seen.running for seen in scaler.seen[3:6]] == [1, 2, 2]
+    for seen in scaler.seen:
+        assert seen.load.replicas == seen.running
+        assert seen.load.offered_interactive_tokens_per_s == pytest.approx(100, abs=21)
 
 
 def test_bulk_texts_wait_for_interactive_ones() -> None:
