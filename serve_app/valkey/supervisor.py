@@ -19,7 +19,6 @@ from serve_app.valkey.server_dir import (
     FileLock,
     ServerDir,
     pid_exists,
-    send_command,
     servers_lock,
 )
 
@@ -229,7 +228,7 @@ def _stop_orphan(server_dir: ServerDir) -> None:
     deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
     while record is not None:
         try:
-            send_command(record.options.socket, "SHUTDOWN SAVE FORCE")
+            server_dir.send_command(record.options.socket, "SHUTDOWN SAVE FORCE")
         except (FileNotFoundError, ConnectionRefusedError):
             return
         except OSError:

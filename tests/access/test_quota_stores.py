@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from serve_app.config import ApiKey, CacheConfig
 from serve_app.errors import ConfigurationError, QuotaExceeded
 from serve_app.meter import Meter
 from serve_app.metrics import QUOTA_FALLBACKS
+from serve_app.valkey.remote_server import FindServer
+from serve_app.valkey.server_address import ServerAddress
 from serve_app.valkey.shared_server import ServiceIdentity, SharedServer
 from tests.valkey_server import ValkeyProcess
 
@@ -50,11 +53,12 @@ async def opened(
     timeout_s: float = 5,
     reservation_ttl_s: int = 180,
     breaker: Breaker | None = None,
+    find_server: FindServer | None = None,
     **settings: object,
 ) -> AsyncIterator[SharedQuotaStore]:
     """The store of a new process."""
     config = CacheConfig.model_validate({"url": url, "timeout_s": timeout_s, **settings})
-    server = SharedServer(config, service="test", owner_pid=os.getpid())
+    server = SharedServer(config, service="test", owner_pid=os.getpid(), find_server=find_server)
     store = SharedQuotaStore(
         server,
         prefix=config.prefix,
@@ -465,6 +469,35 @@ async def test_an_embedded_server_is_shared_by_processes(tmp_path: Path) -> None
         await wait_until(lambda: one.state == other.state == "up")
         await one.reserve(limited, 1)
         await refusal(other, limited)
+
+
+async def test_an_embedded_server_is_shared_by_machines(tmp_path: Path) -> None:
+    limited = key(requests_per_minute=20)
+    config = CacheConfig.model_validate({"data_dir": str(tmp_path)})
+    head = SharedServer(config, service="test", owner_pid=os.getpid())
+
+    async def find() -> ServerAddress:
+        return await asyncio.to_thread(head.open_port, "127.0.0.1")
+
+    admitted = 0
+    async with (
+        opened("embedded", data_dir=str(tmp_path)) as local,
+        opened("embedded", data_dir=str(tmp_path / "first"), find_server=find) as first,
+        opened("embedded", data_dir=str(tmp_path / "second"), find_server=find) as second,
+    ):
+        stores = (local, first, second)
+        for store in stores:
+            store.open()
+        await wait_until(lambda: all(store.state == "up" for store in stores))
+        started = time.monotonic()
+        for _ in range(20):
+            for store in stores:
+                with contextlib.suppress(QuotaExceeded):
+                    await store.reserve(limited, 1)
+                    admitted += 1
+        refilled = (time.monotonic() - started) * 20 / 60
+    head.release()
+    assert 20 <= admitted <= 21 + refilled
 
 
 async def test_an_invalid_url_is_reported_when_a_key_has_a_limit(

@@ -368,8 +368,8 @@ class EmbeddedServers:
 
     def call(self, *command: str) -> Any:
         """Sends a command to the server and returns its reply."""
-        (socket,) = running_servers(Path(str(self.config.data_dir)))
-        with redis.Redis(unix_socket_path=str(socket)) as client:
+        ((url, password),) = running_servers(Path(str(self.config.data_dir)))
+        with redis.Redis.from_url(url, password=password) as client:
             return client.execute_command(*command)
 
     def server(self) -> psutil.Process:

@@ -16,6 +16,8 @@ from serve_app.errors import ConfigurationError, Unavailable
 from serve_app.meter import Meter
 from serve_app.metrics import L2_UP
 from serve_app.types import CacheState, TextGroup, Tier, Vectors
+from serve_app.valkey.remote_server import FindServer
+from serve_app.valkey.server_address import ServerAddress
 from serve_app.valkey.shared_server import SharedServer
 from serve_app.valkey.supervisor import parse_owner_pid
 from tests.fakes import SPEC, FakeBackend, as_vectors, fake_send
@@ -36,12 +38,20 @@ def config(data_dir: Path | None = None, **settings: object) -> CacheConfig:
 
 @contextlib.asynccontextmanager
 async def opened(
-    config: CacheConfig, space_id: str = SPEC.space_id, *, keep_alive_every_s: float = 20.0
+    config: CacheConfig,
+    space_id: str = SPEC.space_id,
+    *,
+    keep_alive_every_s: float = 20.0,
+    find_server: FindServer | None = None,
 ) -> AsyncIterator[CacheStack]:
     """The cache of a new process."""
     meter = Meter()
     server = SharedServer(
-        config, service="test", owner_pid=os.getpid(), keep_alive_every_s=keep_alive_every_s
+        config,
+        service="test",
+        owner_pid=os.getpid(),
+        find_server=find_server,
+        keep_alive_every_s=keep_alive_every_s,
     )
     l2 = L2Cache(config, server=server, meter=meter)
     cache = CacheStack(
@@ -111,6 +121,27 @@ async def test_a_server_without_a_supervisor_is_started_again(tmp_path: Path) ->
                 member.kill()
         await wait_for_state(cache, "degraded")
         await wait_for_state(cache, "up")
+
+
+@pytest.mark.usefixtures("no_remaining_supervisor")
+async def test_a_text_that_one_machine_computed_is_cached_for_others(tmp_path: Path) -> None:
+    head = SharedServer(config(tmp_path), service="test", owner_pid=os.getpid())
+
+    async def find() -> ServerAddress:
+        return await asyncio.to_thread(head.open_port, "127.0.0.1")
+
+    group = TextGroup(("a", "b"))
+    async with opened(config(), find_server=find) as first:
+        await wait_for_state(first, "degraded")  # nobody waits for the server
+        assert (await embed(first, group)).tiers.tolist() == [Tier.COMPUTED] * 2
+        await wait_for_state(first, "up")
+        await embed(first, TextGroup(("c",)))
+    async with opened(config(), find_server=find) as second, opened(config(tmp_path)) as local:
+        await wait_for_state(second, "degraded")
+        for cache in (second, local):
+            await wait_for_state(cache, "up")
+            assert (await embed(cache, TextGroup(("c",)))).tiers.tolist() == [Tier.L2]
+    head.release()
 
 
 async def test_without_an_embedded_server_the_memory_cache_is_used(
