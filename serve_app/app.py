@@ -8,12 +8,14 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import AppConfig
+from serve_app.config import CACHE_SERVER, AppConfig
 from serve_app.deployments.cache_lookup import CacheLookup
+from serve_app.deployments.cache_server import CacheServer
 from serve_app.deployments.embed_server import EmbedServer
 from serve_app.deployments.embedder import Embedder
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.providers import Providers
+from serve_app.deployments.service_identity import HEAD
 from serve_app.deployments.token_router import TokenRouter
 from serve_app.model_prep.engine_selection import EngineSelection, select_engines
 from serve_app.tracing import check_tracing
@@ -45,6 +47,19 @@ _model_deployment = serve.deployment(
     health_check_timeout_s=10,
 )
 
+# On the head, because the service ends with it, or else has a `cache.url`: so the server never
+# moves. The replica starts when one on another node asks for the server, and then stays for good.
+_cache_server_deployment = _cpu_free_deployment(CacheServer).options(
+    name=CACHE_SERVER,
+    ray_actor_options={"num_cpus": 0, "resources": {HEAD: 0.001}},
+    autoscaling_config={
+        "min_replicas": 0,
+        "max_replicas": 1,
+        "upscale_delay_s": 0,
+        "downscale_to_zero_delay_s": 10 * 365 * 24 * 3600,
+    },
+)
+
 #: Default CPUs of a replica with models: with one CPU a single text is slow, and additional cores
 #: scale poorly.
 _MODEL_CPUS = 2
@@ -54,7 +69,8 @@ def build(args: AppConfig) -> Application:
     """Binds Ingress → CacheLookup → Embedders, or with `topology: colocated` an EmbedServer.
 
     There is one Embedder for each deployment that models name, or Providers if providers run its
-    models. The Ingress also has handles of them for calls that aren't cached.
+    models. The Ingress also has handles of them for calls that aren't cached. A CacheServer has no
+    replica until one on another node than the head asks for the embedded cache server.
 
     The engines and the embedding spaces are selected here, once. A replica that can't provide them
     doesn't start.
@@ -69,9 +85,11 @@ def build(args: AppConfig) -> Application:
     for selection in selections:
         _log_selection(selection)
     resources = {"num_cpus": _model_cpus(len(args.engine_deployments) or 1)}
+    is_embedded = args.cache.url.get_secret_value() == "embedded"
+    cache_server = _cache_server_deployment.bind(args) if is_embedded else None
     if args.topology == "colocated":
         server = _model_deployment(EmbedServer).options(ray_actor_options=resources)
-        return server.bind(args, selections)
+        return server.bind(args, selections, cache_server=cache_server)
     deployments = {
         **dict.fromkeys(
             args.engine_deployments,
@@ -88,8 +106,12 @@ def build(args: AppConfig) -> Application:
         )
         for name, deployment in deployments.items()
     }
-    lookup = _cpu_free_deployment(CacheLookup).bind(args, selections, embedders)
-    return _cpu_free_deployment(Ingress).bind(args, selections, lookup, embedders)
+    lookup = _cpu_free_deployment(CacheLookup).bind(
+        args, selections, embedders, cache_server=cache_server
+    )
+    return _cpu_free_deployment(Ingress).bind(
+        args, selections, lookup, embedders, cache_server=cache_server
+    )
 
 
 def _log_selection(selection: EngineSelection) -> None:

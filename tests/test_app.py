@@ -99,6 +99,30 @@ def test_with_colocated_topology_there_is_one_deployment() -> None:
     assert selection.cached_spec.space_id == f"{selection.spec.space_id}+float16"
 
 
+@pytest.mark.parametrize("topology", ["separate", "colocated"])
+def test_an_embedded_cache_server_is_that_of_the_head(topology: Any) -> None:
+    config = AppConfig(model=HASHING, topology=topology)
+    ingress = bound(app.build(config))
+    server = bound(ingress.init_kwargs["cache_server"])
+    assert (server.name, server.init_args) == ("CacheServer", (config,))
+    assert server.ray_actor_options == {
+        "num_cpus": 0,
+        "resources": {"node:__internal_head__": 0.001},
+    }
+    scaling = server._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (0, 1)
+    if topology == "separate":
+        lookup = bound(ingress.init_args[2])
+        assert lookup.init_kwargs == ingress.init_kwargs
+
+
+@pytest.mark.parametrize("url", ["none", "redis://cache"])
+def test_another_cache_server_needs_no_deployment(url: str) -> None:
+    cache = CacheConfig.model_validate({"url": url})
+    ingress = bound(app.build(AppConfig(model=HASHING, cache=cache)))
+    assert ingress.init_kwargs == {"cache_server": None}
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

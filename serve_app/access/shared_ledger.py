@@ -307,8 +307,7 @@ def open_ledger(
 ) -> Ledger:
     """Returns the ledger of a service: on the cache server if there is one, else in memory.
 
-    An embedded server belongs to one machine, so each machine of a cluster then has totals of its
-    own. A service whose models all are free has nothing to write.
+    A service whose models all are free has nothing to write.
     """
     is_free = not any(spec.nano_usd_per_1k_tokens for spec in specs)
     if is_free or config.url.get_secret_value() == "none":

@@ -311,8 +311,7 @@ def _parse_reply(key: ApiKey, reply: Sequence[Any]) -> tuple[bool, QuotaStatus, 
 def open_quota_store(config: CacheConfig, identity: ServiceIdentity, meter: Meter) -> QuotaStore:
     """Returns the quota store of API keys: on the cache server if there is one, else in memory.
 
-    The store connects once a key has a limit. An embedded server belongs to one machine, so each
-    machine of a cluster then counts separately.
+    The store connects once a key has a limit.
     """
     if config.url.get_secret_value() == "none":
         return MemoryQuotaStore()

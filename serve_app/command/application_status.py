@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.config import CACHE_SERVER
+
 _EXCEPTION = re.compile(r"^(?:\w+\.)*[A-Z]\w+: ", re.MULTILINE)
 
 
@@ -30,6 +32,7 @@ def describe_replicas(states: Mapping[str, Mapping[str, int]]) -> str:
     return "replicas: " + ", ".join(
         f"{name} {counts.get('RUNNING', 0)}/{max(1, sum(counts.values()))}"
         for name, counts in states.items()
+        if name != CACHE_SERVER  # most services never need it
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from serve_app.access.entrance import is_loopback
 from serve_app.command.config_file import http_address
-from serve_app.config import AppConfig
 from serve_app.errors import ConfigurationError
 
 
@@ -63,20 +62,13 @@ def free_resources() -> dict[str, dict[str, float]]:
 
 def single_machine_settings(config: Mapping[str, Any]) -> list[str]:
     """Returns what a configuration sets that doesn't fit to several machines, with the remedies."""
-    application = AppConfig.parse(config["applications"][0].get("args"))
     host, _ = http_address(config)
-    found = []
-    if application.cache.url.get_secret_value() == "embedded":
-        found.append(
-            "each machine has a cache server of its own, and counts quotas and budgets by itself: "
-            "set `cache.url` to a server that all machines reach"
-        )
-    if config.get("proxy_location") != "Disabled" and is_loopback(host):
-        found.append(
-            f"HAProxy reaches no replica on another machine, since they listen on {host}: set "
-            "`http_options.host: 0.0.0.0`"
-        )
-    return found
+    if config.get("proxy_location") == "Disabled" or not is_loopback(host):
+        return []
+    return [
+        f"HAProxy reaches no replica on another machine, since they listen on {host}: set "
+        "`http_options.host: 0.0.0.0`"
+    ]
 
 
 def use_token() -> None:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from serve_app.config.access import AccessSettings, ApiKey
 from serve_app.config.alias import AliasConfig, CanarySettings, ShadowSettings
-from serve_app.config.application import AppConfig, CacheConfig
+from serve_app.config.application import CACHE_SERVER, AppConfig, CacheConfig
 from serve_app.config.autoscaling import TOKEN_POLICY, PolicySettings
 from serve_app.config.deployments import (
     CacheLookupSettings,
@@ -31,6 +31,7 @@ from serve_app.config.section import Section
 from serve_app.config.tracing import TracingConfig
 
 __all__ = [
+    "CACHE_SERVER",
     "EMBEDDER",
     "MINILM",
     "PROVIDERS",

@@ -23,8 +23,10 @@ from serve_app.config.section import GIB, MIB, Section
 from serve_app.config.tracing import TracingConfig
 from serve_app.types import CacheDtype
 
+#: The deployment that has a replica only while several machines share an embedded cache server.
+CACHE_SERVER = "CacheServer"
 #: Names of deployments that hold no models of their own.
-_RESERVED_DEPLOYMENTS = ("Ingress", "CacheLookup", "EmbedServer")
+_RESERVED_DEPLOYMENTS = ("Ingress", "CacheLookup", "EmbedServer", CACHE_SERVER)
 
 
 class CacheConfig(Section):
@@ -39,7 +41,8 @@ class CacheConfig(Section):
     url: SecretStr = Field(
         default=SecretStr("embedded"),
         description="The L2 cache. `embedded`: a Valkey server that the service starts on a "
-        "private unix socket; its data survives restarts in the user's cache directory. `none`: no "
+        "private unix socket; its data survives restarts in the user's cache directory. On a Ray "
+        "cluster of several machines all use that of the head, which then opens a port. `none`: no "
         "L2, process memory only. Otherwise the URL of a Redis or Valkey server: "
         "`redis://host:6379/0`, `rediss://…`, `unix:///path`, "
         "`redis+sentinel://host:26379,host2:26379/<service>/0`, `redis+cluster://host:6379`.",

@@ -44,6 +44,8 @@ class CacheLookup:
         config: AppConfig,
         selections: Sequence[EngineSelection],
         embedders: Mapping[str, DeploymentHandle[Any]],
+        *,
+        cache_server: DeploymentHandle[Any] | None = None,
     ) -> None:
         """Opens the cache.
 
@@ -51,6 +53,7 @@ class CacheLookup:
             config: the application's configuration.
             selections: the models.
             embedders: the deployments that run the models, by name.
+            cache_server: the deployment CacheServer, if the cache server is embedded.
         """
         log_to_serve()
         settings = CacheLookupSettings()
@@ -80,7 +83,7 @@ class CacheLookup:
             l1_max_bytes=settings.l1_max_bytes,
             dtype=config.cache.dtype,
             meter=self._meter,
-            l2=open_l2_cache(config.cache, current_service(), self._meter),
+            l2=open_l2_cache(config.cache, current_service(cache_server), self._meter),
         )
         self._tracer = open_tracer(config.tracing, self._meter, "CacheLookup")
         self._call_limit = CallLimit([*counters.values()], self._cache.limit_calls)

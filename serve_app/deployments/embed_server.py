@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaRank
 
 from serve_app.cache.l2 import open_l2_cache
@@ -32,6 +34,7 @@ class EmbedServer(HttpReplica):
         config: AppConfig,
         selections: Sequence[EngineSelection],
         *,
+        cache_server: DeploymentHandle[Any] | None = None,
         load: Callable[..., Engine] = load_engine,
     ) -> None:
         """Loads the engines; see `load_replica_engines`.
@@ -39,6 +42,7 @@ class EmbedServer(HttpReplica):
         Args:
             config: the application's configuration.
             selections: the models, and the engines that the application was built with.
+            cache_server: the deployment CacheServer, if the cache server is embedded.
             load: returns the engine for a selection and `threads`.
         """
         log_to_serve()
@@ -49,6 +53,7 @@ class EmbedServer(HttpReplica):
             load_replica_engines(config, selections, self._cpus, meter, load=load),
             create_provider_pool(config, selections, meter=meter),
         )
+        service = current_service(cache_server)
         chains = EngineChains(config.served_models, specs)
         cache = CacheStack(
             specs,
@@ -56,7 +61,7 @@ class EmbedServer(HttpReplica):
             l1_max_bytes=settings.l1_max_bytes,
             dtype=config.cache.dtype,
             meter=meter,
-            l2=open_l2_cache(config.cache, current_service(), meter),
+            l2=open_l2_cache(config.cache, service, meter),
         )
         self._serve(
             config,
@@ -64,6 +69,7 @@ class EmbedServer(HttpReplica):
             cache,
             chains.calls(self._pool.model),
             meter,
+            service=service,
             cache_state=cache.cache_state,
             engine_failures=chains.engine_failures,
             pool=self._pool.sample,

@@ -15,7 +15,7 @@ from serve_app.cache.stack import CacheStack
 from serve_app.config import AppConfig, RequestSettings, deployment_names
 from serve_app.deployments.ingress_stats import IngressStats
 from serve_app.deployments.retrying_call import returns_errors
-from serve_app.deployments.service_identity import current_replica, current_service, http_host
+from serve_app.deployments.service_identity import current_replica, http_host
 from serve_app.deployments.warm_job import warm_job
 from serve_app.inputs import Image, TextPair
 from serve_app.jobs import EmbedJob, Job, ResultT, ScoreJob, SparseJob, TokenVectorsJob
@@ -35,6 +35,7 @@ from serve_app.tasks import Task
 from serve_app.totals import Totals
 from serve_app.tracing import open_tracer
 from serve_app.types import CacheState, Float32, Lane, Row, Tier
+from serve_app.valkey.shared_server import ServiceIdentity
 from serve_app.web.app import create_app
 from serve_app.web.limits import ConcurrencyLimiter
 from serve_app.web.request_headers import require_space
@@ -57,6 +58,7 @@ class HttpReplica:
         engine: Callable[[str], EngineCalls],
         meter: Meter,
         *,
+        service: ServiceIdentity,
         cache_state: Callable[[], Coroutine[Any, Any, CacheState]],
         engine_failures: EngineFailures,
         count_replicas: Callable[[str], CountReplicas] | None = None,
@@ -70,6 +72,7 @@ class HttpReplica:
             cache: the cache of this process.
             engine: returns for an engine's id the calls that bypass the cache.
             meter: counts what the process does.
+            service: selects the embedded cache server, which has quotas and costs too.
             cache_state: returns the state of L2.
             engine_failures: see `Catalog`.
             count_replicas: see `create_catalog`.
@@ -79,12 +82,9 @@ class HttpReplica:
         self._cache = cache
         self._tracer = open_tracer(config.tracing, meter, deployment_names(config)[0])
         self._config = config
-        service = current_service()
-        self._entrance = Entrance(
-            open_quota_store(config.cache, service, meter),
-            meter,
-            ledger=open_ledger(config.cache, service, meter, specs),
-        )
+        quotas = open_quota_store(config.cache, service, meter)
+        ledger = open_ledger(config.cache, service, meter, specs)
+        self._entrance = Entrance(quotas, meter, ledger=ledger)
         self._limiter = ConcurrencyLimiter()
         self._sampler = ReplicaSampler(
             current_replica(),

@@ -17,6 +17,7 @@ from serve_app.deployments.http_replica import HttpReplica
 from serve_app.deployments.replica_counter import ReplicaCounter
 from serve_app.deployments.replica_log import log_to_serve
 from serve_app.deployments.retrying_call import RetryingCall
+from serve_app.deployments.service_identity import current_service
 from serve_app.deployments.wake_up import WakeUp
 from serve_app.meter import Meter
 from serve_app.model_prep.engine_selection import EngineSelection
@@ -60,6 +61,8 @@ class Ingress(HttpReplica):
         selections: Sequence[EngineSelection],
         lookup: DeploymentHandle[Any],
         embedders: Mapping[str, DeploymentHandle[Any]],
+        *,
+        cache_server: DeploymentHandle[Any] | None = None,
     ) -> None:
         """Connects the services to the other deployments.
 
@@ -69,6 +72,7 @@ class Ingress(HttpReplica):
             lookup: the deployment CacheLookup.
             embedders: the deployments that run the models, by name, for calls that aren't cached,
                 such as `tokenize`.
+            cache_server: the deployment CacheServer, if the cache server is embedded.
         """
         log_to_serve()
         settings, meter = IngressSettings(), Meter()
@@ -100,6 +104,7 @@ class Ingress(HttpReplica):
             cache,
             chains.calls(lambda engine_id: engines[deployments[engine_id]].engine(engine_id)),
             meter,
+            service=current_service(cache_server),
             cache_state=RetryingCall(lookup, "cache_state"),
             engine_failures=RetryingCall(lookup, "engine_failures"),
             count_replicas=lambda engine_id: counters[deployments[engine_id]],

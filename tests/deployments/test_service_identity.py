@@ -1,6 +1,6 @@
 import os
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import ray
@@ -8,6 +8,7 @@ from ray.serve.config import ProxyLocation
 
 from serve_app.deployments import service_identity
 from serve_app.deployments.service_identity import current_service, http_host
+from serve_app.valkey.server_address import ServerAddress
 
 
 class FakeController:
@@ -29,7 +30,10 @@ class FakeController:
 @pytest.fixture
 def serve_context(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_ray = SimpleNamespace(
-        get_runtime_context=lambda: SimpleNamespace(gcs_address="10.0.0.1:6379")
+        nodes=list,
+        get_runtime_context=lambda: SimpleNamespace(
+            gcs_address="10.0.0.1:6379", get_node_id=lambda: "this"
+        ),
     )
     fake_serve = SimpleNamespace(get_replica_context=lambda: SimpleNamespace(app_name="embedserve"))
     monkeypatch.setattr(service_identity, "ray", fake_ray)
@@ -62,3 +66,34 @@ def test_a_service_is_one_application_on_one_cluster() -> None:
         "service": "10.0.0.1:6379/embedserve",
         "owner_pid": os.getppid(),
     }
+
+
+@pytest.mark.parametrize(("head", "finds_server"), [("this", False), ("other", True)])
+@pytest.mark.usefixtures("serve_context")
+async def test_other_nodes_find_the_cache_server_of_the_head(
+    head: str, finds_server: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [
+        {
+            "NodeID": name,
+            "Resources": {"CPU": 1} | ({"node:__internal_head__": 1} if name == head else {}),
+        }
+        for name in ("this", "other")
+    ]
+    address = ServerAddress("10.0.0.1", 4000, "secret")
+
+    async def remote() -> ServerAddress:
+        return address
+
+    methods = []
+
+    def options(method_name: str, **_: object) -> Any:
+        methods.append(method_name)
+        return SimpleNamespace(remote=remote)
+
+    monkeypatch.setattr("serve_app.deployments.service_identity.ray.nodes", lambda: nodes)
+    find = current_service(cast(Any, SimpleNamespace(options=options))).get("find_server")
+    assert (find is not None) == finds_server
+    if find is not None:
+        assert await find() == address
+        assert methods == ["address"]
