@@ -50,11 +50,12 @@ class RemoteServer:
                 async with asyncio.timeout(_FIND_TIMEOUT_S):
                     self._address = await self._find()
             except TimeoutError:
-                self._set_reason("Ray doesn't say where the cache server of the head is")
+                self._set_reason("the head doesn't say where its cache server is")
             except EmbedServeError as error:
                 self._set_reason(str(error))
             except Exception as error:  # any of Ray's
-                self._set_reason(f"Ray doesn't say where the cache server is: {error!r}")
+                self._set_reason(f"Ray's call to the head fails, {type(error).__name__}")
+                logger.debug("Ray's call to the head fails.", exc_info=True)
             for _ in range(_CHECKS_BEFORE_FIND):
                 await asyncio.sleep(_RETRY_AFTER_S)
                 if not is_up():
@@ -68,5 +69,5 @@ class RemoteServer:
 
     def _set_reason(self, reason: str) -> None:
         if reason != self._reason:
-            logger.warning("%s", reason)
+            logger.warning("No cache server is found: %s", reason)
         self._reason = reason
