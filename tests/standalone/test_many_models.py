@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import socket
 import time
 import weakref
 
@@ -15,6 +14,7 @@ from serve_app.config import AppConfig, EmbedServerSettings
 from serve_app.engines.base import Engine
 from serve_app.model_prep.engine_selection import EngineSelection, load_engine, select_engines
 from serve_app.standalone import StandaloneService
+from tests.clients.app_server import run_server
 
 MODELS, MAX_LOADED = 30, 4
 CLIENTS, REQUESTS = 12, 20
@@ -55,26 +55,16 @@ async def test_thirty_models_answer_correctly_with_room_for_four(loads: Loads) -
     selections = select_engines(CONFIG)
     engines = [load_engine(selection, threads=1) for selection in selections]
     service = StandaloneService(CONFIG, selections, EmbedServerSettings(l1_max_bytes=0), "test")
-    ready = asyncio.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        running = asyncio.create_task(
-            standalone.run(service, listener, drain_timeout_s=1, on_ready=ready.set)
-        )
-        await ready.wait()
-        try:
-            async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
-                await asyncio.gather(*(send(client, engines, i) for i in range(CLIENTS)))
-                loads_before = loads.count
-                health = (await client.get("/health")).json()
-                assert loads.count == loads_before  # a check loads no model
-                replies = [
-                    await client.post("/v1/embeddings", json={"input": "a", "model": f"m{i}"})
-                    for i in range(MAX_LOADED + 1)
-                ]
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+    with run_server(service.app, service.start, service.stop) as url:
+        async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
+            await asyncio.gather(*(send(client, engines, i) for i in range(CLIENTS)))
+            loads_before = loads.count
+            health = (await client.get("/health")).json()
+            assert loads.count == loads_before  # a check loads no model
+            replies = [
+                await client.post("/v1/embeddings", json={"input": "a", "model": f"m{i}"})
+                for i in range(MAX_LOADED + 1)
+            ]
     assert loads.max_alive <= MAX_LOADED
     assert loads.count > MODELS  # some were loaded again
     assert {model["status"] for model in health["models"].values()} == {"ok"}
