@@ -10,6 +10,9 @@ PINS := pyproject.toml clients/python/pyproject.toml constraints.txt
 CLIENT := clients/python
 NODE_LOCKS := clients/typescript clients/typescript/examples/nestjs tests/clients/node_packages
 
+# The tests start hundreds of processes, each of which would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-fast bench check audit constraints
 
@@ -24,7 +27,7 @@ serve: $(VENV)/.installed  ## Serve on port 8000 until Ctrl-C (CONFIG=file, PORT
 test: $(VENV)/.installed-dev  ## Run all tests, with Ray and real models (35 minutes on two cores)
 	@$(BIN)/pytest
 
-test-fast: $(VENV)/.installed-dev  ## Run the tests that need no Ray, real model or client library (two minutes)
+test-fast: $(VENV)/.installed-dev  ## Run the tests that need no Ray, real model or client library (a minute and a half)
 	@$(BIN)/pytest --fast
 
 bench: $(VENV)/.installed-bench  ## Benchmark against other servers, most of an hour (QUICK=1: minutes)

@@ -7,8 +7,9 @@ of named files or tests uses one process, so that its output and a debugger are 
 `-n 0`.
 
 `--fast` skips the paths below without importing them: they need Ray, a real model, a large library
-or other people's clients, or start and stop processes. It runs all other tests, so new ones are
-included, with fewer random examples.
+or other people's clients, start and stop processes, or send thousands of requests. It runs all
+other tests, so new ones are included, with fewer random examples. Three processes take one file
+after another: tests that wait leave the cores to the others, and all end at about the same time.
 """
 
 import fcntl
@@ -84,6 +85,7 @@ _SLOW_PATHS = (
     "tests/standalone/test_hang.py",
     "tests/standalone/test_int8.py",
     "tests/standalone/test_live.py",
+    "tests/standalone/test_many_models.py",
     "tests/standalone/test_provider_kinds.py",
     "tests/standalone/test_providers.py",
     "tests/standalone/test_service.py",
@@ -93,6 +95,7 @@ _SLOW_PATHS = (
     "tests/test_model_kinds.py",
     "tests/test_quantization.py",
     "tests/valkey/test_embedded.py",
+    "tests/web/dialects/test_edge_values.py",
     "tests/web/schema/test_openapi.py",
     "tests/web/test_fuzz.py",
     "tests/web/test_schemathesis.py",
@@ -121,7 +124,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return 0
+    return 3 if config.getoption("fast") else 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -171,11 +176,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 class _FolderScheduling(LoadScopeScheduling):
     """Runs each folder of tests in one process, because its tests share what they have loaded.
 
-    Tests of standalone services in the folder of the tests on Ray are a scope of their own.
+    Tests of standalone services in the folder of the tests on Ray are a scope of their own. So is
+    each file with `--fast`, whose tests load little.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         path, _, test = nodeid.partition("::")
+        if self.config.getoption("fast"):
+            return path
         folder = path.rpartition("/")[0]
         needs_no_ray = f"{folder}/" == _ON_RAY and "standalone" in test.partition("[")[2]
         return f"{folder} standalone" if needs_no_ray else folder

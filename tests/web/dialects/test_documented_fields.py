@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,6 +139,12 @@ def outcome(path: str, body: Mapping[str, Any]) -> tuple[Any, ...]:
     return reply.status_code, without_volatile(content), returned_id, truncated, computed
 
 
+@cache
+def base_outcome(path: str, base: str) -> tuple[Any, ...]:
+    """Returns the outcome of a table's request without the field of a row."""
+    return outcome(path, json.loads(base))
+
+
 def strings(value: Any) -> Iterator[str]:
     """Yields the names of all members of a JSON value, and all strings in it."""
     if isinstance(value, dict):
@@ -153,7 +160,7 @@ def strings(value: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_field_has_the_effect_of_its_row(case: Case) -> None:
-    without = outcome(case.path, case.base)
+    without = base_outcome(case.path, json.dumps(case.base))
     assert without[0] == 200
     status, content, *_ = result = outcome(case.path, merge(case.base, case.fields))
     match case.effect:
