@@ -19,6 +19,7 @@ from serve_app.config import MINILM
 from serve_app.engines.openvino_engine import OpenVinoEngine
 from serve_app.engines.parity import MIN_COSINE
 from serve_app.errors import ConfigurationError, SpaceMismatch
+from serve_app.model_prep.artifact_cache import build_in_subprocess
 from serve_app.model_prep.calibration_corpus import calibration_texts
 from serve_app.model_prep.int8_recipe import space_precision
 from serve_app.model_prep.prepared_model import PreparedModel, get_prepared_model
@@ -28,6 +29,7 @@ from serve_app.types import Float32
 from tests.engines.precisions import OPENVINO_PRECISIONS
 from tests.engines.reference import load_reference, reference_vectors
 from tests.engines.texts import mixed_texts
+from tests.model_prep.test_openvino_export import build_in_process
 
 TEXTS = mixed_texts(100)
 #: Digest of the default model's ranges, the same on every machine: users store int8 vectors.
@@ -56,10 +58,13 @@ def precision(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def prepared(precision: str, cache: Path) -> PreparedModel:
+    # One is prepared as a user's is, in a process of its own, which imports torch.
+    build = build_in_subprocess if precision == "fp32" else build_in_process
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setenv("CI", "true")  # no telemetry, as in a build's own process
         spec = resolve(MINILM, space_precision(precision))
-        return get_prepared_model(MINILM, spec, precision)
+        return get_prepared_model(MINILM, spec, precision, build=build)
 
 
 def load(prepared: PreparedModel, precision: str) -> OpenVinoEngine:
