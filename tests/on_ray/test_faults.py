@@ -13,8 +13,6 @@ import pytest
 from serve_app.engines.cpu_quota import read_cpu_quota
 from tests.on_ray.conftest import EVERYWHERE, ON_RAY, LoadGenerator, Service
 
-pytestmark = pytest.mark.exclusive
-
 
 def have_disjoint_cpus(service: Service) -> bool:
     """Returns whether the replicas with engines pin threads to disjoint sets of CPUs."""
@@ -34,6 +32,7 @@ def pinned_cpus(pid: int) -> set[int]:
     return pinned
 
 
+@pytest.mark.exclusive
 @ON_RAY
 async def test_autoscaling_up_and_down_fails_no_request(
     service: Service, load: LoadGenerator
@@ -100,18 +99,19 @@ def test_health_reports_an_engine_that_hangs(service: Service) -> None:
         os.kill(pid, signal.SIGSTOP)
     try:
         time.sleep(1.5)  # longer than `health_max_age_s`
-        reply = httpx2.get(f"{service.url}/health", timeout=10)
+        reply = httpx2.get(f"{service.url}/health", timeout=30)
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
     assert reply.status_code == 503
     assert reply.json()["reason"] == "The engine returned no vector within 2 s."
     deadline = time.monotonic() + 60
-    while httpx2.get(f"{service.url}/health", timeout=10).status_code != 200:
+    while httpx2.get(f"{service.url}/health", timeout=30).status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.5)
 
 
+@pytest.mark.exclusive
 @EVERYWHERE
 async def test_each_request_of_a_burst_is_served_or_rejected(service: Service) -> None:
     async with httpx2.AsyncClient(
