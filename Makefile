@@ -27,7 +27,7 @@ serve: $(VENV)/.installed  ## Serve on port 8000 until Ctrl-C (CONFIG=file, PORT
 test: $(VENV)/.installed-dev  ## Run all tests, with Ray and real models (35 minutes on two cores)
 	@$(BIN)/pytest
 
-test-fast: $(VENV)/.installed-dev  ## Run the tests that need no Ray, real model or client library (a minute and a half)
+test-fast: $(VENV)/.installed-dev  ## Run the tests that need no Ray, real model or client library (two minutes)
 	@$(BIN)/pytest --fast
 
 bench: $(VENV)/.installed-bench  ## Benchmark against other servers, most of an hour (QUICK=1: minutes)
