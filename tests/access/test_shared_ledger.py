@@ -68,7 +68,7 @@ async def opened(
     meter: Meter | None = None,
     clock: Callable[[], datetime] | None = None,
     write_every_s: float = 3600,
-    timeout_s: float = 1,
+    timeout_s: float = 5,
     breaker: Breaker | None = None,
     **settings: object,
 ) -> AsyncIterator[SharedLedger]:

@@ -52,7 +52,7 @@ async def opened(
     password: str | None = None,
     *,
     prefix: bytes = b"test:",
-    timeout_s: float = 1,
+    timeout_s: float = 10,  # no operation misses on a busy machine
     ttl_s: int | None = None,
     write_queue_max_bytes: int = 1 << 20,
     counts: Counts | None = None,
