@@ -123,7 +123,7 @@ def test_requests_with_images_select_the_default_image_model(kinds: KindsServer,
         "cohere": ("/v2/embed", {"images": [uri], "input_type": "image"}),
         "cohere-v4": ("/v2/embed", {"inputs": [{"content": [url]}], "input_type": "image"}),
     }[api]
-    reply = httpx2.post(kinds.url + path, json=body).json()
+    reply = httpx2.post(kinds.url + path, json=body, timeout=30).json()
     vectors = reply["embeddings"]["float"] if "embeddings" in reply else None
     vectors = vectors or [item["embedding"] for item in reply["data"]]
     np.testing.assert_allclose(vectors, kinds.vectors(IMAGE, [image]), atol=TOLERANCE)

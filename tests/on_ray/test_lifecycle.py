@@ -278,7 +278,10 @@ def test_deploy_and_the_end_cut_off_no_request(config: str) -> None:
             completed = deploy(file, address)
             assert completed.returncode == 0, completed.stderr
             assert "deployed  embedserve" in completed.stdout
-            assert httpx2.post(f"{url}/v1/embeddings", json={"input": "x"}).status_code == 401
+            assert (
+                httpx2.post(f"{url}/v1/embeddings", json={"input": "x"}, timeout=30).status_code
+                == 401
+            )
 
             reasons = break_application(content["applications"][0])
             file.write_text(yaml.safe_dump(content), "utf-8")
@@ -288,7 +291,10 @@ def test_deploy_and_the_end_cut_off_no_request(config: str) -> None:
             assert [r for r in reasons if r not in completed.stderr] == []
             assert "Traceback" not in completed.stderr
             assert [*dimensions_by_space(replies).values()] == [{64}]
-            assert httpx2.post(f"{url}/v1/embeddings", json={"input": "x"}).status_code == 401
+            assert (
+                httpx2.post(f"{url}/v1/embeddings", json={"input": "x"}, timeout=30).status_code
+                == 401
+            )
 
             content["applications"][0] |= {"import_path": "serve_app.app:build", "runtime_env": {}}
             args.pop("device", None)

@@ -115,7 +115,7 @@ def test_the_openai_client_raises_its_own_errors(service: Service) -> None:
 
 @EVERYWHERE
 def test_info_describes_the_selected_engine(service: Service) -> None:
-    info = httpx2.get(f"{service.url}/info").json()
+    info = httpx2.get(f"{service.url}/info", timeout=30).json()
     (selection,) = select_engines(AppConfig())
     expected = (selection.engine, "cpu", selection.precision)
     assert info["space"] == selection.spec.space_id
@@ -123,7 +123,7 @@ def test_info_describes_the_selected_engine(service: Service) -> None:
     assert info["versions"][selection.engine]
     assert info["parity"]["cosine_min"] >= MIN_COSINE[selection.precision]
     assert info["refused"] == list(selection.rejected)
-    health = httpx2.get(f"{service.url}/health")
+    health = httpx2.get(f"{service.url}/health", timeout=30)
     assert (health.status_code, health.json()["status"]) == (200, "ok")
 
 
@@ -135,7 +135,7 @@ def test_info_describes_the_selected_engine(service: Service) -> None:
 def test_errors_pass_the_proxy_unchanged(
     service: Service, method: str, path: str, status: int
 ) -> None:
-    reply = httpx2.request(method, service.url + path, content=b"x")
+    reply = httpx2.request(method, service.url + path, content=b"x", timeout=30)
     assert reply.status_code == status
     assert reply.json()["error"]["message"]
 

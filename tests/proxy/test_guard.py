@@ -143,7 +143,7 @@ def test_each_haproxy_that_ends_is_replaced(node: Node) -> None:
     for _ in range(2):
         node.kill_haproxy()
         wait_until(lambda: len(node.haproxies()) == 1)
-    assert httpx2.get(f"http://127.0.0.1:{node.port}/").status_code == 200
+    assert httpx2.get(f"http://127.0.0.1:{node.port}/", timeout=30).status_code == 200
 
 
 def test_haproxy_and_the_guard_end_with_the_node(node: Node) -> None:
@@ -190,7 +190,7 @@ def test_a_refused_reload_leaves_the_haproxy_before_it(node: Node) -> None:
     before = node.haproxies()
     assert node.tell("reload broken").startswith("failed: ")
     assert node.haproxies() == before
-    assert httpx2.get(f"http://127.0.0.1:{node.port}/").status_code == 200
+    assert httpx2.get(f"http://127.0.0.1:{node.port}/", timeout=30).status_code == 200
 
 
 def test_a_refused_start_leaves_no_port_open(node: Node) -> None:

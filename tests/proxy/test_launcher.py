@@ -146,19 +146,19 @@ def test_headers_that_ray_interprets_do_not_reach_it(proxy: Proxy, header: bytes
 
 
 def test_replies_do_not_name_the_server_of_the_replicas(proxy: Proxy) -> None:
-    for reply in (httpx2.get(proxy.url), httpx2.post(f"{proxy.url}/named")):
+    for reply in (httpx2.get(proxy.url, timeout=30), httpx2.post(f"{proxy.url}/named", timeout=30)):
         assert reply.status_code == 200
         assert "server" not in reply.headers
 
 
 def test_a_request_id_is_kept(proxy: Proxy) -> None:
-    httpx2.get(proxy.url, headers={"x-request-id": "7f3a-1"})
+    httpx2.get(proxy.url, headers={"x-request-id": "7f3a-1"}, timeout=30)
     assert proxy.upstream.headers["x-request-id"] == "7f3a-1"
 
 
 def test_150_headers_and_20_kb_of_headers_are_accepted(proxy: Proxy) -> None:
     headers = {f"x-{i}": "a" * 130 for i in range(150)}
-    status = httpx2.get(proxy.url, headers=headers).status_code
+    status = httpx2.get(proxy.url, headers=headers, timeout=30).status_code
     assert status == 200
 
 

@@ -23,7 +23,9 @@ async def test_a_client_that_disconnects_makes_room_for_another() -> None:
     with run_hashing_service() as url:
         async with (
             asyncio.timeout(LIMIT_S),
-            httpx2.AsyncClient(base_url=url, limits=httpx2.Limits(max_connections=None)) as client,
+            httpx2.AsyncClient(
+                base_url=url, timeout=30, limits=httpx2.Limits(max_connections=None)
+            ) as client,
             AsyncExitStack() as others,
         ):
             leaving = AsyncExitStack()
@@ -51,7 +53,10 @@ async def test_a_stop_ends_streams_and_does_not_wait_for_them() -> None:
         async with asyncio.timeout(LIMIT_S):
             await ready.wait()
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/live?interval_s=10"
-            async with httpx2.AsyncClient() as client, client.stream("GET", url) as response:
+            async with (
+                httpx2.AsyncClient(timeout=30) as client,
+                client.stream("GET", url) as response,
+            ):
                 lines = response.aiter_lines()
                 assert (await anext(lines)).startswith("data: ")
                 os.kill(os.getpid(), signal.SIGTERM)
