@@ -68,12 +68,13 @@ def write_page(results: Path, folder: Path) -> Path:
 
 def _section(topology: str, rows: Sequence[Record], faults: Mapping[str, Fault]) -> list[str]:
     dates = [row["at"][:10] for row in rows]
-    machine, broken = rows[0]["machine"], [row for row in rows if broken_requests(row)]
+    broken = [row for row in rows if broken_requests(row)]
+    machines = sorted({f"{m['cores']} cores ({m['cpu']})" for m in (r["machine"] for r in rows)})
     days = sorted({min(dates), max(dates)})
     lines = [
         f"## `{topology}`\n",
         f"{len(rows)} faults, {sum(total(row, 'sent') for row in rows):,} requests. "
-        f"{machine['cores']} cores ({machine['cpu']}), {' to '.join(days)}.{_other_work(rows)}\n",
+        f"{' or '.join(machines)}, {' to '.join(days)}.{_other_work(rows)}\n",
         f"| {' | '.join(_COLUMNS)} |",
         f"|{'---|' * len(_COLUMNS)}",
         *(_row(row, faults[row["fault"]]) for row in rows),
