@@ -142,6 +142,8 @@ def unknown_canary_keys(config: Mapping[str, Any], application: AppConfig) -> li
     told if the keys can't be read here.
     """
     canaries = {a.name: a.canary.keys for a in application.aliases if a.canary.keys}
+    if not canaries:
+        return []
     ring, access = KeyRing(), _access_settings(config, application)
     try:
         ring.apply(access)

@@ -30,31 +30,28 @@ def test_an_exit_before_readiness_is_an_error_with_the_log() -> None:
         service.stop()
 
 
-def test_the_log_of_an_exit_has_the_lines_that_come_last(tmp_path: Path) -> None:
+def startup_error(tmp_path: Path, script: str) -> str:
+    """Returns the message of a service whose interpreter is a script that ends."""
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\n(sleep 0.5; echo the reason) &\nexit 1\n", "utf-8")
+    python.write_text(f"#!/bin/sh\n{script}\nexit 1\n", "utf-8")
     python.chmod(0o700)
     service = RayService({"http_options": {"port": free_port()}}, python=str(python))
     service.start()
     try:
-        with pytest.raises(StartupError, match="the reason\n"):
+        with pytest.raises(StartupError) as raised:
             list(service.wait_until_ready())
     finally:
         service.stop()
+    return str(raised.value)
+
+
+def test_the_log_of_an_exit_has_the_lines_that_come_last(tmp_path: Path) -> None:
+    assert "the reason\n" in startup_error(tmp_path, "(sleep 0.5; echo the reason) &")
 
 
 def test_a_proxy_may_take_long_to_start(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nenv\nexit 1\n", "utf-8")
-    python.chmod(0o700)
-    service = RayService({"http_options": {"port": free_port()}}, python=str(python))
-    service.start()
-    try:
-        # Ray kills a proxy that isn't ready within this time, 5 s by default.
-        with pytest.raises(StartupError, match=r"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=120\n"):
-            list(service.wait_until_ready())
-    finally:
-        service.stop()
+    # Ray kills a proxy that isn't ready within this time, 5 s by default.
+    assert "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=120\n" in startup_error(tmp_path, "env")
 
 
 OWNER = """
