@@ -15,6 +15,12 @@ _RAY_HEADERS = (
     "serve_multiplexed_model_id",
     "serve-multiplexed-model-id",
 )
+#: A client's time limit, in whole seconds; Ray's proxy enforces it, where no replica is left that
+#: would. The seconds that are added let a replica answer first, in the dialect of the request.
+_TIME_LIMIT = (
+    "    http-request set-header x-request-timeout-seconds %[req.hdr(x-request-timeout-s),add(2)]"
+    " if METH_POST { req.hdr(x-request-timeout-s) -m reg ^[0-9]{1,6}([.][0-9]*)?$ }\n"
+)
 #: Longest time for a client to send a request's header.
 _HEADER_TIMEOUT_S = 10
 #: HAProxy's limits for headers. It answers a request beyond them in HTML, before any rule applies.
@@ -61,13 +67,19 @@ _ERRORS: dict[int, tuple[str, str, int | None]] = {
     503: ("unavailable", "The service is starting, or its replicas are down; try again.", 1),
     504: ("deadline_exceeded", "The replica did not respond in time; try again.", 1),
 }
+#: Errors in plain text → the status that replaces them. 400 and 500 are by the HTTP server of a
+#: replica (control characters in a header; a replica that ends), 408 and 503 by Ray.
+_PLAIN_ERRORS = {400: 400, 408: 504, 500: 500, 503: 503}
 
 
 def complete(config: str) -> str:
     """Returns Ray's configuration with the behavior that this service promises.
 
     - Splicing is off: while the kernel moves a body, HAProxy doesn't see that the client left.
-    - HAProxy's own errors are JSON, with `Retry-After` where a retry helps.
+    - HAProxy's own errors, and those of Ray and of its HTTP servers, are JSON, with `Retry-After`
+      where a retry helps.
+    - The time limit that a client sets also holds while no replica runs. Ray's proxy lets requests
+      wait for one.
     - A client that sends its header slowly is disconnected.
     - A body that fits into a buffer is received before a replica is selected: only a complete
       request can be sent again when a replica dies.
@@ -146,6 +158,7 @@ def _complete_frontend(section: str) -> str:
     # HAProxy takes such a length for another one, and the rest of the body for a request.
     rules = [f"    http-request reject if {{ req.hdr(content-length) -m len gt {_MAX_DIGITS} }}\n"]
     rules += [f"    http-request del-header {name}\n" for name in _RAY_HEADERS]
+    rules.append(_TIME_LIMIT)
     rules.append(
         "    http-request del-header x-request-id"
         " if { req.hdr(x-request-id) -m reg [^\\x21-\\x7e] }\n"
@@ -154,11 +167,11 @@ def _complete_frontend(section: str) -> str:
         f"    http-request wait-for-body time {_BODY_TIMEOUT_S}s"
         f" if METH_POST {{ req.hdr_val(content-length) le {_MAX_BUFFERED_BYTES} }}\n"
     )
-    # The HTTP server of a replica answers control characters in a header in plain text.
-    rules.append(
-        f"    http-response return status 400 {_error_body(400)}"
-        " if { status 400 } { res.hdr(content-type) -m beg text/plain }\n"
-    )
+    rules += [
+        f"    http-response return status {status} {_error_body(status)}"
+        f" if {{ status {plain} }} {{ res.hdr(content-type) -m beg text/plain }}\n"
+        for plain, status in _PLAIN_ERRORS.items()
+    ]
     # Ray starts uvicorn without a setting for its header `server: uvicorn`.
     rules.append("    http-response del-header server\n")
     section = re.sub(r"^    bind .*\n", lambda m: m[0] + "".join(rules), section, flags=re.M)

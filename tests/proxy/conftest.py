@@ -22,6 +22,10 @@ from serve_app.command.ports import free_port
 from serve_app.proxy import guard
 
 LAUNCHER = [sys.executable, "-m", "serve_app.proxy.launcher"]
+#: HAProxy asks it again and again.
+HEALTH_PATH = "/-/healthz"
+#: Below this path, the name is the status of an error in plain text, like those of Ray.
+PLAIN = "/plain/"
 #: Below this path, a POST is computed until its client leaves.
 LEFT = "/left/"
 
@@ -30,17 +34,24 @@ class Upstream:
     """An ASGI application that takes 2 s for a POST, as a replica does that computes."""
 
     def __init__(self) -> None:
-        self.headers: dict[str, str] = {}
+        self.headers: dict[str, str] = {}  #: of the last request of a client
         self.posts: set[str] = set()  #: paths of POSTs, also of those in progress
         self.outcomes: dict[str, str] = {}  #: path → outcome of the last POST
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        self.headers = {k.decode(): v.decode("latin-1") for k, v in scope["headers"]}
+        if scope["path"] != HEALTH_PATH:
+            self.headers = {k.decode(): v.decode("latin-1") for k, v in scope["headers"]}
         if scope["path"] == "/early":
             await send({"type": "http.response.start", "status": 413, "headers": []})
             await send({"type": "http.response.body", "body": b"too large"})
+            return
+        if scope["path"].startswith(PLAIN):
+            status = int(scope["path"].removeprefix(PLAIN))
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"Request timed out."})
             return
         if scope["method"] == "POST":
             self.posts.add(scope["path"])

@@ -16,7 +16,7 @@ import requests
 
 from serve_app.command.ports import free_port
 from tests.clients.node import environment
-from tests.proxy.conftest import LAUNCHER, LEFT, Proxy, accepts, running_proxy, wait_until
+from tests.proxy.conftest import LAUNCHER, LEFT, PLAIN, Proxy, accepts, running_proxy, wait_until
 
 #: Shorter than the server's work, longer than connecting takes.
 _CLIENT_TIMEOUT_S = 0.5
@@ -143,6 +143,52 @@ def test_headers_that_ray_interprets_do_not_reach_it(proxy: Proxy, header: bytes
     assert reply.startswith(b"HTTP/1.1 200 ")
     sent = {"host": "x", "x-other": "kept", "x-forwarded-for": "127.0.0.1"}
     assert proxy.upstream.headers == sent
+
+
+@pytest.mark.parametrize(
+    ("limit", "passed_on"),
+    [
+        ("20", "22"),
+        ("2.5", "4"),
+        ("0.25", "2"),
+        ("0", "2"),
+        ("1e3", None),
+        ("-1", None),
+        ("inf", None),
+        ("", None),
+        ("99999999999999999999", None),
+    ],
+)
+def test_ray_gets_the_time_limit_of_a_client(
+    proxy: Proxy, limit: str, passed_on: str | None
+) -> None:
+    headers = {"x-request-timeout-s": limit}
+    httpx2.post(f"{proxy.url}{PLAIN}503", headers=headers, timeout=30)
+    assert proxy.upstream.headers["x-request-timeout-s"] == limit
+    assert proxy.upstream.headers.get("x-request-timeout-seconds") == passed_on
+
+
+def test_a_stream_of_events_has_no_time_limit(proxy: Proxy) -> None:
+    httpx2.get(proxy.url, headers={"x-request-timeout-s": "2"}, timeout=30)
+    assert "x-request-timeout-seconds" not in proxy.upstream.headers
+
+
+@pytest.mark.parametrize(
+    ("plain", "status", "code", "retry_after"),
+    [
+        (400, 400, "invalid_request", None),
+        (408, 504, "deadline_exceeded", "1"),
+        (500, 500, "internal_error", None),
+        (503, 503, "unavailable", "1"),
+    ],
+)
+def test_an_error_of_ray_in_plain_text_becomes_a_json_error(
+    proxy: Proxy, plain: int, status: int, code: str, retry_after: str | None
+) -> None:
+    reply = httpx2.post(f"{proxy.url}{PLAIN}{plain}", timeout=30)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers.get("retry-after") == retry_after
 
 
 def test_replies_do_not_name_the_server_of_the_replicas(proxy: Proxy) -> None:
