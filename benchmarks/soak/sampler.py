@@ -15,7 +15,7 @@ from ..service_processes import role
 
 INTERVAL_S = 10.0
 #: Folders of Ray within the service's folder, and the one of its logs within a session.
-_RAY, _LOGS = "ray", "logs"
+_RAY, _LOGS, _DUMP = "ray", "logs", ".rdb"
 
 
 class ProcessSample(NamedTuple):
@@ -43,7 +43,7 @@ class Sample(NamedTuple):
 
     time_s: float  #: since the start of the load
     processes: tuple[ProcessSample, ...]
-    files: Mapping[str, FileCount]  #: by kind: `service`, `ray`, `ray logs`
+    files: Mapping[str, FileCount]  #: by kind: `service`, `dump` (Valkey's), `ray`, `ray logs`
     cache: Mapping[str, int]  #: of Valkey: `keys`, `expiring`, `bytes`, `expired`, `evicted`
     load_average: float
 
@@ -76,7 +76,7 @@ def count_files(folder: Path) -> dict[str, FileCount]:
 
     Links are not followed.
     """
-    counts = {kind: [0, 0] for kind in ("service", "ray", "ray logs")}
+    counts = {kind: [0, 0] for kind in ("service", "dump", "ray", "ray logs")}
     for directory, names, files in os.walk(folder):
         parts = Path(directory).relative_to(folder).parts
         kind = "service"
@@ -85,8 +85,9 @@ def count_files(folder: Path) -> dict[str, FileCount]:
         for name in (*names, *files):
             with suppress(OSError):
                 status = os.lstat(os.path.join(directory, name))
-                counts[kind][0] += 1
-                counts[kind][1] += status.st_size
+                count = counts["dump" if name.endswith(_DUMP) else kind]
+                count[0] += 1
+                count[1] += status.st_size
     return {kind: FileCount(files, size) for kind, (files, size) in counts.items()}
 
 

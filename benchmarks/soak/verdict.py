@@ -1,7 +1,7 @@
 """Decides from the samples of a run what grows."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -83,7 +83,7 @@ def find(
         start_s: monotonic time of the start.
         warm_up_s: what is left out at the start of the run.
     """
-    judged = [sample for sample in samples if sample.time_s >= warm_up_s]
+    judged = [sample for sample in _beyond_data(samples) if sample.time_s >= warm_up_s]
     return [
         *_processes(judged),
         *_files(judged),
@@ -95,6 +95,18 @@ def find(
 def leaks(findings: Iterable[Finding]) -> list[Finding]:
     """Returns what grows in the service itself."""
     return [f for f in findings if f.is_own and f.verdict is Verdict.GROWS]
+
+
+def _beyond_data(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Takes the most data so far from Valkey's memory, which its allocator keeps for the next."""
+    most = 0
+    for sample in samples:
+        most = max(most, sample.cache.get("bytes", 0))
+        processes = (
+            process._replace(own=process.own - most) if process.role == "Valkey" else process
+            for process in sample.processes
+        )
+        yield sample._replace(processes=tuple(processes))
 
 
 def _processes(samples: Sequence[Sample]) -> list[Finding]:

@@ -91,7 +91,9 @@ def process(name: str, pid: int, mib: float, **changes: Any) -> ProcessSample:
 
 
 def samples(
-    *processes: Callable[[float], ProcessSample | None], keys: Callable[[float], int] = lambda t: 9
+    *processes: Callable[[float], ProcessSample | None],
+    keys: Callable[[float], int] = lambda t: 9,
+    data_mib: Callable[[float], float] = lambda t: 1,
 ) -> list[Sample]:
     """Returns the samples of half an hour; each function returns a process at an hour."""
     return [
@@ -99,7 +101,10 @@ def samples(
             round(hour * 3600, 1),
             tuple(found for get in processes if (found := get(hour)) is not None),
             {kind: FileCount(10, MIB) for kind in ("service", "ray", "ray logs")},
-            {"keys": keys(hour), "expiring": 5, "bytes": MIB, "expired": 1, "evicted": 0},
+            {
+                **{"keys": keys(hour), "expiring": 5, "expired": 1, "evicted": 0},
+                "bytes": int(data_mib(hour) * MIB),
+            },
             1.0,
         )
         for hour in HOURS
@@ -130,6 +135,21 @@ def test_the_process_that_leaks_is_named() -> None:
     assert found["Ingress", "memory"].trend.slope == pytest.approx(30, abs=6)
     assert found["Embedder", "memory"].verdict is not Verdict.GROWS
     assert found["gcs_server", "memory"].verdict is Verdict.GROWS  # told, but Ray's
+
+
+def test_valkey_keeps_the_pages_of_the_most_data_that_it_held() -> None:
+    def data_mib(hour: float) -> float:
+        return 5 + 40 * hour if int(hour * 20) % 2 else 1
+
+    def memory_mib(hour: float) -> float:
+        return max(data_mib(t) for t in HOURS if t <= hour) + 2
+
+    for leak, expected in ((0, Verdict.FLAT), (30, Verdict.GROWS)):
+        run = samples(
+            lambda t, leak=leak: process("Valkey", 1, memory_mib(t) + leak * t),  # type: ignore[misc]
+            data_mib=data_mib,
+        )
+        assert by_series(find(run, [], 0, 0))["Valkey", "memory"].verdict is expected
 
 
 def test_the_warm_up_is_left_out() -> None:
@@ -199,7 +219,14 @@ def test_calls_have_new_texts_and_known_ones(make: Callable[..., Any]) -> None:
 
 
 def test_files_are_counted_by_kind(tmp_path: Path) -> None:
-    for name in ("disk/cache/a", "ray/session_1/sockets/s", "ray/session_1/logs/serve/l", "k"):
+    session, cache = "ray/session_1", "disk/cache"
+    for name in (
+        f"{cache}/a",
+        f"{cache}/d.rdb",
+        f"{session}/sockets/s",
+        f"{session}/logs/l/l",
+        "k",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"12345")
@@ -210,6 +237,7 @@ def test_files_are_counted_by_kind(tmp_path: Path) -> None:
     # `disk`, `disk/cache`, `ray` and the link are entries too.
     assert {kind: counts.files for kind, counts in found.items()} == {
         "service": 6,
+        "dump": 1,
         "ray": 4,
         "ray logs": 2,
     }
