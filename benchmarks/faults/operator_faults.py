@@ -109,11 +109,6 @@ class CorruptModel(Fault):
     description = (
         "weights of the prepared model are overwritten and the replicas that run it killed"
     )
-    reason = (
-        "With `colocated` deployments nothing is left that could refuse a request while the only "
-        "replica prepares the model again. Requests wait in Ray's proxy, for up to "
-        "`http_options.request_timeout_s`; clients that give up before get no reply."
-    )
     duration_s = 0.0
 
     def inject(self, scene: Scene) -> None:
