@@ -2,7 +2,9 @@
 
 import copy
 import importlib.util
+import json
 import shutil
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -34,9 +36,12 @@ class Change(NamedTuple):
 
 
 def base_config(config: Mapping[str, Any]) -> Config:
-    """Returns a copy whose replicas leave room for another one on a machine of two cores."""
+    """Returns a copy whose replicas leave room for another one on a machine of two cores.
+
+    Both engines compute at fp32, so that their vectors are of one space on any CPU.
+    """
     base = copy.deepcopy(dict(config))
-    _args(base)["model"] = _MINILM
+    _args(base).update(model=_MINILM, precision="fp32")
     for deployment in base["applications"][0]["deployments"]:
         if deployment["name"] in _MODEL_DEPLOYMENTS:
             deployment["ray_actor_options"] = {"num_cpus": 1}
@@ -153,6 +158,10 @@ def _break_model(folder: Path) -> Path:
     (weights,) = Path(package.submodule_search_locations[0]).rglob("model.safetensors")
     shutil.copytree(weights.parent, folder)
     with (folder / weights.name).open("r+b") as file:
-        file.seek(weights.stat().st_size - 65536)
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        tensors = json.loads(file.read(header_bytes))
+        # Not any tensor: the model doesn't use those of its pooler.
+        start, _ = tensors["encoder.layer.0.output.dense.weight"]["data_offsets"]
+        file.seek(8 + header_bytes + start)
         file.write(b"\xff" * 4096)
     return folder

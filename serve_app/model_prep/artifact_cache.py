@@ -31,8 +31,6 @@ _TEMPORARY_PREFIX = "building-"
 _LOCK_TIMEOUT_S = 900.0
 _BUILD_TIMEOUT_S = 3600.0
 _PATH = re.compile(r"[^\s'\"]*[/\\][^\s'\"]+")
-#: OpenVINO's converter sends telemetry to Intel unless it believes that it runs in CI.
-_NO_TELEMETRY = {"CI": "true"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,6 @@ def build_in_subprocess(
     try:
         process = subprocess.run(
             [sys.executable, "-m", step.module, *step.arguments, str(folder)],
-            env={**os.environ, **_NO_TELEMETRY},
             capture_output=True,
             text=True,
             check=False,

@@ -19,7 +19,6 @@ def test_precisions_are_prepared_and_measured_in_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CI", "true")  # no telemetry, as in a build's own process
     model = tiny_model(tmp_path, "bert", "mean")
     # One is prepared already, and needs no process for it.
     spec = resolve(model, space_precision("int8"))

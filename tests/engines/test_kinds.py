@@ -5,7 +5,7 @@ import io
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,8 @@ class Model:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Build], Model]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CI", "true")  # no telemetry, as in a build's own process
-        yield cache(lambda build: Model(tmp_path_factory.mktemp("model"), build))
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Build], Model]:
+    return cache(lambda build: Model(tmp_path_factory.mktemp("model"), build))
 
 
 def run(engine: Engine, task: Task, inputs: Sequence[Input], batch_size: int) -> list[Row]:

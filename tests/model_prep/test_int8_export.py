@@ -26,7 +26,6 @@ LIMIT_S = 120
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CI", "true")  # no telemetry, as in a build's own process
     return tmp_path / "cache" / "embedserve"
 
 

@@ -64,7 +64,6 @@ def tiny_model(
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CI", "true")  # no telemetry, as in a build's own process
 
 
 def build_in_process(step: BuildStep, folder: Path) -> None:

@@ -14,9 +14,9 @@ import compose_spec
 import psutil
 import pytest
 import yaml
+from dockerfile_parse import DockerfileParser
 
 from serve_app.command.config_file import config_path, read_config
-from tests.image_build import parse_dockerfile
 from tests.repo.source import ROOT
 
 DOCKERFILE = ROOT / "Dockerfile"
@@ -33,6 +33,13 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 # Dockerfile
+
+
+def parse_dockerfile(file: Path) -> list[tuple[str, str]]:
+    """Returns the name and the arguments of each instruction, without comments."""
+    with file.open("rb") as content:
+        parsed = DockerfileParser(fileobj=content).structure
+    return [(i["instruction"], i["value"]) for i in parsed if i["instruction"] != "COMMENT"]
 
 
 def instructions(stage: str) -> dict[str, list[str]]:

@@ -1,7 +1,9 @@
 """What importing a module loads: each library is loaded only where it is needed."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +40,15 @@ def test_importing_a_module_loads_no_heavy_library(module: str, unwanted: set[st
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert unwanted & set(modules.stdout.split()) == set()
+
+
+def test_openvino_reports_nothing_to_intel(tmp_path: Path) -> None:
+    """Its telemetry first writes an id of the machine below the home directory."""
+    code = "import serve_app.engines.openvino_engine, openvino.tools.ovc"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HOME": str(tmp_path)},
+        check=True,
+        cwd=ROOT,
+    )
+    assert not [*tmp_path.iterdir()]
