@@ -7,8 +7,8 @@ The service runs a `hashing:` model whose batches take a fixed time, so that sev
 two cores. Each round runs every variant on a service of its own:
 
 - mixed: queries at random times for 20 s, next to requests of 4 to 64 texts.
-- slow: the same, while one replica is stopped for half of the time.
 - burst: 400 queries at once, and how busy each replica is until the last reply.
+- slow: like mixed, while one replica is stopped for half of the time.
 """
 
 import argparse
@@ -141,10 +141,11 @@ def measure(router: str, calls: int, replicas: int, seed: int, cache_timeout_s: 
             target = HttpTarget(service.url, model=_MODEL)
             run_async(_burst(target, seed))  # the replicas learn what a batch costs
             mixed = run_async(_mixed(target, replicas, seed))
-            slow = run_async(_slowed(target, replicas, seed + 1000, _embedder(service.processes())))
             before = _batch_seconds(service.url)
             burst = run_async(_burst(target, seed + 2000))
             after = _batch_seconds(service.url)
+            # Last: for a while after it, that replica's measured speed is too low.
+            slow = run_async(_slowed(target, replicas, seed + 1000, _embedder(service.processes())))
     burst_s = float(np.nanmax(burst.latency_s))
     busy = sorted((after[r] - before.get(r, 0.0)) / burst_s for r in after)
     return {
