@@ -96,10 +96,6 @@ class AssignedTokens(Generic[R]):
             waits.append((sum([tokens[n] for n in lanes]) / speed if tokens else 0.0, speed))
         return waits
 
-    def is_idle(self, replica: R) -> bool:
-        """Returns whether no call has been sent to a replica that hasn't ended."""
-        return not any(self._tokens.get(replica, {}).values())
-
     def total(self, lanes: Iterable[Lane]) -> int:
         """Returns the tokens of lanes that have been sent to replicas."""
         by_lane = [*self._tokens.values()]  # a router may run in another thread

@@ -30,7 +30,7 @@ class TokenRouter(FIFOMixin, RequestRouter):
     query counts like 2,048 documents, and a number is up to
     `RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S` old.
 
-    Calls that wait on busy replicas move to new and to idle ones: see `choose_moves`.
+    Calls that wait on busy replicas move to new ones: see `choose_moves`.
     """
 
     def initialize_state(self, **kwargs: Any) -> None:
@@ -77,8 +77,6 @@ class TokenRouter(FIFOMixin, RequestRouter):
         before Ray reports the end of its first attempt.
         """
         self._assigned.release(internal_request_id, replica_id)
-        if self._assigned.is_idle(replica_id):
-            self._rebalance(_speeds(self.curr_replicas.values()))
 
     def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
         """Prefers other replicas for a while: Ray could not reach this one."""

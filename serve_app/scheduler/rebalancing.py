@@ -1,4 +1,4 @@
-"""Which calls that wait on busy replicas move to others, such as new and idle ones."""
+"""Which calls that wait on busy replicas move to others, such as new ones."""
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass

@@ -151,37 +151,21 @@ async def test_other_calls_take_no_room() -> None:
     assert chosen == {"a", "b"}
 
 
-async def wait_on(routing: Routing, replica: str, i: int, cancelled: list[int]) -> None:
-    """Waits for the result of a call on a replica; notes if it is moved."""
-    groups = (TextGroup((f"text {i}",)),)
-    with MOVABLE_CALLS.register(("engine", groups)) as call:
-        _, request = await routing.route("engine", groups)
-        await routing.send(request, replica)
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            if call.is_to_be_sent_again():
-                cancelled.append(i)
-
-
-async def test_what_waits_moves_to_a_replica_that_becomes_idle() -> None:
-    routing, cancelled = Routing(slow=1, idle=1), list[int]()
-    routing.router.update_replicas(cast(list[RunningReplica], routing.replicas))
-    _, request = await routing.run("the last one")
-    await routing.send(request, "idle")
-    calls = [asyncio.ensure_future(wait_on(routing, "slow", i, cancelled)) for i in range(40)]
-    await asyncio.sleep(0.01)
-    assert cancelled == []
-    routing.complete(request, "idle")
-    await asyncio.sleep(0.01)
-    assert 15 <= len(cancelled) <= 20
-    for call in calls:
-        call.cancel()
-
-
 async def test_what_waits_moves_to_a_new_replica() -> None:
     routing, cancelled = Routing(old=1), list[int]()
-    calls = [asyncio.ensure_future(wait_on(routing, "old", i, cancelled)) for i in range(40)]
+
+    async def wait(i: int) -> None:
+        groups = (TextGroup((f"text {i}",)),)
+        with MOVABLE_CALLS.register(("engine", groups)) as call:
+            _, request = await routing.route("engine", groups)
+            await routing.send(request, "old")
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if call.is_to_be_sent_again():
+                    cancelled.append(i)
+
+    calls = [asyncio.ensure_future(wait(i)) for i in range(40)]
     await asyncio.sleep(0.01)
     routing.router.update_replicas(cast(list[RunningReplica], routing.replicas))
     await asyncio.sleep(0.01)
