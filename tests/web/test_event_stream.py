@@ -38,8 +38,11 @@ class Source:
 @contextmanager
 def connection(source: Source) -> Iterator[socket.socket]:
     port = free_port()
+    # Its own log would stay on in the tests that follow.
     server = uvicorn.Server(
-        uvicorn.Config(source, port=port, lifespan="off", timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            source, port=port, lifespan="off", timeout_graceful_shutdown=1, log_config=None
+        )
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
