@@ -15,7 +15,9 @@ from ..service_processes import role
 
 INTERVAL_S = 10.0
 #: Folders of Ray within the service's folder, and the one of its logs within a session.
-_RAY, _LOGS, _DUMP = "ray", "logs", ".rdb"
+_RAY, _LOGS = "ray", "logs"
+#: Of the file to which Valkey saves its keys, and which grows and shrinks with them.
+_DUMP_SUFFIX = ".rdb"
 
 
 class ProcessSample(NamedTuple):
@@ -85,7 +87,7 @@ def count_files(folder: Path) -> dict[str, FileCount]:
         for name in (*names, *files):
             with suppress(OSError):
                 status = os.lstat(os.path.join(directory, name))
-                count = counts["dump" if name.endswith(_DUMP) else kind]
+                count = counts["dump" if name.endswith(_DUMP_SUFFIX) else kind]
                 count[0] += 1
                 count[1] += status.st_size
     return {kind: FileCount(files, size) for kind, (files, size) in counts.items()}

@@ -45,10 +45,9 @@ def test_importing_a_module_loads_no_heavy_library(module: str, unwanted: set[st
 def test_openvino_reports_nothing_to_intel(tmp_path: Path) -> None:
     """Its telemetry first writes an id of the machine below the home directory."""
     code = "import serve_app.engines.openvino_engine, openvino.tools.ovc"
+    silent = {"CI", "TF_BUILD", "JENKINS_URL"}  # it would be so without our help
+    env = {name: value for name, value in os.environ.items() if name not in silent}
     subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "HOME": str(tmp_path)},
-        check=True,
-        cwd=ROOT,
+        [sys.executable, "-c", code], env={**env, "HOME": str(tmp_path)}, check=True, cwd=ROOT
     )
     assert not [*tmp_path.iterdir()]
